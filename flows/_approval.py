@@ -1,4 +1,4 @@
-"""Asking a person: a deployed run is suspended until somebody answers; any other leaves its proposal."""
+"""Approval by a person: a deployed run is suspended until somebody answers, any other leaves a proposal."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-MAX_AMOUNTS = 40  # number fields of a form; beyond that the command lowers the rest
-MAX_ASKED = 100
+MAX_AMOUNTS = 40  # number fields of a form; the command line lowers further classes
+MAX_QUESTIONS = 100
 
 
 def why_not_suspended() -> str:
@@ -60,7 +60,7 @@ def why_not_suspended() -> str:
 
 
 def announce(approval: Approval) -> None:
-    """Say in the run's first second how somebody will be asked."""
+    """Log in the run's first second how approval will be requested."""
     why = why_not_suspended()
     if why:
         logger.info(
@@ -76,34 +76,26 @@ def announce(approval: Approval) -> None:
 
 
 def ask(proposal: Proposal, approval: Approval, store: Store) -> ApprovalDecision | None:
-    """Return what was decided on a proposal, asking where that is possible; None while it is open.
+    """Return the decision on a proposal, asking for one where the run can be suspended; None while it is open.
 
-    A suspended run ends here, and its process with it; resumed, it comes from the top through its
-    receipts to this place again and finds the answer.
+    A suspended run ends here together with its process. Resumed, it starts over, skips what has
+    receipts and finds the answer here.
     """
     run_id = _run_id()
-    there = read_decision(store, proposal.id)
-    if there is not None:
-        mine = bool(run_id) and there.run == run_id
-        if mine or there.decision == "approve" or not approval.ask_again:
-            logger.info("This very version was decided on. %s", there.sentence)
-            return there
+    previous_decision = read_decision(store, proposal.id)
+    if previous_decision is not None:
+        decided_here = bool(run_id) and previous_decision.run == run_id
+        if decided_here or previous_decision.decision == "approve" or not approval.ask_again:
+            logger.info("This version was decided on before. %s", previous_decision.sentence)
+            return previous_decision
     if why_not_suspended():
-        again = " --again" if there is not None else ""
-        logger.info(
-            "The version waits for approval: prefect-augment approve %s %s%s",
-            store.uri,
-            proposal.id,
-            again,
-        )
+        again = " --again" if previous_decision is not None else ""
+        command = f"prefect-augment approve {store.uri} {proposal.id}{again}"
+        logger.info("The version waits for approval: %s", command)
         return None
     answer = _ask(proposal, store, timeout_seconds=approval.timeout_hours * 3600)
-    decision = decide(
-        store,
-        proposal,
-        answer.model_copy(update={"again": there is not None}),
-        run=run_id,
-    )
+    answer = answer.model_copy(update={"again": previous_decision is not None})
+    decision = decide(store, proposal, answer, run=run_id)
     logger.info("%s", decision.sentence)
     return decision
 
@@ -111,7 +103,7 @@ def ask(proposal: Proposal, approval: Approval, store: Store) -> ApprovalDecisio
 def publish_or_ask(
     release: Release, page: ReportRef, approval: Approval, *, started: float
 ) -> RunResult:
-    """Publish a version, or propose it and ask; return what became of the run."""
+    """Publish a version, or propose it and ask for approval; return the run's result."""
     dataset = release.dataset
     store = open_root(dataset)
     if not approval.ask:
@@ -129,9 +121,9 @@ def publish_or_ask(
 def publish_proposal(
     proposal: Proposal, decision: ApprovalDecision | None, *, started: float
 ) -> RunResult:
-    """Publish what was approved, with a report that says by whom and how much.
+    """Publish an approved version, with a report that says who approved it and how many records.
 
-    ``decision`` is None where the same version was published before without anybody being asked.
+    ``decision`` is None where the same version had been published before without approval.
     """
     release = proposal.release
     if decision is not None:
@@ -140,15 +132,13 @@ def publish_proposal(
         release = release.model_copy(update={"recipe": recipe})
     page = run(write_report, release, approval=decision)
     commit = run(publish_dataset, release, page, approval=decision)
-    return _concluded(
-        release, page, commit, started=started, proposal=proposal.id, approval=decision
-    )
+    return _concluded(release, page, commit, proposal.id, decision, started=started)
 
 
 def not_published(
     proposal: Proposal, decision: ApprovalDecision | None, *, started: float
 ) -> RunResult:
-    """Return the result of a run whose version waits, or was rejected."""
+    """Return the result of a run whose version waits for approval, or was rejected."""
     result = summarise(
         proposal.release,
         status="rejected" if decision else "awaiting_approval",
@@ -164,10 +154,10 @@ def _concluded(
     release: Release,
     page: ReportRef,
     commit: Commit,
-    *,
-    started: float,
     proposal: str = "",
     approval: ApprovalDecision | None = None,
+    *,
+    started: float,
 ) -> RunResult:
     result = summarise(
         release,
@@ -186,31 +176,18 @@ def _concluded(
 
 
 def answer_form(proposal: Proposal) -> type[RunInput]:
-    """Return the form that a suspended run shows: a decision, a number per class, who and why.
+    """Return the form of a suspended run: a decision, a number per class, who decides and why.
 
-    The numbers are bounded by what was judged, so that the form and the server refuse more. The
-    decision has no default: an answer that says nothing never publishes.
+    The numbers are bounded by what was evaluated, so form and server refuse more. The decision has no
+    default: an empty answer never publishes.
     """
-    fields: dict[str, Any] = {
-        "decision": (
-            Literal["approve", "reject"],
-            Field(
-                title="Decision",
-                description="approve publishes the version; reject publishes nothing.",
-            ),
-        )
-    }
+    text = "approve publishes the version; reject publishes nothing."
+    decision = Field(title="Decision", description=text)
+    fields: dict[str, Any] = {"decision": (Literal["approve", "reject"], decision)}
     for i, (name, n) in enumerate(_shown(proposal), start=1):
-        fields[f"amount_{i}"] = (
-            int,
-            Field(
-                default=n,
-                ge=0,
-                le=n,
-                title=f"Add to {name}",
-                description=f"Records to add to this class: at most {n:,}; 0 adds none.",
-            ),
-        )
+        text = f"Records to add to this class: at most {n:,}; 0 adds none."
+        amount = Field(default=n, ge=0, le=n, title=f"Add to {name}", description=text)
+        fields[f"amount_{i}"] = (int, amount)
     for name, title, text in (
         ("comment", "Comment", "Why; kept in the manifest."),
         ("approved_by", "Your name", "Who decides; kept in the manifest."),
@@ -238,36 +215,38 @@ def _ask(proposal: Proposal, store: Store, *, timeout_seconds: float) -> Answer:
             f"and use `prefect-augment approve --again`."
         )
     form = answer_form(proposal).with_initial_data(description=text)
-    given: Any = suspend_flow_run(
+    response: Any = suspend_flow_run(
         wait_for_input=form, timeout=round(timeout_seconds), key=_pause_key(proposal.id)
     )
     amounts = [
-        ClassAmount(name=name, records=getattr(given, f"amount_{i}"))
+        ClassAmount(name=name, records=getattr(response, f"amount_{i}"))
         for i, (name, _) in enumerate(_shown(proposal), start=1)
     ]
-    rejected = given.decision == "reject"
+    rejected = response.decision == "reject"
     return Answer(
-        decision=given.decision,
+        decision=response.decision,
         amounts=[] if rejected else amounts,
-        comment=given.comment,
-        by=given.approved_by,
+        comment=response.comment,
+        by=response.approved_by,
     )
 
 
 def _pause_key(proposal_id: str) -> str:
-    """Return the key of the question that is open or answered; a new one where none is.
+    """Return the key of the question that is open or answered; a new one if there is none.
 
-    Prefect takes a key that it has seen for a resumed run and goes on, answer or not. A run that
-    was retried after nobody had answered in time asks anew.
+    Prefect takes a key that it has seen for a resumed run and goes on, answered or not. A run that is
+    retried after a timeout asks anew.
     """
     with get_client(sync_client=True) as client:
         policy = client.read_flow_run(_current_run()).empirical_policy
-    for number in range(1, MAX_ASKED):
+    for number in range(1, MAX_QUESTIONS):
         key = f"{proposal_id}-{number}"
         response = keyset_from_base_key(f"suspended-{key}")["response"]
         if key not in (policy.pause_keys or ()) or read_flow_run_input(response) is not None:
             return key
-    raise RuntimeError(f"this run has asked {MAX_ASKED} times without an answer; start a new one.")
+    raise RuntimeError(
+        f"this run has asked {MAX_QUESTIONS} times without an answer; start a new one."
+    )
 
 
 def _current_run() -> Any:

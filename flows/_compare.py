@@ -1,4 +1,4 @@
-"""From a plan to a verdict: synthetic records drawn and filtered, strategies searched, the choice confirmed."""
+"""From a plan to a verdict: draw and filter synthetic records, search strategies, confirm the choice."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from prefect_augment.experiment.confirmation import without_comparison
 from prefect_augment.experiment.score import published_strategy
@@ -21,12 +22,7 @@ from prefect_augment.plan.schedule import (
 from prefect_augment.plan.search_space import PILOT_STEP_SHARE, pilot_groups, settings
 from prefect_augment.plan.strategies import candidates_wanted, make_strategies
 from prefect_augment.registry import load_model_class, resolve_model
-from prefect_augment.schema.base import (
-    ModelRef,
-    Strategy,
-    StrategyScore,
-    Verdict,
-)
+from prefect_augment.schema.base import ModelRef, Strategy, StrategyScore, Verdict
 from prefect_augment.schema.experiment import Experiment, Rung, SearchResult
 from prefect_augment.schema.privacy import Privacy
 from prefect_augment.schema.report import Findings
@@ -51,43 +47,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Synthesis:
-    """What was drawn for an experiment, and how its model was chosen.
-
-    Attributes
-    ----------
-    experiment : Experiment
-        With the model that was chosen, and with candidates where there are some.
-    model : ModelRef or None
-    privacy : Privacy or None
-    pilots : tuple of Rung
-        Of the generative models that were compared.
-    skipped : dict of str to str
-        Kinds of models that were not tried, and why.
-    """
+    """What was drawn for an experiment, and how its model was chosen."""
 
     experiment: Experiment
     model: ModelRef | None = None
     privacy: Privacy | None = None
-    pilots: tuple[Rung, ...] = ()
-    skipped: dict[str, str] | None = None
+    pilots: tuple[Rung, ...] = ()  # of the generative models that were compared
+    skipped: dict[str, str] | None = None  # reason by kind of model that was not tried
 
 
 @dataclass(frozen=True)
 class Search:
-    """What a search came to.
-
-    Attributes
-    ----------
-    scores : list of StrategyScore
-        Of strategies that were scored in full.
-    n_seeds : int
-        What the best of them were scored with, and the hold-out is to compare with.
-    result : SearchResult
-        Every rung, for the report.
-    """
+    """Strategies scored in full, and every rung of the search for the report."""
 
     scores: list[StrategyScore]
-    n_seeds: int
+    n_seeds: int  # per finalist; the hold-out is compared with as many
     result: SearchResult
 
 
@@ -104,7 +78,7 @@ class Comparison:
 def synthesize(experiment: Experiment, *, workers: int) -> Synthesis:
     """Choose a generative model, train it, draw from it and filter what it drew.
 
-    Nothing is trained where the plan wants no synthetic record.
+    Nothing is trained where the plan has no synthetic records.
     """
     chosen, pilots, skipped = _choose_model(experiment, workers=workers)
     n_tried = len({trial.model for one in pilots for trial in one.trials})
@@ -118,7 +92,7 @@ def synthesize(experiment: Experiment, *, workers: int) -> Synthesis:
     wanted = candidates_wanted(plan, params.quality, model.strata)
     if not wanted:
         logger.warning(
-            "No class has the records that a model needs to draw it; there is no synthetic record."
+            "No class has as many records as a model needs, so there are no synthetic records."
         )
         return nothing
     rules = params.quality.constraints
@@ -165,20 +139,8 @@ def search_strategies(
 ) -> Search:
     """Try every setting of all strategies, the best strategies in full, and the best of these with all seeds.
 
-    Where the budget is in minutes, so many strategies go on, with so many seeds, as there is time for.
-
-    Parameters
-    ----------
-    experiment : Experiment
-        What strategies are made of.
-    strategies : sequence of Strategy
-        Simplest first.
-    workers : int
-        Tasks at the same time.
-    model : str
-        Kind of the generative model, for the report.
-    pilots : sequence of Rung
-        Of generative models that were compared before.
+    ``strategies`` come simplest first. A budget in minutes decides how many of them go on and with how
+    many seeds. ``pilots`` are those of generative models compared before; ``model`` is named in the report.
     """
     plan, params = experiment.plan, experiment.params
     trains_network = (
@@ -190,8 +152,8 @@ def search_strategies(
         params.budget, workers=workers, trains_network=trains_network, spent=spent
     )
 
-    def score_all(wanted: Sequence[tuple[Strategy, int]]) -> list[StrategyScore]:
-        calls = [call(score_strategy, experiment, strategy, seed) for strategy, seed in wanted]
+    def score_all(pairs: Sequence[tuple[Strategy, int]]) -> list[StrategyScore]:
+        calls = [call(score_strategy, experiment, strategy, seed) for strategy, seed in pairs]
         return run_each(calls, workers=workers)
 
     # Pilots: every setting of every strategy.
@@ -206,35 +168,17 @@ def search_strategies(
     # All seeds: the best of these.
     last = finalists(first)
     n_seeds = schedule.n_seeds(tried, first, last, most=params.evaluation.n_seeds)
-    if n_seeds == 1:  # there is nothing to add to it: all of them stand for election
+    if n_seeds == 1:  # no further seeds to score: all of them are finalists
         last = kept
     rest = score_all([(strategy, i) for strategy in last for i in range(1, n_seeds)])
-    timed = not params.budget.steps
-    rungs = [
-        *pilots,
-        rung(
-            "pilots",
-            tried,
-            kept,
-            step_share=PILOT_STEP_SHARE,
-            reasons={
-                "": f"the best setting of its strategy, and not of the best {n_kept} strategies"
-            },
-            timed=timed,
-            model=model,
-        ),
-        rung(
-            "in full",
-            first,
-            last,
-            reasons={"": f"not of the best {len(last) - 1} strategies"},
-            timed=timed,
-            model=model,
-        ),
-    ]
+    as_rung = partial(rung, timed=not params.budget.steps, model=model)
+    why = {"": f"the best setting of its strategy, and not of the best {n_kept} strategies"}
+    rungs = [*pilots, as_rung("pilots", tried, kept, step_share=PILOT_STEP_SHARE, reasons=why)]
+    why = {"": f"not of the best {len(last) - 1} strategies"}
+    rungs.append(as_rung("in full", first, last, reasons=why))
     if rest:
         scores = [score for score in [*first, *rest] if score.strategy in last]
-        rungs.append(rung("all seeds", scores, last, reasons={}, timed=timed, model=model))
+        rungs.append(as_rung("all seeds", scores, last, reasons={}))
     result = SearchResult(rungs=tuple(rungs), n_settings=plan.n_settings)
     return Search([*first, *rest], n_seeds, result)
 
@@ -242,28 +186,18 @@ def search_strategies(
 def _choose_model(
     experiment: Experiment, *, workers: int
 ) -> tuple[ModelParams, tuple[Rung, ...], dict[str, str]]:
-    """Compare the generative models that suit the records by pilots, where there are several.
+    """Return the requested model or, where several suit the records, the one with the best pilot.
 
-    Returns
-    -------
-    ModelParams
-        The requested model, or the one whose best setting scored highest on validation records.
-    tuple of Rung
-        The pilots; empty where there was nothing to compare.
-    dict of str to str
-        Kinds that were not tried, and why.
+    Also returns the pilots, and the reason by kind of model that was not tried.
     """
     dataset, plan, params = experiment.dataset, experiment.plan, experiment.params
-    kinds, skipped = suitable(load_info(dataset, open_root(dataset)), plan, params.model)
-    if len(kinds) < 2:
+    candidates, skipped = suitable(load_info(dataset, open_root(dataset)), plan, params.model)
+    if len(candidates) < 2:
         return params.model, (), skipped
-    (strategy,) = (
-        strategy
-        for strategy in make_strategies(
-            dataset.modality, model="model", classic=params.classic, soft_labels=plan.soft_labels
-        )
-        if strategy.family == "model"
+    strategies = make_strategies(
+        dataset.modality, model="model", classic=params.classic, soft_labels=plan.soft_labels
     )
+    (strategy,) = (strategy for strategy in strategies if strategy.family == "model")
     calls = [
         call(
             pilot_strategy,
@@ -271,21 +205,21 @@ def _choose_model(
             settings(strategy.model_copy(update={"name": kind}), plan=plan, classic=params.classic),
             budget=pilot_budget(params.budget),
         )
-        for kind in kinds
+        for kind in candidates
     ]
     pilots = run_each(calls, workers=workers)
-    best = max(range(len(kinds)), key=lambda i: max(s.score for s in pilots[i]))
+    best = max(range(len(candidates)), key=lambda i: max(s.score for s in pilots[i]))
     trials = [
         rung(
             "models",
             scores,
             [max(scores, key=lambda s: s.score).strategy] if i == best else [],
             step_share=PILOT_STEP_SHARE,
-            reasons={"": f"{kinds[best]} scored higher"},
+            reasons={"": f"{candidates[best]} scored higher"},
             timed=not params.budget.steps,
             model=kind,
         )
-        for i, (kind, scores) in enumerate(zip(kinds, pilots, strict=True))
+        for i, (kind, scores) in enumerate(zip(candidates, pilots, strict=True))
     ]
     together = tuple(trial for one in trials for trial in one.trials)
-    return model_of(kinds[best]), (trials[0].model_copy(update={"trials": together}),), skipped
+    return model_of(candidates[best]), (trials[0].model_copy(update={"trials": together}),), skipped

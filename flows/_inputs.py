@@ -1,4 +1,4 @@
-"""What flows do before anything else: parameters looked at, defaults filled in, records ingested."""
+"""What flows do first: check parameters, fill in defaults, hold the destination."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from prefect_augment.schema.experiment import Experiment
 from prefect_augment.storage.store import contains
 from prefect_augment.tasks._limits import check_crashes, destination_lease
 from prefect_augment.tasks._runtime import dataset_slug, open_root, run, run_log
-from prefect_augment.tasks.check_policy import check_image_policy
+from prefect_augment.tasks.augment import check_image_policy
 
 __all__ = [
     "as_json",
@@ -54,14 +54,9 @@ def default_source(source: Source, destination: Destination) -> Source:
 
 @contextmanager
 def running(destination: Destination, *, publishes: bool = True) -> Iterator[None]:
-    """Show our log lines in the run, start no run for ever, and hold the destination.
+    """Show the package's log lines in the run, stop endless restarts, and hold the destination.
 
-    Parameters
-    ----------
-    destination : Destination
-        With its URI.
-    publishes : bool
-        False for a run that only looks or stages; it waits for nobody.
+    ``publishes`` is False for a run that only inspects or stages; it waits for no other run.
     """
     with run_log(), ExitStack() as stack:
         check_crashes()
@@ -73,23 +68,7 @@ def running(destination: Destination, *, publishes: bool = True) -> Iterator[Non
 def check_parameters(
     source: Source, destination: Destination, params: RunParams, *, compares: bool = False
 ) -> None:
-    """Refuse what cannot work before anything is read.
-
-    Parameters
-    ----------
-    source, destination, params
-        What was requested.
-    compares : bool
-        Whether strategies are compared.
-
-    Raises
-    ------
-    ParameterError
-        If the model is unknown, the budget is too small for one step of anything, the seed is none, or
-        strategies are to be compared on boxes.
-    InputError
-        If source and destination lie inside one another.
-    """
+    """Raise ParameterError or InputError for what cannot work, before anything is read."""
     check_seed(params.seed)
     budget = params.budget
     if not budget.steps and budget.minutes * 60 < MINIMUM_SECONDS:
@@ -114,13 +93,7 @@ def check_parameters(
 
 
 def check_seed(seed: int) -> None:
-    """Refuse what no library takes for a seed.
-
-    Raises
-    ------
-    ParameterError
-        If it is negative or too large.
-    """
+    """Raise ParameterError for a seed that numpy and scikit-learn do not take."""
     if not 0 <= seed <= LARGEST_SEED:
         raise ParameterError(f"seed is {seed}; expected a whole number from 0 to {LARGEST_SEED}.")
 

@@ -21,9 +21,7 @@ logger = logging.getLogger(__name__)
 
 @flow(name="approve", flow_run_name="{answer.decision} {destination.uri}", persist_result=False)
 def approve(
-    destination: Destination = Destination(),
-    proposal: str = "",
-    answer: Answer = Answer(),
+    destination: Destination = Destination(), proposal: str = "", answer: Answer = Answer()
 ) -> RunResult:
     """Decide on a version that a run left as a proposal; an approved one is published at once.
 
@@ -34,8 +32,8 @@ def approve(
     """
     started = time.monotonic()
     with running(destination):
-        found, decision = run(decide_proposal, destination, proposal, answer)
+        pending, decision = run(decide_proposal, destination, proposal, answer)
         logger.info("%s", decision.sentence)
         if decision.decision == "reject":
-            return not_published(found, decision, started=started)
-        return publish_proposal(found, decision, started=started)
+            return not_published(pending, decision, started=started)
+        return publish_proposal(pending, decision, started=started)

@@ -1,4 +1,4 @@
-"""Classic augmentation alone: SMOTE records or changed copies of images up to the target, not judged."""
+"""Classic augmentation alone, not compared with anything, and a check of what an image policy does to labels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 
 from prefect import flow
 
+from prefect_augment.augmentation.label_preservation import PolicyCheck
 from prefect_augment.flows._approval import publish_or_ask
 from prefect_augment.flows._inputs import (
     as_json,
@@ -33,13 +34,13 @@ from prefect_augment.report.run_summary import summarise
 from prefect_augment.schema.base import RunResult
 from prefect_augment.schema.experiment import Experiment
 from prefect_augment.schema.report import Release
-from prefect_augment.tasks._runtime import conclude, open_root, run
-from prefect_augment.tasks.augment import augment_records
+from prefect_augment.tasks._runtime import conclude, finish, open_root, run
+from prefect_augment.tasks.augment import augment_records, check_image_policy
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.publish import write_report
 
-__all__ = ["augment"]
+__all__ = ["augment", "check_policy"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def augment(
         source: Where the labelled records are. Empty: the built-in example.
         destination: Where the augmented dataset is published, version by version.
         balance: How far the rare classes are brought up.
-        classic: How records are made: SMOTE on tables, small changes of pictures on images.
+        classic: How records are classic_records: SMOTE on tables, small changes of pictures on images.
         publish: What is written.
         report: What may be seen in the report.
         seed: Seed of everything random; the same input, parameters and seed give the same bytes.
@@ -84,9 +85,42 @@ def augment(
         check_before_work(experiment)
         recipe = classic_recipe(plan, dataset.modality, classic)
         recipe = keep_weights(recipe, plan, publish, open_root(dataset))
-        made = run(augment_records, experiment, recipe.classic) if recipe.classic else None
+        classic_records = (
+            run(augment_records, experiment, recipe.classic) if recipe.classic else None
+        )
         logger.info("%s To have it compared, run the flow rebalance instead.", recipe.sentence)
         requested = as_json(params, source, destination) | {"flow": "augment"}
-        release = Release(experiment=experiment, recipe=recipe, classic=made, requested=requested)
+        release = Release(
+            experiment=experiment, recipe=recipe, classic=classic_records, requested=requested
+        )
         page = run(write_report, release)
         return publish_or_ask(release, page, Approval(), started=started)
+
+
+@flow(name="check-policy", flow_run_name="check policy {classic.image}", persist_result=False)
+def check_policy(
+    source: Source = Source(),
+    destination: Destination = Destination(),
+    classic: Classic = Classic(),
+    report: Report = Report(),
+    seed: int = 0,
+) -> PolicyCheck:
+    """Show what each operation of a policy does to the images, and whether a classifier still sees their class.
+
+    Args:
+        source: Where the labelled images are.
+        destination: Where a later rebalance or augment publishes; what is staged there is used again.
+        classic: The policy.
+        report: What may be seen on the run's page.
+        seed: Seed of everything random.
+    """
+    check_parameters(source, destination, RunParams(model=NoModel(), seed=seed))
+    destination = default_destination(destination, source, suffix="augmented")
+    with running(destination, publishes=False):
+        source = default_source(source, destination)
+        dataset = run(ingest_dataset, source, destination, seed=seed)
+        shows = report.pictures == "real"
+        check = run(check_image_policy, dataset, classic, seed=seed, show_pictures=shows)
+        bad = ", ".join(op.name for op in check.damaging)
+        sentence = f"May change what images show: {bad}." if bad else "No damage was found."
+        return finish(check, sentence)

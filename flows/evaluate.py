@@ -1,4 +1,4 @@
-"""Judge synthetic records that any other tool made, with the same rules and the same report."""
+"""Evaluate synthetic records of any other tool, with the same rules and the same report."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def evaluate(
 
     Args:
         source: The real records, and the hold-out that no synthetic record was made from.
-        synthetic: The records to judge, with the same columns: a file, folder, glob or URL.
+        synthetic: The records to evaluate, with the same columns: a file, folder, glob or URL.
         destination: Where the report goes.
         balance: How far the baselines go, for the comparison.
         classic: Classic augmentation, for the comparison.
-        budget: How much effort judging may take.
+        budget: How long the evaluation may take.
         evaluation: How strategies are compared, and whether a run without a gain fails.
         quality: Limits per record and class, and whether a run with a leak fails.
         report: What may be seen in the report.
@@ -74,7 +74,7 @@ def evaluate(
     started = time.monotonic()
     if not synthetic:
         raise ParameterError(
-            "synthetic is empty; give the file, folder or URL of the records to judge."
+            "synthetic is empty; give the file, folder or URL of the records to evaluate."
         )
     check_seed(seed)
     params = RunParams(
@@ -120,9 +120,9 @@ def evaluate(
             result, external, filtered, privacy, pictures=report.pictures, store=store
         )
         why = refusal_reason(params, verdict, privacy, goes_out=True)
+        concluded = conclude(result, dataset)
         if not why:
-            return conclude(result, dataset)
-        conclude(result, dataset)
+            return concluded
         emit_refused(destination.uri, verdict, page)
         raise RefusedError(
             f"refused: {why} The report is {result.report}.",

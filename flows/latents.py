@@ -1,6 +1,6 @@
-"""What a trained model says of records, or makes of them: a flow for each use of its latents.
+"""A flow for each use of a trained model's latents, such as embeddings or anomaly scores.
 
-Each finds the model that an earlier run of the same parameters trained below the destination, or
+Each finds the model that an earlier run with the same parameters trained below the destination, or
 trains it, and leaves its result beside the dataset.
 """
 
@@ -61,7 +61,7 @@ _BEFORE = {
     ),
 }
 _AFTER = {
-    "model": (ModelParams, "One that is able; auto takes the first kind that is."),
+    "model": (ModelParams, "A model that can do it; auto takes the first such kind."),
     "budget": (Budget, "How long the run may train."),
     "output": (Output, "Which records are used, and where the result is kept."),
     "seed": (int, "Seed of training."),
@@ -69,10 +69,12 @@ _AFTER = {
 
 
 def _latents_flow(use: LatentUse) -> Flow[..., LatentResult]:
-    """Return the flow of a use: its params, if it has any, stand between those that all take."""
+    """Return the flow of a use: its own params, if any, between those that all take."""
     of = USES[use]
-    own = {of.section: (of.params, (of.params.__doc__ or "").strip())} if of.params else {}
-    taken: dict[str, tuple[Any, str]] = {**_BEFORE, **own, **_AFTER}
+    own: dict[str, tuple[Any, str]] = {}
+    if of.params:  # the form drops a description that equals the class's own
+        own[of.section] = (of.params, f"{(of.params.__doc__ or '').strip()} Optional.")
+    sections: dict[str, tuple[Any, str]] = {**_BEFORE, **own, **_AFTER}
     signature = Signature(
         [
             Parameter(
@@ -81,7 +83,7 @@ def _latents_flow(use: LatentUse) -> Flow[..., LatentResult]:
                 annotation=kind,
                 default=AutoModel() if name == "model" else kind(),
             )
-            for name, (kind, _) in taken.items()
+            for name, (kind, _) in sections.items()
         ],
         return_annotation=LatentResult,
     )
@@ -92,10 +94,10 @@ def _latents_flow(use: LatentUse) -> Flow[..., LatentResult]:
         params = bound.arguments.pop(of.section, None)
         return _run(use, params, **bound.arguments)
 
-    lines = [f"    {name}: {text}" for name, (_, text) in taken.items()]
+    lines = [f"    {name}: {text}" for name, (_, text) in sections.items()]
     run_use.__doc__ = "\n".join([of.does, "", "Args:", *lines])
     run_use.__name__ = run_use.__qualname__ = of.command.replace("-", "_")
-    run_use.__annotations__ = {name: kind for name, (kind, _) in taken.items()}
+    run_use.__annotations__ = {name: kind for name, (kind, _) in sections.items()}
     run_use.__signature__ = signature  # type: ignore[attr-defined]
     title = f"{of.command} {{source.uri}}"
     return flow(name=of.command, flow_run_name=title, persist_result=False)(run_use)
@@ -112,7 +114,7 @@ def _run(
     output: Output,
     seed: int,
 ) -> LatentResult:
-    """Read the records, find or train a model that is able, and put it to use."""
+    """Read the records, find or train a capable model, and use it."""
     started = time.monotonic()
     ability = USES[use].ability
     run_params = RunParams(model=model, budget=budget, seed=seed)
@@ -127,18 +129,13 @@ def _run(
         )
     with running(destination, publishes=False):
         dataset = run(ingest_dataset, default_source(source, destination), destination, seed=seed)
-        learnt = dataset
+        trained_on = dataset
         if isinstance(params, Anomalies) and params.train_on:
-            learnt = run(select_classes, dataset, list(params.train_on))
+            trained_on = run(select_classes, dataset, list(params.train_on))
         able = able_model(model, ability, modality=dataset.modality)
-        trained = run(
-            train_model,
-            Experiment(
-                dataset=learnt,
-                plan=BalancePlan.without_amounts(),
-                params=run_params.model_copy(update={"model": able}),
-            ),
-        )
+        run_params = run_params.model_copy(update={"model": able})
+        plan = BalancePlan.without_amounts()
+        trained = run(train_model, Experiment(dataset=trained_on, plan=plan, params=run_params))
         ref = run(use_latents, use, dataset, trained, params, output=output)
         result = LatentResult(
             uri=f"{ref.root}/{ref.folder}",

@@ -1,4 +1,4 @@
-"""The main job: a labelled imbalanced dataset goes in, a balanced, compared, published one comes out."""
+"""The main job: from a labelled, imbalanced dataset to a balanced, compared and published one."""
 
 from __future__ import annotations
 
@@ -118,13 +118,13 @@ def rebalance(
 
 def _plan(source: Source, destination: Destination, params: RunParams) -> Experiment:
     """Ingest the records, and plan what each class gets."""
-    if params.publish.materialise == "copies":  # what soft labels say is in the weights alone
+    if params.publish.materialise == "copies":  # soft labels would need weights
         quality = params.quality.model_copy(update={"labels": "hard"})
         params = params.model_copy(update={"quality": quality})
     dataset = run(ingest_dataset, source, destination, seed=params.seed)
     check_comparable(dataset, open_root(dataset))
     plan = run(plan_balance, dataset, params, searched=True)
-    if params.quality.constraints:  # SMOTE knows of none
+    if params.quality.constraints:  # SMOTE does not keep constraints
         classic = params.classic.model_copy(update={"table": "none"})
         params = params.model_copy(update={"classic": classic})
     return Experiment(dataset=dataset, plan=plan, params=params)
@@ -146,7 +146,7 @@ def _release(experiment: Experiment, comparison: Comparison) -> Release:
 
 
 def _refuse(release: Release, page: ReportRef, destination: Destination) -> None:
-    """Raise where parameters say that a run without a gain, or with a leak, publishes nothing."""
+    """Raise where the parameters let a run without a gain, or with a leak, publish nothing."""
     recipe, verdict = release.recipe, release.verdict
     assert recipe is not None
     assert verdict is not None

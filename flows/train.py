@@ -66,7 +66,7 @@ def train(
     params = RunParams(balance=balance, model=model, budget=budget, seed=seed)
     check_parameters(source, destination, params)
     destination = default_destination(destination, source)
-    # Nothing is published, so nobody has to wait; what is staged is found by its receipt.
+    # Nothing is published, so no other run has to wait; later runs find the model by its receipt.
     with running(destination, publishes=False):
         source = default_source(source, destination)
         dataset = run(ingest_dataset, source, destination, seed=seed)
@@ -76,9 +76,10 @@ def train(
         experiment = Experiment(dataset=dataset, plan=plan, params=params)
         known = find_model(experiment, store)
         trained = run(train_model, experiment)
+        outcome = "Nothing new: there was a model" if known else "Trained"
         logger.info(
             "%s %s, %d steps on %d training records: checkpoint %s, encoder %s; it can sample %d of %d classes.",
-            "Nothing new: there was a model" if known else "Trained",
+            outcome,
             trained.kind,
             trained.steps,
             trained.n_training,
@@ -97,8 +98,7 @@ def train(
             peak_rss_bytes=peak_rss_bytes(),
             notes=(*trained.notes, *plan.warnings),
         )
-        word = "Nothing new: there was a model" if known else "Trained"
-        return finish(
-            result,
-            f"{word} {trained.kind}, {trained.steps} steps, for {len(trained.strata)} classes.",
+        sentence = (
+            f"{outcome} {trained.kind}, {trained.steps} steps, for {len(trained.strata)} classes."
         )
+        return finish(result, sentence)

@@ -1,10 +1,8 @@
-"""Credentials from saved Prefect blocks, as the options that fsspec's file systems take.
+"""Credentials from saved Prefect blocks, as the options of fsspec's file systems.
 
-A block is named ``type-slug/name``, as ``prefect block ls`` prints it. Its secrets are read inside
-the task that needs them and go nowhere else: references and manifests carry the block's name.
-
-Blocks of prefect-aws, -gcp and -azure are known by their documented attributes, so that none of
-these packages is needed here; the file system itself comes with the extras ``s3``, ``gcs``, ``azure``.
+Secrets are read inside the task that needs them; references and manifests carry the block's name
+alone. Blocks of prefect-aws, -gcp and -azure are known by their documented attributes, so none of
+these packages is imported.
 """
 
 from __future__ import annotations
@@ -20,17 +18,9 @@ __all__ = ["block_options", "storage_options"]
 
 
 def storage_options(block: str) -> dict[str, Any]:
-    """Return the fsspec options that a saved Prefect block holds; they stay inside the task.
+    """Return the fsspec options of the saved block ``type-slug/name``; none for an empty name.
 
-    Parameters
-    ----------
-    block : str
-        ``type-slug/name``; empty for none.
-
-    Raises
-    ------
-    ParameterError
-        If there is no such block, or it holds no credentials of a storage.
+    Raises ParameterError if there is no such block, or it holds no storage credentials.
     """
     if not block:
         return {}
@@ -56,20 +46,10 @@ def storage_options(block: str) -> dict[str, Any]:
 
 
 def block_options(block: Any, *, name: str = "") -> dict[str, Any]:
-    """Return the fsspec options of a loaded block.
+    """Return the fsspec options of a loaded block; ``name`` is for the message.
 
-    Parameters
-    ----------
-    block : Block
-        A RemoteFileSystem; AwsCredentials, MinIOCredentials or S3Bucket of prefect-aws; GcpCredentials
-        or GcsBucket of prefect-gcp; AzureBlobStorageCredentials or a container of prefect-azure.
-    name : str
-        For the message.
-
-    Raises
-    ------
-    ParameterError
-        If it is a block of another kind.
+    Takes a RemoteFileSystem; AwsCredentials, MinIOCredentials, S3Bucket; GcpCredentials, GcsBucket;
+    AzureBlobStorageCredentials or its container. Raises ParameterError for any other.
     """
     for attribute, options in _KINDS:
         if hasattr(block, attribute):
@@ -151,7 +131,7 @@ def _of_credentials(block: Any) -> dict[str, Any]:
     return block_options(block.credentials, name=type(block).__name__)
 
 
-# By what only this kind of block has, the most telling first.
+# By an attribute that only this kind of block has, the most specific first.
 _KINDS: tuple[tuple[str, Callable[[Any], dict[str, Any]]], ...] = (
     ("minio_root_user", _minio),
     ("aws_access_key_id", _aws),
@@ -164,14 +144,14 @@ _KINDS: tuple[tuple[str, Callable[[Any], dict[str, Any]]], ...] = (
 
 
 def _options(block: Any, name: str) -> dict[str, Any]:
-    found = getattr(block, name, None)
-    if found is None:
+    parameters = getattr(block, name, None)
+    if parameters is None:
         return {}
-    return {key: value for key, value in vars(found).items() if value is not None}
+    return {key: value for key, value in vars(parameters).items() if value is not None}
 
 
 def _clear(value: Any) -> Any:
-    """A secret as what it hides: fsspec takes plain values."""
+    """Return a secret's plain value, which fsspec needs."""
     if isinstance(value, SecretStr | SecretBytes):
         return value.get_secret_value()
     inner = getattr(value, "get_secret_value", None)  # Prefect's SecretDict

@@ -1,8 +1,7 @@
-"""Events of our own, which other deployments and notifications can be triggered by.
+"""Events that other deployments and notifications can be triggered by.
 
 ``prefect-augment.dataset.published`` and ``prefect-augment.run.refused`` carry the dataset as their
-resource: ``prefect.resource.id`` is ``prefect-augment.dataset.<slug>``, and ``prefect-augment.uri``
-says where it is. Outside a run nothing is sent.
+resource. Outside a run nothing is sent.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ __all__ = ["PUBLISHED", "REFUSED", "dataset_resource", "emit_published", "emit_r
 PUBLISHED = "prefect-augment.dataset.published"
 REFUSED = "prefect-augment.run.refused"
 
-# Of datasets with more classes than that the event carries totals only; the manifest has the rest.
+# Beyond this the event carries totals only; the manifest has the counts per class.
 MAX_CLASSES = 200
 
 
@@ -42,7 +41,7 @@ def dataset_resource(uri: str) -> dict[str, str]:
 
 
 def emit_published(store: Store, commit: Commit) -> None:
-    """Say that a version was published: where, what is in it, and how it was judged."""
+    """Announce a published version: where it is, what is in it, and its verdict."""
     if not in_run():
         return
     manifest = read_manifest(store, commit.version)
@@ -68,7 +67,7 @@ def emit_published(store: Store, commit: Commit) -> None:
 
 
 def emit_refused(uri: str, verdict: Verdict, report: ReportRef) -> None:
-    """Say that a run was refused, why, and where its report is."""
+    """Announce that a run was refused, why, and where its report is."""
     if not in_run():
         return
     payload = {

@@ -1,6 +1,6 @@
-"""What runs take turns for: GPUs, a destination that several deployments share, starts after a crash.
+"""What runs share and wait for: GPUs, destinations, and a limit of restarts after crashes.
 
-All of it needs a server that runs can meet at, so it does nothing outside a run, nor where Prefect
+All of it needs a server that other runs use too, so it does nothing outside a run, nor where Prefect
 starts an API for one process alone.
 """
 
@@ -38,11 +38,11 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# The limit's name, and the tag of runs that take a slot of it whatever they compute on.
+# The limit's name, and the tag of runs that always take a slot of it.
 GPU = "gpu"
-# Whoever is killed with -9 gives its slots back by no longer renewing them for this long.
+# A process killed with -9 loses its slots when it has not renewed them for this long.
 LEASE_SECONDS = 60
-# Between two lines in the log that say what a run still waits for.
+# Between two log lines of a run that waits.
 SAY_AGAIN_SECONDS = 300
 MAX_CRASHES = 3
 
@@ -59,23 +59,14 @@ def has_server() -> bool:
 
 @contextmanager
 def gpu_slot(device: str = "auto", *, network: bool = True) -> Iterator[None]:
-    """Hold a slot of the limit ``gpu`` while the block computes on a GPU.
+    """Hold a slot of the limit ``gpu`` while the block computes; ``network`` is False where no GPU is used.
 
-    Parameters
-    ----------
-    device : str
-        auto, cpu or cuda: what the run's budget says.
-    network : bool
-        False where nothing is computed that could use a GPU: trees and tables.
-
-    Notes
-    -----
-    A run that carries the tag ``gpu`` takes a slot in any case: for models of other packages, and for
-    whoever wants such runs one after the other on a machine that shows no GPU. The limit is made
-    where it is missing, with a slot per GPU seen here; ``prefect gcl update gpu --limit N`` changes it.
+    A run with the tag ``gpu`` always takes a slot: for models of other packages, or to run one after
+    the other on a machine that shows no GPU. The limit is created with a slot per GPU seen here;
+    ``prefect gcl update gpu --limit N`` changes it.
     """
-    wanted = has_server() and (GPU in _tags() or (network and _n_gpus(device) > 0))
-    with _turn(GPU, max(1, _n_gpus(device)), "a GPU", strict=True) if wanted else ExitStack():
+    needed = has_server() and (GPU in _tags() or (network and _n_gpus(device) > 0))
+    with _turn(GPU, max(1, _n_gpus(device)), "a GPU", strict=True) if needed else ExitStack():
         yield
 
 
@@ -83,8 +74,8 @@ def gpu_slot(device: str = "auto", *, network: bool = True) -> Iterator[None]:
 def destination_lease(uri: str) -> Iterator[None]:
     """Hold a destination while a run works towards a version of it; another run waits.
 
-    Two runs that publish to one place at the same time do no harm, but one of them may have to start
-    again: this spares the work. A flow called by a flow that holds the destination goes right through.
+    Two runs that publish to one place do no harm, but one may have to start again. A subflow of a flow
+    that holds the destination does not wait.
     """
     name = destination_limit(uri)
     if not has_server() or name in _held.get():
@@ -107,7 +98,7 @@ def destination_limit(uri: str) -> str:
     >>> destination_limit("s3://Lake/Defects/") == destination_limit("s3://Lake/Defects")
     True
     """
-    # A path of this machine is resolved; a URL is only spared its last slash.
+    # A local path is resolved; a URL only loses its last slash.
     whole = uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().resolve())
     whole = whole.removeprefix("file://")
     digest = hashlib.sha256(whole.encode()).hexdigest()[:12]
@@ -116,10 +107,10 @@ def destination_limit(uri: str) -> str:
 
 @contextmanager
 def _turn(name: str, limit: int, what: str, *, strict: bool) -> Iterator[None]:
-    """Wait for a slot of a limit, made where it is missing, and hold it."""
+    """Wait for a slot of a limit, created if missing, and hold it."""
     _make_limit(name, limit)
     with ExitStack() as stack:
-        patience = 1.0  # at first: so that a run that waits says so at once
+        patience = 1.0  # short at first, so that a waiting run logs it at once
         while True:
             try:
                 stack.enter_context(
@@ -133,7 +124,7 @@ def _turn(name: str, limit: int, what: str, *, strict: bool) -> Iterator[None]:
                 )
                 break
             except TimeoutError:
-                # Or the server is slow to answer: no word of another run, which need not be there.
+                # The server may just be slow, so the message does not mention another run.
                 logger.info("Waiting for %s (limit %r): it is not free yet.", what, name)
                 patience = SAY_AGAIN_SECONDS
         logger.info("Holding %s (limit %r).", what, name)
@@ -163,7 +154,7 @@ def _tags() -> set[str]:
 
 
 def _n_gpus(device: str) -> int:
-    """Return how many GPUs a network with this wish may see; asks torch only where it has to."""
+    """Return the number of GPUs visible to a network on this device; imports torch only where needed."""
     if device == "cpu":
         return 0
     try:
@@ -177,16 +168,10 @@ def _n_gpus(device: str) -> int:
 
 
 def check_crashes() -> None:
-    """Refuse to start a run again that has crashed too often; to be called in its first second.
+    """Raise CrashedTooOftenError after ``MAX_CRASHES`` crashes in a row; call it in a run's first second.
 
-    An automation (deployments/automations.py) schedules crashed runs again. What kills a run by
-    itself, such as too little memory, would go on for ever.
-
-    Raises
-    ------
-    CrashedTooOftenError
-        After ``MAX_CRASHES`` crashes in a row. The run is then failed, not crashed; whoever retries it
-        by hand starts a new count.
+    An automation (deployments/automations.py) schedules crashed runs again, and a run that dies of too
+    little memory would never end. The run then counts as failed; a retry by hand starts a new count.
     """
     context = FlowRunContext.get()
     run = context.flow_run if context is not None else None
@@ -210,13 +195,7 @@ def check_crashes() -> None:
 
 
 def crashes_in_a_row(states: Sequence[State]) -> list[State]:
-    """Return the crashes since the run last ended in any other way, oldest first.
-
-    Parameters
-    ----------
-    states : sequence of State
-        The run's states, in any order.
-    """
+    """Return the crashes since the run last ended in any other way, oldest first."""
     ended = (StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.PAUSED)
     crashes: list[State] = []
     for state in sorted(states, key=lambda s: s.timestamp, reverse=True):

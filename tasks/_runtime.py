@@ -1,7 +1,6 @@
-"""What only makes sense inside a Prefect run: its log, its progress bars, its blocks, its artifacts.
+"""What a Prefect run adds to the plain functions: log, progress bars, blocks and artifacts.
 
-The tasks are thin; this is where they are thick. Everything here also works outside a run, where
-logging goes to whoever configured it and artifacts are skipped, so that ``task.fn`` is a plain
+Everything also works outside a run, where artifacts are skipped, so that ``task.fn`` is a plain
 function call in a notebook or under another orchestrator.
 """
 
@@ -72,11 +71,11 @@ T = TypeVar("T")
 Progress = Callable[[float, str], None]
 
 LOGGER = "prefect_augment"
-MOST_NAMED = 10  # classes, in the name of a task
+MAX_LISTED = 10  # classes in the name of a task
 
 
 def _only_transient(task: Task[Any, Any], task_run: Any, state: State[Any]) -> bool:
-    """Retry what may pass; everything else is final."""
+    """Retry transient errors only."""
     return isinstance(state.result(raise_on_failure=False), TransientError)
 
 
@@ -115,10 +114,10 @@ def call(task: Task[P, T], *args: P.args, **kwargs: P.kwargs) -> Call[T]:
 
 
 def run_each(calls: Sequence[Call[T]], *, workers: int) -> list[T]:
-    """Make the calls, at most ``workers`` at the same time; return what they return, in their order.
+    """Make the calls, at most ``workers`` at the same time; return their results in order.
 
-    A window of our own, not the runner's: the number of workers is a parameter of the run, and a
-    flow's runner is fixed before its parameters are known.
+    The window is not the task runner's: ``workers`` is a parameter of the run, and a flow's runner is
+    fixed before its parameters are known.
     """
     if not in_run():
         return [one.task.fn(*one.args, **one.kwargs) for one in calls]
@@ -139,10 +138,10 @@ _log_users = 0
 
 @contextmanager
 def run_log() -> Iterator[None]:
-    """Send our own log lines to the run's page; Prefect shows only its own loggers by itself.
+    """Send the package's log lines to the run's page; Prefect shows only its own loggers.
 
-    Tasks of one process run in threads and share one logger, so the handler is counted: the first
-    to come attaches it and the last to leave takes it away. At its end a task's memory is given back.
+    Tasks of one process run in threads and share one logger, so the handler is counted: the first user
+    attaches it, the last one removes it. At the end unused memory goes back to the system.
     """
     if not in_run():
         yield
@@ -158,9 +157,9 @@ def run_log() -> Iterator[None]:
 
 
 def _use_system_memory() -> None:
-    """Have Arrow take memory from the C library: its own pool keeps 50 MB and more in its threads after use.
+    """Let Arrow allocate from the C library: its own pool keeps 50 MB and more per thread after use.
 
-    A pool that the user has chosen in the environment stays.
+    A pool chosen in the environment stays.
     """
     if "pyarrow" in sys.modules and "ARROW_DEFAULT_MEMORY_POOL" not in os.environ:
         import pyarrow as pa
@@ -169,7 +168,7 @@ def _use_system_memory() -> None:
 
 
 def _give_memory_back() -> None:
-    """Return to the system what is kept after use: 100 MB and more after reading images."""
+    """Return unused memory to the system: 100 MB and more after reading images."""
     if "pyarrow" in sys.modules:  # else nothing was read, and the flow's form does without it
         from prefect_augment.storage.spill import give_back
 
@@ -192,10 +191,9 @@ def _change_log_users(logger: logging.Logger, change: int) -> None:
 
 @contextmanager
 def progress(name: str, uri: str = "") -> Iterator[Progress]:
-    """A callback ``(fraction in [0, 1], what is being done)`` behind a progress bar of the run.
+    """Yield a callback ``(fraction in [0, 1], text)`` that moves a progress bar of the run.
 
-    The API hears of it at most once a second, whatever the caller's own pace. ``uri`` is the
-    dataset's, whose name the bar's key carries.
+    The API is called at most once a second. The bar's key carries the name of the dataset at ``uri``.
     """
     if not in_run():
         yield lambda fraction, text: None
@@ -263,9 +261,9 @@ def link(name: str, uri: str) -> str:
 
 
 def named(text: Callable[[dict[str, Any]], str]) -> Callable[..., str]:
-    """Return what names a task run by its parameters, in one line of at most 120 characters.
+    """Return a function that names a task run by its parameters, in one line of at most 120 characters.
 
-    A name is decoration: where the parameters are not what the task expects, the task itself says so.
+    Unexpected parameters are no error here: the task itself raises it.
     """
 
     def name(*, parameters: dict[str, Any]) -> str:
@@ -279,9 +277,7 @@ def named(text: Callable[[dict[str, Any]], str]) -> Callable[..., str]:
 
 
 def class_list(counts: Mapping[str, int]) -> str:
-    """Return classes with their numbers of records, the largest first, to be read in a name.
-
-    Beyond ten the rest is one number.
+    """Return classes with their numbers of records, the largest first; the rest beyond ten is one number.
 
     Examples
     --------
@@ -289,22 +285,14 @@ def class_list(counts: Mapping[str, int]) -> str:
     'cracked (1,400), lost (2)'
     """
     ordered = sorted(((name, n) for name, n in counts.items() if n), key=lambda item: -item[1])
-    named = [f"{name} ({n:,})" for name, n in ordered[:MOST_NAMED]]
-    if rest := ordered[MOST_NAMED:]:
-        named.append(f"{len(rest):,} more classes ({sum(n for _, n in rest):,})")
-    return ", ".join(named) or "no class"
+    listed = [f"{name} ({n:,})" for name, n in ordered[:MAX_LISTED]]
+    if rest := ordered[MAX_LISTED:]:
+        listed.append(f"{len(rest):,} more classes ({sum(n for _, n in rest):,})")
+    return ", ".join(listed) or "no class"
 
 
 def conclude(result: RunResult, dataset: DatasetRef) -> RunResult:
-    """End a run: its page gets a summary, and its state says what became of it.
-
-    Parameters
-    ----------
-    result : RunResult
-        What the flow returns.
-    dataset : DatasetRef
-        Its root is the destination.
-    """
+    """Finish a run: write the summary on its page and its outcome into its state."""
     sentence = outcome_sentence(result, dataset.root)
     if not in_run():
         return result
@@ -317,10 +305,10 @@ def conclude(result: RunResult, dataset: DatasetRef) -> RunResult:
 
 
 def finish(result: T, sentence: str) -> T:
-    """Return a flow's result so that the run's state says what became of it.
+    """Return a flow's result with a sentence for the run's state.
 
-    Inside a run this is a state that holds the result; Prefect unpacks it for whoever called the
-    flow. The state's name stays Completed: automations wait for that name.
+    Inside a run this is a state that holds the result; Prefect unpacks it for the flow's caller. The
+    state's name stays Completed, because automations wait for that name.
     """
     if not in_run():
         return result

@@ -1,4 +1,4 @@
-"""Approve: a version that is ready is proposed, and somebody's decision on it recorded."""
+"""Approve: propose a version that is ready, and record the decision on it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def propose_dataset(release: Release, report: ReportRef) -> Proposal:
     Parameters
     ----------
     release : Release
-        As for `publish_dataset`, which takes it once it is approved.
+        Is published as it is once the proposal is approved.
     report : ReportRef
         What the approver reads.
 
@@ -67,30 +67,29 @@ def propose_dataset(release: Release, report: ReportRef) -> Proposal:
 def decide_proposal(
     destination: Destination, proposal: str = "", answer: Answer = Answer()
 ) -> tuple[Proposal, ApprovalDecision]:
-    """Record what somebody decided on a proposal.
+    """Record a decision on a proposal; this task publishes nothing.
 
     Parameters
     ----------
     destination : Destination
         The dataset that has the proposal.
     proposal : str
-        Its id or the start of it; the only open one where none is given.
+        Its id or the start of it; empty for the only open one.
     answer : Answer
-        The decision, with the amounts that are lowered.
+        The decision.
 
     Returns
     -------
     tuple of Proposal and ApprovalDecision
-        What is published now, or stays unpublished. Nothing is published by this task.
 
     Raises
     ------
     ParameterError
-        If there is no such proposal, an amount is raised, or something else was decided before.
+        If there is no such proposal, an amount is raised, or another decision was recorded before.
     """
     with run_log():
         store = open_destination(destination)
-        found = read_proposal(store, proposal)
-        decision = decide(store, found, answer)
-        # It may have been proposed from another machine, where the same folder has another name.
-        return found.moved(store.uri, destination.storage_block), decision
+        pending = read_proposal(store, proposal)
+        decision = decide(store, pending, answer)
+        # The proposal may come from another machine, where the same folder has another path.
+        return pending.moved(store.uri, destination.storage_block), decision

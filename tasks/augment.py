@@ -1,4 +1,4 @@
-"""Augment: classic records (the SMOTE family), written only where the recipe asks for them."""
+"""Augment: write classic records, and check that a policy's changed images keep their label."""
 
 from __future__ import annotations
 
@@ -7,17 +7,28 @@ from collections.abc import Mapping
 from prefect import task
 
 from prefect_augment.augmentation.base import augment
+from prefect_augment.augmentation.label_preservation import (
+    PolicyCheck,
+    act_on,
+    check_policy,
+    policy_page,
+)
+from prefect_augment.params import Classic
 from prefect_augment.schema.base import DatasetRef
 from prefect_augment.schema.experiment import Experiment
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
+    artifact_key,
     class_list,
+    dataset_slug,
+    markdown_artifact,
     named,
     open_root,
+    progress,
     run_log,
 )
 
-__all__ = ["augment_records"]
+__all__ = ["augment_records", "check_image_policy"]
 
 
 @task(
@@ -31,7 +42,7 @@ def augment_records(experiment: Experiment, counts: Mapping[str, int]) -> Datase
     Parameters
     ----------
     experiment : Experiment
-        Ingested records, of which the hold-out is not read; ``params.classic`` says how records are made.
+        Ingested records, of which the hold-out is not read.
     counts : mapping of str to int
         Records to make per stratum of the plan.
 
@@ -51,3 +62,39 @@ def augment_records(experiment: Experiment, counts: Mapping[str, int]) -> Datase
             store=open_root(dataset),
         )
         return ref.model_copy(update={"block": dataset.block})
+
+
+@task(
+    name="check_image_policy",
+    task_run_name=named(lambda p: f"check policy {p['classic'].image}"),
+    **TASK_OPTIONS,
+)
+def check_image_policy(
+    dataset: DatasetRef, classic: Classic, *, seed: int = 0, show_pictures: bool = True
+) -> PolicyCheck:
+    """Say how often each operation of a policy makes an image look like another class; warn or refuse.
+
+    Parameters
+    ----------
+    dataset : DatasetRef
+        Ingested images; the hold-out is not read.
+    classic : Classic
+        The policy.
+    seed : int
+        Of the classifier and of the copies.
+    show_pictures : bool
+        Whether real images may be shown in the artifact.
+
+    Returns
+    -------
+    PolicyCheck
+        Also shown as an artifact, with originals beside their copies.
+    """
+    with run_log(), progress("check policy", dataset.root):
+        store = open_root(dataset)
+        check = check_policy(dataset, classic=classic, seed=seed, store=store)
+        key = artifact_key(dataset_slug(dataset.root), "policy")
+        page = policy_page(check, store, show_pictures=show_pictures)
+        markdown_artifact(key, page, f"Policy {check.policy}")
+        act_on(check, classic)
+        return check

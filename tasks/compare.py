@@ -1,4 +1,4 @@
-"""Compare: which candidates are kept, which strategy is best on validation, and what the hold-out says of it."""
+"""Compare: which candidates are kept, which strategy wins on validation, and what the hold-out confirms."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def filter_candidates(experiment: Experiment, candidates: DatasetRef) -> FilterR
     Parameters
     ----------
     experiment : Experiment
-        Training and validation records are read, the hold-out is not; limits are in ``params.quality``.
+        Training and validation records are read, the hold-out is not.
     candidates : DatasetRef
-        What was sampled.
+        Sampled records.
 
     Returns
     -------
     FilterResult
-        Per class: candidates, passed, kept, and the reasons of those dropped.
+        Candidates, passed and kept per class, and the reasons of those dropped.
     """
     dataset = experiment.dataset
     with run_log(), progress("filter candidates", dataset.root), _gpu(experiment):
@@ -70,16 +70,16 @@ def filter_candidates(experiment: Experiment, candidates: DatasetRef) -> FilterR
 
 @task(name="measure_privacy", task_run_name="measure privacy", **TASK_OPTIONS)
 def measure_privacy(experiment: Experiment, drawn: DatasetRef) -> Privacy:
-    """Say what synthetic records give away about the records that they were made from.
+    """Measure what synthetic records reveal about the records that they were made from.
 
-    Reports and cards that are written later of the same records have it, too.
+    Reports and cards of the same records that are written later include it.
 
     Parameters
     ----------
     experiment : Experiment
-        With the candidates that were kept; the hold-out is not read.
+        With the kept candidates; the hold-out is not read.
     drawn : DatasetRef
-        What a model drew that was trained on the training records.
+        Records of a model that was trained on the training part.
 
     Returns
     -------
@@ -105,14 +105,13 @@ def score_strategy(experiment: Experiment, strategy: Strategy, seed: int) -> Str
     experiment : Experiment
         What the strategy is made of; strategies of images train on its candidates.
     strategy : Strategy
-        The way of treating the training part.
     seed : int
         0, 1, 2 …: another partition and other random records.
 
     Returns
     -------
     StrategyScore
-        Scores over the compared classes.
+        Over the compared classes.
     """
     with run_log(), _gpu(experiment):
         return score.score(experiment, strategy, seed, open_root(experiment.dataset))
@@ -135,9 +134,9 @@ def pilot_strategy(
     experiment : Experiment
         As for :func:`score_strategy`.
     strategies : sequence of Strategy
-        A strategy with each of its settings.
+        One strategy with each of its settings.
     budget : Budget, optional
-        Train a model of tables for these pilots alone, with so much effort.
+        Trains a model of tables for these pilots alone.
 
     Returns
     -------
@@ -160,9 +159,9 @@ def choose_strategy(scores: Sequence[StrategyScore], *, prefer_model: bool = Fal
     Parameters
     ----------
     scores : sequence of StrategyScore
-        All strategies with one seed or more.
+        One seed or more per strategy.
     prefer_model : bool
-        Compare the best strategy with synthetic records even where another is better.
+        Choose the best strategy with synthetic records even where another is better.
 
     Returns
     -------
@@ -181,13 +180,9 @@ def choose_strategy(scores: Sequence[StrategyScore], *, prefer_model: bool = Fal
     **TASK_OPTIONS,
 )
 def confirm_choice(
-    experiment: Experiment,
-    choice: Choice,
-    scores: Sequence[StrategyScore],
-    *,
-    workers: int = 1,
+    experiment: Experiment, choice: Choice, scores: Sequence[StrategyScore], *, workers: int = 1
 ) -> Verdict:
-    """Compare the chosen strategy, the best baseline and the data as they are on the hold-out: its one reading.
+    """Compare the choice, the best baseline and the data as they are on the hold-out, which is read once.
 
     Parameters
     ----------
@@ -212,6 +207,6 @@ def confirm_choice(
 
 
 def _gpu(experiment: Experiment) -> AbstractContextManager[None]:
-    """Hold a GPU where the classifier is a network, which it is for images only."""
+    """Hold a GPU for images, whose classifier is a network."""
     is_image = experiment.dataset.modality == "image"
     return gpu_slot(experiment.params.budget.device, network=is_image)

@@ -1,4 +1,4 @@
-"""Ingest: a labelled source in, validated and split records out."""
+"""Ingest: from a labelled source to validated and split records."""
 
 from __future__ import annotations
 
@@ -20,21 +20,20 @@ __all__ = ["ingest_dataset"]
 
 @task(name="ingest_dataset", task_run_name="ingest {source.uri}", **TASK_OPTIONS)
 def ingest_dataset(source: Source, destination: Destination, *, seed: int = 0) -> DatasetRef:
-    """Read a labelled source, split it, and quarantine what cannot be used.
+    """Read a labelled source, split it, and quarantine unusable records.
 
     Parameters
     ----------
     source : Source
-        Where the records are, and which column holds the class.
     destination : Destination
-        Under whose ``_staging`` the validated records are kept until something is published.
+        Validated records stay below its ``_staging`` until something is published.
     seed : int
         Fixes the split's salt at the destination's first version; later versions inherit it.
 
     Returns
     -------
     DatasetRef
-        A reference to the staged records, split into training, validation and holdout.
+        The staged records, split into training, validation and hold-out.
 
     Raises
     ------
@@ -52,6 +51,6 @@ def ingest_dataset(source: Source, destination: Destination, *, seed: int = 0) -
             source_options=storage_options(source.storage_block),
             on_progress=report,
         )
-        # Also where all was ingested before and nothing was written: what is trained has to be kept.
+        # Needed even if nothing new was written: later steps write to it.
         store.check_writable()
         return ref.model_copy(update={"block": destination.storage_block})

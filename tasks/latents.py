@@ -1,4 +1,4 @@
-"""Latents: what a trained model says of records, or makes of them: vectors, scores, reconstructions."""
+"""Latents: a trained model's vectors, scores and reconstructions of records."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from prefect_augment.tasks._runtime import (
     named,
     open_block_store,
     open_destination,
+    open_root,
     progress,
     run_log,
 )
@@ -55,14 +56,13 @@ def open_version(destination: Destination, version: int = 0) -> DatasetRef:
     **TASK_OPTIONS,
 )
 def select_classes(dataset: DatasetRef, classes: Sequence[str]) -> DatasetRef:
-    """Stage the training and validation records of some classes, for a model that is to know no others.
+    """Stage the training and validation records of some classes, to train a model on these alone.
 
     Parameters
     ----------
     dataset : DatasetRef
         Ingested records.
     classes : sequence of str
-        Their names.
 
     Returns
     -------
@@ -70,8 +70,7 @@ def select_classes(dataset: DatasetRef, classes: Sequence[str]) -> DatasetRef:
         Records with the ids and parts that they have in ``dataset``.
     """
     with run_log():
-        store = open_block_store(dataset.root, dataset.block)
-        ref = inputs.select_classes(dataset, classes=classes, store=store)
+        ref = inputs.select_classes(dataset, classes=classes, store=open_root(dataset))
         return ref.model_copy(update={"block": dataset.block})
 
 
@@ -90,31 +89,31 @@ def use_latents(
     *,
     output: Output | None = None,
 ) -> LatentRef:
-    """Put a trained model to use on staged records, and show the result on the run's page.
+    """Apply a trained model to staged records, and show the result on the run's page.
 
     Parameters
     ----------
     use : {"embeddings", "anomalies", "reconstructions", "denoised", "interpolations", "shifts", "classes"}
-        What is made; :mod:`prefect_augment.latents.uses` says what each needs.
+        See :mod:`prefect_augment.latents.uses`.
     dataset : DatasetRef
         Ingested records, candidates, or a published version, with the columns that the model learnt.
     model : ModelRef
         A model with the ability that the use needs.
     params : Params, optional
         ``Anomalies``, ``Reconstruction``, ``Denoising``, ``Interpolation``, ``AttributeShift`` or
-        ``Classification``; their defaults where not given.
+        ``Classification``, with their defaults if None.
     output : Output, optional
-        Which parts, and where to; beside the dataset by default.
+        Beside the dataset by default.
 
     Returns
     -------
     LatentRef
-        Parquet, read by ``open_latents``, and what sums it up.
+        A summary, and Parquet for ``open_latents``.
     """
     output = output or Output()
     network = load_model_class(model.kind, modality=dataset.modality).trained_in_steps
     with run_log(), progress(use, dataset.root) as report, gpu_slot(network=network):
-        store = open_block_store(dataset.root, dataset.block)
+        store = open_root(dataset)
         out = open_block_store(output.uri, output.storage_block) if output.uri else None
         ref = uses.use_latents(
             use, dataset, model, store, params=params, output=output, out=out, on_progress=report

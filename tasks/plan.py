@@ -1,4 +1,4 @@
-"""Plan: how many records each class has, should have, and where they come from."""
+"""Plan: how many records each class has and gets, and where they come from."""
 
 from __future__ import annotations
 
@@ -34,20 +34,19 @@ def plan_balance(
     searched: bool = False,
     compares: bool = True,
 ) -> BalancePlan:
-    """Work out each class's target, and how much of the way synthetic and classic records go.
+    """Work out each class's target, and how many synthetic and classic records lead to it.
 
     Parameters
     ----------
     dataset : DatasetRef
         Ingested records.
     params : RunParams, optional
-        Targets and caps; the kind of model, where ``none`` plans no synthetic records; the budget, which
-        bounds the classifier of images and decides whether a generator of images is worth it.
+        Balance, model and budget; the budget decides whether a generator of images is worth training.
     searched : bool
-        The number of synthetic records is searched on validation records: where ``model`` is auto and no cap
-        is given, up to 5 per real one are planned.
+        Whether the number of synthetic records is searched on validation records: with ``model: auto``
+        and no cap, up to 5 per real record are planned.
     compares : bool
-        Whether strategies are compared after it.
+        Whether strategies are compared afterwards.
 
     Returns
     -------
@@ -57,7 +56,7 @@ def plan_balance(
     Raises
     ------
     ParameterError
-        If a target is below what is there, or a class or column is not known.
+        If a target is below the class's count, or a class or column is not known.
     """
     with run_log():
         store = open_root(dataset)

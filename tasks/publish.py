@@ -44,11 +44,11 @@ def write_report(
     Parameters
     ----------
     release : Release
-        What was requested and found; whatever is missing is shown as not run.
+        Missing parts are shown as not run.
     status : {"published", "proposed", "refused", "evaluated"}
         What becomes of the run.
     approval : ApprovalDecision, optional
-        Who let the version out, where somebody was asked.
+        Who approved the version.
 
     Returns
     -------
@@ -69,22 +69,19 @@ def write_report(
     **TASK_OPTIONS,
 )
 def publish_dataset(
-    release: Release,
-    report: ReportRef | None = None,
-    *,
-    approval: ApprovalDecision | None = None,
+    release: Release, report: ReportRef | None = None, *, approval: ApprovalDecision | None = None
 ) -> Commit:
     """Write the version's shards, then its manifest: readers see all of it or nothing.
 
     Parameters
     ----------
     release : Release
-        What the version is made of. Without a recipe all records that are there are published; where
-        synthetic ones have soft labels, weighted so that each class counts as much as its target.
+        Without a recipe all records are published. Those with soft labels are then weighted so that
+        each class counts as much as its target.
     report : ReportRef, optional
-        To be kept beside the version.
+        Kept beside the version.
     approval : ApprovalDecision, optional
-        Who let the version out, where somebody was asked.
+        Who approved the version.
 
     Returns
     -------

@@ -17,7 +17,7 @@ from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
     class_list,
     named,
-    open_block_store,
+    open_root,
     progress,
     run_log,
     storage_options,
@@ -37,42 +37,41 @@ def sample_classes(
     counts: Mapping[str, int],
     *,
     seed: int = 0,
-    given: Mapping[str, Any] | None = None,
+    conditions: Mapping[str, Any] | None = None,
     constraints: Sequence[Constraint] = (),
     max_near: float | None = None,
 ) -> DatasetRef:
-    """Draw exactly the records asked for, per class: faithful ones, as the class is.
+    """Draw the requested number of records per class from a trained model.
 
     Parameters
     ----------
     dataset : DatasetRef
-        The records the model was trained on; gives columns, types and identifiers.
+        The records that the model was trained on.
     model : ModelRef
-        A trained model.
     counts : mapping of str to int
-        Records per class (stratum). Asking for more later extends what was drawn.
+        Records per class (stratum). Larger counts later extend what was drawn.
     seed : int
-        Seed of the run; each record has a seed of its own derived from it.
-    given : mapping of str to value, optional
-        Value that every record has, by column, beside its class; None asks for a missing value.
+        Seed of the run; each record's seed is derived from it.
+    conditions : mapping of str to value, optional
+        A fixed value per column, besides the class; None means a missing value.
     constraints : sequence of Constraint
-        What every record keeps: Inequality, Positive, Combination, Unique.
+        What every record keeps.
     max_near : float in [0, 1), optional
-        Largest share of records that are nearer to a training record of their class than the nearest 5 %
-        of validation's are: 0.05 is as many as among real records, 0 passes all of them over.
+        Largest share of records nearer to a training record of their class than the nearest 5 % of
+        validation records are: 0.05 is as many as among real records, 0 drops all of them.
 
     Returns
     -------
     DatasetRef
-        Staged candidates, not yet judged.
+        Staged candidates, not yet filtered.
 
     Raises
     ------
     EmptyClassError
         If a class has too few records to be sampled.
     ParameterError
-        If ``max_near`` is no share, a given value or a constraint does not fit the columns, or too
-        few draws keep them.
+        If ``max_near`` is no share, a condition or a constraint does not fit the columns, or too few
+        draws keep them.
     """
     with run_log(), progress("sample", dataset.root) as report:
         with gpu_slot(network=load_model_class(model.kind).trained_in_steps):
@@ -80,9 +79,9 @@ def sample_classes(
                 model,
                 counts=counts,
                 seed=seed,
-                store=open_block_store(dataset.root, dataset.block),
+                store=open_root(dataset),
                 dataset=dataset,
-                conditions=given,
+                conditions=conditions,
                 constraints=constraints,
                 max_near=max_near,
                 on_progress=report,
@@ -99,7 +98,7 @@ def import_synthetic(
     storage_block: str = "",
     max_megapixels: float = 50.0,
 ) -> DatasetRef:
-    """Stage records that another tool made, so that they can be judged like our own.
+    """Stage records of another tool, so that they can be evaluated like our own.
 
     Parameters
     ----------
@@ -110,21 +109,21 @@ def import_synthetic(
     uri : str
         File, folder or glob of the records.
     storage_block : str
-        Name of a Prefect block with the credentials, where some are needed.
+        Name of a Prefect block with the credentials, if needed.
     max_megapixels : float
-        Larger images are set aside.
+        Larger images are quarantined.
 
     Returns
     -------
     DatasetRef
-        Staged candidates; what could not be judged is counted in ``n_quarantined``.
+        Staged candidates; ``n_quarantined`` counts the unusable records.
     """
     with run_log():
         ref = import_candidates(
             dataset,
             uri,
             plan=plan,
-            store=open_block_store(dataset.root, dataset.block),
+            store=open_root(dataset),
             options=storage_options(storage_block),
             max_megapixels=max_megapixels,
         )

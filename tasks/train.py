@@ -1,4 +1,4 @@
-"""Train: a generative model fitted on the training records, kept as a checkpoint by digest."""
+"""Train: fit a generative model on the training records and keep it as a checkpoint by digest."""
 
 from __future__ import annotations
 
@@ -11,13 +11,7 @@ from prefect_augment.schema.base import ModelRef
 from prefect_augment.schema.experiment import Experiment
 from prefect_augment.synthesis.train import find_model, train
 from prefect_augment.tasks._limits import gpu_slot
-from prefect_augment.tasks._runtime import (
-    TASK_OPTIONS,
-    named,
-    open_root,
-    progress,
-    run_log,
-)
+from prefect_augment.tasks._runtime import TASK_OPTIONS, named, open_root, progress, run_log
 
 __all__ = ["train_model"]
 
@@ -34,8 +28,7 @@ def train_model(experiment: Experiment) -> ModelRef:
     Parameters
     ----------
     experiment : Experiment
-        Ingested records, of which validation and hold-out are not read; the plan names the classes
-        (strata) that the model is conditioned on; the kind of model, the budget and the seed.
+        Only training records are read; the plan names the classes (strata) that condition the model.
 
     Returns
     -------
@@ -46,7 +39,7 @@ def train_model(experiment: Experiment) -> ModelRef:
     with run_log(), progress("train", dataset.root) as report:
         store = open_root(dataset)
         ref = find_model(experiment, store)
-        if ref is None:  # no run waits for a GPU that it has no work for
+        if ref is None:  # without work no run waits for a GPU
             network = load_model_class(params.model, modality=dataset.modality).trained_in_steps
             with gpu_slot(params.budget.device, network=network):
                 ref = train(experiment, store, on_progress=report)

@@ -1,7 +1,6 @@
 """Augmentation as a step of ETL: rebalance labelled datasets inside Prefect, with proof that it helps.
 
-The public names stand in ``__init__.pyi`` and are loaded on first use, so that
-``import prefect_augment`` costs next to nothing.
+The public names are in ``__init__.pyi`` and are loaded on first use.
 """
 
 import lazy_loader

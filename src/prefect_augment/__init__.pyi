@@ -1,20 +1,10 @@
 """The public names, which are loaded on first use."""
 
-from .estimators.recipe_classifier import (
-    RecipeClassifier as RecipeClassifier,
-)
-from .estimators.sampler import (
-    GenerativeSampler as GenerativeSampler,
-)
-from .flows.approve import (
-    approve as approve,
-)
-from .flows.augment import (
-    augment as augment,
-)
-from .flows.evaluate import (
-    evaluate as evaluate,
-)
+from .estimators.recipe_classifier import RecipeClassifier as RecipeClassifier
+from .estimators.sampler import GenerativeSampler as GenerativeSampler
+from .flows.approve import approve as approve
+from .flows.augment import augment as augment
+from .flows.evaluate import evaluate as evaluate
 from .flows.latents import (
     anomalies as anomalies,
     classify as classify,
@@ -24,18 +14,10 @@ from .flows.latents import (
     reconstruct as reconstruct,
     shift_attribute as shift_attribute,
 )
-from .flows.rebalance import (
-    rebalance as rebalance,
-)
-from .flows.train import (
-    train as train,
-)
-from .loading.dataset import (
-    open_dataset as open_dataset,
-)
-from .loading.latents import (
-    open_latents as open_latents,
-)
+from .flows.rebalance import rebalance as rebalance
+from .flows.train import train as train
+from .loading.dataset import open_dataset as open_dataset
+from .loading.latents import open_latents as open_latents
 from .params import (
     Anomalies as Anomalies,
     Answer as Answer,
@@ -74,23 +56,12 @@ from .params import (
     Unique as Unique,
     VaeModel as VaeModel,
 )
-from .schema.experiment import (
-    Experiment as Experiment,
-)
-from .schema.report import (
-    Release as Release,
-)
-from .synthesis.reproduce import (
-    remake_records as remake_records,
-)
-from .tasks.approve import (
-    decide_proposal as decide_proposal,
-    propose_dataset as propose_dataset,
-)
+from .schema.experiment import Experiment as Experiment
+from .schema.report import Release as Release
+from .synthesis.reproduce import remake_records as remake_records
+from .tasks.approve import decide_proposal as decide_proposal, propose_dataset as propose_dataset
 from .tasks.augment import (
     augment_records as augment_records,
-)
-from .tasks.check_policy import (
     check_image_policy as check_image_policy,
 )
 from .tasks.compare import (
@@ -101,25 +72,13 @@ from .tasks.compare import (
     pilot_strategy as pilot_strategy,
     score_strategy as score_strategy,
 )
-from .tasks.ingest import (
-    ingest_dataset as ingest_dataset,
-)
+from .tasks.ingest import ingest_dataset as ingest_dataset
 from .tasks.latents import (
     open_version as open_version,
     select_classes as select_classes,
     use_latents as use_latents,
 )
-from .tasks.plan import (
-    plan_balance as plan_balance,
-)
-from .tasks.publish import (
-    publish_dataset as publish_dataset,
-    write_report as write_report,
-)
-from .tasks.sample import (
-    import_synthetic as import_synthetic,
-    sample_classes as sample_classes,
-)
-from .tasks.train import (
-    train_model as train_model,
-)
+from .tasks.plan import plan_balance as plan_balance
+from .tasks.publish import publish_dataset as publish_dataset, write_report as write_report
+from .tasks.sample import import_synthetic as import_synthetic, sample_classes as sample_classes
+from .tasks.train import train_model as train_model

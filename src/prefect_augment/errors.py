@@ -1,26 +1,28 @@
-"""Errors that users meet, one tree.
+"""Errors for users, one tree.
 
 ::
 
     AugmentError
-    ├── ParameterError          a wish that cannot be granted (exit 2)
+    ├── ParameterError          a parameter that cannot be used (exit 2)
     │   └── MissingExtraError   a part that needs ``pip install 'prefect-augment[extra]'``
     ├── InputError              the source or hold-out cannot be used (exit 2)
-    │   ├── SchemaError         columns or types are not what was expected
+    │   ├── EmptyFileError      a file without records
+    │   ├── SchemaError         columns or types are not as expected
     │   ├── LabelError          the label column is missing, or cannot be a label
     │   ├── SourceChangedError  an object changed while it was read
-    │   └── UndecodableError    an image file whose pixels cannot be had
+    │   └── UndecodableError    an image file whose pixels cannot be decoded
     ├── StorageError            a location cannot be read or written (exit 1)
     │   ├── IntegrityError      stored bytes do not match their digest
-    │   ├── CommitConflictError another run committed something else first
-    │   └── TransientError      may work when tried again; the only retried error
-    ├── DivergedError           training left the numbers; another seed, rate or data (exit 1)
-    ├── RefusedError            no gain or a leak was found, and that is to fail (exit 3)
-    ├── CrashedTooOftenError    a run that kills its process again and again (exit 1)
-    └── EmptyClassError         a class has too few records for what was asked of it (exit 2)
+    │   ├── CommitConflictError another run committed a different version first
+    │   └── TransientError      may pass on another try; the only retried error
+    ├── DivergedError           training gave infinite numbers or NaN (exit 1)
+    ├── RefusedError            no gain or a leak, where that is to fail (exit 3)
+    ├── LabelDamageError        a policy changes labels, where that is to fail (exit 3)
+    ├── CrashedTooOftenError    a run that crashed several times in a row (exit 1)
+    └── EmptyClassError         a class has too few records (exit 2)
 
-Each message says what was expected, what was found and what to do. Values a caller may want are
-keyword arguments and stay on the exception as attributes; all of them survive pickling.
+Each message says what was expected, what was given and what to do. Values are keyword arguments and stay as
+attributes, also after pickling.
 """
 
 from __future__ import annotations
@@ -51,12 +53,7 @@ __all__ = [
 class AugmentError(Exception):
     """Root of all errors that this package raises on purpose.
 
-    Parameters
-    ----------
-    message : str
-        What was expected, what was found, what to do.
-    **values
-        Facts about the error (column, path, counts ...), kept as attributes.
+    ``values`` (column, path, counts …) are kept as attributes.
     """
 
     exit_code = 1
@@ -98,11 +95,11 @@ class EmptyFileError(InputError):
 
 
 class SchemaError(InputError):
-    """Columns or types are not what was expected."""
+    """Columns or types are not as expected."""
 
 
 class LabelError(InputError):
-    """The label column is missing, or what it holds cannot be a label."""
+    """The label column is missing, or its values cannot be labels."""
 
 
 class SourceChangedError(InputError):
@@ -112,7 +109,7 @@ class SourceChangedError(InputError):
 class UndecodableError(InputError):
     """An image cannot be decoded.
 
-    ``reason`` says in a few words why, the same for every file of the kind; the message has details.
+    ``reason`` is short and the same for every such file; the message has details.
     """
 
     reason: str
@@ -131,11 +128,11 @@ class CommitConflictError(StorageError):
 
 
 class TransientError(StorageError):
-    """A passing fault: a timeout, a reset connection, a store that asks to slow down."""
+    """A passing fault: a timeout, a reset connection, a throttling store."""
 
 
 class DivergedError(AugmentError):
-    """The training loss is no longer a number."""
+    """The training loss is no longer a finite number."""
 
 
 class RefusedError(AugmentError):
@@ -151,10 +148,10 @@ class LabelDamageError(AugmentError):
 
 
 class CrashedTooOftenError(AugmentError):
-    """A deployed run crashed several times in a row, so it is not started again by itself."""
+    """A deployed run crashed several times in a row, so it is not restarted."""
 
 
 class EmptyClassError(AugmentError):
-    """A class has too few records for what was asked of it."""
+    """A class has too few records for a step."""
 
     exit_code = 2

@@ -1,9 +1,8 @@
-"""Names of models and source formats, and where their code is: strings only, imported on use.
+"""Names of models and formats, and where their code is: strings, imported on use.
 
-A model's line gives its kind in the params, ``module:Class`` for each kind of data that it makes, and
-the extra that its imports need. Models of other packages come by the entry-point group
-``prefect_augment.models`` and are asked for with ``PluginModel``; such a class may carry its own
-pydantic class of params as ``Params``, which then checks the options.
+A model has its kind in the params, ``module:Class`` per modality, and the extra that its imports need. Other
+packages register models in the entry-point group ``prefect_augment.models``, chosen by ``PluginModel``; such a
+class may have a pydantic class ``Params``, which then validates the options.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -51,8 +50,8 @@ ENTRY_POINTS = "prefect_augment.models"
 class ModelEntry:
     """Where a model's code is."""
 
-    targets: Mapping[Modality, str]  # module:Class by the kind of data; params are the same
-    extra: str = ""  # of prefect-augment, that its imports need
+    targets: Mapping[Modality, str]  # module:Class by modality; params are the same
+    extra: str = ""  # extra of prefect-augment for its imports
 
 
 _GENMODELS = "prefect_augment.genmodels"
@@ -81,16 +80,14 @@ MODELS: dict[str, ModelEntry] = {
     "diffusion": ModelEntry({"image": f"{_GENMODELS}.images.flow_matching:Diffusion"}, "torch"),
 }
 
-# What AutoModel stands for.
-_AUTO: dict[Modality, TreesModel | DiffusionModel] = {
-    "table": TreesModel(),
-    "image": DiffusionModel(),
-}
+# The model of AutoModel.
+_AUTO: dict[Modality, TreesModel | DiffusionModel]
+_AUTO = {"table": TreesModel(), "image": DiffusionModel()}
 
 
 @dataclass(frozen=True)
 class FormatEntry:
-    """Where the code of a source format of tables is, and how its files' names end."""
+    """Where the code of a source format of tables is, and the endings of its files."""
 
     target: str  # module:function with the signature of shards.base.SourceReader
     endings: tuple[str, ...]
@@ -120,7 +117,7 @@ FORMATS: dict[str, FormatEntry] = {
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """Where the code of a published format is, and what it can hold."""
+    """Where the code of a published format is, and the modalities that it supports."""
 
     target: str  # module:Class with the methods of shards.base.ShardFormat
     modalities: tuple[Modality, ...]
@@ -134,30 +131,15 @@ SHARD_FORMATS: dict[str, ShardEntry] = {
 
 
 def model_kinds(modality: Modality) -> list[str]:
-    """Return the kinds of models that make a kind of data, sorted."""
+    """Return the kinds of models for a modality, sorted."""
     return sorted(kind for kind, entry in MODELS.items() if modality in entry.targets)
 
 
 def resolve_model(params: ModelParams, *, modality: Modality = "table") -> str | None:
-    """Return the kind of model that the params ask for.
+    """Return the requested kind of model; None for no model.
 
-    Parameters
-    ----------
-    params : ModelParams
-        The wish.
-    modality : str
-        The kind of data: table or image.
-
-    Returns
-    -------
-    str or None
-        A kind of :data:`MODELS` or a plug-in's name; ``auto`` is sequential trees for tables and
-        diffusion for images; None where no model is wanted.
-
-    Raises
-    ------
-    ParameterError
-        If there is no such model for the modality.
+    ``auto`` is sequential trees for tables and diffusion for images. Raises ParameterError if there is no such model
+    for the modality.
     """
     if isinstance(params, NoModel):
         return None
@@ -167,22 +149,16 @@ def resolve_model(params: ModelParams, *, modality: Modality = "table") -> str |
         return _AUTO[modality].kind
     if modality not in (targets := MODELS[params.kind].targets):
         raise ParameterError(
-            f"model {params.kind!r} makes {' and '.join(targets)} data and the source holds "
-            f"{modality} data; "
+            f"model {params.kind!r} makes {' and '.join(targets)} data and the source holds {modality} data; "
             f"choose one of: {', '.join(model_kinds(modality))}."
         )
     return params.kind
 
 
 def model_params(params: ModelParams, *, modality: Modality = "table") -> Any:
-    """Return what the model's ``build`` takes.
+    """Return the argument of the model's ``build``: its own params, for a plug-in its validated options.
 
-    Its own params; defaults for ``auto``; the checked options of a plug-in.
-
-    Raises
-    ------
-    ParameterError
-        If no model is wanted, or a plug-in does not accept its options.
+    Raises ParameterError for no model, or options that a plug-in does not accept.
     """
     if isinstance(params, NoModel):
         raise ParameterError(
@@ -197,22 +173,10 @@ def model_params(params: ModelParams, *, modality: Modality = "table") -> Any:
 
 
 def load_model_class(model: str | ModelParams, *, modality: Modality = "table") -> Any:
-    """Return the class of a model, importing it now.
+    """Import and return the class of a model, by its kind, a plug-in's name, or its params.
 
-    Parameters
-    ----------
-    model : str or ModelParams
-        A kind, a plug-in's name (both stand in ``ModelRef.kind``), or the wish itself; a plug-in's
-        options are then checked too.
-    modality : str
-        The kind of data, which ``auto`` goes by, and kinds that make several.
-
-    Raises
-    ------
-    MissingExtraError
-        If a package that the model needs is not installed.
-    ParameterError
-        If there is no such model.
+    A plug-in's options are validated too. Raises MissingExtraError for a missing package, and ParameterError for an
+    unknown model.
     """
     if isinstance(model, NoModel):
         raise ParameterError("model kind 'none' has no class; choose 'auto' or another kind.")
@@ -223,20 +187,14 @@ def load_model_class(model: str | ModelParams, *, modality: Modality = "table") 
         entry = MODELS[kind]
         target = entry.targets.get(modality) or next(iter(entry.targets.values()))
         return _load(target, what=f"model {kind!r}", extra=entry.extra)
-    found = _load_plugin(kind)
+    plugin = _load_plugin(kind)
     if isinstance(model, PluginModel):
-        _plugin_options(model, found)
-    return found
+        _plugin_options(model, plugin)
+    return plugin
 
 
 def load_reader(source_format: str) -> Any:
-    """Return the function that reads objects of a source format, importing it now.
-
-    Raises
-    ------
-    ParameterError
-        If there is no such format.
-    """
+    """Import and return the function that reads a source format; ParameterError for an unknown one."""
     if source_format not in FORMATS:
         raise ParameterError(
             f"unknown source format {source_format!r}; there are: {', '.join(FORMATS)}."
@@ -245,13 +203,7 @@ def load_reader(source_format: str) -> Any:
 
 
 def load_shard_format(name: str) -> Any:
-    """Return the class of a published format, importing it now.
-
-    Raises
-    ------
-    ParameterError
-        If there is no such format.
-    """
+    """Import and return the class of a published format; ParameterError for an unknown one."""
     if name not in SHARD_FORMATS:
         raise ParameterError(
             f"unknown shard format {name!r}; there are: {', '.join(SHARD_FORMATS)}."
@@ -260,19 +212,13 @@ def load_shard_format(name: str) -> Any:
 
 
 def check_shard_format(name: str, *, modality: Modality) -> None:
-    """Refuse to publish a kind of data in a format that cannot hold it.
-
-    Raises
-    ------
-    ParameterError
-        If there is no such format, or it holds other data.
-    """
+    """Raise ParameterError for an unknown format, or one that does not support the modality."""
     load_shard_format(name)
     if modality not in SHARD_FORMATS[name].modalities:
-        able = [kind for kind, entry in SHARD_FORMATS.items() if modality in entry.modalities]
+        formats = [kind for kind, entry in SHARD_FORMATS.items() if modality in entry.modalities]
         raise ParameterError(
-            f"publish.format {name!r} holds {' and '.join(SHARD_FORMATS[name].modalities)} data, and the source is "
-            f"{modality} data; choose one of: {', '.join(able)}.",
+            f"publish.format {name!r} is for {' and '.join(SHARD_FORMATS[name].modalities)} data, and the source is "
+            f"{modality} data; choose one of: {', '.join(formats)}.",
             format=name,
         )
 
@@ -282,7 +228,7 @@ def _load(target: str, *, what: str, extra: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as exc:
-        # A missing module of our own is a broken installation and not a missing extra.
+        # A missing module of this package is a broken installation, not a missing extra.
         if not extra or (exc.name or "").partition(".")[0] == "prefect_augment":
             raise
         raise MissingExtraError(
@@ -290,23 +236,17 @@ def _load(target: str, *, what: str, extra: str) -> Any:
         ) from exc
 
 
-def _plugins() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-
-
 def _load_plugin(name: str) -> Any:
-    plugins = _plugins()
+    plugins = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name not in plugins:
         raise ParameterError(
-            f"there is no model {name!r}: built in are {', '.join(sorted(MODELS))}; installed "
-            "packages offer "
+            f"there is no model {name!r}: built in are {', '.join(sorted(MODELS))}; installed packages offer "
             f"{', '.join(sorted(plugins)) or 'none'} in the entry-point group {ENTRY_POINTS!r}.",
             kind=name,
         )
     if name in MODELS:
         raise ParameterError(
-            f"plug-in {plugins[name].value} is named {name!r} like a built-in model, so its "
-            "records could not be "
+            f"plug-in {plugins[name].value} is named {name!r} like a built-in model, so records of both could not be "
             "told apart; rename its entry point.",
             kind=name,
         )
@@ -314,14 +254,13 @@ def _load_plugin(name: str) -> Any:
         return plugins[name].load()
     except (ImportError, AttributeError) as exc:
         raise ParameterError(
-            f"plug-in model {name!r} ({plugins[name].value}) cannot be imported: {exc}; mend or "
-            "reinstall its package.",
+            f"plug-in model {name!r} ({plugins[name].value}) cannot be imported: {exc}; fix or reinstall its package.",
             kind=name,
         ) from exc
 
 
 def _plugin_options(params: PluginModel, model_class: Any) -> Any:
-    """Return the options as the plug-in's own params, where it has a class for them."""
+    """Return the options, validated by the plug-in's own class of params if it has one."""
     own = getattr(model_class, "Params", None)
     if not (isinstance(own, type) and issubclass(own, BaseModel)):
         return params.option_values

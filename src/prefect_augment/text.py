@@ -1,4 +1,4 @@
-"""Numbers and user strings as the report, the card and the artifacts write them."""
+"""Numbers and user strings as in the report, the card and the artifacts."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def number(x: float | None) -> str:
 
 
 def percent(x: float | None) -> str:
-    """A share in [0, 1] as a number of percent with one digit, without the sign."""
+    """A share in [0, 1] in percent with one digit, without the sign."""
     return MISSING if x is None or not math.isfinite(x) else f"{100 * x:.1f}".replace("-", "−")
 
 
 def points(x: float | None) -> str:
-    """A difference of shares in points of a hundredth, with its sign."""
+    """A difference of shares in percentage points, with its sign."""
     if x is None or not math.isfinite(x):
         return MISSING
-    # Rounded first: a difference of -0.0001 is not "−0.0".
+    # Round first: a difference of -0.0001 is not "−0.0".
     return f"{round(100 * x, 1) + 0.0:+.1f}".replace("-", "−")
 
 
 def effect(x: float | None) -> str:
-    """The size of a difference of shares in points, without a sign."""
+    """The size of a difference of shares in percentage points, without a sign."""
     return points(x).lstrip("+")
 
 
@@ -81,7 +81,7 @@ def interval_points(interval: Interval) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Seconds, minutes or hours in words."""
     if not math.isfinite(seconds):
         return MISSING
     if seconds < 10:
@@ -93,10 +93,10 @@ def duration(seconds: float) -> str:
 
 
 def visible(text: object) -> str:
-    """A user's string with what cannot be seen, or not be encoded, made visible.
+    """A user's string with invisible and unencodable characters made visible.
 
-    Control characters become their pictures (U+2400 and following), lone surrogates U+FFFD, and an
-    empty or blank string says so. HTML and markdown are escaped elsewhere.
+    Control characters become their pictures (U+2400 and following), lone surrogates U+FFFD, and an empty or blank
+    string says so. HTML and markdown are escaped elsewhere.
     """
     shown = "".join(_visible_char(char) for char in str(text))
     return shown if shown.strip() else f"(blank: {len(shown)} characters)" if shown else "(empty)"
@@ -114,7 +114,7 @@ def _visible_char(char: str) -> str:
 
 
 def markdown_text(text: object) -> str:
-    """A user's string for a line or table cell of markdown: nothing in it is markup or HTML."""
+    """A user's string for a line or table cell of markdown, escaped."""
     escaped = html.escape(visible(text), quote=False)
     return _MARKDOWN.sub(r"\\\1", escaped)
 
@@ -129,7 +129,7 @@ def natural_order(name: str) -> tuple[int, float, str]:
 
 
 def suggestion(name: str, known: Collection[str], *, n_shown: int = 20) -> str:
-    """Return "did you mean …?" with the names there are, for an error about an unknown name.
+    """Return "did you mean …?" with the known names, for an error about an unknown name.
 
     Examples
     --------

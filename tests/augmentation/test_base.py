@@ -296,7 +296,7 @@ def test_a_stratum_that_is_not_planned_is_refused(
 def test_classic_records_are_refused_where_they_are_switched_off(
     dataset: DatasetRef, balance_plan: BalancePlan, store: Store
 ) -> None:
-    with pytest.raises(ParameterError, match=r"93 classic records are wanted and classic.table"):
+    with pytest.raises(ParameterError, match=r"93 classic records are requested and classic.table"):
         run(dataset, balance_plan, store, classic=Classic(table="none"))
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 A = pytest.importorskip("albumentations", reason="needs the extra 'images'")
 
 from prefect_augment.augmentation.image_fused import Fused, draws, fused  # noqa: E402 - needs the extra
-from prefect_augment.augmentation.image_pipeline import GROUND, Pipeline  # noqa: E402
+from prefect_augment.augmentation.image_pipeline import FILL, Pipeline  # noqa: E402
 from prefect_augment.augmentation.image_policy import PRESETS, ImagePolicy, Operation  # noqa: E402
 from prefect_augment.encoding.annotations import Targets  # noqa: E402
 from prefect_augment.encoding.pixels import resize  # noqa: E402
@@ -147,7 +147,7 @@ def test_four_channels_are_warped_as_three_are(monkeypatch: pytest.MonkeyPatch) 
     image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
     policy = ImagePolicy(PRESETS["safe"], prob=1.0)
     four = policy.apply(image, seed=1)
-    monkeypatch.setattr("prefect_augment.augmentation.image_fused.FOUR_PAY", image.size + 1)
+    monkeypatch.setattr("prefect_augment.augmentation.image_fused.MIN_RGBA_VALUES", image.size + 1)
     assert np.array_equal(policy.apply(image, seed=1), four)
 
 
@@ -261,7 +261,7 @@ def test_a_box_that_leaves_the_image_goes(policy_border: int) -> None:
     assert moved.places.tolist() == [0]
     assert moved.boxes[0] == pytest.approx([60, 15, 24, 18], abs=0.6)
     assert moved.inside.tolist() == [True, False, True, False]
-    assert (changed[:, :30] == GROUND).all(), "gray, and nothing of the image once more"
+    assert (changed[:, :30] == FILL).all(), "gray, and nothing of the image once more"
     half = Operation(
         "Affine",
         {

@@ -238,7 +238,7 @@ def test_a_plugin_changes_images_by_the_seed_alone() -> None:
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     assert first.max() < 200
-    with pytest.raises(ParameterError, match="knows nothing of their boxes"):
+    with pytest.raises(ParameterError, match="without their boxes"):
         policy.apply_targets(image, images.Targets(), seed=1)
 
 
@@ -258,7 +258,7 @@ def test_an_import_path_is_followed_only_where_the_worker_says_so(
     with pytest.raises(ParameterError, match=f"set {ALLOW_IMPORT_PATHS}=1"):
         policy.check()
     monkeypatch.setenv(ALLOW_IMPORT_PATHS, "1")
-    with pytest.raises(ParameterError, match="fails on a picture"):
+    with pytest.raises(ParameterError, match="fails on an image"):
         ImagePolicy.from_params(Classic(plugin="os.path:basename")).check()
     with pytest.raises(ParameterError, match="cannot be imported"):
         ImagePolicy.from_params(Classic(plugin="os.path:no_such_thing")).check()

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.cli import app as cli, rebalance as rebalance_commands, steps as step_commands
+from prefect_augment.cli import app as cli, options, rebalance as rebalance_commands
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.params import Approval, Destination, Evaluation, NoModel, Source
@@ -165,23 +164,20 @@ class Asked:
         raise ParameterError("that is all")
 
 
-@pytest.mark.parametrize(
-    ("name", "module"), [("rebalance", rebalance_commands), ("evaluate", step_commands)]
-)
+@pytest.mark.parametrize("name", ["rebalance", "evaluate"])
 def test_options_go_before_the_parameters_file_and_that_before_the_defaults(
     call: Callable[..., tuple[int, str, str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
-    module: ModuleType,
 ) -> None:
     flow = Asked()
-    monkeypatch.setattr(module, "prefect_session", lambda quiet: nullcontext())
+    monkeypatch.setattr(options, "prefect_session", lambda quiet: nullcontext())
     monkeypatch.setattr(import_module(f"prefect_augment.flows.{name}"), name, flow)
 
-    def asked(text: str, *options: str) -> tuple[int, Any]:
+    def asked(text: str, *arguments: str) -> tuple[int, Any]:
         (tmp_path / "params.yaml").write_text(text)
-        call(name, "a", "b", "--params", tmp_path / "params.yaml", *options)
+        call(name, "a", "b", "--params", tmp_path / "params.yaml", *arguments)
         return flow.given["seed"], flow.given.get("compute", {}).get("workers")
 
     assert asked("{}") == (0, None)

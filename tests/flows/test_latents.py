@@ -20,37 +20,34 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect_augment import (
     Anomalies,
     AttributeShift,
+    Classification,
     Denoising,
     Destination,
     Experiment,
     Interpolation,
     Output,
+    Reconstruction,
     Release,
     RunParams,
     Source,
     TreesModel,
     anomalies,
     classify,
-    classify_records,
     denoise,
     embed,
-    embed_records,
     ingest_dataset,
     interpolate,
-    interpolate_records,
     open_latents,
     open_version,
     publish_dataset,
     reconstruct,
-    reconstruct_records,
-    score_anomalies,
     select_classes,
     shift_attribute,
-    shift_records,
     train,
     train_model,
+    use_latents,
 )
-from prefect_augment.cli import app as cli, latents as commands
+from prefect_augment.cli import app as cli, latents as commands, options
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows import latents as flows
 from prefect_augment.params import PluginModel
@@ -172,8 +169,10 @@ def test_tasks_take_one_anothers_references(asked: dict[str, Any], tmp_path: Pat
         params = RunParams(model=asked["model"])
         plan = BalancePlan.without_amounts()
         model = train_model.submit(Experiment(dataset=normal.result(), plan=plan, params=params))
-        scored = score_anomalies.submit(dataset, model, normal_share=0.1)
-        vectors = embed_records.submit(dataset, model, output=Output(uri=str(tmp_path / "vectors")))
+        scored = use_latents.submit("anomalies", dataset, model, Anomalies(normal_share=0.1))
+        vectors = use_latents.submit(
+            "embeddings", dataset, model, output=Output(uri=str(tmp_path / "vectors"))
+        )
         return scored.result(), vectors.result()
 
     scored, vectors = theirs()
@@ -187,15 +186,21 @@ def test_every_task_is_a_plain_function_outside_prefect(asked: dict[str, Any]) -
     plan, params = BalancePlan.without_amounts(), RunParams(model=asked["model"])
     experiment = Experiment(dataset=dataset, plan=plan, params=params)
     model = train_model.fn(experiment)
-    strip = interpolate_records.fn(dataset, model, Interpolation(n_steps=3))
+    strip = use_latents.fn("interpolations", dataset, model, Interpolation(n_steps=3))
     assert strip.n_records == 5
     shift = AttributeShift(only=[strip.found["start"]], strengths=[0, 1, 2])
-    assert shift_records.fn(dataset, model, shift).n_records == 3
-    assert reconstruct_records.fn(dataset, model, as_class="ok").n_records == dataset.n_records
-    assert classify_records.fn(dataset, model, prior="observed").found["prior"] == "observed"
+    assert use_latents.fn("shifts", dataset, model, shift).n_records == 3
+    assert (
+        use_latents.fn("reconstructions", dataset, model, Reconstruction(as_class="ok")).n_records
+        == dataset.n_records
+    )
+    assert (
+        use_latents.fn("classes", dataset, model, Classification(prior="observed")).found["prior"]
+        == "observed"
+    )
     publish_dataset.fn(Release(experiment=experiment))
     published = open_version.fn(asked["destination"])
-    assert embed_records.fn(published, model).n_records == dataset.n_records
+    assert use_latents.fn("embeddings", published, model).n_records == dataset.n_records
 
 
 # --- commands ---
@@ -218,7 +223,7 @@ def call(
         def __call__(self, **parameters: Any) -> Any:
             return self.fn(**parameters)
 
-    monkeypatch.setattr(commands, "prefect_session", lambda quiet: nullcontext())
+    monkeypatch.setattr(options, "prefect_session", lambda quiet: nullcontext())
     for name in commands.__all__:
         monkeypatch.setattr(flows, name, Plain(getattr(flows, name)))
     params = tmp_path / "params.yaml"

@@ -14,17 +14,15 @@ import pytest
 from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from support.latents import embed, reconstruct, shift_attribute
 from support.steps import experiment_of
 
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.latents import base as latents_stage
-from prefect_augment.latents.attribute_shift import shift_attribute
-from prefect_augment.latents.embed import embed
 from prefect_augment.latents.inputs import select_classes, version_records
 from prefect_augment.latents.page import latents_page
-from prefect_augment.latents.reconstruct import reconstruct
 from prefect_augment.loading.latents import Latents, open_latents
 from prefect_augment.params import (
     AttributeShift,
@@ -74,7 +72,7 @@ def result(store: Store, ref: LatentRef) -> Latents:
 def shift(trained: Trained, *, output: Output | None = None, **wish: Any) -> LatentRef:
     store, dataset, model = trained
     wishes = AttributeShift(**wish)
-    return shift_attribute(dataset, model=model, store=store, wish=wishes, output=output)
+    return shift_attribute(dataset, model=model, store=store, params=wishes, output=output)
 
 
 # --- what is written ---
@@ -267,7 +265,7 @@ def test_the_direction_of_a_published_version_is_not_of_its_hold_out(
 @pytest.mark.parametrize(
     ("wish", "words"),
     [
-        ({"column": "sit"}, r"column 'sit' is not one .*did you mean 'site'.*'state', or one of"),
+        ({"column": "sit"}, r"column 'sit' has no values .*did you mean 'site'.*'state', or one of"),
         ({"column": "site", "end": "west"}, r"'west' of column 'site'.*'east', 'north', 'south'"),
         ({"start": "okay"}, r"no training record has the value 'okay'.*did you mean 'ok'"),
         ({"end": "lost"}, r"each with 8 training records at least; 'lost' has \d\."),

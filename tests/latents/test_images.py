@@ -11,25 +11,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from prefect_augment.latents.denoise import denoise
 from sklearn.linear_model import LogisticRegression
+from support.latents import (
+    anomalies,
+    classify,
+    denoise,
+    embed,
+    interpolate,
+    reconstruct,
+    shift_attribute,
+)
 from support.steps import experiment_of
 
 from prefect_augment.encoding.pixels import decode_image
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.figures.image_grid import ROW_HEIGHT
 from prefect_augment.ingest.ingest import ingest
-from prefect_augment.latents.anomalies import anomalies
-from prefect_augment.latents.attribute_shift import shift_attribute
 from prefect_augment.latents.base import Job
 from prefect_augment.latents.capabilities import able_model
-from prefect_augment.latents.classify import classify
-from prefect_augment.latents.embed import embed
 from prefect_augment.latents.image_adapter import MAX_SHOWN, some_records
 from prefect_augment.latents.inputs import select_classes
-from prefect_augment.latents.interpolate import interpolate
 from prefect_augment.latents.page import latents_page
-from prefect_augment.latents.reconstruct import reconstruct
 from prefect_augment.loading.latents import Latents, open_latents
 from prefect_augment.params import (
     AttributeShift,
@@ -157,7 +159,7 @@ def table_of(store: Store, dataset: DatasetRef) -> pa.Table:
 def test_a_strip_begins_and_ends_with_records_as_they_are(trained: Trained) -> None:
     store, dataset, model = trained
     wish = Interpolation(start="across", end="down", n_steps=12)
-    ref = interpolate(dataset, model=model, store=store, wish=wish)
+    ref = interpolate(dataset, model=model, store=store, params=wish)
     strip = result(store, ref).to_table()
     source = {row["aug_id"]: row["image"]["bytes"] for row in table_of(store, dataset).to_pylist()}
     first, last = strip.slice(0, 1).to_pylist()[0], strip.slice(13, 1).to_pylist()[0]
@@ -193,7 +195,7 @@ def test_what_is_shown_is_of_validation_and_of_the_hold_out_only_where_nothing_e
 def test_an_attribute_that_is_added_shows_in_the_images(trained: Trained) -> None:
     store, dataset, model = trained
     wish = AttributeShift(start="across", end="down", strengths=[-0.5, 0, 0.5, 1])
-    ref = shift_attribute(dataset, model=model, store=store, wish=wish)
+    ref = shift_attribute(dataset, model=model, store=store, params=wish)
     made, source = result(store, ref).to_table(), table_of(store, dataset)
     assert made.schema.field("image").type == source.schema.field("image").type
     is_down = np.array(source["label"].to_pylist()) == "down"
@@ -211,7 +213,7 @@ def test_a_shift_of_records_outside_the_shown_part_has_no_picture(trained: Train
     across = training.filter(pa.array([name == "across" for name in training["label"].to_pylist()]))
     one = across["aug_id"][0].as_py()
     wish = AttributeShift(start="across", end="down", strengths=[1.0], only=[one])
-    ref = shift_attribute(dataset, model=model, store=store, wish=wish)
+    ref = shift_attribute(dataset, model=model, store=store, params=wish)
     assert ref.n_records == 1
     assert pictures(store, ref) == []
 
@@ -221,7 +223,7 @@ def test_the_picture_of_a_shift_has_a_row_per_strength_below_the_records(trained
     heights = []
     for strengths in ([0.0], [0.0, 1.0], list(np.linspace(0, 1, 32))):
         wish = AttributeShift(strengths=strengths)
-        ref = shift_attribute(dataset, model=model, store=store, wish=wish)
+        ref = shift_attribute(dataset, model=model, store=store, params=wish)
         (sheet,) = pictures(store, ref)
         heights.append(len(sheet))
     assert heights[1] - heights[0] == ROW_HEIGHT
@@ -340,9 +342,6 @@ def test_denoising_is_of_images_by_models_that_can(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, dataset, model = trained
-    for noise in (0.0, 1.5):
-        with pytest.raises(ParameterError, match="share of white"):
-            denoise(dataset, model=model, store=store, noise=noise)
     fitted, _ = load_model(store, model)
     monkeypatch.delattr(type(fitted), "denoise")
     with pytest.raises(ParameterError, match="'linear' does not take noise out"):

@@ -200,7 +200,7 @@ def test_bytes_and_a_policy_that_changes_pictures_exclude_one_another(
     dataset = publish_images(
         tmp_path, releases, messy_images, classic_policy="safe", classic_prob=0.5
     )
-    with pytest.raises(ParameterError, match="decode=False asks for their bytes"):
+    with pytest.raises(ParameterError, match="decode=False gives their bytes"):
         dataset.to_torch(recipe=True, decode=False)
 
 

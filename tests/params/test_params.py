@@ -45,7 +45,14 @@ FLOWS: list[Flow[Any, Any]] = [rebalance, augment, train, evaluate, approve, *US
 # In the order of work: what comes in, what is wanted, how, what has to hold, what goes out.
 ORDER = [
     *("source", "synthetic", "destination", "proposal", "answer", "balance"),
-    *("anomalies", "reconstruction", "denoising", "interpolation", "shift", "classification"),
+    *(
+        "anomalies",
+        "reconstruction",
+        "denoising",
+        "interpolation",
+        "attribute_shift",
+        "classification",
+    ),
     *("model", "classic", "budget", "evaluation", "quality"),
     *("approval", "publish", "report", "compute", "output", "seed", "plan_only"),
 ]
@@ -166,7 +173,7 @@ def test_a_seed_that_no_library_takes_is_refused_at_once(flow: Flow[Any, Any], s
     if flow is evaluate:
         given["synthetic"] = "nowhere.csv"
     if flow is shift_attribute:
-        given["shift"] = AttributeShift(column="y", start="a", end="b")
+        given["attribute_shift"] = AttributeShift(column="y", start="a", end="b")
     with pytest.raises(ParameterError, match=f"seed is {seed}; expected"):
         flow.fn(**given)
 

@@ -86,7 +86,7 @@ def test_the_same_export_writes_nothing(two: Store, folder: Store) -> None:
 def test_a_folder_with_anything_else_is_refused(two: Store, folder: Store) -> None:
     folder.put("mine.txt", b"mine")
     with pytest.raises(
-        ParameterError, match=r"holds files that are no export of ours, e\.g\. mine"
+        ParameterError, match=r"holds files that are not of an export, e\.g\. mine"
     ):
         export(two, folder)
     folder.delete("mine.txt")
@@ -99,7 +99,7 @@ def test_a_folder_with_anything_else_is_refused(two: Store, folder: Store) -> No
 
 def test_parts_without_our_manifest_are_no_earlier_export(two: Store, folder: Store) -> None:
     folder.put("train/part-00000-0123456789ab.parquet", b"of somebody else")
-    with pytest.raises(ParameterError, match="no export of ours"):
+    with pytest.raises(ParameterError, match="not of an export"):
         export(two, folder)
 
 
@@ -258,7 +258,7 @@ def test_a_folder_that_is_not_free_is_said_before_anything_is_written(
     release = releases.stage_release(any_store)
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "mine.txt").write_text("mine")
-    with pytest.raises(ParameterError, match="no export of ours"):
+    with pytest.raises(ParameterError, match="not of an export"):
         publish_parts(**{**vars(release), "publish": Publish(export=str(tmp_path / "tree"))})
     assert list_versions(any_store) == ()
     assert any_store.list("data") == []

@@ -117,10 +117,10 @@ def test_fewer_duplicates_are_not_made_up_for_by_weight() -> None:
 @pytest.mark.parametrize(
     ("amounts", "words"),
     [
-        ({"bad": 11}, ["'bad'", "11 records were asked for", "0 to 10 are allowed"]),
+        ({"bad": 11}, ["'bad'", "11 records were requested", "0 to 10 are allowed"]),
         ({"bad": -1}, ["'bad'", "-1 records"]),
         ({"bda": 1}, ["'bda'", "did you mean 'bad'"]),
-        ({"ok": 1}, ["'ok'", "no records are to be added"]),
+        ({"ok": 1}, ["'ok'", "adds no records"]),
     ],
 )
 def test_what_was_not_compared_is_refused(amounts: dict[str, int], words: list[str]) -> None:

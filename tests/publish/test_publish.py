@@ -567,7 +567,7 @@ def test_a_recipe_that_makes_no_sense_is_refused(
 
 def test_staged_records_that_are_gone_are_named(store: Store, release: Any) -> None:
     store.delete(f"{release.report.prefix}/report.json")
-    with pytest.raises(IntegrityError, match=r"report\.json is gone from staging"):
+    with pytest.raises(IntegrityError, match=r"report\.json is missing from staging"):
         run(release)
     assert not list_versions(store)
 

@@ -1,14 +1,12 @@
-"""Pipelines of albumentations, with every name checked and every node seeded for itself.
+"""Policies as albumentations pipelines: written as YAML, held as JSON, and seeded per operation and record.
 
-albumentations 2.0.8, the last release under a free licence, gives every operation of a pipeline the same
-random numbers when it gets one seed (of the 8 patterns of three flips 2 occur), repeats itself in every
-worker that a pipeline is pickled to, and drops unknown arguments with a warning. Here each node gets its
-own generators for each record, so that a record's copy depends on nothing but its seed, and a name that
-the real signature does not have is an error.
+albumentations 2.0.8, the last release under a free licence, gives every operation of a pipeline the
+same random numbers when it gets one seed (of the 8 patterns of three flips 2 occur), repeats itself in
+every worker that a pipeline is pickled to, and drops unknown arguments with a warning. Here each
+operation gets its own generators for each record, so a copy depends on its seed alone, and an unknown
+name is an error.
 
-Operations on images as data: names and arguments that a manifest can hold, and pipelines written as YAML.
-
-Two ways of writing are read. A list of names with their arguments::
+YAML is a list of names with their arguments, or what ``albumentations.save`` writes::
 
     - HorizontalFlip: {p: 0.5}
     - OneOf:
@@ -17,9 +15,6 @@ Two ways of writing are read. A list of names with their arguments::
           - GaussianBlur: {blur_limit: [3, 5]}
           - GaussNoise
     - Affine: {rotate: [-10, 10], border_mode: 4, p: 1.0}
-
-and what albumentations itself writes (``albumentations.save(pipeline, "policy.yaml", data_format="yaml")``).
-Whether there are such operations is asked when a pipeline is built (:mod:`.pipeline`).
 """
 
 from __future__ import annotations
@@ -54,46 +49,32 @@ __all__ = [
     "read_pipeline",
 ]
 
-# Operations that give images of a size of their own; without one they keep the image's.
+# Operations with an output size; without one they keep the image's.
 SIZED = ("RandomResizedCrop", "Resize", "RandomSizedCrop")
-BORDER_CONSTANT, GROUND = (
-    0,
-    114,
-)  # gray about images with boxes: a reflection would show objects that no box names
+# Gray around images with boxes: a reflection would show objects without a box.
+BORDER_CONSTANT, FILL = 0, 114
 
 Pixels = NDArray[np.uint8]
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of the libraries that make copies of images."""
-    found = {}
+    """Return the versions of the libraries that copies of images depend on."""
+    versions = {}
     for name in ("albumentations", "opencv-python-headless", "numpy"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = ""
-    return found
+            versions[name] = ""
+    return versions
 
 
 class Pipeline:
-    """Operations, built once; not to be shared by threads, as its nodes carry generators.
+    """Operations, built once. Not thread-safe, as its nodes carry generators.
 
-    Parameters
-    ----------
-    operations : sequence of Operation
-    size : tuple of int
-        Height and width, for operations that need a size and were given none.
-    with_targets : bool
-        Whether boxes, masks and keypoints come along; the ground about a moved image is then gray.
-    min_visibility : float in [0, 1]
-        Boxes of which a smaller share of the area stays in the image are left out.
-
-    Raises
-    ------
-    ParameterError
-        If there is no such operation, the operation has no such argument, or the argument no such value.
-    MissingExtraError
-        If albumentations is not installed.
+    ``size`` is (height, width) for operations that need one. ``with_targets`` moves boxes, masks and
+    keypoints along, with gray around a moved image; boxes with less than ``min_visibility`` of their area
+    inside are dropped. Raises ParameterError for an unknown operation, argument or value, and
+    MissingExtraError without albumentations.
     """
 
     def __init__(
@@ -119,13 +100,13 @@ class Pipeline:
 
     @property
     def n_words(self) -> int:
-        """Random words of 64 bit that one call takes."""
+        """Random 64-bit words that one call takes."""
         return 2 * len(self._all)
 
     def apply(
         self, image: Pixels, words: NDArray[np.uint64], targets: Targets | None = None
     ) -> tuple[Pixels, Targets | None]:
-        """Return an image, and what belongs to it, under so many random words."""
+        """Return a changed image and its targets, seeded by ``n_words`` random words."""
         for node, for_numpy, for_python in zip(
             self._all, words[::2].tolist(), words[1::2].tolist(), strict=True
         ):
@@ -154,19 +135,19 @@ class Pipeline:
 
 
 def _descend(node: Any) -> Iterator[Any]:
-    """Yield a node and everything in it: each has generators of its own."""
+    """Yield a node and everything in it: each has its own generators."""
     yield node
     for child in getattr(node, "transforms", ()):
-        # ColorJitter's are functions and no nodes.
+        # ColorJitter's transforms are functions, not nodes.
         if hasattr(child, "py_random"):
             yield from _descend(child)
 
 
 def _albumentations() -> Any:
-    # Its import asks the package index for a newer release unless it is told not to.
+    # Else the import queries the package index for a newer release.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     try:
-        with _torch_unseen():
+        with _without_torch():
             return importlib.import_module("albumentations")
     except ModuleNotFoundError as exc:
         raise MissingExtraError(
@@ -177,12 +158,12 @@ def _albumentations() -> Any:
 
 
 @contextmanager
-def _torch_unseen() -> Iterator[None]:
-    """Let albumentations be imported without torch, which it loads for tensors: 165 MB that we never use."""
+def _without_torch() -> Iterator[None]:
+    """Import albumentations without torch, which it loads for tensors: 165 MB that are never used."""
     if "torch" in sys.modules:
         yield
         return
-    sys.modules["torch"] = None  # type: ignore[assignment]  # how Python says: not to be had
+    sys.modules["torch"] = None  # type: ignore[assignment]  # makes the import fail
     try:
         yield
     finally:
@@ -190,9 +171,9 @@ def _torch_unseen() -> Iterator[None]:
 
 
 def _node(library: Any, operation: Operation, size: tuple[int, int], *, with_targets: bool) -> Any:
-    """Make one operation, with every name checked: albumentations only warns, and then guesses."""
-    found = _class(library, operation)
-    allowed = [name for name in inspect.signature(found.__init__).parameters if name != "self"]
+    """Build one operation with every name checked: albumentations only warns, and then guesses."""
+    cls = _class(library, operation)
+    allowed = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
     for name in operation.arguments:
         if name not in allowed:
             raise ParameterError(
@@ -209,13 +190,13 @@ def _node(library: Any, operation: Operation, size: tuple[int, int], *, with_tar
         arguments.setdefault("size", size)
     if with_targets and "border_mode" in allowed:
         arguments |= {"border_mode": BORDER_CONSTANT} | (
-            {"fill": GROUND} if "fill" in allowed else {}
+            {"fill": FILL} if "fill" in allowed else {}
         )
     if operation.name == "Affine":
-        # Its shift in whole pixels, rounded towards none, would leave an 8-pixel image in its place.
-        found = type("Affine", (found,), {"_get_translate_params": _shift})
+        # albumentations truncates shifts to whole pixels, so an 8-pixel image would never move.
+        cls = type("Affine", (cls,), {"_get_translate_params": _shift})
     try:
-        return found(**arguments)
+        return cls(**arguments)
     except (TypeError, ValueError) as exc:
         problem = str(exc).strip().replace("\n", " ")
         raise ParameterError(
@@ -225,11 +206,11 @@ def _node(library: Any, operation: Operation, size: tuple[int, int], *, with_tar
 
 
 def _class(library: Any, operation: Operation) -> type[Any]:
-    found: Any = getattr(library, operation.name, None)
+    cls: Any = getattr(library, operation.name, None)
     if operation.name in CONTAINERS or (
-        inspect.isclass(found) and issubclass(found, library.BasicTransform)
+        inspect.isclass(cls) and issubclass(cls, library.BasicTransform)
     ):
-        return found  # type: ignore[no-any-return]
+        return cls  # type: ignore[no-any-return]
     known = [
         name
         for name, value in vars(library).items()
@@ -243,10 +224,10 @@ def _class(library: Any, operation: Operation) -> type[Any]:
 
 
 def _shift(affine: Any, shape: tuple[int, int]) -> dict[str, float]:
-    """Fractions of a pixel, as the warp can do them; :meth:`Affine._get_translate_params`."""
+    """Shift in fractions of a pixel, in place of ``Affine._get_translate_params``."""
     if affine.translate_percent is None:
         pixels = affine.translate_px or {"x": (0, 0), "y": (0, 0)}
-        # A pipeline that albumentations has written has them as floats.
+        # albumentations.save writes them as floats.
         return {axis: affine.py_random.randint(*map(int, pixels[axis])) for axis in ("x", "y")}
     height, width = shape[:2]
     sides = {"x": width, "y": height}
@@ -256,39 +237,25 @@ def _shift(affine: Any, shape: tuple[int, int]) -> dict[str, float]:
     }
 
 
-# Operations made of others.
+# Operations that contain others.
 CONTAINERS = ("OneOf", "RandomOrder", "Sequential", "SomeOf")
 _CLASS = "__class_fullname__"  # albumentations' key for an operation's name
 _OF_COMPOSE = ("p", "transforms")
-_REFUSED = (
-    "additional_targets",
-    "bbox_params",
-    "keypoint_params",
-    "seed",
-)  # which are this package's to say
+# This package sets these itself.
+_REFUSED = ("additional_targets", "bbox_params", "keypoint_params", "seed")
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of a policy.
-
-    Attributes
-    ----------
-    name : str
-        A class of albumentations.
-    arguments : mapping of str to JSON value
-        Of its constructor, without those of ``inner``.
-    inner : tuple of Operation
-        What one of :data:`CONTAINERS` is made of.
-    """
+    """One operation of a policy: a class of albumentations with its arguments."""
 
     name: str
-    arguments: Mapping[str, Any]
-    inner: tuple[Operation, ...] = ()
+    arguments: Mapping[str, Any]  # JSON values, without those of ``inner``
+    inner: tuple[Operation, ...] = ()  # the operations of one of CONTAINERS
 
     @property
     def config(self) -> list[Any]:
-        """Name, arguments and inner operations as JSON; :func:`read_operations` takes it back."""
+        """Name, arguments and inner operations as JSON; inverse of :func:`read_operations`."""
         return [
             self.name,
             dict(self.arguments),
@@ -297,7 +264,7 @@ class Operation:
 
 
 def flattened(operations: Sequence[Operation]) -> Iterator[Operation]:
-    """Yield operations and, after each, those that it is made of."""
+    """Yield operations, each followed by its inner ones."""
     for operation in operations:
         yield operation
         yield from flattened(operation.inner)
@@ -312,24 +279,16 @@ def read_operations(config: Sequence[Any]) -> tuple[Operation, ...]:
 
 
 def read_pipeline(text: str) -> tuple[Operation, ...]:
-    """Return the operations of a pipeline written as YAML.
+    """Return the operations of a pipeline written as YAML (see the module).
 
-    Parameters
-    ----------
-    text : str
-        See the module.
-
-    Raises
-    ------
-    ParameterError
-        If the text is no YAML, or no pipeline; says which entry, and how it should look.
+    Raises ParameterError if the text is no YAML or no pipeline; the message names the entry.
     """
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as exc:
         problem = " ".join(str(exc).split())
         raise ParameterError(f"classic.policy is no YAML: {problem}.") from exc
-    if isinstance(value, dict) and "transform" in value:  # as albumentations writes it
+    if isinstance(value, dict) and "transform" in value:  # written by albumentations.save
         value = [value["transform"]]
     if not isinstance(value, list) or not value:
         raise ParameterError(
@@ -357,8 +316,10 @@ def _operation(entry: Any, where: str) -> Operation:
         arguments.setdefault("p", 1.0)
     inner = arguments.pop("transforms", None)
     if (name in CONTAINERS) != bool(inner) or not isinstance(inner, list | None):
-        wanted = "a list of operations as 'transforms'" if name in CONTAINERS else "no 'transforms'"
-        raise ParameterError(f"{where}: {name} takes {wanted}; found {inner!r}.")
+        expected = (
+            "a list of operations as 'transforms'" if name in CONTAINERS else "no 'transforms'"
+        )
+        raise ParameterError(f"{where}: {name} takes {expected}; found {inner!r}.")
     return Operation(
         name, _as_tuples(arguments), _operations(inner, f"{where}.{name}") if inner else ()
     )
@@ -380,7 +341,7 @@ def _named(entry: Any, where: str) -> tuple[str, dict[str, Any]]:
 
 
 def _as_tuples(value: Any) -> Any:
-    """Lists as tuples, which albumentations asks for and YAML and JSON do not know."""
+    """Return lists as tuples, which albumentations needs and YAML and JSON lack."""
     if isinstance(value, dict):
         return {key: _as_tuples(v) for key, v in value.items()}
     return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value

@@ -1,8 +1,8 @@
 """Classic augmentation of images: a policy, and a copy of an image under a seed.
 
-A policy's operations are albumentations'. Where all of them can be done in one warp, one colour matrix and one blur
-(:mod:`.fused`; every preset but ``trivial``), that is how they are done; else albumentations does them
-(:mod:`.pipeline`). A record's copy depends on nothing but its seed, either way.
+A policy's operations are albumentations'. If all of them fit one warp, one colour matrix and one blur
+(every preset but ``trivial``), :mod:`.image_fused` does them, else albumentations
+(:mod:`.image_pipeline`). Either way a record's copy depends on its seed alone.
 """
 
 from __future__ import annotations
@@ -35,41 +35,22 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.params import Classic
 from prefect_augment.params.keys import canonical_json
 
-__all__ = [
-    "ENTRY_POINTS",
-    "PRESETS",
-    "ImagePolicy",
-    "Operation",
-    "Targets",
-    "record_seed",
-]
+__all__ = ["ENTRY_POINTS", "PRESETS", "ImagePolicy", "Operation", "Targets", "record_seed"]
 
 ALGORITHM_VERSION = 2
 ENTRY_POINTS = "prefect_augment.policies"
-MOST_PIPELINES = 64  # of one thread: operations without a size are built for each size of images
-TRIED_SIDE = 64  # of the picture that a policy is tried on
+MAX_PIPELINES = 64  # per thread: operations without a size are built for each size of images
+TRIAL_SIDE = 64  # pixels of the image that a policy is tried on
 
 Images = NDArray[np.uint8]
 Callback = Callable[[Images, np.random.Generator], Images]
 
 
 def record_seed(run_seed: int, record: str, copy: int) -> int:
-    """Return the seed of one copy of one record.
+    """Return the seed of one copy of one record, in [0, 2**63), as ``aug_seed`` holds it.
 
-    Parameters
-    ----------
-    run_seed : int
-        The run's.
-    record : str
-        The record's ``aug_id`` (or another digest of its own).
-    copy : int
-        Number of the copy, from 0 on.
-
-    Returns
-    -------
-    int
-        In [0, 2**63): what ``aug_seed`` holds. It depends on nothing else: not on the order of
-        records, their number, or who asks.
+    It depends on the run's seed, the record's ``aug_id`` and the copy's number from 0 on; not on the
+    order or number of records.
     """
     key = f"{run_seed}|{record}|{copy}".encode()
     return int.from_bytes(blake2b(key, digest_size=8).digest(), "little") >> 1
@@ -79,58 +60,32 @@ def record_seed(run_seed: int, record: str, copy: int) -> int:
 class ImagePolicy:
     """Operations that change an image and keep its class, and how often they are applied.
 
-    Parameters
-    ----------
-    operations : tuple of Operation
-        Applied in this order.
-    prob : float in [0, 1]
-        Probability, per record, that the policy is applied at all; a record that it passes over is
-        unchanged.
-    rule : str
-        What it does, in a sentence for the report.
-    name : str
-        A preset, ``custom``, or a plug-in.
-    plugin : str
-        A user's callable instead of operations: its name in the entry-point group
-        ``prefect_augment.policies``, or ``module:function`` where the worker allows it.
-
-    Raises
-    ------
-    ParameterError
-        On first use, if albumentations has no such operation, the operation no such argument, or
-        the argument no such value; if there is no such plug-in.
-    MissingExtraError
-        On first use, if albumentations is not installed.
+    Raises ParameterError on first use for an unknown operation, argument, value or plug-in, and
+    MissingExtraError without albumentations.
     """
 
-    operations: tuple[Operation, ...]
-    prob: float = 0.5
-    rule: str = ""
-    name: str = "custom"
-    plugin: str = ""
+    operations: tuple[Operation, ...]  # applied in this order
+    prob: float = 0.5  # per record, that the policy is applied at all
+    rule: str = ""  # a sentence for the report
+    name: str = "custom"  # or a preset, or a plug-in
+    plugin: str = ""  # entry point in ENTRY_POINTS, or module:function, instead of operations
 
     @classmethod
     def from_params(cls, classic: Classic) -> ImagePolicy:
-        """Return the policy that the params ask for.
-
-        Raises
-        ------
-        ParameterError
-            If the pipeline is none, or has what its domain forbids.
-        """
+        """Return the policy of the params; ParameterError if the pipeline is invalid or its domain forbids it."""
         prob = classic.image_prob
-        often = f" Applied to {100 * prob:g} % of the records that are drawn."
+        how_often = f" Applied to {100 * prob:g} % of the records that are drawn."
         if classic.plugin:
-            rule = f"Classic augmentation (plug-in {classic.plugin})." + often
+            rule = f"Classic augmentation (plug-in {classic.plugin})." + how_often
             return cls((), prob, rule, name=classic.plugin, plugin=classic.plugin)
         if classic.policy:
             operations = read_pipeline(classic.policy)
             check_allowed(operations, classic.image)
             names = ", ".join(op.name for op in flattened(operations))
-            rule = f"Classic augmentation (a pipeline of one's own: {names})." + often
+            rule = f"Classic augmentation (a pipeline of one's own: {names})." + how_often
             return cls(operations, prob, rule)
         domain = DOMAINS[classic.image]
-        rule = f"Classic augmentation (preset {classic.image}): {domain.rule}." + often
+        rule = f"Classic augmentation (preset {classic.image}): {domain.rule}." + how_often
         if not domain.operations:
             rule = domain.rule
         return cls(domain.operations, prob, rule, name=classic.image)
@@ -146,20 +101,14 @@ class ImagePolicy:
         )
 
     def stronger(self, times: float) -> ImagePolicy:
-        """Return the policy with ranges ``times`` as wide, see :func:`~.strength.stronger`.
-
-        Parameters
-        ----------
-        times : float
-            1 is the policy itself; below 1 it is milder.
-        """
+        """Return the policy with ranges ``times`` as wide; below 1 it is milder."""
         if times == 1:
             return self
         return replace(self, operations=tuple(stronger(op, times) for op in self.operations))
 
     @property
     def config(self) -> dict[str, Any]:
-        """What the policy does, as JSON."""
+        """The policy as JSON."""
         return {
             "name": self.name,
             "plugin": self.plugin,
@@ -174,11 +123,11 @@ class ImagePolicy:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of what the policy does, 64 hexadecimal digits; library versions are not in it."""
-        what: list[Any] = [[op.config for op in self.operations], self.prob]
+        """sha256 of :attr:`config`, 64 hexadecimal digits; library versions are not in it."""
+        parts: list[Any] = [[op.config for op in self.operations], self.prob]
         if self.plugin:
-            what += [self.plugin, str(getattr(self._callback, "version", ""))]
-        return hashlib.sha256(canonical_json([ALGORITHM_VERSION, *what])).hexdigest()
+            parts += [self.plugin, str(getattr(self._callback, "version", ""))]
+        return hashlib.sha256(canonical_json([ALGORITHM_VERSION, *parts])).hexdigest()
 
     @property
     def is_none(self) -> bool:
@@ -186,9 +135,9 @@ class ImagePolicy:
         return not self.operations and not self.plugin
 
     def check(self) -> None:
-        """Try the policy once, so that a mistake in it shows before any work is done."""
+        """Try the policy once, so that a mistake shows before any work is done."""
         if not self.is_none:
-            side = np.arange(TRIED_SIDE, dtype=np.uint8)
+            side = np.arange(TRIAL_SIDE, dtype=np.uint8)
             image = np.stack(
                 [side[:, None] + side, side[:, None] * 2 + side, 255 - side + side[:, None]], axis=2
             )
@@ -196,29 +145,17 @@ class ImagePolicy:
                 self.apply(image, seed=0, prob=1.0)
             except ParameterError:
                 raise
-            except Exception as exc:  # whatever a library or a user's callable raises
+            except Exception as exc:  # a library or a user's callable may raise anything
                 raise ParameterError(
-                    f"the policy {self.name!r} fails on a picture of {TRIED_SIDE}×{TRIED_SIDE} pixels: "
+                    f"the policy {self.name!r} fails on an image of {TRIAL_SIDE}×{TRIAL_SIDE} pixels: "
                     f"{type(exc).__name__}: {exc}."
                 ) from exc
 
     def apply(self, image: Images, *, seed: int, prob: float | None = None) -> Images:
-        """Return one image as the policy changes it under this seed.
+        """Return one uint8 image (height, width, 1 or 3) under this seed; itself where the policy is not applied.
 
-        Parameters
-        ----------
-        image : ndarray of uint8, shape (height, width, channels)
-            One channel or three, any size.
-        seed : int
-            Not negative; see :func:`record_seed`.
-        prob : float, optional
-            Instead of the policy's own probability. How a changed image looks does not depend on it.
-
-        Returns
-        -------
-        ndarray of uint8, shape (height, width, channels)
-            The image itself where the policy passes it over. The size changes only where an operation
-            asks for one.
+        ``prob`` replaces the policy's own probability, and does not influence how a changed image looks.
+        The size changes only if an operation sets one.
         """
         return self._apply(image, None, seed, prob, 0.0)[0]
 
@@ -233,31 +170,13 @@ class ImagePolicy:
     ) -> tuple[Images, Targets]:
         """Return one image with its boxes, masks and keypoints, all moved alike.
 
-        What a moved image leaves empty is gray here, and not the image reflected: a reflection would
-        show objects that no box names.
-
-        Parameters
-        ----------
-        image, seed, prob
-            As for :meth:`apply`.
-        targets : Targets
-            Boxes, masks and keypoints of the image.
-        min_visibility : float in [0, 1]
-            Boxes of which a smaller share of the area stays in the image are left out.
-
-        Returns
-        -------
-        tuple
-            The image, and the targets that are left; ``places`` says which boxes these were.
-
-        Raises
-        ------
-        ParameterError
-            If the policy is a plug-in, which knows nothing of boxes.
+        The area outside a moved image is gray, not reflected: a reflection would show objects without a box.
+        Boxes with less than ``min_visibility`` of their area inside are dropped; ``places`` of the returned
+        targets names those that stay. Raises ParameterError for a plug-in, which does not handle boxes.
         """
         if self.plugin:
             raise ParameterError(
-                f"the plug-in {self.plugin!r} changes images and knows nothing of their boxes, masks or keypoints; "
+                f"the plug-in {self.plugin!r} changes images without their boxes, masks or keypoints; "
                 "take a preset or a pipeline (classic.policy)."
             )
         height, width = image.shape[:2]
@@ -272,16 +191,9 @@ class ImagePolicy:
         seeds: Sequence[int],
         probs: Sequence[float] | None = None,
     ) -> list[Images]:
-        """Return each image as :meth:`apply` does under its own seed, faster where they are small.
+        """Return each image as :meth:`apply` does under its own seed, faster for small images.
 
-        Parameters
-        ----------
-        images : sequence of ndarray of uint8, shape (height, width, channels)
-            Of one size or of many.
-        seeds : sequence of int
-            One per image.
-        probs : sequence of float, optional
-            One per image, instead of the policy's own probability.
+        Images may differ in size; ``probs`` replace the policy's own probability.
         """
         chances = [self.prob] * len(images) if probs is None else probs
         numbers = [draws(int(seed)) for seed in seeds]
@@ -290,7 +202,7 @@ class ImagePolicy:
         for i in [] if self.is_none else drawn:
             _check_image(images[i])
             by_size.setdefault(self._size_for(images[i]), []).append(i)
-        found = list(images)
+        results = list(images)
         for size, places in by_size.items():
             chosen = [images[i] for i in places]
             fast = None if self.plugin else self._built(size)[1]
@@ -302,8 +214,8 @@ class ImagePolicy:
             else:
                 changed = fast.batch(chosen, [numbers[i] for i in places])
             for i, image in zip(places, changed, strict=True):
-                found[i] = image
-        return found
+                results[i] = image
+        return results
 
     def _apply(
         self,
@@ -314,7 +226,7 @@ class ImagePolicy:
         min_visibility: float,
     ) -> tuple[Images, Targets | None]:
         _check_image(image)
-        # The first number always: how a changed image looks does not depend on how often images are changed.
+        # Draw the first number always, so that a changed image does not depend on ``prob``.
         draw = draws(seed)
         if self.is_none or draw() >= (self.prob if prob is None else prob):
             return image, targets
@@ -327,12 +239,12 @@ class ImagePolicy:
         else:
             words: NDArray[np.uint64] = np.random.SeedSequence(seed).generate_state(
                 pipeline.n_words, np.uint64
-            )  # type: ignore[assignment]  # the stub does not look at the type asked for
+            )  # type: ignore[assignment]  # the stub ignores the dtype argument
             changed, moved = pipeline.apply(image, words, targets)
         return self._checked(changed, image), moved
 
     def _checked(self, changed: Any, image: Images) -> Images:
-        """Return a changed image with its channels, refusing what no image is."""
+        """Return a changed image with its channels; ParameterError if it is no image."""
         if isinstance(changed, np.ndarray) and changed.ndim == 2 and image.shape[2] == 1:
             changed = changed[:, :, None]
         if (
@@ -341,13 +253,13 @@ class ImagePolicy:
             or changed.ndim != 3
             or changed.shape[2] != image.shape[2]
         ):
-            found = (
+            kind = (
                 f"{changed.dtype} of shape {changed.shape}"
                 if isinstance(changed, np.ndarray)
                 else type(changed)
             )
             raise ParameterError(
-                f"the policy {self.name!r} makes {found} of an image; expected uint8 of shape (height, width, "
+                f"the policy {self.name!r} makes {kind} of an image; expected uint8 of shape (height, width, "
                 f"{image.shape[2]}). Leave out what converts or normalises."
             )
         return changed
@@ -371,29 +283,25 @@ class ImagePolicy:
         with_targets: bool = False,
         min_visibility: float = 0.0,
     ) -> tuple[Pipeline, Fused | None]:
-        """Return this thread's pipeline: its nodes carry generators, so threads may not share them."""
-        pipelines: dict[Any, tuple[Pipeline, Fused | None]] = _built.__dict__.setdefault(
-            "pipelines", {}
-        )
+        """Return this thread's pipeline: nodes carry generators, so threads may not share them."""
+        pipelines: dict[Any, tuple[Pipeline, Fused | None]]
+        pipelines = _built.__dict__.setdefault("pipelines", {})
         key = (self.digest, size, with_targets, min_visibility)
         if key not in pipelines:
-            if len(pipelines) >= MOST_PIPELINES:
+            if len(pipelines) >= MAX_PIPELINES:
                 pipelines.clear()
-            # What the fast path reads off the nodes is their own: it fills what is left empty by itself.
-            plain = Pipeline(self.operations, size=size)
-            fast = fused(plain.nodes)
-            pipelines[key] = (
-                Pipeline(
+            # The fast path reads operations without targets, whose border it sets itself.
+            pipeline = Pipeline(self.operations, size=size)
+            fast = fused(pipeline.nodes)
+            if with_targets and fast is None:
+                pipeline = Pipeline(
                     self.operations, size=size, with_targets=True, min_visibility=min_visibility
                 )
-                if with_targets and fast is None
-                else plain,
-                fast,
-            )
+            pipelines[key] = pipeline, fast
         return pipelines[key]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is built: a process makes its own."""
+        """Leave out built pipelines: each process makes its own."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,10 +1,8 @@
-"""Presets of images by domain: what each does, and the operations that would change a label there.
+"""Presets of images by domain: their operations, and the operations that would change a label there.
 
-Copies that are stored are seen as often as their originals, so they stay milder than what is done on
-the fly. Ranges are those of the prototype that gained five points (``safe``), of the papers cited in
-``docs/augmentation.md``, and of practice; ``check-policy`` tells whether they keep your labels.
-
-How far an operation changes an image, as one number: ranges made wider or narrower.
+Stored copies are seen as often as their originals, so they are milder than augmentation on the fly.
+Ranges are those of the prototype that gained five points (``safe``), of the papers cited in
+``docs/augmentation.md``, and of practice; ``check-policy`` tests whether they keep your labels.
 """
 
 from __future__ import annotations
@@ -23,23 +21,12 @@ REFLECT_101 = 4  # cv2's number: the border pixel is not repeated
 
 @dataclass(frozen=True)
 class Domain:
-    """What images of one kind stand, and what they do not.
+    """Operations that suit one kind of images, and those that may change their label."""
 
-    Attributes
-    ----------
-    rule : str
-        What the preset does, in a sentence for the report.
-    operations : tuple of Operation
-    forbids : tuple of str
-        Operations that are refused, in pipelines of one's own too, where the preset is named beside.
-    most_degrees : float
-        Farthest that anything may turn an image.
-    """
-
-    rule: str
+    rule: str  # what the preset does, in a sentence for the report
     operations: tuple[Operation, ...]
-    forbids: tuple[str, ...] = ()
-    most_degrees: float = 180.0
+    forbids: tuple[str, ...] = ()  # also in a user's pipeline that names this domain
+    most_degrees: float = 180.0  # largest rotation
 
 
 def _op(name: str, p: float = 1.0, **arguments: Any) -> Operation:
@@ -81,7 +68,7 @@ _WARPS = ("ElasticTransform", "GridDistortion", "OpticalDistortion", "ThinPlateS
 _CROPS = ("RandomResizedCrop", "RandomCrop", "CenterCrop", "RandomSizedCrop", "CropAndPad")
 
 # TrivialAugment (Müller & Hutter 2021, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", table
-# of the space "RA"): one of 14 operations, each as likely, of a magnitude that is drawn evenly.
+# of the space "RA"): one of 14 operations, equally likely, with a uniform magnitude.
 _TRIVIAL = Operation(
     "OneOf",
     {"p": 1.0},
@@ -147,7 +134,7 @@ DOMAINS: dict[str, Domain] = {
             _move(3.0, 0.05, 0.05),
             _light(0.15, 0.2),
         ),
-        # A defect may be a few pixels wide: what covers, smears or cuts may remove it.
+        # A defect may be a few pixels wide: covering, smearing or cropping may remove it.
         forbids=(*_COVERS, *_CROPS, *_WARPS, "MotionBlur", "MedianBlur", "GlassBlur", "Defocus", "ZoomBlur"),
     ),
     "vehicles": Domain(
@@ -173,13 +160,7 @@ PRESETS: dict[str, tuple[Operation, ...]] = {name: d.operations for name, d in D
 
 
 def check_allowed(operations: Sequence[Operation], domain: str) -> None:
-    """Refuse what would change a label in a domain.
-
-    Raises
-    ------
-    ParameterError
-        If an operation is forbidden there, or turns images farther than is.
-    """
+    """Raise ParameterError for an operation that a domain forbids, or too large a rotation."""
     rules = DOMAINS[domain]
     for operation in flattened(operations):
         if operation.name in rules.forbids:
@@ -198,25 +179,21 @@ def check_allowed(operations: Sequence[Operation], domain: str) -> None:
 
 
 def _degrees(operation: Operation) -> float:
-    """Return how far an operation turns an image at most, as far as its arguments say."""
-    name = {
-        "Affine": "rotate",
-        "Rotate": "limit",
-        "SafeRotate": "limit",
-        "ShiftScaleRotate": "rotate_limit",
-    }
-    wish = operation.arguments.get(name.get(operation.name, ""), 0.0)
-    if operation.name in ("Rotate", "SafeRotate") and "limit" not in operation.arguments:
-        return 90.0  # albumentations' default
-    values = wish if isinstance(wish, tuple | list) else (wish,)
+    """Return the largest rotation of an operation, as far as its arguments tell."""
+    arguments = {"Affine": "rotate", "ShiftScaleRotate": "rotate_limit"}
+    if operation.name in ("Rotate", "SafeRotate"):
+        limit = operation.arguments.get("limit", 90.0)  # albumentations' default
+    else:
+        limit = operation.arguments.get(arguments.get(operation.name, ""), 0.0)
+    values = limit if isinstance(limit, tuple | list) else (limit,)
     return max((abs(v) for v in values if isinstance(v, int | float)), default=0.0)
 
 
-MOST_RATIO = 0.95  # a range around 1 keeps off 0
+MAX_RELATIVE = 0.95  # keeps a range around 1 away from 0
 
 
 def _around_zero(value: Any, times: float) -> Any:
-    """A limit, a range around 0, or one of these per axis."""
+    """Scale a limit, a range around 0, or one of these per axis."""
     if isinstance(value, dict):
         return {axis: _around_zero(one, times) for axis, one in value.items()}
     if isinstance(value, tuple | list):
@@ -225,16 +202,16 @@ def _around_zero(value: Any, times: float) -> Any:
 
 
 def _around_one(value: Any, times: float) -> Any:
-    """A range of factors; those of size and light stay above 0."""
+    """Scale a range of factors; size and brightness stay above 0."""
     if isinstance(value, dict):
         return {axis: _around_one(one, times) for axis, one in value.items()}
     if isinstance(value, tuple | list):
-        return tuple(1 + max(-MOST_RATIO, times * (one - 1)) for one in value)
+        return tuple(1 + max(-MAX_RELATIVE, times * (one - 1)) for one in value)
     return value  # one number is a limit to some operations and a factor to others
 
 
-# Operation -> its arguments that say how far, and how they grow. Anything else is left as it is: flips are
-# there or not, and a blur is drawn by its own probability.
+# Operation -> its arguments of strength, and how they scale. Anything else stays as it is, such as flips
+# and blurs.
 SCALED: dict[str, dict[str, Callable[[Any, float], Any]]] = {
     "Affine": {
         "rotate": _around_zero,
@@ -243,10 +220,7 @@ SCALED: dict[str, dict[str, Callable[[Any, float], Any]]] = {
         "scale": _around_one,
     },
     "Rotate": {"limit": _around_zero},
-    "RandomBrightnessContrast": {
-        "brightness_limit": _around_zero,
-        "contrast_limit": _around_zero,
-    },
+    "RandomBrightnessContrast": {"brightness_limit": _around_zero, "contrast_limit": _around_zero},
     "RandomResizedCrop": {"scale": _around_one},
     "ColorJitter": {
         "brightness": _around_one,
@@ -258,15 +232,7 @@ SCALED: dict[str, dict[str, Callable[[Any, float], Any]]] = {
 
 
 def stronger(operation: Operation, times: float) -> Operation:
-    """Return an operation with ranges ``times`` as wide.
-
-    Parameters
-    ----------
-    operation : Operation
-        One that is not in :data:`SCALED` stays as it is; of a container, so do those in it that are not.
-    times : float
-        1 changes nothing.
-    """
+    """Return an operation with ranges ``times`` as wide, inner ones included; see :data:`SCALED`."""
     rules = SCALED.get(operation.name, {})
     arguments = {
         name: rules[name](value, times) if name in rules else value

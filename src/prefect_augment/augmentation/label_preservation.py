@@ -1,4 +1,4 @@
-"""Check a policy: whether a classifier of real images still sees the class once an operation was applied."""
+"""Check of a policy: whether a classifier of real images still sees the class after each operation."""
 
 from __future__ import annotations
 
@@ -43,51 +43,38 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-STEPS = 300  # of the probe: it is right about 97 % of mnist10k after them
-MOST_OF_CLASS = 100  # validation images of a class that are changed
-LEAST_OF_CLASS = 20  # images, below which a class says nothing by itself
+STEPS = 300  # of the classifier, which reaches 97 % on mnist10k
+MAX_OF_CLASS = 100  # validation images of a class that are changed
+MIN_OF_CLASS = 20  # images, below which one class is no evidence by itself
 CLASS_DAMAGE = 0.5  # of one class's images: more often another class than its own
-LEAST_ACCURACY = 0.8  # of the probe, below which it is too weak to tell
+MIN_ACCURACY = 0.8  # of the classifier, below which the check says nothing
 WHOLE = "the whole policy"
 PICTURE = "policy.png"
 
 
 def check_policy(dataset: DatasetRef, *, classic: Classic, seed: int, store: Store) -> PolicyCheck:
-    """Return how often each operation of a policy makes an image another class's, in a probe's eyes.
+    """Return how often each operation of a policy makes a classifier see another class.
 
-    Parameters
-    ----------
-    dataset : DatasetRef
-        Staged images; training and validation are read, the hold-out is not.
-    classic : Classic
-        The policy, and how much damage is too much.
-    seed : int
-    store : Store
-        The destination, under whose ``_staging`` the result goes.
-
-    Raises
-    ------
-    ParameterError
-        If the records are no images, or the policy is none.
+    Training and validation images are read, the hold-out is not. Raises ParameterError if the records are
+    no images, or the policy does nothing.
     """
     info = load_info(dataset, store)
     if info.image is None:
         raise ParameterError(
-            "check-policy is of images, and the source holds rows of a table; SMOTE and its kin stay within a class."
+            "check-policy is of images, and the source holds rows of a table; SMOTE methods stay within a class."
         )
     policy = ImagePolicy.from_params(classic)
     policy.check()
     if policy.is_none:
         raise ParameterError("classic.image is 'none': there is no policy to check.")
     stage = _stage(dataset, policy, classic, seed, store)
-    known = stage.outcome(PolicyCheck)
-    return known or stage.finish(_check(info, policy, classic, seed, stage))
+    return stage.outcome(PolicyCheck) or stage.finish(_check(info, policy, classic, seed, stage))
 
 
 def find_check(
     dataset: DatasetRef, *, classic: Classic, seed: int, store: Store
 ) -> PolicyCheck | None:
-    """Return what :func:`check_policy` found of the same, or None where nobody asked."""
+    """Return the stored result of :func:`check_policy` for the same inputs, or None."""
     policy = ImagePolicy.from_params(classic)
     if policy.is_none:
         return None
@@ -95,7 +82,7 @@ def find_check(
 
 
 def check_picture(check: PolicyCheck | None, store: Store) -> bytes | None:
-    """Return the sheet of a check as PNG bytes; None for no check."""
+    """Return a check's image sheet as PNG bytes; None for no check."""
     return store.read(check.picture) if check else None
 
 
@@ -121,20 +108,20 @@ def _check(
     classes = sorted(set(labels.tolist()))
     y = np.searchsorted(classes, labels).astype(np.int64)
     rows = np.concatenate(
-        [np.flatnonzero(is_validation & (y == k))[:MOST_OF_CLASS] for k in range(len(classes))]
+        [np.flatnonzero(is_validation & (y == k))[:MAX_OF_CLASS] for k in range(len(classes))]
     )
-    of = _operations(policy)
-    accuracy, found = label_flips(
-        (X[~is_validation], y[~is_validation]), (X[rows], y[rows]), {name: _change(p) for name, p in of.items()},
+    # Train on training images, count label flips of changed validation images.
+    changes = {name: _change(each) for name, each in _operations(policy).items()}
+    accuracy, flips_of = label_flips(
+        (X[~is_validation], y[~is_validation]), (X[rows], y[rows]), changes,
         n_classes=len(classes), steps=STEPS, seed=seed,
     )  # fmt: skip
+    # Show one image of each class under every operation.
     path = f"{stage.prefix}/{PICTURE}"
     shown = [int(np.flatnonzero(y == k)[0]) for k in range(len(classes))][:N_COLUMNS]
-    stage.store.put(
-        path,
-        policy_sheet(list(X[shown]), table["aug_id"].take(pa.array(shown)).to_pylist(), policy),
-    )
-    weak = accuracy < LEAST_ACCURACY
+    keys = table["aug_id"].take(pa.array(shown)).to_pylist()
+    stage.store.put(path, policy_sheet(list(X[shown]), keys, policy))
+    weak = accuracy < MIN_ACCURACY
     return PolicyCheck(
         policy=policy.name,
         digest=policy.digest,
@@ -142,10 +129,10 @@ def _check(
         n_images=len(rows),
         operations=tuple(
             _compared(name, flips, classes, classic.max_label_damage, weak=weak)
-            for name, flips in found.items()
+            for name, flips in flips_of.items()
         ),
         picture=path,
-        note=f"the probe is right about {accuracy:.0%} of the unchanged images, too few to tell"
+        note=f"the classifier is right about {accuracy:.0%} of the unchanged images, too few to tell"
         if weak
         else "",
     )
@@ -153,21 +140,21 @@ def _check(
 
 def _operations(policy: ImagePolicy) -> dict[str, ImagePolicy]:
     """Return each operation alone, always applied, and all together."""
-    found: dict[str, ImagePolicy] = {}
+    policies: dict[str, ImagePolicy] = {}
     for operation in policy.operations:
         always = Operation(operation.name, {**operation.arguments, "p": 1.0}, operation.inner)
         name, n = operation.name, 2
-        while name in found:
+        while name in policies:
             name, n = f"{operation.name} ({n})", n + 1
-        found[name] = ImagePolicy((always,), prob=1.0, name=operation.name)
-    return {**found, WHOLE: replace(policy, prob=1.0)}
+        policies[name] = ImagePolicy((always,), prob=1.0, name=operation.name)
+    return {**policies, WHOLE: replace(policy, prob=1.0)}
 
 
 def _change(policy: ImagePolicy) -> Change:
     def change(images: NDArray[np.uint8], seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
         height, width = images.shape[1:3]
-        made = policy.batch(images, seeds.tolist(), [1.0] * len(images))
-        return np.stack([resize(image, width, height) for image in made])
+        changed = policy.batch(images, seeds.tolist(), [1.0] * len(images))
+        return np.stack([resize(image, width, height) for image in changed])
 
     return change
 
@@ -177,7 +164,7 @@ def _compared(
 ) -> OperationCheck:
     pooled = Flips(sum(f.n for f in flips), sum(f.n_flipped for f in flips), -1)
     worst = max(range(len(flips)), key=lambda k: flips[k].low)
-    one_class = any(f.n >= LEAST_OF_CLASS and f.low > CLASS_DAMAGE for f in flips)
+    one_class = any(f.n >= MIN_OF_CLASS and f.low > CLASS_DAMAGE for f in flips)
     return OperationCheck(
         name=name,
         rate=pooled.rate,
@@ -193,7 +180,7 @@ def _compared(
 
 
 def needs_check(classic: Classic, dataset: DatasetRef, balance: Balance) -> bool:
-    """Tell whether a run looks at its policy first: ``safe`` is known to keep labels, boxes have no probe."""
+    """Whether a run checks its policy first: ``safe`` is known to keep labels, and boxes cannot be checked."""
     if balance.unit == "object":
         return False
     is_safe = classic.image in ("safe", "none") and not classic.policy and not classic.plugin
@@ -201,19 +188,13 @@ def needs_check(classic: Classic, dataset: DatasetRef, balance: Balance) -> bool
 
 
 def act_on(check: PolicyCheck, classic: Classic) -> None:
-    """Warn, or refuse, where a policy changes what images show.
-
-    Raises
-    ------
-    LabelDamageError
-        If ``classic.on_label_damage`` is ``refuse`` and an operation does.
-    """
+    """Warn about a policy that changes labels; LabelDamageError where ``on_label_damage`` is ``refuse``."""
     if check.note:
-        logger.warning("The policy %r was not judged: %s.", check.policy, check.note)
+        logger.warning("The policy %r was not checked: %s.", check.policy, check.note)
     if not check.damaging:
         return
     words = [
-        f"after {op.name} {op.rate:.0%} of the images are another class's in a probe's eyes (of {op.worst_class!r} "
+        f"after {op.name} a classifier sees another class in {op.rate:.0%} of the images (of {op.worst_class!r} "
         f"{op.worst_rate:.0%}, mostly taken for {op.becomes!r})"
         for op in check.damaging
     ]
@@ -230,61 +211,46 @@ def act_on(check: PolicyCheck, classic: Classic) -> None:
 def policy_sheet(
     images: Sequence[NDArray[np.uint8]], keys: Sequence[str], policy: ImagePolicy
 ) -> bytes:
-    """Return a sheet: images, and below them what each operation and the whole policy make of them.
+    """Return a PNG of less than 200 kB: images, and below them each operation and the whole policy.
 
-    Parameters
-    ----------
-    images : sequence of ndarray of uint8, shape (height, width, channels)
-        One column each.
-    keys : sequence of str
-        A name of each, for its seed.
-    policy : ImagePolicy
-
-    Returns
-    -------
-    bytes
-        A PNG of less than 200 kB.
+    ``keys`` name the images (height, width, channels) for their seeds.
     """
     rows: list[tuple[str, list[NDArray[np.uint8]]]] = [("as they are", list(images))]
     for name, each in _operations(policy).items():
-        made = [
+        changed = [
             each.apply(image, seed=record_seed(0, key, 0), prob=1.0)
             for image, key in zip(images, keys, strict=True)
         ]
-        rows.append((name, made))
+        rows.append((name, changed))
     return rows_sheet(f"policy {policy.name}", rows)
 
 
 def policy_page(check: PolicyCheck, store: Store, *, show_pictures: bool = True) -> str:
-    """Return a page of markdown: the verdict, the sheet, a row per operation."""
+    """Return a page of markdown: the verdict, the images, a row per operation."""
     bad = ", ".join(op.name for op in check.damaging)
     if check.note:
-        verdict = f"Not judged: {check.note}."
+        verdict = f"Not checked: {check.note}."
     elif bad:
         verdict = f"May change what images show: {bad}."
     else:
-        verdict = "No operation changes what the probe sees."
+        verdict = "No operation changes the class that the classifier sees."
     lines = [f"**{markdown_text(verdict)}**"]
     if show_pictures:
         picture = base64.b64encode(store.read(check.picture)).decode()
         lines.append(f"![operations](data:image/png;base64,{picture})")
-    lines += [
-        "\n".join(
-            [
-                "| operation | another class | at least | worst class | of it | taken for |",
-                "| --- | --- | --- | --- | --- | --- |",
-                *(
-                    f"| {markdown_text(op.name)} | {op.rate:.1%} | {op.low:.1%} | {markdown_text(op.worst_class)} | "
-                    f"{op.worst_rate:.1%} | {markdown_text(op.becomes)} |"
-                    for op in check.operations
-                ),
-            ]
-        ),
+    rows = [
+        "| operation | another class | at least | worst class | of it | taken for |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
+    rows += [
+        f"| {markdown_text(op.name)} | {op.rate:.1%} | {op.low:.1%} | {markdown_text(op.worst_class)} | "
+        f"{op.worst_rate:.1%} | {markdown_text(op.becomes)} |"
+        for op in check.operations
+    ]
+    lines.append("\n".join(rows))
     lines.append(
-        f"A probe that is right about {check.accuracy:.1%} of {check.n_images:,} validation images was "
-        f"shown each under "
-        "every operation, always applied. It has never learnt strong changes: what it takes for another class may "
-        "still be its own to you. Look at the pictures."
+        f"A classifier that is right about {check.accuracy:.1%} of {check.n_images:,} validation images was shown "
+        "each under every operation, always applied. It has never learnt strong changes: what it takes for another "
+        "class may still be its own to you. Look at the pictures."
     )
     return "\n\n".join(lines)

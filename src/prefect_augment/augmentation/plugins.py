@@ -6,41 +6,30 @@ import importlib
 import os
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, cast
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.text import suggestion
 
 __all__ = ["ALLOW_IMPORT_PATHS", "load_function"]
 
-# A form must not run whatever its reader types: a worker's own environment has to say that it may.
+# A form must not run whatever a user types: the worker's environment has to allow it.
 ALLOW_IMPORT_PATHS = "PREFECT_AUGMENT_ALLOW_IMPORT_PATHS"
 
 
 def load_function(name: str, *, group: str, field: str) -> Callable[..., Any]:
-    """Return a user's function.
+    """Return a user's function: an entry point of ``group``, or ``module:function`` where that is allowed.
 
-    Parameters
-    ----------
-    name : str
-        In the entry-point group, or ``module:function`` where the environment allows it.
-    group : str
-        The entry-point group.
-    field : str
-        The parameter that named it, for messages.
-
-    Raises
-    ------
-    ParameterError
-        If there is none, it cannot be imported, or it is no function.
+    ``field`` is the parameter that named it, for messages. Raises ParameterError if there is none, it
+    cannot be imported, or it is no function.
     """
     points = {point.name: point for point in entry_points(group=group)}
     try:
         if name in points:
-            found = points[name].load()
+            function = points[name].load()
         elif ":" in name and os.environ.get(ALLOW_IMPORT_PATHS):
             module, _, attribute = name.partition(":")
-            found = getattr(importlib.import_module(module), attribute)
+            function = getattr(importlib.import_module(module), attribute)
         elif ":" in name:
             raise ParameterError(
                 f"{field} {name!r} is an import path, which this worker does not follow: set {ALLOW_IMPORT_PATHS}=1 in "
@@ -53,9 +42,8 @@ def load_function(name: str, *, group: str, field: str) -> Callable[..., Any]:
             )
     except (ImportError, AttributeError) as exc:
         raise ParameterError(
-            f"{field} {name!r} cannot be imported: {exc}; mend or reinstall its package."
+            f"{field} {name!r} cannot be imported: {exc}; fix or reinstall its package."
         ) from exc
-    if not callable(found):
-        raise ParameterError(f"{field} {name!r} is {type(found).__name__} and no function.")
-    function: Callable[..., Any] = found
-    return function
+    if not callable(function):
+        raise ParameterError(f"{field} {name!r} is {type(function).__name__} and no function.")
+    return cast("Callable[..., Any]", function)

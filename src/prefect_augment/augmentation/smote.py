@@ -1,10 +1,9 @@
 """Classic augmentation of tables: the SMOTE family of imbalanced-learn, and random oversampling.
 
-Works on the matrix form of :mod:`prefect_augment.encoding.tables` (float64, NaN for null, level
-codes in category columns) and knows nothing of Arrow, shards or dtypes; whole numbers, dates and
-the grid of a column come back when the encoder decodes (it rounds, so an interpolated integer stays
-one). imbalanced-learn looks for the neighbours and draws who is combined with whom; the values are
-made here, in the columns' own units, because its own way
+Works on the matrix form of :mod:`prefect_augment.encoding.tables` (float64, NaN for null, level codes
+in category columns); the encoder's decoding rounds whole numbers, dates and grids. imbalanced-learn
+finds the neighbours and draws the pairs; the values are made here, in the columns' own units, because
+imbalanced-learn
 
 - fails on nulls and on classes smaller than ``k_neighbors + 1``,
 - needs (new records x neighbours x one-hot width) numbers for category columns, seen at 135 GiB
@@ -23,7 +22,9 @@ from numpy.typing import NDArray
 from prefect_augment.augmentation.smote_neighbours import (
     DISTANCES_MIB,
     MIB,
+    Codes,
     Drawn,
+    Floats,
     Searchable,
     draw,
     started,
@@ -32,37 +33,17 @@ from prefect_augment.augmentation.smote_neighbours import (
 )
 from prefect_augment.errors import EmptyClassError
 
-__all__ = [
-    "SmoteRecords",
-    "random_oversample_indices",
-    "smote",
-    "smote_memory_bytes",
-]
-
-Floats = NDArray[np.float64]
-Codes = NDArray[np.int64]
+__all__ = ["SmoteRecords", "random_oversample_indices", "smote", "smote_memory_bytes"]
 
 
 @dataclass(frozen=True)
 class SmoteRecords:
-    """Records made by :func:`smote`, by stratum and then in the order they were drawn.
+    """New records, by stratum and then in the order they were drawn."""
 
-    Attributes
-    ----------
-    X : ndarray of float64, shape (n_new, n_columns)
-        In the matrix form of the records they came from.
-    strata : ndarray of int64, shape (n_new,)
-        The stratum of each.
-    parents : ndarray of int64, shape (n_new,)
-        Row, in the matrix given to :func:`smote`, of the record each one starts from.
-    notes : dict of int to str
-        Per stratum that was treated otherwise than asked: how, and why.
-    """
-
-    X: Floats
-    strata: Codes
-    parents: Codes
-    notes: dict[int, str] = field(default_factory=dict)
+    X: Floats  # (n_new, n_columns)
+    strata: Codes  # (n_new,)
+    parents: Codes  # (n_new,) rows of the records they start from
+    notes: dict[int, str] = field(default_factory=dict)  # strata treated otherwise, and why
 
 
 def smote(
@@ -80,66 +61,59 @@ def smote(
     """Return new records between neighbours of the same stratum.
 
     A new record starts from a parent p and one of its ``k_neighbors`` nearest neighbours q. Numbers
-    lie on the line from p to q, at one random place for all columns; a category is the most
-    frequent one among p's neighbours, the nearest neighbour's where several are. Distances are
-    Euclidean over columns scaled to unit variance, with categories as in SMOTENC; where no number
-    varies, they are SMOTEN's value difference metric.
+    lie on the line from p to q, at one random place for all columns; a category is the most frequent one
+    among p's neighbours, the nearest neighbour's in a tie. Distances are Euclidean over columns scaled
+    to unit variance, with categories as in SMOTENC; where no number varies, they are SMOTEN's value
+    difference metric.
 
-    Nulls: the search sees the stratum's median, and null as a level of its own. The new record is
-    null exactly where its parent is; where only q is null, it keeps p's value. Infinite values are
-    treated likewise.
+    Nulls: the search sees the stratum's median, and null as a level of its own. The new record is null
+    exactly where its parent is; where only q is null, it keeps p's value. Infinite values are treated
+    likewise. A stratum of one record, or one where nothing varies, is copied instead and noted.
 
     Parameters
     ----------
     X : ndarray of float64, shape (n_records, n_columns)
-        Records; NaN for null, category columns as codes 0 … n_levels - 1. Sort them (by ``aug_id``)
-        and the outcome does not depend on the order of the source.
+        NaN for null, category columns as codes 0 … n_levels - 1. If sorted (by ``aug_id``), the result
+        does not depend on the order of the source.
     strata : ndarray of int64, shape (n_records,)
-        Stratum of each record.
     counts : mapping of int to int
-        New records wanted per stratum.
+        New records per stratum.
     is_category : ndarray of bool, shape (n_columns,)
-        Columns that hold level codes.
     n_levels : ndarray of int64, shape (n_columns,)
-        Levels of each category column, 0 for numbers.
+        0 for numbers.
     k_neighbors : int
-        Neighbours to combine with; one less than the stratum has records where that is fewer.
+        At most the stratum's records less one are used.
     seed : int
-        Each stratum draws from a stream of its own made from it.
+        Each stratum draws from its own stream.
     max_memory_mib : int
-        Most memory to use, in MiB, by the estimate of :func:`smote_memory_bytes`.
+        Compared with :func:`smote_memory_bytes`.
     start : ndarray of float64, shape (n_records,), optional
-        How often a record is started from, in proportion within its stratum; all alike by default.
-
-    Returns
-    -------
-    SmoteRecords
-        A stratum of one record, or one where nothing varies, is copied instead and noted.
+        Relative frequency of each record as a parent, within its stratum; uniform by default.
 
     Raises
     ------
     ParameterError
         If the estimated memory is above ``max_memory_mib``.
     EmptyClassError
-        If records are wanted of a stratum that has none.
+        If records are requested of a stratum that has none.
 
     References
     ----------
     Chawla et al. 2002, "SMOTE: Synthetic Minority Over-sampling Technique", sections 4.2 (SMOTE),
     6.1 (SMOTE-NC) and 6.2 (SMOTE-N).
     """
-    wanted = {code: n for code, n in sorted(counts.items()) if n > 0}
+    requested = {code: n for code, n in sorted(counts.items()) if n > 0}
     need = smote_memory_bytes(X, strata, counts, is_category=is_category, k_neighbors=k_neighbors)
     if need > max_memory_mib * MIB:
         raise too_large(need, strata.size, max_memory_mib)
     table = Searchable(X, strata, is_category, n_levels)
-    made: list[tuple[Floats, Codes]] = []
+    parts: list[tuple[Floats, Codes]] = []
     notes: dict[int, str] = {}
-    for code, n_new in wanted.items():
+    for code, n_new in requested.items():
         rows = np.flatnonzero(strata == code)
         if rows.size == 0:
             raise EmptyClassError(
-                f"{n_new} SMOTE records are wanted of stratum {code}, which has no record to start "
+                f"{n_new} SMOTE records are requested of stratum {code}, which has no record to start "
                 "from; leave it out of the plan.",
                 stratum=code,
             )
@@ -151,41 +125,23 @@ def smote(
             notes[code] = notes_of_code
         if drawn is None:
             parents = random_oversample_indices(strata, {code: n_new}, seed)
-            made.append((X[parents], parents))
+            parts.append((X[parents], parents))
         else:
-            made.append((_combine(table, drawn), drawn.parents))
+            parts.append((_combine(table, drawn), drawn.parents))
     return SmoteRecords(
-        X=np.concatenate([values for values, _ in made] or [X[:0]]),
-        strata=np.repeat(np.array(list(wanted), np.int64), list(wanted.values())),
-        parents=np.concatenate([parents for _, parents in made] or [np.empty(0, np.int64)]),
+        X=np.concatenate([values for values, _ in parts] or [X[:0]]),
+        strata=np.repeat(np.array(list(requested), np.int64), list(requested.values())),
+        parents=np.concatenate([parents for _, parents in parts] or [np.empty(0, np.int64)]),
         notes=notes,
     )
 
 
 def random_oversample_indices(strata: Codes, counts: Mapping[int, int], seed: int) -> Codes:
-    """Return the rows to copy so that each stratum gains the records wanted.
+    """Return the rows to copy so that each stratum gains ``counts`` records, by stratum.
 
-    Every record of a stratum is copied equally often, up to one: whole rounds first, then a draw
-    without replacement. That has less variance than drawing with replacement, and the same mean.
-
-    Parameters
-    ----------
-    strata : ndarray of int64, shape (n_records,)
-        Stratum of each record.
-    counts : mapping of int to int
-        Copies wanted per stratum.
-    seed : int
-        Each stratum draws from a stream of its own made from it.
-
-    Returns
-    -------
-    ndarray of int64, shape (n_copies,)
-        Rows, by stratum.
-
-    Raises
-    ------
-    EmptyClassError
-        If copies are wanted of a stratum that has no record.
+    Every record of a stratum is copied equally often, up to one: whole rounds first, then a draw without
+    replacement. That has less variance than drawing with replacement, and the same mean. Raises
+    EmptyClassError for a stratum without records.
     """
     chosen = [np.empty(0, np.int64)]
     for code, n_new in sorted(counts.items()):
@@ -194,7 +150,7 @@ def random_oversample_indices(strata: Codes, counts: Mapping[int, int], seed: in
         rows = np.flatnonzero(strata == code)
         if rows.size == 0:
             raise EmptyClassError(
-                f"{n_new} copies are wanted of stratum {code}, which has no record; "
+                f"{n_new} copies are requested of stratum {code}, which has no record; "
                 "leave it out of the plan.",
                 stratum=code,
             )
@@ -209,23 +165,21 @@ def random_oversample_indices(strata: Codes, counts: Mapping[int, int], seed: in
 
 def _combine(table: Searchable, drawn: Drawn) -> Floats:
     """Return the new records, shape (n_new, n_columns)."""
-    made = table.X[drawn.parents]
+    values = table.X[drawn.parents]
     partners = table.X[drawn.partners]
     steps = drawn.steps[:, None]
-    usable = table.is_number & ~table.missing[drawn.parents] & ~table.missing[drawn.partners]
-    low, high = np.minimum(made, partners), np.maximum(made, partners)
+    interpolates = table.is_number & ~table.missing[drawn.parents] & ~table.missing[drawn.partners]
+    low, high = np.minimum(values, partners), np.maximum(values, partners)
     with np.errstate(invalid="ignore"):  # inf times zero, in columns that keep the parent's value
-        between = (
-            1.0 - steps
-        ) * made + steps * partners  # not made + steps * difference: that may overflow
-    made = np.where(
-        usable, np.clip(between, low, high), made
-    )  # rounding may leave the line by one digit
+        # Not values + steps * difference, which may overflow.
+        between = (1.0 - steps) * values + steps * partners
+    # Rounding may leave the line by one digit, hence the clip.
+    values = np.where(interpolates, np.clip(between, low, high), values)
     for place, column in enumerate(np.flatnonzero(table.is_category)):
         voted = _vote(table, drawn.voters, place, int(column))
         keeps = table.missing[drawn.parents, column] | np.isnan(voted)
-        made[:, column] = np.where(keeps, table.X[drawn.parents, column], voted)
-    return made
+        values[:, column] = np.where(keeps, table.X[drawn.parents, column], voted)
+    return values
 
 
 def _vote(table: Searchable, voters: Codes, place: int, column: int) -> Floats:
@@ -258,26 +212,17 @@ def smote_memory_bytes(
     is_category: NDArray[np.bool_],
     k_neighbors: int,
 ) -> int:
-    """Return about how much memory :func:`smote` needs beyond its arguments.
+    """Return about how many bytes :func:`smote` needs beyond its arguments.
 
-    Parameters
-    ----------
-    X, strata, counts, is_category, k_neighbors
-        As for :func:`smote`.
-
-    Returns
-    -------
-    int
-        Bytes: scaled copies of all records, the search within the stratum that needs most (a square
-        matrix of distances where no number varies), and the new records. The factors are the
-        copies held at the same time; measured peaks were at most 0.9 of the estimate, for 100 to
-        500,000 new records and up to 35,000 levels.
+    Counted are scaled copies of all records, the search within the largest stratum (a square matrix of
+    distances where no number varies), and the new records. Measured peaks were at most 0.9 of the
+    estimate, for 100 to 500,000 new records and up to 35,000 levels.
     """
     n_columns, n_categories = is_category.size, int(is_category.sum())
     is_number = ~is_category.astype(bool)
-    wanted = {code: n for code, n in counts.items() if n > 0}
+    requested = {code: n for code, n in counts.items() if n > 0}
     needs = [0]
-    for code, n_new in wanted.items():
+    for code, n_new in requested.items():
         rows = np.flatnonzero(strata == code)
         k = min(k_neighbors, rows.size - 1)
         if k < 1:
@@ -286,12 +231,12 @@ def smote_memory_bytes(
         if n_categories and not _varies(X[np.ix_(rows, is_number)]):
             search += 8 * 3 * rows.size**2 + strata.size * n_columns * 16
         needs.append(search + n_new * (8 * 6 * n_columns + 8 * 2 * (k + 2)))
-    copies = strata.size * n_columns * 8 * 4 + sum(wanted.values()) * n_columns * 8 * 2
+    copies = strata.size * n_columns * 8 * 4 + sum(requested.values()) * n_columns * 8 * 2
     return copies + max(needs) + 3 * DISTANCES_MIB * MIB  # distances, their order, a product
 
 
 def _varies(numbers: Floats) -> bool:
-    """Tell whether any column has two different finite values."""
+    """Whether any column has two different finite values."""
     finite = np.isfinite(numbers)
     low = np.where(finite, numbers, np.inf).min(axis=0, initial=np.inf)
     high = np.where(finite, numbers, -np.inf).max(axis=0, initial=-np.inf)

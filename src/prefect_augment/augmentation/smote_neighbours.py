@@ -1,7 +1,7 @@
-"""Neighbours of records of tables: who is combined with whom, and where to start from.
+"""Neighbours of table records: which pairs are combined, and which records are started from.
 
-imbalanced-learn looks for the neighbours within a class and draws; its own rules for nulls, tiny classes
-and category columns are replaced, see :mod:`.tables`.
+imbalanced-learn finds the neighbours within a class and draws; its rules for nulls, tiny classes and
+category columns are replaced, see :mod:`.smote`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from prefect_augment.errors import ParameterError
 __all__ = [
     "DISTANCES_MIB",
     "MIB",
+    "Codes",
     "Drawn",
+    "Floats",
     "Searchable",
     "draw",
     "start_weights",
@@ -48,7 +50,7 @@ def stratum_seed(seed: int, code: int) -> int:
 
 
 def too_large(need: int, n_records: int, max_memory_mib: int) -> ParameterError:
-    """Return the refusal, with advice."""
+    """Return the error for too little memory, with advice."""
     return ParameterError(
         f"SMOTE would need about {need / MIB:,.0f} MiB for {n_records:,} records and "
         f"classic.max_memory_mib allows {max_memory_mib:,}; raise it, lower balance.target or "
@@ -63,7 +65,7 @@ def too_large(need: int, n_records: int, max_memory_mib: int) -> ParameterError:
 
 
 class Searchable:
-    """The records with what the neighbour search needs: nothing null, numbers of unit variance."""
+    """The records as the neighbour search needs them: without nulls, numbers of unit variance."""
 
     def __init__(
         self, X: Floats, strata: Codes, is_category: NDArray[np.bool_], n_levels: Codes
@@ -74,17 +76,20 @@ class Searchable:
         self.is_number = ~self.is_category
         self.missing = ~np.isfinite(X)
         # Null is the level after the last, so that two nulls are alike and unlike any value.
-        self.levels = np.where(self.missing, n_levels.astype(np.float64), X)[
-            :, self.is_category
-        ].astype(np.int64)
+        levels = np.where(self.missing, n_levels.astype(np.float64), X)[:, self.is_category]
+        self.levels = levels.astype(np.int64)
         self.numbers = _unit_variance(np.where(self.missing, np.nan, X)[:, self.is_number])
 
     def numbers_of(self, rows: Codes) -> Floats:
         """Return the stratum's varying numbers, nulls as its medians, shape (n_rows, n_varying)."""
-        found = self.numbers[rows]
-        medians = [np.median(known) if (known := c[~np.isnan(c)]).size else 0.0 for c in found.T]
-        filled = np.where(np.isnan(found), np.array(medians), found)
+        filled = _median_filled(self.numbers[rows])
         return filled[:, np.ptp(filled, axis=0) > 0] if filled.size else filled[:, :0]
+
+
+def _median_filled(numbers: Floats) -> Floats:
+    """Return columns with their medians for nulls."""
+    medians = [np.median(known) if (known := c[~np.isnan(c)]).size else 0.0 for c in numbers.T]
+    return np.where(np.isnan(numbers), np.array(medians), numbers)
 
 
 def _unit_variance(numbers: Floats) -> Floats:
@@ -92,9 +97,8 @@ def _unit_variance(numbers: Floats) -> Floats:
     out = np.empty_like(numbers)
     for j, column in enumerate(numbers.T):
         known = column[~np.isnan(column)]
-        peak = (
-            np.abs(known).max(initial=0.0) or 1.0
-        )  # first, or values near 1e308 would square to infinity
+        # Divide by the peak first, or values near 1e308 would square to infinity.
+        peak = np.abs(known).max(initial=0.0) or 1.0
         spread = float(np.std(known / peak)) if known.size else 0.0
         out[:, j] = column / peak / (spread or 1.0)
     return out
@@ -102,7 +106,7 @@ def _unit_variance(numbers: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Who is combined with whom; rows of the whole matrix."""
+    """Which rows of the whole matrix are combined."""
 
     parents: Codes  # (n_new,)
     partners: Codes  # (n_new,)
@@ -124,22 +128,17 @@ def draw(
         if k < k_neighbors
         else ""
     )
-    # scikit-learn shares the search out by the number of threads, and that decides between equally
-    # near neighbours (for 90 % of 1,500 records of 20 two-valued columns, measured).
+    # scikit-learn splits the search by the number of threads, which decides between equally near
+    # neighbours (for 90 % of 1,500 records of 20 two-valued columns, measured).
     with threadpool_limits(1, user_api="openmp"), config_context(working_memory=DISTANCES_MIB):
         if numbers.shape[1] == 0:
-            if (
-                levels.shape[1] == 0
-                or np.all(levels == levels[0])
-                or np.unique(table.strata).size == 1
-            ):
+            one_level = levels.shape[1] == 0 or np.all(levels == levels[0])
+            if one_level or np.unique(table.strata).size == 1:
                 return None, "copied: nothing varies within the stratum"
             return _draw_nominal(table, rows, n_new, k, seed), note
-        drawn = _draw_numeric(numbers, levels, n_new, k, seed)
-    parents, partners, steps, neighbours = drawn
-    return Drawn(
-        rows[parents], rows[partners], steps, rows[neighbours[parents]], rows[neighbours]
-    ), note
+        parents, partners, steps, neighbours = _draw_numeric(numbers, levels, n_new, k, seed)
+    voters = rows[neighbours[parents]]
+    return Drawn(rows[parents], rows[partners], steps, voters, rows[neighbours]), note
 
 
 def started(drawn: Drawn, rows: Codes, weights: Floats, seed: int) -> Drawn:
@@ -149,7 +148,7 @@ def started(drawn: Drawn, rows: Codes, weights: Floats, seed: int) -> Drawn:
     places = rng.choice(len(rows), n_new, p=weights / weights.sum())
     voters = drawn.neighbours[places]
     partners = voters[np.arange(n_new), rng.integers(0, k, n_new)]
-    nominal = np.array_equal(drawn.parents, drawn.partners)  # SMOTEN has no partner to go towards
+    nominal = np.array_equal(drawn.parents, drawn.partners)  # SMOTEN draws no partner
     return Drawn(
         rows[places], rows[places] if nominal else partners, drawn.steps, voters, drawn.neighbours
     )
@@ -158,13 +157,13 @@ def started(drawn: Drawn, rows: Codes, weights: Floats, seed: int) -> Drawn:
 def _draw_numeric(
     numbers: Floats, levels: Codes, n_new: int, k: int, seed: int
 ) -> tuple[Codes, Codes, Floats, Codes]:
-    """Let SMOTE draw within one stratum, over SMOTENC's distances where there are categories."""
+    """Let SMOTE draw within one stratum, by SMOTENC's distances if there are categories."""
     matrix = _with_levels(numbers, levels) if levels.shape[1] else numbers
     n_own = len(numbers)
     sampler = _NotingSmote(
         sampling_strategy={0: n_own + n_new}, k_neighbors=k, random_state=seed & 0xFFFFFFFF
     )
-    # SMOTE insists on a second class; one row is enough, and it never becomes a neighbour.
+    # SMOTE needs a second class; its one row never becomes a neighbour.
     rows = np.r_[np.arange(n_own), 0]
     sampler.fit_resample(matrix[rows], np.r_[np.zeros(n_own, np.int64), 1])
     parents, places, steps, neighbours = sampler.noted
@@ -174,8 +173,8 @@ def _draw_numeric(
 def _with_levels(numbers: Floats, levels: Codes) -> Any:
     """Return numbers beside one-hot levels, so that two levels are one median deviation apart.
 
-    These are the distances of SMOTENC. Its own class makes a dense copy of the one-hot part on the
-    way (4.6 GiB for 11,700 records and 35,000 levels, measured), which this does not.
+    These are SMOTENC's distances. Its own class makes a dense copy of the one-hot part (4.6 GiB for
+    11,700 records and 35,000 levels, measured), which this does not.
     """
     # Two differing levels differ in two places of the one-hot part, hence the square root.
     spread = numbers.std(axis=0)
@@ -185,7 +184,7 @@ def _with_levels(numbers: Floats, levels: Codes) -> Any:
 
 
 def _draw_nominal(table: Searchable, rows: Codes, n_new: int, k: int, seed: int) -> Drawn:
-    """Let SMOTEN draw; its distances are how levels go with strata, so it sees all records."""
+    """Let SMOTEN draw; its distances relate levels to strata, so it sees all records."""
     code = int(table.strata[rows[0]])
     sampler = _NotingSmoten(
         sampling_strategy={code: rows.size + n_new}, k_neighbors=k, random_state=seed & 0xFFFFFFFF
@@ -198,7 +197,7 @@ def _draw_nominal(table: Searchable, rows: Codes, n_new: int, k: int, seed: int)
 
 
 class _NotingSmote(SMOTE):  # type: ignore[misc]  # imbalanced-learn has no types
-    """SMOTE that notes who is combined with whom; :func:`_combine` makes the values."""
+    """SMOTE that notes its draws; :func:`.smote._combine` makes the values."""
 
     noted: tuple[Codes, Codes, Floats, Codes]
 
@@ -219,9 +218,7 @@ class _NotingSmoten(SMOTEN):  # type: ignore[misc]  # imbalanced-learn has no ty
     ) -> tuple[Any, Any]:
         rows = check_random_state(self.random_state).choice(np.arange(len(X_class)), size=n_samples)
         self.noted = (rows, nn_indices)
-        return X_class[:1], np.full(
-            1, klass, y_dtype
-        )  # not none: it is decoded, and no encoder takes zero rows
+        return X_class[:1], np.full(1, klass, y_dtype)  # one row, as no encoder decodes zero rows
 
 
 # --- where to start from ----------------------------------------------------------------------
@@ -240,32 +237,25 @@ def start_weights(
     k_neighbors: int,
     max_memory_mib: int,
 ) -> tuple[Floats, dict[int, str]]:
-    """Return how often each record is started from, and notes of strata where the method says nothing.
+    """Return how often each record is started from, and notes on strata without such a record.
 
-    ``borderline``: records at the border alone, of whose ten nearest neighbours at least half, but not
-    all, are of other strata. ``adasyn``: in proportion to the share of other strata among the
-    ``k_neighbors`` nearest. Where no record is started from by that, all are, as SMOTE does.
-
-    Raises
-    ------
-    ParameterError
-        If the estimated memory is above ``max_memory_mib``.
+    ``borderline``: only records with at least half, but not all, of their ten nearest neighbours in other
+    strata. ``adasyn``: in proportion to the share of other strata among the ``k_neighbors`` nearest. A
+    stratum without such records starts from all of them, as SMOTE does. Raises ParameterError if the
+    estimated memory is above ``max_memory_mib``.
 
     References
     ----------
     Han et al. 2005, "Borderline-SMOTE", section 3; He et al. 2008, "ADASYN", section III.
     """
     n, d = X.shape
-    # The records without nulls, their levels as shares of a vector, and a tree or a block of distances.
+    # Filled records, their one-hot levels, and a tree or a block of distances.
     need = n * (8 * 4 * d + 12 * int(is_category.sum())) + 3 * DISTANCES_MIB * MIB
     if need > max_memory_mib * MIB:
         raise too_large(need, strata.size, max_memory_mib)
     table = Searchable(X, strata, is_category, n_levels)
-    medians = [
-        np.median(known) if (known := c[~np.isnan(c)]).size else 0.0 for c in table.numbers.T
-    ]
-    numbers = np.where(np.isnan(table.numbers), np.array(medians), table.numbers)
-    if table.levels.shape[1]:  # numbers that do not vary say nothing of how far levels are apart
+    numbers = _median_filled(table.numbers)
+    if table.levels.shape[1]:  # constant numbers tell nothing about the distance of two levels
         numbers = numbers[:, numbers.std(axis=0) > 0]
     matrix = _with_levels(numbers, table.levels) if table.levels.shape[1] else numbers
     n_neighbors = min(DANGER_NEIGHBORS if method == "borderline" else k_neighbors, n - 1)

@@ -1,6 +1,6 @@
 """Classic augmentation of text: small changes that leave it readable, seeded per record.
 
-Columns of free text: in classic records their parent's, changed; what no estimator reads otherwise.
+Columns of free text in classic records hold the changed text of the parent.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 ENTRY_POINTS = "prefect_augment.text"
 SHARE = 0.1  # of the words, at least one
-LEAST_WORDS = 4  # below it no word is left out
+MIN_WORDS = 4  # below it no word is left out
 
 # Neighbours of a key on a QWERTY keyboard.
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
@@ -49,12 +49,9 @@ Change = Callable[[str, int], str]
 
 
 def text_changer(classic: Classic) -> Change | None:
-    """Return what changes a text under a seed; None where texts are left as they are.
+    """Return a function that changes a text under a seed; None where texts stay as they are.
 
-    Raises
-    ------
-    ParameterError
-        If the plug-in is not there.
+    Raises ParameterError if the plug-in does not exist.
     """
     if classic.text_plugin:
         function = load_function(
@@ -62,27 +59,21 @@ def text_changer(classic: Classic) -> Change | None:
         )
 
         def by_plugin(text: str, seed: int) -> str:
-            made = function(text, random.Random(seed))  # noqa: S311 - no secret
-            if not isinstance(made, str):
+            result = function(text, random.Random(seed))  # noqa: S311 - no secret
+            if not isinstance(result, str):
                 raise ParameterError(
-                    f"classic.text_plugin {classic.text_plugin!r} makes {type(made).__name__} of a text; expected str."
+                    f"classic.text_plugin {classic.text_plugin!r} returns {type(result).__name__}; expected str."
                 )
-            return made
+            return result
 
         return by_plugin
     return changed if classic.text == "light" else None
 
 
 def changed(text: str, seed: int) -> str:
-    """Return a text with some words swapped, left out or mistyped.
+    """Return a text with some words swapped, left out or mistyped; the same for the same seed.
 
     One kind of change per text, of a tenth of its words, at least one. Whitespace becomes single blanks.
-
-    Parameters
-    ----------
-    text : str
-    seed : int
-        The same text and seed give the same text.
 
     Examples
     --------
@@ -96,7 +87,7 @@ def changed(text: str, seed: int) -> str:
     if not words:
         return text
     kind = rng.choice([_swap, _leave_out, _mistype])
-    if (kind is _leave_out and len(words) < LEAST_WORDS) or (kind is _swap and len(words) < 2):
+    if (kind is _leave_out and len(words) < MIN_WORDS) or (kind is _swap and len(words) < 2):
         kind = _mistype
     for _ in range(max(1, round(SHARE * len(words)))):
         kind(words, rng)
@@ -125,26 +116,20 @@ def _mistype(words: list[str], rng: random.Random) -> None:
 
 
 def is_free_text(column: ColumnInfo) -> bool:
-    """Tell whether a column holds texts of which hardly any two are equal."""
+    """Whether a column holds texts of which hardly any two are equal."""
     return column.kind == "opaque" and "string" in column.arrow_type
 
 
 def is_learnable(info: DatasetInfo) -> bool:
-    """Tell whether records hold anything that estimators and models read."""
+    """Whether records hold anything that estimators and models read."""
     return info.image is not None or any(c.kind in ("numeric", "category") for c in info.columns)
 
 
 def check_comparable(dataset: DatasetRef, store: Store) -> None:
-    """Refuse records that hold nothing that estimators or models read.
-
-    Raises
-    ------
-    InputError
-        If free text is all there is.
-    """
+    """Raise InputError for records that hold nothing but free text."""
     if not is_learnable(load_info(dataset, store)):
         raise InputError(
-            "besides the label the source holds free text alone, which neither models nor the judge read; bring rare "
+            "besides the label the source holds free text alone, which neither models nor estimators read; bring rare "
             "classes up with the flow augment (classic.text 'light', classic.table 'oversampling'), or add columns of "
             "numbers, such as an embedding of the text."
         )
@@ -153,23 +138,9 @@ def check_comparable(dataset: DatasetRef, store: Store) -> None:
 def with_texts(
     table: pa.Table, source: DatasetInfo, change: Change | None, store: Store
 ) -> pa.Table:
-    """Return classic records with their parents' texts, changed under a seed of the record's own.
+    """Return classic records with their parents' free text, changed under each record's own seed.
 
-    Parameters
-    ----------
-    table : Table
-        Records with ``aug_id`` and ``aug_parent``; their columns of free text are empty.
-    source : DatasetInfo
-        The parents.
-    change : callable or None
-        From a text and a seed; None leaves the columns empty.
-    store : Store
-        Where the parents lie.
-
-    Returns
-    -------
-    Table
-        A text that is missing or empty stays so.
+    ``change`` maps a text and a seed to a text; with None the columns stay empty. Empty texts stay so.
     """
     columns = [c.name for c in source.columns if is_free_text(c)]
     if change is None or not columns:
@@ -180,13 +151,13 @@ def with_texts(
     for part in iter_shards(store, shards, ["aug_id", *columns]):
         for record in part.filter(pc.is_in(part["aug_id"], value_set=parents)).to_pylist():
             texts[record.pop("aug_id")] = record
-    ids, of = table["aug_id"].to_pylist(), table["aug_parent"].to_pylist()
+    ids, parent_of = table["aug_id"].to_pylist(), table["aug_parent"].to_pylist()
     for name in columns:
         seeds = [int(s[:15], 16) for s in derived_ids("classic text", ids, name).to_pylist()]
-        made = [
+        changed_texts = [
             change(text, seed) if (text := texts[parent][name]) else text
-            for parent, seed in zip(of, seeds, strict=True)
+            for parent, seed in zip(parent_of, seeds, strict=True)
         ]
         at, field = table.column_names.index(name), table.schema.field(name)
-        table = table.set_column(at, field, pa.array(made, field.type))
+        table = table.set_column(at, field, pa.array(changed_texts, field.type))
     return table

@@ -1,9 +1,8 @@
-"""Classic copies of images: what :func:`~prefect_augment.augmentation.base.augment` does for images.
+"""Classic copies of images: one real record each, with new bytes in its image column.
 
-A copy is one real record under the policy: its columns, its label, new bytes in its image column.
-How many a stratum gets is the recipe's; which record they come from, and how each looks, depends on
-nothing but the records' ids and the seed. Records are read some at a time, and their copies go through
-local files into the order of their ids.
+The recipe gives the number per stratum. Which record a copy comes from and how it looks depend only
+on the records' ids and the seed. Records are read in portions, and copies are sorted by id through
+local files.
 """
 
 from __future__ import annotations
@@ -47,24 +46,24 @@ __all__ = ["make_image_copies", "portions"]
 
 SHARD_RECORDS, SHARD_BYTES = 1_000_000, 128 * 1024 * 1024
 Int = NDArray[np.int64]
-# Encoded: some dozens of thumbnails; one large image, since decoded ones take memory.
+# Of encoded images: dozens of thumbnails, or one large image, because decoded ones take memory.
 PORTION_BYTES = 32 * 1024
 IDS = ("aug_id", "content_key")  # of staged records, beside the source's columns
 
 
 class _Jobs(NamedTuple):
-    """The copies to make, sorted by id: of which record, the how manieth of it, and how."""
+    """The copies to make, sorted by id."""
 
     ids: NDArray[np.bytes_]  # (n_copies,) 32 hexadecimal digits
-    rows: Int  # (n_copies,) places among the records of the wanted strata
-    copies: Int  # (n_copies,)
-    strata: Int  # (n_copies,) places in the look's strata
+    rows: Int  # (n_copies,) places among the training records
+    copies: Int  # (n_copies,) number of the copy of its record, from 0
+    strata: Int  # (n_copies,) places in the strata of _TrainingRecords
     probs: NDArray[np.float64]  # (n_strata,)
 
 
 @dataclass(frozen=True)
-class _Look:
-    """The training records of the wanted strata, in the order of their shards."""
+class _TrainingRecords:
+    """The training records of the requested strata, in the order of their shards."""
 
     store: Store
     source: DatasetInfo
@@ -73,7 +72,7 @@ class _Look:
 
     @property
     def shards(self) -> list[ShardInfo]:
-        """Those that may hold such records: the others stay unread."""
+        """Shards that may hold such records; the others stay unread."""
         return [s for s in self.source.shards if s.split in ("training", "validation")]
 
     @property
@@ -82,7 +81,7 @@ class _Look:
         return _image_column(self.source)
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[tuple[pa.Table, Int]]:
-        """Yield the records, some at a time, each with its stratum's place."""
+        """Yield the records in portions, each with its strata's places."""
         index = {name: k for k, name in enumerate(self.strata)}
         for shard in self.shards:
             if columns is None and not self._has_any(shard, index):
@@ -105,7 +104,7 @@ class _Look:
         return np.array([index.get(name, -1) for name in names], dtype=np.int64)
 
     def expected_bytes(self, n_copies: int) -> int:
-        """Return about how many bytes so many copies have, if they are like the records they are of."""
+        """Estimate the bytes of so many copies from the mean size of a record."""
         n = sum(shard.n_records for shard in self.shards)
         return n_copies * sum(shard.n_bytes for shard in self.shards) // max(1, n)
 
@@ -113,28 +112,27 @@ class _Look:
 def make_image_copies(
     source: DatasetInfo,
     plan: BalancePlan,
-    wanted: Mapping[str, int],
+    counts: Mapping[str, int],
     classic: Classic,
     seed: int,
     stage: Stage,
 ) -> DatasetInfo:
-    """Make the copies, put their shards, and return what is known of them.
+    """Make the copies and write their shards.
 
-    The records of a stratum take turns, in an order drawn from the seed, so that more copies add to
-    fewer. Policies pass over some records (``classic.image_prob``); here that probability is raised
-    so far that the share it leaves of real records and copies together is the same as where the
-    policy runs on the fly. A copy that is passed over keeps its parent's bytes, others are written
-    as 8-bit PNG, or as JPEG of quality 95 where the parent is a JPEG. Boxes, masks and keypoints of the
-    records move with the image; a box that leaves it goes, with all that is said of it
-    (``classic.min_visibility``).
+    The records of a stratum take turns, in an order drawn from the seed, so more copies extend fewer.
+    Policies leave some records unchanged (``classic.image_prob``); here that probability is raised so
+    that the unchanged share of real records and copies together is the same as with the policy on the
+    fly. An unchanged copy keeps its parent's bytes; others are written as 8-bit PNG, or as JPEG of
+    quality 95 if the parent is a JPEG. Boxes, masks and keypoints move with the image; a box that
+    leaves it is dropped with all its columns (``classic.min_visibility``).
     """
     policy = ImagePolicy.from_params(classic)
     policy.check()
-    look = _Look(stage.store, source, by_columns(plan), sorted(wanted))
-    jobs = _jobs(look, wanted, policy, source.digest, seed)
+    training = _TrainingRecords(stage.store, source, by_columns(plan), sorted(counts))
+    jobs = _jobs(training, counts, policy, source.digest, seed)
     shards: list[ShardInfo] = []
-    with Reordered(len(jobs.ids), look.expected_bytes(len(jobs.ids))) as spill:
-        sizes = _make_all(look, jobs, policy, classic.min_visibility, seed, spill)
+    with Reordered(len(jobs.ids), training.expected_bytes(len(jobs.ids))) as spill:
+        sizes = _make_all(training, jobs, policy, classic.min_visibility, seed, spill)
         for n, tables in cut(spill.tables(), _shard_sizes(sizes)):
             shards += write_stream(
                 stage.store,
@@ -163,25 +161,29 @@ def _image_column(source: DatasetInfo) -> str:
 
 
 def _jobs(
-    look: _Look, wanted: Mapping[str, int], policy: ImagePolicy, digest: str, seed: int
+    training: _TrainingRecords,
+    counts: Mapping[str, int],
+    policy: ImagePolicy,
+    digest: str,
+    seed: int,
 ) -> _Jobs:
     """Return the copies to make."""
-    columns = [*dict.fromkeys(["aug_id", look.source.label, *look.by])]
+    columns = [*dict.fromkeys(["aug_id", training.source.label, *training.by])]
     keys, ranks = [np.zeros(0, dtype="S32")], [np.zeros(0, dtype="S32")]
     codes = [np.zeros(0, dtype=np.int64)]
-    for table, found in look.tables(columns):
+    for table, table_codes in training.tables(columns):
         keys.append(_as_bytes(table["aug_id"]))
-        # A rank of its own: in the order of the ids, the same records would come first under every seed.
+        # Ranks depend on the seed: in the order of ids the same records would always come first.
         ranks.append(_as_bytes(derived_ids("classic order", table["aug_id"].to_pylist(), seed)))
-        codes.append(found)
+        codes.append(table_codes)
     parents, ranked, strata = np.concatenate(keys), np.concatenate(ranks), np.concatenate(codes)
     ids = [np.zeros(0, dtype="S32")]
     rows: list[Int] = []
     copies: list[Int] = []
     of: list[Int] = []
-    probs = np.zeros(len(look.strata))
-    for code, name in enumerate(look.strata):
-        n = wanted[name]
+    probs = np.zeros(len(training.strata))
+    for code, name in enumerate(training.strata):
+        n = counts[name]
         members = np.flatnonzero(strata == code)
         if not members.size:
             raise EmptyClassError(
@@ -195,13 +197,8 @@ def _jobs(
             turns = np.arange(start, min(n, start + BATCH_RECORDS))
             drawn, numbers = members[turns % members.size], turns // members.size
             texts = [key.decode() for key in parents[drawn].tolist()]
-            ids.append(
-                _as_bytes(
-                    derived_ids(
-                        "classic", texts, name, digest, policy.digest, seed, numbers.tolist()
-                    )
-                )
-            )
+            lineage = (texts, name, digest, policy.digest, seed, numbers.tolist())
+            ids.append(_as_bytes(derived_ids("classic", *lineage)))
             rows.append(drawn)
             copies.append(numbers)
             of.append(np.full(turns.size, code))
@@ -220,32 +217,32 @@ def _as_bytes(ids: Any) -> NDArray[np.bytes_]:
 
 
 def _make_all(
-    look: _Look,
+    training: _TrainingRecords,
     jobs: _Jobs,
     policy: ImagePolicy,
     min_visibility: float,
     seed: int,
     spill: Reordered,
 ) -> Int:
-    """Make the copies, some records' at a time; return the bytes of each in the order of their ids."""
+    """Make the copies portion by portion; return the bytes of each in the order of their ids."""
     by_row = np.argsort(jobs.rows, kind="stable")
     rows = jobs.rows[by_row]
     sizes = np.zeros(rows.size, dtype=np.int64)
     start = 0
-    for parents, _ in look.tables():
-        images = list(image_bytes(parents.column(look.column), name=look.column))
+    for parents, _ in training.tables():
+        images = list(image_bytes(parents.column(training.column), name=training.column))
         keys = parents["aug_id"].to_pylist()
-        targets = ImageTargets.of(parents.schema, look.column)
+        targets = ImageTargets.of(parents.schema, training.column)
         low, high = np.searchsorted(rows, [start, start + parents.num_rows])
-        ways = _Copying(policy, min_visibility, targets)
+        copier = _Copier(policy, min_visibility, targets)
         places: list[int] = []
-        made: list[_Made] = []
+        copied: list[_Copy] = []
         n_bytes = 0
         for ats in portions([len(images[int(row) - start]) for row in rows[low:high]], low):
             taken = by_row[ats]
             local = (rows[ats] - start).tolist()
             copies = jobs.copies[taken].tolist()
-            made += ways.of(
+            copied += copier.of(
                 [images[row] for row in local],
                 [
                     record_seed(seed, keys[row], copy)
@@ -255,18 +252,18 @@ def _make_all(
                 [parents.slice(row, 1).to_pylist()[0] for row in local] if targets else None,
             )
             places += taken.tolist()
-            n_bytes += sum(len(copy.data) for copy in made[-len(local) :])
+            n_bytes += sum(len(copy.data) for copy in copied[-len(local) :])
             if n_bytes >= BATCH_BYTES or ats.stop == high:
                 of = np.array(places)
-                sizes[of] = [len(m.data) for m in made]
-                spill.add(_to_table(look, parents, jobs, of, start, made, targets), of)
-                places, made, n_bytes = [], [], 0
+                sizes[of] = [len(m.data) for m in copied]
+                spill.add(_to_table(training, parents, jobs, of, start, copied, targets), of)
+                places, copied, n_bytes = [], [], 0
         start += parents.num_rows
     return sizes
 
 
 def _shard_sizes(sizes: Int) -> list[int]:
-    """Return how many copies go into each shard: it is full when it has so many bytes."""
+    """Return the number of copies per shard: a shard is full at ``SHARD_BYTES``."""
     ends, n_bytes = [], 0
     for i, size in enumerate(sizes.tolist()):
         n_bytes += size
@@ -277,23 +274,18 @@ def _shard_sizes(sizes: Int) -> list[int]:
     return sizes_of
 
 
-class _Made(NamedTuple):
-    """One copy."""
+class _Copy(NamedTuple):
+    """One changed image."""
 
     data: bytes
     seed: int
-    moved: MovedRecord | None = None  # what belongs to it, where that has changed
+    moved: MovedRecord | None = None  # its targets, if they have changed
 
 
 def portions(sizes: Sequence[int], first: int = 0) -> Iterator[slice]:
-    """Yield places, from ``first`` on, in runs: of small images many, of large ones each by itself.
+    """Yield slices of places from ``first`` on: many small images each, or one large one.
 
-    Parameters
-    ----------
-    sizes : sequence of int
-        Bytes of each encoded image.
-    first : int
-        Place of the first one.
+    ``sizes`` are bytes of encoded images.
     """
     begin, n_bytes = 0, 0
     for i, size in enumerate(sizes):
@@ -303,7 +295,7 @@ def portions(sizes: Sequence[int], first: int = 0) -> Iterator[slice]:
             begin, n_bytes = i + 1, 0
 
 
-class _Copying(NamedTuple):
+class _Copier(NamedTuple):
     """How copies are made."""
 
     policy: ImagePolicy
@@ -316,8 +308,8 @@ class _Copying(NamedTuple):
         seeds: Sequence[int],
         probs: Sequence[float],
         records: Sequence[Mapping[str, Any]] | None,
-    ) -> list[_Made]:
-        """Return the copies of encoded images; of one that is passed over, its own bytes.
+    ) -> list[_Copy]:
+        """Return the copies of encoded images; an unchanged one keeps its bytes.
 
         ``records`` are given where boxes, masks or keypoints move along.
         """
@@ -328,7 +320,7 @@ class _Copying(NamedTuple):
         else:
             changed = []
             for i, (image, record) in enumerate(zip(images, records, strict=True)):
-                pixels, found = self.policy.apply_targets(
+                pixels, moved_targets = self.policy.apply_targets(
                     image,
                     self.targets.read(record, image.shape),
                     seed=seeds[i],
@@ -336,9 +328,9 @@ class _Copying(NamedTuple):
                     min_visibility=self.min_visibility,
                 )
                 changed.append(pixels)
-                moved[i] = self.targets.write(record, found)
+                moved[i] = self.targets.write(record, moved_targets)
         return [
-            _Made(data, seed) if after is before else _Made(_encoded(after, data), seed, belongings)
+            _Copy(data, seed) if after is before else _Copy(_encoded(after, data), seed, belongings)
             for before, after, data, seed, belongings in zip(
                 images, changed, encoded, seeds, moved, strict=True
             )
@@ -350,32 +342,32 @@ def _encoded(pixels: NDArray[np.uint8], like: bytes) -> bytes:
 
 
 def _to_table(
-    look: _Look,
+    training: _TrainingRecords,
     parents: pa.Table,
     jobs: _Jobs,
     places: Int,
     start: int,
-    made: Sequence[_Made],
+    copied: Sequence[_Copy],
     targets: ImageTargets,
 ) -> pa.Table:
     """Return copies in the source's columns, with their lineage; ``parents`` are the rows from ``start`` on."""
     rows = pa.array(jobs.rows[places] - start)
-    at = parents.column_names.index(look.column)
-    field = parents.schema.field(look.column)
+    at = parents.column_names.index(training.column)
+    field = parents.schema.field(training.column)
     ids = [aug_id.decode() for aug_id in jobs.ids[places].tolist()]
     paths = [
         f"classic/{aug_id}.{'jpg' if is_jpeg(m.data) else 'png'}"
-        for aug_id, m in zip(ids, made, strict=True)
+        for aug_id, m in zip(ids, copied, strict=True)
     ]
     lineage = {
         "aug_id": pa.array(ids, pa.string()),
         "aug_parent": parents.column("aug_id").take(rows),
-        "aug_seed": pa.array([m.seed for m in made], pa.int64()),
-        "aug_stratum": pa.array([look.strata[k] for k in jobs.strata[places]], pa.string()),
+        "aug_seed": pa.array([m.seed for m in copied], pa.int64()),
+        "aug_stratum": pa.array([training.strata[k] for k in jobs.strata[places]], pa.string()),
     }
-    table = parents.drop_columns([look.column]).take(rows)
-    table = targets.replaced(table, [m.moved for m in made], ids)
-    table = table.add_column(at, field, image_array([m.data for m in made], paths, field.type))
+    table = parents.drop_columns([training.column]).take(rows)
+    table = targets.replaced(table, [m.moved for m in copied], ids)
+    table = table.add_column(at, field, image_array([m.data for m in copied], paths, field.type))
     table = table.drop_columns([name for name in IDS if name in table.column_names])
     for name, values in lineage.items():
         table = table.append_column(name, values)

@@ -12,8 +12,7 @@ import typer
 
 from prefect_augment.cli.approve import approve
 from prefect_augment.cli.datasets import erase, export, gc, inspect, rollback, verify, versions
-from prefect_augment.cli.doctor import doctor
-from prefect_augment.cli.init import init
+from prefect_augment.cli.init import doctor, init
 from prefect_augment.cli.latents import (
     anomalies,
     classify,
@@ -46,18 +45,18 @@ for command in (
 
 
 def main() -> None:
-    """Run the command line; errors of our own end in one clear line and their exit code."""
+    """Run the command line; our own errors end in one line and their exit code."""
     try:
         app()
     except AugmentError as exc:
         err.print(f"[bold red]error:[/] {escape(str(exc))}", highlight=False)
         sys.exit(exc.exit_code)
     except (KeyboardInterrupt, SystemExit) as exc:
-        # Typer turns Ctrl-C into an exit with 130, without a word.
+        # Typer turns Ctrl-C into a silent exit with 130.
         if isinstance(exc, SystemExit) and exc.code != 130:
             raise
         err.print(
-            "interrupted: nothing half-visible was left; run the same command again to continue."
+            "interrupted: nothing incomplete was published; run the same command again to continue."
         )
         sys.exit(130)
 

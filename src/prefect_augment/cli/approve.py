@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from prefect_augment.cli.options import (
-    Block,
-    Json,
-    parameter_errors,
-    prefect_session,
-    print_infos,
-    print_result,
-)
+from prefect_augment.cli.options import Block, Json, open_root, print_infos, run_flow
 from prefect_augment.errors import ParameterError
-
-if TYPE_CHECKING:
-    pass
-
 
 __all__ = ["approve"]
 
@@ -26,7 +15,7 @@ __all__ = ["approve"]
 def approve(
     dest: Annotated[str, typer.Argument(help="The dataset that has a proposal.")],
     proposal: Annotated[
-        str, typer.Argument(help="Its id, or the start of it. Not needed where one is open.")
+        str, typer.Argument(help="Its id, or the start of it. Not needed if only one is open.")
     ] = "",
     reject: Annotated[bool, typer.Option("--reject", help="Publish nothing.")] = False,
     amount: Annotated[
@@ -36,16 +25,21 @@ def approve(
     comment: Annotated[str, typer.Option(help="Why; kept in the manifest.")] = "",
     by: Annotated[str, typer.Option(help="Who decides; kept in the manifest.")] = "",
     again: Annotated[
-        bool, typer.Option("--again", help="Decide anew what was rejected before.")
+        bool, typer.Option("--again", help="Decide again on a rejected version.")
     ] = False,
     list_them: Annotated[
-        bool, typer.Option("--list", help="Only show the proposals and what became of them.")
+        bool, typer.Option("--list", help="Only list the proposals with their decisions.")
     ] = False,
     block: Block = "",
     as_json: Json = False,
 ) -> None:
     """Publish a version that waits for approval, with fewer records where wanted, or reject it."""
-    given = {
+    if list_them:
+        from prefect_augment.publish.proposal import list_proposals
+
+        print_infos(list_proposals(open_root(dest, block)), as_json=as_json)
+        return
+    parameters = {
         "destination": {"uri": dest, "storage_block": block},
         "proposal": proposal,
         "answer": {
@@ -56,25 +50,11 @@ def approve(
             "again": again,
         },
     }
-    if list_them:
-        from prefect_augment.params import Destination
-        from prefect_augment.publish.proposal import list_proposals
-        from prefect_augment.tasks._runtime import open_destination
-
-        store = open_destination(Destination(uri=dest, storage_block=block))
-        print_infos(list_proposals(store), as_json=as_json)
-        return
-    with prefect_session(quiet=as_json), parameter_errors():
-        from prefect_augment.flows.approve import approve as flow
-
-        result = flow(**flow.validate_parameters(given))
-    from prefect_augment.cli.formatting import show_run
-
-    print_result(result, show_run, as_json=as_json)
+    run_flow("approve:approve", parameters, "show_run", as_json=as_json)
 
 
 def _amount(text: str) -> dict[str, Any]:
-    """Read CLASS=N; a class may have equals signs in its name."""
+    """Parse CLASS=N; a class may have equals signs in its name."""
     name, equals, number = text.rpartition("=")
     if not equals or not number.strip().isdigit():
         raise ParameterError(f"--amount {text!r} is not CLASS=N, e.g. --amount cracked=40.")

@@ -1,7 +1,4 @@
-"""Looking at published datasets: ``versions``, ``inspect``, ``verify``.
-
-Looking after published datasets: ``rollback``, ``gc``, ``export`` and ``erase``.
-"""
+"""Published datasets: ``versions``, ``inspect``, ``verify``, ``rollback``, ``gc``, ``export`` and ``erase``."""
 
 from __future__ import annotations
 
@@ -60,7 +57,7 @@ def verify(
     dest: str,
     version: Version = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Rewrite what can be derived again.")
+        bool, typer.Option("--repair", help="Rewrite the card if it is outdated.")
     ] = False,
     block: Block = "",
     as_json: Json = False,
@@ -68,9 +65,9 @@ def verify(
     """Check every shard of a version against its manifest; exit 1 if anything is wrong."""
     from prefect_augment.maintenance.verify import verify as check
 
-    found = check(open_root(dest, block), version, repair=repair)
-    print_json(found, as_json=as_json)
-    if found.problems:
+    result = check(open_root(dest, block), version, repair=repair)
+    print_json(result, as_json=as_json)
+    if result.problems:
         raise typer.Exit(1)
 
 
@@ -94,23 +91,25 @@ def gc(
     keep_last: Annotated[
         int | None, typer.Option(min=1, help="Remove all versions but so many; none otherwise.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be removed.")
+    ] = False,
     older_than_days: Annotated[
         float, typer.Option(min=0, help="Younger staged work may be in use and is kept.")
     ] = 7.0,
     block: Block = "",
     as_json: Json = False,
 ) -> None:
-    """Remove what no version, no open proposal and no run at work names; leave what is not ours."""
+    """Remove objects that no version, open proposal or running flow names; leave foreign files."""
     from prefect_augment.maintenance.gc import collect_garbage
 
-    found = collect_garbage(
+    result = collect_garbage(
         open_root(dest, block),
         keep_last=keep_last,
         older_than_days=older_than_days,
         dry_run=dry_run,
     )
-    print_json(found, as_json=as_json)
+    print_json(result, as_json=as_json)
 
 
 def export(
@@ -148,7 +147,7 @@ def export(
         raise ParameterError(
             f"--origins {', '.join(unknown)} is no origin; choose of {', '.join(known)}."
         )
-    found = (partial(export_boxes, convention=annotations) if annotations else write)(
+    result = (partial(export_boxes, convention=annotations) if annotations else write)(
         open_root(dest, block),
         folder,
         version=version,
@@ -156,7 +155,7 @@ def export(
         origins=[origin for origin in known if origin in (origins or ())],
         options=block_options(block),
     )
-    print_json(found, as_json=as_json)
+    print_json(result, as_json=as_json)
 
 
 def erase(
@@ -173,7 +172,7 @@ def erase(
     as_json: Json = False,
 ) -> None:
     """Erase source records from all versions: a new version lacks them, older ones are removed."""
-    from prefect_augment.maintenance.erase import erase as take_out
+    from prefect_augment.maintenance.erase import erase as erase_records
 
     conditions = []
     for text in where or ():
@@ -182,7 +181,7 @@ def erase(
             raise ParameterError(f"--where {text!r} is not COLUMN=VALUE, e.g. --where patient=17.")
         conditions.append((name, value))
     chosen = [aug_id for text in ids or () for aug_id in _read_ids(text)]
-    print_json(take_out(open_root(dest, block), chosen, where=conditions), as_json=as_json)
+    print_json(erase_records(open_root(dest, block), chosen, where=conditions), as_json=as_json)
 
 
 def _read_ids(text: str) -> list[str]:

@@ -1,13 +1,7 @@
-"""What a run needs of this machine, checked without Prefect and without a run.
+"""Checks of ``doctor``: installation, machine, storage and Prefect.
 
-Each function gives :class:`Check` objects: what was found, whether that is enough, and what to do where
-it is not. Nothing here raises because of what it finds. Storage is in :mod:`.doctor_storage`.
-
-What a run needs of its source and its destination, tried on the real thing.
-
-What is written is removed. Options may hold secrets; they never appear in what is returned.
-
-What ``doctor`` asks of Prefect: its API, work pools and workers, and a storage block.
+Each function returns :class:`Check` objects: the finding, whether it suffices, and what to do otherwise; none raises.
+Probes that are written are removed. Options may hold secrets; they never appear in a check.
 """
 
 from __future__ import annotations
@@ -21,6 +15,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +39,7 @@ __all__ = [
     "Block",
     "Check",
     "Status",
+    "check_all",
     "check_apart",
     "check_destination",
     "check_extras",
@@ -62,7 +58,7 @@ Status = Literal["ok", "warning", "problem"]
 
 DISTRIBUTION = "prefect-augment"
 GIB = 2**30
-# Below the first a run is likely to fail, below the second a larger one is.
+# Below the first any run is likely to fail, below the second a larger one.
 MEMORY_BYTES = (GIB // 2, 2 * GIB)
 DISK_BYTES = (GIB // 4, 2 * GIB)
 # Extra -> modules that it brings, and what it is for.
@@ -76,7 +72,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 class Check(Result):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     area: str
     name: str
@@ -86,74 +82,62 @@ class Check(Result):
 
 
 def worst(checks: list[Check]) -> Status:
-    """Return the worst status among the checks; ``ok`` where there is none."""
+    """Return the worst status; ``ok`` without checks."""
     order: tuple[Status, ...] = ("ok", "warning", "problem")
     return max((check.status for check in checks), key=order.index, default="ok")
+
+
+def check_all(source: str, dest: str, block: str) -> list[Check]:
+    """Run all checks; a source and a destination are checked if named."""
+    loaded = load_block(block)
+    storage: list[Check] = []
+    if source and not loaded.failed:
+        storage += check_source(source, options=loaded.options)
+    if dest and not loaded.failed:
+        storage += check_destination(dest, options=loaded.options)
+    if source and dest:
+        storage += check_apart(source, dest)
+    needed = needed_extras(source, dest, storage)
+    return [
+        *check_python(), *check_libraries(), *check_extras(needed), *check_prefect(),
+        *loaded.checks, *check_gpu(), *check_machine(dest), *storage,
+    ]  # fmt: skip
 
 
 # --- what is installed ------------------------------------------------------------------------
 
 
 def check_python(version: str = "") -> list[Check]:
-    """Compare Python's version with what the package declares.
-
-    Parameters
-    ----------
-    version : str
-        The running interpreter's by default.
-    """
+    """Compare Python's version, by default the running one's, with the package's declaration."""
     version = version or platform.python_version()
-    wanted = _declared("Requires-Python")
-    good = not wanted or SpecifierSet(wanted).contains(version, prereleases=True)
-    return [
-        Check(
-            area="installed",
-            name="Python",
-            status="ok" if good else "problem",
-            found=version,
-            advice="" if good else f"make an environment with Python {wanted}.",
-        )
-    ]
+    required = _declared("Requires-Python")
+    if not required or SpecifierSet(required).contains(version, prereleases=True):
+        return [_check("installed", "Python", "ok", version)]
+    advice = f"make an environment with Python {required}."
+    return [_check("installed", "Python", "problem", version, advice)]
 
 
 def check_libraries() -> list[Check]:
-    """Compare this package and all that it requires with the ranges it declares; Prefect is one of them."""
+    """Compare this package and all that it requires with the declared ranges."""
     try:
         own = metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:
-        return [
-            Check(
-                area="installed",
-                name=DISTRIBUTION,
-                status="warning",
-                found="imported from a folder, not installed",
-                advice="install it with pip, or the versions of its libraries cannot be checked.",
-            )
-        ]
-    place = Path(__file__).parents[1]
-    checks = [
-        Check(area="installed", name=DISTRIBUTION, status="ok", found=f"{own} in {place}"),
-        *(
-            _library(name)
-            for name in ("prefect", "fastapi")  # the two that break one another, always shown
-        ),
+        advice = "install it with pip, or the versions of its libraries cannot be checked."
+        text = "imported from a folder, not installed"
+        return [_check("installed", DISTRIBUTION, "warning", text, advice)]
+    always = ("prefect", "fastapi")  # their versions often conflict
+    others = [_library(r.name) for r in _requirements() if r.name not in always]
+    bad = [check for check in others if check.status != "ok"]
+    text = f"{own} in {Path(__file__).parents[1]}"
+    return [
+        _check("installed", DISTRIBUTION, "ok", text),
+        *(_library(name) for name in always),
+        *(bad or [_check("installed", "libraries", "ok", f"{len(others)}, all in range")]),
     ]
-    others = [_library(r.name) for r in _requirements() if r.name not in ("prefect", "fastapi")]
-    wrong = [check for check in others if check.status != "ok"]
-    if not wrong:
-        n = len(others)
-        wrong = [Check(area="installed", name="libraries", status="ok", found=f"{n}, all in range")]
-    return [*checks, *wrong]
 
 
 def check_extras(needed: set[str] | None = None) -> list[Check]:
-    """Say which extras are there and can be imported.
-
-    Parameters
-    ----------
-    needed : set of str, optional
-        Extras that the source or destination at hand needs: a missing one of these is a problem.
-    """
+    """Check which extras can be imported; a missing one of ``needed`` is a problem."""
     return [_extra(extra, needed=extra in (needed or set())) for extra in EXTRAS]
 
 
@@ -165,29 +149,25 @@ def _declared(field: str) -> str:
 
 
 def _requirements() -> list[Requirement]:
-    found = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or []]
-    return [r for r in found if r.marker is None or r.marker.evaluate({"extra": ""})]
+    requirements = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or []]
+    return [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
 
 
 def _library(name: str) -> Check:
-    wanted = next((r.specifier for r in _requirements() if r.name == name), SpecifierSet())
+    required = next((r.specifier for r in _requirements() if r.name == name), SpecifierSet())
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
         version = "not installed"
-    good = version != "not installed" and wanted.contains(version, prereleases=True)
-    return Check(
-        area="installed",
-        name=name,
-        status="ok" if good else "problem",
-        found=version if good else f"{version}; {wanted} is needed",
-        advice="" if good else f"pip install '{name}{wanted}'",
-    )
+    if version != "not installed" and required.contains(version, prereleases=True):
+        return _check("installed", name, "ok", version)
+    text = f"{version}; {required} is needed"
+    return _check("installed", name, "problem", text, f"pip install '{name}{required}'")
 
 
 def _extra(extra: str, *, needed: bool) -> Check:
     modules, purpose = EXTRAS[extra]
-    # albumentations looks for a newer release of itself on import unless told not to.
+    # Else the import of albumentations queries the package index.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     missing, broken = [], []
     for name in modules:
@@ -195,7 +175,7 @@ def _extra(extra: str, *, needed: bool) -> Check:
             importlib.import_module(name)
         except ModuleNotFoundError:
             missing.append(name)
-        except (ImportError, OSError) as exc:  # a library that it links to is not on the machine
+        except (ImportError, OSError) as exc:  # a shared library is missing
             broken.append(f"{name} does not load: {exc}")
     name = f"extra {extra}"
     install = f"pip install '{DISTRIBUTION}[{extra}]'"
@@ -205,10 +185,10 @@ def _extra(extra: str, *, needed: bool) -> Check:
     if not missing:
         versions = ", ".join(f"{m} {_module_version(m)}".strip() for m in modules)
         return _check("installed", name, "ok", versions)
-    partial = len(missing) < len(modules)
-    status: Status = "problem" if needed else "warning" if partial else "ok"
-    found = f"{', '.join(missing)} not installed; needed for {purpose} only"
-    return _check("installed", name, status, found, install)
+    is_partial = len(missing) < len(modules)
+    status: Status = "problem" if needed else "warning" if is_partial else "ok"
+    text = f"{', '.join(missing)} not installed; needed for {purpose} only"
+    return _check("installed", name, status, text, install)
 
 
 def _module_version(module: str) -> str:
@@ -219,32 +199,26 @@ def _module_version(module: str) -> str:
 
 
 def check_machine(*folders: str) -> list[Check]:
-    """Look at the memory that may be used, and at the disks of the temporary and the given folders.
-
-    Parameters
-    ----------
-    *folders : str
-        Local folders that a run will write to; others are passed over.
-    """
+    """Check the usable memory, and the disks of the temporary folder and of local ``folders``."""
     checks = [_memory()]
     seen = set()
     local = [f for f in folders if f and "://" not in f]
     for folder in [tempfile.gettempdir(), *local]:
-        there = Path(folder).expanduser().resolve()
-        # What is not there yet will be made on the disk of the nearest folder that is.
-        there = next(p for p in [there, *there.parents] if p.is_dir())
-        device = there.stat().st_dev
+        path = Path(folder).expanduser().resolve()
+        # A missing folder will be made on the disk of its nearest existing parent.
+        path = next(p for p in [path, *path.parents] if p.is_dir())
+        device = path.stat().st_dev
         if device in seen:
             continue
         seen.add(device)
-        free = shutil.disk_usage(there).free
+        free = shutil.disk_usage(path).free
         advice = "free some space, or choose another disk (TMPDIR for temporary files)."
-        checks.append(_amount(f"disk of {there}", free, DISK_BYTES, advice))
+        checks.append(_amount(f"disk of {path}", free, DISK_BYTES, advice))
     return checks
 
 
 def check_gpu() -> list[Check]:
-    """Say whether PyTorch finds a GPU, and whether one is there that it does not find."""
+    """Check whether PyTorch finds a GPU, or misses one whose driver is installed."""
     try:
         import torch
     except (ImportError, OSError):
@@ -252,12 +226,12 @@ def check_gpu() -> list[Check]:
     if torch is not None and torch.cuda.is_available():
         n = torch.cuda.device_count()
         info = [torch.cuda.get_device_properties(i) for i in range(n)]
-        found = ", ".join(f"{f.name} ({f.total_memory / GIB:.0f} GiB)" for f in info)
-        return [_check("machine", "GPU", "ok", found)]
+        text = ", ".join(f"{f.name} ({f.total_memory / GIB:.0f} GiB)" for f in info)
+        return [_check("machine", "GPU", "ok", text)]
     if Path("/proc/driver/nvidia/version").exists() and torch is not None:
         advice = "install the PyTorch build for this driver (pytorch.org/get-started)."
-        found = f"a driver is there, but PyTorch {torch.__version__} finds no GPU"
-        return [_check("machine", "GPU", "warning", found, advice)]
+        text = f"a driver is installed, but PyTorch {torch.__version__} finds no GPU"
+        return [_check("machine", "GPU", "warning", text, advice)]
     return [_check("machine", "GPU", "ok", "none; networks train on the CPU")]
 
 
@@ -266,13 +240,12 @@ def _memory() -> Check:
 
     memory = psutil.virtual_memory()
     free = min([int(memory.available), *_group_bytes()])
-    return _amount(
-        "memory", free, MEMORY_BYTES, "stop other programs, or give the container or job more."
-    )
+    advice = "stop other programs, or give the container or job more."
+    return _amount("memory", free, MEMORY_BYTES, advice)
 
 
 def _group_bytes() -> Iterator[int]:
-    """What a container's limit leaves; psutil sees the whole machine."""
+    """Yield what a container's limit leaves; psutil sees the whole machine."""
     group = Path("/sys/fs/cgroup")
     try:
         limit = (group / "memory.max").read_text().strip()
@@ -285,67 +258,42 @@ def _group_bytes() -> Iterator[int]:
 def _amount(name: str, n_bytes: int, limits: tuple[int, int], advice: str) -> Check:
     least, enough = limits
     status: Status = "problem" if n_bytes < least else "warning" if n_bytes < enough else "ok"
-    found = f"{n_bytes / GIB:.1f} GiB free"
-    return _check("machine", name, status, found, "" if status == "ok" else advice)
+    text = f"{n_bytes / GIB:.1f} GiB free"
+    return _check("machine", name, status, text, "" if status == "ok" else advice)
 
 
 def _check(area: str, name: str, status: Status, found: str, advice: str = "") -> Check:
     return Check(area=area, name=name, status=status, found=found, advice=advice)
 
 
+# --- storage ----------------------------------------------------------------------------------
+
 IMAGE_FORMATS = ("folder", "archive")
-MEND = "mend what it names; credentials come from the environment or a Prefect block (--block)."
+FIX = "fix what it names; credentials come from the environment or a Prefect block (--block)."
 # The protocol of a URL -> the extra with its driver.
-DRIVERS = {
-    "s3": "s3",
-    "s3a": "s3",
-    "gs": "gcs",
-    "gcs": "gcs",
-    "az": "azure",
-    "abfs": "azure",
-    "abfss": "azure",
-}
+DRIVERS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+DRIVERS |= {"az": "azure", "abfs": "azure", "abfss": "azure"}
 
 
-def check_source(
-    uri: str, *, wished: str = "auto", options: dict[str, Any] | None = None
-) -> list[Check]:
-    """List a source and read the beginning of its first file.
-
-    Parameters
-    ----------
-    uri : str
-        As ``source.uri``.
-    wished : str
-        As ``source.format``.
-    options : dict, optional
-        fsspec storage options; they never appear in what is returned.
-    """
+def check_source(uri: str, *, options: dict[str, Any] | None = None) -> list[Check]:
+    """List a source and read the beginning of its first file."""
     name = f"source {uri}"
     try:
-        listing = list_source(uri, requested=wished, options=options)
+        listing = list_source(uri, requested="auto", options=options)
         with listing.store.open(listing.entries[0].path) as file:
             file.read(1024)
     except FileNotFoundError:
         advice = "check the spelling; a worker sees its own disk, not yours."
         return [_storage_check(name, "problem", "nothing is there", advice)]
     except Exception as exc:  # noqa: BLE001 - each driver of a store has errors of its own
-        return [_storage_check(name, "problem", _said(exc), MEND)]
+        return [_storage_check(name, "problem", _message(exc), FIX)]
     n_bytes = sum(entry.n_bytes for entry in listing.entries)
-    found = f"{len(listing.entries)} files ({listing.format}), {n_bytes / 2**20:.1f} MiB, readable"
-    return [_storage_check(name, "ok", found), *_image_extras(listing)]
+    text = f"{len(listing.entries)} files ({listing.format}), {n_bytes / 2**20:.1f} MiB, readable"
+    return [_storage_check(name, "ok", text), *_image_extras(listing)]
 
 
 def check_destination(uri: str, *, options: dict[str, Any] | None = None) -> list[Check]:
-    """Write, read and delete a probe below the destination, and see whether it keeps committers apart.
-
-    Parameters
-    ----------
-    uri : str
-        As ``destination.uri``.
-    options : dict, optional
-        fsspec storage options; they never appear in what is returned.
-    """
+    """Write, read and delete a probe, and test whether the store honours "put only if absent"."""
     name = f"destination {uri}"
     try:
         store = open_store(uri, options=options)
@@ -354,14 +302,14 @@ def check_destination(uri: str, *, options: dict[str, Any] | None = None) -> lis
             held = _probe(store)
         finally:
             for folder in missing:
-                with contextlib.suppress(OSError):  # never made, or somebody else's by now
+                with contextlib.suppress(OSError):  # never made, or in use by others
                     folder.rmdir()
         versions = list_versions(store)
     except Exception as exc:  # noqa: BLE001 - each driver of a store has errors of its own
-        return [_storage_check(name, "problem", _said(exc), MEND)]
-    there = f"version {versions[-1]} is there" if versions else "nothing published yet"
-    found = f"can be written, read and deleted; {there}"
-    checks = [_storage_check(name, "ok", found)]
+        return [_storage_check(name, "problem", _message(exc), FIX)]
+    newest = f"version {versions[-1]} is the newest" if versions else "nothing published yet"
+    text = f"can be written, read and deleted; {newest}"
+    checks = [_storage_check(name, "ok", text)]
     if held:
         text = "honoured: several runs may publish at the same time"
         return [*checks, _storage_check("write only where none is", "ok", text)]
@@ -371,23 +319,23 @@ def check_destination(uri: str, *, options: dict[str, Any] | None = None) -> lis
 
 
 def check_apart(source: str, dest: str) -> list[Check]:
-    """Say so where source and destination lie inside one another: a run would read what it wrote."""
+    """Check that source and destination do not contain one another: a run would read its own output."""
     for outer, inner in ((source, dest), (dest, source)):
         if contains(outer, inner):
-            found = f"{inner} lies inside {outer}"
-            return [_storage_check("apart", "problem", found, "choose a folder beside the source.")]
+            text = f"{inner} lies inside {outer}"
+            return [_storage_check("apart", "problem", text, "choose a folder beside the source.")]
     return []
 
 
 def needed_extras(source: str, dest: str, checks: list[Check]) -> set[str]:
-    """Return the extras that these locations need, by their protocol and by what the source holds."""
+    """Return the extras that these locations need, by protocol and content."""
     schemes = [uri.partition("://")[0] for uri in (source, dest)]
     needed = {DRIVERS[scheme] for scheme in schemes if scheme in DRIVERS}
     return needed | ({"images", "torch"} if any(c.name == "kind" for c in checks) else set())
 
 
 def _probe(store: Store) -> bool:
-    """Return whether "put only if absent" is honoured; raise where the probe cannot be kept."""
+    """Return whether "put only if absent" is honoured; raise if the probe fails."""
     path = f"_staging/.probe-{uuid.uuid4().hex}"
     try:
         store.put_if_absent(path, b"first", look_first=False)
@@ -402,7 +350,7 @@ def _probe(store: Store) -> bool:
 
 
 def _missing_folders(store: Store) -> list[Path]:
-    """Local folders that the probe will make, innermost first."""
+    """Return local folders that the probe will make, innermost first."""
     if not store.is_local:
         return []
     staging = Path(store.full("_staging"))
@@ -415,13 +363,14 @@ def _image_extras(listing: Listing) -> list[Check]:
     return [_storage_check("kind", "ok", "images: the extras images and torch are needed")]
 
 
-def _said(exc: Exception) -> str:
+def _message(exc: Exception) -> str:
     return str(exc) if isinstance(exc, AugmentError) else f"{type(exc).__name__}: {exc}"
 
 
-def _storage_check(name: str, status: Status, found: str, advice: str = "") -> Check:
-    return Check(area="storage", name=name, status=status, found=found, advice=advice)
+_storage_check = partial(_check, "storage")
 
+
+# --- Prefect ----------------------------------------------------------------------------------
 
 START = "start one with `prefect server start`, then `prefect config set PREFECT_API_URL=…/api`."
 POOL = "local-process"
@@ -429,25 +378,25 @@ POOL = "local-process"
 
 @dataclass
 class Block:
-    """A storage block that was looked for, and what it holds; never printed."""
+    """The options of a storage block, which are never printed, and the check of it."""
 
     options: dict[str, Any] = field(default_factory=dict, repr=False)
     checks: list[Check] = field(default_factory=list)
 
     @property
     def failed(self) -> bool:
-        """Whether it was asked for and cannot be used."""
+        """Whether it cannot be used."""
         return any(check.status == "problem" for check in self.checks)
 
 
 def check_prefect() -> list[Check]:
-    """Look at the API, and where one is set at its work pools and workers."""
+    """Check the API and, if one is set, its work pools and workers."""
     settings = get_current_settings()
     url = settings.api.url
     if not url:
         if settings.server.ephemeral.enabled:
-            found = "none set; each run starts one of its own and stops it at its end"
-            return [_prefect_check("API", "warning", found, f"for schedules and the form, {START}")]
+            text = "none set; each run starts one of its own and stops it at its end"
+            return [_prefect_check("API", "warning", text, f"for schedules and the form, {START}")]
         return [_prefect_check("API", "problem", "none set, and none may be started", START)]
     try:
         with get_client(sync_client=True) as client:
@@ -457,61 +406,52 @@ def check_prefect() -> list[Check]:
             version = client.api_version()
             return [_server(url, version), *_work_pools(client)]
     except (httpx.HTTPError, PrefectHTTPStatusError, RuntimeError, OSError) as exc:
-        found = f"{url} does not answer: {type(exc).__name__}: {exc}"
+        text = f"{url} does not answer: {type(exc).__name__}: {exc}"
         advice = f"check PREFECT_API_URL, or {START}"
-        return [_prefect_check("API", "problem", found, advice)]
+        return [_prefect_check("API", "problem", text, advice)]
 
 
 def load_block(name: str) -> Block:
-    """Load the storage block; none where no name is given."""
+    """Load the storage block; empty without a name."""
     if not name:
         return Block()
+    check = partial(_prefect_check, f"block {name}")
     try:
-        return Block(storage_options(name), [_prefect_check(f"block {name}", "ok", "loaded")])
+        return Block(storage_options(name), [check("ok", "loaded")])
     except ParameterError as exc:
-        return Block(
-            checks=[
-                _prefect_check(f"block {name}", "problem", str(exc), "save it, or name another.")
-            ]
-        )
+        return Block(checks=[check("problem", str(exc), "save it, or name another.")])
     except (httpx.HTTPError, PrefectHTTPStatusError, RuntimeError) as exc:
-        found = f"cannot be looked up: {type(exc).__name__}"
-        return Block(
-            checks=[_prefect_check(f"block {name}", "problem", found, "mend the API first.")]
-        )
+        text = f"cannot be looked up: {type(exc).__name__}"
+        return Block(checks=[check("problem", text, "fix the API first.")])
 
 
 def _server(url: str, version: str) -> Check:
-    found = f"{url} answers, version {version}"
+    text = f"{url} answers, version {version}"
     if version.split(".")[:2] == prefect_version.split(".")[:2]:
-        return _prefect_check("API", "ok", found)
+        return _prefect_check("API", "ok", text)
     advice = f"install the server's version here, or {prefect_version} there."
-    return _prefect_check("API", "warning", f"{found}; {prefect_version} is installed here", advice)
+    return _prefect_check("API", "warning", f"{text}; {prefect_version} is installed here", advice)
 
 
 def _work_pools(client: SyncPrefectClient) -> list[Check]:
     pools = [pool for pool in client.read_work_pools() if pool.type != "prefect:managed"]
     if not pools:
+        text = "none: deployments have nowhere to run"
         advice = f"prefect work-pool create {POOL} --type process"
-        return [
-            _prefect_check("work pools", "warning", "none: deployments have nowhere to run", advice)
-        ]
+        return [_prefect_check("work pools", "warning", text, advice)]
     return [_work_pool(client, pool.name, pool.type, pool.is_paused) for pool in pools]
 
 
 def _work_pool(client: SyncPrefectClient, name: str, kind: str, paused: bool) -> Check:
     workers = client.read_workers_for_work_pool(name)
     n_online = sum(str(getattr(w.status, "value", w.status)) == "ONLINE" for w in workers)
+    check = partial(_prefect_check, f"work pool {name}")
     if paused:
-        advice = f"prefect work-pool resume {name}"
-        return _prefect_check(f"work pool {name}", "warning", f"{kind}, paused", advice)
+        return check("warning", f"{kind}, paused", f"prefect work-pool resume {name}")
     if not n_online:
         advice = f"prefect worker start --pool {name}"
-        return _prefect_check(
-            f"work pool {name}", "warning", f"{kind}, no worker is online", advice
-        )
-    return _prefect_check(f"work pool {name}", "ok", f"{kind}, {n_online} online")
+        return check("warning", f"{kind}, no worker is online", advice)
+    return check("ok", f"{kind}, {n_online} online")
 
 
-def _prefect_check(name: str, status: Status, found: str, advice: str = "") -> Check:
-    return Check(area="prefect", name=name, status=status, found=found, advice=advice)
+_prefect_check = partial(_check, "prefect")

@@ -1,4 +1,4 @@
-"""What the command line prints: facts as tables for people."""
+"""Results as tables and lines for people."""
 
 from __future__ import annotations
 
@@ -71,27 +71,26 @@ def show_run(console: Console, result: RunResult) -> None:
             f"[bold]{word}[/] version {result.version}: {escape(result.manifest)}", soft_wrap=True
         )
     console.print(f"[bold]Report[/]: {escape(result.report)}", soft_wrap=True)
-    console.print(
-        f"{result.seconds:.1f} s, peak memory {result.peak_rss_bytes / 1e6:.0f} MB", highlight=False
-    )
+    _show_cost(console, result)
+
+
+def _show_cost(console: Console, result: RunResult | TrainResult | LatentResult) -> None:
+    memory = result.peak_rss_bytes / 1e6
+    console.print(f"{result.seconds:.1f} s, peak memory {memory:.0f} MB", highlight=False)
 
 
 def show_demo(
-    console: Console,
-    results: Mapping[str, RunResult],
-    places: Mapping[str, str],
-    *,
-    seconds: float,
+    console: Console, results: Mapping[str, RunResult], places: Mapping[str, str], *, seconds: float
 ) -> None:
-    """Print the end of a demo: per part what was published, what was found, how to look at it."""
+    """Print the end of a demo: per part the version, the verdict and where to look."""
     console.print(f"[bold]The demo is done[/], in {seconds:.0f} s:", highlight=False)
     for name, result in results.items():
         verdict, place = result.verdict, escape(places[name])
         assert verdict is not None
         word = "published" if result.status == "published" else "there already"
-        found = f"[{COLOURS[verdict.decision]}]{verdict.decision}[/]: {escape(verdict.reasons[0])}"
+        colour, reason = COLOURS[verdict.decision], escape(verdict.reasons[0])
         lines = (
-            f"- [bold]{name}[/]: version {result.version} {word}. {found}",
+            f"- [bold]{name}[/]: version {result.version} {word}. [{colour}]{verdict.decision}[/]: {reason}",
             f"  Look at it: {escape(result.report)}",
             f"  and with: prefect-augment inspect {place}",
         )
@@ -100,12 +99,12 @@ def show_demo(
 
 
 def show_evaluation(console: Console, result: RunResult) -> None:
-    """Print what ``evaluate`` found."""
+    """Print the result of ``evaluate``."""
     counts = result.external
     if counts:
         console.print(
-            f"{counts['given']:,} records given, {counts['quarantined']:,} of them could not be judged; of "
-            f"{counts['filtered']:,} judged {counts['passed']:,} pass the filter.",
+            f"{counts['given']:,} records given, {counts['quarantined']:,} of them unusable; of "
+            f"{counts['filtered']:,} filtered {counts['passed']:,} pass.",
             highlight=False,
         )
     _show_strategies(console, result.strategies)
@@ -116,12 +115,12 @@ def show_evaluation(console: Console, result: RunResult) -> None:
 
 
 def show_training(console: Console, result: TrainResult) -> None:
-    """Print what was trained, on what, and where it is."""
+    """Print the trained model, its records and its location."""
     model = result.model
     word = "Nothing new, there was a" if result.status == "unchanged" else "Trained a"
-    effort = f"{model.steps:,} steps on " if model.steps else ""
+    steps = f"{model.steps:,} steps on " if model.steps else ""
     console.print(
-        f"[bold]{word}[/] model {escape(model.kind)}: {effort}{model.n_training:,} training records of "
+        f"[bold]{word}[/] model {escape(model.kind)}: {steps}{model.n_training:,} training records of "
         f"{result.n_records:,}.",
         highlight=False,
     )
@@ -131,13 +130,11 @@ def show_training(console: Console, result: TrainResult) -> None:
     console.print(f"[bold]Kept as[/]: {escape(f'{model.root}/{model.checkpoint}')}", soft_wrap=True)
     for note in result.notes:
         console.print(f"- {escape(note)}", highlight=False)
-    console.print(
-        f"{result.seconds:.1f} s, peak memory {result.peak_rss_bytes / 1e6:.0f} MB", highlight=False
-    )
+    _show_cost(console, result)
 
 
 def show_policy(console: Console, result: PolicyCheck) -> None:
-    """Print what a probe says of a policy, an operation a line."""
+    """Print the check of a policy, an operation per line."""
     table = Table("operation", "another class", "at least", "worst class", "of it", "taken for")
     for op in result.operations:
         table.add_row(
@@ -147,24 +144,24 @@ def show_policy(console: Console, result: PolicyCheck) -> None:
     console.print(table)
     bad = ", ".join(op.name for op in result.damaging)
     word = f"May change what images show: {bad}." if bad else "No damage was found."
-    console.print(f"[bold]{escape((result.note and f'Not judged: {result.note}.') or word)}[/]")
+    console.print(f"[bold]{escape((result.note and f'Not checked: {result.note}.') or word)}[/]")
     console.print(
-        f"The probe is right about {result.accuracy:.1%} of {result.n_images:,} unchanged images.",
+        f"The classifier is right about {result.accuracy:.1%} of {result.n_images:,} unchanged images.",
         highlight=False,
     )
     console.print(f"[bold]Pictures[/]: {escape(result.picture)}", soft_wrap=True)
 
 
 def show_latents(console: Console, result: LatentResult) -> None:
-    """Print what a model said of records, by which model, and where it lies."""
+    """Print the summary of a use of latents, its model and its location."""
     from prefect_augment.latents.page import latents_sentence
 
     console.print(f"[bold]{escape(latents_sentence(result.latents))}[/]", highlight=False)
-    found = result.latents.found
+    summary = result.latents.found
     if result.latents.use == "anomalies":
-        _show_flagged(console, found["counts"])
+        _show_flagged(console, summary["counts"])
     if result.latents.use == "reconstructions":
-        _show_value(console, found["parts"].get("validation", found["parts"]), 0)
+        _show_value(console, summary["parts"].get("validation", summary["parts"]), 0)
     console.print(
         f"[bold]Model[/]: {escape(result.model.kind)} {result.model.digest[:12]}, trained on "
         f"{result.model.n_training:,} records",
@@ -173,9 +170,7 @@ def show_latents(console: Console, result: LatentResult) -> None:
     for note in result.notes:
         console.print(f"- {escape(note)}", highlight=False)
     console.print(f"[bold]Kept as[/]: {escape(result.uri)}", soft_wrap=True)
-    console.print(
-        f"{result.seconds:.1f} s, peak memory {result.peak_rss_bytes / 1e6:.0f} MB", highlight=False
-    )
+    _show_cost(console, result)
 
 
 def _show_flagged(console: Console, counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> None:
@@ -190,7 +185,7 @@ def _show_flagged(console: Console, counts: Mapping[str, Mapping[str, Mapping[st
 
 
 def show_profile(console: Console, profile: Any) -> None:
-    """Print a source's columns, classes and troubles."""
+    """Print a source's columns, classes and problems."""
     table = Table("column", "type", "kind", "null", "unique", "note", title=escape(profile.source))
     for column in profile.columns:
         table.add_row(
@@ -219,12 +214,12 @@ def show_profile(console: Console, profile: Any) -> None:
 
 
 def show_result(console: Console, result: Result) -> None:
-    """Print any other fact as indented names and values."""
+    """Print any other result as indented names and values."""
     _show_value(console, result.model_dump(mode="json"), 0)
 
 
 def show_checks(console: Console, checks: Sequence[Any]) -> None:
-    """Print what ``doctor`` found: a line per check, and below it what to do."""
+    """Print the checks of ``doctor``, each with the advice below it."""
     colours = {"ok": "green", "warning": "yellow", "problem": "red"}
     area = ""
     for check in checks:
@@ -270,30 +265,18 @@ def _show_classes(console: Console, result: RunResult) -> None:
     train = result.counts.get("train", {})
     recipe = result.recipe
     for entry in result.plan.classes:
-        added = {"synthetic": entry.n_synthetic, "classic": entry.n_classic}
-        weighted = ""
+        synthetic, classic, weighted = entry.n_synthetic, entry.n_classic, ""
         if recipe is not None:
-            added = {
-                "synthetic": recipe.synthetic.get(entry.name, 0),
-                "classic": recipe.classic.get(entry.name, 0),
-            }
+            synthetic = recipe.synthetic.get(entry.name, 0)
+            classic = recipe.classic.get(entry.name, 0)
             n = entry.n_real + recipe.counted(entry.name)
             weighted = f"{n * recipe.class_weight.get(entry.name, 1.0):,.0f}"
-        after = (
-            sum(train.get(entry.label, {}).values())
-            if train and not entry.by
-            else entry.n_real + sum(added.values())
-        )
-        name = escape(entry.name) + ("" if entry.compared else " (not judged)")
-        table.add_row(
-            name,
-            f"{entry.n_real:,}",
-            f"{entry.target:,}",
-            f"{added['synthetic']:,}",
-            f"{added['classic']:,}",
-            f"{after:,}",
-            weighted,
-        )
+        after = entry.n_real + synthetic + classic
+        if train and not entry.by:
+            after = sum(train.get(entry.label, {}).values())
+        name = escape(entry.name) + ("" if entry.compared else " (not compared)")
+        counts = (entry.n_real, entry.target, synthetic, classic, after)
+        table.add_row(name, *(f"{n:,}" for n in counts), weighted)
     console.print(table)
     for warning in result.plan.warnings:
         console.print(f"[yellow]{escape(warning)}[/]")

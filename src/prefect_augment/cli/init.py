@@ -1,4 +1,4 @@
-"""``prefect-augment init``: a flow of the user's own and the deployment of it."""
+"""``prefect-augment init``: a project with an own flow and its deployment; ``doctor``: what a run needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.console import Console
 
 from prefect_augment.errors import ParameterError
 
-__all__ = ["init", "write_project"]
+__all__ = ["doctor", "init", "write_project"]
 
 POOL = "local-process"
 
@@ -141,29 +141,10 @@ def write_project(
     name: str = "balance-dataset",
     schedule: str = "",
 ) -> tuple[list[Path], list[Path]]:
-    """Write ``prefect.yaml`` and ``flows/<name>.py`` into a folder, and overwrite nothing.
+    """Write ``prefect.yaml`` and ``flows/<name>.py`` into a folder; return the written and the existing paths.
 
-    Parameters
-    ----------
-    folder : path
-        The repository; made where it is missing.
-    source, label, dest : str
-        Defaults of the flow. A relative local path becomes an absolute one, since a run may start in
-        another folder.
-    name : str
-        Of the flow and its deployment.
-    schedule : str
-        Cron in UTC; none by default.
-
-    Returns
-    -------
-    tuple of two lists of path
-        What was written, and what existed and was left as it is.
-
-    Raises
-    ------
-    ParameterError
-        If the name cannot be that of a module, or the schedule is not cron.
+    Nothing is overwritten. Relative local paths of ``source`` and ``dest`` become absolute, since a run may start
+    in another folder. Raises ParameterError if ``name`` cannot name a module, or ``schedule`` is not cron.
     """
     slug = _slug(name)
     module = slug.replace("-", "_")
@@ -203,7 +184,7 @@ def _entrypoint(slug: str) -> str:
 
 
 def _slug(name: str) -> str:
-    """Return the name in lower case with dashes, as the deployment's; with underscores it is the flow's."""
+    """Return the deployment's name, in lower case with dashes; the flow's has underscores."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     module = slug.replace("-", "_")
     if not module.isidentifier() or keyword.iskeyword(module):
@@ -226,7 +207,7 @@ def _check_schedule(schedule: str) -> None:
 
     try:
         CronSchedule(cron=schedule, timezone="UTC")
-    except ValueError as exc:  # pydantic's is one
+    except ValueError as exc:  # also pydantic's
         raise ParameterError(
             f"--schedule {schedule!r} is not cron; give five fields such as '0 3 * * *' (nightly at three)."
         ) from exc
@@ -240,3 +221,31 @@ def _arguments(**values: str) -> str:
     return ", ".join(
         f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in values.items() if value
     )
+
+
+def doctor(
+    source: Annotated[str, typer.Option(help="Also list and read this source.")] = "",
+    dest: Annotated[
+        str, typer.Option(help="Also write, read and delete a probe at this destination.")
+    ] = "",
+    block: Annotated[
+        str, typer.Option(help="Saved Prefect storage block with the credentials for both.")
+    ] = "",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
+    ] = False,
+) -> None:
+    """Check Python, Prefect, storage, GPU, memory and extras; exit 1 for any problem."""
+    from prefect_augment.cli import doctor_checks
+
+    checks = doctor_checks.check_all(source, dest, block)
+    status = doctor_checks.worst(checks)
+    if as_json:
+        result = {"status": status, "checks": [check.model_dump(mode="json") for check in checks]}
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        from prefect_augment.cli.formatting import show_checks
+
+        show_checks(Console(), checks)
+    if status == "problem":
+        raise typer.Exit(1)

@@ -1,7 +1,4 @@
-"""What a trained model says of records, or makes of them: embed, anomalies, reconstruct, and so on.
-
-What all of these commands take and do is :func:`_command`.
-"""
+"""Commands on the latents of a trained model, all made by :func:`_command`."""
 
 from __future__ import annotations
 
@@ -22,14 +19,10 @@ from prefect_augment.cli.options import (
     Seed,
     Source,
     Steps,
+    flow_parameters,
     holdout_params,
-    in_file,
     lay_over,
-    lay_seed,
-    parameter_errors,
-    prefect_session,
-    print_result,
-    read_params,
+    run_flow,
 )
 
 __all__ = [
@@ -46,7 +39,7 @@ Dest = Annotated[
     str,
     typer.Argument(help="Folder or URL of the dataset; the model is found or trained below it."),
 ]
-Model = Annotated[str, typer.Option(help="A kind of model; auto: the first that is able.")]
+Model = Annotated[str, typer.Option(help="A kind of model; auto: the first that can do it.")]
 Part = Annotated[
     list[str] | None,
     typer.Option(help="Only training, validation or holdout; repeatable. All by default."),
@@ -79,22 +72,17 @@ def _shared(
     seed: Seed = None,
     params: ParamsFile = None,
 ) -> dict[str, Any]:
-    """Return the parameters that all flows take: those of the file with the options laid over them."""
-    given: dict[str, Any] = read_params(params)
-    lay_over(
-        given, "source", uri=source, label=label, group_column=group, **holdout_params(holdout)
-    )
-    lay_over(given, "source", include=include, exclude=exclude)
-    lay_over(given, "destination", uri=dest)
-    lay_over(given, "output", parts=part, uri=out)
-    lay_over(given, "budget", minutes=minutes, steps=steps)
-    if model:
-        given["model"] = {**in_file(given, "model"), "kind": model}
-    lay_seed(given, seed)
-    return given
+    """Return the parameters that all flows take: the file's, with the options laid over them."""
+    parameters = flow_parameters(
+        params, dest=dest, seed=seed, model=model, uri=source, label=label, group_column=group,
+        include=include, exclude=exclude, **holdout_params(holdout),
+    )  # fmt: skip
+    lay_over(parameters, "output", parts=part, uri=out)
+    lay_over(parameters, "budget", minutes=minutes, steps=steps)
+    return parameters
 
 
-N_PLACES = 3  # of the shared parameters, those before a command's own: source, dest, label
+N_PLACES = 3  # shared parameters before a command's own: source, dest, label
 
 
 def _command(own_options: Callable[..., Options]) -> Callable[..., None]:
@@ -106,30 +94,18 @@ def _command(own_options: Callable[..., Options]) -> Callable[..., None]:
     )
 
     def command(**options: Any) -> None:
-        mine = {p.name: options.pop(p.name) for p in own}
+        own_values = {p.name: options.pop(p.name) for p in own}
         quiet = options.pop("as_json")
-        given = _shared(**options)
-        for group, values in own_options(**mine).items():
-            lay_over(given, group, **values)
-        _run(own_options.__name__, given, as_json=quiet)
+        parameters = _shared(**options)
+        for group, values in own_options(**own_values).items():
+            lay_over(parameters, group, **values)
+        run_flow(f"latents:{own_options.__name__}", parameters, "show_latents", as_json=quiet)
 
-    taken = [*shared[:N_PLACES], *own, *shared[N_PLACES:], as_json]
+    arguments = [*shared[:N_PLACES], *own, *shared[N_PLACES:], as_json]
     command.__name__, command.__doc__ = own_options.__name__, own_options.__doc__
-    command.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in taken}
+    command.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in arguments}
     return command
-
-
-def _run(name: str, given: dict[str, Any], *, as_json: bool) -> None:
-    """Run a flow, and print what it says."""
-    with prefect_session(quiet=as_json), parameter_errors():
-        from prefect_augment.flows import latents
-
-        flow = getattr(latents, name)
-        result = flow(**flow.validate_parameters(given))
-    from prefect_augment.cli.formatting import show_latents
-
-    print_result(result, show_latents, as_json=as_json)
 
 
 @_command
@@ -149,14 +125,12 @@ def anomalies(
         typer.Option(help="Share of normal validation records that may be flagged (0.05)."),
     ] = None,
 ) -> Options:
-    """Score how strange every record is, and flag those beyond what is normal."""
+    """Score how anomalous every record is, and flag those beyond what is normal."""
     return {"anomalies": {"train_on": train_on, "normal_share": normal_share}}
 
 
 @_command
-def reconstruct(
-    as_class: AsClass = "",
-) -> Options:
+def reconstruct(as_class: AsClass = "") -> Options:
     """Write every record beside what the model makes of its vector, with the error per column."""
     return {"reconstruction": {"as_class": as_class}}
 

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -40,10 +41,10 @@ __all__ = [
     "block_options",
     "err",
     "escape",
+    "flow_parameters",
     "holdout_params",
     "in_file",
     "lay_over",
-    "lay_seed",
     "open_root",
     "out",
     "parameter_errors",
@@ -52,6 +53,7 @@ __all__ = [
     "print_json",
     "print_result",
     "read_params",
+    "run_flow",
     "target_params",
 ]
 
@@ -84,7 +86,7 @@ Seed = Annotated[int | None, typer.Option(help="Seed of everything random; 0 by 
 Workers = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Strategies judged at the same time, 2 by default; never changes a byte."
+        min=1, help="Strategies scored at the same time, 2 by default; never changes a byte."
     ),
 ]
 Version = Annotated[int | None, typer.Option("--version", help="A version other than the latest.")]
@@ -102,7 +104,7 @@ R = TypeVar("R", bound="Result")
 
 
 def read_params(path: Path | None) -> dict[str, Any]:
-    """Return what a parameters file holds; nothing where there is none."""
+    """Return the content of a parameters file; empty without one."""
     if path is None:
         return {}
     import yaml
@@ -116,37 +118,39 @@ def read_params(path: Path | None) -> dict[str, Any]:
     return data
 
 
-def lay_over(given: dict[str, Any], group: str, **values: Any) -> None:
-    """Lay options that were given over the parameters file; empty ones leave it as it is, zeros do not."""
+def lay_over(parameters: dict[str, Any], group: str, **values: Any) -> None:
+    """Replace values of the parameters file by options; empty options replace nothing, zeros do."""
     values = {n: v for n, v in values.items() if v or type(v) in (int, float)}
-    if values or group in given:
-        given[group] = {**in_file(given, group), **values}
+    if values or group in parameters:
+        parameters[group] = {**in_file(parameters, group), **values}
 
 
-def in_file(given: Mapping[str, Any], group: str) -> dict[str, Any]:
-    """Return what the parameters file has of a group.
-
-    Raises
-    ------
-    ParameterError
-        If that is not a mapping.
-    """
-    found = given.get(group, {})
-    if not isinstance(found, dict):
+def in_file(parameters: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """Return a group of the parameters file; ParameterError if it is no mapping."""
+    values = parameters.get(group, {})
+    if not isinstance(values, dict):
         raise ParameterError(
-            f"{group!r} in the parameters file is {'empty' if found is None else repr(found)}; remove the line, or "
+            f"{group!r} in the parameters file is {'empty' if values is None else repr(values)}; remove the line, or "
             f"give it values: '{group}: {{name: value}}'."
         )
-    return found
+    return values
 
 
-def lay_seed(given: dict[str, Any], seed: int | None) -> None:
-    """Lay the seed over the parameters file's, where one was given."""
-    given["seed"] = given.get("seed", 0) if seed is None else seed
+def flow_parameters(
+    file: Path | None, *, dest: str, seed: int | None, model: str = "", **source: Any
+) -> dict[str, Any]:
+    """Return the parameters file with the options that most flows have laid over it."""
+    parameters = read_params(file)
+    lay_over(parameters, "source", **source)
+    lay_over(parameters, "destination", uri=dest)
+    if model:
+        parameters["model"] = {**in_file(parameters, "model"), "kind": model}
+    parameters["seed"] = parameters.get("seed", 0) if seed is None else seed
+    return parameters
 
 
 def holdout_params(text: str) -> dict[str, Any]:
-    """Read a fraction, or the URI of hold-out records."""
+    """Parse a fraction, or the URI of hold-out records."""
     if not text:
         return {}
     try:
@@ -156,13 +160,13 @@ def holdout_params(text: str) -> dict[str, Any]:
 
 
 def target_params(text: str) -> dict[str, Any]:
-    """Read a rule, or a number of records per class."""
+    """Parse a rule, or a number of records per class."""
     return {"target": "count", "count": int(text)} if text.isdigit() else {"target": text}
 
 
 @contextmanager
 def parameter_errors() -> Iterator[None]:
-    """Turn pydantic's and Prefect's parameter errors into ours: one line per field, exit 2."""
+    """Turn pydantic's validation errors into ours: one line per field, exit 2."""
     from pydantic import ValidationError
 
     try:
@@ -172,12 +176,12 @@ def parameter_errors() -> Iterator[None]:
         raise ParameterError("; ".join(lines)) from exc
 
 
-# --- a run, and what comes of it --------------------------------------------------------------
+# --- runs and results -------------------------------------------------------------------------
 
 
 @contextmanager
 def prefect_session(*, quiet: bool) -> Iterator[None]:
-    """Keep Prefect's own lines off the screen and show ours; the user's settings win."""
+    """Hide Prefect's log lines and show ours, unless the user's settings differ."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
@@ -187,7 +191,7 @@ def prefect_session(*, quiet: bool) -> Iterator[None]:
 
         logger.addHandler(RichHandler(console=err, show_path=False, show_level=False))
     logger.setLevel(logging.INFO)
-    logger.propagate = False  # Prefect's console handler on the root would say everything twice
+    logger.propagate = False  # Prefect's console handler on the root would repeat each line
 
     from prefect.exceptions import ParameterTypeError
 
@@ -195,6 +199,16 @@ def prefect_session(*, quiet: bool) -> Iterator[None]:
         yield
     except ParameterTypeError as exc:
         raise ParameterError(" ".join(str(exc).split())) from exc
+
+
+def run_flow(name: str, parameters: Mapping[str, Any], show: str, *, as_json: bool) -> None:
+    """Run ``module:flow`` of :mod:`prefect_augment.flows`, and print its result by ``formatting.show``."""
+    module, _, attribute = name.partition(":")
+    with prefect_session(quiet=as_json), parameter_errors():
+        flow = getattr(import_module(f"prefect_augment.flows.{module}"), attribute)
+        result = flow(**flow.validate_parameters(parameters))
+    formatting = import_module("prefect_augment.cli.formatting")
+    print_result(result, getattr(formatting, show), as_json=as_json)
 
 
 def print_result(result: R, show: Callable[[Console, R], None], *, as_json: bool) -> None:
@@ -206,14 +220,14 @@ def print_result(result: R, show: Callable[[Console, R], None], *, as_json: bool
 
 
 def print_json(result: Result, *, as_json: bool) -> None:
-    """Print a fact as one JSON object, or for people."""
+    """Print any result as one JSON object, or for people."""
     from prefect_augment.cli.formatting import show_result
 
     print_result(result, show_result, as_json=as_json)
 
 
 def print_infos(info: Iterable[Result], *, as_json: bool) -> None:
-    """Print facts as one JSON list, however many there are, or for people."""
+    """Print results as one JSON list, or for people."""
     if as_json:
         data = [result.model_dump(mode="json") for result in info]
         print(json.dumps(data, ensure_ascii=False))
@@ -223,14 +237,14 @@ def print_infos(info: Iterable[Result], *, as_json: bool) -> None:
 
 
 def open_root(uri: str, block: str = "") -> Store:
-    """Open a published dataset's folder, with the credentials of a block where one is named."""
+    """Open a published dataset's folder, with the credentials of a block if named."""
     from prefect_augment.storage.store import open_store
 
     return open_store(uri, options=block_options(block))
 
 
 def block_options(block: str) -> dict[str, Any]:
-    """Return the fsspec options that a saved Prefect block holds; none without a name."""
+    """Return the fsspec options of a saved Prefect block; none without a name."""
     if not block:
         return {}  # without Prefect, which takes seconds to import
     from prefect_augment.tasks._blocks import storage_options

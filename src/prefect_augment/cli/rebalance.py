@@ -6,7 +6,7 @@ import json
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,15 +26,13 @@ from prefect_augment.cli.options import (
     Target,
     Workers,
     escape,
+    flow_parameters,
     holdout_params,
-    in_file,
     lay_over,
-    lay_seed,
     out,
     parameter_errors,
     prefect_session,
-    print_result,
-    read_params,
+    run_flow,
     target_params,
 )
 
@@ -77,27 +75,17 @@ def rebalance(
     as_json: Json = False,
 ) -> None:
     """Bring rare classes up in the way that helps on held-out real data, and publish the result."""
-    given: dict[str, Any] = read_params(params)
-    lay_over(
-        given, "source", uri=source, label=label, group_column=group, **holdout_params(holdout)
-    )
-    lay_over(given, "source", include=include, exclude=exclude)
-    lay_over(given, "destination", uri=dest)
-    lay_over(given, "balance", by=by, **target_params(target))
-    lay_over(given, "budget", minutes=minutes, steps=steps)
-    lay_over(given, "evaluation", on_no_gain=on_no_gain)
-    lay_over(given, "approval", ask=require_approval)
-    if model:
-        given["model"] = {**in_file(given, "model"), "kind": model}
-    lay_over(given, "compute", workers=workers)
-    lay_seed(given, seed)
-    with prefect_session(quiet=as_json), parameter_errors():
-        from prefect_augment.flows.rebalance import rebalance as flow
-
-        result = flow(**flow.validate_parameters({**given, "plan_only": plan_only}))
-    from prefect_augment.cli.formatting import show_run
-
-    print_result(result, show_run, as_json=as_json)
+    parameters = flow_parameters(
+        params, dest=dest, seed=seed, model=model, uri=source, label=label, group_column=group,
+        include=include, exclude=exclude, **holdout_params(holdout),
+    )  # fmt: skip
+    lay_over(parameters, "balance", by=by, **target_params(target))
+    lay_over(parameters, "budget", minutes=minutes, steps=steps)
+    lay_over(parameters, "evaluation", on_no_gain=on_no_gain)
+    lay_over(parameters, "approval", ask=require_approval)
+    lay_over(parameters, "compute", workers=workers)
+    parameters["plan_only"] = plan_only
+    run_flow("rebalance:rebalance", parameters, "show_run", as_json=as_json)
 
 
 def demo(
@@ -116,11 +104,11 @@ def demo(
         from prefect_augment.flows.rebalance import rebalance as flow
 
         runs = demo_runs(str(folder), images=can_see)
-        for i, (name, given) in enumerate(runs.items()):
+        for i, (name, parameters) in enumerate(runs.items()):
             if not as_json:
-                title = f"{i + 1} of {len(runs)}, {name}: {given['source'].uri}"
+                title = f"{i + 1} of {len(runs)}, {name}: {parameters['source'].uri}"
                 out.print(f"[bold]{escape(title)}[/]", soft_wrap=True, highlight=False)
-            results[name] = flow(**given)
+            results[name] = flow(**parameters)
             if not as_json:
                 show_run(out, results[name])
                 out.print()
@@ -129,7 +117,7 @@ def demo(
         parts = {name: result.model_dump(mode="json") for name, result in results.items()}
         print(json.dumps({"images": None, **parts, "seconds": seconds}, ensure_ascii=False))
         return
-    places = {name: given["destination"].uri for name, given in runs.items()}
+    places = {name: run["destination"].uri for name, run in runs.items()}
     show_demo(out, results, places, seconds=seconds)
     if not can_see:
         missing = escape("pip install 'prefect-augment[images,torch]'")

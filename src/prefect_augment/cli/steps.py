@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,15 +22,15 @@ from prefect_augment.cli.options import (
     Target,
     Workers,
     block_options,
+    flow_parameters,
     holdout_params,
     in_file,
     lay_over,
-    lay_seed,
     out,
     parameter_errors,
-    prefect_session,
     print_result,
     read_params,
+    run_flow,
     target_params,
 )
 from prefect_augment.errors import RefusedError
@@ -67,47 +66,42 @@ def augment(
     preview: Annotated[
         Path | None,
         typer.Option(
-            help="Images: write a sheet of what the policy makes of some (PNG); no more.",
+            help="Images: only write a sheet of some changed by the policy (PNG).",
             dir_okay=False,
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Bring rare classes up by SMOTE or changed copies of images alone; whether it helps is not judged."""
-    given: dict[str, Any] = read_params(params)
-    lay_over(
-        given, "source", uri=source, label=label, group_column=group, **holdout_params(holdout)
-    )
-    lay_over(given, "source", include=include, exclude=exclude)
-    lay_over(given, "destination", uri=dest)
-    lay_over(given, "balance", by=by, **target_params(target))
+    """Bring rare classes up by SMOTE or changed copies of images alone; whether it helps is not measured."""
+    parameters = flow_parameters(
+        params, dest=dest, seed=seed, uri=source, label=label, group_column=group,
+        include=include, exclude=exclude, **holdout_params(holdout),
+    )  # fmt: skip
+    lay_over(parameters, "balance", by=by, **target_params(target))
     if policy is not None:
-        lay_over(given, "classic", policy=policy.read_text())
-    lay_seed(given, seed)
+        lay_over(parameters, "classic", policy=policy.read_text())
     if preview is not None:
-        _preview(given, preview)
+        _preview(parameters, preview)
         return
-    if not dest and "destination" not in given:
+    if not dest and "destination" not in parameters:
         raise typer.BadParameter(
             "it is missing; give a folder or URL to publish into.", param_hint="DEST"
         )
-    with prefect_session(quiet=as_json), parameter_errors():
-        from prefect_augment.flows.augment import augment as flow
-
-        result = flow(**flow.validate_parameters({**given, "plan_only": plan_only}))
-    from prefect_augment.cli.formatting import show_run
-
-    print_result(result, show_run, as_json=as_json)
+    parameters["plan_only"] = plan_only
+    run_flow("augment:augment", parameters, "show_run", as_json=as_json)
 
 
-def _preview(given: dict[str, Any], path: Path) -> None:
+def _preview(parameters: dict[str, Any], path: Path) -> None:
     from prefect_augment.params import Classic, Source
     from prefect_augment.report.preview import preview
 
     with parameter_errors():
-        source, classic = Source(**given.get("source", {})), Classic(**given.get("classic", {}))
+        source, classic = (
+            Source(**parameters.get("source", {})),
+            Classic(**parameters.get("classic", {})),
+        )
     options = block_options(source.storage_block)
-    path.write_bytes(preview(source, classic, seed=given["seed"], source_options=options))
+    path.write_bytes(preview(source, classic, seed=parameters["seed"], source_options=options))
     out.print(f"{path}: originals, and below them each operation of the policy.", highlight=False)
 
 
@@ -130,24 +124,13 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train the generative model alone; `rebalance` with the same options finds and uses it."""
-    given: dict[str, Any] = read_params(params)
-    lay_over(
-        given, "source", uri=source, label=label, group_column=group, **holdout_params(holdout)
-    )
-    lay_over(given, "source", include=include, exclude=exclude)
-    lay_over(given, "destination", uri=dest)
-    lay_over(given, "balance", by=by)
-    lay_over(given, "budget", minutes=minutes, steps=steps)
-    if model:
-        given["model"] = {**in_file(given, "model"), "kind": model}
-    lay_seed(given, seed)
-    with prefect_session(quiet=as_json), parameter_errors():
-        from prefect_augment.flows.train import train as flow
-
-        result = flow(**flow.validate_parameters(given))
-    from prefect_augment.cli.formatting import show_training
-
-    print_result(result, show_training, as_json=as_json)
+    parameters = flow_parameters(
+        params, dest=dest, seed=seed, model=model, uri=source, label=label, group_column=group,
+        include=include, exclude=exclude, **holdout_params(holdout),
+    )  # fmt: skip
+    lay_over(parameters, "balance", by=by)
+    lay_over(parameters, "budget", minutes=minutes, steps=steps)
+    run_flow("train:train", parameters, "show_training", as_json=as_json)
 
 
 FAIL_ON = {"no-gain": ("evaluation", "on_no_gain"), "leak": ("quality", "on_leak")}
@@ -167,7 +150,7 @@ def evaluate(
     exclude: Exclude = None,
     fail_on: Annotated[
         list[str] | None,
-        typer.Option(help="no-gain or leak: end with 3 where that is found; repeatable."),
+        typer.Option(help="no-gain or leak: end with 3 in that case; repeatable."),
     ] = None,
     report: Annotated[str, typer.Option(help="Folder or URL for the report.")] = "evaluation",
     minutes: Annotated[float | None, typer.Option(help="Budget of the whole run.")] = None,
@@ -176,40 +159,33 @@ def evaluate(
     params: ParamsFile = None,
     as_json: Json = False,
 ) -> None:
-    """Judge synthetic records from anywhere: do they help, copy, fit their class, leak what they were made from.
+    """Evaluate synthetic records from anywhere: do they help, copy, fit their class, leak their training records.
 
-    Ends with 0 whatever the verdict, and with 3 where --fail-on names what was found.
+    Ends with 0 whatever the verdict, and with 3 if --fail-on names the finding.
     """
-    given: dict[str, Any] = read_params(params)
-    lay_over(given, "source", uri=real, label=label, group_column=group, **holdout_params(holdout))
-    lay_over(given, "source", include=include, exclude=exclude)
-    lay_over(given, "destination", uri=report)
-    lay_over(given, "budget", minutes=minutes)
+    parameters = flow_parameters(
+        params, dest=report, seed=seed, uri=real, label=label, group_column=group,
+        include=include, exclude=exclude, **holdout_params(holdout),
+    )  # fmt: skip
+    lay_over(parameters, "budget", minutes=minutes)
     unknown = sorted(set(fail_on or ()) - FAIL_ON.keys())
     if unknown:
         raise typer.BadParameter(
             f"{unknown[0]!r}; expected no-gain or leak.", param_hint="--fail-on"
         )
-    lay_over(given, "quality", **({"purpose": "faithful"} | in_file(given, "quality")))
-    for what in fail_on or ():
-        section, field = FAIL_ON[what]
-        lay_over(given, section, **{field: "fail"})
-    given["synthetic"] = synthetic
-    lay_over(given, "compute", workers=workers)
-    lay_seed(given, seed)
-    with prefect_session(quiet=as_json), parameter_errors():
-        from prefect_augment.flows.evaluate import evaluate as flow
+    lay_over(parameters, "quality", **({"purpose": "faithful"} | in_file(parameters, "quality")))
+    for finding in fail_on or ():
+        section, field = FAIL_ON[finding]
+        lay_over(parameters, section, **{field: "fail"})
+    lay_over(parameters, "compute", workers=workers)
+    parameters["synthetic"] = synthetic
+    try:
+        run_flow("evaluate:evaluate", parameters, "show_evaluation", as_json=as_json)
+    except RefusedError as exc:  # the result is printed all the same
+        from prefect_augment.cli.formatting import show_evaluation
 
-        refused = None
-        try:
-            result = flow(**flow.validate_parameters(given))
-        except RefusedError as exc:  # what was found is printed all the same
-            result, refused = exc.values["result"], exc
-    from prefect_augment.cli.formatting import show_evaluation
-
-    print_result(result, show_evaluation, as_json=as_json)
-    if refused is not None:
-        raise refused
+        print_result(exc.values["result"], show_evaluation, as_json=as_json)
+        raise
 
 
 def check_policy(
@@ -229,47 +205,32 @@ def check_policy(
     params: ParamsFile = None,
     as_json: Json = False,
 ) -> None:
-    """Say how often each operation on images makes one another class's, in a small classifier's eyes.
+    """Show how often each operation on images makes a small classifier see another class.
 
-    Ends with 3 where one does and `classic.on_label_damage` is `refuse`.
+    Ends with 3 if one does and `classic.on_label_damage` is `refuse`.
     """
-    given: dict[str, Any] = read_params(params)
-    lay_over(given, "source", uri=source, label=label, include=include, exclude=exclude)
-    lay_over(given, "destination", uri=dest)
-    lay_over(given, "classic", image=image, policy=policy.read_text() if policy else "")
-    lay_seed(given, seed)
-    with prefect_session(quiet=as_json), parameter_errors():
-        from prefect_augment.flows.check_policy import check_policy as flow
-
-        result = flow(**flow.validate_parameters(given))
-    from prefect_augment.cli.formatting import show_policy
-
-    print_result(result, show_policy, as_json=as_json)
+    parameters = flow_parameters(
+        params, dest=dest, seed=seed, uri=source, label=label, include=include, exclude=exclude
+    )
+    text = policy.read_text() if policy else ""
+    lay_over(parameters, "classic", image=image, policy=text)
+    run_flow("augment:check_policy", parameters, "show_policy", as_json=as_json)
 
 
 def profile(
-    source: Source,
-    label: Label = "",
-    params: ParamsFile = None,
-    as_json: Json = False,
+    source: Source, label: Label = "", params: ParamsFile = None, as_json: Json = False
 ) -> None:
-    """Say what was found in a source: columns, types, classes, sizes, troubles. Writes nothing."""
+    """Show the columns, types, classes, sizes and problems of a source. Writes nothing."""
     from prefect_augment.params import Source
-    from prefect_augment.report.profile import profile as look
+    from prefect_augment.report.profile import profile as read_profile
 
-    given = (
-        in_file(read_params(params), "source")
-        | {"uri": source}
-        | ({"label": label} if label else {})
-    )
+    parameters = read_params(params)
+    lay_over(parameters, "source", uri=source, label=label)
     with parameter_errors():
-        wish = Source(**given)
-    found = look(wish, source_options=block_options(wish.storage_block))
-    if as_json:
-        print(json.dumps(found.model_dump(mode="json"), ensure_ascii=False))
-    else:
-        from prefect_augment.cli.formatting import show_profile
+        requested = Source(**parameters["source"])
+    result = read_profile(requested, source_options=block_options(requested.storage_block))
+    from prefect_augment.cli.formatting import show_profile
 
-        show_profile(out, found)
-    if not found.usable:
+    print_result(result, show_profile, as_json=as_json)
+    if not result.usable:
         raise typer.Exit(2)

@@ -1,1 +1,1 @@
-"""What is done with the latents of a trained model."""
+"""Uses of a trained model's latents."""

@@ -1,8 +1,8 @@
-"""Uses of a model's latents: what they need to know of a kind of data.
+"""What the uses of latents need to know of tables or images.
 
 The uses are written once, over this protocol. Tables bring a
 :class:`~prefect_augment.latents.table_adapter.TableView`, images an
-:class:`~prefect_augment.latents.image_adapter.ImageView`, which is imported on use: it draws pictures.
+:class:`~prefect_augment.latents.image_adapter.ImageView`.
 """
 
 from __future__ import annotations
@@ -24,46 +24,46 @@ __all__ = ["View", "open_view"]
 
 
 class View(Protocol):
-    """Records of one kind, as uses read, write and show them. Pictures may be empty: none is shown."""
+    """Records of one modality, as uses read, write and show them. A picture may be empty."""
 
     @property
     def where_columns(self) -> tuple[str, ...]:
-        """Columns of the source that :meth:`where` looks at."""
+        """Columns of the source that :meth:`where` reads."""
         ...
 
-    def made(
+    def decode(
         self,
         X: NDArray[Any],
         codes: NDArray[np.int64],
         ids: Sequence[str],
         like: pa.Table | None = None,
     ) -> pa.Table:
-        """Return records that the model made of these strata: its columns, then label and ``by``.
+        """Return decoded records of these strata: the model's columns, then label and ``by``.
 
-        ``like`` are the records that they were made from, in turn, where it was one or more of each.
+        ``like`` are the records that they were decoded from, in turn, one or several times each.
         """
         ...
 
-    def compared(
-        self, X: NDArray[Any], table: pa.Table, made: pa.Table, head: Mapping[str, Any]
+    def compare(
+        self, X: NDArray[Any], table: pa.Table, decoded: pa.Table, head: Mapping[str, Any]
     ) -> tuple[pa.Table, dict[str, Any]]:
-        """Return originals beside what was made of them, with errors; per column numbers that add up."""
+        """Return originals beside their reconstructions and errors, and additive numbers per column."""
         ...
 
     def summary(self, sums: Mapping[str, float]) -> dict[str, Any]:
-        """Return how well a column comes back."""
+        """Return how well a column is reconstructed, from its added numbers."""
         ...
 
     def where(self, table: pa.Table, flagged: NDArray[np.bool_]) -> dict[str, pa.Array]:
-        """Return further columns of anomalies: where in a flagged record it is strange."""
+        """Return further columns of anomalies: where in a flagged record the anomaly is."""
         ...
 
     def codes_picture(self) -> bytes:
-        """Draw some records, their vectors, and what becomes of these."""
+        """Draw some records, their vectors and their reconstructions."""
         ...
 
     def strange_picture(self, ids: Sequence[str]) -> bytes:
-        """Draw some records, what becomes of them, and where they are strange."""
+        """Draw these records, their reconstructions, and where the anomalies are."""
         ...
 
     def strip_picture(self, strip: pa.Table) -> bytes:
@@ -76,12 +76,12 @@ class View(Protocol):
         ids: Sequence[str],
         shifted: Callable[[pa.Table], Sequence[tuple[str, NDArray[Any]]]],
     ) -> bytes:
-        """Draw some records, and what becomes of them: ``shifted`` gives each row with what it shows."""
+        """Draw some records, and below them the titled rows that ``shifted`` returns."""
         ...
 
 
 def open_view(job: Job, fitted: Any, encoder: Encoder) -> View:
-    """Return the view on a job's records with its model."""
+    """Return the view of a job's records and model."""
     if isinstance(encoder, ImageEncoder):
         return ImageView(job, fitted, encoder)
     return TableView(encoder)

@@ -1,7 +1,7 @@
-"""Anomalies: how badly a model accounts for each record, and which are beyond what is normal on validation records.
+"""Anomalies: how badly a model explains each record, and which exceed what is normal on validation records.
 
-Two passes: scores are staged shard by shard; then, with all scores in memory (some tens of bytes a record),
-threshold and ranks are known and the result is written.
+Two passes: scores are staged shard by shard; then, with all scores in memory (some tens of bytes per
+record), threshold and ranks are computed and the result is written.
 """
 
 from __future__ import annotations
@@ -32,31 +32,21 @@ __all__ = ["anomalies"]
 
 COLUMNS = ("score", "anomaly", "rank", ERROR_MAP)
 N_SHOWN = 8  # of the strangest records of validation records
-# A quantile with fewer records beyond it than this rests on chance.
+# With fewer records beyond it a quantile is mostly chance.
 MIN_BEYOND = 10
 
 
 def anomalies(job: Job, params: Anomalies, on_progress: Progress | None) -> LatentRef:
     """Score every record, flag those beyond the threshold, and rank all.
 
-    Normal are the classes that the model was trained on: all of them, or those that
-    :func:`.select_classes` left.
+    Normal are the classes that the model was trained on: all, or those of :func:`.select_classes`. The
+    Parquet has ``aug_id``, the label, ``aug_split``, ``aug_origin``, ``score`` (float64, higher is more
+    anomalous), ``anomaly`` (bool), ``rank`` (int64, from 1) and, of images, ``error_map`` (fixed_size_list of
+    float32 at the model's resolution, row by row; null if not flagged). ``found`` has the threshold, the
+    counts per part (without the hold-out) and class and, if validation has other classes, their AUROC.
 
-    Returns
-    -------
-    LatentRef
-        Parquet with ``aug_id``, the label, ``aug_split``, ``aug_origin``, ``score`` (float64, higher is stranger),
-        ``anomaly`` (bool), ``rank`` (int64, 1 is the strangest of all) and, of images, ``error_map`` (fixed_size_list
-        of float32: where a flagged one is strange, row by row at the model's resolution; null of the
-        others). ``found``: threshold, records and flagged ones per part (but the hold-out) and class and,
-        where validation holds other classes, their AUROC against the normal ones.
-
-    Raises
-    ------
-    ParameterError
-        If the model has no latent space, or there is no normal validation record to calibrate on.
-    DivergedError
-        If a score is not finite.
+    Raises ParameterError for a model without latents, or without normal validation records; DivergedError
+    for a score that is not finite.
     """
     fitted, encoder = job.load("latents")
     view = open_view(job, fitted, encoder)
@@ -67,26 +57,27 @@ def anomalies(job: Job, params: Anomalies, on_progress: Progress | None) -> Late
         scores = finite(fitted.anomaly_scores(encoder.encode(table)), "scores", job.model)
         return pa.table({**columns, "score": scores.astype(np.float64)}), {}
 
-    # What this first pass writes goes when the result is whole.
+    # First pass: staged scores, which are removed with the receipts at the end.
     pieces = job.each_shard(score, on_progress, folder="scores")
     scored = _Scored.read(job, pieces, normal)
     beyond = scored.normal_validation
     if not len(beyond):
         raise ParameterError(
-            f"there are no validation records of {', '.join(map(repr, normal))}, and the threshold comes from "
-            "those; use ingested records, with validation among output.parts."
+            f"the threshold needs validation records of {', '.join(map(repr, normal))}, and there are none; "
+            "use ingested records, with validation among output.parts."
         )
     threshold = float(np.quantile(beyond, 1 - params.normal_share, method="higher"))
     shards = _write(job, view, scored, threshold)
     notes = []
     if len(beyond) * params.normal_share < MIN_BEYOND:
         notes.append(
-            f"the threshold rests on {len(beyond)} normal validation records, "
+            f"the threshold is estimated on {len(beyond)} normal validation records, "
             f"{len(beyond) * params.normal_share:.1f} of them beyond it; take a larger "
             "anomalies.normal_share, or more records, for a steadier one."
         )
     other = scored.scores[~scored.is_normal]
     chart = Scores(beyond, scored.scores[scored.is_normal], other, threshold)
+    pictures = scores_chart(chart), view.strange_picture(scored.strangest_validation)
     return job.finish(
         shards,
         found={
@@ -97,16 +88,14 @@ def anomalies(job: Job, params: Anomalies, on_progress: Progress | None) -> Late
             "n_flagged": int((scored.scores > threshold).sum()),
             "counts": scored.counts(threshold),
         },
-        pictures=job.folder.put_pictures(
-            scores_chart(chart), view.strange_picture(scored.strangest_validation)
-        ),
+        pictures=job.folder.put_pictures(*pictures),
         notes=notes,
     )
 
 
 @dataclass(frozen=True)
 class _Scored:
-    """All scores, in the order of the shards; part and class of each as codes."""
+    """All scores, in the order of the shards, with part and class as codes."""
 
     scores: NDArray[np.float64]
     part_codes: NDArray[np.int32]
@@ -114,7 +103,7 @@ class _Scored:
     parts: tuple[str, ...]
     classes: tuple[str, ...]
     normal: tuple[str, ...]
-    strangest_validation: tuple[str, ...]  # ids, the strangest first
+    strangest_validation: tuple[str, ...]  # ids, the highest scores first
 
     @classmethod
     def read(cls, job: Job, pieces: Sequence[Piece], normal: Sequence[str]) -> _Scored:
@@ -154,14 +143,14 @@ class _Scored:
 
     @property
     def auroc(self) -> float | None:
-        """Area under the ROC curve on validation records, the other classes as the anomaly; None without any."""
+        """AUROC on validation records with the other classes as anomalies; None without any."""
         truth = ~self.is_normal[self.is_validation]
         if not truth.any() or truth.all():
             return None
         return float(roc_auc_score(truth, self.scores[self.is_validation]))
 
     def counts(self, threshold: float) -> dict[str, dict[str, dict[str, int]]]:
-        """Return part -> class -> records and flagged ones, but for the hold-out."""
+        """Return part -> class -> records and flagged ones, without the hold-out."""
         shape = len(self.parts), len(self.classes)
         every, flagged = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         beyond = self.scores > threshold
@@ -179,7 +168,7 @@ class _Scored:
 
 
 class _Codes:
-    """Names that come in batches, each as the place where it first stood."""
+    """Names that come in batches, each coded by the order of first appearance."""
 
     def __init__(self) -> None:
         self.index: dict[str, int] = {}
@@ -195,7 +184,7 @@ class _Codes:
 
 
 def _write(job: Job, view: View, scored: _Scored, threshold: float) -> list[ShardInfo]:
-    """Write the scores with flag, rank and place; equal scores rank in the records' order."""
+    """Write the scores with flag, rank and location; equal scores rank in the records' order."""
     ranks = np.empty(len(scored.scores), dtype=np.int64)
     ranks[np.argsort(-scored.scores, kind="stable")] = np.arange(1, len(ranks) + 1)
     columns = [*dict.fromkeys(["aug_id", job.info.label, *view.where_columns])]
@@ -209,9 +198,9 @@ def _write(job: Job, view: View, scored: _Scored, threshold: float) -> list[Shar
                 rows = slice(start, start + table.num_rows)
                 start = rows.stop
                 flags = scored.scores[rows] > threshold
-                marks = {"score": scored.scores[rows], "anomaly": flags, "rank": ranks[rows]}
-                places = view.where(table, flags)
-                yield pa.table({**head(table, job.info.label, shard), **marks, **places})
+                results = {"score": scored.scores[rows], "anomaly": flags, "rank": ranks[rows]}
+                maps = view.where(table, flags)
+                yield pa.table({**head(table, job.info.label, shard), **results, **maps})
 
         written += job.folder.put(
             tables(),

@@ -1,4 +1,4 @@
-"""Attribute arithmetic: records with an attribute added to their latent vectors, and decoded again."""
+"""Attribute arithmetic: add an attribute to records' latent vectors, and decode them again."""
 
 from __future__ import annotations
 
@@ -30,39 +30,24 @@ from prefect_augment.text import suggestion
 __all__ = ["shift_attribute"]
 
 STRENGTH = "aug_strength"
-# The mean of fewer vectors is mostly one record or another; as many as a model has to see of a class.
+# The mean of fewer vectors depends on single records; a model needs as many of a class.
 MIN_RECORDS = MIN_SAMPLED_RECORDS
 N_SHOWN = 8  # records in the picture
-WITHOUT_VALUES = (
-    "image",
-    "opaque",
-    "empty",
-    "identifier",
-)  # kinds of columns, shared by no two records
+WITHOUT_VALUES = ("image", "opaque", "empty", "identifier")  # columns whose values no records share
 
 
 def shift_attribute(job: Job, params: AttributeShift, on_progress: Progress | None) -> LatentRef:
     """Write records with an attribute added to them: ``decode(z + strength * direction)``.
 
-    The direction is the mean latent vector of the training records with one value of a column minus the mean
-    of those with another. Whatever else differs between the two groups is in it, too.
+    The direction is the mean latent vector of the training records with one value of a column minus that
+    of another value; whatever else differs between the two groups is in it, too. The Parquet has a row
+    per record and strength: ``aug_id``, ``aug_split``, ``aug_strength`` (float64), the learnt columns, and
+    label and ``by`` of the decoding stratum; strength 0 is the reconstruction. ``found`` has the two values
+    with their training records, the direction's Euclidean length and ``validation_auroc``: how well
+    projections on it separate validation records of the two values (None if one has none).
 
-    Returns
-    -------
-    LatentRef
-        Parquet with a row per record and strength, in this order: ``aug_id`` of the record that was shifted,
-        ``aug_split``, ``aug_strength`` (float64), the columns that are learnt, and the label and ``by``
-        columns of the stratum that it was decoded as. At strength 0 that is its reconstruction. ``found``:
-        the two values with their training records, the direction's length (Euclidean) and ``validation_auroc``, how
-        well places along it tell the validation records of the two apart (None where validation lacks one).
-
-    Raises
-    ------
-    ParameterError
-        If the model has no latent space; the column, a value, a class or a record is not there; a value has
-        too few training records; or nothing is left to shift.
-    DivergedError
-        If a vector is not finite.
+    Raises ParameterError for a model without latents, an unknown column, value, class or record, too few
+    training records of a value, or nothing to shift; DivergedError for a vector that is not finite.
 
     References
     ----------
@@ -74,12 +59,12 @@ def shift_attribute(job: Job, params: AttributeShift, on_progress: Progress | No
     strata = Strata(encoder)
     column = _column(job, params.column)
     ends = _ends(job, column, params)
-    wanted = _Wanted.of(job, column, ends[0].value, params.only)
+    selection = _Selection.of(job, column, ends[0].value, params.only)
     means = vector_means(job, fitted, encoder, column=column, values=[end.value for end in ends])
     direction = means[ends[1].value] - means[ends[0].value]
 
     def shifted(table: pa.Table) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
-        """Decode records once per strength; return as which strata, too."""
+        """Return the decoding strata, and the records decoded once per strength."""
         codes = decoding_strata(table, strata, params.as_class)
         Z = vectors(job, fitted, encoder, table)
         moved = ((Z + s * direction).astype(np.float32) for s in params.strengths)
@@ -88,20 +73,20 @@ def shift_attribute(job: Job, params: AttributeShift, on_progress: Progress | No
     view = open_view(job, fitted, encoder)
 
     def make(table: pa.Table, shard: ShardInfo) -> tuple[pa.Table, Mapping[str, Any]]:
-        table = table.filter(wanted.mask(table))
+        table = table.filter(selection.mask(table))
         if not table.num_rows:
             return pa.table({}), {}
-        made = _made(view, table, *shifted(table))
-        return _written(job, table, shard, made, params.strengths), {}
+        decoded = _decoded(view, table, *shifted(table))
+        return _written(job, table, shard, decoded, params.strengths), {}
 
     n_strengths = len(params.strengths)
     pieces = job.each_shard(
-        make, on_progress, n_made=lambda shard: wanted.counts[shard.path] * n_strengths
+        make, on_progress, n_written=lambda shard: selection.counts[shard.path] * n_strengths
     )
 
     def rows(table: pa.Table) -> list[tuple[str, NDArray[Any]]]:
-        _, made = shifted(table)
-        return [(f"strength {s:g}", X) for s, X in zip(params.strengths, made, strict=True)]
+        _, images = shifted(table)
+        return [(f"strength {s:g}", X) for s, X in zip(params.strengths, images, strict=True)]
 
     title = f"{ends[0].value} → {ends[1].value}"
     return job.finish(
@@ -113,41 +98,41 @@ def shift_attribute(job: Job, params: AttributeShift, on_progress: Progress | No
             "n_start": ends[0].n,
             "n_end": ends[1].n,
             "strengths": list(params.strengths),
-            "n_shifted": sum(wanted.counts.values()),
+            "n_shifted": sum(selection.counts.values()),
             "distance": float(np.linalg.norm(direction)),
             "validation_auroc": _validation_auroc(job, fitted, encoder, column, ends, direction),
         },
-        # Of the wanted records none may lie in the part that is shown.
+        # The shown part may have none of the selected records.
         pictures=job.folder.put_pictures(
-            view.shift_picture(title, wanted.shown, rows) if wanted.shown else b""
+            view.shift_picture(title, selection.shown, rows) if selection.shown else b""
         ),
     )
 
 
-def _made(
+def _decoded(
     view: View, table: pa.Table, codes: NDArray[np.int64], shifted: Sequence[NDArray[Any]]
 ) -> pa.Table:
-    """Return the decoded records, those of one record one after the other."""
+    """Return the decoded records, those of one record side by side."""
     ids = table["aug_id"].to_pylist()
     names = [f"{aug_id}-{j:02d}" for j in range(len(shifted)) for aug_id in ids]
-    made = view.made(np.concatenate(shifted), np.tile(codes, len(shifted)), names, like=table)
-    by_record = np.arange(made.num_rows).reshape(len(shifted), len(ids)).T.ravel()
-    return made.take(pa.array(by_record))
+    decoded = view.decode(np.concatenate(shifted), np.tile(codes, len(shifted)), names, like=table)
+    by_record = np.arange(decoded.num_rows).reshape(len(shifted), len(ids)).T.ravel()
+    return decoded.take(pa.array(by_record))
 
 
 def _written(
-    job: Job, table: pa.Table, shard: ShardInfo, made: pa.Table, strengths: Sequence[float]
+    job: Job, table: pa.Table, shard: ShardInfo, decoded: pa.Table, strengths: Sequence[float]
 ) -> pa.Table:
-    """Return what was made of these records, with ids, parts and strengths before it."""
-    whose = pa.array(np.repeat(np.arange(table.num_rows), len(strengths)))
+    """Return the decoded records after ids, parts and strengths."""
+    rows = pa.array(np.repeat(np.arange(table.num_rows), len(strengths)))
     known = head(table, job.info.label, shard, (STRENGTH,))
     columns = {
-        "aug_id": known["aug_id"].take(whose),
-        "aug_split": known["aug_split"].take(whose),
+        "aug_id": known["aug_id"].take(rows),
+        "aug_split": known["aug_split"].take(rows),
         STRENGTH: pa.array(np.tile(strengths, table.num_rows), pa.float64()),
-        **{name: made[name] for name in made.column_names},
+        **{name: decoded[name] for name in decoded.column_names},
     }
-    return pa.table(columns).replace_schema_metadata(made.schema.metadata)
+    return pa.table(columns).replace_schema_metadata(decoded.schema.metadata)
 
 
 # --- the direction ----------------------------------------------------------------------------
@@ -155,20 +140,20 @@ def _written(
 
 @dataclass(frozen=True)
 class _End:
-    """A value that the direction leads from or to, and how many learnt records have it."""
+    """A value at one end of the direction, and its number of training records."""
 
     value: str
     n: int
 
 
 def _column(job: Job, name: str) -> str:
-    """Return the column of the attribute, the label where none is named; refuse what has no values."""
+    """Return the attribute's column, by default the label; ParameterError for a column without shared values."""
     label = job.info.label
-    able = [c.name for c in job.info.columns if c.kind not in WITHOUT_VALUES]
-    if name and name not in (label, *able):
+    columns = [c.name for c in job.info.columns if c.kind not in WITHOUT_VALUES]
+    if name and name not in (label, *columns):
         raise ParameterError(
-            f"column {name!r} is not one whose values an attribute can be{did_you_mean(name, able)}; take the label, "
-            f"{label!r}, or one of: {listing(able) or 'none'}."
+            f"column {name!r} has no values that an attribute can be{did_you_mean(name, columns)}; choose the label, "
+            f"{label!r}, or one of: {listing(columns) or 'none'}."
         )
     return name or label
 
@@ -193,13 +178,13 @@ def _ends(job: Job, column: str, params: AttributeShift) -> tuple[_End, _End]:
     if few or not start or not end or start == end:
         raise ParameterError(
             f"a direction leads from one value of {column!r} to another, each with {MIN_RECORDS} training records at "
-            f"least; {_what_is_wrong(counts, few, start, end)}. Name two with start (--from) and end (--to); there "
+            f"least; {_problem(counts, few, start, end)}. Name two with start (--from) and end (--to); there "
             f"are: {listing([f'{v}: {counts[v]}' for v in by_size], 20) or 'none'}."
         )
     return _End(start, counts[start]), _End(end, counts[end])
 
 
-def _what_is_wrong(counts: Mapping[str, int], few: Sequence[str], start: str, end: str) -> str:
+def _problem(counts: Mapping[str, int], few: Sequence[str], start: str, end: str) -> str:
     if few:
         return f"{few[0]!r} has {counts[few[0]]}"
     return f"both are {start!r}" if start and start == end else "there are not two such values"
@@ -213,12 +198,14 @@ def _validation_auroc(
     ends: tuple[_End, _End],
     direction: NDArray[np.float64],
 ) -> float | None:
-    """Return how well places along the direction tell the validation records of its two values apart."""
+    """Return the AUROC of projections on the direction between validation records of its two values."""
     start, end = (x.value for x in ends)
     validation = [shard for shard in job.info.shards if shard.split == "validation"]
-    given = vectors_by(job, fitted, encoder, column=column, values=[start, end], shards=validation)
+    batches = vectors_by(
+        job, fitted, encoder, column=column, values=[start, end], shards=validation
+    )
     places: dict[str, list[NDArray[np.float64]]] = {start: [], end: []}
-    for value, _, Z in given:
+    for value, _, Z in batches:
         places[value].append(Z @ direction)
     if not (places[start] and places[end]):
         return None
@@ -231,35 +218,29 @@ def _validation_auroc(
 
 
 @dataclass
-class _Wanted:
-    """The records that are shifted, counted shard by shard. Made by :meth:`of`."""
+class _Selection:
+    """The records to shift, counted shard by shard."""
 
     label: str
     column: str
     start: str
     only: frozenset[str]
     counts: dict[str, int] = field(default_factory=dict)  # by the shard's path
-    shown: list[str] = field(default_factory=list)  # the lowest ids of the part that is shown
+    shown: list[str] = field(default_factory=list)  # the lowest ids of the shown part
 
     @classmethod
-    def of(cls, job: Job, column: str, start: str, only: Sequence[str]) -> _Wanted:
-        """Look at every record's id, label and attribute.
-
-        Raises
-        ------
-        ParameterError
-            If a class or record is not there, or no record is left.
-        """
-        wanted = cls(job.info.label, column, start, frozenset(only))
+    def of(cls, job: Job, column: str, start: str, only: Sequence[str]) -> _Selection:
+        """Read every record's id, label and attribute; ParameterError for unknown names or no records."""
+        selection = cls(job.info.label, column, start, frozenset(only))
         missing = dict.fromkeys(only)
         names = ["aug_id", *dict.fromkeys([job.info.label, column])]
         for shard in job.shards:
-            wanted.counts[shard.path] = 0
+            selection.counts[shard.path] = 0
             for table in job.tables([shard], names):
-                ids = table["aug_id"].filter(wanted.mask(table)).to_pylist()
-                wanted.counts[shard.path] += len(ids)
+                ids = table["aug_id"].filter(selection.mask(table)).to_pylist()
+                selection.counts[shard.path] += len(ids)
                 if shard.split == job.shown_part:
-                    wanted.shown = sorted([*wanted.shown, *ids])[:N_SHOWN]
+                    selection.shown = sorted([*selection.shown, *ids])[:N_SHOWN]
                 for name in {*ids, *column_values(table, job.info.label)} & missing.keys():
                     del missing[name]
         parts = ", ".join(job.parts)
@@ -269,15 +250,15 @@ class _Wanted:
                 f"{next(iter(missing))!r} is neither a class nor the aug_id of a record in {parts}; classes: "
                 f"{listing(list(classes))}."
             )
-        if not any(wanted.counts.values()):
+        if not any(selection.counts.values()):
             raise ParameterError(
-                f"no record in {parts} has the value {start!r} of column {column!r}; say with only which "
-                "records to shift, or read other parts."
+                f"no record in {parts} has the value {start!r} of column {column!r}; name the records to shift "
+                "with only, or read other parts."
             )
-        return wanted
+        return selection
 
     def mask(self, table: pa.Table) -> pa.Array:
-        """Tell which records are shifted; null where the attribute is missing."""
+        """Return which records are shifted; null if the attribute is missing."""
         if not self.only:
             return pc.equal(label_text(table[self.column]), self.start)
         named = pa.array(sorted(self.only), pa.string())

@@ -1,6 +1,6 @@
-"""A trained model at work on staged records: what all uses of its latents share.
+"""A trained model applied to staged records: what all uses of its latents share.
 
-A use reads the records some megabytes at a time, writes a shard for each shard that it reads, and
+A use reads the records in batches of some megabytes, writes a shard for each shard that it reads, and
 leaves everything in one :class:`.LatentFolder`.
 """
 
@@ -38,8 +38,8 @@ from prefect_augment.synthesis.model_store import Encoder, load_model
 
 __all__ = ["NOT_SUMMED", "Job", "Progress", "Strata", "head", "suffixes"]
 
-# What becomes of the hold-out is written per record and never summed up: it is for the one comparison of
-# a version (DESIGN §8), and whoever saw its scores would choose by them.
+# Results on the hold-out are written per record and never summed up: it is kept for the one comparison of
+# a version (DESIGN §8), and scores on it would influence choices.
 NOT_SUMMED = "holdout"
 
 Progress = Callable[[float, str], None]
@@ -47,7 +47,7 @@ Progress = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """One use: what is asked for, what it reads, and where its result goes. Made by :meth:`of`."""
+    """One use: its parameters, what it reads, and where its result goes. Made by :meth:`of`."""
 
     use: LatentUse
     store: Store  # of dataset and model
@@ -70,34 +70,21 @@ class Job:
         out: Store | None,
         params: Mapping[str, Params] | None = None,
     ) -> Job:
-        """Return the job of a use.
+        """Return the job of a use; the result goes to ``out``, or beside the dataset.
 
-        Parameters
-        ----------
-        use : str
-            Names the folder beside the dataset, with an underscore before it.
-        dataset : DatasetRef
-            Any staged records: ingested ones, candidates, a published version.
-        model : ModelRef
-            Trained on records with the same columns.
-        store : Store
-            The root that both lie under.
-        output : Output, optional
-            Which parts are read, of records that are divided into training, validation and hold-out.
-        out : Store, optional
-            Where the result goes; beside the dataset where not given.
-        params : mapping of str to Params, optional
-            What changes the bytes beside that, by the name that the steps' table has for it.
+        ``dataset`` may be ingested records, candidates or a published version; ``params`` are the use's own, by
+        the section's name in :data:`~prefect_augment.params.keys.STEPS`. Raises ParameterError if the dataset
+        has none of the requested parts.
         """
         info = load_info(dataset, store)
-        wanted = (output or Output()).parts
-        there = list(dict.fromkeys(shard.split for shard in info.shards))
-        divided = {"training", "validation"} & set(there)
-        parts = tuple(part for part in there if part in wanted or not divided)
+        requested = (output or Output()).parts
+        existing = list(dict.fromkeys(shard.split for shard in info.shards))
+        divided = {"training", "validation"} & set(existing)
+        parts = tuple(part for part in existing if part in requested or not divided)
         if not parts:
             raise ParameterError(
-                f"the dataset has no records in {', '.join(wanted)}; there are: "
-                f"{', '.join(there) or 'none'}."
+                f"the dataset has no records in {', '.join(requested)}; there are: "
+                f"{', '.join(existing) or 'none'}."
             )
         used = {"output": (output or Output()).model_copy(update={"parts": sorted(parts)})}
         inputs = [dataset.key, dataset.digest, model.key, model.digest]
@@ -114,32 +101,26 @@ class Job:
 
     @property
     def shards(self) -> list[ShardInfo]:
-        """The shards that are read, in their order."""
+        """The shards that are read."""
         return [shard for shard in self.info.shards if shard.split in self.parts]
 
     @property
     def learnt_shards(self) -> list[ShardInfo]:
-        """The fit shards, read or not; of records that are not divided those that are read.
+        """The training shards, read or not; of records without parts those that are read.
 
-        The hold-out is among them only where there is nothing else.
+        The hold-out is among them only if there is nothing else.
         """
         training = [shard for shard in self.info.shards if shard.split == "training"]
         return training or [s for s in self.shards if s.split != NOT_SUMMED] or self.shards
 
     @property
     def shown_part(self) -> str:
-        """The part that records are shown of: validation where it is read, the hold-out only if nothing else is."""
+        """The part of the shown records: validation if it is read, the hold-out only if nothing else is."""
         parts = set(self.parts) - {NOT_SUMMED} or {NOT_SUMMED}
         return "validation" if "validation" in parts else min(parts)
 
     def load(self, ability: Ability) -> tuple[Any, Encoder]:
-        """Return the fitted model and its encoder.
-
-        Raises
-        ------
-        ParameterError
-            If the model lacks the ability.
-        """
+        """Return the fitted model and its encoder; ParameterError if the model lacks the ability."""
         fitted, encoder = load_model(self.store, self.model)
         check_able(fitted, self.model.kind, ability, modality=self.info.modality)
         return fitted, encoder
@@ -147,7 +128,7 @@ class Job:
     def tables(
         self, shards: Sequence[ShardInfo], columns: Sequence[str] | None = None
     ) -> Iterator[pa.Table]:
-        """Yield records, some megabytes at a time."""
+        """Yield records in batches of some megabytes."""
         return iter_shards(self.store, shards, columns)
 
     # --- what is written ----------------------------------------------------------------------
@@ -158,21 +139,13 @@ class Job:
         on_progress: Progress | None,
         *,
         folder: str = "data",
-        n_made: Callable[[ShardInfo], int] | None = None,
+        n_written: Callable[[ShardInfo], int] | None = None,
     ) -> list[Piece]:
-        """Write what is made of each shard's records, each with a receipt.
+        """Write the results of each shard's records, with a receipt per shard.
 
-        Parameters
-        ----------
-        make : callable
-            ``(records, their shard) -> (records to write, numbers)``, some megabytes at a time; numbers
-            of the same name are added up over the shard.
-        on_progress : callable, optional
-            Called with the fraction done and what is being done.
-        folder : str
-            Where to, below the result's; all but ``data`` go when the result is whole.
-        n_made : callable, optional
-            How many records are written for a shard; as many as are read where not given.
+        ``make`` maps records and their shard to records and numbers, in batches of some megabytes; numbers are
+        added up by name over the shard. Everything outside the folder ``data`` is removed at the end.
+        ``n_written`` is the number of records written for a shard, by default as many as are read.
         """
         total, done, pieces = sum(shard.n_records for shard in self.shards), 0, []
         for i, shard in enumerate(self.shards):
@@ -188,7 +161,7 @@ class Job:
 
                 written = self.folder.put(
                     tables(),
-                    shard.n_records if n_made is None else n_made(shard),
+                    shard.n_records if n_written is None else n_written(shard),
                     f"{shard.split}-{i:05d}",
                     split=shard.split,
                     origin=shard.origin,
@@ -210,7 +183,7 @@ class Job:
         pictures: Sequence[str] = (),
         notes: Sequence[str] = (),
     ) -> LatentRef:
-        """Write the index, which makes the result count, and remove the receipts."""
+        """Write the index, which makes the result valid, and remove the receipts."""
         return self.folder.close(
             LatentInfo(
                 use=self.use,
@@ -234,10 +207,7 @@ def head(
 ) -> dict[str, Any]:
     """Return the columns ``aug_id``, the label under its own name, ``aug_split`` and ``aug_origin``.
 
-    Raises
-    ------
-    SchemaError
-        If the label is named like one of the columns that follow.
+    Raises SchemaError if the label is named like one of the ``taken`` columns.
     """
     if label in taken:
         raise SchemaError(
@@ -254,7 +224,7 @@ def head(
 
 @dataclass(frozen=True)
 class Strata:
-    """A model's strata, and the class that each belongs to."""
+    """A model's strata and their classes."""
 
     encoder: Encoder
 
@@ -265,28 +235,28 @@ class Strata:
 
     @cached_property
     def labels(self) -> pa.Array:
-        """The label's value of each stratum."""
+        """Label value of each stratum."""
         return self.encoder.stratum_labels()
 
     @cached_property
     def of_class(self) -> tuple[str, ...]:
-        """The class's name of each stratum."""
+        """Class name of each stratum."""
         return tuple(label_names(self.labels))
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """Classes that the model knows, in the order of their first stratum."""
+        """Classes of the model, in the order of their first stratum."""
         return tuple(dict.fromkeys(self.of_class))
 
     def codes(self, table: pa.Table) -> NDArray[np.int64]:
-        """Return each record's stratum; -1 where the model does not know it."""
+        """Return each record's stratum; -1 if the model does not know it."""
         index = {name: k for k, name in enumerate(self.names)}
         names = table_strata(table, label=self.encoder.label, by=self.encoder.by)
         return np.array([index.get(name, -1) for name in names], dtype=np.int64)
 
 
 def suffixes(names: Sequence[str]) -> tuple[str, str]:
-    """Return what the names of reconstructions and errors end in, so that no two columns share one."""
+    """Return the suffixes of reconstructions and errors, chosen so that no two columns share a name."""
     second, third = "_reconstructed", "_error"
     while any(name + suffix in names for name in names for suffix in (second, third)):
         second, third = f"_{second}", f"_{third}"

@@ -1,4 +1,4 @@
-"""Which models can do more than sample: found by what their class offers, not by their names."""
+"""Which models can do more than sample, by the methods of their class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prefect_augment.schema.base import Modality
 
 __all__ = ["Ability", "able_model", "check_able"]
 
-# As the protocols Encodes, ScoresClasses and Denoises of genmodels/base.py say, and the method that tells.
+# One method of each of the protocols Encodes, ScoresClasses and Denoises in genmodels/base.py.
 Ability = Literal["latents", "likelihoods", "denoising"]
 _METHODS: dict[Ability, str] = {
     "latents": "embed",
@@ -35,21 +35,10 @@ _LACKS: dict[Ability, str] = {
 def able_model(
     model: ModelParams, ability: Ability, *, modality: Modality | None = None
 ) -> ModelParams:
-    """Return the model to train where one with an ability is needed.
+    """Return the model to train for an ability; ``auto`` stands for the first registered kind that has it.
 
-    Parameters
-    ----------
-    model : ModelParams
-        The wish. ``auto`` stands for the first registered kind that is able, with its defaults.
-    ability : {"latents", "likelihoods", "denoising"}
-        What the model has to offer.
-    modality : str, optional
-        The kind of data; while it is not known, it is enough to be able for any.
-
-    Raises
-    ------
-    ParameterError
-        If the model is not able, none is, or no model is wanted; names those that are.
+    Without a modality, the ability for any kind of data suffices. Raises ParameterError, which names the
+    capable kinds, if the model is not capable, none is, or it is ``none``.
     """
     if isinstance(model, NoModel):
         raise ParameterError(
@@ -57,26 +46,20 @@ def able_model(
             f"{_choose(ability, modality or 'table')}."
         )
     if isinstance(model, AutoModel):
-        able = _able_kinds(ability, modality or "table")
+        able = _capable(ability, modality or "table")
         if not able:
             raise ParameterError(
                 f"there is {_no_model(ability, modality or 'table')}.{_missing(modality or 'table')}"
             )
-        return _wish(able[0])
-    of = modality or _able_for(model, ability)
-    kind = resolve_model(model, modality=of)  # of another modality: says so
-    check_able(load_model_class(model, modality=of), kind or "", ability, modality=of)
+        return _params_of(able[0])
+    modality = modality or _able_for(model, ability)
+    kind = resolve_model(model, modality=modality)  # raises for another modality
+    check_able(load_model_class(model, modality=modality), kind or "", ability, modality=modality)
     return model
 
 
 def check_able(model: Any, kind: str, ability: Ability, *, modality: Modality) -> None:
-    """Refuse a model, or a class of models, that lacks an ability.
-
-    Raises
-    ------
-    ParameterError
-        Names the kinds that have it.
-    """
+    """Raise ParameterError for a model, or a class of models, without an ability; it names kinds that have it."""
     if not hasattr(model, _METHODS[ability]):
         raise ParameterError(
             f"model {kind!r} {_LACKS[ability]}; {_choose(ability, modality)}.", kind=kind
@@ -84,7 +67,7 @@ def check_able(model: Any, kind: str, ability: Ability, *, modality: Modality) -
 
 
 def _choose(ability: Ability, modality: Modality) -> str:
-    able = _able_kinds(ability, modality)
+    able = _capable(ability, modality)
     if not able:
         return f"there is {_no_model(ability, modality)}.{_missing(modality)}".removesuffix(".")
     return f"choose {' or '.join(able)}"
@@ -95,39 +78,39 @@ def _no_model(ability: Ability, modality: Modality) -> str:
 
 
 def _missing(modality: Modality) -> str:
-    """Return the advice to install what models of this kind of data lack; empty where they lack nothing."""
+    """Return advice to install missing packages of this modality's models; empty if there are none."""
     for kind in MODELS:
-        if _makes(wish := _wish(kind), modality):
+        if _models(params := _params_of(kind), modality):
             try:
-                load_model_class(wish, modality=modality)
+                load_model_class(params, modality=modality)
             except MissingExtraError as exc:
                 return f" {exc}"
     return ""
 
 
-def _able_kinds(ability: Ability, modality: Modality) -> list[str]:
-    """Return the kinds that are able, of those whose packages are installed, as they are registered."""
-    wishes = {kind: _wish(kind) for kind in MODELS}
+def _capable(ability: Ability, modality: Modality) -> list[str]:
+    """Return the capable kinds of those whose packages are installed, in the registry's order."""
+    candidates = {kind: _params_of(kind) for kind in MODELS}
     return [
         kind
-        for kind, wish in wishes.items()
-        if _makes(wish, modality) and _is_able(wish, ability, modality)
+        for kind, params in candidates.items()
+        if _models(params, modality) and _is_able(params, ability, modality)
     ]
 
 
-def _wish(kind: str) -> ModelParams:
-    """Return the wish for a kind with its defaults."""
-    found: ModelParams = TypeAdapter(ModelParams).validate_python({"kind": kind})
-    return found
+def _params_of(kind: str) -> ModelParams:
+    """Return the parameters of a kind with their defaults."""
+    model: ModelParams = TypeAdapter(ModelParams).validate_python({"kind": kind})
+    return model
 
 
 def _able_for(model: ModelParams, ability: Ability) -> Modality:
-    """Return the kind of data for which a model is able; else the first that it makes."""
-    made: list[Modality] = [m for m in get_args(Modality) if _makes(model, m)]
-    return next((m for m in made if _is_able(model, ability, m)), made[0])
+    """Return the modality for which a model is capable, else the first that it models."""
+    modalities: list[Modality] = [m for m in get_args(Modality) if _models(model, m)]
+    return next((m for m in modalities if _is_able(model, ability, m)), modalities[0])
 
 
-def _makes(model: ModelParams, modality: Modality) -> bool:
+def _models(model: ModelParams, modality: Modality) -> bool:
     try:
         resolve_model(model, modality=modality)
     except ParameterError:

@@ -27,22 +27,13 @@ COLUMNS = ("predicted", "prob")
 def classify(job: Job, params: Classification, on_progress: Progress | None) -> LatentRef:
     """Write the most likely class of every record.
 
-    By Bayes' rule from the model's log p(record | stratum) and the prior; a class of several strata
-    takes their sum.
+    By Bayes' rule from the model's log p(record | stratum) and the prior; a class of several strata takes
+    their sum. The Parquet has ``aug_id``, the label, ``aug_split``, ``aug_origin``, ``predicted`` (in the
+    label's type) and ``prob`` (float32). ``scores`` has accuracy, balanced accuracy, recall per class and
+    predictions per true class for each part but the hold-out.
 
-    Returns
-    -------
-    LatentRef
-        Parquet with ``aug_id``, the label, ``aug_split``, ``aug_origin``, ``predicted`` (in the label's
-        type) and ``prob`` (float32, the predicted class's). ``found``: per part but the hold-out
-        the accuracy, balanced accuracy, recall per class and predictions per true class.
-
-    Raises
-    ------
-    ParameterError
-        If the model has no likelihoods.
-    EmptyClassError
-        If ``observed`` is asked for, and no training record is of the model's classes.
+    Raises ParameterError for a model without likelihoods, and EmptyClassError for the prior ``observed``
+    without training records of the model's classes.
     """
     fitted, encoder = job.load("likelihoods")
     strata = Strata(encoder)
@@ -59,36 +50,29 @@ def classify(job: Job, params: Classification, on_progress: Progress | None) -> 
         predicted = strata.labels.take(pa.array(np.array(first)[best]))
         probs = proba[np.arange(len(best)), best].astype(np.float32)
         names = label_names(table[job.info.label])
-        said = [strata.classes[k] for k in best.tolist()]
-        # Keys of JSON are text, so the two levels of the confusion are two levels of mappings.
+        predictions = [strata.classes[k] for k in best.tolist()]
+        # Nested mappings, because keys of JSON are text.
         confusion: dict[str, dict[str, int]] = {}
-        for (true, guess), n in Counter(zip(names, said, strict=True)).items():
+        for (true, guess), n in Counter(zip(names, predictions, strict=True)).items():
             confusion.setdefault(true, {})[guess] = n
         sums = {} if shard.split == NOT_SUMMED else {shard.split: confusion}
         return pa.table({**columns, "predicted": predicted, "prob": probs}), sums
 
     pieces = job.each_shard(make, on_progress)
     confusion: dict[str, dict[str, dict[str, int]]] = add_up(pieces)
-    found = {part: _scores(classes) for part, classes in confusion.items()}
+    scores = {part: _scores(classes) for part, classes in confusion.items()}
     return job.finish(
         [shard for piece in pieces for shard in piece.shards],
-        found={"prior": params.prior, "classes": list(strata.classes), "parts": found},
+        found={"prior": params.prior, "classes": list(strata.classes), "parts": scores},
     )
 
 
 def posterior(
     log_likelihoods: NDArray[np.float64], log_prior: NDArray[np.float64], strata: Strata
 ) -> NDArray[np.float64]:
-    """Return the probability of each class, shape (n, n_classes).
+    """Return class probabilities, shape (n, n_classes), from log p(record | stratum), shape (n, n_strata).
 
-    Parameters
-    ----------
-    log_likelihoods : ndarray of float64, shape (n, n_strata)
-        log p(record | stratum), or a bound on it.
-    log_prior : ndarray of float64, shape (n_strata,)
-        Minus infinity leaves a stratum out.
-    strata : Strata
-        Which stratum is of which class.
+    ``log_prior`` has shape (n_strata,); minus infinity leaves a stratum out.
     """
     joint = log_likelihoods + log_prior
     of_class = np.array([strata.classes.index(name) for name in strata.of_class])
@@ -100,7 +84,7 @@ def posterior(
 
 
 def _log_prior(job: Job, strata: Strata, prior: str) -> NDArray[np.float64]:
-    """Return the log prior of each stratum; within a class always as observed in fit."""
+    """Return the log prior of each stratum; within a class always as observed in training records."""
     shards = [shard for shard in job.info.shards if shard.split == "training"]
     counts = np.zeros(len(strata.names))
     if prior == "observed" or len(strata.classes) < len(strata.names):
@@ -110,7 +94,7 @@ def _log_prior(job: Job, strata: Strata, prior: str) -> NDArray[np.float64]:
             counts += np.bincount(codes[codes >= 0], minlength=len(counts))
         if prior == "observed" and not counts.sum():
             raise EmptyClassError(
-                "no training record is of the model's classes, so how common they are is not known; use "
+                "no training record is of the model's classes, so the observed prior is unknown; use "
                 "ingested records, or prior='balanced'."
             )
     if prior == "balanced":
@@ -124,7 +108,7 @@ def _log_prior(job: Job, strata: Strata, prior: str) -> NDArray[np.float64]:
 
 
 def _scores(confusion: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
-    """Return accuracy and its companions of one part; a class that the model lacks counts as wrong."""
+    """Return accuracy, recall and confusion of one part; a class that the model lacks counts as wrong."""
     totals = {name: sum(row.values()) for name, row in confusion.items()}
     right = {name: confusion[name].get(name, 0) for name in totals}
     recall = {name: right[name] / n for name, n in sorted(totals.items())}

@@ -1,7 +1,4 @@
-"""Embed: a vector per record, beside the dataset.
-
-Latent vectors by the value of a column: whose they are, and the mean of each value's.
-"""
+"""Embed: a vector per record beside the dataset, and mean vectors by the value of a column."""
 
 from __future__ import annotations
 
@@ -39,20 +36,11 @@ SHOWN_PER_CLASS = 250
 
 
 def embed(job: Job, params: None, on_progress: Progress | None) -> LatentRef:
-    """Write the latent vector of every record.
+    """Write the latent vector of every record, computed without its label.
 
-    Returns
-    -------
-    LatentRef
-        Parquet with ``aug_id``, the label, ``aug_split``, ``aug_origin`` and ``embedding``
-        (fixed_size_list of float32), in the records' order. A vector is made without looking at the label.
-
-    Raises
-    ------
-    ParameterError
-        If the model has no latent space.
-    DivergedError
-        If a vector is not finite.
+    The Parquet has ``aug_id``, the label, ``aug_split``, ``aug_origin`` and ``embedding`` (fixed_size_list of
+    float32), in the records' order. Raises ParameterError for a model without latents, and DivergedError for
+    a vector that is not finite.
     """
     fitted, encoder = job.load("latents")
 
@@ -64,17 +52,16 @@ def embed(job: Job, params: None, on_progress: Progress | None) -> LatentRef:
     pieces = job.each_shard(make, on_progress)
     shards = [shard for piece in pieces for shard in piece.shards]
     cloud = _cloud(job, pieces, int(fitted.n_latent))
+    pictures = cloud_chart(cloud), open_view(job, fitted, encoder).codes_picture()
     return job.finish(
         shards,
         found={"n_latent": int(fitted.n_latent), "plane_share": round(cloud.share, 6)},
-        pictures=job.folder.put_pictures(
-            cloud_chart(cloud), open_view(job, fitted, encoder).codes_picture()
-        ),
+        pictures=job.folder.put_pictures(*pictures),
     )
 
 
 def finite(values: NDArray[Any], what: str, model: ModelRef) -> NDArray[Any]:
-    """Return the values, or say that the model gives none."""
+    """Return the values; DivergedError if some are not finite."""
     if not np.isfinite(values).all():
         n = int((~np.isfinite(values)).reshape(len(values), -1).any(axis=1).sum())
         raise DivergedError(
@@ -85,7 +72,7 @@ def finite(values: NDArray[Any], what: str, model: ModelRef) -> NDArray[Any]:
 
 
 def vector_column(Z: NDArray[np.float32]) -> pa.FixedSizeListArray:
-    """Return vectors, shape (n, n_latent), as a column; back by :func:`.vectors_of`."""
+    """Return vectors, shape (n, n_latent), as a column; inverse of :func:`.vectors_of`."""
     flat = pa.array(np.ascontiguousarray(Z, dtype=np.float32).ravel())
     return pa.FixedSizeListArray.from_arrays(flat, Z.shape[1])
 
@@ -122,7 +109,7 @@ class _Shown:
 
 
 def _cloud(job: Job, pieces: Sequence[Piece], n_latent: int) -> Cloud:
-    """Return a sample of the vectors in the plane in which all of them spread most."""
+    """Return a sample of the vectors in the plane of their first two principal axes."""
     moments = _Moments(0, np.zeros(n_latent), np.zeros((n_latent, n_latent)))
     shown: dict[str, _Shown] = {}
     shards = [shard for piece in pieces for shard in piece.shards]
@@ -136,7 +123,7 @@ def _cloud(job: Job, pieces: Sequence[Piece], n_latent: int) -> Cloud:
             shown.setdefault(name, _Shown()).add(ids.take(pa.array(first)).to_pylist(), Z[first])
     values, axes = np.linalg.eigh(moments.scatter)
     plane = axes[:, ::-1][:, :2]
-    # An axis may point either way; the largest number in it decides, so that equal data look alike.
+    # The sign of an axis is arbitrary; make its largest component positive.
     plane = plane * np.sign(plane[np.abs(plane).argmax(axis=0), range(plane.shape[1])])
     if n_latent == 1:
         plane = np.column_stack([plane, np.zeros(1)])
@@ -147,22 +134,15 @@ def _cloud(job: Job, pieces: Sequence[Piece], n_latent: int) -> Cloud:
 
 
 def column_values(table: pa.Table, column: str) -> NDArray[np.object_]:
-    """Return each record's value of a column as text; None where it is missing."""
-    found: NDArray[np.object_] = np.array(label_text(table[column]).to_pylist(), dtype=object)
-    return found
+    """Return each record's value of a column as text; None if missing."""
+    values: NDArray[np.object_] = np.array(label_text(table[column]).to_pylist(), dtype=object)
+    return values
 
 
 def vectors(job: Job, fitted: Any, encoder: Encoder, table: pa.Table) -> NDArray[np.float64]:
-    """Return the latent vectors of records, shape (n, n_latent).
-
-    Raises
-    ------
-    DivergedError
-        If one is not finite.
-    """
-    Z = fitted.embed(encoder.encode(table))
-    found: NDArray[np.float64] = finite(Z, "vectors", job.model).astype(np.float64)
-    return found
+    """Return the latent vectors of records, shape (n, n_latent); DivergedError if one is not finite."""
+    Z: NDArray[Any] = fitted.embed(encoder.encode(table))
+    return finite(Z, "vectors", job.model).astype(np.float64)
 
 
 def vectors_by(
@@ -174,27 +154,26 @@ def vectors_by(
     values: Sequence[str],
     shards: Sequence[ShardInfo],
 ) -> Iterator[tuple[str, pa.Table, NDArray[np.float64]]]:
-    """Yield value, its records and their vectors, some megabytes of records at a time."""
+    """Yield each value with some of its records and their vectors."""
     for table in job.tables(shards):
-        found = column_values(table, column)
+        own = column_values(table, column)
         for value in values:
-            rows = np.flatnonzero(found == value)
+            rows = np.flatnonzero(own == value)
             if len(rows):
-                taken = table.take(pa.array(rows))
-                yield value, taken, vectors(job, fitted, encoder, taken)
+                records = table.take(pa.array(rows))
+                yield value, records, vectors(job, fitted, encoder, records)
 
 
 def vector_means(
     job: Job, fitted: Any, encoder: Encoder, *, column: str, values: Sequence[str]
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the mean vector of the learnt records of each value, shape (n_latent,).
-
-    Values without such a record are left out.
-    """
+    """Return the mean vector, shape (n_latent,), of the learnt records of each value that has some."""
     sums: dict[str, NDArray[np.float64]] = {}
     counts = dict.fromkeys(values, 0)
-    given = vectors_by(job, fitted, encoder, column=column, values=values, shards=job.learnt_shards)
-    for value, _, Z in given:
+    batches = vectors_by(
+        job, fitted, encoder, column=column, values=values, shards=job.learnt_shards
+    )
+    for value, _, Z in batches:
         sums[value] = sums.get(value, np.zeros(Z.shape[1])) + Z.sum(axis=0)
         counts[value] += len(Z)
     return {value: total / counts[value] for value, total in sums.items()}

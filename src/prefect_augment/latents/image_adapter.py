@@ -24,13 +24,13 @@ from prefect_augment.shards.base import label_names
 __all__ = ["ImageView", "some_records"]
 
 Images = NDArray[np.uint8]
-AT_ONCE = 256  # images whose maps are in memory
+BATCH = 256  # images whose maps are in memory
 MAX_SHOWN = 8  # strengths of a shift
 
 
 @dataclass(frozen=True)
 class ImageView:
-    """See :class:`.latent_view.View`."""
+    """See :class:`.adapter.View`."""
 
     job: Job
     fitted: Any
@@ -41,26 +41,22 @@ class ImageView:
         """The image."""
         return (self.encoder.column,)
 
-    def made(
-        self,
-        X: Images,
-        codes: NDArray[np.int64],
-        ids: Sequence[str],
-        like: pa.Table | None = None,
+    def decode(
+        self, X: Images, codes: NDArray[np.int64], ids: Sequence[str], like: pa.Table | None = None
     ) -> pa.Table:
-        """Return made records as PNG."""
+        """Return decoded records as PNG."""
         names = [self.encoder.strata[k] for k in codes.tolist()]
-        found = self.encoder.decode(X, strata=names, aug_ids=ids, like=like)
-        return found.select([self.encoder.column, self.encoder.label, *self.encoder.by])
+        table = self.encoder.decode(X, strata=names, aug_ids=ids, like=like)
+        return table.select([self.encoder.column, self.encoder.label, *self.encoder.by])
 
-    def compared(
-        self, X: Images, table: pa.Table, made: pa.Table, head: Mapping[str, Any]
+    def compare(
+        self, X: Images, table: pa.Table, decoded: pa.Table, head: Mapping[str, Any]
     ) -> tuple[pa.Table, dict[str, Any]]:
         """Return mean squared errors at the model's resolution, white being 1."""
         name = self.encoder.column
         second, third = suffixes([name, *head])
-        error = _squares(X, self.encoder.encode(made)).reshape(len(X), -1).mean(axis=1)
-        columns = {name: table[name], name + second: made[name], name + third: error}
+        error = _squares(X, self.encoder.encode(decoded)).reshape(len(X), -1).mean(axis=1)
+        columns = {name: table[name], name + second: decoded[name], name + third: error}
         sums = {name: {"n": len(X), "mse": float(error.sum())}}
         return pa.table({**head, **columns}), sums
 
@@ -68,55 +64,55 @@ class ImageView:
         """Return the mean squared error."""
         return {"mse": sums["mse"] / sums["n"]}
 
-    # --- where an image is strange ---
+    # --- where an image is anomalous ---
 
     def where(self, table: pa.Table, flagged: NDArray[np.bool_]) -> dict[str, pa.Array]:
         """Return the map of every flagged record, row by row at the model's resolution, else null."""
         size = self.encoder.size**2
         rows = np.flatnonzero(flagged)
         parts = [np.empty(0, dtype=np.float32)]
-        for start in range(0, len(rows), AT_ONCE):
-            some = table.take(pa.array(rows[start : start + AT_ONCE]))
+        for start in range(0, len(rows), BATCH):
+            some = table.take(pa.array(rows[start : start + BATCH]))
             parts.append(self.maps(self.encoder.encode(some)).ravel())
         values = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(parts)), size)
         places = np.cumsum(flagged) - 1
         return {ERROR_MAP: values.take(pa.array(places, mask=~flagged))}
 
     def maps(self, X: Images) -> NDArray[np.float32]:
-        """Return where images are strange, shape (n, size, size): as the model says, else its errors."""
+        """Return anomaly maps, shape (n, size, size): the model's own, else its squared errors."""
         if isinstance(self.fitted, MapsAnomalies):
             return np.asarray(self.fitted.anomaly_maps(X), dtype=np.float32)
         errors: NDArray[np.float32] = _squares(X, self._best(X)).mean(axis=3).astype(np.float32)
         return errors
 
     def _best(self, X: Images) -> Images:
-        """Return reconstructions, each as the stratum with which it comes out best."""
+        """Return reconstructions, each as the stratum with the smallest error."""
         Z, best = self.fitted.embed(X), np.empty_like(X)
         least = np.full(len(X), np.inf)
         for k in range(len(self.encoder.strata)):
-            made = self.fitted.decode_latents(Z, np.full(len(X), k, dtype=np.int64))
-            error = _squares(X, made).reshape(len(X), -1).mean(axis=1)
+            decoded = self.fitted.decode_latents(Z, np.full(len(X), k, dtype=np.int64))
+            error = _squares(X, decoded).reshape(len(X), -1).mean(axis=1)
             better = error < least
-            best[better], least[better] = made[better], error[better]
+            best[better], least[better] = decoded[better], error[better]
         return best
 
     # --- pictures ---
 
     def codes_picture(self) -> bytes:
-        """Draw a few records, their vectors, and the reconstructions."""
+        """Draw some records, their vectors and their reconstructions."""
         records, _ = some_records(self.job, [*self.where_columns, *self.encoder.by])
         X = self.encoder.encode(records)
         codes = Strata(self.encoder).codes(records)
         Z = self.fitted.embed(X)
-        made = self._best(X)  # of a class that the model does not know
+        decoded = self._best(X)  # for classes that the model does not know
         if (codes >= 0).any():
-            made[codes >= 0] = self.fitted.decode_latents(Z[codes >= 0], codes[codes >= 0])
+            decoded[codes >= 0] = self.fitted.decode_latents(Z[codes >= 0], codes[codes >= 0])
         rows = [("original", X), (f"code: {Z.shape[1]} numbers", code_images(Z)),
-                ("reconstruction", made)]  # fmt: skip
+                ("reconstruction", decoded)]  # fmt: skip
         return rows_sheet("Original, code, reconstruction", rows)
 
     def strange_picture(self, ids: Sequence[str]) -> bytes:
-        """Draw records of validation records with these ids, in their order."""
+        """Draw the validation records with these ids, in their order."""
         shards = [shard for shard in self.job.shards if shard.split == "validation"]
         X = self.encoder.encode(_records_named(self.job, ids, shards, self.where_columns))
         rows = [("as they are, the strangest first", X),
@@ -125,7 +121,7 @@ class ImageView:
         return rows_sheet("The strangest of validation records", rows)
 
     def strip_picture(self, strip: pa.Table) -> bytes:
-        """Draw the steps, the two records first and last."""
+        """Draw the steps, with the two records first and last."""
         column = strip[self.encoder.column]
         longest = 2 * self.encoder.size
         images = [decode_image(data, at_least=longest) for data in image_bytes(column)]
@@ -137,20 +133,19 @@ class ImageView:
         ids: Sequence[str],
         shifted: Callable[[pa.Table], Sequence[tuple[str, Images]]],
     ) -> bytes:
-        """Draw a row per strength, a column per record, below the records as they are."""
+        """Draw a row per strength below the records as they are."""
         shards = [shard for shard in self.job.shards if shard.split == self.job.shown_part]
         columns = [*self.where_columns, self.encoder.label, *self.encoder.by]
         records = _records_named(self.job, ids, shards, columns)
-        made = shifted(records)
-        shown = np.unique(np.rint(np.linspace(0, len(made) - 1, MAX_SHOWN)).astype(int))
-        rows = [("as they are", self.encoder.encode(records)), *(made[i] for i in shown.tolist())]
+        all_rows = shifted(records)
+        shown = np.unique(np.rint(np.linspace(0, len(all_rows) - 1, MAX_SHOWN)).astype(int))
+        rows = [("as they are", self.encoder.encode(records))]
+        rows += [all_rows[i] for i in shown.tolist()]
         return rows_sheet(title, rows)
 
 
 def some_records(job: Job, columns: Sequence[str], *, n: int = N_COLUMNS) -> tuple[pa.Table, str]:
-    """Return a few records to be shown, and their part.
-
-    Validation where it is read, the hold-out only if nothing else is.
+    """Return a few records of the shown part, and that part.
 
     Classes take turns; of each, those with the lowest ids, which are hashes: a sample without a seed.
     """
@@ -158,12 +153,12 @@ def some_records(job: Job, columns: Sequence[str], *, n: int = N_COLUMNS) -> tup
     shards = [shard for shard in job.shards if shard.split == part]
     label = job.info.label
     kept: dict[str, list[str]] = {}
-    for table in job.tables(shards, ["aug_id", label]):  # pictures are read of those that are shown
+    for table in job.tables(shards, ["aug_id", label]):  # images are read later
         names = np.array(label_names(table[label]), dtype=object)
         ids = np.array(table["aug_id"].to_pylist(), dtype=object)
         for name in dict.fromkeys(names.tolist()):
             kept[name] = sorted([*kept.get(name, []), *ids[names == name]])[:n]
-    turns = sorted((place, name) for name, mine in kept.items() for place in range(len(mine)))
+    turns = sorted((place, name) for name, own in kept.items() for place in range(len(own)))
     shown = [kept[name][place] for name, place in sorted((n, p) for p, n in turns[:n])]
     return _records_named(job, shown, shards, [label, *columns]), part
 
@@ -171,19 +166,18 @@ def some_records(job: Job, columns: Sequence[str], *, n: int = N_COLUMNS) -> tup
 def _records_named(
     job: Job, ids: Sequence[str], shards: Sequence[ShardInfo], columns: Sequence[str]
 ) -> pa.Table:
-    """Return the records with these ids, in their order; reads until all are found."""
-    wanted, found = pa.array(ids, pa.string()), dict[str, pa.Table]()
+    """Return the records with these ids, in their order; stops reading when all are there."""
+    requested, by_id = pa.array(ids, pa.string()), dict[str, pa.Table]()
     for table in job.tables(shards, [*dict.fromkeys(["aug_id", *columns])]):
-        here = table.filter(pc.is_in(table["aug_id"], wanted))
-        # Copies, so that tables go.
-        found |= {here["aug_id"][i].as_py(): here.take([i]) for i in range(here.num_rows)}
-        if len(found) == len(ids):
+        matches = table.filter(pc.is_in(table["aug_id"], requested))
+        # Copies, so that the tables are freed.
+        by_id |= {matches["aug_id"][i].as_py(): matches.take([i]) for i in range(matches.num_rows)}
+        if len(by_id) == len(ids):
             break
-    return pa.concat_tables([found[i] for i in ids]).unify_dictionaries()
+    return pa.concat_tables([by_id[i] for i in ids]).unify_dictionaries()
 
 
-def _squares(X: Images, made: Images) -> NDArray[np.float64]:
+def _squares(X: Images, decoded: Images) -> NDArray[np.float64]:
     """Return squared differences of images, white being 1."""
-    difference = (X.astype(np.float64) - made) / 255
-    squares: NDArray[np.float64] = difference**2
-    return squares
+    difference: NDArray[np.float64] = (X.astype(np.float64) - decoded) / 255
+    return difference**2

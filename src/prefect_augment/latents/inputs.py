@@ -1,11 +1,9 @@
-"""Select: the records of some classes, for a model that is to know no others.
-
-A published version as staged records, so that whatever reads those reads it, synthetic ones included.
-"""
+"""Inputs of latent uses: the records of some classes, and a published version as staged records."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -35,54 +33,39 @@ class _Selected(Result):
 
 
 def select_classes(dataset: DatasetRef, *, classes: Sequence[str], store: Store) -> DatasetRef:
-    """Stage the training and validation records of some classes; the hold-out is left where it is.
+    """Stage the training and validation records of some classes; the hold-out is left out.
 
-    Parameters
-    ----------
-    dataset : DatasetRef
-        Ingested records.
-    classes : sequence of str
-        As the plan names them.
-    store : Store
-        The root that they lie under.
-
-    Returns
-    -------
-    DatasetRef
-        Records with the ids and the parts that they have in ``dataset``.
-
-    Raises
-    ------
-    ParameterError
-        If no class is named, or one that is not there.
-    EmptyClassError
-        If none of their records is a training record.
+    Ids and parts stay. Raises ParameterError for unknown or no classes, and EmptyClassError if none of
+    their records is a training record.
     """
     info = load_info(dataset, store)
     wanted = tuple(dict.fromkeys(classes))
-    there = list(dict.fromkeys(name for part in info.part_counts.values() for name in part))
-    unknown = [name for name in wanted if name not in there]
+    existing = list(dict.fromkeys(name for part in info.part_counts.values() for name in part))
+    unknown = [name for name in wanted if name not in existing]
     if unknown or not wanted:
         raise ParameterError(
-            f"there is no class {unknown[0]!r}; {suggestion(unknown[0], there)}."
+            f"there is no class {unknown[0]!r}; {suggestion(unknown[0], existing)}."
             if unknown
             else "no class was named; name those whose records are to be selected."
         )
     if not any(info.part_counts.get("training", {}).get(name) for name in wanted):
         raise EmptyClassError(
-            f"no training record is of {', '.join(map(repr, wanted))}, so nothing could be learnt of "
-            "them; name a larger class.",
+            f"{', '.join(map(repr, wanted))} have no training record to learn from; name a larger class."
         )
-    # Chosen by anomalies.train_on, or by whoever composes flows.
+    # Set by anomalies.train_on, or by an own flow.
     chosen = {"anomalies": Anomalies(train_on=sorted(wanted))}
     key = step_key("select", chosen, inputs=[dataset.key, dataset.digest])
     stage = Stage(store, "select", key)
-    found = stage.outcome(DatasetInfo) or stage.finish(_select(stage, info, wanted))
-    counts: dict[str, int] = {}
-    for part in found.part_counts.values():
-        for name, n in part.items():
-            counts[name] = counts.get(name, 0) + n
-    return stage.reference(found, counts)
+    selected = stage.outcome(DatasetInfo) or stage.finish(_select(stage, info, wanted))
+    return stage.reference(selected, _totals(selected.part_counts))
+
+
+def _totals(part_counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Return the records per class over all parts."""
+    totals: Counter[str] = Counter()
+    for counts in part_counts.values():
+        totals.update(counts)
+    return dict(totals)
 
 
 def _select(stage: Stage, info: DatasetInfo, wanted: Sequence[str]) -> DatasetInfo:
@@ -133,24 +116,9 @@ def _rows(store: Store, shard: ShardInfo, label: str, wanted: Sequence[str]) -> 
 
 
 def version_records(store: Store, version: int | None = None) -> DatasetRef:
-    """Return a reference to the records of a version, as its manifest names them; nothing is copied.
+    """Return a reference to a version's records of every origin, by default the newest; nothing is copied.
 
-    Parameters
-    ----------
-    store : Store
-        The dataset.
-    version : int, optional
-        The newest by default.
-
-    Returns
-    -------
-    DatasetRef
-        Records of every origin; their parts are ``train`` and ``holdout``.
-
-    Raises
-    ------
-    IntegrityError
-        If there is no such version.
+    Their parts are ``train`` and ``holdout``. Raises IntegrityError if there is no such version.
     """
     manifest = read_manifest(store, version)
     key = step_key("version", inputs=[manifest.version, manifest.content_digest])
@@ -176,8 +144,4 @@ def version_records(store: Store, version: int | None = None) -> DatasetRef:
             extra={"version": manifest.version},
         )
     )
-    totals: dict[str, int] = {}
-    for classes in counts.values():
-        for name, n in classes.items():
-            totals[name] = totals.get(name, 0) + n
-    return stage.reference(info, totals)
+    return stage.reference(info, _totals(counts))

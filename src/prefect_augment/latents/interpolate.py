@@ -1,4 +1,4 @@
-"""Interpolate: the records that a model finds on the way from one to another."""
+"""Interpolate: the records that a model decodes between two others."""
 
 from __future__ import annotations
 
@@ -14,13 +14,7 @@ from numpy.typing import NDArray
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.latents.adapter import open_view
 from prefect_augment.latents.base import Job, Progress, Strata
-from prefect_augment.latents.embed import (
-    column_values,
-    finite,
-    vector_means,
-    vectors,
-    vectors_by,
-)
+from prefect_augment.latents.embed import column_values, finite, vector_means, vectors, vectors_by
 from prefect_augment.latents.reconstruct import decoding_strata
 from prefect_augment.params import Interpolation
 from prefect_augment.schema.base import LatentRef
@@ -31,7 +25,7 @@ __all__ = ["interpolate", "way"]
 
 @dataclass(frozen=True)
 class _End:
-    """A record that a strip begins or ends with."""
+    """A record at one end of a strip."""
 
     record: pa.Table
     z: NDArray[np.float64]
@@ -43,22 +37,14 @@ class _End:
 
 
 def interpolate(job: Job, params: Interpolation, on_progress: Progress | None) -> LatentRef:
-    """Write a strip of records between two, made from vectors on the :func:`way` between theirs.
+    """Write a strip of records between two, decoded from vectors on the :func:`way` between theirs.
 
-    A class stands for its medoid: the training record nearest to the mean of the class's vectors (of records that are
-    not divided, one outside the hold-out). Vectors of the first half are decoded as the first one's stratum, the
-    others as the last one's.
+    A class is represented by its medoid: the learnt record nearest to the mean of the class's vectors.
+    Vectors of the first half are decoded as the first record's stratum, the others as the last one's. The
+    Parquet has ``aug_step``, ``aug_place`` (0 to 1), ``aug_id`` (null but for the two records, first and
+    last), the learnt columns, and the label.
 
-    Returns
-    -------
-    LatentRef
-        Parquet with ``aug_step``, ``aug_place`` (0 to 1), ``aug_id`` (null but for the two records,
-        which stand first and last) and the columns that are learnt, and the label.
-
-    Raises
-    ------
-    ParameterError
-        If the model has no latent space, an end is neither a class nor a record, or both are the same.
+    Raises ParameterError for a model without latents, an end that is neither class nor record, or equal ends.
     """
     fitted, encoder = job.load("latents")
     strata = Strata(encoder)
@@ -71,8 +57,8 @@ def interpolate(job: Job, params: Interpolation, on_progress: Progress | None) -
     y = np.where(places < 0.5, codes[0], codes[1])
     X = fitted.decode_latents(finite(Z.astype(np.float32), "vectors", job.model), y)
     view = open_view(job, fitted, encoder)
-    made = view.made(X, y, [f"step-{i:04d}" for i in range(len(y))])
-    strip = _strip(made, places, ends)
+    decoded = view.decode(X, y, [f"step-{i:04d}" for i in range(len(y))])
+    strip = _strip(decoded, places, ends)
     shards = job.folder.put(
         iter([strip]), strip.num_rows, "strip", split="strip", origin="synthetic"
     )
@@ -96,35 +82,26 @@ def way(
     first_centre: NDArray[np.float64] | None = None,
     last_centre: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
-    """Return vectors on the way from one to another, shape (n_places, n_latent).
+    """Return vectors between two, shape (n_places, n_latent), at ``places`` from 0 to 1 on a straight line.
 
-    The way is a straight line. With the mean vectors of both classes, only what is the records' own goes
-    along it, and the class changes as a whole in the middle: half-way between two means a decoder often
-    finds a third class.
-
-    Parameters
-    ----------
-    first, last : ndarray of float64, shape (n_latent,)
-        Vectors of both ends.
-    places : ndarray of float64, shape (n_places,)
-        From 0, the first, to 1, the last.
-    first_centre, last_centre : ndarray of float64, shape (n_latent,), optional
-        Mean vectors of their classes.
+    With the mean vectors of both classes, only the deviation from them is interpolated, and the class
+    changes as a whole in the middle: half-way between two means a decoder often finds a third class.
     """
     t = places[:, None]
     line: NDArray[np.float64] = (1 - t) * first + t * last
     if first_centre is None or last_centre is None:
         return line
-    found: NDArray[np.float64] = line + ((t >= 0.5) - t) * (last_centre - first_centre)
-    return found
+    bent: NDArray[np.float64] = line + ((t >= 0.5) - t) * (last_centre - first_centre)
+    return bent
 
 
-def _strip(made: pa.Table, places: NDArray[np.float64], ends: Sequence[_End]) -> pa.Table:
-    """Return the first record, those that were made, and the last record, numbered from 0."""
+def _strip(decoded: pa.Table, places: NDArray[np.float64], ends: Sequence[_End]) -> pa.Table:
+    """Return the first record, the decoded ones and the last record, numbered from 0."""
     first, last = (
-        end.record.select(made.column_names).cast(made.schema.remove_metadata()) for end in ends
+        end.record.select(decoded.column_names).cast(decoded.schema.remove_metadata())
+        for end in ends
     )
-    tables = [t.replace_schema_metadata(None) for t in (first, made, last)]
+    tables = [t.replace_schema_metadata(None) for t in (first, decoded, last)]
     strip = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
     lineage = {
         "aug_step": pa.array(np.arange(strip.num_rows), pa.int32()),
@@ -132,7 +109,7 @@ def _strip(made: pa.Table, places: NDArray[np.float64], ends: Sequence[_End]) ->
         "aug_id": pa.array([ends[0].aug_id, *[None] * len(places), ends[1].aug_id], pa.string()),
     }
     columns = {**lineage, **{name: strip[name] for name in strip.column_names}}
-    return pa.table(columns).replace_schema_metadata(made.schema.metadata)
+    return pa.table(columns).replace_schema_metadata(decoded.schema.metadata)
 
 
 # --- the ends ---------------------------------------------------------------------------------
@@ -149,34 +126,31 @@ def _ends(
     names = [params.start or by_size[0], params.end or by_size[-1]]
     if names[0] == names[1]:
         raise ParameterError(
-            f"the strip would begin and end with {names[0]!r}; name two classes, or two records by their "
+            f"both ends of the strip are {names[0]!r}; name two classes, or two records by their "
             f"aug_id. Classes: {', '.join(map(repr, strata.classes))}."
         )
-    found = [
+    records = [
         None if name in strata.classes else _record(job, fitted, encoder, strata, name)
         for name in names
     ]
     classes = [
         name if end is None else column_values(end.record, job.info.label)[0]
-        for name, end in zip(names, found, strict=True)
+        for name, end in zip(names, records, strict=True)
     ]
-    of_class: dict[str, Any] = {
-        "column": job.info.label,
-        "values": [*dict.fromkeys(name for name in classes if name is not None)],
-    }
-    centres = vector_means(job, fitted, encoder, **of_class)
+    values = [*dict.fromkeys(name for name in classes if name is not None)]
+    centres = vector_means(job, fitted, encoder, column=job.info.label, values=values)
     medoids = _medoids(job, fitted, encoder, centres, [n for n in names if n in strata.classes])
     return [
         replace(end or medoids[name], centre=centres.get(name))
-        for name, end in zip(classes, found, strict=True)
+        for name, end in zip(classes, records, strict=True)
     ]
 
 
 def _record(job: Job, fitted: Any, encoder: Encoder, strata: Strata, aug_id: str) -> _End:
     for table in job.tables(job.shards):
-        found = table.filter(pc.equal(table["aug_id"], aug_id))
-        if found.num_rows:
-            return _End(found.slice(0, 1), vectors(job, fitted, encoder, found.slice(0, 1))[0])
+        record = table.filter(pc.equal(table["aug_id"], aug_id)).slice(0, 1)
+        if record.num_rows:
+            return _End(record, vectors(job, fitted, encoder, record)[0])
     raise ParameterError(
         f"{aug_id!r} is neither a class nor the aug_id of a record in {', '.join(job.parts)}; classes: "
         f"{', '.join(map(repr, strata.classes))}."
@@ -194,16 +168,16 @@ def _medoids(
     empty = [name for name in classes if name not in centres]
     if empty:
         raise EmptyClassError(
-            f"class {empty[0]!r} has no training record that could stand for it; name a record by its aug_id.",
+            f"class {empty[0]!r} has no training record to represent it; name a record by its aug_id.",
             class_name=empty[0],
         )
     if not classes:
         return {}
     best: dict[str, tuple[float, _End]] = {}
-    given = vectors_by(
+    batches = vectors_by(
         job, fitted, encoder, column=job.info.label, values=classes, shards=job.learnt_shards
     )
-    for name, table, Z in given:
+    for name, table, Z in batches:
         distances = np.linalg.norm(Z - centres[name], axis=1)
         i = int(distances.argmin())
         if name not in best or distances[i] < best[name][0]:

@@ -1,7 +1,7 @@
 """The folder of one use of a model: shards, pictures, a card, and last its index.
 
-Without ``index.json`` nothing there counts. Receipts let an interrupted use go on; they go, with
-whatever else was staged on the way, when the index is written.
+Without ``index.json`` the result is not valid. Receipts let an interrupted use continue; they are
+removed, with all other staged objects, when the index is written.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ SHARD_BYTES = 128 << 20
 _CARD = """
 # {title}
 
-What {model} says of the records of {dataset}. {rows}
-What the other columns hold is said in docs/latents.md of prefect-augment.
+Results of {model} on the records of {dataset}. {rows}
+docs/latents.md of prefect-augment describes the other columns.
 
 | From | |
 | --- | --- |
@@ -61,7 +61,7 @@ _SHIFTED = (
 
 
 class Piece(Result):
-    """The receipt of one shard that was read: what was written for it, and numbers that add up."""
+    """The receipt of one shard: the shards written for it, and additive numbers."""
 
     shards: tuple[ShardInfo, ...]
     sums: dict[str, Any] = Field(default_factory=dict)
@@ -70,16 +70,8 @@ class Piece(Result):
 class LatentFolder(Stage):
     """A stage in the folder of its result, whose outcome is the index.
 
-    Parameters
-    ----------
-    store : Store
-        Where the folder goes.
-    use : str
-        What is done; ``beside`` the dataset it names the folder above, with an underscore.
-    kind, key : str
-        The model's kind and the stage's key, which name the folder.
-    label : str
-        The label column of the records.
+    With ``beside`` the dataset, the use names the folder above, with an underscore; ``kind`` of the model and
+    ``key`` name the folder.
     """
 
     def __init__(
@@ -92,8 +84,8 @@ class LatentFolder(Stage):
         self.prefix = f"_{use}/{name}" if beside else name
         self.outcome_path = f"{self.prefix}/{INDEX}"
 
-    def found(self) -> LatentRef | None:
-        """Return the result where it has been made; what a kill left beside it goes."""
+    def existing(self) -> LatentRef | None:
+        """Return the result if it exists, and remove leftovers of a killed run."""
         info = self.outcome(LatentInfo)
         if info is None:
             return None
@@ -110,7 +102,7 @@ class LatentFolder(Stage):
         origin: Origin,
         folder: str = "data",
     ) -> tuple[ShardInfo, ...]:
-        """Put records as Parquet below the folder; all but ``data`` go when the result is whole."""
+        """Put records as Parquet below the folder; everything outside ``data`` is removed at the end."""
         return write_stream(
             self.store,
             tables,
@@ -125,7 +117,7 @@ class LatentFolder(Stage):
         )
 
     def put_pictures(self, *pngs: bytes) -> tuple[str, ...]:
-        """Put pictures; return their paths within the folder. Empty ones are left out."""
+        """Put non-empty pictures; return their paths within the folder."""
         paths = []
         for png in filter(None, pngs):
             paths.append(f"picture-{sha256_hex(png)[:12]}.png")
@@ -133,10 +125,7 @@ class LatentFolder(Stage):
         return tuple(paths)
 
     def close(self, info: LatentInfo) -> LatentRef:
-        """Write the card and the index, which makes the result count, and remove the receipts.
-
-        Paths of shards are made relative to the folder.
-        """
+        """Write the card and the index with paths relative to the folder, and remove the receipts."""
         shards = [
             shard.model_copy(update={"path": self._within(shard.path)}) for shard in info.shards
         ]
@@ -147,7 +136,7 @@ class LatentFolder(Stage):
         return self.referred(info)
 
     def referred(self, info: LatentInfo) -> LatentRef:
-        """Return the reference to a result, to hand on."""
+        """Return the reference to a result."""
         return LatentRef(
             use=self.use,
             root=self.store.uri,
@@ -160,7 +149,7 @@ class LatentFolder(Stage):
         )
 
     def _tidy(self, info: LatentInfo) -> None:
-        """Remove receipts, and what was staged on the way."""
+        """Remove receipts and other staged objects."""
         kept = {INDEX, CARD, *info.pictures, *(shard.path for shard in info.shards)}
         for path in self.store.list(self.prefix):
             if self._within(path) not in kept:
@@ -203,7 +192,7 @@ def add_up(pieces: Sequence[Piece]) -> dict[str, Any]:
 
 
 def add(sums: dict[str, Any], numbers: Mapping[str, Any]) -> None:
-    """Add numbers, or mappings of numbers, to those of the same name."""
+    """Add numbers, or mappings of numbers, by name."""
     for name, value in numbers.items():
         if isinstance(value, Mapping):
             add(sums.setdefault(name, {}), value)

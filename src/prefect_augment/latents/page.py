@@ -1,4 +1,4 @@
-"""A use of a model's latents in a sentence and on a page: what people see of it."""
+"""A use of a model's latents in a sentence and on a page."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MAX_ROWS = 30
 MAX_COLUMNS = 12
 MAX_CELL = 60
 
-Found = Mapping[str, Any]
+Numbers = Mapping[str, Any]
 
 
 def latents_sentence(ref: LatentRef) -> str:
-    """Return what came of a use, in one sentence."""
+    """Return the outcome of a use in one sentence."""
     found, n = ref.found, f"{ref.n_records:,} records"
     if ref.use == "embeddings":
         return f"Embedded {n} as vectors of {found['n_latent']} numbers."
@@ -64,8 +64,8 @@ def latents_sentence(ref: LatentRef) -> str:
     return f"Classified {n} with the prior {found['prior']}.{scores}"
 
 
-def _gain(found: Found) -> str:
-    """What denoising does to validation records that noise was added to."""
+def _gain(found: Numbers) -> str:
+    """Return what denoising changes on validation records with added noise."""
     check = found["check"]
     if check is None:
         return ""
@@ -76,27 +76,14 @@ def _gain(found: Found) -> str:
 
 
 def latents_page(ref: LatentRef, out: Store) -> str:
-    """Return a page of markdown: what was found, the picture, where it lies.
+    """Return a page of markdown: the outcome, the pictures, the location; user strings are escaped.
 
-    Parameters
-    ----------
-    out : Store
-        The root that the result lies under.
-
-    Returns
-    -------
-    str
-        User strings are escaped.
-
-    Raises
-    ------
-    IntegrityError
-        If the result is gone.
+    The result lies under ``out``. Raises IntegrityError if it is missing.
     """
     store = Store(uri=f"{out.uri}/{ref.folder}", fs=out.fs, root=out.full(ref.folder))
     info = read_result(store, INDEX, LatentInfo)
     if info is None:
-        raise IntegrityError(f"{store.uri}/{INDEX} is gone; run again, it is made anew.")
+        raise IntegrityError(f"{store.uri}/{INDEX} is missing; run again to make it anew.")
     blocks = [f"**{markdown_text(latents_sentence(ref))}**"]
     for picture in info.pictures:
         png = base64.b64encode(store.read(picture)).decode()
@@ -145,16 +132,16 @@ def _confusion(info: LatentInfo, store: Store) -> list[str]:
     parts = info.found["parts"]
     part = "validation" if "validation" in parts else next(iter(parts), "")
     confusion = parts.get(part, {}).get("confusion", {})
-    said = info.found["classes"][:MAX_COLUMNS]
-    rows = [(name, *(f"{row.get(k, 0):,}" for k in said)) for name, row in confusion.items()]
-    head = (f"{part}: true class", *(f"said {name}" for name in said))
+    classes = info.found["classes"][:MAX_COLUMNS]
+    rows = [(name, *(f"{row.get(k, 0):,}" for k in classes)) for name, row in confusion.items()]
+    head = (f"{part}: true class", *(f"predicted {name}" for name in classes))
     recall = parts.get(part, {}).get("recall", {})
     rows = [(*row, percent(recall[row[0]])) for row in rows]
     return _table((*head, "recall, %"), rows, n_text=1)
 
 
 def _records(info: LatentInfo, store: Store) -> list[str]:
-    """Show the first records of the result; pictures are left out."""
+    """Show the first records of the result, without images."""
     if not info.shards:
         return []
     with open_shard(store, info.shards[0].path) as shard:
@@ -174,7 +161,7 @@ def _cell(value: Any) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, n_text: int) -> list[str]:
-    """A markdown table, its first ``n_text`` columns to the left; nothing without rows."""
+    """Return a markdown table with its first ``n_text`` columns left-aligned; nothing without rows."""
     lines = [[markdown_text(cell) for cell in row] for row in rows]
     if not lines:
         return []

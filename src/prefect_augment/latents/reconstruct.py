@@ -1,4 +1,4 @@
-"""Reconstruct and denoise: records as a model gives them back."""
+"""Reconstruct and denoise: records as a model decodes them."""
 
 from __future__ import annotations
 
@@ -22,26 +22,19 @@ from prefect_augment.schema.base import LatentRef, ShardInfo
 
 __all__ = ["decoding_strata", "denoise", "reconstruct"]
 
-N_CHECKED = 64  # records that noise is added to, to see what becomes of it
+N_CHECKED = 64  # records that noise is added to, to measure its removal
 
 
 def reconstruct(job: Job, params: Reconstruction, on_progress: Progress | None) -> LatentRef:
-    """Write every record beside what the model makes of its latent vector.
+    """Write every record beside the reconstruction from its latent vector.
 
-    Returns
-    -------
-    LatentRef
-        Parquet with ``aug_id``, the label, ``aug_split``, ``aug_origin`` and, for each learnt column
-        ``x``, ``x`` as it was, ``x_reconstructed`` in the same type, and ``x_error``: of numbers the
-        difference (dates in days, timestamps in ticks; null where one of the two is missing), of
-        categories 1 where they differ, of images the mean squared error, white being 1. ``found`` has
-        per part (but the hold-out) and column what a number's reconstruction explains of its variance, and the share of
-        categories that come back.
+    The Parquet has ``aug_id``, the label, ``aug_split``, ``aug_origin`` and, for each learnt column ``x``, ``x``,
+    ``x_reconstructed`` in the same type, and ``x_error``: of numbers the difference (dates in days,
+    timestamps in ticks; null if one is missing), of categories 1 if they differ, of images the mean squared
+    error, white being 1. ``found`` has, per part (without the hold-out) and column, the explained variance of
+    numbers and the share of right categories.
 
-    Raises
-    ------
-    ParameterError
-        If the model has no latent space, or a record's stratum is unknown to it.
+    Raises ParameterError for a model without latents, or a stratum that it does not know.
     """
     fitted, encoder = job.load("latents")
     strata, view = Strata(encoder), open_view(job, fitted, encoder)
@@ -51,18 +44,18 @@ def reconstruct(job: Job, params: Reconstruction, on_progress: Progress | None) 
         X: Any = encoder.encode(table)
         Z = finite(fitted.embed(X), "vectors", job.model)
         ids = table["aug_id"].to_pylist()
-        made = view.made(fitted.decode_latents(Z, codes), codes, ids, like=table)
-        found, sums = view.compared(X, table, made, head(table, job.info.label, shard))
-        return found, {} if shard.split == NOT_SUMMED else {shard.split: sums}
+        decoded = view.decode(fitted.decode_latents(Z, codes), codes, ids, like=table)
+        records, sums = view.compare(X, table, decoded, head(table, job.info.label, shard))
+        return records, {} if shard.split == NOT_SUMMED else {shard.split: sums}
 
     pieces = job.each_shard(make, on_progress)
-    found = {
+    parts = {
         part: {name: view.summary(sums) for name, sums in columns.items()}
         for part, columns in add_up(pieces).items()
     }
     return job.finish(
         [shard for piece in pieces for shard in piece.shards],
-        found={"as_class": params.as_class, "parts": found},
+        found={"as_class": params.as_class, "parts": parts},
         pictures=job.folder.put_pictures(view.codes_picture()),
     )
 
@@ -72,16 +65,11 @@ def decoding_strata(
     strata: Strata,
     as_class: str,
     *,
-    advice: str = "say with as_class what to decode them as",
+    advice: str = "choose their class with as_class",
 ) -> NDArray[np.int64]:
     """Return the stratum that each record's vector is decoded as.
 
-    ``advice`` says what to do about records of a class that the model does not know.
-
-    Raises
-    ------
-    ParameterError
-        If one is unknown to the model; names it.
+    Raises ParameterError for a class that the model does not know, with ``advice``.
     """
     if as_class and as_class not in strata.names:
         raise ParameterError(
@@ -96,8 +84,7 @@ def decoding_strata(
         row = table.slice(int(np.argmax(codes < 0)), 1)
         raise ParameterError(
             f"the model was not trained on {row[strata.encoder.label][0].as_py()!r}, so it cannot decode "
-            f"records of that class as what they are; {advice}, one of "
-            f"{', '.join(map(repr, strata.names))}."
+            f"records as that class; {advice}, one of {', '.join(map(repr, strata.names))}."
         )
     return codes
 
@@ -108,19 +95,12 @@ def decoding_strata(
 def denoise(job: Job, params: Denoising, on_progress: Progress | None) -> LatentRef:
     """Write every image without its noise, beside the other columns of the source.
 
-    Returns
-    -------
-    LatentRef
-        Parquet with ``aug_id``, the label, ``aug_split``, ``aug_origin`` and the source's other columns as
-        they are, but for the image: a PNG in the shape and colours of the record's own, its longer edge
-        that of the dataset's common size. ``found``: in ``check``, what
-        becomes of a few records (of validation records where it is read) that seeded noise of this size was
-        added to, as peak signal-to-noise ratios against them, in dB. If they hold noise themselves, it counts.
+    The Parquet has ``aug_id``, the label, ``aug_split``, ``aug_origin``, the source's other columns, and the
+    image: a PNG in the record's shape and colours, its longer edge that of the dataset's common size.
+    ``found`` has in ``check`` the peak signal-to-noise ratios, in dB, of a few records with seeded noise of
+    this size added, before and after; noise in the records themselves counts as signal.
 
-    Raises
-    ------
-    ParameterError
-        If the records are no images, the model cannot, or the noise is no share of white.
+    Raises ParameterError if the records are no images, or the model cannot denoise.
     """
     fitted, encoder = job.load("denoising")
     if not isinstance(encoder, ImageEncoder):
@@ -129,7 +109,7 @@ def denoise(job: Job, params: Denoising, on_progress: Progress | None) -> Latent
     def make(table: pa.Table, shard: ShardInfo) -> tuple[pa.Table, Mapping[str, Any]]:
         ids = table["aug_id"].to_pylist()
         clean = fitted.denoise(encoder.encode(table), params.noise)
-        # The stratum fills in the label's column, which is taken from the record instead.
+        # Any stratum: it only fills the label's column, which is taken from the record.
         strata = [encoder.strata[0]] * len(ids)
         image = encoder.decode(clean, strata=strata, aug_ids=ids, like=table)[encoder.column]
         columns = head(table, job.info.label, shard)
@@ -148,7 +128,7 @@ def denoise(job: Job, params: Denoising, on_progress: Progress | None) -> Latent
 def _check(
     job: Job, fitted: Any, encoder: ImageEncoder, noise: float
 ) -> tuple[dict[str, Any], bytes]:
-    """Return what becomes of a few records with noise added, in figures and as a picture."""
+    """Return measurements and a picture of a few records with noise added and removed."""
     records, part = some_records(job, [encoder.column], n=N_CHECKED)
     X = encoder.encode(records)
     rng = np.random.default_rng(0)
@@ -156,11 +136,11 @@ def _check(
     clean = fitted.denoise(noisy, noise)
     rows = [("as they are", X), ("denoised", fitted.denoise(X, noise)),
             (f"with noise of {noise:g} added", noisy), ("that, denoised", clean)]  # fmt: skip
-    found = {"part": part, "n": len(X), "psnr_noisy": _psnr(X, noisy), "psnr": _psnr(X, clean)}
-    return found, rows_sheet("Before and after", rows)
+    check = {"part": part, "n": len(X), "psnr_noisy": _psnr(X, noisy), "psnr": _psnr(X, clean)}
+    return check, rows_sheet("Before and after", rows)
 
 
-def _psnr(X: NDArray[np.uint8], made: NDArray[np.uint8]) -> float:
-    """Return the peak signal-to-noise ratio in dB over all pixels; 99 where nothing differs."""
-    mse = float((((X.astype(np.float64) - made) / 255) ** 2).mean())
+def _psnr(X: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    """Return the peak signal-to-noise ratio in dB over all pixels; 99 for equal images."""
+    mse = float((((X.astype(np.float64) - other) / 255) ** 2).mean())
     return -10 * float(np.log10(max(mse, 10**-9.9)))

@@ -19,55 +19,50 @@ __all__ = ["TableView"]
 
 @dataclass(frozen=True)
 class TableView:
-    """See :class:`.latent_view.View`. A table's records are shown as rows, so there is no picture."""
+    """See :class:`.adapter.View`. A table's records are shown as rows, so there are no pictures."""
 
     encoder: TableEncoder
 
     @property
     def where_columns(self) -> tuple[str, ...]:
-        """None: in which column a record is strange, its reconstruction's errors say."""
+        """No column: the errors of the reconstruction show which column is anomalous."""
         return ()
 
-    def made(
+    def decode(
         self,
         X: NDArray[np.float64],
         codes: NDArray[np.int64],
         ids: Sequence[str],
         like: pa.Table | None = None,
     ) -> pa.Table:
-        """Return made records; what they were made from is nothing to a table's values."""
+        """Return decoded records; ``like`` has no influence on a table's values."""
         names = [self.encoder.strata[k] for k in codes.tolist()]
         shown = {*self.encoder.names, self.encoder.label, *self.encoder.by}
         return self.encoder.decode(X.astype(np.float64), strata=names, columns=[*shown])
 
-    def compared(
-        self,
-        X: NDArray[np.float64],
-        table: pa.Table,
-        made: pa.Table,
-        head: Mapping[str, Any],
+    def compare(
+        self, X: NDArray[np.float64], table: pa.Table, decoded: pa.Table, head: Mapping[str, Any]
     ) -> tuple[pa.Table, dict[str, Any]]:
         """Return the columns ``x``, ``x_reconstructed`` and ``x_error`` of each learnt column ``x``."""
-        X_made = self.encoder.encode(made)  # as it is shown: snapped to the columns' domains
+        X_decoded = self.encoder.encode(decoded)  # snapped to the columns' domains
         columns: dict[str, Any] = dict(head)
         entries, sums = {}, {}
         second, third = suffixes([*self.encoder.names, *head])
         fields = [pa.field(name, column.type) for name, column in head.items()]
         for j, name in enumerate(self.encoder.names):
-            error, sums[name] = _difference(
-                X[:, j], X_made[:, j], category=bool(self.encoder.is_category[j])
-            )
-            for suffix, column in (("", table[name]), (second, made[name])):
+            is_category = bool(self.encoder.is_category[j])
+            error, sums[name] = _difference(X[:, j], X_decoded[:, j], category=is_category)
+            for suffix, column in (("", table[name]), (second, decoded[name])):
                 columns[name + suffix] = column
                 entries[name + suffix] = name
                 fields.append(pa.field(name + suffix, column.type))
             columns[name + third] = pa.array(error, pa.float64(), from_pandas=True)
             fields.append(pa.field(name + third, pa.float64()))
-        found = pa.table(list(columns.values()), schema=pa.schema(fields))
-        return _as_pandas_had_it(found, self.encoder, entries), sums
+        compared = pa.table(list(columns.values()), schema=pa.schema(fields))
+        return _with_pandas_dtypes(compared, self.encoder, entries), sums
 
     def summary(self, sums: Mapping[str, float]) -> dict[str, Any]:
-        """Return the share that is right of categories, the explained variance of numbers."""
+        """Return the share of right categories, or the explained variance of numbers."""
         n = sums["n"]
         if "n_right" in sums:
             return {"right": sums["n_right"] / n}
@@ -83,19 +78,19 @@ class TableView:
         }
 
     def where(self, table: pa.Table, flagged: NDArray[np.bool_]) -> dict[str, pa.Array]:
-        """Return no further column."""
+        """Return no further columns."""
         return {}
 
     def codes_picture(self) -> bytes:
-        """Return none."""
+        """Return no picture."""
         return b""
 
     def strange_picture(self, ids: Sequence[str]) -> bytes:
-        """Return none."""
+        """Return no picture."""
         return b""
 
     def strip_picture(self, strip: pa.Table) -> bytes:
-        """Return none."""
+        """Return no picture."""
         return b""
 
     def shift_picture(
@@ -104,20 +99,20 @@ class TableView:
         ids: Sequence[str],
         shifted: Callable[[pa.Table], Sequence[tuple[str, NDArray[Any]]]],
     ) -> bytes:
-        """Return none."""
+        """Return no picture."""
         return b""
 
 
 def _difference(
-    x: NDArray[np.float64], made: NDArray[np.float64], *, category: bool
+    x: NDArray[np.float64], decoded: NDArray[np.float64], *, category: bool
 ) -> tuple[NDArray[np.float64], dict[str, float]]:
-    one_missing = np.isnan(x) != np.isnan(made)
-    both_missing = np.isnan(x) & np.isnan(made)
+    one_missing = np.isnan(x) != np.isnan(decoded)
+    both_missing = np.isnan(x) & np.isnan(decoded)
     if category:
-        wrong = (x != made) & ~both_missing
+        wrong = (x != decoded) & ~both_missing
         return wrong.astype(np.float64), {"n": len(x), "n_right": int((~wrong).sum())}
-    error = np.where(both_missing, 0.0, np.abs(x - made))
-    both = ~np.isnan(x) & ~np.isnan(made)
+    error = np.where(both_missing, 0.0, np.abs(x - decoded))
+    both = ~np.isnan(x) & ~np.isnan(decoded)
     values, squares = x[both], error[both] ** 2
     return error, {
         "n": len(x),
@@ -129,13 +124,13 @@ def _difference(
     }
 
 
-def _as_pandas_had_it(
+def _with_pandas_dtypes(
     table: pa.Table, encoder: TableEncoder, entries: Mapping[str, str]
 ) -> pa.Table:
-    """Give columns the dtypes in pandas that the source's had, where the source says them."""
+    """Give columns the pandas dtypes of the source, if its schema has them."""
     try:
-        found = json.loads((encoder.schema.metadata or {})[b"pandas"])
-        known = {c.get("field_name", c["name"]): c for c in found["columns"]}
+        metadata = json.loads((encoder.schema.metadata or {})[b"pandas"])
+        known = {c.get("field_name", c["name"]): c for c in metadata["columns"]}
     except (KeyError, ValueError, TypeError):
         return table
     columns = [
@@ -143,5 +138,5 @@ def _as_pandas_had_it(
         for name, source in {**entries, encoder.label: encoder.label}.items()
         if source in known
     ]
-    kept = {**found, "index_columns": [], "column_indexes": [], "columns": columns}
+    kept = {**metadata, "index_columns": [], "column_indexes": [], "columns": columns}
     return table.replace_schema_metadata({b"pandas": json.dumps(kept).encode()})

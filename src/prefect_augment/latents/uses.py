@@ -1,4 +1,4 @@
-"""The uses of a model's latents, in one table: what each needs of the model, and what it takes."""
+"""The uses of a model's latents in one table: what each needs of the model, and its parameters."""
 
 from __future__ import annotations
 
@@ -32,28 +32,13 @@ __all__ = ["USES", "Use", "use_latents"]
 
 @dataclass(frozen=True)
 class Use:
-    """One use: what the model has to be able to, what the use takes, and what does it.
+    """One use of a model's latents."""
 
-    Attributes
-    ----------
-    command : str
-        The name of its flow and its command.
-    does : str
-        What it does, in a sentence.
-    work : callable
-        ``(job, params, on_progress) -> LatentRef``.
-    params : type of Params, optional
-    section : str
-        The name of its parameters, in flows and in keys; empty where it takes none.
-    ability : str
-        Of :mod:`prefect_augment.latents.capabilities`.
-    """
-
-    command: str
-    does: str
+    command: str  # name of its flow and its command
+    does: str  # a sentence for the form
     work: Callable[[Job, Any, Progress | None], LatentRef]
     params: type[Params] | None = None
-    section: str = ""
+    section: str = ""  # name of its parameters in flows and keys, if any
     ability: Ability = "latents"
 
 
@@ -63,7 +48,7 @@ USES: dict[LatentUse, Use] = {
     ),
     "anomalies": Use(
         "anomalies",
-        "Score how strange every record is, and flag those beyond what is normal on validation records.",
+        "Score how anomalous every record is, and flag those beyond what is normal on validation records.",
         anomalies,
         Anomalies,
         "anomalies",
@@ -119,37 +104,11 @@ def use_latents(
     out: Store | None = None,
     on_progress: Progress | None = None,
 ) -> LatentRef:
-    """Put a trained model to use on staged records; what was made before is found again.
+    """Apply a trained model to staged records, or return the existing result.
 
-    Parameters
-    ----------
-    use : str
-        A name of :data:`USES`; the folder beside the dataset is called like it, with an underscore.
-    dataset : DatasetRef
-        Any staged records with the columns that the model was trained on: ingested ones, candidates, a
-        published version.
-    model : ModelRef
-        A model with the ability that the use needs.
-    store : Store
-        The root that dataset and model lie under.
-    params : Params, optional
-        Of the class that the use takes; its defaults where not given.
-    output : Output, optional
-        Which parts are read, of records that are divided into training, validation and hold-out.
-    out : Store, optional
-        Where the result goes; beside the dataset where not given.
-    on_progress : callable, optional
-        Called with the fraction done and what is being done.
-
-    Returns
-    -------
-    LatentRef
-        Where the result is, and what sums it up; each use says what its columns are.
-
-    Raises
-    ------
-    ParameterError
-        If the model lacks the ability, or no record is in the parts that are asked for.
+    The arguments are those of :func:`prefect_augment.tasks.latents.use_latents`. ``store`` is the root of
+    dataset and model; the result goes to ``out``, or beside the dataset. Raises ParameterError if the model
+    lacks the ability, or no record is in the requested parts.
     """
     chosen = USES[use]
     params = params or (chosen.params() if chosen.params else None)
@@ -157,5 +116,4 @@ def use_latents(
     job = Job.of(
         use, dataset=dataset, model=model, store=store, output=output, out=out, params=sections
     )
-    known = job.folder.found()
-    return known if known is not None else chosen.work(job, params, on_progress)
+    return job.folder.existing() or chosen.work(job, params, on_progress)

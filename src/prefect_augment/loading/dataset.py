@@ -1,4 +1,4 @@
-"""A published dataset, as one version of it stands in its manifest."""
+"""A published dataset: one version, as its manifest describes it."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ def open_dataset(
     *,
     verify: bool = False,
 ) -> Dataset:
-    """Return a published dataset for reading.
-
-    What is read later belongs to the version found now, also while another run publishes the next.
+    """Return a published dataset for reading; it stays at the version found now.
 
     Parameters
     ----------
@@ -52,8 +50,8 @@ def open_dataset(
     options : dict, optional
         fsspec storage options.
     verify : bool
-        Check the sha256 of every shard whenever it is read, by whichever of the dataset's methods; a
-        shard is then read as a whole. Without it damage to the values of a shard may go unseen.
+        Check the sha256 of every shard on each read, which reads the whole shard. Without it, changed values
+        in a shard may stay unnoticed.
 
     Raises
     ------
@@ -75,17 +73,8 @@ def open_dataset(
 class Dataset:
     """One version of a published dataset; made by :func:`open_dataset`.
 
-    Records come in the order of the manifest's shards: real, copy, classic, synthetic, each sorted by
-    its ids. :meth:`to_table`, :meth:`to_pandas` and :meth:`sample_weight` agree on it.
-
-    Parameters
-    ----------
-    store : Store
-        The dataset's folder.
-    manifest : Manifest
-        The version.
-    verify : bool
-        Check the sha256 of every shard that is read.
+    Records come in the order of the manifest's shards: real, copy, classic, synthetic, each sorted by id.
+    :meth:`to_table`, :meth:`to_pandas` and :meth:`sample_weight` share this order.
     """
 
     def __init__(self, store: Store, manifest: Manifest, *, verify: bool = False) -> None:
@@ -103,17 +92,17 @@ class Dataset:
 
     @property
     def label(self) -> str:
-        """The column that holds the class."""
+        """The column of the class."""
         return self.manifest.label
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """All classes of the version, in order; what class indices count."""
+        """All classes of the version, in the order of class indices."""
         return self.manifest.classes
 
     @property
     def recipe(self) -> Recipe:
-        """How to train on the records: what won the comparison."""
+        """The strategy that won the comparison, with its settings."""
         return self.manifest.recipe
 
     @property
@@ -123,19 +112,18 @@ class Dataset:
 
     @property
     def paths(self) -> dict[str, list[str]]:
-        """Location of every shard, per split; for readers of Parquet other than this one.
+        """Location of every shard, per split, for other readers of Parquet.
 
-        Where the dataset was opened with ``verify=True``, every shard is read and checked each time that
-        the paths are asked for, since other readers do not look at digests.
+        With ``verify=True`` each access reads and checks every shard, since other readers check no digests.
         """
-        found: dict[str, list[str]] = {}
+        locations: dict[str, list[str]] = {}
         for shard in self.manifest.shards:
             if self.verify:
                 check_digest(self.store, shard.path, shard.sha256)
             full = self.store.full(shard.path)
             location = full if self.store.is_local else str(self.store.fs.unstrip_protocol(full))
-            found.setdefault(shard.split, []).append(location)
-        return found
+            locations.setdefault(shard.split, []).append(location)
+        return locations
 
     def to_table(
         self,
@@ -143,7 +131,7 @@ class Dataset:
         origins: Sequence[Origin] | None = None,
         columns: Sequence[str] | None = None,
     ) -> pa.Table:
-        """Return records as an Arrow table, the user's columns first and the lineage columns last.
+        """Return records as an Arrow table, the source's columns first and the lineage columns last.
 
         Parameters
         ----------
@@ -183,12 +171,12 @@ class Dataset:
     def sample_weight(
         self, split: str = "train", origins: Sequence[Origin] | None = None
     ) -> NDArray[np.float32]:
-        """Return how often the recipe draws each record, mean 1 over the whole of train.
+        """Return the weight of each record by the recipe, mean 1 over the whole of train.
 
         Returns
         -------
         ndarray of float32, shape (n_records,)
-            In the order of :meth:`to_table`; what estimators take as ``sample_weight``.
+            In the order of :meth:`to_table`, for ``sample_weight`` of estimators.
         """
         return self.to_table(split, origins, ["aug_weight"])["aug_weight"].to_numpy()  # type: ignore[no-any-return]
 
@@ -211,15 +199,14 @@ class Dataset:
     ) -> TorchDataset:
         """Return records as a stream ``(x, y)`` for ``torch.utils.data.DataLoader``.
 
-        ``y`` is an index into :attr:`classes`. ``x`` is the picture, a uint8 tensor of shape (channels,
-        height, width); of a table whose columns are all numbers a float32 tensor of shape (n_columns,),
-        NaN where there is none; else, and where ``columns`` asks for more, a dict by column of such
-        tensors, numbers, and text.
+        ``y`` is an index into :attr:`classes`. ``x`` is the image, uint8 of shape (channels, height, width); for
+        a table of numbers float32 of shape (n_columns,) with NaN for null; otherwise, or with other
+        ``columns``, a dict of such tensors, numbers and text.
 
-        Over all workers and ranks every record comes once per epoch; with ``recipe``, records are drawn
-        as often as the recipe says, as many as there are. Ranks get equal numbers, give or take one:
-        use ``drop_last=True`` where they wait for one another. Order and draws depend on seed, epoch
-        and the number of ranks and workers alone; call ``set_epoch`` before each epoch.
+        Over all workers and ranks every record comes once per epoch; with ``recipe``, as many records are
+        drawn by its weights. Ranks get equal numbers up to one: use ``drop_last=True`` if they synchronise.
+        Order and draws depend only on seed, epoch and the number of ranks and workers; call ``set_epoch``
+        before each epoch.
 
         Parameters
         ----------
@@ -228,30 +215,28 @@ class Dataset:
         origins : sequence of str, optional
             Only these: real, copy, classic, synthetic.
         columns : sequence of str, optional
-            What ``x`` is made of. By default the picture, or all columns but label and lineage.
+            Content of ``x``; the image by default, or all columns but label and lineage.
         recipe : bool
-            Apply the published recipe: draw in proportion to ``aug_weight``, change pictures by its
-            classic policy with its probability, draw synthetic records in its first share of the
-            training only (say how long that is with ``epochs``, or how far with ``set_progress``). What
-            the training loop has to do is in the stream's ``loss``, ``log_prior`` and ``thresholds``.
+            Apply the published recipe: draw by ``aug_weight``, change images by its classic policy, and draw
+            synthetic records only in the first part of training (give its length by ``epochs`` or
+            ``set_progress``). The training loop applies the stream's ``loss``, ``log_prior`` and ``thresholds``.
         transform : callable, optional
             Applied to ``x``, after the recipe.
         shuffle : bool, optional
-            By default for train. Groups of records are read in a random order, and shuffled over
+            By default for train. Groups of records are read in random order, and shuffled over
             ``buffer_groups`` of them.
         seed : int
             Of order, draws and policy.
         epochs : int, optional
-            How many epochs training has.
+            Length of the training.
         channels : int, optional
-            1 or 3, for pictures that are not all gray or all coloured; by default as they are.
+            1 or 3, for a mix of gray and colour images; by default as stored.
         decode : bool
-            False gives a picture's bytes as they are in the shard (PNG, JPEG …), for a decoder of
-            your own.
+            False gives an image's stored bytes (PNG, JPEG …).
         buffer_groups : int
             Groups of about 3 MB that a worker holds.
         rank, world_size : int, optional
-            By default those of ``torch.distributed``, where it is initialised.
+            By default those of ``torch.distributed``, if initialised.
 
         Raises
         ------
@@ -276,9 +261,9 @@ class Dataset:
                 "to_torch needs torch: pip install 'prefect-augment[torch]'", extra="torch"
             ) from exc
         if recipe and (split != "train" or shuffle is False):
+            what = f"the split {split!r}" if split != "train" else "records in their order"
             raise ParameterError(
-                "a recipe says how the train split is drawn, at random; leave out recipe=True for "
-                f"{'the split ' + repr(split) if split != 'train' else 'records in their order'}."
+                f"a recipe draws the train split at random; leave out recipe=True for {what}."
             )
         return TorchDataset(
             self.store,
@@ -300,23 +285,19 @@ class Dataset:
         )
 
     def apply_thresholds(
-        self,
-        probabilities: ArrayLike,
-        estimator: str = "",
-        *,
-        classes: Sequence[Any] | None = None,
+        self, probabilities: ArrayLike, estimator: str = "", *, classes: Sequence[Any] | None = None
     ) -> NDArray[np.float64]:
-        """Return class probabilities with the recipe's multipliers, so that the largest is the prediction.
+        """Return class probabilities times the recipe's multipliers, so that the largest is the prediction.
 
         With two classes that moves the threshold. A recipe without multipliers changes nothing.
 
         Parameters
         ----------
         probabilities : array-like, shape (n_records, n_classes)
-            What a classifier says, e.g. ``predict_proba``.
+            A classifier's output, e.g. of ``predict_proba``.
         estimator : str
-            Whose multipliers: the classifier of the comparison that yours is most like (``boosting``,
-            ``logistic`` …). May be left out where there is one.
+            The estimator of the comparison that yours resembles most (``boosting``, ``logistic`` …); optional
+            if there is only one.
         classes : sequence, optional
             The class of each column, e.g. scikit-learn's ``classes_``; by default :attr:`classes`.
 
@@ -328,8 +309,7 @@ class Dataset:
         Raises
         ------
         ParameterError
-            If the recipe has no such estimator, a class is not one of the version's, or the columns are
-            not one per class.
+            If the recipe has no such estimator, a class is unknown, or the columns are not one per class.
 
         Examples
         --------
@@ -348,18 +328,18 @@ class Dataset:
         classes: Sequence[Any] | None = None,
         prior: Mapping[Any, float] | None = None,
     ) -> NDArray[np.float64]:
-        """Return class probabilities as they are where classes come as often as in the source.
+        """Return class probabilities for the class shares of the source, or for others.
 
-        A classifier that was trained as the recipe says takes classes to be as frequent as the recipe
-        makes them. Use these where a probability is read as one; to choose a class as it was judged,
-        use the uncorrected ones, or :meth:`apply_thresholds`.
+        A classifier trained by the recipe assumes the class shares of the recipe. Use corrected probabilities
+        as probabilities; to predict a class as in the comparison, use the uncorrected ones, or
+        :meth:`apply_thresholds`.
 
         Parameters
         ----------
         probabilities, classes
             As for :meth:`apply_thresholds`.
         prior : mapping of class to float, optional
-            Class shares where the classifier is used, if others than the source's.
+            Class shares where the classifier is used; the source's by default.
 
         Returns
         -------
@@ -369,7 +349,7 @@ class Dataset:
         Raises
         ------
         ParameterError
-            If a class is not one of the version's, or the columns are not one per class.
+            If a class is unknown, or the columns are not one per class.
         """
         return prior_corrected(probabilities, self.recipe, self._known(classes), prior)
 
@@ -384,14 +364,14 @@ class Dataset:
 
     def _shards(self, split: str, origins: Sequence[Origin] | None) -> list[ShardInfo]:
         if split not in self.manifest.class_counts:
-            there = ", ".join(sorted(self.manifest.class_counts)) or "none"
+            existing = ", ".join(sorted(self.manifest.class_counts)) or "none"
             hint = (
                 f" (the hold-out was given as {self.manifest.holdout_uri} and not copied)"
                 if self.manifest.holdout_uri
                 else ""
             )
             raise ParameterError(
-                f"version {self.version} of {self.store.uri} has no split {split!r}; there is: {there}{hint}."
+                f"version {self.version} of {self.store.uri} has no split {split!r}; there is: {existing}{hint}."
             )
         shards = self.manifest.split_shards(split)
         return [s for s in shards if origins is None or s.origin in origins]

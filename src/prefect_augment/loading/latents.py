@@ -1,4 +1,4 @@
-"""What a model said of records, read back: embeddings, scores, reconstructions, predictions."""
+"""Results of a model's latents, read back: embeddings, scores, reconstructions, predictions."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def open_latents(uri: str | os.PathLike[str], options: dict[str, Any] | None = N
     Parameters
     ----------
     uri : str or path
-        Its folder, as the command says it: the one with ``index.json``.
+        The result's folder, which holds ``index.json``.
     options : dict, optional
         fsspec storage options.
 
     Raises
     ------
     IntegrityError
-        If there is no index there, so that the result is not whole.
+        If there is no index, so that the result is incomplete.
 
     Examples
     --------
@@ -49,7 +49,7 @@ def open_latents(uri: str | os.PathLike[str], options: dict[str, Any] | None = N
     info = read_result(store, INDEX, LatentInfo)
     if info is None:
         raise IntegrityError(
-            f"{uri} has no {INDEX}, so no result there is whole; run the command again, which goes on "
+            f"{uri} has no {INDEX}, so the result is incomplete; run the command again, which continues "
             "where it was interrupted."
         )
     return Latents(store, info)
@@ -61,7 +61,7 @@ class Latents:
     Attributes
     ----------
     info : LatentInfo
-        Model, dataset, parameters and what was found, as ``index.json`` has them.
+        Model, dataset, parameters and summary, as in ``index.json``.
     """
 
     def __init__(self, store: Store, info: LatentInfo) -> None:
@@ -72,15 +72,15 @@ class Latents:
         return f"Latents({self.store.uri!r}, {self.info.use})"
 
     def to_table(self, *splits: str) -> pa.Table:
-        """Return all records, or those of some parts (``fit``, ``validation``, ``holdout`` …), as an Arrow table.
+        """Return all records, or those of some parts (``training``, ``validation``, ``holdout`` …), as an Arrow table.
 
         Raises
         ------
         IntegrityError
             If a shard is missing or damaged.
         """
-        wanted = [s for s in self.info.shards if not splits or s.split in splits]
-        return read_shards(self.store, wanted, like=self.info.shards)
+        chosen = [s for s in self.info.shards if not splits or s.split in splits]
+        return read_shards(self.store, chosen, like=self.info.shards)
 
     def to_pandas(self, *splits: str) -> pd.DataFrame:
         """Return the same as a DataFrame."""
@@ -92,22 +92,22 @@ class Latents:
         Raises
         ------
         SchemaError
-            If the result is none of ``embed``.
+            If the result is not of ``embed``.
         """
         if self.info.use != "embeddings":
             raise SchemaError(f"{self!r} has no vectors; those are what `embed` writes.")
         return vectors_of(self.to_table(*splits))
 
     def error_maps(self, *splits: str) -> NDArray[np.float32]:
-        """Return where the flagged images are strange, shape (n_flagged, size, size).
+        """Return where the flagged images are anomalous, shape (n_flagged, size, size).
 
-        In the order of the flagged records, ``to_pandas()`` where ``anomaly``; all at the model's
-        resolution, other images fitted into its squares as the encoder does.
+        In the order of the flagged records, ``to_pandas()`` where ``anomaly``, at the model's resolution; other
+        images are fitted into its squares as by the encoder.
 
         Raises
         ------
         SchemaError
-            If the result is none of ``anomalies`` on images.
+            If the result is not of ``anomalies`` on images.
         """
         table = self.to_table(*splits)
         if ERROR_MAP not in table.column_names:
@@ -123,7 +123,7 @@ def vectors_of(table: pa.Table) -> NDArray[np.float32]:
 
 
 def _rows_of(table: pa.Table, name: str) -> NDArray[np.float32]:
-    """Return a column of lists of one size as the rows of an array; none of them is null."""
+    """Return a column of equally long lists, none of them null, as the rows of an array."""
     size = table.schema.field(name).type.list_size
     parts = [chunk.flatten().to_numpy().reshape(-1, size) for chunk in table[name].chunks]
     return np.concatenate(parts) if parts else np.empty((0, size), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What a recipe says of a classifier's probabilities: multipliers to decide with, the prior to read them by."""
+"""A recipe's corrections of class probabilities: multipliers for the decision, and the prior."""
 
 from __future__ import annotations
 
@@ -26,20 +26,10 @@ def class_names(classes: Sequence[Any]) -> tuple[str, ...]:
 
 
 def multipliers_of(recipe: Recipe, estimator: str, names: Sequence[str]) -> Float:
-    """Return what each class's probability is multiplied by before the largest is taken, shape (n_classes,).
+    """Return the multiplier of each class's probability before the largest is taken, shape (n_classes,).
 
-    Parameters
-    ----------
-    recipe : Recipe
-    estimator : str
-        Whose multipliers; may be empty where there is one estimator, or none.
-    names : sequence of str
-        Classes, as :func:`class_names` gives them.
-
-    Raises
-    ------
-    ParameterError
-        If the recipe has no such estimator.
+    ``names`` are those of :func:`class_names`; ``estimator`` may be empty if there is at most one. Raises
+    ParameterError if the recipe has no such estimator.
     """
     tuned = recipe.thresholds
     if not tuned:
@@ -48,20 +38,14 @@ def multipliers_of(recipe: Recipe, estimator: str, names: Sequence[str]) -> Floa
         estimator = next(iter(tuned))
     if estimator not in tuned:
         raise ParameterError(
-            f"the recipe has multipliers for {', '.join(map(repr, sorted(tuned)))}; say which with estimator, not "
-            f"{estimator!r}: the one that your classifier is most like."
+            f"the recipe has multipliers for {', '.join(map(repr, sorted(tuned)))}, not for {estimator!r}; set "
+            "estimator to the one that your classifier resembles most."
         )
     return np.array([tuned[estimator].get(name, 1.0) for name in names])
 
 
 def rescaled(probabilities: ArrayLike, names: Sequence[str], factors: Float) -> Float:
-    """Return probabilities times a factor for each class, rows summing to 1.
-
-    Raises
-    ------
-    ParameterError
-        If the columns are not one per class.
-    """
+    """Return probabilities times a factor per class, rows summing to 1; ParameterError for other columns."""
     proba = np.asarray(probabilities, dtype=np.float64)
     if proba.ndim != 2 or proba.shape[1] != len(names):
         raise ParameterError(
@@ -76,34 +60,22 @@ def prior_corrected(
     names: Sequence[str],
     prior: Mapping[Any, float] | None = None,
 ) -> Float:
-    """Return probabilities for the class shares of the source, or for others.
+    """Return probabilities for the class shares of the source, or for ``prior``.
 
-    Parameters
-    ----------
-    probabilities : array-like, shape (n_records, n_classes)
-        Of a classifier that was trained as the recipe says.
-    recipe : Recipe
-    names : sequence of str
-        The class of each column.
-    prior : mapping of class to float, optional
-        Class shares where the classifier is used, if not those of the source's records
-        (``recipe.prior_true``); only their proportions matter.
-
-    Raises
-    ------
-    ParameterError
-        If the shapes do not fit, or ``prior`` lacks a class or has a share that is none.
+    ``probabilities``, shape (n_records, n_classes), are of a classifier trained by the recipe. Only the
+    proportions of ``prior`` matter. Raises ParameterError if the shapes do not fit, or ``prior`` lacks a class
+    or has an invalid share.
     """
-    wanted = dict(recipe.prior_true)
+    shares = dict(recipe.prior_true)
     if prior is not None:
-        wanted = dict(zip(class_names(list(prior)), prior.values(), strict=True))
-        missing = [name for name in names if name not in wanted]
-        bad = [k for k, share in wanted.items() if not (np.isfinite(share) and share >= 0)]
-        if missing or bad or not sum(wanted.values()):
-            what = f"has no share of {missing[0]!r}" if missing else "has a share that is none"
+        shares = dict(zip(class_names(list(prior)), prior.values(), strict=True))
+        missing = [name for name in names if name not in shares]
+        bad = [k for k, share in shares.items() if not (np.isfinite(share) and share >= 0)]
+        if missing or bad or not sum(shares.values()):
+            what = f"has no share of {missing[0]!r}" if missing else "has an invalid share"
             raise ParameterError(
                 f"prior {what}; give a number of 0 or more for each of: {', '.join(map(repr, names))}."
             )
-    if not recipe.prior_train:  # written before recipes knew theirs
+    if not recipe.prior_train:  # written by an older version
         return rescaled(probabilities, names, np.ones(len(names)))
-    return rescaled(probabilities, names, prior_factors(names, wanted, recipe.prior_train))
+    return rescaled(probabilities, names, prior_factors(names, shares, recipe.prior_train))

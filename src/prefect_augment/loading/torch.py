@@ -1,8 +1,8 @@
-"""A published dataset as a stream for torch: every record once per epoch, or as the recipe draws them.
+"""A published dataset as a stream for torch: every record once per epoch, or drawn by the recipe.
 
-Row groups are read one after the other, so memory is a few of them per worker whatever the dataset's
-size. Which records are whose is decided in :mod:`prefect_augment.loading.sampling_plan`. Needs torch, and
-Pillow for images.
+Row groups are read one after the other, so memory holds a few per worker, whatever the dataset's size.
+:mod:`prefect_augment.loading.sampling_plan` divides records among workers. Needs torch, and Pillow for
+images.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ Int = NDArray[np.int64]
 
 # Shards that a worker keeps open: their footers are not fetched again for every group.
 OPEN_SHARDS = 16
-# Footers are waited for, not worked on.
+# Threads that wait for footers.
 OPENERS = 8
-# More than one pass of one epoch draws a record, so that every draw of an epoch has a number of its own.
+# Several passes of an epoch may draw the same record; every draw gets its own number.
 DRAWS_PER_PASS, PASSES_PER_EPOCH = 1 << 32, 1 << 8
-# What random numbers are for; last in a seed, and not 0, which a seed does not tell from nothing.
+# Purpose of random numbers, the last word of a seed; not 0, which a seed ignores.
 FOR_PASSES, FOR_ROWS, FOR_BLOCKS = 1, 2, 3
 
 
@@ -67,17 +67,16 @@ class TorchDataset(IterableDataset):
     classes : tuple of str
         ``y`` is an index into it.
     features : tuple of str
-        The columns that ``x`` is made of, in order.
+        The columns of ``x``, in order.
     recipe : Recipe or None
-        What is applied while reading; None without ``recipe=True``. What a stream cannot do for the
-        training loop stands in the next three.
+        Applied while reading; None without ``recipe=True``. The training loop applies the next three.
     loss : str
         ``cross_entropy`` or ``balanced_softmax``.
     log_prior : Tensor of float32, shape (n_classes,), or None
-        For the balanced softmax: to be added to the logits in training, and only then. Minus infinity
-        for a class without records.
+        For the balanced softmax: add it to the logits in training only. Minus infinity for a class without
+        records.
     thresholds : dict
-        Learner to class to multiplier of the predicted probability; empty where none was tuned. See
+        Estimator to class to multiplier of the predicted probability; empty if none was tuned. See
         :meth:`~prefect_augment.loading.dataset.Dataset.apply_thresholds`.
     """
 
@@ -126,52 +125,52 @@ class TorchDataset(IterableDataset):
         )
         if self._policy is not None and not decode:
             raise ParameterError(
-                "the recipe changes pictures, and decode=False asks for their bytes; leave one of both out."
+                "the recipe changes images, and decode=False gives their bytes; leave one of both out."
             )
         lineage = ["aug_id", "aug_weight"] if recipe else []
-        images = self._rows_of.images  # read by themselves
+        images = self._rows_of.images  # read separately
         plain = [name for name in self.features if name not in images]
         self._columns = list(dict.fromkeys([*plain, label, *lineage]))
         self.log_prior = _log_prior(recipe, shards, self.classes)
-        # Epoch, and how far training is. Shared, so that workers that live through epochs are told too.
-        self._clock = torch.tensor([0.0, -1.0], dtype=torch.float64).share_memory_()
+        # Epoch and progress of training; shared, so that persistent workers see changes.
+        self._progress = torch.tensor([0.0, -1.0], dtype=torch.float64).share_memory_()
 
-    # --- where training is ---
+    # --- progress of training ---
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next, from 0: another order and other draws, the same for the same epoch.
+        """Set the next epoch, from 0: each has its own order and draws, the same in every run.
 
-        Without it every epoch is the first. With ``epochs`` given it also says how far training is.
+        Without it every epoch is the first. With ``epochs`` it also sets the progress of training.
         """
         if epoch < 0:
             raise ParameterError(f"epoch is {epoch}; epochs count from 0.")
-        if epoch and self._finish < 1 and self._epochs is None and self._clock[1] < 0:
+        if epoch and self._finish < 1 and self._epochs is None and self._progress[1] < 0:
             logger.warning(
-                "The recipe draws synthetic records in the first %.0f %% of the training only: say its length with "
-                "to_torch(epochs=…), or how far it is with set_progress(share). Until then they are drawn.",
+                "The recipe draws synthetic records in the first %.0f %% of the training only: give its length with "
+                "to_torch(epochs=…), or its progress with set_progress(share). Until then they are drawn.",
                 100 * self._finish,
             )
-        self._clock[0] = float(epoch)
+        self._progress[0] = float(epoch)
 
     def set_progress(self, share: float) -> None:
-        """Say how far training is, as a share in [0, 1]; counts from the next epoch on.
+        """Set the progress of training, a share in [0, 1], from the next epoch on.
 
-        For training that is not counted in epochs; goes before what ``epochs`` says.
+        For training that is not counted in epochs; overrides ``epochs``.
         """
         if not 0.0 <= share <= 1.0:
             raise ParameterError(f"share is {share}; expected a number from 0 to 1.")
-        self._clock[1] = share
+        self._progress[1] = share
 
     @property
     def _finish(self) -> float:
-        """The share of training in which synthetic records are drawn; 1 where there are none."""
+        """Share of training in which synthetic records are drawn; 1 if there are none."""
         if self.recipe is None or not self._groups.synthetic.any():
             return 1.0
         return self.recipe.real_only_finish
 
     def _n_with_synthetic(self, epoch: int) -> int:
-        """How many of the epoch's records, the first ones, may be synthetic."""
-        n, finish, share = self._groups.n_records, self._finish, float(self._clock[1])
+        """Number of the epoch's records, the first ones, that may be synthetic."""
+        n, finish, share = self._groups.n_records, self._finish, float(self._progress[1])
         if finish >= 1:
             return n
         if share >= 0:
@@ -191,7 +190,7 @@ class TorchDataset(IterableDataset):
         info = get_worker_info()
         reader = Reader(*self._current_place(), *((info.id, info.num_workers) if info else (0, 1)))
         store = self._store if info is None else _own(self._store)
-        epoch = int(self._clock[0])
+        epoch = int(self._progress[0])
         passes = self._passes(epoch)
         with _OpenShards(store, self._digests) as shards:
             for one, parts in reader.parts(passes):
@@ -229,7 +228,7 @@ class TorchDataset(IterableDataset):
     def _block(
         self, shards: _OpenShards, one: Pass, parts: Sequence[Part], epoch: int
     ) -> Iterator[tuple[Any, int]]:
-        """Read some groups and give what is asked of them, shuffled over all of them."""
+        """Read some groups and yield the drawn records, shuffled over all of them."""
         groups, chosen, repeats, before = [], [], [], 0
         for part in parts:
             group = int(one.order[part.place])
@@ -239,18 +238,17 @@ class TorchDataset(IterableDataset):
             )
             table = table.combine_chunks()
             rows = self._rows(table, one, part.place, group, epoch)
-            took = slice(part.start, part.stop)
-            chosen.append(before + rows[took])
+            own = slice(part.start, part.stop)
+            chosen.append(before + rows[own])
             if self._policy is not None:
-                repeats.append(repeat_numbers(rows)[took])
+                repeats.append(repeat_numbers(rows)[own])
             groups.append(self._rows_of.prepare(table, images))
             before += table.num_rows
         records = self._rows_of.join(groups)
         order = np.arange(sum(map(len, chosen)))
         if self._mixes:
-            order = self._rng(
-                epoch, one.number, parts[0].place, parts[0].start, FOR_BLOCKS
-            ).permutation(order)
+            rng = self._rng(epoch, one.number, parts[0].place, parts[0].start, FOR_BLOCKS)
+            order = rng.permutation(order)
         picked = np.concatenate(chosen)[order].tolist()
         if self._policy is None:
             return records.at(picked)
@@ -261,7 +259,7 @@ class TorchDataset(IterableDataset):
     def _changed(
         self, records: Records, rows: Sequence[int], numbers: Sequence[int]
     ) -> Iterator[tuple[Any, int]]:
-        """Give records with their pictures as the classic policy changes them in these draws."""
+        """Yield records with their images changed by the classic policy."""
         policy = self._policy
         assert policy is not None
         for row, number in zip(rows, numbers, strict=True):
@@ -270,7 +268,7 @@ class TorchDataset(IterableDataset):
             yield records.x(row, change), records.y[row]
 
     def _rows(self, table: pa.Table, one: Pass, place: int, group: int, epoch: int) -> Int:
-        """The rows that a group gives in a pass."""
+        """Return the rows that a group gives in a pass."""
         if self.recipe is None:
             return np.arange(table.num_rows)
         weights = table["aug_weight"].to_numpy().astype(np.float64)
@@ -285,7 +283,7 @@ class TorchDataset(IterableDataset):
         return np.random.default_rng((self._seed % 2**64, *words))
 
     def _current_place(self) -> tuple[int, int]:
-        """Rank and number of ranks: as given, else of torch.distributed, else as it was when pickled."""
+        """Return rank and number of ranks: as given, else of torch.distributed, else as pickled."""
         if self._place is not None:
             return self._place
         distributed = torch.distributed
@@ -294,11 +292,11 @@ class TorchDataset(IterableDataset):
         return 0, 1
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker that is spawned has no process group of its own to ask.
+        # A spawned worker has no process group.
         return {**self.__dict__, "_place": self._current_place()}
 
 
-# --- what is asked for ------------------------------------------------------------------------
+# --- requested content ------------------------------------------------------------------------
 
 
 def _check_numbers(
@@ -320,7 +318,7 @@ def _check_numbers(
 
 
 def _features(schema: pa.Schema, columns: Sequence[str] | None, label: str) -> tuple[str, ...]:
-    """The columns of ``x``: as asked for, else the picture, else all of the user's but the label."""
+    """Return the columns of ``x``: as requested, else the image, else all but label and lineage."""
     if columns is None:
         image = main_image(schema)
         names = [n for n in schema.names if n not in LINEAGE.names and n != label]
@@ -334,7 +332,7 @@ def _features(schema: pa.Schema, columns: Sequence[str] | None, label: str) -> t
 def _policy(
     recipe: Recipe | None, schema: pa.Schema, features: Sequence[str]
 ) -> ImagePolicy | None:
-    """The recipe's classic policy, where it has one and the picture is asked for."""
+    """Return the recipe's classic policy if it has one and the image is read."""
     image = main_image(schema)
     if recipe is None or not recipe.classic_policy or image not in features:
         return None
@@ -346,14 +344,13 @@ def _policy(
     beside = [f for f in features if f != image and pa.types.is_nested(schema.field(f).type)]
     if beside:
         raise ParameterError(
-            f"the recipe moves the picture and would leave {', '.join(map(repr, beside))} where they were; leave them "
+            f"the recipe moves the image and would leave {', '.join(map(repr, beside))} where they were; leave them "
             "out of columns, or read with recipe=False and change both yourself."
         )
-    policy = (
-        ImagePolicy.from_config({**recipe.classic_config, "prob": recipe.classic_prob})
-        if recipe.classic_config
-        else ImagePolicy(PRESETS[recipe.classic_policy], recipe.classic_prob)
-    )
+    if recipe.classic_config:
+        policy = ImagePolicy.from_config({**recipe.classic_config, "prob": recipe.classic_prob})
+    else:
+        policy = ImagePolicy(PRESETS[recipe.classic_policy], recipe.classic_prob)
     policy.check()
     return policy
 
@@ -361,7 +358,7 @@ def _policy(
 def _log_prior(
     recipe: Recipe | None, shards: Sequence[ShardInfo], classes: Sequence[str]
 ) -> Tensor | None:
-    """Logarithm of each class's share of the records; a strategy that goes half of the way takes half of it."""
+    """Return the logarithm of each class's share of the records, to the power of the strategy's amount."""
     if recipe is None or recipe.loss != "balanced_softmax":
         return None
     counts: Counter[str] = Counter()
@@ -369,9 +366,9 @@ def _log_prior(
         counts.update(shard.class_counts)
     n = np.array([counts[name] for name in classes], dtype=np.float64)
     prior = np.where(n > 0, n**recipe.strategy.amount, 0.0)
-    found = np.full(len(classes), -np.inf)
-    np.log(prior / prior.sum(), out=found, where=prior > 0)
-    return torch.from_numpy(found.astype(np.float32))
+    log_prior = np.full(len(classes), -np.inf)
+    np.log(prior / prior.sum(), out=log_prior, where=prior > 0)
+    return torch.from_numpy(log_prior.astype(np.float32))
 
 
 # --- groups of records ------------------------------------------------------------------------
@@ -379,34 +376,18 @@ def _log_prior(
 
 @dataclass(frozen=True)
 class _Groups:
-    """What there is to read, known before anything is read.
+    """All groups of records, known before records are read."""
 
-    Attributes
-    ----------
-    schema : pyarrow.Schema
-        Of all shards.
-    paths : tuple of str
-        The shards.
-    shard, number : ndarray of int64, shape (n_groups,)
-        Which of the paths a group is in, and which one it is there.
-    n_rows : ndarray of int64, shape (n_groups,)
-        Records in it.
-    synthetic : ndarray of bool, shape (n_groups,)
-        Whether they are synthetic.
-    weights : ndarray of float64, shape (n_groups, n_classes)
-        Sums of ``aug_weight``; without columns where nobody draws by weight.
-    largest : ndarray of float64, shape (n_classes,)
-        Largest ``aug_weight`` of a class.
-    """
-
-    schema: pa.Schema
-    paths: tuple[str, ...]
-    shard: Int
-    number: Int
-    n_rows: Int
-    synthetic: NDArray[np.bool_]
-    weights: Float
-    largest: Float
+    schema: pa.Schema  # of all shards
+    paths: tuple[str, ...]  # of the shards
+    shard: Int  # (n_groups,) place in paths
+    number: Int  # (n_groups,) place in the shard
+    n_rows: Int  # (n_groups,)
+    synthetic: NDArray[np.bool_]  # (n_groups,)
+    weights: (
+        Float  # (n_groups, n_classes) sums of aug_weight; no columns if nothing is drawn by weight
+    )
+    largest: Float  # (n_classes,) largest aug_weight
 
     @property
     def n_records(self) -> int:
@@ -414,7 +395,7 @@ class _Groups:
         return int(self.n_rows.sum())
 
     def at(self, group: int) -> tuple[str, int]:
-        """The shard and the number of the group in it."""
+        """Return the shard's path, and the group's place in it."""
         return self.paths[self.shard[group]], int(self.number[group])
 
 
@@ -427,11 +408,11 @@ def _read_groups(
     weighted: bool,
     verify: bool,
 ) -> _Groups:
-    """Look into every shard once: its groups, and where records are drawn by weight its weights."""
+    """Read every shard's groups once, and their weights if records are drawn by weight."""
     if not shards:
         raise ParameterError("there is no record to read: the version has none of these origins.")
 
-    def look(shard: ShardInfo) -> tuple[pa.Schema, tuple[int, ...], Float, Float]:
+    def read_shard(shard: ShardInfo) -> tuple[pa.Schema, tuple[int, ...], Float, Float]:
         with open_shard(store, shard.path, sha256=shard.sha256 if verify else "") as opened:
             n = opened.group_rows
             check_count(store, shard, sum(n))
@@ -446,22 +427,22 @@ def _read_groups(
             return opened.schema, n, sums, largest
 
     with ThreadPoolExecutor(OPENERS) as pool:
-        found = list(pool.map(look, shards))
-    n_groups = [len(n) for _, n, _, _ in found]
+        read = list(pool.map(read_shard, shards))
+    n_groups = [len(n) for _, n, _, _ in read]
     return _Groups(
-        schema=found[0][0],
+        schema=read[0][0],
         paths=tuple(s.path for s in shards),
         shard=np.repeat(np.arange(len(shards)), n_groups),
         number=np.concatenate([np.arange(n) for n in n_groups]),
-        n_rows=np.array([rows for _, n, _, _ in found for rows in n], dtype=np.int64),
+        n_rows=np.array([rows for _, n, _, _ in read for rows in n], dtype=np.int64),
         synthetic=np.repeat([s.origin == "synthetic" for s in shards], n_groups),
-        weights=np.concatenate([sums for _, _, sums, _ in found]),
-        largest=np.max([largest for _, _, _, largest in found], axis=0),
+        weights=np.concatenate([sums for _, _, sums, _ in read]),
+        largest=np.max([largest for _, _, _, largest in read], axis=0),
     )
 
 
 class _OpenShards:
-    """The shards that one reader has open, the last used ones; checked where their digests are given."""
+    """The recently used shards that one reader has open; digests are checked if given."""
 
     def __init__(self, store: Store, digests: Mapping[str, str]) -> None:
         self._store = store
@@ -490,7 +471,7 @@ class _OpenShards:
 
 
 def _own(store: Store) -> Store:
-    """The store with connections of this process: those of a parent do not survive a fork."""
+    """Return the store with connections of this process: a parent's do not survive a fork."""
     if store.is_local or not store.fs.async_impl:
         return store
     fs = type(store.fs)(

@@ -1,7 +1,4 @@
-"""Records as torch takes them: ``(x, y)`` of the rows of groups that were read.
-
-Needs torch, and Pillow for images that are decoded.
-"""
+"""Rows of groups as records ``(x, y)`` for torch. Needs torch, and Pillow for decoded images."""
 
 from __future__ import annotations
 
@@ -30,14 +27,14 @@ def class_codes(column: pa.ChunkedArray, classes: Sequence[str]) -> Int:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     codes = pc.index_in(column.cast(pa.string()), value_set=pa.array(classes, pa.string()))
-    found: Int = codes.to_numpy().astype(np.int64)
-    return found
+    indices: Int = codes.to_numpy().astype(np.int64)
+    return indices
 
 
 def _codes_of_values(kind: pa.DataType, classes: Sequence[str]) -> dict[Any, int] | None:
-    """The class of each label; None for a type whose values are not known by their names.
+    """Return the class index by label value; None for a type whose values differ from their names.
 
-    A lookup per record, since Arrow's kernels take longer to get ready than an epoch of few records.
+    A lookup per record, since Arrow's kernels take longer to start than an epoch of few records.
     """
     t, plain = pa.types, _plain(kind)
     if not (t.is_integer(plain) or t.is_string(plain) or t.is_large_string(plain)):
@@ -50,7 +47,7 @@ def _codes_of_values(kind: pa.DataType, classes: Sequence[str]) -> dict[Any, int
 
 
 class RowMaker:
-    """Makes ``(x, y)`` of records."""
+    """Makes ``(x, y)`` of rows."""
 
     def __init__(
         self,
@@ -62,32 +59,32 @@ class RowMaker:
         decode: bool,
         transform: Callable[[Any], Any] | None,
     ) -> None:
-        kinds = {name: schema.field(name).type for name in features}
+        types = {name: schema.field(name).type for name in features}
         self.features = features
         self.label = label
         self.classes = classes
         self.channels = channels
         self.decode = decode
         self.transform = transform
-        self.images = [name for name, kind in kinds.items() if kind == IMAGE_TYPE]
-        self.numbers = [name for name, kind in kinds.items() if _is_number(kind)]
-        self.texts = [name for name, kind in kinds.items() if _is_text(kind)]
+        self.images = [name for name, kind in types.items() if kind == IMAGE_TYPE]
+        self.numbers = [name for name, kind in types.items() if _is_number(kind)]
+        self.texts = [name for name, kind in types.items() if _is_text(kind)]
         self.main = main_image(schema)
         self._code = _codes_of_values(schema.field(label).type, classes)
         if self.images and decode:
             _pixels()
 
     def codes(self, table: pa.Table) -> list[int]:
-        """Index of each record's class."""
+        """Return the index of each record's class."""
         column = table[self.label]
         if self._code is None:
             return [int(code) for code in class_codes(column, self.classes)]
         return [self._code[value] for value in column.to_pylist()]
 
     def prepare(self, table: pa.Table, images: Mapping[str, list[memoryview | None]]) -> Records:
-        """Return a group's records taken apart, column by column: much less work than one by one.
+        """Return a group's records column by column, which is much less work than one by one.
 
-        Of images views of the bytes come, and are kept, so that only what is given is copied.
+        Images come as views of their bytes, and only those of given records are copied.
         """
         matrix = np.zeros((table.num_rows, len(self.numbers)), dtype=np.float32)
         for j, name in enumerate(self.numbers):
@@ -105,7 +102,7 @@ class RowMaker:
         return values
 
     def join(self, groups: Sequence[Records]) -> Records:
-        """Return the records of several groups as those of one."""
+        """Return the records of several groups as one."""
         if len(groups) == 1:
             return groups[0]
         columns = {
@@ -118,7 +115,7 @@ class RowMaker:
 
 @dataclass(frozen=True)
 class Records:
-    """Records that are held: numbers as a matrix, classes as indices, all else as lists by column."""
+    """Decoded records: numbers as a matrix, classes as indices, other columns as lists."""
 
     maker: RowMaker
     matrix: NDArray[np.float32]
@@ -126,7 +123,7 @@ class Records:
     y: list[int]
 
     def at(self, rows: Sequence[int]) -> Iterator[tuple[Any, int]]:
-        """Return ``(x, y)`` of these records, in this order."""
+        """Return ``(x, y)`` of these rows, in this order."""
         maker = self.maker
         if maker.features == (maker.main,) and not maker.decode:
             x: Iterator[Any] = map(_as_bytes, map(self.columns[maker.main].__getitem__, rows))
@@ -137,7 +134,7 @@ class Records:
         return zip(x, map(self.y.__getitem__, rows), strict=True)
 
     def x(self, row: int, change: Callable[[Any], Any] | None = None) -> Any:
-        """Return one record's ``x``, its picture changed where the recipe says so."""
+        """Return one record's ``x``, with its image changed by ``change``."""
         maker = self.maker
         if len(maker.numbers) == len(maker.features):
             x: Any = torch.from_numpy(self.matrix[row])
@@ -156,19 +153,18 @@ class Records:
         return self.columns[name][row]
 
     def _picture(self, name: str, row: int, change: Callable[[Any], Any] | None) -> Any:
-        """Pixels, shape (channels, height, width), or bytes; None where a column has no image here."""
+        """Return pixels, shape (channels, height, width), or bytes; None for a null image."""
         image = _as_bytes(self.columns[name][row])
         if image is None or not self.maker.decode:
             return image
-        # Ingest has let these images pass, whatever its limit was.
+        # Ingest has checked the size of these images.
         pixels = _pixels().decode_image(image, max_pixels=None)
         if self.maker.channels is not None:
             pixels = _pixels().with_channels(pixels, self.maker.channels)
         if change is not None:
             pixels = change(pixels)
-        return torch.from_numpy(
-            np.array(pixels.transpose(2, 0, 1), order="C")
-        )  # a copy: Pillow's is read-only
+        # A copy, because Pillow's array is read-only.
+        return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
 
 def _as_bytes(image: memoryview | None) -> bytes | None:
@@ -197,18 +193,18 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """Text, and what has no number and no parts: dates come as ISO text."""
+    """Whether a column is text or comes as text, such as ISO dates."""
     t, kind = pa.types, _plain(kind)
     return bool(t.is_string(kind) or t.is_large_string(kind) or t.is_temporal(kind))
 
 
 def _as_floats(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    """The numbers, NaN where there is none."""
+    """Return the numbers, NaN for null."""
     plain = column.cast(_plain(column.type)) if pa.types.is_dictionary(column.type) else column
     if pa.types.is_boolean(plain.type):
         plain = plain.cast(pa.uint8())
     if pa.types.is_decimal(plain.type):
         plain = plain.cast(pa.float64())
-    found = plain.cast(pa.float32(), safe=False)
-    floats: NDArray[np.float32] = pc.fill_null(found, float("nan")).to_numpy()
+    converted = plain.cast(pa.float32(), safe=False)
+    floats: NDArray[np.float32] = pc.fill_null(converted, float("nan")).to_numpy()
     return floats

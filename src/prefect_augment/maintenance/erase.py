@@ -1,8 +1,8 @@
-"""Erasing source records: a new version without them, and every older trace of them removed.
+"""Erasing source records: a new version without them, and removal of every older trace of them.
 
-The order is that of all removals here: the new version is whole and visible before anything goes, and
-the manifests of the older ones go before their shards. What is to be erased is kept as an intent in
-staging until the last object is gone, so that a run after a kill ends what was begun.
+As in all removals, the new version is complete and visible before anything is removed, and older
+manifests go before their shards. An intent in staging lives until the last object is removed, so that
+a run after a kill finishes the erasure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from prefect_augment.params.keys import step_key
 from prefect_augment.publish.proposal import read_decision
 from prefect_augment.report.card import refresh_card
 from prefect_augment.schema.base import Commit, Result
-from prefect_augment.schema.manifest import Manifest
+from prefect_augment.schema.manifest import Manifest, class_counts
 from prefect_augment.shards.base import read_shard
 from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.storage.leases import lease
@@ -42,11 +42,11 @@ __all__ = ["EraseReport", "erase"]
 logger = logging.getLogger(__name__)
 
 FOLDER = "_staging/erase"
-_SHOWN = 20
+_MAX_LISTED = 20
 
 
 class EraseReport(Result):
-    """What :func:`erase` did."""
+    """Result of :func:`erase`."""
 
     version: int  # the first that lacks the records
     n_erased: dict[str, int]  # origin -> records of the version before
@@ -58,9 +58,9 @@ class EraseReport(Result):
 
 
 class _Intent(Result):
-    """What is to be erased, until it is."""
+    """What is to be erased, until it is done."""
 
-    ids: tuple[str, ...]  # hashes: nothing of the records' values stands here
+    ids: tuple[str, ...]  # hashes, none of the records' values
     dataset_key: str  # of the version that lacks them
 
 
@@ -69,16 +69,15 @@ def erase(
 ) -> EraseReport:
     """Erase source records from every version that is kept.
 
-    A new version lacks them and the copies and classic records made of them; shards that held them are
-    written anew, as are those whose category lists hold a value that only they had. All older versions
-    go, with their reports, whose pictures may show the records; so does the newest one's report, all
-    staged work, which is derived from the records, with its models' checkpoints, embeddings and other uses
-    of their latents that lie beside the dataset, and proposals that were open. Their entries leave the
-    split ledger. Weights stay as they are.
+    The new version lacks them and the copies and classic records made of them. Shards that held them are
+    rewritten, as are those whose category lists hold a value that only they had. All older versions go with
+    their reports, whose images may show the records; so do the newest version's report, all staged work
+    with its models' checkpoints, embeddings and other latents beside the dataset, and open proposals.
+    Their entries leave the split ledger. Weights stay as they are.
 
-    Out of reach: the source (the next run brings back what is still in it), quarantine, exports made
-    before, embeddings written elsewhere, copies elsewhere, old object versions that a bucket keeps.
-    Synthetic records stay, and the manifest says that their models had seen the erased ones.
+    Out of reach: the source (the next run ingests what is still in it), quarantine, earlier exports,
+    embeddings and copies elsewhere, and old object versions that a bucket keeps. Synthetic records stay,
+    and the manifest notes that their models had seen the erased ones.
 
     Parameters
     ----------
@@ -92,7 +91,7 @@ def erase(
     Raises
     ------
     ParameterError
-        If an id is that of no real record, nothing fits a condition, or a column is not there.
+        If an id is that of no real record, no record meets a condition, or a column does not exist.
         Nothing is changed then.
     EmptyClassError
         If no record would be left.
@@ -106,8 +105,8 @@ def erase(
     ours = sorted({name for name, _ in where} & set(LINEAGE.names))
     if ours:
         raise ParameterError(
-            f"{', '.join(ours)} is a lineage column, and where goes by the source's own; give single records by their "
-            "aug_id (--ids)."
+            f"{', '.join(ours)} is a lineage column, and where takes columns of the source; name single records by "
+            "their aug_id (--ids)."
         )
     request = step_key("erase", inputs=[sorted(ids), sorted(where)])
     with lease(store, "removing", f"erase-{request}") as renew:
@@ -134,12 +133,12 @@ def erase(
 def _choose(
     store: Store, ids: Sequence[str], where: Sequence[tuple[str, str]], finished: set[str]
 ) -> set[str]:
-    """Return the ids to erase, or say which of them there are not."""
+    """Return the ids to erase; ParameterError for unknown ids or conditions that no record meets."""
     manifests = [read_manifest(store, version) for version in list_versions(store)]
     if not manifests:
-        read_manifest(store)  # says that there is no dataset
+        read_manifest(store)  # raises that there is no dataset
     origins: dict[str, str] = {}
-    fitting: dict[tuple[str, str], set[str]] = {condition: set() for condition in where}
+    matches: dict[tuple[str, str], set[str]] = {condition: set() for condition in where}
     for shard in {s.path: s for m in manifests for s in m.shards}.values():
         columns = sorted({name for name, _ in where}) if shard.origin == "real" else []
         table = read_shard(store, shard.path, ["aug_id", *columns])
@@ -147,32 +146,34 @@ def _choose(
         if shard.origin == "real":
             for name, value in where:
                 rows = _equal(table[name], name, value)
-                fitting[name, value] |= set(table["aug_id"].filter(rows).to_pylist())
-    asked = set(ids) - finished
-    unknown = sorted(i for i in asked if origins.get(i) != "real")
+                matches[name, value] |= set(table["aug_id"].filter(rows).to_pylist())
+    requested = set(ids) - finished
+    unknown = sorted(i for i in requested if origins.get(i) != "real")
     if unknown:
-        shown = ", ".join(f"{i} ({origins[i]})" if i in origins else i for i in unknown[:_SHOWN])
-        more = f" … and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+        shown = ", ".join(
+            f"{i} ({origins[i]})" if i in origins else i for i in unknown[:_MAX_LISTED]
+        )
+        more = f" … and {len(unknown) - _MAX_LISTED} more" if len(unknown) > _MAX_LISTED else ""
         raise ParameterError(
-            f"{len(unknown)} of {len(asked)} ids are those of no source record in {store.uri}: {shown}{more}. "
+            f"{len(unknown)} of {len(requested)} ids are those of no source record in {store.uri}: {shown}{more}. "
             "Nothing was changed. Give the aug_id of records whose aug_origin is real.",
             ids=unknown,
         )
-    empty = [f"{name}={value}" for (name, value), found in fitting.items() if not found]
+    empty = [f"{name}={value}" for (name, value), records in matches.items() if not records]
     if empty and not finished:
         raise ParameterError(
             f"no source record of {store.uri} has {', '.join(empty)}. Nothing was changed."
         )
-    return asked.union(*fitting.values())
+    return requested.union(*matches.values())
 
 
 def _equal(column: pa.ChunkedArray, name: str, value: str) -> pa.ChunkedArray:
-    """Tell which values equal one that is given as text."""
+    """Return which values equal one that is given as text."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     try:
-        wanted = pa.scalar(value).cast(column.type)
-        return pc.fill_null(pc.equal(column, wanted), False)
+        scalar = pa.scalar(value).cast(column.type)
+        return pc.fill_null(pc.equal(column, scalar), False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
         raise ParameterError(
             f"column {name!r} is {column.type}, which {value!r} cannot be compared with; name the records by id."
@@ -183,31 +184,30 @@ def _equal(column: pa.ChunkedArray, name: str, value: str) -> pa.ChunkedArray:
 
 
 def _carry_out(store: Store, intent: _Intent, path: str, renew: Callable[[], None]) -> EraseReport:
-    """Publish the version without the records where there is none yet, then remove all else."""
+    """Publish the version without the records if it does not exist yet, then remove all traces."""
     gone = set(intent.ids)
     state: dict[str, Rewritten] = {}
 
     def build(version: int, parent: Manifest | None) -> Manifest:
         if parent is None:
             raise IntegrityError(f"{store.uri} lost all its versions meanwhile.")
-        state["made"] = rewrite(store, parent, gone, renew)
-        return _manifest(version, parent, intent, state["made"])
+        state["rewritten"] = rewrite(store, parent, gone, renew)
+        return _manifest(version, parent, intent, state["rewritten"])
 
     find = partial(_find, store, intent, gone)
     try:
         done = commit_next(store, build, find)
     except (EmptyClassError, IntegrityError):
-        store.delete(path)  # it cannot be done, so no later run is to try
+        store.delete(path)  # impossible, so no later run has to try
         raise
-    # The card of the version before names shards that go.
+    # The card of the version before names shards that are removed now.
     refresh_card(store)
     going = tuple(v for v in list_versions(store) if v < done.version)
     infos = store.infos()
-    stay = {
-        p for v in list_versions(store) if v not in going for p in named_by(read_manifest(store, v))
-    }
+    staying = [read_manifest(store, v) for v in list_versions(store) if v not in going]
+    named = {path for manifest in staying for path in named_by(manifest)}
     paths = [
-        p for p in infos if p not in stay and not p.startswith(f"{FOLDER}/") and _goes(store, p)
+        p for p in infos if p not in named and not p.startswith(f"{FOLDER}/") and _goes(store, p)
     ]
     # As in gc: manifests first, so that no reader finds one whose shards are missing.
     remove(store, map(manifest_path, going), renew)
@@ -215,12 +215,12 @@ def _carry_out(store: Store, intent: _Intent, path: str, renew: Callable[[], Non
     notes = read_manifest(store, done.version).notes
     store.delete(path)
     logger.info("Version %d of %s lacks the erased records.", done.version, store.uri)
-    made = state.get("made")
+    rewritten = state.get("rewritten") or Rewritten(shards=(), ledger=None)
     return EraseReport(
         version=done.version,
-        n_erased=dict(made.n_erased) if made else {},
-        n_shards_rewritten=made.n_rewritten if made else 0,
-        n_ledger_entries=made.n_ledger if made else 0,
+        n_erased=dict(rewritten.n_erased),
+        n_shards_rewritten=rewritten.n_rewritten,
+        n_ledger_entries=rewritten.n_ledger,
         versions_removed=going,
         n_objects_removed=len(paths) + len(going),
         notes=tuple(note for note in notes if note.startswith(_heading(done.version))),
@@ -228,7 +228,7 @@ def _carry_out(store: Store, intent: _Intent, path: str, renew: Callable[[], Non
 
 
 def _goes(store: Store, path: str) -> bool:
-    """Tell whether an object that no version names may hold, or wait for, what is erased."""
+    """Whether an object that no version names may hold, or wait for, erased records."""
     kind = kind_of(path)
     if kind == "proposal":
         return ".decision" not in path and (
@@ -240,7 +240,7 @@ def _goes(store: Store, path: str) -> bool:
 
 
 def _find(store: Store, intent: _Intent, gone: set[str]) -> Commit | None:
-    """Return the newest version where it lacks the records and an erasure of theirs is behind it."""
+    """Return the newest version if it lacks the records and follows an erasure of them."""
     newest = read_manifest(store)
     if newest.dataset_key == intent.dataset_key:
         return committed(store, newest, created=False)
@@ -259,38 +259,33 @@ def _heading(version: int) -> str:
     return f"Erased in version {version}: "
 
 
-def _manifest(version: int, parent: Manifest, intent: _Intent, made: Rewritten) -> Manifest:
-    counts: dict[str, dict[str, dict[str, int]]] = {}
-    for shard in made.shards:
-        for name, n in shard.class_counts.items():
-            origins = counts.setdefault(shard.split, {}).setdefault(name, {})
-            origins[shard.origin] = origins.get(shard.origin, 0) + n
+def _manifest(version: int, parent: Manifest, intent: _Intent, rewritten: Rewritten) -> Manifest:
     return parent.model_copy(
         update={
             "version": version,
             "parent": parent.version,
             "dataset_key": intent.dataset_key,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "class_counts": counts,
-            "shards": made.shards,
-            "ledger": made.ledger,
+            "class_counts": class_counts(rewritten.shards),
+            "shards": rewritten.shards,
+            "ledger": rewritten.ledger,
             "ingest": "",
             "report": "",
             "report_files": (),
-            "notes": (*(f"{_heading(version)}{n}" for n in _notes(made)), *parent.notes),
+            "notes": (*(f"{_heading(version)}{n}" for n in _notes(rewritten)), *parent.notes),
         }
     )
 
 
-def _notes(made: Rewritten) -> Iterator[str]:
-    n = {origin: made.n_erased.get(origin, 0) for origin in ("real", "copy", "classic")}
+def _notes(rewritten: Rewritten) -> Iterator[str]:
+    n = {origin: rewritten.n_erased.get(origin, 0) for origin in ("real", "copy", "classic")}
     yield (
         f"{n['real']} source records of the version before, and {n['copy'] + n['classic']} records made from them "
         f"({n['copy']} copies, {n['classic']} classic). Older versions, reports and staged work were removed. Plan, "
         "recipe and verdict are those of the records before; weights were not scaled anew."
     )
-    if made.n_train and any(s.origin == "synthetic" for s in made.shards):
+    if rewritten.n_train and any(s.origin == "synthetic" for s in rewritten.shards):
         yield (
-            f"the synthetic records stay; their models had seen {made.n_train} of the erased records, and their "
+            f"the synthetic records stay; their models had seen {rewritten.n_train} of the erased records, and their "
             "checkpoints were removed."
         )

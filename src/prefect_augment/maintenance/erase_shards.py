@@ -1,7 +1,4 @@
-"""A version without erased records: its shards, without what only those records had, and its ledger.
-
-The split ledger of a version without erased records.
-"""
+"""A version without erased records: its shards, their category lists, and its split ledger."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ __all__ = ["Rewritten", "erased_rows", "rewrite", "rewrite_ledger"]
 
 @dataclass
 class Rewritten:
-    """What a version becomes; nothing of it names an erased record."""
+    """The new content of a version, without any trace of erased records."""
 
     shards: tuple[ShardInfo, ...]
     ledger: PublishedFile | None
@@ -46,27 +43,23 @@ class Rewritten:
 def rewrite(
     store: Store, manifest: Manifest, gone: set[str], renew: Callable[[], None]
 ) -> Rewritten:
-    """Write what replaces a version's shards and ledger; its own objects stay."""
+    """Write the replacements of a version's shards and ledger; the old objects stay."""
     lost = _lost_categories(store, manifest, gone, renew)
-    made = Rewritten(shards=(), ledger=None)
+    result = Rewritten(shards=(), ledger=None)
     shards: list[ShardInfo] = []
     for shard in manifest.shards:
         renew()
         table = read_shard(store, shard.path, sha256=shard.sha256)
         hit = erased_rows(table, gone)
         n_hit = pc.sum(hit).as_py() or 0
-        drop = {
-            column: values
-            for column, values in lost.items()
-            if not values.isdisjoint(_categories(table[column]))
-        }
+        drop = {c: v for c, v in lost.items() if not v.isdisjoint(_categories(table[c]))}
         if not n_hit and not drop:
             shards.append(shard)
             continue
         if (shard.origin, shard.split) == ("real", "train"):
-            made.n_train += n_hit
-        made.n_erased[shard.origin] += n_hit
-        made.n_rewritten += 1
+            result.n_train += n_hit
+        result.n_erased[shard.origin] += n_hit
+        result.n_rewritten += 1
         kept = _without_categories(table.filter(pc.invert(hit)), drop)
         shards += write_shards(
             store,
@@ -85,14 +78,14 @@ def rewrite(
         raise EmptyClassError(
             f"no record of {store.uri} would be left; nothing was changed. Delete the folder instead."
         )
-    made.shards = tuple(shards)
-    made.ledger, made.n_ledger = rewrite_ledger(store, manifest, gone)
-    made.n_erased += Counter()  # drops origins with none
-    return made
+    result.shards = tuple(shards)
+    result.ledger, result.n_ledger = rewrite_ledger(store, manifest, gone)
+    result.n_erased += Counter()  # drops origins with none
+    return result
 
 
 def erased_rows(table: pa.Table, gone: set[str]) -> pa.ChunkedArray:
-    """Tell which records are erased, or were made from one that is."""
+    """Return which records are erased, or were made from an erased one."""
     ids = pa.array(sorted(gone), pa.string())
     return pc.or_(pc.is_in(table["aug_id"], ids), pc.is_in(table["aug_parent"], ids))
 
@@ -102,8 +95,8 @@ def _lost_categories(
 ) -> dict[str, set[Any]]:
     """Return, per category column, the values that only erased records have.
 
-    A shard keeps the whole list of categories, also those that none of its records has, so such a
-    value would go on to stand in every shard. What the source declared and nobody had stays.
+    A shard keeps the whole list of categories, so such a value would stay in every shard. Values that the
+    source declared and no record had stay.
     """
     erased: dict[str, set[Any]] = {}
     kept: dict[str, set[Any]] = {}
@@ -124,7 +117,7 @@ def _lost_categories(
 
 
 def _category_columns(schema: pa.Schema, label: str) -> list[str]:
-    # A class stays one, also where it has no record left.
+    # A class stays, even without records.
     return [f.name for f in schema if pa.types.is_dictionary(f.type) and f.name != label]
 
 
@@ -160,7 +153,7 @@ def _format_of(path: str) -> str:
 def rewrite_ledger(
     store: Store, manifest: Manifest, gone: set[str]
 ) -> tuple[PublishedFile | None, int]:
-    """Write the ledger without the erased records; return it and how many entries it lost."""
+    """Write the ledger without the erased records; return it and the number of removed entries."""
     if manifest.ledger is None:
         return None, 0
     table = read_shard(store, manifest.ledger.path, sha256=manifest.ledger.sha256)
@@ -175,9 +168,9 @@ def rewrite_ledger(
     n_dropped = keep.count(False)
     if not n_dropped:
         return manifest.ledger, 0
-    left = _renamed_clusters(table.filter(pa.array(keep, pa.bool_())))
+    remaining = _renamed_clusters(table.filter(pa.array(keep, pa.bool_())))
     sink = io.BytesIO()
-    pq.write_table(left, sink, compression="zstd")
+    pq.write_table(remaining, sink, compression="zstd")
     data = sink.getvalue()
     digest = sha256_hex(data)
     path = f"_splits/v{manifest.version + 1:08d}-{digest[:12]}.parquet"
@@ -186,8 +179,8 @@ def rewrite_ledger(
 
 
 def _erased(store: Store, gone: set[str]) -> list[tuple[str, pa.Table]]:
-    """Return the records to erase with their split, each once, as the newest version has them."""
-    waiting, found, seen = set(gone), [], set()
+    """Return the records to erase with their split, each once, in their newest version."""
+    waiting, tables, seen = set(gone), [], set()
     for version in reversed(list_versions(store)):
         for shard in read_manifest(store, version).shards:
             if shard.origin != "real" or shard.path in seen:
@@ -198,19 +191,18 @@ def _erased(store: Store, gone: set[str]) -> list[tuple[str, pa.Table]]:
                 rows = pc.is_in(ids, pa.array(sorted(waiting), pa.string()))
                 table = read_shard(store, shard.path).filter(rows)
                 waiting -= set(table["aug_id"].to_pylist())
-                found.append((shard.split, table))
-    return found
+                tables.append((shard.split, table))
+    return tables
 
 
 def _kept_rows(table: pa.Table, label: str, erased: Sequence[tuple[str, pa.Table]]) -> list[bool]:
-    """Tell which entries stay: of equal records, as many go as are erased, on the side they are on."""
+    """Return which entries stay: of equal records as many go as are erased, in the same split."""
     # (key, class) -> aug_id and side of the erased records
     going: dict[tuple[str, str], list[tuple[str, bool]]] = {}
     for split, records in erased:
         user = records.select([c for c in records.column_names if c not in LINEAGE.names])
-        pairs = zip(
-            record_keys(user, label=label), label_text(user[label]).to_pylist(), strict=True
-        )
+        names = label_text(user[label]).to_pylist()
+        pairs = zip(record_keys(user, label=label), names, strict=True)
         for pair, aug_id in zip(pairs, records["aug_id"].to_pylist(), strict=True):
             going.setdefault(pair, []).append((aug_id, split == "holdout"))
     rows: dict[tuple[str, str], list[tuple[int, int, bool]]] = {}
@@ -228,10 +220,10 @@ def _kept_rows(table: pa.Table, label: str, erased: Sequence[tuple[str, pa.Table
 def _rows_of(
     key: str, name: str, entries: list[tuple[int, int, bool]], going: list[tuple[str, bool]]
 ) -> list[int]:
-    """Return the ledger's rows of some of the records that have one key and class.
+    """Return the ledger's rows of some of the records with one key and class.
 
-    An aug_id numbers equal records in the order of their occurrences, but counts those that an earlier
-    erasure took; so where the number does not tell, any entry of the same side will do.
+    An aug_id numbers equal records in the order of their occurrences, including those of earlier erasures.
+    Where the number does not decide, any entry of the same side is taken.
     """
     ids = aug_ids([key] * len(entries), [name] * len(entries)).to_pylist()
     left = {(aug_id, side): row for aug_id, (_, row, side) in zip(ids, entries, strict=True)}
@@ -263,14 +255,14 @@ def _gone_groups(
 
 
 def _renamed_clusters(table: pa.Table) -> pa.Table:
-    """Name a near-duplicate cluster by a member that is left, where the one that named it is gone."""
+    """Name a near-duplicate cluster by a remaining member if its name-giving record is gone."""
     if "cluster" not in table.column_names:
         return table
     keys, clusters = table["key"].to_pylist(), table["cluster"].to_pylist()
-    there = set(keys)
+    remaining = set(keys)
     names: dict[str, str] = {}
     for key, cluster in sorted(zip(keys, clusters, strict=True)):
-        names.setdefault(cluster, cluster if cluster in there else key)
+        names.setdefault(cluster, cluster if cluster in remaining else key)
     at = table.column_names.index("cluster")
     renamed = pa.array([names[c] for c in clusters], table.schema.field(at).type)
     return table.set_column(at, table.schema.field(at), renamed)

@@ -1,8 +1,7 @@
-"""Garbage collection: what nothing names any more is removed; what is not ours is listed and left."""
+"""Garbage collection: remove objects that nothing names; list foreign files and leave them."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections import Counter, defaultdict
@@ -36,7 +35,7 @@ _VERSION_KINDS = ("shard", "ledger", "report", "quarantine")
 
 
 class GcLine(Result):
-    """Objects of one kind that share one fate."""
+    """Objects of one kind with one fate."""
 
     kind: str
     reason: str
@@ -45,7 +44,7 @@ class GcLine(Result):
 
 
 class GcReport(Result):
-    """What :func:`collect_garbage` did, or would do."""
+    """Result of :func:`collect_garbage`, or of its dry run."""
 
     dry_run: bool
     versions_removed: tuple[int, ...]
@@ -54,7 +53,7 @@ class GcReport(Result):
     n_bytes_removed: int
     removed: tuple[GcLine, ...]
     kept: tuple[GcLine, ...]
-    unknown: tuple[str, ...]  # not of the layout: listed and left
+    unknown: tuple[str, ...]  # foreign files, left
 
 
 def collect_garbage(
@@ -64,32 +63,34 @@ def collect_garbage(
     older_than_days: float = 7.0,
     dry_run: bool = False,
 ) -> GcReport:
-    """Remove what no manifest, no open proposal and no stage in use names.
+    """Remove objects that no manifest, no open proposal and no stage in use names.
+
+    Proposals, their decisions and foreign files always stay.
 
     Parameters
     ----------
     store : Store
         The dataset.
     keep_last : int, optional
-        Remove all versions but so many; none goes otherwise.
+        Remove all but so many versions; none by default.
     older_than_days : float
-        Stages that were written to since, and objects that no version has named yet, may belong to a run
-        at work and are kept. 0 is for a destination where nothing runs. Ages are differences of two times
-        that the store gave, so a clock that is wrong, here or there, removes nothing too early.
+        Younger stages, and objects that no version names yet, may belong to a running flow and stay. 0 is
+        for a destination without runs. Ages are differences of two times of the store, so a wrong clock,
+        here or there, removes nothing too early.
     dry_run : bool
-        Remove nothing. A probe is written all the same, to learn the store's time.
+        Remove nothing. A probe is written all the same, to read the store's time.
 
     Returns
     -------
     GcReport
-        Counts and bytes by kind and reason. Proposals, their decisions and what is unknown always stay.
+        Counts and bytes by kind and reason.
 
     Raises
     ------
     ParameterError
-        If ``keep_last`` or ``older_than_days`` makes no sense.
+        If ``keep_last`` or ``older_than_days`` is out of range.
     IntegrityError, SchemaError
-        If a manifest that stays cannot be read: what it names could not be known.
+        If a manifest that stays cannot be read, so its objects are unknown.
     TransientError
         If a run publishes meanwhile.
     """
@@ -100,18 +101,17 @@ def collect_garbage(
     with ExitStack() as stack:
         renew = None if dry_run else stack.enter_context(lease(store, "removing", "gc"))
         if renew is not None:
-            # A card that lags behind a kill may name the shards of a version that goes now.
+            # After a kill the card may name shards of a version that is removed now.
             refresh_card(store)
-        # The objects first: what is committed after this line is younger than the listing.
+        # List objects first: whatever is committed later is younger than the listing.
         infos = store.infos()
         cutoff = _cutoff(store, older_than_days)
         plan = _plan(store, infos, keep_last, cutoff)
         report = plan.report(infos, dry_run=dry_run)
         if renew is not None:
-            # A version's manifest goes before its shards. The other way round, a reader that opens it in
-            # between finds a manifest whose shards are missing; this way a version is there or is not, and
-            # what a kill leaves behind is named by nothing and goes with a later run. Who opened an old
-            # version before may still lose it while reading, which --keep-last is to be chosen for.
+            # A version's manifest goes before its shards, so that no reader opens a manifest whose shards
+            # are missing, and what a kill leaves is removed by a later run. A reader that opened the version
+            # before may still lose it while reading: choose --keep-last accordingly.
             remove(store, map(manifest_path, plan.versions_removed), renew)
             remove(store, removal_order(plan.removed, infos), renew)
             _drop_unfinished(store, cutoff)
@@ -126,20 +126,20 @@ def collect_garbage(
 
 
 def _drop_unfinished(store: Store, cutoff: float | None) -> None:
-    """Drop the parts of uploads that were never finished, where the store shows them and lets us."""
+    """Drop the parts of unfinished uploads, if the store lists and deletes them."""
     if cutoff is None:
         return
     try:
         n_dropped = store.abort_unfinished(cutoff)
     except StorageError as exc:
-        logger.info("Unfinished uploads were not looked for: %s", exc)
+        logger.info("Unfinished uploads were not searched for: %s", exc)
         return
     if n_dropped:
         logger.info("Dropped %d uploads that were never finished.", n_dropped)
 
 
 def _cutoff(store: Store, older_than_days: float) -> float | None:
-    """Return the time before which an object is old; None where the store gives no times."""
+    """Return the time before which an object is old; None if the store gives no times."""
     if older_than_days == 0:
         return math.inf
     now = store_time(store)
@@ -190,12 +190,12 @@ def _plan(
     keep_last: int | None,
     cutoff: float | None,
 ) -> _Plan:
-    there = list_versions(store)
-    stay = there if keep_last is None else there[-keep_last:]
-    plan = _Plan(versions_removed=tuple(v for v in there if v not in stay), versions_kept=stay)
+    existing = list_versions(store)
+    stay = existing if keep_last is None else existing[-keep_last:]
+    plan = _Plan(versions_removed=tuple(v for v in existing if v not in stay), versions_kept=stay)
     named = {
         "named by a version": _named(store, stay),
-        "named by an open proposal": _open(store, infos, cutoff),
+        "named by an open proposal": _open_proposals(store, infos, cutoff),
     }
     going = {manifest_path(version) for version in plan.versions_removed}
     dropped = _dropped(store, going)
@@ -227,12 +227,12 @@ def _plan(
 
 
 def _reason(path: str, named: Mapping[str, set[str]]) -> str:
-    """Return who names a path; empty where nobody does."""
+    """Return what names a path; empty if nothing does."""
     return next((reason for reason, paths in named.items() if path in paths), "")
 
 
 def _young(info: Mapping[str, Any], cutoff: float | None) -> str:
-    """Return why an object may be in use still; empty where it is old."""
+    """Return why an object may still be in use; empty if it is old."""
     if cutoff == math.inf:
         return ""
     written = modified_at(info)
@@ -242,21 +242,23 @@ def _young(info: Mapping[str, Any], cutoff: float | None) -> str:
 
 
 def _named(store: Store, versions: Sequence[int]) -> set[str]:
-    """Return what versions name; of their ingests the newest one's alone, for the next run to go on from."""
-    found = {path for version in versions for path in named_by(read_manifest(store, version))}
+    """Return the paths that versions name; of their ingests only the newest one's, where the next run starts."""
+    paths = {path for version in versions for path in named_by(read_manifest(store, version))}
     older = {read_manifest(store, version).ingest for version in versions[:-1]}
     newest = {read_manifest(store, version).ingest for version in versions[-1:]}
-    return found - (older - newest)
+    return paths - (older - newest)
 
 
 def _dropped(store: Store, manifests: Iterable[str]) -> set[str]:
-    """Return what versions name that go. A damaged manifest goes too: its objects wait to be old."""
+    """Return the paths that removed versions name; a damaged manifest names none, so its objects wait to be old."""
     return {path for manifest in manifests for path in named_in(store.read(manifest))}
 
 
-def _open(store: Store, infos: Mapping[str, Mapping[str, Any]], cutoff: float | None) -> set[str]:
-    """Return what open proposals name, and those approved lately, which may be being published."""
-    found: set[str] = set()
+def _open_proposals(
+    store: Store, infos: Mapping[str, Mapping[str, Any]], cutoff: float | None
+) -> set[str]:
+    """Return the paths that open proposals name, and recently approved ones, which may be in publication."""
+    paths: set[str] = set()
     published = {read_manifest(store, version).dataset_key for version in list_versions(store)}
     for path in store.list(PROPOSALS):
         if kind_of(path) != "proposal" or ".decision" in path:
@@ -265,10 +267,11 @@ def _open(store: Store, infos: Mapping[str, Mapping[str, Any]], cutoff: float | 
         decision = read_decision(store, proposal_id)
         if proposal_id in published or (decision and decision.decision == "reject"):
             continue
-        said = [info for p, info in infos.items() if p.startswith(f"{PROPOSALS}/{proposal_id}.dec")]
-        if decision is None or any(_young(info, cutoff) for info in said):
-            found |= named_in(store.read(path))
-    return found
+        start = f"{PROPOSALS}/{proposal_id}.dec"
+        decisions = [info for p, info in infos.items() if p.startswith(start)]
+        if decision is None or any(_young(info, cutoff) for info in decisions):
+            paths |= named_in(store.read(path))
+    return paths
 
 
 def _stages(
@@ -277,10 +280,10 @@ def _stages(
     named: dict[str, set[str]],
     cutoff: float | None,
 ) -> dict[str, str]:
-    """Return the stages that stay, with the reason, and add to ``named`` what their receipts name.
+    """Return the stages that stay, with the reason, and add to ``named`` the paths in their receipts.
 
-    A stage stays as a whole: where a run writes to it, where something names an object of it, and where
-    a receipt of a stage that stays does.
+    A stage stays as a whole if a run writes to it, if something names an object of it, or if a receipt of
+    a stage that stays does.
     """
     objects: dict[str, list[str]] = defaultdict(list)
     for path in infos:
@@ -297,14 +300,14 @@ def _stages(
     waiting = list(stay)
     while waiting:
         stage = waiting.pop()
-        found = {
+        receipts_name = {
             text
             for path in objects[stage]
             if path.endswith(".json") and _is_small(infos[path])
             for text in named_in(_read(store, path))
         }
-        named.setdefault("named by a stage that stays", set()).update(found)
-        for other in _stages_of(found, objects):
+        named.setdefault("named by a stage that stays", set()).update(receipts_name)
+        for other in _stages_of(receipts_name, objects):
             if other not in stay:
                 stay[other] = "named by a stage that stays"
                 waiting.append(other)
@@ -316,13 +319,12 @@ def _stages_of(paths: Iterable[str], objects: Mapping[str, Any]) -> set[str]:
 
 
 def _is_small(info: Mapping[str, Any]) -> bool:
-    return (
-        int(info.get("size") or 0) <= 64 << 20
-    )  # receipts are a few kB; anything else names nothing
+    """Whether an object may be a receipt, which has a few kB."""
+    return int(info.get("size") or 0) <= 64 << 20
 
 
 def _read(store: Store, path: str) -> bytes:
     try:
         return store.read(path)
     except FileNotFoundError:
-        return json.dumps(None).encode()  # a resumed training dropped an older checkpoint meanwhile
+        return b"null"  # a resumed training dropped an older checkpoint meanwhile

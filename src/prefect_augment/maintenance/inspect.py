@@ -1,4 +1,4 @@
-"""Looking after a published dataset: what versions there are, and what is in them."""
+"""Versions of a published dataset: the list, the content of one, and the difference of two."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class VersionInfo(Result):
 
 
 class Inspection(Result):
-    """One version in full, but for its list of shards."""
+    """One version in full, without its list of shards."""
 
     version: int
     parent: int | None
@@ -57,9 +57,8 @@ class VersionDiff(Result):
 
     a: int
     b: int
-    count_changes: dict[
-        str, dict[str, dict[str, int]]
-    ]  # split -> class -> origin -> records, b less a
+    # split -> class -> origin -> records, b less a
+    count_changes: dict[str, dict[str, dict[str, int]]]
     n_real_added: int  # real records, by their ids
     n_real_removed: int
     n_real_moved: int  # in another split
@@ -73,12 +72,9 @@ class VersionDiff(Result):
 
 
 def versions(store: Store) -> tuple[VersionInfo, ...]:
-    """Return the published versions, oldest first; empty where there is none.
+    """Return the published versions, oldest first.
 
-    Raises
-    ------
-    IntegrityError, SchemaError
-        If a manifest cannot be read; the message names it.
+    Raises IntegrityError or SchemaError for a manifest that cannot be read.
     """
     return tuple(_version_info(read_manifest(store, version)) for version in list_versions(store))
 
@@ -103,12 +99,9 @@ def _version_info(manifest: Manifest) -> VersionInfo:
 
 
 def inspect(store: Store, version: int | None = None) -> Inspection:
-    """Return what a version holds and how it came about; the newest by default.
+    """Return a version's content and history; the newest by default.
 
-    Raises
-    ------
-    IntegrityError, SchemaError
-        If there is no such version, or its manifest cannot be read.
+    Raises IntegrityError or SchemaError if there is no such version, or its manifest cannot be read.
     """
     manifest = read_manifest(store, version)
     return Inspection(
@@ -134,12 +127,9 @@ def inspect(store: Store, version: int | None = None) -> Inspection:
 
 
 def diff(store: Store, a: int, b: int) -> VersionDiff:
-    """Return what changed from version ``a`` to version ``b``: counts, real records, params, verdict.
+    """Return the changes from version ``a`` to version ``b``: counts, real records, params, verdict.
 
-    Raises
-    ------
-    IntegrityError, SchemaError
-        If a version does not exist, or cannot be read.
+    Raises IntegrityError or SchemaError if a version does not exist, or cannot be read.
     """
     before, after = read_manifest(store, a), read_manifest(store, b)
     old, new = _real_splits(store, before), _real_splits(store, after)
@@ -197,6 +187,3 @@ def _count_changes(before: Manifest, after: Manifest) -> dict[str, dict[str, dic
         if n:
             nested.setdefault(split, {}).setdefault(name, {})[origin] = n
     return nested
-
-
-# --- verifying --------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""The objects of a dataset's folder: of what kind each is, what names it, and how they are removed.
+"""The objects of a dataset's folder: their kinds, what names them, and how they are removed.
 
-What is not of the layout is nobody's business here: ``gc`` lists it and leaves it.
+Foreign files are listed by ``gc`` and left.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SHARD = rf"[^/]+-\d{{5}}-{_DIGEST}(\.[a-z0-9]+)+"
 _KINDS = {
     kind: re.compile(pattern)
     for kind, pattern in {
-        # What a killed put or probe left.
+        # Leftovers of a killed put or probe.
         "temporary": r"((_[a-z]+|data)/([^/]+/)*)?\.(tmp|probe)-[0-9a-f]{32}.*",
         "card": r"README\.md",
         "manifest": r"_manifests/v\d{8}\.json",
@@ -40,7 +40,7 @@ _KINDS = {
 
 
 def kind_of(path: str) -> str | None:
-    """Return the kind of object that stands at a path, or None where the layout has none there.
+    """Return the kind of object at a path, or None for a foreign file.
 
     Examples
     --------
@@ -53,17 +53,17 @@ def kind_of(path: str) -> str | None:
 
 
 def stage_of(path: str) -> str:
-    """Return the folder of the stage that a path below ``_staging`` belongs to."""
+    """Return the stage's folder of a path below ``_staging``."""
     return "/".join(path.split("/")[:3])
 
 
 def named_by(manifest: Manifest) -> set[str]:
-    """Return every path that a manifest names, also in fields that are yet to come."""
+    """Return every string in a manifest, so also paths in future fields."""
     return set(_strings(manifest.model_dump(mode="json")))
 
 
 def named_in(data: bytes) -> set[str]:
-    """Return every string in a JSON object; none where it is not JSON."""
+    """Return every string in a JSON object; none if it is not JSON."""
     try:
         return set(_strings(json.loads(data)))
     except ValueError:
@@ -85,9 +85,9 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def removal_order(paths: Iterable[str], infos: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the paths so that a run after a kill in between never trusts a receipt of what is gone.
+    """Order paths so that a run after a kill never trusts a receipt of removed objects.
 
-    Receipts go before what they describe, the newest first: a stage is younger than those it read.
+    Receipts go before the objects that they describe, the newest first: a stage is younger than its inputs.
     """
 
     def rank(path: str) -> tuple[int, float, str]:
@@ -100,7 +100,7 @@ def removal_order(paths: Iterable[str], infos: Mapping[str, Mapping[str, Any]]) 
 
 
 def remove(store: Store, paths: Iterable[str], renew: Callable[[], None]) -> None:
-    """Delete objects in this order; one that is gone already is fine."""
+    """Delete objects in this order; missing ones are fine."""
     for path in paths:
         renew()
         store.delete(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 
 from prefect_augment.errors import IntegrityError, ParameterError
 from prefect_augment.report.card import refresh_card
@@ -23,80 +24,53 @@ def rollback(store: Store, to: int) -> Commit:
     """Publish version ``to`` again, as the newest one.
 
     Nothing is copied: the new manifest names the same immutable shards, quarantine and report, with the
-    same recipe, counts and inputs. Two things go on from the newest version: the number, and the split
-    ledger, so that records that came after ``to`` keep their part when they come back. A run of inputs
-    that were published before finds that version and does not undo the rollback.
+    same recipe, counts and inputs. The version number and the split ledger continue from the newest
+    version, so that later records keep their part when they come back. A run whose inputs were published
+    before finds that version and does not undo the rollback.
 
-    Parameters
-    ----------
-    store : Store
-        The dataset.
-    to : int
-        The version.
-
-    Returns
-    -------
-    Commit
-        ``created`` is False where the newest version holds the same already.
-
-    Raises
-    ------
-    ParameterError
-        If there is no such version.
-    IntegrityError
-        If an object of that version is missing, or a manifest is damaged.
-    TransientError
-        If another run removes objects meanwhile.
-    CommitConflictError
-        If other runs kept publishing first.
+    Raises ParameterError if there is no such version, IntegrityError if one of its objects is missing,
+    TransientError if another run removes objects meanwhile, CommitConflictError if others keep publishing
+    first. ``created`` of the commit is False if the newest version is equal already.
     """
-    there = list_versions(store)
-    if to not in there:
-        listed = ", ".join(map(str, there)) or "none"
+    existing = list_versions(store)
+    if to not in existing:
+        listed = ", ".join(map(str, existing)) or "none"
         raise ParameterError(
             f"{store.uri} has no version {to} to roll back to; there is: {listed}."
         )
     with lease(store, "writing", f"rollback-{to}"):
-        # Read below the lease: what is there now is not removed before the new manifest names it.
+        # Read under the lease, so nothing is removed before the new manifest names it.
         target = read_manifest(store, to)
         _check_there(store, target)
 
         def find() -> Commit | None:
             newest = read_manifest(store)
-            if newest.content_digest == target.content_digest:
-                return committed(store, newest, created=False)
-            return None
+            is_equal = newest.content_digest == target.content_digest
+            return committed(store, newest, created=False) if is_equal else None
 
-        def build(version: int, parent: Manifest | None) -> Manifest:
-            return _again(target, version, parent)
-
-        done = commit_next(store, build, find)
+        done = commit_next(store, partial(_again, target), find)
     refresh_card(store)
-    if done.created:
-        logger.info("Version %d of %s is version %d again.", done.version, store.uri, to)
-    else:
-        logger.info("Version %d of %s is version %d already.", done.version, store.uri, to)
+    outcome = "again" if done.created else "already"
+    logger.info("Version %d of %s is version %d %s.", done.version, store.uri, to, outcome)
     return done
 
 
 def _again(target: Manifest, version: int, parent: Manifest | None) -> Manifest:
-    notes = [note for note in target.notes if not note.startswith(ROLLED_BACK)]
+    note = f"{ROLLED_BACK} version {target.version}: its shards, recipe and report."
+    notes = [other for other in target.notes if not other.startswith(ROLLED_BACK)]
     return target.model_copy(
         update={
             "version": version,
             "parent": None if parent is None else parent.version,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "ledger": (parent and parent.ledger) or target.ledger,
-            "notes": (
-                f"{ROLLED_BACK} version {target.version}: its shards, recipe and report.",
-                *notes,
-            ),
+            "notes": (note, *notes),
         }
     )
 
 
 def _check_there(store: Store, manifest: Manifest) -> None:
-    """Refuse to publish again what is not whole any more; sizes only, ``verify`` checks digests."""
+    """Refuse to publish an incomplete version; compares sizes only, ``verify`` compares digests."""
     lost = [path for path, n_bytes in _objects(manifest) if _size(store, path) != n_bytes]
     if lost:
         raise IntegrityError(

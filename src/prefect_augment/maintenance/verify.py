@@ -1,4 +1,4 @@
-"""``verify``: whether every object of a version is there, whole and what its manifest says."""
+"""``verify``: whether every object of a version exists and is what its manifest says."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from prefect_augment.errors import AugmentError
 from prefect_augment.report.card import CARD, card_is_current, refresh_card
 from prefect_augment.schema.base import Result, ShardInfo
-from prefect_augment.schema.manifest import Manifest
+from prefect_augment.schema.manifest import Manifest, class_counts
 from prefect_augment.shards.base import ADVICE, label_names, read_shard
 from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.storage.manifests import manifest_path, read_manifest
@@ -28,7 +28,7 @@ ProblemKind = Literal[
 
 
 class Problem(Result):
-    """One thing that is wrong, and where."""
+    """One problem, and where it is."""
 
     path: str
     kind: ProblemKind
@@ -36,7 +36,7 @@ class Problem(Result):
 
 
 class VerifyReport(Result):
-    """Outcome of :func:`verify`; ``ok`` where no problem is left."""
+    """Result of :func:`verify`; ``ok`` if no problem is left."""
 
     version: int
     ok: bool
@@ -48,11 +48,11 @@ class VerifyReport(Result):
 
 
 def verify(store: Store, version: int | None = None, repair: bool = False) -> VerifyReport:
-    """Check that a version is all there and is what its manifest says.
+    """Check that a version is complete and is what its manifest says.
 
-    Every object's size and sha256; in every shard the counts per class, the origin, the weights and
-    the lineage; ids unique over the version and parents in it; the counts of the manifest against
-    those of its shards; the card of the newest version.
+    Checked are every object's size and sha256; in every shard the counts per class, the origin, the
+    weights and the lineage; unique ids over the version and parents in it; the manifest's counts; and the
+    card of the newest version. Problems are collected, not raised.
 
     Parameters
     ----------
@@ -61,13 +61,7 @@ def verify(store: Store, version: int | None = None, repair: bool = False) -> Ve
     version : int, optional
         The newest by default.
     repair : bool
-        Write the card again where it lags. Nothing else can be mended from here: shards are
-        immutable and their content is nowhere else.
-
-    Returns
-    -------
-    VerifyReport
-        Problems are collected, not raised: one run names them all.
+        Write an outdated card again. Nothing else can be repaired: shards are immutable and stored once.
 
     Raises
     ------
@@ -75,29 +69,29 @@ def verify(store: Store, version: int | None = None, repair: bool = False) -> Ve
         If there is no such version, or its manifest cannot be read at all.
     """
     manifest = read_manifest(store, version)
-    found = _Findings()
+    findings = _Findings()
     for shard in manifest.shards:
-        found.attempt(shard.path, partial(_check_shard, store, manifest, shard, found))
+        findings.attempt(shard.path, partial(_check_shard, store, manifest, shard, findings))
     for path, n_bytes, sha256 in _other_objects(manifest):
-        found.attempt(path, partial(_check_bytes, store, path, n_bytes, sha256, found))
-    _check_ids(found, has_real=any(shard.origin == "real" for shard in manifest.shards))
-    _check_counts(manifest, found)
+        findings.attempt(path, partial(_check_bytes, store, path, n_bytes, sha256, findings))
+    _check_ids(findings, has_real=any(shard.origin == "real" for shard in manifest.shards))
+    _check_counts(manifest, findings)
     repaired: list[str] = []
-    # Also where the newest manifest is damaged: an older version can be sound all the same.
-    found.attempt(CARD, partial(_check_card, store, repair, repaired, found))
+    # As an attempt: an older version can be sound even if the newest manifest is damaged.
+    findings.attempt(CARD, partial(_check_card, store, repair, repaired, findings))
     return VerifyReport(
         version=manifest.version,
-        ok=not found.problems,
-        n_objects=found.n_objects,
+        ok=not findings.problems,
+        n_objects=findings.n_objects,
         n_records=sum(s.n_records for s in manifest.shards),
-        n_bytes=found.n_bytes,
-        problems=tuple(found.problems),
+        n_bytes=findings.n_bytes,
+        problems=tuple(findings.problems),
         repaired=tuple(repaired),
     )
 
 
 class _Findings:
-    """What one verification has seen so far."""
+    """What one verification has collected so far."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
@@ -111,7 +105,7 @@ class _Findings:
         self.problems.append(Problem(path=path, kind=kind, message=message))
 
     def attempt(self, path: str, check: Callable[[], object]) -> None:
-        """Run a check; what it cannot read becomes a problem, so that one does not hide the next."""
+        """Run a check; an unreadable object becomes a problem, so that one does not hide the next."""
         try:
             check()
         except AugmentError as exc:
@@ -120,7 +114,7 @@ class _Findings:
 
 
 def _other_objects(manifest: Manifest) -> Iterator[tuple[str, int, str]]:
-    """Path, size and sha256 of what the version has beside its shards."""
+    """Yield path, size and sha256 of the version's objects beside its shards."""
     for shard in manifest.quarantine:
         yield shard.path, shard.n_bytes, shard.sha256
     beside = [file for file in (manifest.ledger, manifest.sources) if file is not None]
@@ -128,16 +122,16 @@ def _other_objects(manifest: Manifest) -> Iterator[tuple[str, int, str]]:
         yield file.path, file.n_bytes, file.sha256
 
 
-def _check_bytes(store: Store, path: str, n_bytes: int, sha256: str, found: _Findings) -> bool:
-    """Compare the object with its size and digest; return whether it is the published one."""
-    found.n_objects += 1
+def _check_bytes(store: Store, path: str, n_bytes: int, sha256: str, findings: _Findings) -> bool:
+    """Compare an object with its size and digest; return whether it is the published one."""
+    findings.n_objects += 1
     try:
         data = store.read(path)
     except FileNotFoundError:
-        found.has_all_ids = False
-        found.add(path, "missing", f"{path} is missing; {_advice(path)}.")
+        findings.has_all_ids = False
+        findings.add(path, "missing", f"{path} is missing; {_advice(path)}.")
         return False
-    found.n_bytes += len(data)
+    findings.n_bytes += len(data)
     if len(data) == n_bytes and sha256_hex(data) == sha256:
         return True
     size = (
@@ -145,17 +139,14 @@ def _check_bytes(store: Store, path: str, n_bytes: int, sha256: str, found: _Fin
         if len(data) != n_bytes
         else "the same size, other bytes"
     )
-    found.has_all_ids = False
-    found.add(
-        path,
-        "changed",
-        f"{path} was changed after it was published ({size}); {_advice(path)}.",
-    )
+    findings.has_all_ids = False
+    message = f"{path} was changed after it was published ({size}); {_advice(path)}."
+    findings.add(path, "changed", message)
     return False
 
 
 def _advice(path: str) -> str:
-    """What to do about an object that is not what it was."""
+    """Return how to restore a changed object."""
     if path.startswith("data/"):
         return ADVICE.split(";")[0]
     what = {"_splits/": "ledger", "_reports/": "report", "_quarantine/": "quarantine"}
@@ -163,37 +154,31 @@ def _advice(path: str) -> str:
     return f"restore this {kind} from a copy; the records of the version do not depend on it"
 
 
-def _check_shard(store: Store, manifest: Manifest, shard: ShardInfo, found: _Findings) -> None:
-    if not _check_bytes(store, shard.path, shard.n_bytes, shard.sha256, found):
+def _check_shard(store: Store, manifest: Manifest, shard: ShardInfo, findings: _Findings) -> None:
+    if not _check_bytes(store, shard.path, shard.n_bytes, shard.sha256, findings):
         return
     table = read_shard(store, shard.path)
-    if (
-        table.column_names[-len(LINEAGE) :] != LINEAGE.names
-        or manifest.label not in table.column_names
-    ):
-        found.add(
-            shard.path,
-            "lineage",
-            f"{shard.path} lacks the label or the lineage columns, or has them elsewhere.",
-        )
-        found.has_all_ids = False
+    names = table.column_names
+    if names[-len(LINEAGE) :] != LINEAGE.names or manifest.label not in names:
+        message = f"{shard.path} lacks the label or the lineage columns, or has them elsewhere."
+        findings.add(shard.path, "lineage", message)
+        findings.has_all_ids = False
         return
     counts = dict(Counter(label_names(table[manifest.label])))
     if table.num_rows != shard.n_records or counts != shard.class_counts:
-        found.add(
-            shard.path,
-            "counts",
+        message = (
             f"{shard.path} holds {table.num_rows} records ({counts}); the manifest says {shard.n_records} "
-            f"({shard.class_counts}).",
+            f"({shard.class_counts})."
         )
+        findings.add(shard.path, "counts", message)
     for message in _lineage_faults(table, shard):
-        found.add(shard.path, "lineage", f"{shard.path}: {message}")
-    found.ids.append(table["aug_id"])
-    found.parents.append(table["aug_parent"])
+        findings.add(shard.path, "lineage", f"{shard.path}: {message}")
+    findings.ids.append(table["aug_id"])
+    findings.parents.append(table["aug_parent"])
 
 
 def _lineage_faults(table: pa.Table, shard: ShardInfo) -> list[str]:
-    """What the lineage columns say that cannot be."""
+    """Return contradictions in the lineage columns."""
     n = table.num_rows
     nulls = {name: table[name].null_count for name in LINEAGE.names}
     filled = {"aug_id", "aug_origin", "aug_weight"}
@@ -208,56 +193,41 @@ def _lineage_faults(table: pa.Table, shard: ShardInfo) -> list[str]:
             f"it holds records of origin {', '.join(origins)}; the manifest says {shard.origin}."
         )
     weights = table["aug_weight"].drop_null()
-    usable = pc.and_(pc.is_finite(weights), pc.greater(weights, 0.0))
-    if not pc.all(usable, min_count=0).as_py():
+    positive = pc.and_(pc.is_finite(weights), pc.greater(weights, 0.0))
+    if not pc.all(positive, min_count=0).as_py():
         faults.append("some weights are not positive numbers.")
     return faults
 
 
-def _check_ids(found: _Findings, *, has_real: bool) -> None:
-    ids = pa.chunked_array([c for column in found.ids for c in column.chunks], pa.string())
+def _check_ids(findings: _Findings, *, has_real: bool) -> None:
+    ids = pa.chunked_array([c for column in findings.ids for c in column.chunks], pa.string())
     counted = pc.value_counts(ids)
     twice = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")
     if len(twice):
-        found.add("", "ids", f"{len(twice)} ids occur more than once, e.g. {twice[0].as_py()}.")
-    if not (found.has_all_ids and has_real):
-        return  # a parent may be in what could not be read, or was not let out
+        findings.add("", "ids", f"{len(twice)} ids occur more than once, e.g. {twice[0].as_py()}.")
+    if not (findings.has_all_ids and has_real):
+        return  # a parent may be in an unreadable shard, or was not published
     parents = pa.chunked_array(
-        [c for column in found.parents for c in column.chunks], pa.string()
+        [c for column in findings.parents for c in column.chunks], pa.string()
     ).drop_null()
     lost = parents.filter(pc.invert(pc.is_in(parents, value_set=ids)))
     if len(lost):
-        found.add(
-            "",
-            "ids",
-            f"{len(lost)} records name a parent that is not in the version, e.g. {lost[0].as_py()}.",
-        )
+        example = lost[0].as_py()
+        message = f"{len(lost)} records name a parent that is not in the version, e.g. {example}."
+        findings.add("", "ids", message)
 
 
-def _check_counts(manifest: Manifest, found: _Findings) -> None:
-    """Compare the manifest's own sums with those over its shards."""
-    summed: Counter[tuple[str, str, str]] = Counter()
-    for shard in manifest.shards:
-        for name, n in shard.class_counts.items():
-            summed[shard.split, name, shard.origin] += n
-    said = {
-        (split, name, origin): n
-        for split, classes in manifest.class_counts.items()
-        for name, origins in classes.items()
-        for origin, n in origins.items()
-    }
-    if said != dict(summed):
-        found.add(
-            manifest_path(manifest.version),
-            "manifest",
-            "the counts per class and origin are not the sums over the shards.",
-        )
+def _check_counts(manifest: Manifest, findings: _Findings) -> None:
+    """Compare the manifest's counts with the sums over its shards."""
+    if manifest.class_counts != class_counts(manifest.shards):
+        message = "the counts per class and origin are not the sums over the shards."
+        findings.add(manifest_path(manifest.version), "manifest", message)
 
 
-def _check_card(store: Store, repair: bool, repaired: list[str], found: _Findings) -> None:
+def _check_card(store: Store, repair: bool, repaired: list[str], findings: _Findings) -> None:
     if repair and refresh_card(store):
         repaired.append(CARD)
     if not card_is_current(store):
-        found.add(
+        findings.add(
             CARD, "card", "README.md lags behind the newest version; run verify with --repair."
         )

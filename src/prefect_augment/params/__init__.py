@@ -1,8 +1,7 @@
-"""Params: what somebody asks of a run. Shown as the Prefect form, read from YAML, checked at once.
+"""Parameters of a run: shown as the Prefect form, read from YAML, checked at once.
 
-Facts (what happened) live in :mod:`prefect_augment.schema.base`. Descriptions sit on fields one level
-deep because Prefect's form shows those and drops others; ``Optional`` and ``dict`` render badly
-there, so "not given" is an empty string or list, and per-class params are lists of models.
+The text below each field is its description in the form. ``Optional`` and ``dict`` render badly there, so
+"not set" is an empty string or list, and per-class parameters are lists of models.
 """
 
 from __future__ import annotations

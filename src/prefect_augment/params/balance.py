@@ -1,4 +1,4 @@
-"""How many records a class is wished to have, and classic augmentation."""
+"""How many records each class should have, and classic augmentation."""
 
 from __future__ import annotations
 
@@ -14,58 +14,43 @@ __all__ = ["Balance", "ClassTarget", "Classic"]
 class ClassTarget(Params):
     """The target of one class, instead of the general one."""
 
-    name: str = Field(description="The class, as the label column spells it.")
-    target: int = Field(
-        default=-1, ge=-1, description="Training records wanted; -1 keeps the general target."
-    )
-    max_synthetic_per_real: float = Field(
-        default=-1.0,
-        ge=-1.0,
-        description="Cap for this class; -1 keeps the general cap; 0 forbids synthetic records.",
-    )
+    name: str
+    """The class, as the label column spells it."""
+    target: int = Field(default=-1, ge=-1)
+    """Training records of the class; -1 keeps the general target."""
+    max_synthetic_per_real: float = Field(default=-1.0, ge=-1.0)
+    """Cap for this class; -1 keeps the general cap; 0 forbids synthetic records."""
 
 
 class Balance(Params):
     """How many records each class should have."""
 
-    target: Literal["median", "majority", "sqrt", "count"] = Field(
-        default="median",
-        description="median or majority of the class counts; sqrt: halfway to the majority on a log scale; "
-        "count: the number below. No class is ever made smaller.",
-    )
-    count: int = Field(default=0, ge=0, description="Training records per class for target=count.")
-    max_synthetic_per_real: float = Field(
-        default=-1.0,
-        ge=-1.0,
-        description="At most so many synthetic records per real one; the rest of the way to the target is "
-        "resampling. -1: 1, or up to 5 where model is auto and the number is searched on validation "
-        "records. Above 5 a warning says "
-        "that this has been seen to hurt. Soft labels draw twice as many, of every class, and leave the balance to "
-        "weights.",
-    )
-    max_per_class: int = Field(
-        default=0, ge=0, description="No class is brought above this; 0 for no such cap."
-    )
-    unit: Literal["record", "object"] = Field(
-        default="record",
-        description="What is counted. object: boxes of images; whole images are copied until rare classes of boxes "
-        "reach their target (the flow augment; repeat-factor sampling with target sqrt).",
-    )
-    by: list[str] = Field(
-        default_factory=list,
-        description="Further columns to balance within, e.g. a site or a sex: each combination is balanced by itself.",
-    )
-    classes: list[ClassTarget] = Field(
-        default_factory=list, description="Classes with a target or cap of their own."
-    )
+    target: Literal["median", "majority", "sqrt", "count"] = "median"
+    """median or majority of the class counts; sqrt: halfway to the majority on a log scale; count: the number below. No
+    class is ever made smaller."""
+    count: int = Field(default=0, ge=0)
+    """Training records per class for target=count."""
+    max_synthetic_per_real: float = Field(default=-1.0, ge=-1.0)
+    """At most so many synthetic records per real one; the rest of the way to the target is resampling. -1: 1, or up to
+    5 where model is auto and the number is searched on validation records. Above 5 a warning says that this has been
+    seen to hurt. Soft labels draw twice as many, of every class, and leave the balance to weights."""
+    max_per_class: int = Field(default=0, ge=0)
+    """No class is brought above this; 0 for no such cap."""
+    unit: Literal["record", "object"] = "record"
+    """What is counted. object: boxes of images; whole images are copied until rare classes of boxes reach their target
+    (the flow augment; repeat-factor sampling with target sqrt)."""
+    by: list[str] = Field(default_factory=list)
+    """Further columns to balance within, e.g. a site or a sex: each combination is balanced by itself."""
+    classes: list[ClassTarget] = Field(default_factory=list)
+    """Classes with a target or cap of their own."""
 
     @property
     def most_per_real(self) -> float:
-        """The cap, which is 1 where none is given."""
+        """The cap; 1 if none is set."""
         return 1.0 if self.max_synthetic_per_real < 0 else self.max_synthetic_per_real
 
     @model_validator(mode="after")
-    def _count_is_given(self) -> Balance:
+    def _count_is_set(self) -> Balance:
         if self.target == "count" and self.count < 1:
             raise ValueError(
                 "target is 'count' but count is 0; say how many records each class should have."
@@ -77,85 +62,45 @@ class Balance(Params):
 
 
 class Classic(Params):
-    """Classic augmentation: the SMOTE family on tables, small changes of pictures on images."""
+    """Classic augmentation: the SMOTE family on tables, small changes of images."""
 
-    table: Literal["smote", "borderline", "adasyn", "oversampling", "jitter", "none"] = Field(
-        default="smote",
-        description="smote interpolates between neighbours of a class (SMOTENC with categories); borderline starts at "
-        "the border to other classes, adasyn the more often the nearer these are; oversampling copies records and "
-        "moves them as shrinkage says, jitter by a share of the class's deviation.",
-    )
-    shrinkage: float = Field(
-        default=1.0,
-        ge=0.0,
-        le=10.0,
-        description="oversampling: width of the noise, 1 being Silverman's rule (ROSE); 0 copies as they are.",
-    )
-    jitter: float = Field(
-        default=0.05,
-        gt=0.0,
-        le=1.0,
-        description="jitter: deviation of the noise, as a share of the class's own.",
-    )
-    text: Literal["none", "light"] = Field(
-        default="none",
-        description="Columns of free text in new records of tables. light: the parent's, with some words swapped, left "
-        "out or mistyped; none leaves them empty.",
-    )
-    text_plugin: str = Field(
-        default="",
-        description="A function of your own that changes texts, by its name in the entry-point group "
-        "prefect_augment.text.",
-    )
-    k_neighbors: int = Field(
-        default=5, ge=1, le=50, description="Neighbours to interpolate with; fewer in tiny classes."
-    )
-    max_memory_mib: int = Field(
-        default=2048,
-        ge=64,
-        description="Refuse, with advice, when the estimate of the memory needed is above this.",
-    )
+    table: Literal["smote", "borderline", "adasyn", "oversampling", "jitter", "none"] = "smote"
+    """smote interpolates between neighbours of a class (SMOTENC with categories); borderline starts at the border to
+    other classes, adasyn the more often the nearer these are; oversampling copies records and moves them as shrinkage
+    says, jitter by a share of the class's deviation."""
+    shrinkage: float = Field(default=1.0, ge=0.0, le=10.0)
+    """oversampling: width of the noise, 1 being Silverman's rule (ROSE); 0 copies as they are."""
+    jitter: float = Field(default=0.05, gt=0.0, le=1.0)
+    """jitter: deviation of the noise, as a share of the class's own."""
+    text: Literal["none", "light"] = "none"
+    """Columns of free text in new records of tables. light: the parent's, with some words swapped, left out or
+    mistyped; none leaves them empty."""
+    text_plugin: str = ""
+    """A function of your own that changes texts, by its name in the entry-point group prefect_augment.text."""
+    k_neighbors: int = Field(default=5, ge=1, le=50)
+    """Neighbours to interpolate with; fewer in tiny classes."""
+    max_memory_mib: int = Field(default=2048, ge=64)
+    """Refuse, with advice, when the estimate of the memory needed is above this."""
     image: Literal[
         "safe", "natural", "characters", "medical", "texture", "vehicles", "trivial", "none"
-    ] = Field(
-        default="safe",
-        description="What is done to images. safe: turns by up to 10 degrees, scales by up to a tenth, shifts by up to "
-        "7 %, changes brightness and contrast by up to a tenth, never flips. Presets of a domain do more, and forbid "
-        "what would change a label there; trivial is TrivialAugment.",
-    )
-    policy: str = Field(
-        default="",
-        description="A pipeline of albumentations as YAML, instead of a preset's operations; the preset named above "
-        "still forbids. Example: '- Rotate: {limit: 5, p: 1.0}'.",
-    )
-    plugin: str = Field(
-        default="",
-        description="A function of your own that changes images, by its name in the entry-point group "
-        "prefect_augment.policies.",
-    )
-    on_label_damage: Literal["warn", "refuse", "ignore"] = Field(
-        default="warn",
-        description="Policies other than safe are tried on a small classifier of the real images: when too many "
-        "changed ones are another class's to it, warn, refuse, or do not look.",
-    )
-    max_label_damage: float = Field(
-        default=0.2,
-        ge=0.0,
-        le=1.0,
-        description="So many (lower end of the interval) are too many.",
-    )
-    min_visibility: float = Field(
-        default=0.1,
-        ge=0.0,
-        le=1.0,
-        description="Images with boxes: a box of which a smaller share of the area stays in the image is left out.",
-    )
-    image_prob: float = Field(
-        default=0.5,
-        gt=0.0,
-        le=1.0,
-        description="How many of the images that a classifier sees are changed at all.",
-    )
+    ] = "safe"
+    """What is done to images. safe: turns by up to 10 degrees, scales by up to a tenth, shifts by up to 7 %, changes
+    brightness and contrast by up to a tenth, never flips. Presets of a domain do more, and forbid what would change a
+    label there; trivial is TrivialAugment."""
+    policy: str = ""
+    """A pipeline of albumentations as YAML, instead of a preset's operations; the preset named above still forbids.
+    Example: '- Rotate: {limit: 5, p: 1.0}'."""
+    plugin: str = ""
+    """A function of your own that changes images, by its name in the entry-point group prefect_augment.policies."""
+    on_label_damage: Literal["warn", "refuse", "ignore"] = "warn"
+    """Policies other than safe are tried on a small classifier of the real images: when too many changed ones are
+    another class's to it, warn, refuse, or do not look."""
+    max_label_damage: float = Field(default=0.2, ge=0.0, le=1.0)
+    """So many (lower end of the interval) are too many."""
+    min_visibility: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Images with boxes: a box of which a smaller share of the area stays in the image is left out."""
+    image_prob: float = Field(default=0.5, gt=0.0, le=1.0)
+    """How many of the images that a classifier sees are changed at all."""
 
     @model_validator(mode="after")
     def _one_policy(self) -> Classic:

@@ -1,17 +1,19 @@
-"""What all params have in common."""
+"""The base of all parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 __all__ = ["Params"]
 
 
 def _title(name: str, info: object) -> str:
-    """Return a field's name as the form shows it: ``holdout_uri`` is the hold-out URI."""
+    """Return a field's title in the form: ``holdout_uri`` becomes hold-out URI."""
     words = [_WORDS.get(word, word) for word in name.removeprefix("n_").split("_")]
     return words[0][:1].upper() + " ".join(words)[1:]
 
@@ -20,11 +22,29 @@ _WORDS = {"uri": "URI", "mib": "MiB", "holdout": "hold-out", "prob": "probabilit
 
 
 class Params(BaseModel):
-    """Base of all params: unknown names are refused, so that a typing error is not ignored; so is infinity."""
+    """Base of all parameters; unknown names and infinite numbers are refused."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, field_title_generator=_title, allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        field_title_generator=_title,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,  # the text below a field is its description in the form
     )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Return the JSON schema for the form: descriptions on one line, a kind as the title of its tab."""
+        schema = handler(core_schema)
+        form = handler.resolve_ref_schema(schema)
+        for name, field in form.get("properties", {}).items():
+            if "description" in field:
+                field["description"] = " ".join(field["description"].split())
+            if name == "kind" and "default" in field:
+                form["title"] = field["default"]
+        return schema
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> Self:

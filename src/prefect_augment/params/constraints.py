@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from prefect_augment.params.base import Params
 
@@ -14,51 +14,39 @@ __all__ = ["Combination", "Constraint", "Inequality", "Positive", "Unique"]
 class Inequality(Params):
     """One column is below or above another: a start before its end."""
 
-    # The tab of the form.
-    model_config = ConfigDict(json_schema_extra={"title": "inequality"})
-
     kind: Literal["inequality"] = "inequality"
-    left: str = Field(min_length=1, description="The column before the sign.")
-    operator: Literal["<", "<=", ">", ">="] = Field(
-        default="<=", description="How left compares with right where both have a value."
-    )
-    right: str = Field(min_length=1, description="The column behind the sign.")
+    left: str = Field(min_length=1)
+    """The column before the sign."""
+    operator: Literal["<", "<=", ">", ">="] = "<="
+    """How left compares with right where both have a value."""
+    right: str = Field(min_length=1)
+    """The column behind the sign."""
 
 
 class Positive(Params):
     """Columns have no value below zero."""
 
-    # The tab of the form.
-    model_config = ConfigDict(json_schema_extra={"title": "positive"})
-
     kind: Literal["positive"] = "positive"
-    columns: list[str] = Field(min_length=1, description="Columns of numbers or durations.")
-    zero: bool = Field(default=False, description="Whether zero is allowed too.")
+    columns: list[str] = Field(min_length=1)
+    """Columns of numbers or durations."""
+    zero: bool = False
+    """Whether zero is allowed too."""
 
 
 class Combination(Params):
     """Columns occur together only as in the real records: a city in its own country."""
 
-    # The tab of the form.
-    model_config = ConfigDict(json_schema_extra={"title": "combination"})
-
     kind: Literal["combination"] = "combination"
-    columns: list[str] = Field(
-        min_length=2, description="Columns whose values, nulls included, belong together."
-    )
+    columns: list[str] = Field(min_length=2)
+    """Columns whose values, nulls included, belong together."""
 
 
 class Unique(Params):
     """No two records have the same values, real ones included."""
 
-    # The tab of the form.
-    model_config = ConfigDict(json_schema_extra={"title": "unique"})
-
     kind: Literal["unique"] = "unique"
-    columns: list[str] = Field(
-        min_length=1,
-        description="Columns that together tell records apart; records with a null there are not compared.",
-    )
+    columns: list[str] = Field(min_length=1)
+    """Columns that together tell records apart; records with a null there are not compared."""
 
 
 Constraint = Annotated[Inequality | Positive | Combination | Unique, Field(discriminator="kind")]

@@ -13,100 +13,61 @@ __all__ = ["ColumnOverride", "Destination", "Source"]
 
 
 class ColumnOverride(Params):
-    """What a column is, where the tool's own reading of it is wrong."""
+    """The kind of a column that is detected wrongly."""
 
-    name: str = Field(description="The column's name.")
-    kind: Literal["numeric", "category", "identifier", "opaque", "drop"] = Field(
-        description="numeric or category: learnt by models. identifier: left out, synthetic records get a "
-        "fresh one. opaque: kept in real records, null in synthetic ones. drop: not published."
-    )
+    name: str
+    """The column's name."""
+    kind: Literal["numeric", "category", "identifier", "opaque", "drop"]
+    """numeric or category: learnt by models. identifier: left out, synthetic records get a fresh one. opaque: kept in
+    real records, null in synthetic ones. drop: not published."""
 
 
 class Source(Params):
     """Where the labelled records come from, and how they are split."""
 
-    uri: str = Field(
-        default="",
-        description="A file, folder or glob: a local path or any fsspec URL (s3://…). Several files are one "
-        "dataset; a Hugging Face dataset folder is its train split. Images: a folder with a folder per class, a zip "
-        "or tar of one, WebDataset tars, annotated images, or Parquet. Leave empty for the built-in example table.",
-    )
-    label: str = Field(
-        default="",
-        description="The column that holds the class. Empty: found where only one column can be it.",
-    )
+    uri: str = ""
+    """A file, folder or glob: a local path or any fsspec URL (s3://…). Several files are one dataset; a Hugging Face
+    dataset folder is its train split. Images: a folder with a folder per class, a zip or tar of one, WebDataset tars,
+    annotated images, or Parquet. Leave empty for the built-in example table."""
+    label: str = ""
+    """The column that holds the class. Empty: found where only one column can be it."""
     format: Literal[
         "auto", "parquet", "csv", "jsonl", "arrow", "folder", "webdataset", "coco", "voc", "yolo"
-    ] = Field(
-        default="auto",
-        description="auto goes by the files' names; csv covers TSV and semicolons; jsonl is one JSON object per line; "
-        "arrow covers Feather; folder is a folder (or zip, or tar) with a folder of images per class; coco, voc and "
-        "yolo are annotations beside images.",
-    )
-    include: list[str] = Field(
-        default_factory=list,
-        description="Image files to read, as glob patterns: *.jpg looks at names, train/**/*.jpg at paths. "
-        "Empty: all of them.",
-    )
-    exclude: list[str] = Field(
-        default_factory=list,
-        description="Image files to leave out, as glob patterns, e.g. *.png where masks lie beside the images.",
-    )
-    max_megapixels: float = Field(
-        default=50.0,
-        gt=0.0,
-        le=1000.0,
-        description="Larger images go to quarantine before they are decoded (decompression bombs).",
-    )
-    encoding: str = Field(
-        default="auto", description="Text encoding of CSV files; auto looks at the bytes."
-    )
-    separator: str = Field(
-        default="auto", description="Separator of CSV files; auto looks at the first lines."
-    )
-    decimal: Literal["auto", ".", ","] = Field(
-        default="auto", description="Decimal mark of CSV files."
-    )
-    columns: list[ColumnOverride] = Field(
-        default_factory=list,
-        description="Columns that the tool would read wrongly, and what they are.",
-    )
-    holdout_fraction: float = Field(
-        default=0.2,
-        gt=0.0,
-        lt=0.9,
-        description="Share of each class kept aside for the last comparison, where no column or URI is given.",
-    )
-    holdout_column: str = Field(
-        default="",
-        description="A column that marks hold-out records: true/1, or one of holdout, test. It is not published.",
-    )
-    holdout_uri: str = Field(
-        default="", description="Hold-out records of their own; never copied, never trained on."
-    )
-    on_overlap: Literal["error", "drop"] = Field(
-        default="error",
-        description="Records of the source that are also in the hold-out URI: stop, or quarantine them.",
-    )
-    validation_fraction: float = Field(
-        default=0.2,
-        gt=0.0,
-        lt=0.9,
-        description="Share of the training records that choose between strategies.",
-    )
-    group_column: str = Field(
-        default="",
-        description="Records with the same value (a patient, a machine) stay on one side of the split.",
-    )
-    group_pattern: str = Field(
-        default="",
-        description="The same for images, from their paths: a regular expression with one group, e.g. "
-        "'(smear\\d+)_'. Empty, and no group column: near-duplicate images stay together.",
-    )
-    storage_block: str = Field(
-        default="",
-        description="Name of a saved Prefect storage block with the credentials, e.g. remote-file-system/lake.",
-    )
+    ] = "auto"
+    """auto goes by the files' names; csv covers TSV and semicolons; jsonl is one JSON object per line; arrow covers
+    Feather; folder is a folder (or zip, or tar) with a folder of images per class; coco, voc and yolo are annotations
+    beside images."""
+    include: list[str] = Field(default_factory=list)
+    """Image files to read, as glob patterns: *.jpg looks at names, train/**/*.jpg at paths. Empty: all of them."""
+    exclude: list[str] = Field(default_factory=list)
+    """Image files to leave out, as glob patterns, e.g. *.png where masks lie beside the images."""
+    max_megapixels: float = Field(default=50.0, gt=0.0, le=1000.0)
+    """Larger images go to quarantine before they are decoded (decompression bombs)."""
+    encoding: str = "auto"
+    """Text encoding of CSV files; auto looks at the bytes."""
+    separator: str = "auto"
+    """Separator of CSV files; auto looks at the first lines."""
+    decimal: Literal["auto", ".", ","] = "auto"
+    """Decimal mark of CSV files."""
+    columns: list[ColumnOverride] = Field(default_factory=list)
+    """Columns that the tool would read wrongly, and what they are."""
+    holdout_fraction: float = Field(default=0.2, gt=0.0, lt=0.9)
+    """Share of each class kept aside for the last comparison, where no column or URI is given."""
+    holdout_column: str = ""
+    """A column that marks hold-out records: true/1, or one of holdout, test. It is not published."""
+    holdout_uri: str = ""
+    """Hold-out records of their own; never copied, never trained on."""
+    on_overlap: Literal["error", "drop"] = "error"
+    """Records of the source that are also in the hold-out URI: stop, or quarantine them."""
+    validation_fraction: float = Field(default=0.2, gt=0.0, lt=0.9)
+    """Share of the training records that choose between strategies."""
+    group_column: str = ""
+    """Records with the same value (a patient, a machine) stay on one side of the split."""
+    group_pattern: str = ""
+    r"""The same for images, from their paths: a regular expression with one group, e.g. '(smear\d+)_'. Empty, and no
+    group column: near-duplicate images stay together."""
+    storage_block: str = ""
+    """Name of a saved Prefect storage block with the credentials, e.g. remote-file-system/lake."""
 
     @model_validator(mode="after")
     def _one_holdout(self) -> Source:
@@ -135,11 +96,8 @@ class Source(Params):
 class Destination(Params):
     """Where the balanced dataset is published."""
 
-    uri: str = Field(
-        default="",
-        description="A folder: a local path or any fsspec URL. Versions accumulate in it; work in progress is "
-        "kept under _staging. Leave empty for a folder below prefect-augment in the home folder.",
-    )
-    storage_block: str = Field(
-        default="", description="Name of a saved Prefect storage block with the credentials."
-    )
+    uri: str = ""
+    """A folder: a local path or any fsspec URL. Versions accumulate in it; work in progress is kept under _staging.
+    Leave empty for a folder below prefect-augment in the home folder."""
+    storage_block: str = ""
+    """Name of a saved Prefect storage block with the credentials."""

@@ -1,7 +1,7 @@
-"""What names the outcome of a step: its version, the parameters that change its bytes, its inputs.
+"""The name of a step's outcome: from its version, the parameters that change its bytes, and its inputs.
 
-:data:`STEPS` is the one place that says which parameters those are; :data:`UNUSED` lists the others, with the
-reason. A test goes over every field of every class of parameters.
+:data:`STEPS` names those parameters, :data:`UNUSED` the others with the reason. A test goes over every field of
+every class of parameters.
 """
 
 from __future__ import annotations
@@ -19,21 +19,15 @@ __all__ = ["STEPS", "UNUSED", "Step", "canonical_json", "step_key"]
 
 @dataclass(frozen=True)
 class Step:
-    """A step whose outcome is found again by its key.
+    """A step whose outcome is found again by its key."""
 
-    Attributes
-    ----------
-    version : int
-        Raised whenever the code would give other bytes for the same parameters and inputs.
-    uses : tuple of str
-        Parameters that change the bytes: a section (``quality``) or a field of one (``budget.steps``).
-    """
-
-    version: int
-    uses: tuple[str, ...] = ()
+    version: int  # raised when the code gives other bytes for the same parameters and inputs
+    uses: tuple[
+        str, ...
+    ] = ()  # parameters that change bytes: a section, or a field as budget.steps
 
 
-#: What a fold of a table does again: train the model, sample, filter.
+#: Each fold of a table trains the model, samples and filters again.
 _DRAWS = ("model", "classic", "evaluation.estimators", "quality")
 
 STEPS: dict[str, Step] = {
@@ -41,7 +35,7 @@ STEPS: dict[str, Step] = {
     "select": Step(2, ("anomalies.train_on",)),
     "version": Step(2),
     "import": Step(5, ("source.max_megapixels",)),
-    # No outcome is kept of a plan: what it comes to is an input of the steps below.
+    # A plan has no stored outcome; it is an input of the steps below.
     "plan": Step(1, ("balance", "budget.minutes", "budget.steps", "evaluation.n_settings")),
     "check_policy": Step(2, ("classic.max_label_damage",)),
     "train": Step(
@@ -77,28 +71,28 @@ STEPS: dict[str, Step] = {
     "classes": Step(2, ("output.parts", "classification")),
 }
 
-#: Parameters that change no byte of any step, and why.
+#: Parameters that change no byte of any step, and the reason.
 UNUSED: dict[str, str] = {
-    "source.uri": "the files' names, sizes and etags stand for it",
+    "source.uri": "the files' names, sizes and etags are inputs",
     "source.holdout_uri": "as source.uri",
-    "source.storage_block": "says how files are opened",
-    "destination": "says where the result goes",
-    "classic.max_memory_mib": "refuses, and changes nothing that is made",
+    "source.storage_block": "how files are opened",
+    "destination": "where the result goes",
+    "classic.max_memory_mib": "refuses, and changes no record",
     "classic.on_label_damage": "warns or refuses",
     "budget.device": "recorded with the calibration, which reruns obey",
-    "budget.checkpoint_seconds": "says how often work is saved",
-    "quality.on_leak": "refuses, and changes nothing that is made",
-    "approval": "says who has to agree",
-    "answer": "what is lowered stands in the recipe, which names the version",
-    "publish.export": "a copy of what is published",
-    "compute": "says how many work at the same time",
-    "output.uri": "says where the result goes",
-    "output.storage_block": "says how that is opened",
+    "budget.checkpoint_seconds": "how often work is saved",
+    "quality.on_leak": "refuses, and changes no record",
+    "approval": "who has to agree",
+    "answer": "lowered amounts are in the recipe, an input of the version",
+    "publish.export": "a copy of the version",
+    "compute": "how many tasks run at the same time",
+    "output.uri": "where the result goes",
+    "output.storage_block": "how that is opened",
 }
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    """Return JSON with sorted keys and no spaces: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain).encode()
 
 
@@ -117,16 +111,7 @@ def step_key(
 ) -> str:
     """Return the name of a step's outcome, 24 hexadecimal digits.
 
-    Parameters
-    ----------
-    step : str
-        A name of :data:`STEPS`.
-    params : mapping of str to Params, or RunParams
-        The sections that the step uses, by their name.
-    inputs : sequence
-        What the step reads: keys, digests, anything that JSON can hold.
-    seed : int, optional
-        Where the step draws random numbers.
+    ``params`` are the sections that the step uses, by name; ``inputs`` are keys and digests of what it reads.
     """
     sections = dict(params) if params is not None else {}
     known = STEPS[step]
@@ -136,10 +121,10 @@ def step_key(
 
 
 def _value(sections: Mapping[str, Any], path: str) -> Any:
-    """Return a section without what changes no byte, or one field of it, as JSON."""
+    """Return a section without the fields that change no byte, or one field of it, as JSON."""
     name, _, field = path.partition(".")
     unused = {other.partition(".")[2] for other in UNUSED if other.startswith(f"{name}.")}
     value = sections[name]
-    if isinstance(value, BaseModel):  # options of a plug-in that has no class for them are a dict
+    if isinstance(value, BaseModel):  # a plug-in's options may be a dict
         value = value.model_dump(mode="json", exclude=unused)
     return value[field] if field else value

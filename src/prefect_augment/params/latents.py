@@ -1,4 +1,4 @@
-"""Uses of a model's latent space: where results go, and what each use asks."""
+"""Uses of a model's latent space: where results go, and the parameters of each use."""
 
 from __future__ import annotations
 
@@ -23,113 +23,76 @@ class Output(Params):
     """Which records are used, and where the result goes."""
 
     parts: list[Literal["training", "validation", "holdout"]] = Field(
-        default=["training", "validation", "holdout"],
-        min_length=1,
-        description="Parts of the records: those the model learns from, those that thresholds come from, the "
-        "hold-out.",
+        default=["training", "validation", "holdout"], min_length=1
     )
-    uri: str = Field(
-        default="",
-        description="Folder or URL for the result. Empty: beside the dataset, e.g. in its folder _embeddings.",
-    )
-    storage_block: str = Field(
-        default="", description="Name of a saved Prefect block with the credentials for uri."
-    )
+    """Parts of the records: those the model learns from, those that thresholds come from, the hold-out."""
+    uri: str = ""
+    """Folder or URL for the result. Empty: beside the dataset, e.g. in its folder _embeddings."""
+    storage_block: str = ""
+    """Name of a saved Prefect block with the credentials for uri."""
 
 
 class Anomalies(Params):
-    """What counts as normal, and how much of it may be called strange."""
+    """What counts as normal, and how much of it may be flagged."""
 
-    train_on: list[str] = Field(
-        default_factory=list,
-        description="Classes that are normal: the model learns them alone and all records are scored. Empty: all "
-        "classes.",
-    )
-    normal_share: float = Field(
-        default=0.05,
-        gt=0.0,
-        lt=1.0,
-        description="Share of normal validation records above the threshold: what is flagged where nothing is wrong.",
-    )
+    train_on: list[str] = Field(default_factory=list)
+    """Classes that are normal: the model learns them alone and all records are scored. Empty: all classes."""
+    normal_share: float = Field(default=0.05, gt=0.0, lt=1.0)
+    """Share of normal validation records above the threshold: what is flagged where nothing is wrong."""
 
 
 class Reconstruction(Params):
-    """As what vectors are turned into records."""
+    """The class that vectors are decoded as."""
 
-    as_class: str = Field(
-        default="",
-        description="A class that all records are reconstructed as, also those of classes that the model does not "
-        "know. Empty: each as its own.",
-    )
+    as_class: str = ""
+    """A class that all records are reconstructed as, also those of classes that the model does not know. Empty: each as
+    its own."""
 
 
 class Denoising(Params):
-    """How much noise is taken out."""
+    """How much noise is removed."""
 
-    noise: float = Field(
-        default=0.1,
-        gt=0.0,
-        le=1.0,
-        description="Standard deviation of the noise that the images hold, white being 1.",
-    )
+    noise: float = Field(default=0.1, gt=0.0, le=1.0)
+    """Standard deviation of the noise that the images hold, white being 1."""
 
 
 class Interpolation(Params):
-    """From where to where, in how many steps."""
+    """The two ends, and the number of steps."""
 
-    start: str = Field(
-        default="",
-        description="A class (its most typical record is taken), or a record's aug_id. Empty: the largest class.",
-    )
-    end: str = Field(default="", description="The same for the end. Empty: the smallest class.")
-    n_steps: int = Field(
-        default=9, ge=2, le=1000, description="Records made, the two ends included."
-    )
-    path: Literal["class", "straight"] = Field(
-        default="class",
-        description="class: what is the records' own changes step by step, and the class in the middle; straight: all "
-        "along one line, on which a third class may lie.",
-    )
+    start: str = ""
+    """A class (its most typical record is taken), or a record's aug_id. Empty: the largest class."""
+    end: str = ""
+    """The same for the end. Empty: the smallest class."""
+    n_steps: int = Field(default=9, ge=2, le=1000)
+    """Records made, the two ends included."""
+    path: Literal["class", "straight"] = "class"
+    """class: what is the records' own changes step by step, and the class in the middle; straight: all along one line,
+    on which a third class may lie."""
 
 
 class AttributeShift(Params):
     """Which attribute is added to which records, and how much of it."""
 
-    column: str = Field(
-        default="",
-        description="The column that holds the attribute, e.g. one of balance.by. Empty: the label.",
-    )
-    start: str = Field(
-        default="",
-        description="The value that the direction leads away from. Empty: the most frequent one.",
-    )
-    end: str = Field(
-        default="",
-        description="The value that it leads to. Empty: the rarest one that has enough training records.",
-    )
+    column: str = ""
+    """The column that holds the attribute, e.g. one of balance.by. Empty: the label."""
+    start: str = ""
+    """The value that the direction leads away from. Empty: the most frequent one."""
+    end: str = ""
+    """The value that it leads to. Empty: the rarest one that has enough training records."""
     strengths: list[Annotated[float, Field(allow_inf_nan=False)]] = Field(
-        default=[0.0, 0.5, 1.0, 1.5],
-        min_length=1,
-        max_length=32,
-        description="How much of the direction is added, each making one record: 0 reconstructs the record as it is, 1 "
-        "adds the whole difference of the two values, below 0 leads away from it.",
+        default=[0.0, 0.5, 1.0, 1.5], min_length=1, max_length=32
     )
-    only: list[str] = Field(
-        default_factory=list,
-        description="The records that are shifted: classes, or records by their aug_id. Empty: those with the value "
-        "that the direction leads away from.",
-    )
-    as_class: str = Field(
-        default="",
-        description="A class that all are decoded as, also records of classes that the model does not know. Empty: "
-        "each as its own.",
-    )
+    """How much of the direction is added, each making one record: 0 reconstructs the record as it is, 1 adds the whole
+    difference of the two values, below 0 leads away from it."""
+    only: list[str] = Field(default_factory=list)
+    """The records that are shifted: classes, or records by their aug_id. Empty: those with the value that the direction
+    leads away from."""
+    as_class: str = ""
+    """A class that all are decoded as, also records of classes that the model does not know. Empty: each as its own."""
 
 
 class Classification(Params):
-    """How likely classes are before a record is seen."""
+    """The prior of the classes."""
 
-    prior: Literal["balanced", "observed"] = Field(
-        default="balanced",
-        description="balanced takes all classes for equally likely; observed as they come in the training records.",
-    )
+    prior: Literal["balanced", "observed"] = "balanced"
+    """balanced takes all classes for equally likely; observed as they come in the training records."""

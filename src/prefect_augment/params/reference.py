@@ -1,4 +1,4 @@
-"""The page of all parameters, written from what the form shows.
+"""The page of all parameters, generated from the form's descriptions.
 
 ``python -m prefect_augment.params.reference FILE...`` (``make schema``) writes it.
 """
@@ -61,11 +61,11 @@ _GROUPS: dict[str, type[Params]] = {
     "attribute_shift": AttributeShift,
     "classification": Classification,
 }
-_AFTER = "budget"  # models stand before it, as in the form
+_AFTER_MODELS = "budget"  # the group after the models, as in the form
 
 _HEAD = """# Parameters
 
-What a run can be asked for: the groups of the form in the Prefect UI, the arguments of the flows, and the keys of a
+The parameters of a run: the groups of the form in the Prefect UI, the arguments of the flows, and the keys of a
 file for `--params`. Each flow has those that it needs. All have defaults. This page is written by `make schema`.
 
 ```yaml
@@ -85,7 +85,7 @@ def parameters_page() -> str:
     """Return the page as Markdown."""
     parts = [_HEAD]
     for name, group in _GROUPS.items():
-        if name == _AFTER:
+        if name == _AFTER_MODELS:
             parts.append("## model\n\nOne of these kinds.\n")
             parts += [_section(f"### {_kind(m)}", m) for m in _members(ModelParams)]
         parts.append(_section(f"## {name}", group))
@@ -93,7 +93,7 @@ def parameters_page() -> str:
 
 
 def _section(title: str, group: type[Params]) -> str:
-    """A table of the fields, and one for each model of parameters that stands in their lists."""
+    """Return a table of the fields, and one for each class of parameters in their lists."""
     lines = [title, "", inspect.cleandoc(group.__doc__ or ""), ""]
     fields = {
         name: f for name, f in group.model_fields.items() if name != "kind" or not _kind(group)
@@ -129,15 +129,15 @@ def _choices(annotation: Any) -> str:
 
 
 def _range(field: FieldInfo) -> str:
-    """The limits, as ``0 <= x < 1`` would be said."""
-    marks = {"gt": "above", "ge": "from", "lt": "below", "le": "to"}
-    found = [
+    """Return the limits in words, such as ``from 0 below 1``."""
+    words = {"gt": "above", "ge": "from", "lt": "below", "le": "to"}
+    limits = [
         f"{word} {getattr(limit, name):g}"
-        for name, word in marks.items()
+        for name, word in words.items()
         for limit in field.metadata
         if getattr(limit, name, None) is not None
     ]
-    return f", {' '.join(found)}" if found else ""
+    return f", {' '.join(limits)}" if limits else ""
 
 
 def _default(field: FieldInfo) -> str:
@@ -158,7 +158,7 @@ def _cell(text: str) -> str:
 
 
 def _kind(model: type[Params]) -> str:
-    """Return what tells a member of a union from the others; empty where the model is none."""
+    """Return the kind of a member of a union; empty for other models."""
     field = model.model_fields.get("kind")
     return "" if field is None or field.is_required() else str(field.get_default())
 
@@ -169,7 +169,7 @@ def _inner(annotation: Any) -> Iterator[type[Params]]:
 
 
 def _members(annotation: Any) -> Iterator[type[Params]]:
-    """The models of parameters that a union, however annotated, is of."""
+    """Yield the classes of parameters in a union, however annotated."""
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     if isinstance(annotation, type) and issubclass(annotation, Params):

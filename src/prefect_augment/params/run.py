@@ -31,182 +31,106 @@ Estimator = Literal["boosting", "logistic"]
 class Budget(Params):
     """How much effort training may take."""
 
-    minutes: float = Field(
-        default=10.0,
-        gt=0.0,
-        description="Minutes for the whole run; judging takes at most half, 70 % where no network is trained. Ignored "
-        "where steps is set.",
-    )
-    steps: int = Field(
-        default=0,
-        ge=0,
-        description="Training steps instead of minutes: what makes a run repeatable to the byte.",
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="auto takes a GPU where there is one."
-    )
-    batch_size: int = Field(
-        default=0, ge=0, description="Records per step; 0 lets the model choose."
-    )
-    checkpoint_seconds: float = Field(
-        default=60.0,
-        ge=0.0,
-        description="Seconds between the checkpoints that a run goes on from after a crash.",
-    )
-    reuse_growth: float = Field(
-        default=0.2,
-        ge=0.0,
-        description="A model trained before serves for as long as no class has grown by more than this share; "
-        "0 trains anew whenever the source has changed.",
-    )
+    minutes: float = Field(default=10.0, gt=0.0)
+    """Minutes for the whole run; comparing takes at most half, 70 % where no network is trained. Ignored where steps is
+    set."""
+    steps: int = Field(default=0, ge=0)
+    """Training steps instead of minutes: what makes a run repeatable to the byte."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU where there is one."""
+    batch_size: int = Field(default=0, ge=0)
+    """Records per step; 0 lets the model choose."""
+    checkpoint_seconds: float = Field(default=60.0, ge=0.0)
+    """Seconds between the checkpoints from which a run continues after a crash."""
+    reuse_growth: float = Field(default=0.2, ge=0.0)
+    """An earlier model is reused as long as no class has grown by more than this share; 0 trains anew whenever the
+    source has changed."""
 
 
 class Evaluation(Params):
     """How strategies are compared, and what the comparison decides."""
 
-    estimators: list[Estimator] = Field(
-        default=["boosting", "logistic"],
-        min_length=1,
-        description="Classifiers that judge each strategy: gradient boosting, logistic regression.",
-    )
-    n_seeds: int = Field(
-        default=3,
-        ge=1,
-        le=20,
-        description="Seeds for the best three strategies and the last comparison.",
-    )
-    n_settings: int = Field(
-        default=0,
-        ge=0,
-        le=8,
-        description="Settings of each strategy that are tried on validation records; 0: eight, and of images fewer "
-        "where judging them all "
-        "would take too long.",
-    )
-    max_recall_loss: float = Field(
-        default=0.02,
-        ge=0.0,
-        le=1.0,
-        description="Worst-class recall may not fall by more than this.",
-    )
-    n_bootstrap: int = Field(
-        default=2000, ge=100, le=100_000, description="Resamples behind each interval."
-    )
-    on_no_gain: Literal["recipe", "fail", "publish"] = Field(
-        default="recipe",
-        description="When the model does not help: publish the best baseline's recipe, fail, or publish anyway.",
-    )
+    estimators: list[Estimator] = Field(default=["boosting", "logistic"], min_length=1)
+    """Classifiers that score each strategy: gradient boosting, logistic regression."""
+    n_seeds: int = Field(default=3, ge=1, le=20)
+    """Seeds for the best three strategies and the last comparison."""
+    n_settings: int = Field(default=0, ge=0, le=8)
+    """Settings of each strategy that are tried on validation records; 0: eight, and of images fewer where scoring them
+    all would take too long."""
+    max_recall_loss: float = Field(default=0.02, ge=0.0, le=1.0)
+    """Worst-class recall may not fall by more than this."""
+    n_bootstrap: int = Field(default=2000, ge=100, le=100_000)
+    """Resamples behind each interval."""
+    on_no_gain: Literal["recipe", "fail", "publish"] = "recipe"
+    """When the model does not help: publish the best baseline's recipe, fail, or publish anyway."""
 
 
 class Quality(Params):
     """What synthetic records have to meet."""
 
-    purpose: Literal["utility", "faithful"] = Field(
-        default="utility",
-        description="utility makes records for training (see labels); faithful keeps them as the class is (for "
-        "sharing and testing).",
-    )
-    labels: Literal["soft", "hard"] = Field(
-        default="soft",
-        description="For utility. soft (tables): a record has a row for each class that an ensemble finds likely, and "
-        "aug_weight says how likely. hard: the third of the candidates that a classifier finds most like their class.",
-    )
-    near_copy_quantile: float = Field(
-        default=0.05,
-        ge=0.0,
-        lt=1.0,
-        description="A synthetic record nearer to a training record than this quantile of validation records' own "
-        "distances is dropped.",
-    )
-    fidelity_quantile: float = Field(
-        default=0.05,
-        ge=0.0,
-        lt=1.0,
-        description="A synthetic record that looks less like its class than this quantile of validation records is "
-        "dropped.",
-    )
-    on_unsafe_class: Literal["report", "drop"] = Field(
-        default="report",
-        description="When a class's synthetic records as a whole are unsafe (copies, other labels, noise, collapse): "
-        "say so and use those that passed one by one, or use none of them.",
-    )
-    false_alarm: float = Field(
-        default=0.01,
-        gt=0.0,
-        lt=1.0,
-        description="Chance that any class of a sound generator is called unsafe.",
-    )
-    max_fault_share: float = Field(
-        default=0.1,
-        ge=0.0,
-        le=1.0,
-        description="A class is unsafe where by this share more synthetic than real records break the domain, lie far "
-        "from all training records, or look like another class.",
-    )
-    min_coverage: float = Field(
-        default=0.5,
-        ge=0.0,
-        le=1.0,
-        description="A class is unsafe where its synthetic records cover less than this share of what as many real "
-        "ones would.",
-    )
-    constraints: list[Constraint] = Field(
-        default_factory=list,
-        description="Tables: what every synthetic record keeps (an inequality, positive numbers, combinations that "
-        "there are, no two alike). Draws that do not are passed over; SMOTE, which knows of none, is left out.",
-    )
-    on_leak: Literal["warn", "fail"] = Field(
-        default="warn",
-        description="When synthetic records show which real records they were made from: say so, or publish nothing "
-        "and fail.",
-    )
+    purpose: Literal["utility", "faithful"] = "utility"
+    """utility makes records for training (see labels); faithful keeps them as the class is (for sharing and
+    testing)."""
+    labels: Literal["soft", "hard"] = "soft"
+    """For utility. soft (tables): a record has a row for each class that an ensemble finds likely, and aug_weight says
+    how likely. hard: the third of the candidates that a classifier finds most like their class."""
+    near_copy_quantile: float = Field(default=0.05, ge=0.0, lt=1.0)
+    """A synthetic record nearer to a training record than this quantile of validation records' own distances is
+    dropped."""
+    fidelity_quantile: float = Field(default=0.05, ge=0.0, lt=1.0)
+    """A synthetic record that looks less like its class than this quantile of validation records is dropped."""
+    on_unsafe_class: Literal["report", "drop"] = "report"
+    """When a class's synthetic records as a whole are unsafe (copies, other labels, noise, collapse): report it and use
+    those that passed one by one, or use none of them."""
+    false_alarm: float = Field(default=0.01, gt=0.0, lt=1.0)
+    """Chance that any class of a sound generator is called unsafe."""
+    max_fault_share: float = Field(default=0.1, ge=0.0, le=1.0)
+    """A class is unsafe where by this share more synthetic than real records break the domain, lie far from all
+    training records, or look like another class."""
+    min_coverage: float = Field(default=0.5, ge=0.0, le=1.0)
+    """A class is unsafe where its synthetic records cover less than this share of what as many real ones would."""
+    constraints: list[Constraint] = Field(default_factory=list)
+    """Tables: what every synthetic record keeps (an inequality, positive numbers, combinations that there are, no two
+    alike). Other draws are dropped; SMOTE, which keeps none, is left out."""
+    on_leak: Literal["warn", "fail"] = "warn"
+    """When synthetic records show which real records they were made from: warn, or publish nothing and fail."""
 
 
 class Approval(Params):
-    """Whether a person has to say yes before anything is published."""
+    """Whether a person has to approve a version before it is published."""
 
     # Not called `required`: Prefect drops a property of that name from the schema it checks.
-    ask: bool = Field(
-        default=False,
-        description="Stop after the report and ask: a deployed run is suspended until somebody approves, lowers the "
-        "amounts or rejects; any other run ends with a proposal that `prefect-augment approve` publishes.",
-    )
-    timeout_hours: float = Field(
-        default=24.0,
-        gt=0.0,
-        le=8760.0,
-        description="How long a suspended run waits. Without an answer by then nothing is published.",
-    )
-    ask_again: bool = Field(
-        default=False,
-        description="Ask again where the very same version was rejected before; else the rejection stands.",
-    )
+    ask: bool = False
+    """Stop after the report and ask: a deployed run is suspended until somebody approves, lowers the amounts or
+    rejects; any other run ends with a proposal that `prefect-augment approve` publishes."""
+    timeout_hours: float = Field(default=24.0, gt=0.0, le=8760.0)
+    """How long a suspended run waits. Without an answer by then nothing is published."""
+    ask_again: bool = False
+    """Ask again where the very same version was rejected before; else the rejection stands."""
 
 
 class ClassAmount(Params):
     """A lower number of added records for one class."""
 
-    name: str = Field(description="The class, as the proposal spells it.")
-    records: int = Field(
-        ge=0,
-        description="Records to add: at most the proposal's number; 0 adds none to this class.",
-    )
+    name: str
+    """The class, as the proposal spells it."""
+    records: int = Field(ge=0)
+    """Records to add: at most the proposal's number; 0 adds none to this class."""
 
 
 class Answer(Params):
-    """What somebody says to a proposal."""
+    """The decision on a proposal."""
 
-    decision: Literal["approve", "reject"] = Field(
-        default="approve", description="approve publishes the version; reject publishes nothing."
-    )
-    amounts: list[ClassAmount] = Field(
-        default_factory=list, description="Classes that get fewer records than proposed."
-    )
-    comment: str = Field(default="", description="Why; kept in the manifest.")
-    by: str = Field(default="", description="Who decides; kept in the manifest.")
-    again: bool = Field(
-        default=False, description="Decide anew where the proposal was rejected before."
-    )
+    decision: Literal["approve", "reject"] = "approve"
+    """approve publishes the version; reject publishes nothing."""
+    amounts: list[ClassAmount] = Field(default_factory=list)
+    """Classes that get fewer records than proposed."""
+    comment: str = ""
+    """Why; kept in the manifest."""
+    by: str = ""
+    """Who decides; kept in the manifest."""
+    again: bool = False
+    """Decide anew where the proposal was rejected before."""
 
     @model_validator(mode="after")
     def _once_per_class(self) -> Answer:
@@ -223,30 +147,23 @@ class Answer(Params):
 class Publish(Params):
     """What is written, and how."""
 
-    format: Literal["parquet", "webdataset"] = Field(
-        default="parquet",
-        description="parquet is read by everything; webdataset writes images as tar shards, for loaders that stream "
-        "them. It pays for images of 10 kB and more.",
-    )
-    materialise: Literal["auto", "copies"] = Field(
-        default="auto",
-        description="auto expresses resampling in the column aug_weight; copies also writes the duplicates, for "
-        "readers that know nothing of weights.",
-    )
+    format: Literal["parquet", "webdataset"] = "parquet"
+    """parquet is read by everything; webdataset writes images as tar shards, for loaders that stream them. It pays for
+    images of 10 kB and more."""
+    materialise: Literal["auto", "copies"] = "auto"
+    """auto expresses resampling in the column aug_weight; copies also writes the duplicates, for readers that use no
+    weights."""
     origins: list[Literal["real", "copy", "classic", "synthetic"]] = Field(
-        default=["real", "copy", "classic", "synthetic"],
-        min_length=1,
-        description="Kinds of records to publish; only synthetic is for sharing.",
+        default=["real", "copy", "classic", "synthetic"], min_length=1
     )
-    shard_records: int = Field(
-        default=1_000_000, ge=1, description="At most so many records in a shard."
-    )
-    shard_mib: int = Field(default=128, ge=1, le=4096, description="About so many MiB in a shard.")
-    export: str = Field(
-        default="",
-        description="Also write the newest version to this folder or URL, as a plain tree for engines that read by "
-        "glob (<split>/part-….parquet). The folder holds nothing else; an earlier export is replaced.",
-    )
+    """Kinds of records to publish; only synthetic is for sharing."""
+    shard_records: int = Field(default=1_000_000, ge=1)
+    """At most so many records in a shard."""
+    shard_mib: int = Field(default=128, ge=1, le=4096)
+    """About so many MiB in a shard."""
+    export: str = ""
+    """Also write the newest version to this folder or URL, as a plain tree for engines that read by glob
+    (<split>/part-….parquet). The folder holds nothing else; an earlier export is replaced."""
 
     @model_validator(mode="after")
     def _copies_are_let_out(self) -> Publish:
@@ -260,21 +177,15 @@ class Publish(Params):
 class Report(Params):
     """What the report may show."""
 
-    pictures: Literal["real", "synthetic", "none"] = Field(
-        default="real",
-        description="real shows real records beside synthetic ones; none shows no record.",
-    )
+    pictures: Literal["real", "synthetic", "none"] = "real"
+    """real shows real records beside synthetic ones; none shows no record."""
 
 
 class Compute(Params):
-    """How many workers; changes the time a run takes, and its bytes only where budget.minutes has the clock decide."""
+    """How many workers; changes the time a run takes, and its bytes only with budget.minutes."""
 
-    workers: int = Field(
-        default=2,
-        ge=1,
-        le=256,
-        description="Strategies judged and shards written at the same time.",
-    )
+    workers: int = Field(default=2, ge=1, le=256)
+    """Strategies scored and shards written at the same time."""
 
 
 class RunParams(Params):

@@ -38,14 +38,14 @@ _LEFTOVER_SECONDS = 86_400.0
 
 
 class ExportReport(Result):
-    """What :func:`export` wrote."""
+    """Result of :func:`export`."""
 
     folder: str
     version: int
     n_records: dict[str, int]  # split -> records
     n_files: int
     n_bytes: int
-    created: bool  # False: the same export was there already
+    created: bool  # False if the same export existed
 
 
 def export(
@@ -57,29 +57,29 @@ def export(
     origins: Sequence[Origin] = (),
     options: dict[str, Any] | None = None,
 ) -> ExportReport:
-    """Write one version as a tree of its own, and nothing of it that is not wanted.
+    """Write one version as a tree of files; only some ``splits`` and ``origins`` where named.
 
-    On a local disk the tree appears at once, in place of an earlier export too. An object store has no
-    rename: there ``_SUCCESS`` goes first and comes back last, and a reader that asks for it sees one
-    version. Every shard's digest is checked on the way.
+    On a local disk the tree appears at once and replaces an earlier export. An object store has no rename:
+    there ``_SUCCESS`` is removed first and written last, and a reader that checks for it sees one version.
+    Every shard's digest is checked.
 
     Parameters
     ----------
     store : Store
         The dataset.
     folder : Store or str
-        Where to; empty, not there yet, or an earlier export.
+        Empty, missing, or an earlier export.
     version : int, optional
         The newest by default.
     splits, origins : sequence of str
-        Only these; all by default.
+        All by default.
     options : dict, optional
-        fsspec storage options of ``folder``, where it is given as text.
+        fsspec storage options of ``folder`` if it is a string.
 
     Raises
     ------
     ParameterError
-        If ``folder`` holds anything else, lies in the dataset or around it, or nothing is chosen.
+        If ``folder`` holds other files, lies in the dataset or around it, or nothing is chosen.
     IntegrityError
         If there is no such version, or a shard is missing or damaged.
     StorageError
@@ -99,7 +99,7 @@ def export(
         with swapped(Path(target.root)) as temporary:
             _write(store, open_store(temporary), manifest, shards, seal)
     elif is_new:
-        # Without the seal the tree is not whole; the manifest tells a rerun that it is ours all the same.
+        # Without the seal the tree is incomplete; a rerun still recognises it by the manifest.
         target.delete(SUCCESS)
         _write(store, target, manifest, shards, seal)
     logger.info("Version %d of %s is exported to %s.", manifest.version, store.uri, target.uri)
@@ -114,15 +114,15 @@ def export(
 
 
 def export_newest(store: Store, uri: str) -> ExportReport:
-    """Export the newest version beside the dataset, again where another run publishes meanwhile.
+    """Export the newest version beside the dataset; again if another run publishes meanwhile.
 
-    The folder is opened with the dataset's own credentials where it is on the same kind of store.
+    The folder is opened with the dataset's credentials if it is on the same kind of store.
     """
     target = _beside(store, uri)
     while True:
-        done = export(store, target)
-        if latest_version(store) in (done.version, None):
-            return done
+        result = export(store, target)
+        if latest_version(store) in (result.version, None):
+            return result
 
 
 def _beside(store: Store, uri: str) -> Store:
@@ -137,13 +137,7 @@ def _protocols(store: Store) -> tuple[str, ...]:
 
 
 def check_export(store: Store, folder: Store | str) -> None:
-    """Refuse a folder that an export would mix with something else, or take something from.
-
-    Raises
-    ------
-    ParameterError
-        If it lies in the dataset or around it, is a file, or holds what is no export.
-    """
+    """Raise ParameterError for a folder in or around the dataset, a file, or a folder of other files."""
     target = folder if isinstance(folder, Store) else _beside(store, folder)
     if contains(store.uri, target.uri) or contains(target.uri, store.uri):
         raise ParameterError(
@@ -151,15 +145,15 @@ def check_export(store: Store, folder: Store | str) -> None:
         )
     if target.is_local and Path(target.root).is_file():
         raise ParameterError(f"the export {target.uri} is a file; choose a folder.")
-    there = target.list()
-    is_ours = not there or _is_manifest(_read(target, MANIFEST))
-    strangers = [
-        p for p in there if p not in (SUCCESS, MANIFEST, README) and not _PART.fullmatch(p)
+    existing = target.list()
+    is_ours = not existing or _is_manifest(_read(target, MANIFEST))
+    unknown = [
+        p for p in existing if p not in (SUCCESS, MANIFEST, README) and not _PART.fullmatch(p)
     ]
-    if not is_ours or strangers:
-        named = ", ".join((strangers or there)[:3])
+    if not is_ours or unknown:
+        named = ", ".join((unknown or existing)[:3])
         raise ParameterError(
-            f"the export {target.uri} holds files that are no export of ours, e.g. {named}; choose an empty folder, "
+            f"the export {target.uri} holds files that are not of an export, e.g. {named}; choose an empty folder, "
             "or move them away."
         )
 
@@ -182,13 +176,7 @@ def _read(store: Store, path: str) -> bytes:
 def chosen_shards(
     manifest: Manifest, splits: Sequence[str], origins: Sequence[str]
 ) -> tuple[ShardInfo, ...]:
-    """Return a version's shards of some splits and origins, of all where none are named.
-
-    Raises
-    ------
-    ParameterError
-        If the version has none of them.
-    """
+    """Return a version's shards of some splits and origins, all by default; ParameterError if it has none."""
     there = {s.split for s in manifest.shards}
     unknown = sorted(set(splits) - there)
     if unknown:
@@ -201,15 +189,15 @@ def chosen_shards(
         if (not splits or s.split in splits) and (not origins or s.origin in origins)
     )
     if not shards:
-        found = ", ".join(sorted({s.origin for s in manifest.shards}))
+        existing = ", ".join(sorted({s.origin for s in manifest.shards}))
         raise ParameterError(
-            f"version {manifest.version} has no records of origin {', '.join(origins)} there; it has: {found}."
+            f"version {manifest.version} has no records of origin {', '.join(origins)} there; it has: {existing}."
         )
     return shards
 
 
 def _seal(manifest: Manifest, shards: Sequence[ShardInfo]) -> bytes:
-    """Name what is exported: equal seals, equal trees."""
+    """Return the content of ``_SUCCESS``: equal seals, equal trees."""
     fields = {
         "version": manifest.version,
         "content_digest": manifest.content_digest,
@@ -226,12 +214,12 @@ def _part(i: int, shard: ShardInfo) -> str:
 def _write(
     store: Store, target: Store, manifest: Manifest, shards: Sequence[ShardInfo], seal: bytes
 ) -> None:
-    """Write the tree, the seal last; what an earlier export left goes before the seal comes."""
+    """Write the tree, the seal last; remove files of an earlier export before that."""
     target.put(MANIFEST, manifest.to_json())
     names = set()
     for i, shard in enumerate(shards):
-        names.add(_part(i, shard))
         path = _part(i, shard)
+        names.add(path)
         with _checked(store, shard, target, path.rpartition("/")[0]) as draft:
             target.put(path, draft)
     target.put(README, _readme(manifest, shards).encode())
@@ -243,7 +231,7 @@ def _write(
 
 @contextlib.contextmanager
 def _checked(store: Store, shard: ShardInfo, target: Store, folder: str) -> Iterator[Draft]:
-    """Give a shard as a draft for a folder of the target, if it is what was published."""
+    """Yield a shard as a draft for a folder of the target, if its digest is right."""
     where = f"{store.uri}/{shard.path}"
     try:
         file = store.open(shard.path)
@@ -287,7 +275,7 @@ def _readme(manifest: Manifest, shards: Sequence[ShardInfo]) -> str:
 
 @contextlib.contextmanager
 def swapped(folder: Path) -> Iterator[Path]:
-    """Give a new folder beside this one, which takes its place when all is written."""
+    """Yield a new folder beside this one, which replaces it at the end."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
     temporary = folder.with_name(f".tmp-export-{uuid.uuid4().hex}-{folder.name}")
@@ -296,12 +284,12 @@ def swapped(folder: Path) -> Iterator[Path]:
         yield temporary
         _put_in_place(temporary, folder)
     finally:
-        # What is left here is the earlier export, or what an error cut off.
+        # The earlier export, or an unfinished one.
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed exports of this folder left more than a day ago."""
+    """Remove leftovers of killed exports of this folder that are older than a day."""
     left = re.compile(rf"\.tmp-export-[0-9a-f]{{32}}-{re.escape(folder.name)}")
     for other in folder.parent.iterdir():
         if left.fullmatch(other.name) and time.time() - other.stat().st_mtime > _LEFTOVER_SECONDS:
@@ -309,14 +297,14 @@ def _sweep(folder: Path) -> None:
 
 
 def _put_in_place(new: Path, folder: Path) -> None:
-    """Put the new folder where the old one is, at once where the system can exchange two names."""
+    """Replace the old folder by the new one, atomically where the system can exchange two names."""
     if not folder.exists() or not any(folder.iterdir()):
         new.rename(folder)  # onto nothing, or onto an empty folder
     elif not _exchange(new, folder):
-        aside = new.with_name(f"{new.name}-old")
-        folder.rename(aside)
+        old = new.with_name(f"{new.name}-old")
+        folder.rename(old)
         new.rename(folder)
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _exchange(a: Path, b: Path) -> bool:

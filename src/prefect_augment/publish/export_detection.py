@@ -3,8 +3,8 @@
 ``<split>/images/<aug_id>.<jpg, png, …>`` and, by convention:
 
 - coco: ``<split>/annotations.json``;
-- voc: ``<split>/annotations/<aug_id>.xml``, with fractions of pixels where there are;
-- yolo: ``<split>/labels/<aug_id>.txt`` in shares of the image, and ``data.yaml`` with the names.
+- voc: ``<split>/annotations/<aug_id>.xml``, with fractions of pixels;
+- yolo: ``<split>/labels/<aug_id>.txt`` relative to the image, and ``data.yaml`` with the names.
 
 Read again (``source.format`` of the same name), each gives the same images, boxes and categories.
 """
@@ -50,26 +50,11 @@ def export_boxes(
     origins: Sequence[Origin] = (),
     options: dict[str, Any] | None = None,
 ) -> ExportReport:
-    """Write one version of a detection set as images and annotations.
+    """Write one version of a detection set as images and annotations in the convention coco, voc or yolo.
 
-    Parameters
-    ----------
-    store : Store
-        The dataset.
-    folder : Store or str
-        Where to; empty or not there yet.
-    convention : str
-        coco, voc or yolo.
-    version, splits, origins, options
-        As for :func:`prefect_augment.publish.export.export`.
-
-    Raises
-    ------
-    ParameterError
-        If there is no such convention, split or origin, the folder holds anything, or lies in the dataset or
-        around it.
-    SchemaError
-        If the version holds no images with boxes.
+    The other arguments are those of :func:`.export.export`; ``folder`` has to be empty. Raises
+    ParameterError for an unknown convention, split or origin, or an unsuitable folder, and SchemaError
+    if the version holds no images with boxes.
     """
     if convention not in _WRITERS:
         raise ParameterError(
@@ -80,30 +65,30 @@ def export_boxes(
         raise ParameterError(
             f"the export {target.uri} lies inside the dataset {store.uri} or around it; choose a folder beside it."
         )
-    if there := target.list():
+    if existing := target.list():
         raise ParameterError(
-            f"the export {target.uri} holds files, e.g. {there[0]}; choose an empty folder."
+            f"the export {target.uri} holds files, e.g. {existing[0]}; choose an empty folder."
         )
     manifest = read_manifest(store, version)
     shards = chosen_shards(manifest, splits, origins)
     if target.is_local:
         with swapped(Path(target.root)) as temporary:
-            done = _write(store, open_store(temporary), manifest, shards, convention)
+            output = _write(store, open_store(temporary), manifest, shards, convention)
     else:
-        done = _write(store, target, manifest, shards, convention)
+        output = _write(store, target, manifest, shards, convention)
     logger.info("Version %d of %s is exported to %s.", manifest.version, store.uri, target.uri)
     return ExportReport(
         folder=target.uri,
         version=manifest.version,
-        n_records=dict(done.n_records),
-        n_files=done.n_files,
-        n_bytes=done.n_bytes,
+        n_records=dict(output.n_records),
+        n_files=output.n_files,
+        n_bytes=output.n_bytes,
         created=True,
     )
 
 
 @dataclass
-class _Done:
+class _Output:
     n_records: Counter[str] = field(default_factory=Counter)
     n_files: int = 0
     n_bytes: int = 0
@@ -115,7 +100,7 @@ class _Done:
 
 
 @dataclass(frozen=True)
-class _Picture:
+class _Image:
     """One image with its boxes."""
 
     name: str  # of its file
@@ -125,94 +110,81 @@ class _Picture:
 
 def _write(
     store: Store, target: Store, manifest: Manifest, shards: Sequence[ShardInfo], convention: str
-) -> _Done:
-    done = _Done()
-    # Numbers of the classes are the same in every split.
+) -> _Output:
+    output = _Output()
+    # Class numbers are the same in every split.
     names = sorted({name for shard in shards for name in _categories(store, shard)})
     for split in sorted({shard.split for shard in shards}):
-        pictures = []
-        for data, picture in _pictures(store, [s for s in shards if s.split == split]):
-            done.put(target, f"{split}/images/{picture.name}", data)
-            pictures.append(picture)
-        done.n_records[split] = len(pictures)
-        for path, content in _WRITERS[convention](split, pictures, names):
-            done.put(target, path, content)
+        images = []
+        for data, image in _images(store, [s for s in shards if s.split == split]):
+            output.put(target, f"{split}/images/{image.name}", data)
+            images.append(image)
+        output.n_records[split] = len(images)
+        for path, content in _WRITERS[convention](split, images, names):
+            output.put(target, path, content)
     if convention == "yolo":
-        listed = {split: f"{split}/images" for split in done.n_records}
-        done.put(
-            target,
-            "data.yaml",
-            yaml.safe_dump({**listed, "names": dict(enumerate(names))}).encode(),
-        )
-    return done
+        listed = {split: f"{split}/images" for split in output.n_records}
+        text = yaml.safe_dump({**listed, "names": dict(enumerate(names))})
+        output.put(target, "data.yaml", text.encode())
+    return output
 
 
 def _categories(store: Store, shard: ShardInfo) -> set[str]:
-    found: set[str] = set()
+    categories: set[str] = set()
     for table in iter_shards(store, [shard]):
         if OBJECTS not in table.column_names:
             raise SchemaError(
                 f"the dataset {store.uri} has no column {OBJECTS!r}; export it without --annotations."
             )
         for objects in table[OBJECTS].to_pylist():
-            found.update(str(c) for c in (objects or {}).get("category") or ())
-    return found
+            categories.update(str(c) for c in (objects or {}).get("category") or ())
+    return categories
 
 
-def _pictures(store: Store, shards: Sequence[ShardInfo]) -> Iterator[tuple[bytes, _Picture]]:
+def _images(store: Store, shards: Sequence[ShardInfo]) -> Iterator[tuple[bytes, _Image]]:
     for table in iter_shards(store, shards):
         column = main_image(table.schema)
         for record in table.select([column, OBJECTS, "aug_id"]).to_pylist():
             data = record[column]["bytes"]
             header = header_of(data)
             objects = record[OBJECTS] or {}
-            boxes = [
-                (str(name), [float(v) for v in box])
-                for name, box in zip(
-                    objects.get("category") or (), objects.get("bbox") or (), strict=True
-                )
-            ]
-            name = (
-                f"{record['aug_id']}.{ENDINGS.get(str(header.format), str(header.format).lower())}"
-            )
-            yield data, _Picture(name, header.size, boxes)
+            pairs = zip(objects.get("category") or (), objects.get("bbox") or (), strict=True)
+            boxes = [(str(name), [float(v) for v in box]) for name, box in pairs]
+            ending = ENDINGS.get(str(header.format), str(header.format).lower())
+            name = f"{record['aug_id']}.{ending}"
+            yield data, _Image(name, header.size, boxes)
 
 
 Files = Iterator[tuple[str, bytes]]
 
 
-def _coco(split: str, pictures: Sequence[_Picture], names: Sequence[str]) -> Files:
-    images: list[dict[str, Any]] = []
+def _coco(split: str, images: Sequence[_Image], names: Sequence[str]) -> Files:
+    entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for i, picture in enumerate(pictures, start=1):
-        width, height = picture.size
-        images.append(
-            {"id": i, "file_name": f"images/{picture.name}", "width": width, "height": height}
-        )
-        for name, box in picture.boxes:
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": i,
-                    "category_id": names.index(name) + 1,
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": 0,
-                }
-            )
+    for i, image in enumerate(images, start=1):
+        width, height = image.size
+        file_name = f"images/{image.name}"
+        entries.append({"id": i, "file_name": file_name, "width": width, "height": height})
+        for name, box in image.boxes:
+            entry = {
+                "id": len(annotations) + 1,
+                "image_id": i,
+                "category_id": names.index(name) + 1,
+            }
+            annotations.append(entry | {"bbox": box, "area": box[2] * box[3], "iscrowd": 0})
     categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
-    whole = {"images": images, "annotations": annotations, "categories": categories}
+    whole = {"images": entries, "annotations": annotations, "categories": categories}
     yield f"{split}/annotations.json", json.dumps(whole).encode()
 
 
-def _voc(split: str, pictures: Sequence[_Picture], names: Sequence[str]) -> Files:
-    for picture in pictures:
+def _voc(split: str, images: Sequence[_Image], names: Sequence[str]) -> Files:
+    for image in images:
         root = ET.Element("annotation")
-        ET.SubElement(root, "filename").text = picture.name
+        ET.SubElement(root, "filename").text = image.name
         size = ET.SubElement(root, "size")
-        for side, n in zip(("width", "height"), picture.size, strict=True):
+        for side, n in zip(("width", "height"), image.size, strict=True):
             ET.SubElement(size, side).text = str(n)
-        for name, (x, y, w, h) in picture.boxes:
+        for name, (x, y, w, h) in image.boxes:
             thing = ET.SubElement(root, "object")
             ET.SubElement(thing, "name").text = name
             box = ET.SubElement(thing, "bndbox")
@@ -220,22 +192,22 @@ def _voc(split: str, pictures: Sequence[_Picture], names: Sequence[str]) -> File
                 ("xmin", "ymin", "xmax", "ymax"), (x, y, x + w, y + h), strict=True
             ):
                 ET.SubElement(box, side).text = repr(value)
-        stem = picture.name.rpartition(".")[0]
+        stem = image.name.rpartition(".")[0]
         yield f"{split}/annotations/{stem}.xml", ET.tostring(root, encoding="utf-8")
 
 
-def _yolo(split: str, pictures: Sequence[_Picture], names: Sequence[str]) -> Files:
-    for picture in pictures:
-        width, height = picture.size
+def _yolo(split: str, images: Sequence[_Image], names: Sequence[str]) -> Files:
+    for image in images:
+        width, height = image.size
         lines = [
             f"{names.index(name)} {(x + w / 2) / width!r} {(y + h / 2) / height!r} {w / width!r} {h / height!r}\n"
-            for name, (x, y, w, h) in picture.boxes
+            for name, (x, y, w, h) in image.boxes
         ]
-        stem = picture.name.rpartition(".")[0]
+        stem = image.name.rpartition(".")[0]
         yield f"{split}/labels/{stem}.txt", "".join(lines).encode()
 
 
-_WRITERS: Mapping[str, Callable[[str, Sequence[_Picture], Sequence[str]], Files]] = {
+_WRITERS: Mapping[str, Callable[[str, Sequence[_Image], Sequence[str]], Files]] = {
     "coco": _coco,
     "voc": _voc,
     "yolo": _yolo,

@@ -1,13 +1,9 @@
-"""Approval: a version that is ready waits for a person's yes.
+"""Approval: a version that is ready waits for a person's decision.
 
 A run that may not publish by itself leaves a *proposal*: everything that publishing needs, under
-``_proposals/<id>.json``. The decision is a second object beside it, put once. Whoever decides may
-lower the number of added records, class by class, never raise it: what is published is a prefix of
-the records that were judged.
-
-How many records a recipe adds, and the same recipe with fewer of them.
-
-Fewer is always a prefix of what was judged; more would be records that nothing was judged on.
+``_proposals/<id>.json``. The decision is a second object beside it, written once. The approver may
+lower the number of added records per class, never raise it: fewer records are a prefix of those that
+were evaluated, more would not have been evaluated.
 """
 
 from __future__ import annotations
@@ -49,7 +45,7 @@ __all__ = [
 ]
 
 FOLDER = "_proposals"
-MAX_ROWS = 100  # of a table that a person is to read
+MAX_ROWS = 100  # of the approver's table
 
 
 class Proposal(Result):
@@ -61,7 +57,7 @@ class Proposal(Result):
     report: ReportRef
 
     def moved(self, root: str, block: str) -> Proposal:
-        """Return the proposal with its records where they are now, under another name of the same folder."""
+        """Return the proposal for another path or name of the same folder."""
         experiment = self.release.experiment
         dataset = experiment.dataset.model_copy(update={"root": root, "block": block})
         experiment = experiment.model_copy(update={"dataset": dataset})
@@ -70,18 +66,18 @@ class Proposal(Result):
 
     @property
     def recipe(self) -> Recipe:
-        """What would be published."""
+        """The recipe that would be published."""
         assert self.release.recipe is not None
         return self.release.recipe
 
     @property
     def plan(self) -> BalancePlan:
-        """Amounts per class."""
+        """The amounts per class."""
         return self.release.experiment.plan
 
     @property
     def verdict(self) -> Verdict:
-        """What the hold-out says."""
+        """The result on the hold-out."""
         assert self.release.verdict is not None
         return self.release.verdict
 
@@ -100,20 +96,13 @@ class ProposalState(Result):
 
 
 def propose(release: Release, report: ReportRef, store: Store) -> Proposal:
-    """Leave a proposal, or return the one of the same inputs that is there.
+    """Leave a proposal, or return the existing one of the same inputs.
 
-    Parameters
-    ----------
-    release : Release
-        As for :func:`~prefect_augment.publish.publish.publish`, which takes it once somebody approves.
-    report : ReportRef
-        What the approver reads; it is written anew with the decision and the amounts in it.
-    store : Store
-        The destination.
+    ``report`` is what the approver reads; it is rewritten later with the decision.
     """
     proposal = Proposal(id=release.key, created_at=_now(), release=release, report=report)
     path = f"{FOLDER}/{proposal.id}.json"
-    # What is published already needs nobody's yes.
+    # A published version needs no approval.
     if find_commit(store, proposal.id) or store.put_if_absent(path, proposal.to_json()):
         return proposal
     return _read(store, path)
@@ -122,8 +111,8 @@ def propose(release: Release, report: ReportRef, store: Store) -> Proposal:
 def list_proposals(store: Store) -> tuple[ProposalState, ...]:
     """Return all proposals, oldest first."""
     ids = (re.fullmatch(rf"{FOLDER}/([0-9a-f]+)\.json", path) for path in store.list(FOLDER))
-    found = [_state(store, _read(store, match[0])) for match in ids if match]
-    return tuple(sorted(found, key=lambda state: (state.created_at, state.id)))
+    states = [_state(store, _read(store, match[0])) for match in ids if match]
+    return tuple(sorted(states, key=lambda state: (state.created_at, state.id)))
 
 
 def _state(store: Store, proposal: Proposal) -> ProposalState:
@@ -144,13 +133,7 @@ def _state(store: Store, proposal: Proposal) -> ProposalState:
 
 
 def read_proposal(store: Store, proposal_id: str = "") -> Proposal:
-    """Return a proposal by its id or the start of it; the only open one where none is given.
-
-    Raises
-    ------
-    ParameterError
-        If there is no such proposal, or more than one.
-    """
+    """Return a proposal by its id or the start of it, or the only open one; ParameterError if ambiguous."""
     states = list_proposals(store)
     chosen = [
         s for s in states if (s.id.startswith(proposal_id) if proposal_id else s.status == "open")
@@ -170,55 +153,35 @@ def read_proposal(store: Store, proposal_id: str = "") -> Proposal:
 
 
 def _read(store: Store, path: str) -> Proposal:
-    found = read_result(store, path, Proposal)
-    if found is None:
-        raise IntegrityError(f"{store.uri}/{path} is gone; run again, it is proposed anew.")
-    return found
+    proposal = read_result(store, path, Proposal)
+    if proposal is None:
+        raise IntegrityError(f"{store.uri}/{path} is missing; run again to propose it anew.")
+    return proposal
 
 
 # --- deciding ---------------------------------------------------------------------------------
 
 
 def read_decision(store: Store, proposal_id: str) -> ApprovalDecision | None:
-    """Return what was decided last on a proposal, or None while it is open."""
+    """Return the last decision on a proposal, or None while it is open."""
     last = None
     for number in range(1, 1000):
-        found = read_result(store, _decision_path(proposal_id, number), ApprovalDecision)
-        if found is None:
+        decision = read_result(store, _decision_path(proposal_id, number), ApprovalDecision)
+        if decision is None:
             return last
-        last = found
+        last = decision
     return last
 
 
 def decide(store: Store, proposal: Proposal, answer: Answer, *, run: str = "") -> ApprovalDecision:
-    """Record a decision for good.
+    """Record a decision; return it, or the existing equal one. ``run`` is the id of the flow run that asked.
 
-    Parameters
-    ----------
-    store : Store
-        The destination.
-    proposal : Proposal
-        What is decided.
-    answer : Answer
-        The decision; its amounts may only be lower than the proposal's.
-    run : str
-        Id of the flow run that asked.
-
-    Returns
-    -------
-    ApprovalDecision
-        This one, or the same one that was there.
-
-    Raises
-    ------
-    ParameterError
-        If an amount is raised or names no class of the proposal, or something else was decided
-        before (a rejection is taken back only with ``answer.again``).
+    Raises ParameterError if an amount is raised or names no class of the proposal, or if another decision
+    was recorded before (``answer.again`` takes back a rejection).
     """
-    amounts = lowered_amounts(
-        proposal.recipe, {amount.name: amount.records for amount in answer.amounts}
-    )
-    made = ApprovalDecision(
+    requested = {amount.name: amount.records for amount in answer.amounts}
+    amounts = lowered_amounts(proposal.recipe, requested)
+    decision = ApprovalDecision(
         decision=answer.decision,
         by=answer.by.strip(),
         comment=answer.comment.strip(),
@@ -227,22 +190,24 @@ def decide(store: Store, proposal: Proposal, answer: Answer, *, run: str = "") -
         run=run,
     )
     number = 1
-    while not store.put_if_absent(_decision_path(proposal.id, number), made.to_json()):
-        there = read_result(store, _decision_path(proposal.id, number), ApprovalDecision)
-        assert there is not None
-        if (there.decision, there.amounts) == (made.decision, made.amounts) and not answer.again:
-            return there
-        if there.decision == "approve" or not answer.again:
+    while not store.put_if_absent(_decision_path(proposal.id, number), decision.to_json()):
+        recorded = read_result(store, _decision_path(proposal.id, number), ApprovalDecision)
+        assert recorded is not None
+        approved = recorded.decision == "approve"
+        is_same = (recorded.decision, recorded.amounts) == (decision.decision, decision.amounts)
+        if is_same and not answer.again:
+            return recorded
+        if approved or not answer.again:
+            advice = (
+                "A decision stays; run again with other parameters for another proposal."
+                if approved
+                else "Decide with `again` to take the rejection back."
+            )
             raise ParameterError(
-                f"proposal {proposal.id} was decided before: {there.sentence} "
-                + (
-                    "A decision stays; run again with other parameters for another proposal."
-                    if there.decision == "approve"
-                    else "Decide with `again` to take the rejection back."
-                )
+                f"proposal {proposal.id} was decided before: {recorded.sentence} {advice}"
             )
         number += 1
-    return made
+    return decision
 
 
 def _decision_path(proposal_id: str, number: int) -> str:
@@ -257,12 +222,9 @@ def _now() -> str:
 
 
 def request_markdown(proposal: Proposal, *, report_link: str) -> str:
-    """Return what an approver is shown: the verdict, what was judged, the amounts; all escaped.
+    """Return what an approver reads: the verdict, the compared classes, the amounts; all escaped.
 
-    Parameters
-    ----------
-    report_link : str
-        Markdown that leads to the report.
+    ``report_link`` is a markdown link.
     """
     verdict, recipe = proposal.verdict, proposal.recipe
     compared = sorted({c.label for c in proposal.plan.classes if c.compared})
@@ -273,14 +235,14 @@ def request_markdown(proposal: Proposal, *, report_link: str) -> str:
         "",
         f"Recipe: {markdown_text(recipe.strategy.name)}. {markdown_text(recipe.sentence)}",
         "",
-        f"Judged on {verdict.n_holdout:,} hold-out records, {len(compared):,} classes: {names}. {report_link}",
+        f"Compared on {verdict.n_holdout:,} hold-out records, {len(compared):,} classes: {names}. {report_link}",
         "",
         "| class | now | to be added | after |",
         "| --- | ---: | ---: | ---: |",
     ]
     for entry in proposal.plan.classes[:MAX_ROWS]:
         n = added.get(entry.name, 0)
-        note = "" if entry.compared else " (not judged)"
+        note = "" if entry.compared else " (not compared)"
         lines.append(
             f"| {markdown_text(entry.name)}{note} | {entry.n_real:,} | {n:,} | {entry.n_real + n:,} |"
         )
@@ -296,7 +258,7 @@ def request_markdown(proposal: Proposal, *, report_link: str) -> str:
 
 
 def added_records(recipe: Recipe) -> dict[str, int]:
-    """Return stratum -> records that the recipe adds: synthetic, classic and copies together."""
+    """Return the records that the recipe adds per stratum: synthetic, classic and copies together."""
     added: dict[str, int] = {}
     for part in (recipe.synthetic, recipe.classic, recipe.copies):
         for name, n in part.items():
@@ -305,31 +267,24 @@ def added_records(recipe: Recipe) -> dict[str, int]:
 
 
 def lowered_amounts(recipe: Recipe, amounts: Mapping[str, int]) -> dict[str, int]:
-    """Return the amounts that are lower than the recipe's; refuse what cannot be granted.
+    """Return the amounts that are lower than the recipe's.
 
-    Raises
-    ------
-    ParameterError
-        If a class gets no records in the recipe, or an amount is negative or raised.
+    Raises ParameterError if a class gets no records in the recipe, or an amount is negative or raised.
     """
     allowed = added_records(recipe)
-    for name, asked in amounts.items():
+    for name, requested in amounts.items():
         if name not in allowed:
+            advice = suggestion(name, tuple(allowed)) if allowed else "it adds no records at all"
             raise ParameterError(
-                f"no records are to be added to class {name!r}, so its amount cannot be changed; "
-                + (
-                    f"{suggestion(name, tuple(allowed))}."
-                    if allowed
-                    else "this proposal adds no records at all."
-                ),
+                f"the proposal adds no records to class {name!r}, so its amount cannot be changed; {advice}.",
                 class_name=name,
             )
-        if not 0 <= asked <= allowed[name]:
+        if not 0 <= requested <= allowed[name]:
             raise ParameterError(
-                f"class {name!r}: {asked:,} records were asked for and 0 to {allowed[name]:,} are allowed; an "
+                f"class {name!r}: {requested:,} records were requested and 0 to {allowed[name]:,} are allowed; an "
                 "approval may lower an amount, not raise it. For more, run again with other balance parameters.",
                 class_name=name,
-                asked=asked,
+                requested=requested,
                 allowed=allowed[name],
             )
     return {name: n for name, n in amounts.items() if n < allowed[name]}
@@ -338,21 +293,10 @@ def lowered_amounts(recipe: Recipe, amounts: Mapping[str, int]) -> dict[str, int
 def lowered(
     recipe: Recipe, plan: BalancePlan, amounts: Mapping[str, int], *, copies: bool = False
 ) -> Recipe:
-    """Return the recipe with fewer added records.
+    """Return the recipe with fewer added records, by ``amounts`` per stratum.
 
-    A class keeps its effective count, records times weight, so what it loses in records it gains in
-    weight; with duplicates instead of weights there is nothing to make up for it.
-
-    Parameters
-    ----------
-    recipe : Recipe
-        As it was judged.
-    plan : BalancePlan
-        Gives the real records per stratum.
-    amounts : mapping of str to int
-        Stratum -> records to add; where it is not named it keeps what the recipe has.
-    copies : bool
-        Duplicates are published instead of weights.
+    A class keeps its effective count, records times weight: fewer records get a larger weight. With
+    ``copies`` instead of weights nothing compensates for them.
     """
     amounts = lowered_amounts(recipe, amounts)
     if not amounts:
@@ -365,7 +309,7 @@ def lowered(
             new[kind][name] = k
     new = {kind: {name: n for name, n in counts.items() if n} for kind, counts in new.items()}
     weight = dict(recipe.class_weight)
-    # What is left of soft labels counts in proportion; publishing scales all weights by what it is.
+    # Shares of soft labels shrink in proportion; publishing normalises all weights.
     shares = {
         name: share * new["synthetic"][name] / recipe.synthetic[name]
         for name, share in recipe.shares.items()
@@ -392,14 +336,14 @@ def lowered(
     lower = fewer.model_copy(
         update={
             "class_weight": weight,
-            "sentence": f"{sentence} Fewer records were added than judged, as the approval has it.",
+            "sentence": f"{sentence} Fewer records were added than evaluated, by the approval.",
         }
     )
     return with_priors(lower, plan)
 
 
 def _split(n: int, counts: Mapping[str, int]) -> dict[str, int]:
-    """Divide ``n`` in proportion to ``counts``; what rounding leaves goes to the first that have room."""
+    """Divide ``n`` in proportion to ``counts``; the remainder goes to the first that have room."""
     total = sum(counts.values())
     share = {kind: n * k // total for kind, k in counts.items()}
     for kind, k in counts.items():

@@ -1,7 +1,7 @@
 """Publishing: shards first, the manifest last, then the card that follows from it.
 
-Whatever is written before the manifest is invisible to readers and is found again by a rerun. Two
-runs may publish to one destination at the same time: each version is the work of one of them.
+Whatever is written before the manifest is invisible to readers and is reused by a rerun. Two runs may
+publish to one destination at the same time: each version comes from one of them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ from prefect_augment.schema.base import (
     ShardInfo,
     class_order,
 )
-from prefect_augment.schema.manifest import Manifest, PublishedModel, software_versions
+from prefect_augment.schema.manifest import (
+    Manifest,
+    PublishedModel,
+    class_counts,
+    software_versions,
+)
 from prefect_augment.schema.report import Release
 from prefect_augment.shards.staged import load_info
 from prefect_augment.shards.stream_writer import write_stream
@@ -64,40 +69,14 @@ def publish(
     approval: ApprovalDecision | None = None,
     on_progress: Callable[[float, str], None] | None = None,
 ) -> Commit:
-    """Publish a version: what the recipe has of real, classic and synthetic records, with its proof.
+    """Publish a version: real, classic and synthetic records by the recipe, with report and verdict.
 
-    Parameters
-    ----------
-    release : Release
-        What the version is made of. Its experiment has candidates where the recipe has synthetic records.
-    report : ReportRef, optional
-        Its files are copied beside the version.
-    store : Store
-        The destination.
-    approval : ApprovalDecision, optional
-        Who let the version out, for the record.
-    on_progress : callable, optional
-        ``(fraction in [0, 1], what is being done)``.
-
-    Returns
-    -------
-    Commit
-        ``created`` is False where a version of the same inputs was there already.
-
-    Raises
-    ------
-    SchemaError
-        If the destination holds a dataset of another schema or label.
-    ParameterError, EmptyClassError
-        If recipe, plan and params do not fit together.
-    IntegrityError
-        If staged records are missing or damaged.
-    CommitConflictError
-        If another run published meanwhile, and what is here does not follow from it.
-    StorageError
-        If the destination cannot be written.
+    ``created`` is False on the returned commit if a version of the same inputs existed. Raises SchemaError
+    if the destination has another schema or label; ParameterError or EmptyClassError if recipe, plan and
+    params contradict; IntegrityError for damaged staged records; CommitConflictError if another run
+    published meanwhile and this split does not follow from it; StorageError.
     """
-    say = on_progress or (lambda fraction, text: None)
+    report_progress = on_progress or (lambda fraction, text: None)
     settings, recipe = release.experiment.params.publish, release.recipe
     assert recipe is not None
     info = load_info(release.dataset, store)
@@ -105,52 +84,63 @@ def publish(
     if settings.export:
         check_export(store, settings.export)
     check_shard_format(settings.format, modality=info.modality)
-    key = release.key
-    done = find_commit(store, key)
-    if done is None:
+    published = find_commit(store, release.key)
+    if published is None:
         check_destination(store, info)
-        # Shards that are there already, of an older version or of a killed run, stay until they are named.
-        with lease(store, "writing", f"publish-{key}"), returned_at_once():
-            if not store.is_local:
-                probe_exclusive(store)
-            say(0.0, "putting records together")
-            with Workspace() as workspace:
-                assembled = assemble(release, info, store, workspace)
-            shards = _write_portions(store, assembled.portions, info, settings, say)
-            fields = _fields(release, assembled, shards, info, store)
-            fields |= {"approval": approval}
-            if report is not None:
-                fields["notes"] += report.notes
-            say(0.9, "writing the manifest")
-            build = partial(_manifest, store=store, info=info, report=report, fields=fields)
-            done = commit(store, build, dataset_key=key)
+        published = _write_version(release, report, info, store, approval, report_progress)
     else:
-        # A run that was killed right after its commit would keep removals out for a day.
-        drop_lease(store, "writing", f"publish-{key}")
+        # The lease of a run killed right after its commit would block removals for a day.
+        drop_lease(store, "writing", f"publish-{release.key}")
     refresh_card(store)
     if settings.export:
-        say(0.95, f"exporting to {settings.export}")
+        report_progress(0.95, f"exporting to {settings.export}")
         export_newest(store, settings.export)
-    say(1.0, f"version {done.version}")
+    report_progress(1.0, f"version {published.version}")
     logger.info(
         "%s version %d of %s. %s",
-        "Published" if done.created else "Nothing new: the same inputs are",
-        done.version,
+        "Published" if published.created else "Nothing new: the same inputs are",
+        published.version,
         store.uri,
         recipe.sentence,
     )
     newest = latest_version(store)
-    if newest is not None and newest != done.version:
+    if newest is not None and newest != published.version:
         logger.warning(
             "The newest version of %s is %d, and readers get that; `prefect-augment rollback %s --to %d` makes version "
             "%d the newest.",
             store.uri,
             newest,
             store.uri,
-            done.version,
-            done.version,
+            published.version,
+            published.version,
         )
-    return done
+    return published
+
+
+def _write_version(
+    release: Release,
+    report: ReportRef | None,
+    info: DatasetInfo,
+    store: Store,
+    approval: ApprovalDecision | None,
+    report_progress: Callable[[float, str], None],
+) -> Commit:
+    """Write the version's shards and commit its manifest."""
+    settings = release.experiment.params.publish
+    # The lease keeps garbage collection away from shards that no manifest names yet.
+    with lease(store, "writing", f"publish-{release.key}"), returned_at_once():
+        if not store.is_local:
+            probe_exclusive(store)
+        report_progress(0.0, "putting records together")
+        with Workspace() as workspace:
+            assembled = assemble(release, info, store, workspace)
+        shards = _write_portions(store, assembled.portions, info, settings, report_progress)
+        fields = _fields(release, assembled, shards, info, store) | {"approval": approval}
+        if report is not None:
+            fields["notes"] += report.notes
+        report_progress(0.9, "writing the manifest")
+        build = partial(_manifest, store=store, info=info, report=report, fields=fields)
+        return commit(store, build, dataset_key=release.key)
 
 
 def _manifest(
@@ -162,7 +152,7 @@ def _manifest(
     report: ReportRef | None,
     fields: dict[str, Any],
 ) -> Manifest:
-    """Write what lies under the version's number, and return its manifest."""
+    """Write the files of this version number, and return its manifest."""
     check_follows(store, info, parent)
     files = copy_report(store, report, version)
     pages = [f.path for f in files if f.path.endswith("/report.html")]
@@ -194,12 +184,12 @@ def _fields(
     info: DatasetInfo,
     store: Store,
 ) -> dict[str, Any]:
-    """Return what the manifest says of a version, whatever its number."""
+    """Return the manifest's fields that do not depend on the version's number."""
     experiment, candidates = release.experiment, release.experiment.candidates
     publishes_real = "real" in experiment.params.publish.origins
     return {
         "dataset_key": release.key,
-        "class_counts": _class_counts(shards),
+        "class_counts": class_counts(shards),
         "shards": shards,
         "plan": experiment.plan.classes,
         "recipe": release.recipe,
@@ -208,7 +198,7 @@ def _fields(
         "filtered": candidates.classes if candidates else (),
         "models": tuple(_model(m) for m in release.models),
         "params": release.requested,
-        # Quarantine holds the source's own lines: it stays behind where no real record goes out.
+        # Quarantine holds lines of the source, so it is published only with real records.
         "quarantine": copy_quarantine(store, info) if publishes_real else (),
         "notes": (*info.notes, *assembled.notes, *_privacy(store, release)),
     }
@@ -218,51 +208,42 @@ def _fields(
 
 
 def check_destination(store: Store, dataset: DatasetRef | DatasetInfo) -> None:
-    """Refuse a destination whose dataset is another one; to be called before anything is trained.
+    """Refuse a destination that holds another dataset; call it before anything is trained.
 
-    Parameters
-    ----------
-    store : Store
-        The destination.
-    dataset : DatasetRef or DatasetInfo
-        Outcome of ingest.
-
-    Raises
-    ------
-    SchemaError
-        If its newest version has another label column, another type of it, or other columns.
-    CommitConflictError
-        If its records were split in another way.
+    Raises SchemaError if its newest version has another label column, label type or other columns, and
+    CommitConflictError if its records were split in another way.
     """
     info = load_info(dataset, store) if isinstance(dataset, DatasetRef) else dataset
     latest = latest_version(store)
     if latest is None:
         return
-    there = read_manifest(store, latest)
+    published = read_manifest(store, latest)
     advice = "choose another destination, or a source with the same columns"
-    if (there.label, there.label_type) != (info.label, info.label_type):
+    if (published.label, published.label_type) != (info.label, info.label_type):
         raise SchemaError(
-            f"{store.uri} holds a dataset labelled by {there.label!r} ({there.label_type}), the source is labelled by "
-            f"{info.label!r} ({info.label_type}); {advice}."
+            f"{store.uri} holds a dataset labelled by {published.label!r} ({published.label_type}), the source is "
+            f"labelled by {info.label!r} ({info.label_type}); {advice}."
         )
-    if there.source_schema != info.schema_digest:
+    if published.source_schema != info.schema_digest:
         raise SchemaError(
-            f"{store.uri} holds a dataset of another schema: {_difference(there, info)}; {advice}."
+            f"{store.uri} holds a dataset of another schema: {_difference(published, info)}; {advice}."
         )
-    check_follows(store, info, there)
+    check_follows(store, info, published)
 
 
-def _difference(there: Manifest, info: DatasetInfo) -> str:
-    old = {c.name: c.arrow_type for c in there.columns}
+def _difference(published: Manifest, info: DatasetInfo) -> str:
+    old = {c.name: c.arrow_type for c in published.columns}
     new = {c.name: c.arrow_type for c in info.columns}
-    said = [f"column {name!r} is new" for name in new if name not in old]
-    said += [f"column {name!r} is gone" for name in old if name not in new]
-    said += [
+    changes = [f"column {name!r} is new" for name in new if name not in old]
+    changes += [f"column {name!r} is gone" for name in old if name not in new]
+    changes += [
         f"column {name!r} was {old[name]} and is {new[name]}"
         for name in new
         if name in old and old[name] != new[name]
     ]
-    return "; ".join(said) or "the columns are in another order, or differ in what their types hold"
+    return (
+        "; ".join(changes) or "the columns are in another order, or differ in what their types hold"
+    )
 
 
 # --- what is written --------------------------------------------------------------------------
@@ -273,16 +254,16 @@ def _write_portions(
     portions: Sequence[Portion],
     info: DatasetInfo,
     publish: Publish,
-    say: Callable[[float, str], None],
+    report_progress: Callable[[float, str], None],
 ) -> tuple[ShardInfo, ...]:
-    """Write the shards; of real records those of one staged shard, so that the same ones keep their names."""
+    """Write the shards; each staged shard's real records separately, so that equal ones keep their names."""
     shards: list[ShardInfo] = []
     classes = class_order({name for portion in portions for name in portion.labels})
     total = sum(stream.n_records for portion in portions for stream in portion.streams)
     done = 0
     for portion in portions:
         for stream in portion.streams:
-            say(0.1 + 0.8 * done / total, f"writing {portion.split} {portion.origin}")
+            report_progress(0.1 + 0.8 * done / total, f"writing {portion.split} {portion.origin}")
             shards += write_stream(
                 store,
                 stream.tables(),
@@ -299,27 +280,16 @@ def _write_portions(
                 classes=classes,
             )
             done += stream.n_records
-            give_back()  # the next one is of another size
+            give_back()  # freed blocks rarely fit the next stream
     return tuple(shards)
 
 
 def _privacy(store: Store, release: Release) -> tuple[str, ...]:
-    """Return what published synthetic records give away, in words, where that was measured."""
+    """Return the measured privacy of published synthetic records, in words."""
     if release.recipe is None or not any(release.recipe.synthetic.values()):
         return ()
-    found = stored_privacy(store, release.dataset, release.experiment.candidates)
-    return (found.sentence,) if found else ()
-
-
-def _class_counts(shards: Sequence[ShardInfo]) -> dict[str, dict[str, dict[str, int]]]:
-    """Return split -> class -> origin -> records."""
-    counts: dict[str, dict[str, dict[str, int]]] = {}
-    for shard in shards:
-        classes = counts.setdefault(shard.split, {})
-        for name, n in shard.class_counts.items():
-            origins = classes.setdefault(name, {})
-            origins[shard.origin] = origins.get(shard.origin, 0) + n
-    return counts
+    privacy = stored_privacy(store, release.dataset, release.experiment.candidates)
+    return (privacy.sentence,) if privacy else ()
 
 
 def _model(model: ModelRef) -> PublishedModel:

@@ -1,6 +1,6 @@
-"""What stands beside a version's shards, copied from staging: ledger, report, quarantine.
+"""Files beside a version's shards, copied from staging: ledger, report, quarantine.
 
-Of objects that grow with the records no more than a block is in memory at once.
+Files that grow with the number of records are copied block by block.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["check_follows", "copy_files", "copy_ledger", "copy_quarantine", "cop
 
 
 def check_follows(store: Store, info: DatasetInfo, parent: Manifest | None) -> None:
-    """Refuse to publish a split that takes back what the parent's ledger says of any record."""
+    """Refuse a split that contradicts the parent's ledger for any record."""
     if parent is None or parent.ledger is None or not info.ledger:
         return
     if _sha256_of(store, info.ledger) == parent.ledger.sha256:
@@ -41,17 +41,17 @@ def check_follows(store: Store, info: DatasetInfo, parent: Manifest | None) -> N
         return
     raise CommitConflictError(
         f"version {parent.version} of {store.uri} was published from other records while this run worked, and its "
-        "split does not go on in this one. Nothing is lost: run again, and the new run inherits that split.",
+        "split does not continue in this one. Nothing is lost: run again, and the new run inherits that split.",
         version=parent.version,
     )
 
 
 def _entries(store: Store, path: str) -> tuple[list[str], NDArray[np.uint64]]:
-    """Return a ledger's columns, and eight bytes for the key, occurrence and part of each of its entries.
+    """Return a ledger's columns, and a 64-bit hash of key, occurrence and part of each entry.
 
-    A label may have been corrected since; that moves no record.
+    The label is left out: correcting it moves no record.
     """
-    folded = [np.zeros(0, dtype=np.uint64)]
+    hashes = [np.zeros(0, dtype=np.uint64)]
     with open_shard(store, path) as ledger:
         columns = [n for n in ("key", "occurrence", "part") if n in ledger.schema.names]
         for group in range(len(ledger.group_rows)):
@@ -59,12 +59,12 @@ def _entries(store: Store, path: str) -> tuple[list[str], NDArray[np.uint64]]:
             for batch in table.to_batches(max_chunksize=BATCH_RECORDS):
                 batch = batch.set_column(columns.index("part"), "part", part_codes(batch["part"]))
                 texts = [column.cast(pa.string()) for column in batch.columns]
-                folded.append(hash_ids(pc.binary_join_element_wise(*texts, "/")))
-        return ledger.schema.names, np.concatenate(folded)
+                hashes.append(hash_ids(pc.binary_join_element_wise(*texts, "/")))
+        return ledger.schema.names, np.concatenate(hashes)
 
 
 def copy_quarantine(store: Store, info: DatasetInfo) -> tuple[ShardInfo, ...]:
-    """Copy what could not be used to ``_quarantine``."""
+    """Copy the unusable records to ``_quarantine``."""
     copied = []
     for i, shard in enumerate(info.quarantine):
         path = f"_quarantine/quarantine-{i:05d}-{shard.sha256[:12]}.parquet"
@@ -96,12 +96,12 @@ def _sha256_of(store: Store, path: str) -> str:
 
 
 def copy_ledger(store: Store, info: DatasetInfo, version: int) -> PublishedFile | None:
-    """Copy the split ledger to ``_splits``, beside that of another run where one has taken the number."""
+    """Copy the split ledger to ``_splits``, under a second name if another run took the first."""
     if not info.ledger:
         return None
     path = f"_splits/v{version:08d}.parquet"
     n_bytes, sha256 = _size_of(store, info.ledger), _sha256_of(store, info.ledger)
-    # A large one has its digest in its name at once: to claim a name takes all of it in memory.
+    # A large ledger gets its digest in the name at once: claiming a name needs all of it in memory.
     if n_bytes > BATCH_BYTES or not _claim(store, path, _read_staged(store, info.ledger)):
         path = f"_splits/v{version:08d}-{sha256[:12]}.parquet"
         _copy(store, info.ledger, path)
@@ -109,7 +109,7 @@ def copy_ledger(store: Store, info: DatasetInfo, version: int) -> PublishedFile 
 
 
 def copy_files(store: Store, info: DatasetInfo, version: int) -> PublishedFile | None:
-    """Copy the list of source files beside the ledger, under a name of its content's."""
+    """Copy the list of source files beside the ledger, named by its digest."""
     if not info.files:
         return None
     sha256 = _sha256_of(store, info.files)
@@ -119,32 +119,32 @@ def copy_files(store: Store, info: DatasetInfo, version: int) -> PublishedFile |
 
 
 def _copy(store: Store, staged: str, path: str) -> None:
-    """Copy what is staged block by block, where it is not there yet."""
+    """Copy a staged file block by block, if it is not there yet."""
     folder = path.rpartition("/")[0]
     with _open_staged(store, staged) as file, drafted(store, folder, file) as (draft, _):
         put_once(store, path, draft)
 
 
 def copy_report(store: Store, report: ReportRef | None, version: int) -> tuple[PublishedFile, ...]:
-    """Copy the report's files to ``_reports/v…/``, or beside it where another run's are there.
+    """Copy the report's files to ``_reports/v…/``, or beside it if another run's are there.
 
-    A run that was killed, or lost the race for this number, may have left files of its own under the
-    plain name; no object that a manifest may name is ever overwritten.
+    A killed run, or one that lost the race for this number, may have left files under the plain name; no
+    object that a manifest may name is ever overwritten.
     """
     if report is None:
         return ()
-    found = {name: _read_staged(store, f"{report.prefix}/{name}") for name in sorted(report.files)}
+    files = {name: _read_staged(store, f"{report.prefix}/{name}") for name in sorted(report.files)}
     folder = f"_reports/v{version:08d}"
-    if not all(_claim(store, f"{folder}/{name}", data) for name, data in found.items()):
-        digest = hashlib.sha256("".join(map(sha256_hex, found.values())).encode()).hexdigest()
+    if not all(_claim(store, f"{folder}/{name}", data) for name, data in files.items()):
+        digest = hashlib.sha256("".join(map(sha256_hex, files.values())).encode()).hexdigest()
         folder += f"-{digest[:12]}"
-        for name, data in found.items():
+        for name, data in files.items():
             put_once(store, f"{folder}/{name}", data)
-    return tuple(_published(f"{folder}/{name}", data) for name, data in found.items())
+    return tuple(_published(f"{folder}/{name}", data) for name, data in files.items())
 
 
 def _claim(store: Store, path: str, data: bytes) -> bool:
-    """Put the object where there is none; return whether what is there now is this one."""
+    """Put the object if there is none; return whether the stored one is equal."""
     return store.put_if_absent(path, data) or store.read(path) == data
 
 
@@ -157,7 +157,7 @@ def _read_staged(store: Store, path: str) -> bytes:
 
 def _gone(store: Store, path: str) -> IntegrityError:
     return IntegrityError(
-        f"{store.uri}/{path} is gone from staging; run again, it is made anew.", path=path
+        f"{store.uri}/{path} is missing from staging; run again to make it anew.", path=path
     )
 
 

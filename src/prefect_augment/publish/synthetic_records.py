@@ -1,4 +1,4 @@
-"""Records that a stage has made: the classic and the synthetic ones that a recipe takes of them."""
+"""Classic and synthetic records of a version: those that a recipe takes of the staged ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.publish.real_records import Ids, Look, Piece, Real, Records
+from prefect_augment.publish.real_records import Ids, Piece, Real, RecordReader, Records
 from prefect_augment.schema.base import DatasetRef, FilterResult, Origin, ShardInfo
 from prefect_augment.shards.base import label_names, open_shard
 from prefect_augment.shards.parquet import conform
@@ -26,16 +26,16 @@ Int = NDArray[np.int64]
 
 
 @dataclass
-class Made:
-    """Records that a stage has made: those of its shards that the recipe takes."""
+class StagedRecords:
+    """Records that the recipe takes of a stage's shards."""
 
-    look: Look
+    reader: RecordReader
     origin: Origin
     shards: Sequence[ShardInfo]
     like: pa.Table
-    lineage: Mapping[str, str]  # what with_lineage takes -> column
-    places: Int  # of every record of the shards: where it goes, -1 where it does not
-    soft: bool = False  # the records have shares
+    lineage: Mapping[str, str]  # argument of with_lineage -> column
+    places: Int  # of every record of the shards: its place in the output, -1 for none
+    has_shares: bool = False  # of soft labels
     counts: Counter[str] = field(init=False)
     counted: dict[str, float] = field(init=False)
     labels: set[str] = field(init=False)
@@ -43,23 +43,23 @@ class Made:
 
     def __post_init__(self) -> None:
         self.counts, self.labels = Counter(), set()
-        self.ids = Ids(self.look.workspace)
+        self.ids = Ids(self.reader.workspace)
         self.counted = {}
-        soft = [SHARE] if self.soft else []
-        columns = [*dict.fromkeys(["aug_id", "aug_stratum", self.look.label, *soft])]
+        share_columns = [SHARE] if self.has_shares else []
+        columns = [*dict.fromkeys(["aug_id", "aug_stratum", self.reader.label, *share_columns])]
         for table, _ in self._chosen(columns):
             strata = table["aug_stratum"].to_pylist()
             self.counts.update(strata)
-            shares = table[SHARE].to_pylist() if self.soft else [1] * len(strata)
+            shares = table[SHARE].to_pylist() if self.has_shares else [1] * len(strata)
             for name, share in zip(strata, shares, strict=True):
                 self.counted[name] = self.counted.get(name, 0) + share
-            self.labels.update(label_names(table[self.look.label].unique()))
+            self.labels.update(label_names(table[self.reader.label].unique()))
             self.ids.add(table["aug_id"])
 
     def _chosen(self, columns: Sequence[str] | None = None) -> Iterator[tuple[pa.Table, Int]]:
-        """Yield the records that are taken, with their places."""
+        """Yield the taken records with their places."""
         start = 0
-        for table in iter_shards(self.look.store, self.shards, columns):
+        for table in iter_shards(self.reader.store, self.shards, columns):
             places = self.places[start : start + table.num_rows]
             start += table.num_rows
             rows = np.flatnonzero(places >= 0)
@@ -70,7 +70,7 @@ class Made:
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
-        """All of it in one piece: what is taken depends on all."""
+        """One piece: which records are taken depends on all of them."""
         n = self.counts.total()
         share = n / max(1, self.places.size)
         return (Piece(n, int(share * sum(s.n_bytes for s in self.shards)), self._records),)
@@ -81,7 +81,7 @@ class Made:
                 conform(table, self.like, where=f"the {self.origin} records"),
                 table["aug_stratum"].to_pylist(),
                 {name: table[column] for name, column in self.lineage.items()},
-                table[SHARE].to_numpy() if self.soft else None,
+                table[SHARE].to_numpy() if self.has_shares else None,
             )
 
     def _in_order(self) -> Iterator[pa.Table]:
@@ -98,7 +98,7 @@ class Made:
 
 
 def classic_counts(store: Store, classic: DatasetRef) -> dict[str, int]:
-    """Return how many classic records there are of each stratum."""
+    """Return the number of classic records per stratum."""
     counts: Counter[str] = Counter()
     for table in iter_shards(store, load_info(classic, store).shards, ["aug_stratum"]):
         counts.update(table["aug_stratum"].to_pylist())
@@ -106,49 +106,40 @@ def classic_counts(store: Store, classic: DatasetRef) -> dict[str, int]:
 
 
 def classic_records(
-    look: Look,
+    reader: RecordReader,
     classic: DatasetRef | None,
     wanted: Mapping[str, int],
     real: Real,
     notes: list[str],
-) -> Made:
-    """Return the first classic records of each stratum, sorted by id.
-
-    Raises
-    ------
-    ParameterError
-        If there are none to take from.
-    """
+) -> StagedRecords:
+    """Return the first classic records of each stratum, sorted by id; ParameterError if there are none."""
     if classic is None:
         raise ParameterError(
             "the recipe has classic records, but publish was given none; pass `classic`."
         )
-    shards = load_info(classic, look.store).shards
-    strata, _ = _small(look, shards, wanted, [])
+    shards = load_info(classic, reader.store).shards
+    strata, _ = _small(reader, shards, wanted, [])
     rows = _first_of_each(strata, np.arange(strata.size), wanted, "classic", notes)
     ids = [np.zeros(0, dtype="S32")]
-    for table in iter_shards(look.store, shards, ["aug_id"]):
+    for table in iter_shards(reader.store, shards, ["aug_id"]):
         ids.append(np.array(table["aug_id"].to_pylist(), dtype="S32"))
     rows.sort()
     places = _places(rows[np.argsort(np.concatenate(ids)[rows], kind="stable")], strata.size)
     lineage = {"aug_id": "aug_id", "parent": "aug_parent", "seed": "aug_seed"}
-    return Made(look, "classic", shards, real.like, lineage, places)
+    return StagedRecords(reader, "classic", shards, real.like, lineage, places)
 
 
 def synthetic_records(
-    look: Look,
+    reader: RecordReader,
     candidates: FilterResult | None,
     wanted: Mapping[str, int],
     real: Real,
     order: Sequence[str],
     notes: list[str],
-) -> Made:
-    """Return the best synthetic records of each stratum that the candidates kept, by stratum and ordinal.
+) -> StagedRecords:
+    """Return the best kept synthetic records of each stratum, by stratum and ordinal.
 
-    Raises
-    ------
-    ParameterError
-        If there are none to take from.
+    Raises ParameterError if there are none.
     """
     if candidates is None or not candidates.kept:
         raise ParameterError(
@@ -156,8 +147,8 @@ def synthetic_records(
         )
     if candidates.rules:
         notes.append(f"synthetic records {candidates.rules['said']}")
-    # A smaller amount is a prefix of what the candidates kept; candidates that no candidates saw have no rank.
-    strata, numbers = _small(look, candidates.kept, wanted, ["aug_ordinal", "aug_rank"])
+    # A smaller amount is a prefix of the kept candidates; candidates that were never filtered have no rank.
+    strata, numbers = _small(reader, candidates.kept, wanted, ["aug_ordinal", "aug_rank"])
     ordinals = numbers["aug_ordinal"]
     by_rank = np.lexsort((ordinals, numbers.get("aug_rank", ordinals)))
     rows = _first_of_each(strata, by_rank, wanted, "synthetic", notes)
@@ -166,38 +157,38 @@ def synthetic_records(
     rows = rows[np.lexsort((ordinals[rows], stratum_places[strata[rows]]))]
     lineage = {"aug_id": "aug_id", "model": "aug_model", "seed": "aug_seed"}
     places = _places(rows, strata.size)
-    return Made(
-        look, "synthetic", candidates.kept, real.like, lineage, places, soft=bool(candidates.shares)
+    has_shares = bool(candidates.shares)
+    return StagedRecords(
+        reader, "synthetic", candidates.kept, real.like, lineage, places, has_shares
     )
 
 
 def _small(
-    look: Look, shards: Sequence[ShardInfo], wanted: Mapping[str, int], numbers: Sequence[str]
+    reader: RecordReader,
+    shards: Sequence[ShardInfo],
+    wanted: Mapping[str, int],
+    numbers: Sequence[str],
 ) -> tuple[NDArray[np.int32], dict[str, Int]]:
-    """Return each record's stratum, as its place among the sorted names or -1, and columns of numbers."""
+    """Return each record's stratum, as its place among the sorted names or -1, and numeric columns."""
     code = {name: k for k, name in enumerate(sorted(wanted))}
     strata = [np.zeros(0, dtype=np.int32)]
-    found: dict[str, list[Int]] = {name: [] for name in numbers}
+    columns: dict[str, list[Int]] = {name: [] for name in numbers}
     for shard in shards:
-        with open_shard(look.store, shard.path) as opened:
-            there = [name for name in numbers if name in opened.schema.names]
-        for table in iter_shards(look.store, [shard], ["aug_stratum", *there]):
+        with open_shard(reader.store, shard.path) as opened:
+            existing = [name for name in numbers if name in opened.schema.names]
+        for table in iter_shards(reader.store, [shard], ["aug_stratum", *existing]):
             names = table["aug_stratum"].to_pylist()
             strata.append(np.array([code.get(name, -1) for name in names], dtype=np.int32))
-            for name in there:
-                found[name].append(table[name].to_numpy())
-    joined = {name: np.concatenate(parts) for name, parts in found.items() if parts}
+            for name in existing:
+                columns[name].append(table[name].to_numpy())
+    joined = {name: np.concatenate(parts) for name, parts in columns.items() if parts}
     return np.concatenate(strata), joined
 
 
 def _first_of_each(
-    strata: NDArray[np.int32],
-    rows: Int,
-    wanted: Mapping[str, int],
-    what: str,
-    notes: list[str],
+    strata: NDArray[np.int32], rows: Int, wanted: Mapping[str, int], what: str, notes: list[str]
 ) -> Int:
-    """Take the first rows of each stratum, as many as wanted; fewer are said in the notes."""
+    """Take the first ``wanted`` rows of each stratum; notes name those with fewer."""
     taken = [np.zeros(0, dtype=np.int64)]
     of_rows = strata[rows]
     for code, (name, n) in enumerate(sorted(wanted.items())):
@@ -210,7 +201,7 @@ def _first_of_each(
 
 
 def _places(rows: Int, n: int) -> Int:
-    """Return the place of each of ``n`` records among ``rows``; -1 where it is none of them."""
+    """Return the place of each of ``n`` records among ``rows``; -1 if it is not among them."""
     places = np.full(n, -1, dtype=np.int64)
     places[rows] = np.arange(rows.size)
     return places

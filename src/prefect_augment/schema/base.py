@@ -1,12 +1,12 @@
-"""Facts: what happened. Frozen, small, written to storage as JSON; the only things that travel.
+"""Results: frozen, small, and stored as JSON; only these travel between tasks.
 
-Params live in :mod:`prefect_augment.params`. A class is named by its label value cast to text, so
-the integer class 0 is ``"0"``; a stratum is a class, or a class within one combination of the
-``balance.by`` columns.
+A class is named by its label value as text, so the integer class 0 is ``"0"``. A stratum is a class, or a
+class within one combination of the ``balance.by`` columns. Parameters are in :mod:`prefect_augment.params`.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
@@ -82,7 +82,7 @@ LatentUse = Literal[
 
 
 class Result(BaseModel):
-    """Base of all facts."""
+    """Base of all results."""
 
     # A field with a second alias was stored under that one by versions before 0.2.
     model_config = ConfigDict(
@@ -90,13 +90,9 @@ class Result(BaseModel):
     )
 
     def to_json(self) -> bytes:
-        """JSON with sorted keys, for storage and digests: equal facts give equal bytes."""
-        import json
-
-        return (
-            json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1, ensure_ascii=False)
-            + "\n"
-        ).encode()
+        """Return JSON with sorted keys, for storage and digests: equal results give equal bytes."""
+        values = self.model_dump(mode="json")
+        return (json.dumps(values, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 class Interval(Result):
@@ -111,7 +107,7 @@ class Interval(Result):
 
 
 class ColumnInfo(Result):
-    """What was found about one column of the source."""
+    """One column of the source."""
 
     name: str
     arrow_type: str
@@ -122,7 +118,7 @@ class ColumnInfo(Result):
 
 
 class ImageInfo(Result):
-    """What was found about the images of a source, hold-out left out where it has a URI of its own.
+    """The images of a source, without a hold-out that has its own URI.
 
     Sizes are those of the upright image (EXIF orientation applied), as ``widthxheight``.
     """
@@ -131,7 +127,7 @@ class ImageInfo(Result):
     modes: dict[str, int]  # Pillow's mode -> images: L, RGB, RGBA, P, CMYK, I;16 …
     formats: dict[str, int]  # JPEG, PNG … -> images
     sizes: dict[str, int]  # the most common ones, "28x28" -> images
-    n_sizes: int  # how many different ones there are
+    n_sizes: int  # distinct ones
     most_common_size: tuple[int, int]  # width, height; ties go to the larger area
     smallest_side: int
     largest_side: int
@@ -141,37 +137,35 @@ class ImageInfo(Result):
     n_clusters: int = 0  # near-duplicate clusters of two images or more
     n_clustered: int = 0  # images in them
     largest_cluster: int = 0
-    n_near_holdout: int = 0  # images with a near-duplicate in a hold-out of its own
+    n_near_holdout: int = 0  # images with a near-duplicate in a separate hold-out
 
 
 class SourceFile(Result):
-    """One object of the source, as it was listed; for loose image files, the files of one folder."""
+    """One listed object of the source; of loose image files, the files of one folder."""
 
     path: str
     n_bytes: int
-    etag: str  # the store's etag, or size and modification time where there is none
+    etag: str  # or size and modification time
     n_records: int
     n_quarantined: int
-    batch: int = 1  # the version whose ingest first saw it; of a folder's files the newest
+    batch: int = 1  # version whose ingest first read it; of a folder the newest file's
 
 
 class BatchInfo(Result):
-    """The records of the source files that one version saw first, staged apart from others."""
+    """The records of the source files that one version read first, staged separately."""
 
     batch: int
-    index: str  # path of what the split needs of each record, relative to root
-    n_records: int  # that can be used; those left out by the split too
-    columns: dict[str, tuple[int | None, ...]]  # column -> counts that can be added up
-    notes: tuple[
-        tuple[str, str, int], ...
-    ] = ()  # what was said of files: note, first file, how many
+    index: str  # path of the record index for the split, relative to root
+    n_records: int  # usable ones, including those that the split leaves out
+    columns: dict[str, tuple[int | None, ...]]  # column -> additive counts
+    notes: tuple[tuple[str, str, int], ...] = ()  # note, first file, number of files
 
 
 class ShardInfo(Result):
     """One immutable object of records."""
 
     path: str  # relative to the root it lies under
-    split: str  # train | holdout in a published dataset; fit | validation | holdout | candidates in staging
+    split: str  # train | holdout in a published dataset; a part, or candidates, in staging
     origin: Origin
     n_records: int
     n_bytes: int
@@ -180,25 +174,22 @@ class ShardInfo(Result):
 
 
 class DatasetRef(Result):
-    """A reference to staged records: what travels between tasks.
-
-    The details (columns, shards, split, quarantine) are in the :class:`DatasetInfo` at ``path``.
-    """
+    """A reference to staged records, for tasks; the :class:`DatasetInfo` at ``path`` has the details."""
 
     root: str  # URI of the destination under whose _staging the records lie
     path: str  # of the stage's outcome, relative to root
-    key: str  # stage key
+    key: str  # step key
     digest: str  # sha256 over the shards' digests
     label: str
     n_records: int
     n_quarantined: int = 0
     class_counts: dict[str, int]
-    block: str = ""  # name of the Prefect block that opens root, where one is needed
+    block: str = ""  # name of the Prefect block that opens root, if needed
     modality: Modality = "table"
 
 
 class DatasetInfo(Result):
-    """Everything known about staged records; the outcome of an ingest or sampling stage."""
+    """All details of staged records; the outcome of an ingest or sampling stage."""
 
     stage: str
     key: str
@@ -211,17 +202,17 @@ class DatasetInfo(Result):
     part_counts: dict[str, dict[str, int]]  # part -> class -> records
     compared: tuple[str, ...] = Field(
         validation_alias=AliasChoices("compared", "judged")
-    )  # classes that stand in all parts
+    )  # classes with records in all parts
     n_quarantined: int = 0
     quarantine: tuple[ShardInfo, ...] = ()
     sources: tuple[SourceFile, ...] = ()
-    holdout_uri: str = ""  # where the hold-out was given and not copied
+    holdout_uri: str = ""  # of a separate hold-out, which is not copied
     holdout_digest: str = ""
     ledger: str = ""  # path of the staged split ledger, relative to root
     group_column: str = ""
     n_twins: int = 0  # records whose feature values occur more than once
     modality: Modality = "table"
-    image: ImageInfo | None = None  # where the modality is image
+    image: ImageInfo | None = None  # of images
     notes: tuple[str, ...] = ()
     extra: dict[str, Any] = Field(default_factory=dict)
     batches: tuple[BatchInfo, ...] = ()
@@ -229,91 +220,84 @@ class DatasetInfo(Result):
 
 
 class Profile(Result):
-    """What was found in a source without writing anything."""
+    """The content of a source, for people; nothing is staged."""
 
     source: str
     format: str
-    label: str  # empty where no column could be found or used as the label
-    usable: bool  # whether ingest would take it
+    label: str  # empty if no column can be the label
+    usable: bool  # whether ingest would accept it
     n_files: int
     n_bytes: int
     n_records: int
     columns: tuple[ColumnInfo, ...]
     class_counts: dict[str, int]
-    imbalance_ratio: float  # 0 where there are no classes
+    imbalance_ratio: float  # 0 without classes
     n_quarantined: int
     quarantine: dict[str, int]  # reason -> records
     modality: Modality = "table"
     image: ImageInfo | None = None
-    notes: tuple[str, ...] = ()  # troubles first
+    notes: tuple[str, ...] = ()  # problems first
 
 
 # --- plan -------------------------------------------------------------------------------------
 
 
 class ClassPlan(Result):
-    """What one stratum has and should have, in training records (fit + validation)."""
+    """What one stratum has and gets, in training records (training and validation)."""
 
     name: str  # the stratum: the class, or "class | column=value" with balance.by
     label: str  # the class
     by: dict[str, str] = Field(default_factory=dict)
     n_real: int
     target: int
-    n_synthetic: int  # at most; what the gate drops is not replaced beyond the candidates drawn
-    n_classic: (
-        int  # target - n_real - n_synthetic: copies, SMOTE records or weight, as the recipe has it
-    )
+    n_synthetic: int  # at most: dropped candidates are not replaced
+    n_classic: int  # target - n_real - n_synthetic: copies, SMOTE records or weight, by the recipe
     compared: bool = Field(validation_alias=AliasChoices("compared", "judged"))
     note: str = ""
 
 
 class Estimate(Result):
-    """What a run will take, roughly, before it starts."""
+    """Rough cost of a run before it starts."""
 
     seconds: float
     output_bytes: int
     memory_bytes: int
-    comparison_seconds: float = (
-        0.0  # of ``seconds``, what comparing the strategies takes, where known apart
-    )
+    comparison_seconds: float = 0.0  # part of ``seconds`` for comparing the strategies, if known
 
 
 class BalancePlan(Result):
-    """Per stratum: real, target, classic, synthetic."""
+    """Real, target, classic and synthetic records per stratum."""
 
     rule: str
     classes: tuple[ClassPlan, ...]
     estimate: Estimate
     warnings: tuple[str, ...] = ()
-    # Steps of the classifier that compares strategies of images; 0 for tables.
     classifier_steps: int = Field(
         default=0, validation_alias=AliasChoices("classifier_steps", "learner_steps")
-    )
+    )  # of the classifier of images; 0 for tables
     classifier_width: float = Field(
         default=1.0, validation_alias=AliasChoices("classifier_width", "learner_width")
     )  # times its channels
-    n_folds: int = 0  # of images: parts that strategies are compared on in turn, 1 for validation alone; 0 for tables
-    n_settings: int = 8  # settings of one strategy that are tried at most, see plan.search_space
-    # Synthetic records are of every class and stand for each that they may be of, by weight.
-    soft_labels: bool = False
+    n_folds: int = 0  # of images: folds of the comparison, 1 for validation alone; 0 for tables
+    n_settings: int = 8  # most settings tried of one strategy, see plan.search_space
+    soft_labels: bool = False  # each synthetic record has a row per likely class, by weight
 
     @classmethod
     def without_amounts(cls) -> BalancePlan:
         """Return the plan of a run that adds no record."""
-        return cls(
-            rule="", classes=(), estimate=Estimate(seconds=0.0, output_bytes=0, memory_bytes=0)
-        )
+        nothing = Estimate(seconds=0.0, output_bytes=0, memory_bytes=0)
+        return cls(rule="", classes=(), estimate=nothing)
 
     @property
     def identity(self) -> list[Any]:
-        """What of the plan changes bytes of the steps after it."""
+        """The content of the plan that changes bytes of later steps."""
         amounts = [c.model_dump(mode="json") for c in self.classes]
         classifier = [self.classifier_steps, self.classifier_width, self.n_folds]
         return [amounts, *classifier, self.n_settings, self.soft_labels]
 
     @property
     def n_synthetic(self) -> int:
-        """Synthetic records wanted over all strata."""
+        """Planned synthetic records over all strata."""
         return sum(c.n_synthetic for c in self.classes)
 
 
@@ -339,32 +323,30 @@ class ModelRef(Result):
 
 
 class ClassCheck(Result):
-    """Whether all candidates of a stratum together are as real records would be, in one respect."""
+    """Whether a stratum's candidates as a whole resemble real records, in one respect."""
 
     name: CheckName
-    found: float  # a share: of the candidates; for collapse, of the real records that are covered
-    expected: float  # what unseen real records give
-    p_value: (
-        float | None
-    )  # of so much by chance, over all ways of looking; None where none is taken
+    found: float  # share of the candidates; for collapse, of the covered real records
+    expected: float  # of unseen real records
+    p_value: float | None  # over all tests; None if there is none
     passed: bool
 
 
 class ClassFilter(Result):
-    """What the gate did to one stratum's candidates."""
+    """What the filter did to one stratum's candidates."""
 
     name: str
     n_candidates: int
     n_passed: int
     n_kept: int  # after the utility filter, at most the plan's n_synthetic
-    reasons: dict[str, int]  # reason -> candidates dropped for it
-    metrics: dict[str, float]  # of evaluation.class_metrics: density, coverage, c2st_auc, …
-    checks: tuple[ClassCheck, ...] = ()  # those that could be made
+    reasons: dict[str, int]  # reason -> dropped candidates
+    metrics: dict[str, float]  # of class_metrics: density, coverage, c2st_auc, …
+    checks: tuple[ClassCheck, ...] = ()  # those with enough records
     verdict: Literal["safe", "unsafe", "not judged"] = "not judged"
 
 
 class FilterResult(Result):
-    """Which candidates pass, per stratum and reason. The rows themselves are in ``kept`` and ``dropped``."""
+    """The candidates that pass, per stratum and reason; the rows are in ``kept`` and ``dropped``."""
 
     root: str
     path: str
@@ -375,41 +357,36 @@ class FilterResult(Result):
     dropped: tuple[ShardInfo, ...]
     feature_space: str
     notes: tuple[str, ...] = ()
-    # What was asked of every candidate, and which share of the draws kept to it, by stratum.
+    # Constraints on every candidate, and the share of draws that met them, by stratum.
     rules: dict[str, Any] = Field(default_factory=dict)
-    # With soft labels: the rows that the kept records became, and what they count, by what they stand for.
+    # With soft labels, by the rows' class: rows of the kept records, and their effective count.
     rows: dict[str, int] = Field(default_factory=dict)
     shares: dict[str, float] = Field(default_factory=dict)
 
     @property
     def kept_counts(self) -> dict[str, int]:
-        """Rows kept per stratum: one a record, but with soft labels."""
+        """Kept rows per stratum: one per record without soft labels."""
         return self.rows or {c.name: c.n_kept for c in self.classes}
 
 
-# --- judging ----------------------------------------------------------------------------------
+# --- comparison -------------------------------------------------------------------------------
 
 
 class Strategy(Result):
     """One way of treating the training part; all strategies train the estimators with equal steps.
 
-    ``amount`` scales the way to the plan's target: 0.5 goes half of it, 1 all of it. With
-    ``classic_prob`` above 0, classic augmentation changes records as they are drawn, ``classic_strength``
-    times as far as its policy says, and none are written. Of a model, at most ``per_real`` synthetic
-    records go with a real one (0: as many as the plan has), each counts ``synthetic_weight`` of a real
-    one, and they are drawn in the first ``real_only_finish`` of the steps only. All of these are settings
-    that are searched on validation records, for baselines and models alike.
+    All but name and family are settings, searched on validation records for baselines and models alike.
     """
 
     name: str
     family: StrategyFamily
-    amount: float = 1.0
+    amount: float = 1.0  # share of the way to the plan's target
     tune_threshold: bool = False
-    classic_prob: float = 0.0
-    classic_strength: float = 1.0
-    per_real: float = 0.0
-    synthetic_weight: float = 1.0
-    real_only_finish: float = 1.0
+    classic_prob: float = 0.0  # above 0 records are augmented as they are drawn, none are written
+    classic_strength: float = 1.0  # ranges of the policy times this
+    per_real: float = 0.0  # most synthetic records per real one; 0: the plan's number
+    synthetic_weight: float = 1.0  # of a synthetic record, a real one being 1
+    real_only_finish: float = 1.0  # share of the steps, the first ones, with synthetic records
 
     @property
     def has_model(self) -> bool:
@@ -418,33 +395,33 @@ class Strategy(Result):
 
     @property
     def setting(self) -> str:
-        """What is set about the strategy, for people.
+        """The settings in words.
 
         Examples
         --------
         >>> Strategy(name="trees", family="model", amount=0.5, per_real=2.0).setting
         'amount 0.5, 2 per real'
         """
-        found = []
+        words = []
         if self.family not in ("as_is", "threshold", "external"):
-            found.append(f"amount {self.amount:g}")
+            words.append(f"amount {self.amount:g}")
         if self.per_real:
-            found.append(f"{self.per_real:g} per real")
+            words.append(f"{self.per_real:g} per real")
         if self.synthetic_weight != 1:
-            found.append(f"synthetic counts {self.synthetic_weight:g}")
+            words.append(f"synthetic counts {self.synthetic_weight:g}")
         if self.has_model and self.real_only_finish < 1:
-            found.append(f"synthetic in the first {self.real_only_finish:.0%}")
+            words.append(f"synthetic in the first {self.real_only_finish:.0%}")
         if self.classic_prob:
-            found.append(f"p {self.classic_prob:g}")
+            words.append(f"p {self.classic_prob:g}")
             if self.classic_strength != 1:
-                found.append(f"{self.classic_strength:g} times as strong")
+                words.append(f"{self.classic_strength:g} times as strong")
         if self.tune_threshold:
-            found.append("threshold tuned")
-        return ", ".join(found) or "–"
+            words.append("threshold tuned")
+        return ", ".join(words) or "–"
 
 
 class EstimatorScore(Result):
-    """One estimator's scores over the judged classes; all in [0, 1]."""
+    """One estimator's scores over the compared classes; all in [0, 1]."""
 
     balanced_accuracy: float
     macro_f1: float
@@ -464,18 +441,17 @@ class StrategyScore(Result):
     estimators: dict[str, EstimatorScore] = Field(
         validation_alias=AliasChoices("estimators", "learners")
     )
-    thresholds: dict[str, dict[str, float]] = Field(
-        default_factory=dict
-    )  # estimator -> class -> multiplier
+    # estimator -> class -> multiplier
+    thresholds: dict[str, dict[str, float]] = Field(default_factory=dict)
     n_train: int
     n_validation: int = Field(validation_alias=AliasChoices("n_validation", "n_val"))
     seconds: float = 0.0
     path: str = ""  # the staged predictions behind the scores, relative to root
-    folds: tuple[float, ...] = ()  # the score on each fold by itself, where there are several
+    folds: tuple[float, ...] = ()  # the score on each fold, if there are several
 
 
 class Choice(Result):
-    """What validation says: fixed before the hold-out is read."""
+    """The choice on validation records, fixed before the hold-out is read."""
 
     chosen: Strategy  # the best strategy
     baseline: Strategy  # the best strategy without synthetic records
@@ -491,28 +467,30 @@ class Recipe(Result):
     strategy: Strategy = Field(validation_alias=AliasChoices("strategy", "arm"))
     class_weight: dict[str, float]  # weight of a real record of the stratum; mean 1 over train
     synthetic: dict[str, int]  # records written per stratum
-    # With soft labels, what the synthetic ones of a stratum count together: each weighs class_weight times its share.
+    # With soft labels, effective count of a stratum's synthetic rows: each weighs class_weight times its share.
     shares: dict[str, float] = Field(default_factory=dict)
     classic: dict[str, int]
     copies: dict[str, int]
     thresholds: dict[str, dict[str, float]] = Field(default_factory=dict)
     loss: Literal["cross_entropy", "balanced_softmax"] = "cross_entropy"
-    classic_policy: str = ""  # applied on the fly to records as they are drawn; empty for none
-    # What the policy does, its digest and the versions of the libraries that did it, of copies that are written too;
-    # empty where the name is a preset of old.
+    classic_policy: str = ""  # applied to records as they are drawn; empty for none
+    # The policy's operations, its digest and the libraries' versions, also of written copies; empty for presets of
+    # older versions.
     classic_config: dict[str, Any] = Field(default_factory=dict)
-    classic_prob: float = 0.0  # to what share of them
-    real_only_finish: float = 1.0  # synthetic records are drawn in this share of the steps only
-    synthetic_weight: float = 1.0  # what a synthetic record counts, a real one of its class being 1
-    weights_from: int | None = None  # version whose weights these are; None: made for these records
-    # Class shares of the real training records, and those that training by the recipe has; empty where not known.
-    # A probability times the first over the second, scaled to sum to 1, is right where the first hold.
+    classic_prob: float = 0.0  # share of the changed records
+    real_only_finish: float = 1.0  # share of the steps, the first ones, with synthetic records
+    synthetic_weight: float = 1.0  # of a synthetic record, a real one of its class being 1
+    weights_from: int | None = (
+        None  # version whose weights these are; None: computed for these records
+    )
+    # Class shares of the real training records, and in training by the recipe; empty if unknown. Probabilities times
+    # prior_true / prior_train, normalised, are right for prior_true.
     prior_true: dict[str, float] = Field(default_factory=dict)
     prior_train: dict[str, float] = Field(default_factory=dict)
     sentence: str  # what was done and how to read it, for the log and the card
 
     def counted(self, name: str) -> float:
-        """What the records that are added to a stratum count, before they are weighted."""
+        """Effective count of a stratum's added records, before weighting."""
         synthetic = self.shares.get(name, self.synthetic.get(name, 0))
         return (
             self.synthetic_weight * synthetic + self.classic.get(name, 0) + self.copies.get(name, 0)
@@ -520,7 +498,7 @@ class Recipe(Result):
 
 
 class Difference(Result):
-    """Balanced accuracy of one strategy less another's on the hold-out."""
+    """Balanced accuracy of one strategy minus another's on the hold-out."""
 
     strategy: str = Field(validation_alias=AliasChoices("strategy", "arm"))
     against: str
@@ -528,7 +506,7 @@ class Difference(Result):
 
 
 class Verdict(Result):
-    """The last comparison, on hold-out records that nothing else has read."""
+    """The confirmation on hold-out records that nothing else has read."""
 
     decision: Decision
     reasons: tuple[str, ...]
@@ -543,7 +521,7 @@ class Verdict(Result):
     minimum_detectable_effect: float
     class_recall: dict[str, dict[str, Interval]]  # strategy -> class
     class_decisions: dict[str, str]
-    # Recall of the chosen strategy less that of the strategy it is compared with; hold together over the classes.
+    # Recall of the chosen strategy minus that of the one it is compared with; simultaneous over the classes.
     class_differences: dict[str, Interval] = Field(default_factory=dict)
     not_compared: dict[str, str] = Field(
         validation_alias=AliasChoices("not_compared", "not_judged")
@@ -552,12 +530,13 @@ class Verdict(Result):
     n_seeds: int
     without_twins: dict[str, float] = Field(default_factory=dict)  # strategy -> balanced accuracy
     n_without_twins: int = 0
-    leaks: tuple[str, ...] = ()  # what points to training records in the hold-out
-    # Path of what the same reading says of robustness, groups and calibration, relative to the root.
-    diagnostics: str = Field(default="", validation_alias=AliasChoices("diagnostics", "further"))
+    leaks: tuple[str, ...] = ()  # signs of training records in the hold-out
+    diagnostics: str = Field(
+        default="", validation_alias=AliasChoices("diagnostics", "further")
+    )  # path of the HoldoutResult of the same reading, relative to the root
 
     def without_paths(self) -> Verdict:
-        """Return the verdict as reports and manifests hold it: a receipt's path depends on where records came from."""
+        """Return the verdict without a receipt's path, which depends on where records came from."""
         return self.model_copy(update={"diagnostics": ""})
 
 
@@ -565,14 +544,14 @@ class Verdict(Result):
 
 
 class ApprovalDecision(Result):
-    """What a person said to a proposal, once and for good."""
+    """A person's final decision on a proposal."""
 
     decision: Literal["approve", "reject"]
-    by: str = ""  # who, where known
+    by: str = ""  # who, if known
     comment: str = ""
     amounts: dict[str, int] = Field(default_factory=dict)  # stratum -> records, where lowered
     decided_at: str  # UTC, ISO 8601
-    run: str = ""  # the flow run that asked; empty where a command or another flow answered
+    run: str = ""  # the suspended flow run; empty if a command or another flow decided
 
     @property
     def sentence(self) -> str:
@@ -583,7 +562,7 @@ class ApprovalDecision(Result):
         if self.amounts:
             lowered = ", ".join(f"{name} to {n:,}" for name, n in sorted(self.amounts.items()))
             text += f" Lowered: {lowered}."
-        # Quoted: more sentences may follow, and it may end in anything.
+        # Quoted, because more sentences may follow.
         return f"{text} Comment: “{self.comment}”." if self.comment else text
 
 
@@ -598,7 +577,7 @@ class Commit(Result):
 
 
 class RunResult(Result):
-    """What a run says of itself: the object that ``--json`` prints."""
+    """Outcome of a run, as ``--json`` prints it."""
 
     status: Literal[
         "published", "unchanged", "evaluated", "planned", "awaiting_approval", "rejected"
@@ -617,16 +596,16 @@ class RunResult(Result):
     notes: tuple[str, ...] = ()
     proposal: str = ""  # id, where one was made
     approval: ApprovalDecision | None = None
-    # Of records that another tool made: given, quarantined, filtered, and of those passed and kept.
+    # Of another tool's records: given, quarantined, filtered, and of those passed and kept.
     external: dict[str, int] = Field(default_factory=dict)
-    privacy: str = ""  # what the attack on the synthetic records found: leak, gap, none shown …
+    privacy: str = ""  # result of the attack on the synthetic records: leak, gap, none shown …
 
 
 class TrainResult(Result):
-    """What a training run says of itself: the object that ``train --json`` prints."""
+    """Outcome of a training run, as ``train --json`` prints it."""
 
-    status: Literal["trained", "unchanged"]  # unchanged: the same model was there already
-    model: ModelRef  # checkpoint and encoder by digest, and the classes that it can sample
+    status: Literal["trained", "unchanged"]  # unchanged: the same model existed
+    model: ModelRef
     plan: BalancePlan
     n_records: int  # of the source, hold-out included
     quarantined: int
@@ -639,7 +618,7 @@ class TrainResult(Result):
 
 
 class LatentInfo(Result):
-    """What a model said of records, or made of them: ``index.json``, the last object of its folder.
+    """Result of one use of a model's latents: ``index.json``, the last object of its folder.
 
     Paths are relative to that folder, which may be moved.
     """
@@ -648,18 +627,18 @@ class LatentInfo(Result):
     key: str
     digest: str  # sha256 over the shards' digests
     dataset: DatasetRef
-    version: int | None = None  # where the records are those of a published version
+    version: int | None = None  # of published records
     model: ModelRef
     label: str
     params: dict[str, Any]
     shards: tuple[ShardInfo, ...]
     pictures: tuple[str, ...] = ()  # paths of PNGs
-    found: dict[str, Any]  # numbers and names that sum it up
+    found: dict[str, Any]  # a summary
     notes: tuple[str, ...] = ()
 
 
 class LatentRef(Result):
-    """A reference to one use of a model's latents: what travels between tasks."""
+    """A reference to one use of a model's latents, for tasks."""
 
     use: LatentUse
     root: str  # URI that the folder lies under
@@ -669,11 +648,11 @@ class LatentRef(Result):
     n_records: int
     found: dict[str, Any]
     notes: tuple[str, ...] = ()
-    block: str = ""  # name of the Prefect block that opens root, where one is needed
+    block: str = ""  # name of the Prefect block that opens root, if needed
 
 
 class LatentResult(Result):
-    """What a run that uses a model's latents says of itself: the object that ``--json`` prints."""
+    """Outcome of a run that uses a model's latents, as ``--json`` prints it."""
 
     uri: str  # of the folder with index.json and data/
     latents: LatentRef
@@ -690,21 +669,11 @@ class ReportRef(Result):
     root: str
     prefix: str  # folder of the files, relative to root
     files: tuple[str, ...]  # report.html, report.json, recipe.json, PNGs
-    notes: tuple[str, ...] = ()  # what the manifest and the card say too
+    notes: tuple[str, ...] = ()  # also for the manifest and the card
 
 
 def class_order(names: Collection[str]) -> list[str]:
-    """Return the distinct names in their natural order.
-
-    Parameters
-    ----------
-    names : collection of str
-        Class names; repeats are dropped.
-
-    Returns
-    -------
-    list of str
-        By number where every name is a finite number, else by text; the order given never matters.
+    """Return the distinct names, by number if all are finite numbers, else by text.
 
     Examples
     --------
@@ -719,7 +688,7 @@ def class_order(names: Collection[str]) -> list[str]:
 
 
 def _number(name: str) -> float | None:
-    """Return the finite number a name spells, or None."""
+    """Return a name's finite number, or None."""
     try:
         value = float(name)
     except ValueError:

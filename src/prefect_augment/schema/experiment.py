@@ -1,9 +1,7 @@
-"""Facts of the search on validation records: what was tried in which rung, how it scored, and why it was dropped.
+"""Results of one comparison: the experiment, the search on validation records, and diagnostics on the hold-out.
 
-Facts: what the one reading of the hold-out says beside the verdict.
-
-Robustness, groups and calibration of the strategies that met on the hold-out. They travel by the path of
-their receipt, :attr:`.Verdict.diagnostics`; the report has them under the keys of :class:`HoldoutResult`.
+Robustness, groups and calibration on the hold-out are stored at :attr:`.Verdict.diagnostics`; the report has them
+under the keys of :class:`HoldoutResult`.
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ __all__ = [
 
 
 class Experiment(Result):
-    """What crosses the steps of one comparison: records, plan, parameters, and the candidates once there are some.
+    """The object that the steps of one comparison share.
 
     Parameters
     ----------
@@ -53,9 +51,8 @@ class Experiment(Result):
     plan : BalancePlan
         Amounts per class.
     params : RunParams
-        What was requested.
     candidates : FilterResult, optional
-        Synthetic records that the filter has looked at.
+        Filtered synthetic records.
     """
 
     dataset: DatasetRef
@@ -82,20 +79,13 @@ class Experiment(Result):
     def key(self, step: str, *inputs: Any, seed: int | None = None) -> str:
         """Return the name of a step's outcome on these records.
 
-        Parameters
-        ----------
-        step : str
-            A name of :data:`~prefect_augment.params.keys.STEPS`, which says what parameters count.
-        *inputs
-            What the step reads beside dataset, plan and candidates.
-        seed : int, optional
-            The run's where not given.
+        ``step`` is a name of :data:`~prefect_augment.params.keys.STEPS`; ``inputs`` are what it reads besides
+        dataset, plan and candidates; ``seed`` is the run's by default.
         """
         read = [self.dataset.key, self.dataset.digest, self.plan.identity]
         read += [self.candidates.key if self.candidates else "", *inputs]
-        return step_key(
-            step, self.params, inputs=read, seed=self.params.seed if seed is None else seed
-        )
+        seed = self.params.seed if seed is None else seed
+        return step_key(step, self.params, inputs=read, seed=seed)
 
 
 class Trial(Result):
@@ -104,18 +94,18 @@ class Trial(Result):
     strategy: Strategy
     model: str = ""  # kind of the generative model, of strategies that have one
     score: float  # balanced accuracy on validation records, mean over estimators, folds and seeds
-    spread: float | None  # standard deviation over these folds and seeds; None where there is one
+    spread: float | None  # standard deviation over these folds and seeds; None for one
     n_scores: int  # folds times seeds
-    seconds: float = 0.0  # 0 where budget.steps asks for the same bytes every time
+    seconds: float = 0.0  # 0 with budget.steps, for equal bytes
     kept: bool
     reason: str = ""  # why it was dropped
 
 
 class Rung(Result):
-    """One round of the search: everything in it was trained alike."""
+    """One round of the search, with equal training for all trials."""
 
     name: str
-    effort: float  # share of the steps of an estimator that judges in full
+    effort: float  # share of an estimator's full steps
     n_seeds: int
     trials: tuple[Trial, ...]
     note: str = ""
@@ -127,15 +117,15 @@ class Rung(Result):
 
 
 class SearchResult(Result):
-    """The search as a whole; key ``search`` of ``report.json``."""
+    """The whole search; key ``search`` of ``report.json``."""
 
     rungs: tuple[Rung, ...]
-    n_settings: int  # at most tried of a strategy: the same for baselines and models
-    skipped: dict[str, str] = Field(default_factory=dict)  # kind of model -> why it was not tried
+    n_settings: int  # most settings tried of a strategy, equal for baselines and models
+    skipped: dict[str, str] = Field(default_factory=dict)  # kind of model -> reason
 
     @property
     def n_trials(self) -> int:
-        """Settings that were tried in the first rung."""
+        """Settings tried in the first rung."""
         return len(self.rungs[0].trials) if self.rungs else 0
 
 
@@ -148,22 +138,19 @@ Shown = Literal["gains", "loses", "not shown", "too few"]
 class ConditionRow(Result):
     """Balanced accuracy on the hold-out under one condition, in [0, 1]."""
 
-    name: (
-        str  # noise, blur …; "clean" for the records as they are, "mean" for the mean of the others
-    )
-    strength: str  # what was done and how much of it, in words
+    name: str  # noise, blur …; "clean" for unchanged records, "mean" for the mean of the others
+    strength: str  # kind and size of the corruption, in words
     balanced_accuracy: dict[str, Interval]  # by strategy
-    differences: tuple[Difference, ...]  # the pairs of the verdict, under this condition
-    # How much larger each difference is than on clean records; empty for these.
-    changes: tuple[Difference, ...] = ()
+    differences: tuple[Difference, ...]  # the pairs of the verdict
+    changes: tuple[Difference, ...] = ()  # of each difference from that on clean records
 
 
 class RobustnessResult(Result):
-    """The compared strategies on corrupted copies of hold-out records; trained on no such copies."""
+    """The compared strategies on corrupted copies of hold-out records; none was trained on such copies."""
 
     n_records: int  # hold-out records that were corrupted, each in every way
     seed: int
-    clean: ConditionRow  # the same records as they are
+    clean: ConditionRow  # the same records unchanged
     conditions: tuple[ConditionRow, ...]
     mean: ConditionRow
     sentence: str
@@ -178,26 +165,26 @@ class SliceRow(Result):
     label: str
     group: dict[str, str]  # column -> value
     n_holdout: int
-    before: Interval | None = None  # None where there are too few records
+    before: Interval | None = None  # None for too few records
     after: Interval | None = None
-    difference: Interval | None = None  # holds together with those of all other slices
+    difference: Interval | None = None  # simultaneous over all slices
     decision: Shown
 
 
 class GroupRow(Result):
-    """One group over its classes: the mean of their recalls, before and after."""
+    """One group over its classes: mean recall before and after."""
 
     group: dict[str, str]
     n_holdout: int
     n_classes: int  # with enough records in the group
     before: Interval | None = None
     after: Interval | None = None
-    difference: Interval | None = None  # holds together with those of all other groups
+    difference: Interval | None = None  # simultaneous over all groups
     decision: Shown
 
 
 class Gap(Result):
-    """Highest less lowest recall over the groups that have enough records."""
+    """Highest minus lowest recall over the groups with enough records."""
 
     label: str  # empty: the mean over the classes
     columns: tuple[str, ...]
@@ -210,38 +197,34 @@ class SliceResult(Result):
     """Whether the recipe helps one group and hurts another."""
 
     by: tuple[str, ...]  # balance.by
-    before: str  # the strategy that is compared with
-    after: str  # the strategy whose recipe is published, or the chosen one where that is as is
-    min_records: int  # with fewer hold-out records nothing is said of a slice
+    before: str  # the strategy compared with
+    after: str  # the published strategy, or the chosen one if that is as is
+    min_records: int  # hold-out records that a slice needs
     n_too_few: int  # slices with fewer
     groups: tuple[GroupRow, ...]
     slices: tuple[SliceRow, ...]
     gaps: tuple[Gap, ...]
-    flags: tuple[
-        str, ...
-    ]  # where one group gains and another loses, or the gap widens; in sentences
+    flags: tuple[str, ...]  # sentences: one group gains and another loses, or the gap widens
 
 
 # --- calibration ------------------------------------------------------------------------------
 
 
 class CalibrationScore(Result):
-    """How far probabilities are from what happens, in [0, 1]; lower is better."""
+    """How far probabilities are from frequencies, in [0, 1]; lower is better."""
 
-    brier: Interval  # half the mean squared distance, as LearnerScore has it, over all classes
-    ece: Interval  # of the most probable class; 0 within it: nothing is shown
-    class_ece: Interval  # mean over CalibrationFacts.looked_at
-    expected: dict[
-        str, float
-    ]  # class -> records that the probabilities sum up to, per record there
+    brier: Interval  # half the mean squared distance over all classes, as in EstimatorScore
+    ece: Interval  # of the most probable class; no evidence if it contains 0
+    class_ece: Interval  # mean over CalibrationResult.looked_at
+    expected: dict[str, float]  # class -> sum of its probabilities over its number of records
 
 
 class StrategyCalibration(Result):
-    """One estimator of one strategy, as it predicts and with its prior corrected."""
+    """One estimator of one strategy, as predicted and with its prior corrected."""
 
     as_predicted: CalibrationScore
-    corrected: CalibrationScore | None = None  # None where the training prior is the true one
-    change: Interval | None = None  # Brier score, corrected less as predicted
+    corrected: CalibrationScore | None = None  # None if the training prior is the true one
+    change: Interval | None = None  # Brier score, corrected minus as predicted
 
 
 class CalibrationResult(Result):
@@ -251,10 +234,10 @@ class CalibrationResult(Result):
     n_bins: int
     looked_at: tuple[
         str, ...
-    ]  # the rarest judged classes, whose probabilities are looked at one by one
+    ]  # the rarest compared classes, whose probabilities are measured singly
     strategies: dict[str, dict[str, StrategyCalibration]]  # strategy -> estimator
     prior_true: dict[str, float]  # class -> share of the real training records
-    prior_train: dict[str, dict[str, float]]  # strategy -> class -> share that it trains with
+    prior_train: dict[str, dict[str, float]]  # strategy -> class -> share in training
     published: str
     sentence: str
 
@@ -263,7 +246,7 @@ class CalibrationResult(Result):
 
 
 class HoldoutResult(Result):
-    """What the verdict's reading of the hold-out says further; None where it was not asked."""
+    """Further measurements of the verdict's reading of the hold-out; None if not requested."""
 
     robustness: RobustnessResult | None = None
     slices: SliceResult | None = None

@@ -1,8 +1,6 @@
-"""The manifest: the list of one version's shards, and the only thing that readers trust.
+"""The manifest: the list of one version's shards, and the only object that readers trust.
 
-Offers the fact itself, reading it (checked: whole, ours, of a known schema, no path that leaves the
-folder) and :func:`commit`, which makes a version visible by writing its manifest where none is.
-What goes into a version is decided by ``stages/publish.py``.
+Validation accepts only plain relative paths and consistent counts, because a manifest may come from anybody.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ import json
 import platform
 import re
 from collections import Counter
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, AliasChoices, Field
@@ -34,15 +33,16 @@ __all__ = [
     "Manifest",
     "PublishedFile",
     "PublishedModel",
+    "class_counts",
     "content_digest",
     "software_versions",
 ]
 
 SCHEMA_VERSION = 1
-ROLLED_BACK = "Rolled back to"  # how the note of such a version begins
+ROLLED_BACK = "Rolled back to"  # start of such a version's note
 
 
-# Recorded, not compared: numbers, names and notes of this run, and what depends on when and where it ran.
+# Not part of the content digest: numbers, names and notes of the run, and what depends on time and place.
 _NOT_CONTENT = frozenset(
     {
         "approval",
@@ -63,14 +63,10 @@ _NOT_CONTENT = frozenset(
 
 
 def _inside(path: str) -> str:
-    """Refuse a path that could leave the dataset's folder: a manifest may come from anybody."""
+    """Refuse a path that could leave the dataset's folder."""
     segments = path.split("/")
-    if (
-        path.startswith("/")
-        or "\\" in path
-        or ":" in segments[0]
-        or {"", ".", ".."} & set(segments)
-    ):
+    is_special = path.startswith("/") or "\\" in path or ":" in segments[0]
+    if is_special or {"", ".", ".."} & set(segments):
         raise ValueError(
             f"path {path!r} is not a plain relative path inside the dataset's folder; refused"
         )
@@ -78,7 +74,7 @@ def _inside(path: str) -> str:
 
 
 def _sound_shard(shard: ShardInfo) -> ShardInfo:
-    """Refuse what no shard can be; whether it is what it says is found out by reading it."""
+    """Refuse impossible counts, paths and digests of a shard; reading it compares them."""
     _inside(shard.path)
     counts = shard.class_counts.values()
     if min(shard.n_records, shard.n_bytes, *counts) < 0 or (
@@ -123,7 +119,7 @@ class PublishedFile(Result):
 
 
 class PublishedModel(Result):
-    """A model whose records are in the version; paths relative to the dataset's folder."""
+    """A model whose records are in the version; paths are relative to the dataset's folder."""
 
     kind: str
     key: str
@@ -141,9 +137,8 @@ class PublishedModel(Result):
 class Manifest(Result):
     """One published version.
 
-    ``class_counts`` is split -> class -> origin -> records. ``content_digest`` covers what the
-    version is and leaves out when, where and with which software it was made; ``dataset_key`` names
-    the inputs it was made from.
+    ``class_counts`` is split -> class -> origin -> records. ``content_digest`` covers the content, without when, where
+    and with which software it was made; ``dataset_key`` names its inputs.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -160,81 +155,79 @@ class Manifest(Result):
     shards: PublishedShards
     plan: tuple[ClassPlan, ...]
     recipe: Recipe
-    # Stratum -> aug_weight of its records in train; 1 where not named.
-    weights: dict[str, float] = Field(default_factory=dict)
+    weights: dict[str, float] = Field(
+        default_factory=dict
+    )  # stratum -> aug_weight in train, if not 1
     verdict: Verdict | None
     filtered: tuple[ClassFilter, ...] = Field(
         default=(), validation_alias=AliasChoices("filtered", "gate")
     )
     models: tuple[PublishedModel, ...] = ()
     params: dict[str, Any]
-    approval: ApprovalDecision | None = None  # None where nobody was asked
+    approval: ApprovalDecision | None = None  # None if none was required
     software: dict[str, str]
     report: str = ""  # path of report.html
     report_files: tuple[PublishedFile, ...] = ()
     n_quarantined: int = 0
     quarantine: PublishedShards = ()
     ledger: PublishedFile | None = None
-    sources: PublishedFile | None = None  # the source's files, and which version saw each first
-    ingest: PathOrNothing = (
-        ""  # outcome of the ingest stage, whose records the next run may use again
-    )
-    holdout_uri: str = ""  # where the hold-out was given by URI and not copied
+    sources: PublishedFile | None = None  # the source's files, and which version read each first
+    ingest: PathOrNothing = ""  # outcome of the ingest stage, whose records the next run may reuse
+    holdout_uri: str = ""  # of a separate hold-out, which is not copied
     holdout_digest: str = ""
     notes: tuple[str, ...] = ()
 
     def sealed(self) -> Manifest:
         """Return the manifest with its ``content_digest``."""
-        return self.model_copy(
-            update={"content_digest": content_digest(self.model_dump(mode="json"))}
-        )
+        digest = content_digest(self.model_dump(mode="json"))
+        return self.model_copy(update={"content_digest": digest})
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """All classes of the version: by number where all are numbers, else by text."""
-        return tuple(
-            class_order({name for counts in self.class_counts.values() for name in counts})
-        )
+        """All classes of the version, in their natural order."""
+        names = {name for counts in self.class_counts.values() for name in counts}
+        return tuple(class_order(names))
 
     def split_shards(self, split: str) -> tuple[ShardInfo, ...]:
-        """Return the shards of one split, in the order they are read."""
+        """Return the shards of one split, in reading order."""
         return tuple(s for s in self.shards if s.split == split)
 
 
-def content_digest(fields: dict[str, Any]) -> str:
-    """Return the sha256 of what a manifest says about the data, 64 hexadecimal digits.
+def class_counts(shards: Iterable[ShardInfo]) -> dict[str, dict[str, dict[str, int]]]:
+    """Return split -> class -> origin -> records."""
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    for shard in shards:
+        classes = counts.setdefault(shard.split, {})
+        for name, n in shard.class_counts.items():
+            origins = classes.setdefault(name, {})
+            origins[shard.origin] = origins.get(shard.origin, 0) + n
+    return counts
 
-    Parameters
-    ----------
-    fields : dict
-        The manifest as it stands in its JSON, so that fields which later releases add stay covered.
+
+def content_digest(fields: dict[str, Any]) -> str:
+    """Return the sha256 of a manifest's content, 64 hexadecimal digits.
+
+    ``fields`` are those of its JSON, so that fields of later releases are covered.
     """
     content = {k: v for k, v in fields.items() if k not in _NOT_CONTENT}
-    return hashlib.sha256(
-        json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-    ).hexdigest()
-
-
-# --- reading ----------------------------------------------------------------------------------
-
-
-# --- committing -------------------------------------------------------------------------------
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_rollback(manifest: Manifest) -> bool:
-    """Tell whether a version is an older one again, and no run's."""
+    """Whether a version is an older one again, and not the result of a run."""
     return any(note.startswith(ROLLED_BACK) for note in manifest.notes)
 
 
 def software_versions() -> dict[str, str]:
-    """Return the installed version of every package that shapes the bytes."""
-    found = {"python": platform.python_version()}
+    """Return the installed version of every package that influences the bytes."""
+    versions = {"python": platform.python_version()}
     for name in _SOFTWARE:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            continue  # run from a source tree, or a part that is not installed
-    return found
+            continue  # a source tree, or an optional package
+    return versions
 
 
 _SOFTWARE = (

@@ -1,4 +1,4 @@
-"""Facts of the privacy measurement: shares, distances and intervals, never a value of a record."""
+"""Results of the privacy measurement: shares, distances and intervals, never a record's values."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ Records = Literal["drawn", "kept"]
 
 
 class Attack(Result):
-    """How well distances to synthetic records tell who was in the training data."""
+    """How well distances to synthetic records separate members of the training data from others."""
 
-    auc: Interval  # share of pairs (a member, another) told apart rightly; 0.5 is guessing
+    auc: Interval  # share of pairs (a member, another) in the right order; 0.5 is chance
     n_members: int
     n_others: int
-    # Of the members, those nearer than all but the nearest 5 % of the others; None below 20 others.
+    # True positive rate at a false positive rate of 5 %; None below 20 others.
     found_share: float | None = None
 
 
 class Closeness(Result):
-    """Distances to the closest record among the members, of synthetic records and of others."""
+    """Distances to the closest member, of synthetic records and of others."""
 
     synthetic_median: float
     synthetic_low: float  # the 5 % quantile
     others_median: float
     others_low: float
-    nearer_share: float  # of the synthetic ones, those nearer than others_low: 0.05 is expected
+    nearer_share: float  # of the synthetic records, those below others_low; 0.05 is expected
     synthetic_copies: float  # share that equals a member
     others_copies: float
 
 
 class Exposure(Result):
-    """Of the most isolated real records, those with a synthetic record among their k nearest."""
+    """Share of the most isolated real records with a synthetic record among their k nearest."""
 
     n_members: int
     n_others: int
     members: float
-    others: float  # what is expected of the members, too, where nothing leaks
+    others: float  # expected also of the members without a leak
     difference: Interval
 
 
 class ClassPrivacy(Result):
-    """One class; what it has too few records for is None."""
+    """One class; measurements with too few records are None."""
 
     name: str
     n_synthetic: int
@@ -58,7 +58,7 @@ class ClassPrivacy(Result):
 class PrivacySide(Result):
     """All drawn records, or those of them that were kept.
 
-    ``attack`` and ``exposure`` are over all classes; the classes' own intervals hold together at 95 %.
+    ``attack`` and ``exposure`` are over all classes; intervals of single classes are simultaneous at 95 %.
     """
 
     records: Records
@@ -72,14 +72,14 @@ class PrivacySide(Result):
 
 
 class Privacy(Result):
-    """What synthetic records give away about the records that they were made from."""
+    """What synthetic records reveal about the records that they were made from."""
 
-    members: str  # in words: what the records were made from
-    others: str  # real records that they were not made from
+    members: str  # in words: the records that models were trained on
+    others: str  # in words: other real records
     feature_space: str
     k: int  # neighbours of an isolated record
     rare_share: float  # most isolated records of each class
-    sides: tuple[PrivacySide, ...]  # what goes out first
+    sides: tuple[PrivacySide, ...]  # published records first
     finding: Finding
-    sentence: str  # what it means, in plain words
+    sentence: str  # in plain words
     notes: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What a report is made of: the version that is proposed or published, and what was measured beside its verdict.
+"""Content of a report: the proposed or published version, and measurements besides its verdict.
 
 Each field of :class:`Findings` is a key of ``report.json`` and a section of the page.
 """
@@ -47,7 +47,7 @@ class ClassDrift(Result):
     name: str
     before: int  # 0: the class is new
     now: int  # 0: the class is gone
-    noise: float  # how far its share moves by chance, between two samples
+    noise: float  # change of its share between two samples by chance
     changed: bool
 
 
@@ -57,11 +57,11 @@ class StrategyDrift(Result):
     name: str
     before: Interval | None = None
     now: Interval | None = None
-    changed: bool = False  # by more than the two intervals allow
+    changed: bool = False  # by more than the two intervals
 
 
 class Drift(Result):
-    """What changed since the version before."""
+    """Changes since the version before."""
 
     version: int  # the one before
     n_before: int
@@ -72,35 +72,35 @@ class Drift(Result):
     recipe_now: str = ""
     verdict_before: str = ""
     verdict_now: str = ""
-    sentence: str = ""  # the whole of it, for the artifact and the card
+    sentence: str = ""  # a summary, for the artifact and the card
 
 
 class OperationCheck(Result):
-    """What became of validation records images under one operation, always applied."""
+    """Validation images under one operation, always applied, as a classifier sees them."""
 
     name: str
-    rate: float  # of images whose class the probe no longer sees
+    rate: float  # of images that the classifier puts into another class
     low: float  # lower end of its 95 % interval
-    worst_class: str  # the class that suffers most, by the lower end of its own interval
+    worst_class: str  # by the lower end of its own interval
     worst_rate: float
-    becomes: str  # what the probe takes that class for
+    becomes: str  # the class that worst_class is mostly taken for
     damages: bool
 
 
 class PolicyCheck(Result):
-    """What a probe says of a policy."""
+    """Check of an image policy by a classifier."""
 
     policy: str
     digest: str
-    accuracy: float  # of the probe, on unchanged validation images
+    accuracy: float  # of the classifier, on unchanged validation images
     n_images: int
     operations: tuple[OperationCheck, ...]
-    picture: str  # path of a sheet, relative to the dataset
-    note: str = ""  # why nothing can be said
+    picture: str  # path of an image sheet, relative to the dataset
+    note: str = ""  # why the check says nothing
 
     @property
     def damaging(self) -> tuple[OperationCheck, ...]:
-        """Operations after which too many images are another class's."""
+        """Operations that change the class of too many images."""
         return tuple(op for op in self.operations if op.damages)
 
 
@@ -112,13 +112,13 @@ class TrainingCurve(Result):
 
 
 class Training(Result):
-    """The losses of the generative model, as they went down, or did not."""
+    """The losses of the generative model."""
 
     curves: tuple[TrainingCurve, ...]
 
 
 class Findings(Result):
-    """Measurements that a report shows where they were made; None where they were not."""
+    """Measurements of a report; None if not made."""
 
     drift: Drift | None = None
     search: SearchResult | None = None
@@ -131,26 +131,26 @@ class Findings(Result):
 
 
 class Release(Result):
-    """A version before it is written: what it is made of, and the evidence for it.
+    """A version before it is written: its content, and the evidence for it.
 
     Parameters
     ----------
     experiment : Experiment
-        Records, plan, parameters, and the synthetic records that were kept.
+        With the kept synthetic records.
     recipe : Recipe, optional
-        How many records of each kind, and their weights; None where nothing is to be published.
+        Records of each origin and their weights; None if nothing is to be published.
     verdict : Verdict, optional
-        What the hold-out says; None where nothing was compared.
+        None if nothing was compared.
     scores : tuple of StrategyScore
-        What the comparison before it says.
+        On validation records.
     models : tuple of ModelRef
-        Whose records are among the synthetic ones.
+        Models of the synthetic records.
     classic : DatasetRef, optional
-        Classic records, where the recipe has some.
+        Classic records, if the recipe has some.
     findings : Findings
-        What else was measured.
+        Other measurements.
     requested : dict
-        The run's parameters as JSON, for the manifest; without secrets.
+        The run's parameters as JSON, without secrets.
     """
 
     experiment: Experiment
@@ -171,11 +171,11 @@ class Release(Result):
     def key(self) -> str:
         """Name of the version's inputs: equal inputs are published once.
 
-        The report is left out: other pictures are no other dataset. So is where a copy goes.
+        The report is left out, as are the paths of copies: they change no record.
         """
         dataset, candidates = self.dataset, self.experiment.candidates
         read = [dataset.key, dataset.digest, *sorted(m.digest for m in self.models)]
         read += [candidates.key] if candidates else []
         read += [self.classic.key, self.classic.digest] if self.classic else []
-        found = [self.recipe, self.verdict and self.verdict.without_paths()]
-        return step_key("publish", self.experiment.params, inputs=[read, found])
+        results = [self.recipe, self.verdict and self.verdict.without_paths()]
+        return step_key("publish", self.experiment.params, inputs=[read, results])
