@@ -120,7 +120,7 @@ def denoise(job: Job, params: Denoising, on_progress: Progress | None) -> Latent
     Raises
     ------
     ParameterError
-        If the records are no images, the model cannot, or the noise is no share of white.
+        If the records are no images, or the model cannot.
     """
     fitted, encoder = job.load("denoising")
     if not isinstance(encoder, ImageEncoder):

@@ -1,0 +1,54 @@
+"""A trained model beside its records, as tests put its latents to use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from support.steps import experiment_of
+
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.latents.uses import use_latents
+from prefect_augment.loading.latents import Latents, open_latents
+from prefect_augment.params import Balance, RunParams, Source
+from prefect_augment.params.base import Params
+from prefect_augment.plan.plan import plan
+from prefect_augment.schema.base import DatasetRef, LatentRef, LatentUse, ModelRef
+from prefect_augment.storage.store import Store, open_store
+from prefect_augment.synthesis.train import train
+
+__all__ = ["Trained", "fit", "result", "staged"]
+
+
+class Trained(NamedTuple):
+    """Ingested records and a model of them."""
+
+    store: Store
+    dataset: DatasetRef
+    model: ModelRef
+
+    def use(self, use: LatentUse, params: Params | None = None, **options: Any) -> LatentRef:
+        """Put the model to use on the records."""
+        return use_latents(use, self.dataset, self.model, self.store, params=params, **options)
+
+
+def result(ref: LatentRef) -> Latents:
+    """What a use left in its folder."""
+    return open_latents(f"{ref.root}/{ref.folder}")
+
+
+def staged(table: pa.Table, folder: Path, label: str = "state") -> tuple[Store, DatasetRef]:
+    """The table as ingested records, and the store that they lie in."""
+    pq.write_table(table, folder / "in.parquet")
+    store = open_store(str(folder / "out"))
+    source = Source(uri=str(folder / "in.parquet"), label=label)
+    return store, ingest(source, store=store, seed=0)
+
+
+def fit(store: Store, dataset: DatasetRef, model: Any, *, by: tuple[str, ...] = ()) -> ModelRef:
+    """A model trained on the records."""
+    params = RunParams(balance=Balance(by=list(by)), model=model)
+    planned = plan(dataset, params, store, compares=False)
+    return train(experiment_of(dataset, planned, model=model), store)
