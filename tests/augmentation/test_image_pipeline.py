@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-albumentations = pytest.importorskip("albumentations", reason="needs the extra 'images'")
-
 from prefect_augment.augmentation import (
     image_policy as images,
     plugins,
@@ -25,6 +23,8 @@ from prefect_augment.augmentation.image_presets import DOMAINS, check_allowed
 from prefect_augment.augmentation.plugins import ALLOW_IMPORT_PATHS
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Classic
+
+albumentations = pytest.importorskip("albumentations", reason="needs the extra 'images'")
 
 PIPELINE = """
 - HorizontalFlip: {p: 0.5}

@@ -12,7 +12,7 @@ import pytest
 from support.steps import experiment_of
 
 from prefect_augment.ingest.ingest import ingest
-from prefect_augment.latents.interpolate import interpolate
+from prefect_augment.latents.uses import use_latents
 from prefect_augment.loading.latents import open_latents
 from prefect_augment.params import Interpolation, PluginModel, RunParams, Source
 from prefect_augment.plan.plan import plan
@@ -96,7 +96,7 @@ def test_strips_are_those_of_interpolate(
     planned = plan(dataset, RunParams(model=linear_model), store, compares=False)
     ref = train(experiment_of(dataset, planned, model=linear_model), store)
     interpolation = Interpolation(start="cross", end="square", n_steps=5, path=path)
-    result = interpolate(dataset, model=ref, store=store, wish=interpolation)
+    result = use_latents("interpolations", dataset, ref, store, params=interpolation)
     strip = open_latents(f"{store.uri}/{result.folder}").to_table()
     fitted, encoder = load_model(store, ref)
     pixels = encoder.encode(strip)

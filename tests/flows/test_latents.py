@@ -20,35 +20,32 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect_augment import (
     Anomalies,
     AttributeShift,
+    Classification,
     Denoising,
     Destination,
     Experiment,
     Interpolation,
     Output,
+    Reconstruction,
     Release,
     RunParams,
     Source,
     TreesModel,
     anomalies,
     classify,
-    classify_records,
     denoise,
     embed,
-    embed_records,
     ingest_dataset,
     interpolate,
-    interpolate_records,
     open_latents,
     open_version,
     publish_dataset,
     reconstruct,
-    reconstruct_records,
-    score_anomalies,
     select_classes,
     shift_attribute,
-    shift_records,
     train,
     train_model,
+    use_latents,
 )
 from prefect_augment.cli import app as cli, latents as commands
 from prefect_augment.errors import ParameterError
@@ -168,12 +165,14 @@ def test_tasks_take_one_anothers_references(asked: dict[str, Any], tmp_path: Pat
     @flow
     def theirs() -> Any:
         dataset = ingest_dataset.submit(asked["source"], asked["destination"])
-        normal = select_classes.submit(dataset, ["ok", "worn"])
+        two = select_classes.submit(dataset, ["ok", "worn"])
         params = RunParams(model=asked["model"])
         plan = BalancePlan.without_amounts()
-        model = train_model.submit(Experiment(dataset=normal.result(), plan=plan, params=params))
-        scored = score_anomalies.submit(dataset, model, normal_share=0.1)
-        vectors = embed_records.submit(dataset, model, output=Output(uri=str(tmp_path / "vectors")))
+        model = train_model.submit(Experiment(dataset=two.result(), plan=plan, params=params))
+        normal = Anomalies(normal_share=0.1)
+        scored = use_latents.submit("anomalies", dataset, model, normal)
+        output = Output(uri=str(tmp_path / "vectors"))
+        vectors = use_latents.submit("embeddings", dataset, model, output=output)
         return scored.result(), vectors.result()
 
     scored, vectors = theirs()
@@ -187,15 +186,17 @@ def test_every_task_is_a_plain_function_outside_prefect(asked: dict[str, Any]) -
     plan, params = BalancePlan.without_amounts(), RunParams(model=asked["model"])
     experiment = Experiment(dataset=dataset, plan=plan, params=params)
     model = train_model.fn(experiment)
-    strip = interpolate_records.fn(dataset, model, Interpolation(n_steps=3))
+    strip = use_latents.fn("interpolations", dataset, model, Interpolation(n_steps=3))
     assert strip.n_records == 5
     shift = AttributeShift(only=[strip.found["start"]], strengths=[0, 1, 2])
-    assert shift_records.fn(dataset, model, shift).n_records == 3
-    assert reconstruct_records.fn(dataset, model, as_class="ok").n_records == dataset.n_records
-    assert classify_records.fn(dataset, model, prior="observed").found["prior"] == "observed"
+    assert use_latents.fn("shifts", dataset, model, shift).n_records == 3
+    as_ok = use_latents.fn("reconstructions", dataset, model, Reconstruction(as_class="ok"))
+    assert as_ok.n_records == dataset.n_records
+    classes = use_latents.fn("classes", dataset, model, Classification(prior="observed"))
+    assert classes.found["prior"] == "observed"
     publish_dataset.fn(Release(experiment=experiment))
     published = open_version.fn(asked["destination"])
-    assert embed_records.fn(published, model).n_records == dataset.n_records
+    assert use_latents.fn("embeddings", published, model).n_records == dataset.n_records
 
 
 # --- commands ---

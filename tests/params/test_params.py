@@ -45,7 +45,14 @@ FLOWS: list[Flow[Any, Any]] = [rebalance, augment, train, evaluate, approve, *US
 # In the order of work: what comes in, what is wanted, how, what has to hold, what goes out.
 ORDER = [
     *("source", "synthetic", "destination", "proposal", "answer", "balance"),
-    *("anomalies", "reconstruction", "denoising", "interpolation", "shift", "classification"),
+    *(
+        "anomalies",
+        "reconstruction",
+        "denoising",
+        "interpolation",
+        "attribute_shift",
+        "classification",
+    ),
     *("model", "classic", "budget", "evaluation", "quality"),
     *("approval", "publish", "report", "compute", "output", "seed", "plan_only"),
 ]
@@ -58,8 +65,11 @@ def schema(flow: Flow[Any, Any]) -> dict[str, Any]:
 def fields(flow: Flow[Any, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every field that the form shows, flat ones and those of groups."""
     found = schema(flow)
-    yield from found["properties"].items()
-    for name, definition in found["definitions"].items():
+    definitions = found["definitions"]
+    for name, info in found["properties"].items():
+        # A description that is the section's own stands in the section alone.
+        yield name, definitions.get(info.get("$ref", "").rpartition("/")[2], {}) | info
+    for name, definition in definitions.items():
         for field, info in definition["properties"].items():
             yield f"{name}.{field}", info
 
@@ -166,7 +176,7 @@ def test_a_seed_that_no_library_takes_is_refused_at_once(flow: Flow[Any, Any], s
     if flow is evaluate:
         given["synthetic"] = "nowhere.csv"
     if flow is shift_attribute:
-        given["shift"] = AttributeShift(column="y", start="a", end="b")
+        given["attribute_shift"] = AttributeShift(column="y", start="a", end="b")
     with pytest.raises(ParameterError, match=f"seed is {seed}; expected"):
         flow.fn(**given)
 

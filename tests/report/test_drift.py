@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from prefect_augment.report.section_drift import section
+from support.report import section
 from support.steps import release_of
 
 from prefect_augment.flows.rebalance import rebalance
@@ -168,8 +168,7 @@ def test_sentence_names_what_changed() -> None:
 
 
 def test_section_shows_every_class_and_escapes_names() -> None:
-    assert section(None) == ""
-    html = section(drift_of({"ok <b>": 1500, "worn": 300}, verdict_of(a=0.76)))
+    html = section("drift", drift=drift_of({"ok <b>": 1500, "worn": 300}, verdict_of(a=0.76)))
     assert "ok &lt;b&gt;" in html
     assert "<b>" not in html
     assert ">worn</bdi>" in html
