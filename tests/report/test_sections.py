@@ -164,7 +164,7 @@ def test_of_many_classes_a_hundred_are_shown() -> None:
     html = section(
         "filter", candidates=checked(*(stratum(f"c{i}", 0.06, passed=True) for i in range(120)))
     )
-    assert "None of 120 classes is unsafe. " in html
+    assert "None of 120 classes is unsafe." in html
     assert "and 20 more classes in report.json" in html
 
 
