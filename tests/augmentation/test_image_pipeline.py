@@ -9,20 +9,22 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prefect_augment.augmentation import (
+albumentations = pytest.importorskip("albumentations", reason="needs the extra 'images'")
+
+from prefect_augment.augmentation import (  # noqa: E402
     image_policy as images,
     plugins,
 )
-from prefect_augment.augmentation.image_pipeline import flattened, read_pipeline
-from prefect_augment.augmentation.image_policy import (
+from prefect_augment.augmentation.image_pipeline import flattened, read_pipeline  # noqa: E402
+from prefect_augment.augmentation.image_policy import (  # noqa: E402
     PRESETS,
     ImagePolicy,
     record_seed,
 )
-from prefect_augment.augmentation.image_presets import DOMAINS, check_allowed
-from prefect_augment.augmentation.plugins import ALLOW_IMPORT_PATHS
-from prefect_augment.errors import ParameterError
-from prefect_augment.params import Classic
+from prefect_augment.augmentation.image_presets import DOMAINS, check_allowed  # noqa: E402
+from prefect_augment.augmentation.plugins import ALLOW_IMPORT_PATHS  # noqa: E402
+from prefect_augment.errors import ParameterError  # noqa: E402
+from prefect_augment.params import Classic  # noqa: E402
 
 albumentations = pytest.importorskip("albumentations", reason="needs the extra 'images'")
 

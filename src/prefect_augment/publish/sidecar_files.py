@@ -18,6 +18,7 @@ from prefect_augment.schema.base import DatasetInfo, ReportRef, ShardInfo
 from prefect_augment.schema.manifest import Manifest, PublishedFile
 from prefect_augment.shards.base import open_shard, put_once
 from prefect_augment.shards.stream_writer import BATCH_BYTES, BATCH_RECORDS, drafted
+from prefect_augment.split.ledger_io import part_codes
 from prefect_augment.storage.keys import fold_ids
 from prefect_augment.storage.store import Store, sha256_hex
 
@@ -56,6 +57,7 @@ def _entries(store: Store, path: str) -> tuple[list[str], NDArray[np.uint64]]:
         for group in range(len(ledger.group_rows)):
             table = ledger.read(columns, groups=[group])
             for batch in table.to_batches(max_chunksize=BATCH_RECORDS):
+                batch = batch.set_column(columns.index("part"), "part", part_codes(batch["part"]))
                 texts = [column.cast(pa.string()) for column in batch.columns]
                 folded.append(fold_ids(pc.binary_join_element_wise(*texts, "/")))
         return ledger.schema.names, np.concatenate(folded)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 __all__ = [
     "INDEX",
@@ -58,8 +58,21 @@ Split = Literal["train", "holdout"]
 Origin = Literal["real", "copy", "classic", "synthetic"]
 Modality = Literal["table", "image"]
 ColumnKind = Literal["numeric", "category", "identifier", "constant", "empty", "opaque", "image"]
-StrategyFamily = Literal[
-    "as_is", "threshold", "weights", "loss", "resampling", "classic", "model", "mixture", "external"
+StrategyFamily = Annotated[
+    Literal[
+        "as_is",
+        "threshold",
+        "weights",
+        "loss",
+        "resampling",
+        "classic",
+        "model",
+        "mixture",
+        "external",
+    ],
+    BeforeValidator(
+        lambda family: "external" if family == "given" else family
+    ),  # stored so before 0.2
 ]
 Decision = Literal["accept", "reject", "inconclusive"]
 CheckName = Literal["domain", "copies", "noise", "labels", "collapse"]
@@ -71,7 +84,10 @@ LatentUse = Literal[
 class Result(BaseModel):
     """Base of all facts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A field with a second alias was stored under that one by versions before 0.2.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True
+    )
 
     def to_json(self) -> bytes:
         """JSON with sorted keys, for storage and digests: equal facts give equal bytes."""
@@ -193,7 +209,9 @@ class DatasetInfo(Result):
     columns: tuple[ColumnInfo, ...]  # without the label
     shards: tuple[ShardInfo, ...]
     part_counts: dict[str, dict[str, int]]  # part -> class -> records
-    compared: tuple[str, ...]  # classes that stand in all parts
+    compared: tuple[str, ...] = Field(
+        validation_alias=AliasChoices("compared", "judged")
+    )  # classes that stand in all parts
     n_quarantined: int = 0
     quarantine: tuple[ShardInfo, ...] = ()
     sources: tuple[SourceFile, ...] = ()
@@ -245,7 +263,7 @@ class ClassPlan(Result):
     n_classic: (
         int  # target - n_real - n_synthetic: copies, SMOTE records or weight, as the recipe has it
     )
-    compared: bool
+    compared: bool = Field(validation_alias=AliasChoices("compared", "judged"))
     note: str = ""
 
 
@@ -267,10 +285,13 @@ class BalancePlan(Result):
     classes: tuple[ClassPlan, ...]
     estimate: Estimate
     warnings: tuple[str, ...] = ()
-    classifier_steps: int = (
-        0  # steps of the classifier that judges strategies of images; 0 for tables
+    # Steps of the classifier that compares strategies of images; 0 for tables.
+    classifier_steps: int = Field(
+        default=0, validation_alias=AliasChoices("classifier_steps", "learner_steps")
     )
-    classifier_width: float = 1.0  # times its channels
+    classifier_width: float = Field(
+        default=1.0, validation_alias=AliasChoices("classifier_width", "learner_width")
+    )  # times its channels
     n_folds: int = 0  # of images: parts that strategies are compared on in turn, 1 for validation alone; 0 for tables
     n_settings: int = 8  # settings of one strategy that are tried at most, see plan.search_space
     # Synthetic records are of every class and stand for each that they may be of, by weight.
@@ -311,7 +332,7 @@ class ModelRef(Result):
     checkpoint: str  # path of the safetensors file, relative to root
     config: str  # path of its JSON
     strata: tuple[str, ...]  # strata that can be sampled, in the model's order
-    n_training: int
+    n_training: int = Field(validation_alias=AliasChoices("n_training", "n_fit"))
     steps: int
     notes: tuple[str, ...] = ()
     block: str = ""
@@ -437,15 +458,17 @@ class EstimatorScore(Result):
 class StrategyScore(Result):
     """One strategy under one seed, on validation records only."""
 
-    strategy: Strategy
+    strategy: Strategy = Field(validation_alias=AliasChoices("strategy", "arm"))
     seed: int
     score: float  # balanced accuracy, mean over the estimators
-    estimators: dict[str, EstimatorScore]
+    estimators: dict[str, EstimatorScore] = Field(
+        validation_alias=AliasChoices("estimators", "learners")
+    )
     thresholds: dict[str, dict[str, float]] = Field(
         default_factory=dict
     )  # estimator -> class -> multiplier
     n_train: int
-    n_validation: int
+    n_validation: int = Field(validation_alias=AliasChoices("n_validation", "n_val"))
     seconds: float = 0.0
     path: str = ""  # the staged predictions behind the scores, relative to root
     folds: tuple[float, ...] = ()  # the score on each fold by itself, where there are several
@@ -465,7 +488,7 @@ class Choice(Result):
 class Recipe(Result):
     """How to train on the published data: the winner of the comparison."""
 
-    strategy: Strategy
+    strategy: Strategy = Field(validation_alias=AliasChoices("strategy", "arm"))
     class_weight: dict[str, float]  # weight of a real record of the stratum; mean 1 over train
     synthetic: dict[str, int]  # records written per stratum
     # With soft labels, what the synthetic ones of a stratum count together: each weighs class_weight times its share.
@@ -499,7 +522,7 @@ class Recipe(Result):
 class Difference(Result):
     """Balanced accuracy of one strategy less another's on the hold-out."""
 
-    strategy: str
+    strategy: str = Field(validation_alias=AliasChoices("strategy", "arm"))
     against: str
     interval: Interval
 
@@ -512,7 +535,9 @@ class Verdict(Result):
     chosen: str
     baseline: str
     published: str
-    strategies: dict[str, dict[str, EstimatorScore]]  # strategy -> estimator -> scores
+    strategies: dict[str, dict[str, EstimatorScore]] = Field(
+        validation_alias=AliasChoices("strategies", "arms")
+    )  # strategy -> estimator -> scores
     balanced_accuracy: dict[str, Interval]  # strategy -> mean over estimators and seeds
     differences: tuple[Difference, ...]
     minimum_detectable_effect: float
@@ -520,14 +545,16 @@ class Verdict(Result):
     class_decisions: dict[str, str]
     # Recall of the chosen strategy less that of the strategy it is compared with; hold together over the classes.
     class_differences: dict[str, Interval] = Field(default_factory=dict)
-    not_compared: dict[str, str]  # class -> why
+    not_compared: dict[str, str] = Field(
+        validation_alias=AliasChoices("not_compared", "not_judged")
+    )  # class -> why
     n_holdout: int
     n_seeds: int
     without_twins: dict[str, float] = Field(default_factory=dict)  # strategy -> balanced accuracy
     n_without_twins: int = 0
     leaks: tuple[str, ...] = ()  # what points to training records in the hold-out
     # Path of what the same reading says of robustness, groups and calibration, relative to the root.
-    diagnostics: str = ""
+    diagnostics: str = Field(default="", validation_alias=AliasChoices("diagnostics", "further"))
 
     def without_paths(self) -> Verdict:
         """Return the verdict as reports and manifests hold it: a receipt's path depends on where records came from."""

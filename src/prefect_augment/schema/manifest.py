@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, AliasChoices, Field
 
 from prefect_augment.schema.base import (
     ApprovalDecision,
@@ -133,7 +133,7 @@ class PublishedModel(Result):
     checkpoint: InsidePath
     config: InsidePath
     strata: tuple[str, ...]
-    n_training: int
+    n_training: int = Field(validation_alias=AliasChoices("n_training", "n_fit"))
     steps: int
     notes: tuple[str, ...] = ()
 
@@ -163,7 +163,9 @@ class Manifest(Result):
     # Stratum -> aug_weight of its records in train; 1 where not named.
     weights: dict[str, float] = Field(default_factory=dict)
     verdict: Verdict | None
-    filtered: tuple[ClassFilter, ...] = ()
+    filtered: tuple[ClassFilter, ...] = Field(
+        default=(), validation_alias=AliasChoices("filtered", "gate")
+    )
     models: tuple[PublishedModel, ...] = ()
     params: dict[str, Any]
     approval: ApprovalDecision | None = None  # None where nobody was asked

@@ -34,13 +34,14 @@ from prefect_augment.storage.keys import (
 )
 from prefect_augment.storage.store import Store
 
-__all__ = ["NEAR_DUPLICATE", "read_ledger", "split_clusters", "write_ledger"]
+__all__ = ["NEAR_DUPLICATE", "part_codes", "read_ledger", "split_clusters", "write_ledger"]
 
 #: Unit of a ledger whose near-duplicate images stay together.
 NEAR_DUPLICATE = "near-duplicate"
 THUMB_BYTES = THUMB_SIDE * THUMB_SIDE
 
 ROWS_AT_ONCE = 131_072
+_STORED_PARTS = (*PARTS, "fit", "val")  # the last two by versions before 0.2, in the same order
 HEX_DIGITS = frozenset("0123456789abcdef")
 
 SCHEMA = pa.schema(
@@ -57,6 +58,8 @@ IMAGES = (
     pa.field("level", pa.int64()),
     pa.field("thumb", pa.binary(THUMB_BYTES)),
 )
+
+_STORED_PARTS = (*PARTS, "fit", "val")  # the last two by versions before 0.2, in the same order
 
 
 def write_ledger(store: Store, ledger: Ledger | LedgerAside, *, prefix: str) -> str:
@@ -165,6 +168,14 @@ def read_ledger(store: Store, path: str) -> Ledger:
         ) from exc
 
 
+def part_codes(parts: pa.Array) -> pa.Int8Array:
+    """Return stored names of parts as positions in :data:`.PARTS`."""
+    codes = pc.index_in(parts, value_set=pa.array(_STORED_PARTS))
+    if codes.null_count:
+        raise ValueError("a part is none of training, validation and holdout")
+    return pa.array(codes.to_numpy() % len(PARTS), type=pa.int8())
+
+
 def _read(file: pq.ParquetFile, metadata: dict[str, str]) -> Ledger:
     """Read a ledger block by block into compact columns."""
     schema = file.schema_arrow
@@ -184,10 +195,7 @@ def _read(file: pq.ParquetFile, metadata: dict[str, str]) -> Ledger:
         found["label"].append(np.array(codes, dtype=np.int32)[labels.indices.to_numpy()])
         found["key"].append(read(batch["key"]))
         found["occurrence"].append(batch["occurrence"].to_numpy().astype(np.int32))
-        parts = pc.index_in(batch["part"], value_set=pa.array(PARTS))
-        if parts.null_count:
-            raise ValueError("a part is none of training, validation and holdout")
-        found["part"].append(parts.to_numpy().astype(np.int8))
+        found["part"].append(part_codes(batch["part"]).to_numpy())
         if has_images:
             found["cluster"].append(unhex(batch["cluster"]))
             found["level"].append(batch["level"].to_numpy())
