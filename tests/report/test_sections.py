@@ -115,7 +115,9 @@ def test_a_section_shows_its_measurement_and_escapes_names(
     assert html == section(name, **{name: info})
 
 
-@pytest.mark.parametrize("name", [*(name for name, *_ in HOLDOUT), "filter", "search", "drift"])
+@pytest.mark.parametrize(
+    "name", [*(name for name, *_ in HOLDOUT), "filter", "search", "drift", "privacy"]
+)
 def test_without_results_there_is_no_section(name: str) -> None:
     assert section(name) == ""
 

@@ -1,4 +1,6 @@
+import contextlib
 import errno
+import gc
 import io
 import os
 import pickle
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -382,6 +385,21 @@ def test_waits_double_up_to_a_bound_and_are_spread_from_zero(
         assert len(waits) == 400
         assert 0 <= min(waits) < 0.1 * longest
         assert 0.9 * longest < max(waits) <= longest
+
+
+@pytest.mark.parametrize("n_failures", [0, 1, 99])
+def test_nothing_of_a_call_stays_in_memory(n_failures: int) -> None:
+    """A shard's bytes would else wait for the garbage collector, which does not see how many they are."""
+    flaky = Flaky(n_failures)
+    held = weakref.ref(flaky)
+    gc.disable()
+    try:
+        with contextlib.suppress(ConnectionResetError):
+            call(flaky, policy=QUICK, attempts=lambda exc: 9, what="ask")
+        del flaky
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_the_environment_sets_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
