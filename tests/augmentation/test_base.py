@@ -18,14 +18,7 @@ from support.steps import experiment_of
 from prefect_augment.augmentation.base import augment
 from prefect_augment.errors import ParameterError
 from prefect_augment.ingest.ingest import ingest
-from prefect_augment.params import (
-    Balance,
-    Classic,
-    Quality,
-    RunParams,
-    Source,
-    TreesModel,
-)
+from prefect_augment.params import Balance, Classic, Quality, RunParams, Source, TreesModel
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import candidates_wanted
 from prefect_augment.schema.base import BalancePlan, DatasetRef

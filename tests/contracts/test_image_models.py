@@ -43,14 +43,8 @@ SMALL: dict[str, tuple[Any, Budget]] = {
         AutoencoderModel(layers="dense", n_latent=16, width=64, learning_rate=0.01),
         Budget(steps=60, batch_size=32),
     ),
-    "vae": (
-        VaeModel(n_latent=4, width=16, learning_rate=0.005),
-        Budget(steps=120, batch_size=32),
-    ),
-    "gan": (
-        GanModel(width=16, n_latent=8, learning_rate=0.005),
-        Budget(steps=60, batch_size=32),
-    ),
+    "vae": (VaeModel(n_latent=4, width=16, learning_rate=0.005), Budget(steps=120, batch_size=32)),
+    "gan": (GanModel(width=16, n_latent=8, learning_rate=0.005), Budget(steps=60, batch_size=32)),
 }
 
 SPEC = ImageSpec(size=12, channels=1, classes=("dark", "gray", "bright"), class_counts=(80, 40, 8))

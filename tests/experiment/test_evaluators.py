@@ -117,10 +117,7 @@ def dataset(
 
 def planned(dataset: DatasetRef, store: Store, model: Any = None) -> BalancePlan:
     found = plan(
-        dataset,
-        RunParams(model=model or AutoModel(), evaluation=EVALUATION),
-        store,
-        compares=False,
+        dataset, RunParams(model=model or AutoModel(), evaluation=EVALUATION), store, compares=False
     )
     steps = STEPS if dataset.modality == "image" else 0
     return found.model_copy(update={"classifier_steps": steps})

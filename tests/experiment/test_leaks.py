@@ -16,14 +16,7 @@ from prefect_augment.errors import InputError
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.ingest.ingest import ingest
-from prefect_augment.params import (
-    Destination,
-    Evaluation,
-    NoModel,
-    RunParams,
-    Source,
-    TreesModel,
-)
+from prefect_augment.params import Destination, Evaluation, NoModel, RunParams, Source, TreesModel
 from prefect_augment.plan.plan import plan
 from prefect_augment.schema.base import RunResult
 from prefect_augment.schema.experiment import Experiment

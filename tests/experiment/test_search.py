@@ -11,14 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.steps import experiment_of
 
-from prefect_augment.experiment.search import (
-    best_settings,
-    decided,
-    finalists,
-    go_on,
-    pilot,
-    rung,
-)
+from prefect_augment.experiment.search import best_settings, decided, finalists, go_on, pilot, rung
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import (
     AutoModel,
@@ -379,9 +372,7 @@ def store() -> Iterator[Store]:
 
 @pytest.fixture(scope="module")
 def dataset(
-    store: Store,
-    make_table: Callable[..., pa.Table],
-    tmp_path_factory: pytest.TempPathFactory,
+    store: Store, make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory
 ) -> DatasetRef:
     path: Path = tmp_path_factory.mktemp("source") / "records.parquet"
     pq.write_table(make_table(), path)

@@ -109,8 +109,7 @@ def test_every_flow_leaves_its_result_beside_the_dataset(
 
 
 @pytest.mark.parametrize(
-    "use",
-    [embed, anomalies, reconstruct, denoise, interpolate, shift_attribute, classify],
+    "use", [embed, anomalies, reconstruct, denoise, interpolate, shift_attribute, classify]
 )
 def test_every_flow_takes_the_same_beside_its_own_section(use: Any) -> None:
     names = list(use.parameters.model_dump()["properties"])

@@ -161,10 +161,7 @@ def test_a_refused_run_is_an_event_with_its_reasons(source: Source, tmp_path: Pa
     )
     with pytest.raises(RefusedError):
         rebalance(
-            source=source,
-            destination=Destination(uri=out),
-            model=NoModel(),
-            evaluation=strict,
+            source=source, destination=Destination(uri=out), model=NoModel(), evaluation=strict
         )
     (event,) = events(REFUSED, out)
     assert event["payload"]["verdict"] in ("reject", "inconclusive")

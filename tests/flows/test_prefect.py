@@ -20,14 +20,7 @@ from prefect.exceptions import ParameterTypeError
 
 from prefect_augment.errors import LabelError
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.params import (
-    Compute,
-    Destination,
-    Evaluation,
-    NoModel,
-    Source,
-    TreesModel,
-)
+from prefect_augment.params import Compute, Destination, Evaluation, NoModel, Source, TreesModel
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("quick_runs")]
 

@@ -13,14 +13,7 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.flows.train import train
 from prefect_augment.loading.dataset import open_dataset
-from prefect_augment.params import (
-    Budget,
-    Destination,
-    Evaluation,
-    NoModel,
-    Source,
-    TreesModel,
-)
+from prefect_augment.params import Budget, Destination, Evaluation, NoModel, Source, TreesModel
 from prefect_augment.storage.store import open_store
 
 QUICK = Evaluation(

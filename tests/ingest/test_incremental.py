@@ -309,10 +309,7 @@ def test_garbage_collection_keeps_what_the_next_run_goes_on_from(
 
 
 def test_a_batch_of_loose_images_is_what_one_run_saw_first(
-    tmp_path: Path,
-    publish_as_is: Publisher,
-    messy_images: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, publish_as_is: Publisher, messy_images: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(str(tmp_path / "out"))
     folder = tmp_path / "in"

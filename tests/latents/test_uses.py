@@ -233,9 +233,7 @@ def test_a_model_without_a_latent_space_says_which_have_one(
         able_model(NoModel(), "latents", modality="table")
 
 
-def test_auto_takes_the_first_registered_kind_that_is_able(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_auto_takes_the_first_registered_kind_that_is_able(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in list(MODELS):
         if kind not in ("trees", "flow", "diffusion"):
             monkeypatch.delitem(MODELS, kind)

@@ -219,9 +219,7 @@ configs:
 
 
 @pytest.mark.parametrize(
-    "card",
-    ["", CARD, "# Data\n", "---\n: [\n---\n"],
-    ids=["none", "configs", "plain", "broken"],
+    "card", ["", CARD, "# Data\n", "---\n: [\n---\n"], ids=["none", "configs", "plain", "broken"]
 )
 def test_a_repository_s_train_split_is_read(card: str, tmp_path: Path) -> None:
     write_repository(tmp_path / "in", card)

@@ -127,10 +127,7 @@ def test_a_draft_that_fails_or_is_not_put_leaves_nothing(tmp_path: Path) -> None
     with store.draft("data") as draft:
         draft.write(b"half")
     assert list((tmp_path / "data").iterdir()) == []
-    with (
-        pytest.raises(StorageError, match=r"no space left to write .*/data"),
-        store.draft("data"),
-    ):
+    with pytest.raises(StorageError, match=r"no space left to write .*/data"), store.draft("data"):
         raise OSError(errno.ENOSPC, "full")
     assert list((tmp_path / "data").iterdir()) == []
     store.put("file", b"")

@@ -8,15 +8,8 @@ import pytest
 pytest.importorskip("torch")
 
 from prefect_augment.encoding.arrays import Labelled
-from prefect_augment.evaluation.classifiers.convnet import (
-    balanced_draws,
-    fit_image_classifier,
-)
-from prefect_augment.evaluation.quality.image_filter import (
-    PictureSpace,
-    ShiftSpace,
-    filter_images,
-)
+from prefect_augment.evaluation.classifiers.convnet import balanced_draws, fit_image_classifier
+from prefect_augment.evaluation.quality.image_filter import PictureSpace, ShiftSpace, filter_images
 from prefect_augment.evaluation.quality.record_filter import REASONS
 
 SIDE = 8

@@ -15,11 +15,7 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import FitContext, SamplesGiven, TableData, TableSpec
 from prefect_augment.genmodels.counter_rng import seeds_from
 from prefect_augment.genmodels.tables.flow import TableFlow
-from prefect_augment.genmodels.tables.flow_network import (
-    N_TRIED,
-    FlowNetwork,
-    draw_choices_given,
-)
+from prefect_augment.genmodels.tables.flow_network import N_TRIED, FlowNetwork, draw_choices_given
 from prefect_augment.params import FlowModel
 
 N = 3000

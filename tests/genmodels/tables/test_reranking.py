@@ -75,9 +75,7 @@ def test_the_ratio_of_a_record_is_its_own_and_comes_back_from_arrays(
     assert Chooser.from_arrays({}) is None
 
 
-def test_nulls_and_values_beyond_float32_have_features(
-    chooser: tuple[Chooser, MixedSpace],
-) -> None:
+def test_nulls_and_values_beyond_float32_have_features(chooser: tuple[Chooser, MixedSpace]) -> None:
     X = np.array([[1e300, np.nan], [-1e300, 2.0]])
     assert np.isfinite(features_of(X, chooser[1])).all()
 
