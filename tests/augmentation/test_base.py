@@ -3,7 +3,6 @@ from __future__ import annotations
 import datetime as dt
 import io
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -65,10 +64,8 @@ def stage_source(table: pa.Table, folder: Path, store: Store) -> DatasetRef:
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    opened = open_store(f"memory://{uuid4().hex}")
-    yield opened
-    opened.fs.rm(opened.root, recursive=True)
+def store(memory_store: Store) -> Store:
+    return memory_store
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -138,10 +137,8 @@ def stage_records(store: Store, table: pa.Table) -> DatasetRef:
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    opened = open_store(f"memory://{uuid4().hex}")
-    yield opened
-    opened.fs.rm(opened.root, recursive=True)
+def store(memory_store: Store) -> Store:
+    return memory_store
 
 
 @pytest.fixture(scope="module")

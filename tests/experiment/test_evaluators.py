@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +49,7 @@ from prefect_augment.schema.experiment import HoldoutResult
 from prefect_augment.shards.parquet import write_shards
 from prefect_augment.shards.staged import read_part
 from prefect_augment.storage.staging import Stage, read_result
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage.store import Store
 
 COUNTS = {"ring": 160, "cross": 70, "dot": 60}
 N_SEEDS = 2
@@ -60,10 +59,8 @@ STEPS = 25
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    opened = open_store(f"memory://{uuid4().hex}")
-    yield opened
-    opened.fs.rm(opened.root, recursive=True)
+def store(memory_store: Store) -> Store:
+    return memory_store
 
 
 def pictures(seed: int = 0) -> tuple[list[np.ndarray], list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
@@ -364,10 +364,8 @@ def test_the_last_rung_keeps_what_goes_to_the_hold_out(pilots: list[StrategyScor
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    opened = open_store(f"memory://{uuid4().hex}")
-    yield opened
-    opened.fs.rm(opened.root, recursive=True)
+def store(memory_store: Store) -> Store:
+    return memory_store
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.errors import ParameterError
@@ -19,12 +18,6 @@ from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import open_store
 
 MakeTable = Callable[..., pa.Table]
-
-
-@pytest.fixture
-def source(make_table: MakeTable, tmp_path: Path) -> Source:
-    pq.write_table(make_table(), tmp_path / "in.parquet")
-    return Source(uri=str(tmp_path / "in.parquet"), label="state")
 
 
 def test_a_table_is_brought_to_its_targets_with_smote(source: Source, tmp_path: Path) -> None:

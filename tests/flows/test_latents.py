@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -53,12 +52,6 @@ from prefect_augment.flows import latents as flows
 from prefect_augment.params import PluginModel
 from prefect_augment.schema.base import BalancePlan
 from prefect_augment.storage.store import open_store
-
-
-@pytest.fixture
-def source(make_table: Callable[..., pa.Table], tmp_path: Path) -> Source:
-    pq.write_table(make_table(), tmp_path / "in.parquet")
-    return Source(uri=str(tmp_path / "in.parquet"), label="state")
 
 
 @pytest.fixture

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.errors import ParameterError
@@ -21,12 +18,6 @@ QUICK = Evaluation(
 )
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
-
-
-@pytest.fixture
-def source(make_table: Callable[..., pa.Table], tmp_path: Path) -> Source:
-    pq.write_table(make_table(), tmp_path / "in.parquet")
-    return Source(uri=str(tmp_path / "in.parquet"), label="state")
 
 
 def test_training_says_what_it_trained_and_publishes_nothing(

@@ -52,11 +52,6 @@ def parts_of(store: Store, info: DatasetInfo) -> dict[float, str]:
     }
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "out"))
-
-
 def test_records_keep_their_part_when_the_source_grows(
     tmp_path: Path, store: Store, publish_as_is: Publisher
 ) -> None:

@@ -25,14 +25,9 @@ from prefect_augment.split.ledger_io import read_ledger, split_clusters
 from prefect_augment.split.near_duplicates import strengths
 from prefect_augment.split.near_split import NearClusters, find_clusters
 from prefect_augment.storage.manifests import latest_version
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage.store import Store
 
 N_HEAD, N_TAIL = 60, 30
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "out"))
 
 
 @pytest.fixture

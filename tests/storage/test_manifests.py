@@ -1,7 +1,6 @@
 import json
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -23,14 +22,9 @@ from prefect_augment.storage.manifests import (
 from prefect_augment.storage.store import Store, open_store
 
 
-@pytest.fixture(params=["local", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    if request.param == "local":
-        yield open_store(str(tmp_path))
-        return
-    opened = open_store(f"memory://{uuid4().hex}")
-    yield opened
-    opened.fs.rm(opened.root, recursive=True) if opened.fs.exists(opened.root) else None
+@pytest.fixture
+def store(any_store: Store) -> Store:
+    return any_store
 
 
 def shard(path: str = "data/train-real-00000-0123456789ab.parquet") -> ShardInfo:

@@ -14,7 +14,6 @@ import weakref
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,14 +28,9 @@ from prefect_augment.storage.retry import RetryPolicy, call
 from prefect_augment.storage.store import Store, contains, open_store
 
 
-@pytest.fixture(params=["local", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    if request.param == "local":
-        yield open_store(str(tmp_path / "data set"))
-        return
-    opened = open_store(f"memory://{uuid4().hex}")
-    yield opened
-    opened.fs.rm(opened.root, recursive=True) if opened.fs.exists(opened.root) else None
+@pytest.fixture
+def store(any_store: Store) -> Store:
+    return any_store
 
 
 @pytest.fixture

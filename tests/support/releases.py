@@ -266,7 +266,7 @@ def _ledger(store: Store, prefix: str, names: list[str], *, salt: int = 0) -> st
             "key": [hex_id("content", i) for i in range(len(names))],
             "occurrence": pa.array([0] * len(names), pa.int64()),
             "label": names,
-            "part": pa.array([(i + salt) % len(PARTS) for i in range(len(names))], pa.int8()),
+            "part": [PARTS[(i + salt) % len(PARTS)] for i in range(len(names))],
         }
     )
     sink = io.BytesIO()

@@ -22,7 +22,7 @@ from prefect_augment.genmodels.base import TableData
 from prefect_augment.params import Combination, Constraint, Inequality, Positive, TreesModel, Unique
 from prefect_augment.schema.base import DatasetInfo, DatasetRef, ModelRef
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage.store import Store
 from prefect_augment.synthesis import sample as stage
 from prefect_augment.synthesis.draw import candidate_seeds
 from prefect_augment.synthesis.model_store import table_spec
@@ -63,11 +63,6 @@ def visits(n: int = 240) -> pa.Table:
     for i, (name, values) in enumerate(columns.items()):
         table = table.add_column(4 + i, name, pa.array(values))
     return table
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path))
 
 
 @pytest.fixture

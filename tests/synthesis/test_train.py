@@ -98,11 +98,6 @@ def make_plan(names: Sequence[str], by: Mapping[str, str] | None = None) -> Bala
 
 
 @pytest.fixture
-def store(tmp_path: Any) -> Store:
-    return open_store(str(tmp_path))
-
-
-@pytest.fixture
 def dataset(store: Store) -> DatasetRef:
     table = people()
     return stage_parts(store, {"training": table.slice(0, 200), "validation": table.slice(200)})

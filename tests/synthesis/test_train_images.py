@@ -128,11 +128,6 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path))
-
-
-@pytest.fixture
 def dataset(store: Store) -> DatasetRef:
     return staged(store)
 
