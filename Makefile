@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test e2e faults lint bench schema docs dist clean
+.PHONY: help setup demo test slow e2e faults lint bench schema docs dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,8 +33,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## rebalance the built-in table and images, end to end
 	@$(BIN)/prefect-augment demo
 
-test: setup ## the fast tests: no server, no network, no GPU
-	@$(PYTEST) $(SHARED) -m "not e2e and not faults"
+test: setup ## the fast tests: no server, no training, no whole run
+	@$(PYTEST) $(SHARED) -m "not slow and not e2e and not faults"
+
+slow: setup ## the rest of them: Prefect's harness, networks that are trained, whole runs
+	@$(PYTEST) $(SHARED) -m "slow and not e2e and not faults"
 
 # Only files that name the marker are collected, which takes the others their half minute. pytest exits
 # with 5 where it finds no test of a kind.

@@ -7,10 +7,11 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -85,21 +86,72 @@ LONGEST_FIRST = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first; the order within a file, and of the others, stays."""
+    """Mark what needs Prefect's server as slow, and put the longest files first; else the order stays."""
+    for item in items:
+        if item.get_closest_marker("flow"):
+            item.add_marker("slow")
     tests = Path(__file__).parent
     place = {tests / name: i for i, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
+# --- make test stays fast ---
+
+CPU_LIMIT = 1.0  # seconds of a test, and of what is set up for it alone
+
+_shared_setup = 0.0  # seconds that fixtures of the session took during one test's set-up
+
+
+def _cpu_seconds() -> float:
+    """Seconds of this process, all its threads, and the children it has waited for."""
+    return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
+    """Count the seconds of fixtures that all tests share apart from those of the test that came first."""
+    global _shared_setup
+    before, counted = _cpu_seconds(), _shared_setup
+    try:
+        return (yield)
+    finally:
+        if fixturedef.scope == "session":
+            _shared_setup = counted + _cpu_seconds() - before
+
+
+def _limit_cpu(item: pytest.Item, step: str) -> Generator[None, object, object]:
+    global _shared_setup
+    before, n_modules, _shared_setup = _cpu_seconds(), len(sys.modules), 0.0
+    result = yield
+    seconds = _cpu_seconds() - before - _shared_setup
+    # The first test that imports a library is not slow for that.
+    first_import = len(sys.modules) > n_modules + 20
+    marked = any(item.get_closest_marker(name) for name in ("slow", "e2e", "faults"))
+    if seconds > CPU_LIMIT and not marked and not first_import:
+        pytest.fail(
+            f"the {step} took {seconds:.1f} s of CPU time and a test of `make test` has {CPU_LIMIT:g}: "
+            "make it smaller, share its set-up, or mark it slow"
+        )
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Fail a test that is slow and not marked so."""
+    return (yield from _limit_cpu(item, "test"))
+
+
 _fsync = os.fsync
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Wait for the disk only where something is really killed: a fast test has no power to lose."""
     waits = item.get_closest_marker("e2e") or item.get_closest_marker("faults")
     os.fsync = _fsync if waits else _write_later
+    return (yield from _limit_cpu(item, "set-up"))
 
 
 def _write_later(file: int) -> None:

@@ -303,7 +303,7 @@ class ImageNetwork(ABC, Generic[P, N]):
     def from_state(cls, config: Config, arrays: Arrays, *, device: str = "cpu") -> Self:
         """Return the model whose state this is, in the precision that it was trained in."""
         spec = ImageSpec.from_config(config["spec"])
-        model = cls.build(cls.params_class(**config["params"]), spec)
+        model = cls.build(cls.params_class.from_stored(config["params"]), spec)
         model.device = choose_device(device, precision=config["precision"])
         model.micro_batch, model._n_steps = config["micro_batch"], config["n_steps"]
         network = model._new_network(0)

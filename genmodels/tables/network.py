@@ -379,7 +379,7 @@ class TableNetwork(ABC, Generic[P, N]):
     def from_state(cls, config: Config, arrays: Arrays, *, device: str = "cpu") -> Self:
         """Return the model whose state this is."""
         spec = TableSpec.from_config(config["spec"])
-        model = cls.build(cls.params_class(**config["params"]), spec)
+        model = cls.build(cls.params_class.from_stored(config["params"]), spec)
         model.device = choose_device(device, threads=1, precision=config["precision"])
         model.micro_batch, model._n_steps = config["micro_batch"], config["n_steps"]
         model.stopped = config["stopped"]

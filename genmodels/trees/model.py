@@ -345,7 +345,7 @@ class TableTrees(TreeSequence):
     @classmethod
     def from_state(cls, config: Config, arrays: Arrays, *, device: str = "cpu") -> Self:
         """Return the model whose state this is; trees have no use for a device."""
-        model = cls(TreesModel(**config["params"]), TableSpec.from_config(config["spec"]))
+        model = cls(TreesModel.from_stored(config["params"]), TableSpec.from_config(config["spec"]))
         model._sequence = list(config["sequence"])
         for i, depth in enumerate(config["depths"]):
             fields = {name: arrays[f"tree.{i:05d}.{name}"] for name in TREE_ARRAYS}

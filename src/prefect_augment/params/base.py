@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Self
+
 from pydantic import BaseModel, ConfigDict
 
 __all__ = ["Params"]
@@ -22,3 +25,8 @@ class Params(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, field_title_generator=_title, allow_inf_nan=False
     )
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> Self:
+        """Return params that a checkpoint keeps; fields of earlier versions that have gone are left out."""
+        return cls(**{name: value for name, value in stored.items() if name in cls.model_fields})

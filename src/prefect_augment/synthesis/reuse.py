@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import AliasChoices, Field
 
 from prefect_augment.errors import IntegrityError
 from prefect_augment.schema.base import DatasetInfo, DatasetRef, ModelRef, Result
@@ -24,7 +25,8 @@ _RECEIPT = "trained"
 class TrainedOn(Result):
     """What a model was trained for and on; beside the outcome of its stage."""
 
-    request: str  # key of everything that was asked for but the records
+    # Key of everything that was requested but the records.
+    request: str = Field(validation_alias=AliasChoices("request", "wish"))
     dataset: DatasetRef  # it was trained on training records of this one, all of them or some
     counts: dict[str, int]  # stratum -> records that it was trained on
 
