@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.staging import shards_of
 from support.steps import candidates_with, experiment_of
 
 from prefect_augment import experiment
@@ -46,7 +47,6 @@ from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import EXTERNAL, make_recipe, make_strategies
 from prefect_augment.schema.base import BalancePlan, Choice, DatasetInfo, DatasetRef, Strategy
 from prefect_augment.schema.experiment import HoldoutResult
-from prefect_augment.shards.parquet import write_shards
 from prefect_augment.shards.staged import read_part
 from prefect_augment.storage.staging import Stage, read_result
 from prefect_augment.storage.store import Store
@@ -232,16 +232,8 @@ def candidates_of(dataset: DatasetRef, info: DatasetInfo, store: Store) -> Datas
     for name, column in columns.items():
         table = table.append_column(name, column)
     stage = Stage(store, "sample", f"candidates-{dataset.key}")
-    shards = write_shards(
-        store,
-        table,
-        prefix=stage.prefix,
-        stem="candidates",
-        split="candidates",
-        origin="synthetic",
-        label=info.label,
-        max_records=10_000,
-        max_bytes=2**24,
+    shards = shards_of(
+        store, table, stage.prefix, "candidates", label=info.label, origin="synthetic"
     )
     made = info.model_copy(update={"stage": "sample", "key": stage.key, "shards": shards})
     stage.finish(made)

@@ -9,6 +9,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.staging import class_plan, plan_of as plan_of_classes
 from support.steps import experiment_of
 
 from prefect_augment.experiment.search import best_settings, decided, finalists, go_on, pilot, rung
@@ -43,10 +44,8 @@ from prefect_augment.plan.strategies import make_strategies
 from prefect_augment.schema.base import (
     BalancePlan,
     Choice,
-    ClassPlan,
     DatasetInfo,
     DatasetRef,
-    Estimate,
     EstimatorScore,
     ImageInfo,
     Strategy,
@@ -60,31 +59,8 @@ EVALUATION = Evaluation(estimators=["logistic"], n_seeds=2, n_bootstrap=100)
 
 
 def plan_of(*, n_synthetic: int = 60, soft: bool = False, n_settings: int = 8) -> BalancePlan:
-    common = ClassPlan(
-        name="common",
-        label="common",
-        n_real=60,
-        target=60,
-        n_synthetic=0,
-        n_classic=0,
-        compared=True,
-    )
-    rare = ClassPlan(
-        name="rare",
-        label="rare",
-        n_real=12,
-        target=72,
-        n_synthetic=n_synthetic,
-        n_classic=0,
-        compared=True,
-    )
-    return BalancePlan(
-        rule="",
-        classes=(common, rare),
-        estimate=Estimate(seconds=0, output_bytes=0, memory_bytes=0),
-        soft_labels=soft,
-        n_settings=n_settings,
-    )
+    classes = class_plan("common", 60), class_plan("rare", 12, 72, n_synthetic=n_synthetic)
+    return plan_of_classes(classes, soft_labels=soft, n_settings=n_settings)
 
 
 def scored(

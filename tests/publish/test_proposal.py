@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
+from support.staging import class_plan, plan_of, recipe_of
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows._approval import answer_form
@@ -37,12 +38,8 @@ from prefect_augment.publish.proposal import (
     request_markdown,
 )
 from prefect_augment.schema.base import (
-    BalancePlan,
-    ClassPlan,
-    Estimate,
     Recipe,
     RunResult,
-    Strategy,
 )
 from prefect_augment.storage.manifests import list_versions, read_manifest
 from prefect_augment.storage.store import Store, open_store
@@ -59,22 +56,11 @@ pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 def recipe(**counts: dict[str, int]) -> Recipe:
-    return Recipe(
-        strategy=Strategy(name="SMOTE + trees", family="mixture", amount=1.0),
-        class_weight={"ok": 0.5, "bad": 2.0},
-        **{"synthetic": {}, "classic": {}, "copies": {}, **counts},
-        sentence="",
-    )
+    weights = {"ok": 0.5, "bad": 2.0}
+    return recipe_of("SMOTE + trees", "mixture", class_weight=weights, **counts)
 
 
-PLAN = BalancePlan(
-    rule="median",
-    classes=tuple(
-        ClassPlan(name=k, label=k, n_real=n, target=100, n_synthetic=0, n_classic=0, compared=True)
-        for k, n in {"ok": 100, "bad": 15}.items()
-    ),
-    estimate=Estimate(seconds=1, output_bytes=1, memory_bytes=1),
-)
+PLAN = plan_of(class_plan(name, n, 100) for name, n in {"ok": 100, "bad": 15}.items())
 
 
 def effective(made: Recipe) -> dict[str, float]:

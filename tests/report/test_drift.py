@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.report import section
+from support.staging import class_plan, plan_of, recipe_of
 from support.steps import release_of
 
 from prefect_augment.flows.rebalance import rebalance
@@ -21,13 +22,8 @@ from prefect_augment.params import Destination, NoModel, Source
 from prefect_augment.report.drift import class_drifts, drift_since, find_before
 from prefect_augment.report.json import published_schema
 from prefect_augment.schema.base import (
-    BalancePlan,
-    ClassPlan,
     DatasetRef,
-    Estimate,
     Interval,
-    Recipe,
-    Strategy,
     Verdict,
 )
 from prefect_augment.schema.manifest import Manifest
@@ -95,17 +91,6 @@ def verdict_of(**scores: float) -> Verdict:
     )
 
 
-def recipe_of(name: str) -> Recipe:
-    return Recipe(
-        strategy=Strategy(name=name, family="model"),
-        class_weight={},
-        synthetic={},
-        classic={},
-        copies={},
-        sentence="",
-    )
-
-
 def drift_of(now: dict[str, int], verdict: Verdict | None = None, recipe: str = "trees") -> Drift:
     """Since version 3: 1,500 records of a class, published by SMOTE."""
     before = Manifest(
@@ -125,15 +110,10 @@ def drift_of(now: dict[str, int], verdict: Verdict | None = None, recipe: str = 
         params={},
         software={},
     )
-    classes = tuple(
-        ClassPlan(name=k, label=k, n_real=n, target=n, n_synthetic=0, n_classic=0, compared=True)
-        for k, n in now.items()
-    )
-    estimate = Estimate(seconds=0, output_bytes=0, memory_bytes=0)
     dataset = DatasetRef(
         root="", path="", key="", digest="", label="state", n_records=0, class_counts={}
     )
-    plan = BalancePlan(rule="", classes=classes, estimate=estimate)
+    plan = plan_of(class_plan(k, n) for k, n in now.items())
     release = release_of(dataset, plan, recipe_of(recipe), verdict=verdict)
     return drift_since(before, release)
 

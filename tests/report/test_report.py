@@ -18,6 +18,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from support.staging import class_plan, plan_of, recipe_of
 
 from prefect_augment.figures import style as drawing
 from prefect_augment.figures.image_grid import sheet
@@ -35,10 +36,8 @@ from prefect_augment.report.report import (
 from prefect_augment.schema.base import (
     BalancePlan,
     ClassFilter,
-    ClassPlan,
     ColumnInfo,
     Difference,
-    Estimate,
     EstimatorScore,
     FilterResult,
     Interval,
@@ -110,22 +109,13 @@ def strategy_scores() -> tuple[StrategyScore, ...]:
 
 
 def balance_plan() -> BalancePlan:
-    return BalancePlan(
-        rule="median",
-        classes=tuple(
-            ClassPlan(
-                name=name,
-                label=name,
-                n_real=n,
-                target=max(n, 210),
-                n_synthetic=min(n, max(0, 210 - n)),
-                n_classic=max(0, 210 - 2 * n),
-                compared=name != TOO_SMALL,
-            )
-            for name, n in CLASSES.items()
-        ),
-        estimate=Estimate(seconds=40, output_bytes=1 << 20, memory_bytes=1 << 28),
-    )
+    return plan_of(
+        class_plan(
+            name, n, max(n, 210), n_synthetic=min(n, max(0, 210 - n)),
+            n_classic=max(0, 210 - 2 * n), compared=name != TOO_SMALL,
+        )
+        for name, n in CLASSES.items()
+    )  # fmt: skip
 
 
 def verdict(**changes: Any) -> Verdict:
@@ -614,24 +604,8 @@ def test_weights_alone_are_shown_as_what_they_make_of_each_class() -> None:
     data = ReportData(
         title="t",
         label="y",
-        plan=BalancePlan(
-            rule="majority",
-            classes=tuple(
-                ClassPlan(
-                    name=n, label=n, n_real=k, target=90, n_synthetic=0, n_classic=0, compared=True
-                )
-                for n, k in names.items()
-            ),
-            estimate=Estimate(seconds=1, output_bytes=1, memory_bytes=1),
-        ),
-        recipe=Recipe(
-            strategy=Strategy(name="class weights", family="weights"),
-            class_weight={"a": 50 / 90, "b": 5.0},
-            synthetic={},
-            classic={},
-            copies={},
-            sentence="Weigh the records.",
-        ),
+        plan=plan_of((class_plan(n, k, 90) for n, k in names.items()), rule="majority"),
+        recipe=recipe_of("class weights", "weights", class_weight={"a": 50 / 90, "b": 5.0}),
         counts_after={n: {"real": k} for n, k in names.items()},
     )
     text = " ".join(text_of(data).split())
