@@ -268,13 +268,10 @@ def test_a_result_goes_where_the_command_says(call: Any, tmp_path: Path) -> None
     assert not (tmp_path / "out" / "_embeddings").exists()
 
 
-def test_a_command_with_a_model_that_is_not_able_ends_with_2(call: Any) -> None:
+def test_a_use_that_model_or_records_do_not_allow_ends_with_2(call: Any) -> None:
     code, _, err = call("embed", "--model", "trees")
     assert code == 2
     assert "has no latent space" in " ".join(err.split())
-
-
-def test_denoising_a_table_ends_with_2(call: Any) -> None:
     code, _, err = call("denoise", "--noise", "0.2", "--params", call.params)
     assert code == 2
     assert "denoising is of images" in " ".join(err.split())

@@ -298,19 +298,15 @@ def test_a_group_column_that_cannot_be_compared(tmp_path: Path) -> None:
     refuse(tmp_path, wish(source, group_column="site"), ParameterError, "'site' holds list")
 
 
-def test_a_holdout_with_a_class_of_its_own(tmp_path: Path) -> None:
-    source = held(tmp_path, other(label=["a", "B", "b"] * (N // 3)))
-    refuse(
-        tmp_path,
-        source,
-        LabelError,
-        r"has the class 'B', which the source has not \(did you mean 'b'\?\)",
-    )
-
-
-def test_a_holdout_without_a_class(tmp_path: Path) -> None:
-    source = held(tmp_path, other(label=["a"] * N))
-    refuse(tmp_path, source, LabelError, "no record of class 'b', of which the source has 40")
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (["a", "B", "b"], r"has the class 'B', which the source has not \(did you mean 'b'\?\)"),
+        (["a"] * 3, "no record of class 'b', of which the source has 40"),
+    ],
+)
+def test_a_holdout_of_other_classes(tmp_path: Path, labels: list[str], says: str) -> None:
+    refuse(tmp_path, held(tmp_path, other(label=labels * (N // 3))), LabelError, says)
 
 
 def test_a_holdout_may_lack_a_class_that_is_too_small_to_compare(tmp_path: Path) -> None:

@@ -94,26 +94,20 @@ def test_copies_of_training_pictures_are_caught(faulty):
     )
 
 
-def test_copies_with_a_little_noise_are_caught(faulty):
+@pytest.mark.parametrize(
+    ("kind", "least"),
+    [("noisy copies", 0.8), ("moved copies", 0.9), ("moved and noisy copies", 0.9)],
+)
+def test_copies_with_a_little_noise_or_moved_by_a_pixel_are_caught(faulty, kind, least):
+    """The classifier's features take moved ones for new ones."""
     outcome, names = faulty
-    assert (outcome.reason[names == "noisy copies"] == "near copy").mean() > 0.8
+    assert (outcome.reason[names == kind] == "near copy").mean() > least
 
 
-@pytest.mark.parametrize("kind", ["moved copies", "moved and noisy copies"])
-def test_copies_that_are_moved_by_a_pixel_are_caught(faulty, kind):
-    """The classifier's features take them for new ones."""
+@pytest.mark.parametrize("kind", ["other class", "noise"])
+def test_noise_and_pictures_of_another_class_are_caught(faulty, kind):
     outcome, names = faulty
-    assert (outcome.reason[names == kind] == "near copy").mean() > 0.9
-
-
-def test_pictures_of_another_class_are_caught(faulty):
-    outcome, names = faulty
-    assert outcome.passed[names == "other class"].mean() < 0.05
-
-
-def test_noise_is_caught(faulty):
-    outcome, names = faulty
-    assert outcome.passed[names == "noise"].mean() < 0.05
+    assert outcome.passed[names == kind].mean() < 0.05
 
 
 def test_utility_keeps_the_best_of_what_passed(faulty):
