@@ -116,11 +116,11 @@ def run(
     store: Store,
     counts: dict[str, int] | None = None,
     seed: int = 5,
-    **wishes: Any,
+    **options: Any,
 ) -> pa.Table:
     counts = counts or {RARE: 60, SINGLE: 9}
     ref = augment(
-        dataset, plan=plan, counts=counts, classic=Classic(**wishes), seed=seed, store=store
+        dataset, plan=plan, counts=counts, classic=Classic(**options), seed=seed, store=store
     )
     assert ref.class_counts == counts
     return read_part(store, load_info(ref, store), ["train"])

@@ -1,4 +1,4 @@
-"""Classic augmentation alone: up to the target, published, and said not to be judged."""
+"""Classic augmentation alone: up to the target, published, and said not to be compared."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_table_is_brought_to_its_targets_with_smote(source: Source, tmp_path: 
     assert not verify(open_store(str(tmp_path / "out"))).problems
 
 
-def test_the_manifest_and_the_card_say_that_nothing_was_judged(
+def test_the_manifest_and_the_card_say_that_nothing_was_compared(
     source: Source, tmp_path: Path
 ) -> None:
     augment.fn(source=source, destination=Destination(uri=str(tmp_path / "out")))

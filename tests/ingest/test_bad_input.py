@@ -49,7 +49,7 @@ def refuse(tmp_path: Path, source: Source, error: type[Exception], says: str) ->
     return caught.value
 
 
-def wish(source: Source, **changes: Any) -> Source:
+def changed(source: Source, **changes: Any) -> Source:
     return Source(**{**source.model_dump(), **changes})
 
 
@@ -98,7 +98,7 @@ def test_formats_are_not_mixed(tmp_path: Path) -> None:
     refuse(tmp_path, source, InputError, "holds 1 Parquet and 1 CSV files; a source has one format")
     assert (
         ingest(
-            wish(source, format="parquet"), store=open_store(str(tmp_path / "out")), seed=0
+            changed(source, format="parquet"), store=open_store(str(tmp_path / "out")), seed=0
         ).n_records
         == N
     )
@@ -171,7 +171,7 @@ def test_a_source_inside_the_destination(tmp_path: Path) -> None:
         ingest(source, store=open_store(str(tmp_path / "out")), seed=0)
     with pytest.raises(InputError, match="lies inside the destination"):
         ingest(
-            wish(source, uri=f"{source.uri}/in.parquet"),
+            changed(source, uri=f"{source.uri}/in.parquet"),
             store=open_store(str(tmp_path / "out")),
             seed=0,
         )
@@ -242,14 +242,14 @@ def test_parameters_that_name_the_wrong_column(
     tmp_path: Path, changes: dict[str, Any], error: type, says: str
 ) -> None:
     source = put(tmp_path / "in", make_table(test=["maybe", "test"] * (N // 2), never=[False] * N))
-    refuse(tmp_path, wish(source, **changes), error, says)
+    refuse(tmp_path, changed(source, **changes), error, says)
 
 
 # --- the label --------------------------------------------------------------------------------
 
 
 def test_a_missing_label_column(tmp_path: Path) -> None:
-    source = wish(put(tmp_path / "in", make_table()), label="labels")
+    source = changed(put(tmp_path / "in", make_table()), label="labels")
     refuse(
         tmp_path,
         source,
@@ -280,7 +280,7 @@ def test_a_label_that_cannot_be_one(tmp_path: Path, labels: list[Any], says: str
 def held(tmp_path: Path, table: pa.Table, **changes: Any) -> Source:
     source = put(tmp_path / "in", make_table())
     put(tmp_path / "held", table)
-    return wish(source, holdout_uri=str(tmp_path / "held"), **changes)
+    return changed(source, holdout_uri=str(tmp_path / "held"), **changes)
 
 
 def other(**columns: Any) -> pa.Table:
@@ -295,7 +295,7 @@ def test_a_destination_inside_the_holdout(tmp_path: Path) -> None:
 
 def test_a_group_column_that_cannot_be_compared(tmp_path: Path) -> None:
     source = put(tmp_path / "in", make_table(site=[[1]] * N))
-    refuse(tmp_path, wish(source, group_column="site"), ParameterError, "'site' holds list")
+    refuse(tmp_path, changed(source, group_column="site"), ParameterError, "'site' holds list")
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ def test_marks_that_cut_through_a_group(tmp_path: Path) -> None:
     source = put(tmp_path / "in", make_table(site=["s"] * N, test=[True, False] * (N // 2)))
     refuse(
         tmp_path,
-        wish(source, group_column="site", holdout_column="test"),
+        changed(source, group_column="site", holdout_column="test"),
         InputError,
         "inside and outside",
     )

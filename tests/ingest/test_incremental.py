@@ -106,17 +106,17 @@ def opened(monkeypatch: pytest.MonkeyPatch, source: Path) -> Iterator[list[str]]
         yield found
 
 
-def run(store: Store, folder: Path, **wishes: Any) -> DatasetInfo:
-    source = Source(uri=str(folder), label="label", **wishes)
+def run(store: Store, folder: Path, **options: Any) -> DatasetInfo:
+    source = Source(uri=str(folder), label="label", **options)
     return load_info(ingest(source, store=store, seed=0), store)
 
 
-def both_ways(store: Store, folder: Path, **wishes: Any) -> tuple[DatasetInfo, DatasetInfo]:
+def both_ways(store: Store, folder: Path, **options: Any) -> tuple[DatasetInfo, DatasetInfo]:
     """Info with the earlier batches used again, and with everything read anew."""
     copy = Path(f"{store.root}-copy")
     shutil.copytree(store.root, copy)
     shutil.rmtree(copy / "_staging")
-    return run(store, folder, **wishes), run(open_store(str(copy)), folder, **wishes)
+    return run(store, folder, **options), run(open_store(str(copy)), folder, **options)
 
 
 CASES: dict[str, tuple[list[pa.Table], dict[str, Any]]] = {
@@ -155,25 +155,25 @@ CASES: dict[str, tuple[list[pa.Table], dict[str, Any]]] = {
 def test_reading_new_files_alone_stages_what_reading_all_would(
     tmp_path: Path, publish_as_is: Publisher, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tables, wishes = CASES[case]
+    tables, options = CASES[case]
     store = open_store(str(tmp_path / "out"))
     folder = put(tmp_path / "in", tables[0], "m.parquet")
     publish_as_is(
-        store, ingest(Source(uri=str(folder), label="label", **wishes), store=store, seed=0)
+        store, ingest(Source(uri=str(folder), label="label", **options), store=store, seed=0)
     )
     for version, (table, name) in enumerate(zip(tables[1:], ("a", "z"), strict=True), start=2):
         put(folder, table, f"{name}.parquet")
         with opened(monkeypatch, folder) as read:
-            info = run(store, folder, **wishes)
+            info = run(store, folder, **options)
         assert set(read) == {f"{name}.parquet"}
         copy = tmp_path / f"copy{version}"
         shutil.copytree(store.root, copy)
         shutil.rmtree(copy / "_staging")
-        anew = run(open_store(str(copy)), folder, **wishes)
+        anew = run(open_store(str(copy)), folder, **options)
         assert staged(store, info) == staged(store, anew)
         assert no_ways(info) == no_ways(anew)
         assert {f.path: f.batch for f in info.sources}[f"{name}.parquet"] == version
-        ref = ingest(Source(uri=str(folder), label="label", **wishes), store=store, seed=0)
+        ref = ingest(Source(uri=str(folder), label="label", **options), store=store, seed=0)
         assert ref.key == info.key
         publish_as_is(store, ref)
 
@@ -188,18 +188,18 @@ def test_the_hold_out_of_its_own_stands_beside_files_that_are_not_read(
         pa.concat_tables([make_table(60, 900), make_table(130).slice(1, 5)]),
         "h.parquet",
     )
-    wishes = {"holdout_uri": str(held), "on_overlap": "drop"}
+    options = {"holdout_uri": str(held), "on_overlap": "drop"}
     publish_as_is(
-        store, ingest(Source(uri=str(folder), label="label", **wishes), store=store, seed=0)
+        store, ingest(Source(uri=str(folder), label="label", **options), store=store, seed=0)
     )
     put(folder, make_table(60, 300), "n.parquet")
     copy = tmp_path / "copy"
     shutil.copytree(store.root, copy)
     shutil.rmtree(copy / "_staging")
     with opened(monkeypatch, folder) as read:
-        info = run(store, folder, **wishes)
+        info = run(store, folder, **options)
     assert set(read) == {"n.parquet"}
-    assert no_ways(info) == no_ways(run(open_store(str(copy)), folder, **wishes))
+    assert no_ways(info) == no_ways(run(open_store(str(copy)), folder, **options))
     assert info.n_quarantined >= 5
     assert sum(info.part_counts["holdout"].values()) == 65
 
@@ -266,7 +266,7 @@ def test_a_narrower_type_of_new_files_is_brought_into_the_known_one(
         ("replace", "of 2 known files 1 have changed"),
         ("remove", "of 2 known files 1 are gone"),
         ("stage", "has been removed"),
-        ("wish", "read with other parameters"),
+        ("parameters", "read with other parameters"),
     ],
 )
 def test_where_more_than_new_files_matters_everything_is_read_and_the_reason_said(
@@ -283,7 +283,7 @@ def test_where_more_than_new_files_matters_everything_is_read_and_the_reason_sai
         (folder / "n.parquet").unlink()
     elif change == "stage":
         shutil.rmtree(tmp_path / "out" / "_staging")
-    info = run(store, folder, **({"validation_fraction": 0.3} if change == "wish" else {}))
+    info = run(store, folder, **({"validation_fraction": 0.3} if change == "parameters" else {}))
     assert any(says in note for note in info.notes), info.notes
     batch = {f.path: f.batch for f in info.sources}
     assert batch["m.parquet"] == 1

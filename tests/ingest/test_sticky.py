@@ -31,10 +31,10 @@ def make_table(n: int, start: int = 0) -> pa.Table:
     )
 
 
-def put(folder: Path, table: pa.Table, name: str = "in.parquet", **wishes: Any) -> Source:
+def put(folder: Path, table: pa.Table, name: str = "in.parquet", **options: Any) -> Source:
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, folder / name)
-    return Source(uri=str(folder), label="label", **wishes)
+    return Source(uri=str(folder), label="label", **options)
 
 
 def info_of(store: Store, ref: DatasetRef) -> DatasetInfo:

@@ -60,7 +60,7 @@ CLASSES = {
     "a class name that goes on and on, " * 6: 5,
 }
 TOO_SMALL = list(CLASSES)[-1]
-JUDGED = list(CLASSES)[:-1]
+COMPARED = list(CLASSES)[:-1]
 STRATEGIES = {
     "as is": ("as_is", 0.70),
     "threshold": ("threshold", 0.751),
@@ -84,9 +84,9 @@ def estimator_score(value: float) -> EstimatorScore:
         macro_f1=value - 0.04,
         auprc=float("nan"),  # as where a class has no validation record
         worst_recall=value - 0.3,
-        worst_class=JUDGED[4],
+        worst_class=COMPARED[4],
         brier=0.12,
-        recall=dict.fromkeys(JUDGED, value),
+        recall=dict.fromkeys(COMPARED, value),
     )
 
 
@@ -120,7 +120,7 @@ def balance_plan() -> BalancePlan:
 
 def verdict(**changes: Any) -> Verdict:
     def recall(start: float) -> dict[str, Interval]:
-        return {name: around(start - 0.05 * i, 0.02) for i, name in enumerate(JUDGED)}
+        return {name: around(start - 0.05 * i, 0.02) for i, name in enumerate(COMPARED)}
 
     fields: dict[str, Any] = {
         "decision": "accept",
@@ -144,7 +144,7 @@ def verdict(**changes: Any) -> Verdict:
             "SMOTE": recall(0.91),
             "SMOTE + trees": recall(0.93),
         },
-        "class_decisions": dict.fromkeys(JUDGED, "inconclusive"),
+        "class_decisions": dict.fromkeys(COMPARED, "inconclusive"),
         "not_compared": {TOO_SMALL: "5 records are too few"},
         "n_holdout": 1812,
         "n_seeds": 3,
@@ -172,7 +172,7 @@ def filter_result() -> FilterResult:
                 reasons={"near copy": 6, "looks like another class": 11},
                 metrics={"density": 0.97, "coverage": 0.91},
             )
-            for name in JUDGED[4:]
+            for name in COMPARED[4:]
         ),
     )
 
@@ -181,10 +181,10 @@ def recipe() -> Recipe:
     return Recipe(
         strategy=Strategy(name="SMOTE + trees", family="mixture"),
         class_weight=dict.fromkeys(CLASSES, 1.0),
-        synthetic={JUDGED[4]: 89},
+        synthetic={COMPARED[4]: 89},
         classic={},
         copies={},
-        thresholds={"boosting": {JUDGED[2]: 1.25}},
+        thresholds={"boosting": {COMPARED[2]: 1.25}},
         sentence=f"Rare classes were topped up; use aug_weight. {HOSTILE}",
     )
 
@@ -224,7 +224,7 @@ def full_report(**changes: Any) -> ReportData:
         "counts_after": {n: {"real": k, "synthetic": 10} for n, k in CLASSES.items()},
         "weighted_counts": {n: float(max(k, 700)) for n, k in CLASSES.items()},
         "quarantine": {"no label": 12},
-        "rare_classes": tuple(JUDGED[4:]),
+        "rare_classes": tuple(COMPARED[4:]),
         "column_shapes": shapes,
         "neighbours": (
             Neighbour(HOSTILE, record, {**record, "site <b>": SECRET}, 0.31),

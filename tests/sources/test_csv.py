@@ -16,10 +16,10 @@ from prefect_augment.sources.base import SourceRecords, whole
 from prefect_augment.sources.csv import read_batches
 
 
-def read(text: str | bytes, **wishes: Any) -> SourceRecords:
+def read(text: str | bytes, **options: Any) -> SourceRecords:
     data = text if isinstance(text, bytes) else text.encode()
     return whole(
-        read_batches(io.BytesIO(data), name="in.csv", source=Source(uri="in.csv", **wishes))
+        read_batches(io.BytesIO(data), name="in.csv", source=Source(uri="in.csv", **options))
     )
 
 
@@ -50,7 +50,7 @@ def test_a_given_encoding_goes_before_the_guess() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "wishes", "error", "says"),
+    ("data", "options", "error", "says"),
     [
         (b"a,b\n1,\x81\n", {}, InputError, "utf-8 or cp1252; say what it is with source.encoding"),
         (b"a,b\n1,\xff\n", {"encoding": "ascii"}, InputError, "cannot be read as ascii"),
@@ -61,10 +61,10 @@ def test_a_given_encoding_goes_before_the_guess() -> None:
     ],
 )
 def test_bytes_that_are_not_text_are_refused(
-    data: bytes, wishes: dict[str, str], error: type, says: str
+    data: bytes, options: dict[str, str], error: type, says: str
 ) -> None:
     with pytest.raises(error, match=says):
-        read(data, **wishes)
+        read(data, **options)
 
 
 @pytest.mark.parametrize(
@@ -202,8 +202,8 @@ def test_type_of(values: list[str], kind: pa.DataType) -> None:
     assert read(text).table.schema.field("c").type == kind
 
 
-def mostly(values: list[str], name: str = "c", **wishes: Any) -> SourceRecords:
-    return read(f"{name},t\n" + "".join(f"{v},x\n" for v in values), **wishes)
+def mostly(values: list[str], name: str = "c", **options: Any) -> SourceRecords:
+    return read(f"{name},t\n" + "".join(f"{v},x\n" for v in values), **options)
 
 
 def test_rare_values_that_do_not_parse_reject_their_row_with_the_reason() -> None:

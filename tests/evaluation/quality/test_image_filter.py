@@ -43,7 +43,7 @@ def moved(images, right, down):
     return wide[:, 1 - down : 1 - down + SIDE, 1 - right : 1 - right + SIDE]
 
 
-def filtered(candidates, *, wanted=(300, 300), **wishes):
+def filtered(candidates, *, wanted=(300, 300), **options):
     given = {
         "strata": ["head", "tail"],
         "stratum_class": np.arange(2),
@@ -53,22 +53,22 @@ def filtered(candidates, *, wanted=(300, 300), **wishes):
         "steps": STEPS,
         "metrics": False,
     }
-    return filter_images(TRAINING, VALIDATION, candidates, **{**given, **wishes})
+    return filter_images(TRAINING, VALIDATION, candidates, **{**given, **options})
 
 
 @pytest.fixture(scope="module")
 def faulty():
     """One candidate set with a block per fault: the three classifiers are trained once for all."""
     rng = np.random.default_rng(0)
-    tail_fit, tail_fresh = TRAINING.X[-100:], FRESH.X[FRESH.stratum == 1]
-    noisy = np.clip(tail_fit + rng.normal(0, 1.5, tail_fit.shape), 0, 255)
+    tail_training, tail_fresh = TRAINING.X[-100:], FRESH.X[FRESH.stratum == 1]
+    noisy = np.clip(tail_training + rng.normal(0, 1.5, tail_training.shape), 0, 255)
     blocks = {
         "fresh": tail_fresh,
-        "copies": tail_fit,
+        "copies": tail_training,
         "noisy copies": noisy,
-        "moved copies": moved(tail_fit, 1, 0),
+        "moved copies": moved(tail_training, 1, 0),
         "moved and noisy copies": np.clip(
-            moved(tail_fit, -1, 1) + rng.normal(0, 2, tail_fit.shape), 0, 255
+            moved(tail_training, -1, 1) + rng.normal(0, 2, tail_training.shape), 0, 255
         ),
         "other class": FRESH.X[FRESH.stratum == 0],
         "noise": rng.integers(0, 256, (100, SIDE, SIDE, 1)),
