@@ -274,18 +274,11 @@ def test_nothing_asked_for_is_an_outcome_without_records(
 # --- what is refused ----------------------------------------------------------------------------
 
 
-def test_a_stratum_that_is_not_planned_is_refused(
+def test_an_unknown_stratum_and_records_that_are_switched_off_are_refused(
     dataset: DatasetRef, balance_plan: BalancePlan, store: Store
 ) -> None:
-    with pytest.raises(
-        ParameterError, match="'rar', which is not in the plan; did you mean 'rare'"
-    ):
+    with pytest.raises(ParameterError, match="'rar', which is not in the plan; did you mean 'rare"):
         run(dataset, balance_plan, store, {"rar": 1})
-
-
-def test_classic_records_are_refused_where_they_are_switched_off(
-    dataset: DatasetRef, balance_plan: BalancePlan, store: Store
-) -> None:
     with pytest.raises(ParameterError, match=r"93 classic records are wanted and classic.table"):
         run(dataset, balance_plan, store, classic=Classic(table="none"))
 

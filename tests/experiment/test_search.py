@@ -66,15 +66,8 @@ def plan_of(*, n_synthetic: int = 60, soft: bool = False, n_settings: int = 8) -
 def scored(
     strategy: Strategy, score: float, *, seed: int = 0, seconds: float = 1.0
 ) -> StrategyScore:
-    estimator = EstimatorScore(
-        balanced_accuracy=score,
-        macro_f1=score,
-        auprc=score,
-        worst_recall=score,
-        worst_class="rare",
-        brier=0.1,
-        recall={"rare": score},
-    )
+    same = dict.fromkeys(("balanced_accuracy", "macro_f1", "auprc", "worst_recall"), score)
+    estimator = EstimatorScore(**same, worst_class="rare", brier=0.1, recall={"rare": score})
     return StrategyScore(
         strategy=strategy,
         seed=seed,

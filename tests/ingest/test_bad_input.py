@@ -56,40 +56,43 @@ def changed(source: Source, **changes: Any) -> Source:
 # --- what is there ----------------------------------------------------------------------------
 
 
-def test_a_source_that_is_not_there(tmp_path: Path) -> None:
-    refuse(
-        tmp_path,
-        Source(uri=str(tmp_path / "none"), label="y"),
-        InputError,
-        "no .parquet, .csv, .jsonl or .arrow file.*found nothing",
-    )
-
-
-def test_a_folder_without_data(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("none", "no .parquet, .csv, .jsonl or .arrow file.*found nothing"),
+        ("in", "found 1 other files.*source.format"),
+        ("in/*.csv", "found nothing"),
+    ],
+)
+def test_a_place_without_data(tmp_path: Path, place: str, says: str) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "notes.md").write_text("x")
-    refuse(
-        tmp_path,
-        Source(uri=str(tmp_path / "in"), label="y"),
-        InputError,
-        "found 1 other files.*source.format",
-    )
+    refuse(tmp_path, Source(uri=str(tmp_path / place), label="y"), InputError, says)
 
 
-def test_a_glob_without_a_match(tmp_path: Path) -> None:
-    put(tmp_path / "in", make_table())
-    refuse(
-        tmp_path, Source(uri=str(tmp_path / "in" / "*.csv"), label="y"), InputError, "found nothing"
-    )
+LINEAGE = ("aug_id", "aug_weight", "AUG_Origin", "content_key", "aug_stratum")
 
 
-def test_a_table_without_records(tmp_path: Path) -> None:
-    refuse(
-        tmp_path,
-        put(tmp_path / "in", make_table().slice(0, 0)),
-        InputError,
-        "holds no usable record in 1 files",
-    )
+@pytest.mark.parametrize(
+    ("table", "error", "says"),
+    [
+        (make_table().slice(0, 0), InputError, "holds no usable record in 1 files"),
+        (
+            make_table(row=range(N), same=["s"] * N).drop_columns(["x"]),
+            InputError,
+            "no column to learn from.*'row' is identifier, 'same' is constant",
+        ),
+        *(
+            (make_table(**{name: [1] * N}), SchemaError, f"lineage columns: '{name}'")
+            for name in LINEAGE
+        ),
+    ],
+    ids=["no records", "nothing to learn from", *LINEAGE],
+)
+def test_a_table_that_cannot_be_learnt_from(
+    tmp_path: Path, table: pa.Table, error: type[Exception], says: str
+) -> None:
+    refuse(tmp_path, put(tmp_path / "in", table), error, says)
 
 
 def test_formats_are_not_mixed(tmp_path: Path) -> None:
@@ -188,28 +191,6 @@ def test_duplicate_column_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["aug_id", "aug_weight", "AUG_Origin", "content_key", "aug_stratum"]
-)
-def test_columns_named_like_lineage_columns(tmp_path: Path, name: str) -> None:
-    refuse(
-        tmp_path,
-        put(tmp_path / "in", make_table(**{name: [1] * N})),
-        SchemaError,
-        f"lineage columns: '{name}'",
-    )
-
-
-def test_nothing_to_learn_from(tmp_path: Path) -> None:
-    table = make_table(row=range(N), same=["s"] * N).drop_columns(["x"])
-    refuse(
-        tmp_path,
-        put(tmp_path / "in", table),
-        InputError,
-        "no column to learn from.*'row' is identifier, 'same' is constant",
-    )
-
-
-@pytest.mark.parametrize(
     ("changes", "error", "says"),
     [
         (
@@ -293,9 +274,24 @@ def test_a_destination_inside_the_holdout(tmp_path: Path) -> None:
         ingest(source, store=open_store(str(tmp_path / "held" / "out")), seed=0)
 
 
-def test_a_group_column_that_cannot_be_compared(tmp_path: Path) -> None:
-    source = put(tmp_path / "in", make_table(site=[[1]] * N))
-    refuse(tmp_path, changed(source, group_column="site"), ParameterError, "'site' holds list")
+@pytest.mark.parametrize(
+    ("columns", "holdout_column", "error", "says"),
+    [
+        ({"site": [[1]] * N}, "", ParameterError, "'site' holds list"),
+        (
+            {"site": ["s"] * N, "test": [True, False] * (N // 2)},
+            "test",
+            InputError,
+            "inside and outside",
+        ),
+    ],
+)
+def test_a_group_that_cannot_be_compared_or_is_cut_through(
+    tmp_path: Path, columns: dict[str, Any], holdout_column: str, error: type, says: str
+) -> None:
+    source = put(tmp_path / "in", make_table(**columns))
+    asked = changed(source, group_column="site", holdout_column=holdout_column)
+    refuse(tmp_path, asked, error, says)
 
 
 @pytest.mark.parametrize(
@@ -356,16 +352,6 @@ def test_a_holdout_that_shares_a_group_with_the_source(tmp_path: Path) -> None:
     )
     put(tmp_path / "in", make_table(site=[f"s{i // 3}" for i in range(N)]))
     refuse(tmp_path, source, InputError, "6 of the source's 60 records are also in the hold-out")
-
-
-def test_marks_that_cut_through_a_group(tmp_path: Path) -> None:
-    source = put(tmp_path / "in", make_table(site=["s"] * N, test=[True, False] * (N // 2)))
-    refuse(
-        tmp_path,
-        changed(source, group_column="site", holdout_column="test"),
-        InputError,
-        "inside and outside",
-    )
 
 
 def test_a_destination_that_cannot_be_written_is_said_before_anything_is_read(

@@ -16,7 +16,7 @@ from prefect_augment.params import Classic, Publish
 from prefect_augment.plan.strategies import make_recipe, wanted_records
 from prefect_augment.publish.proposal import lowered
 from prefect_augment.schema.base import BalancePlan, DatasetRef, Strategy
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage.store import Store, open_store
 
 DATASET = DatasetRef(
     root="", path="", key="", digest="", label="label", n_records=110, class_counts={}
@@ -59,9 +59,8 @@ def test_what_counts_less_leaves_the_balance_as_it_is(plan: BalancePlan) -> None
 
 
 def test_published_weights_hold_what_a_synthetic_record_counts(
-    tmp_path: Path, releases: ModuleType
+    releases: ModuleType, store: Store
 ) -> None:
-    store = open_store(str(tmp_path / "out"))
     release = releases.stage_release(store)
     recipe = release.recipe.model_copy(update={"synthetic_weight": 0.5})
     publish_parts(**{**vars(release), "recipe": recipe, "publish": Publish()})

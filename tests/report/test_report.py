@@ -19,6 +19,7 @@ import jsonschema
 import numpy as np
 import pytest
 from support.staging import class_plan, plan_of, recipe_of
+from support.steps import candidates_with
 
 from prefect_augment.figures import style as drawing
 from prefect_augment.figures.image_grid import sheet
@@ -155,35 +156,25 @@ def verdict(**changes: Any) -> Verdict:
 
 
 def filter_result() -> FilterResult:
-    return FilterResult(
-        root="memory://x",
-        path="_staging/filter/k/outcome.json",
-        key="3f9a1c22d0b4",
-        purpose="utility",
-        feature_space="standardised columns",
-        kept=(),
-        dropped=(),
-        classes=tuple(
-            ClassFilter(
-                name=name,
-                n_candidates=100,
-                n_passed=83,
-                n_kept=40,
-                reasons={"near copy": 6, "looks like another class": 11},
-                metrics={"density": 0.97, "coverage": 0.91},
-            )
-            for name in COMPARED[4:]
-        ),
+    classes = tuple(
+        ClassFilter(
+            name=name, n_candidates=100, n_passed=83, n_kept=40,
+            reasons={"near copy": 6, "looks like another class": 11},
+            metrics={"density": 0.97, "coverage": 0.91},
+        )
+        for name in COMPARED[4:]
+    )  # fmt: skip
+    return candidates_with({}).model_copy(
+        update={"feature_space": "standardised columns", "classes": classes}
     )
 
 
 def recipe() -> Recipe:
-    return Recipe(
-        strategy=Strategy(name="SMOTE + trees", family="mixture"),
+    return recipe_of(
+        "SMOTE + trees",
+        "mixture",
         class_weight=dict.fromkeys(CLASSES, 1.0),
         synthetic={COMPARED[4]: 89},
-        classic={},
-        copies={},
         thresholds={"boosting": {COMPARED[2]: 1.25}},
         sentence=f"Rare classes were topped up; use aug_weight. {HOSTILE}",
     )

@@ -20,20 +20,25 @@ from prefect_augment.schema.base import (
     ModelRef,
     Recipe,
     ShardInfo,
+    Verdict,
 )
+from prefect_augment.schema.manifest import Manifest
 from prefect_augment.shards.parquet import write_shards
 from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store, sha256_hex
 from prefect_augment.synthesis.train import train
 
 __all__ = [
+    "a_shard",
     "class_plan",
+    "manifest_of",
     "people",
     "plan_of",
     "recipe_of",
     "shards_of",
     "stage_parts",
     "train_people",
+    "verdict_of",
 ]
 
 
@@ -57,6 +62,37 @@ def recipe_of(name: str, family: str = "model", **fields: Any) -> Recipe:
     nothing = {"class_weight": {}, "synthetic": {}, "classic": {}, "copies": {}, "sentence": ""}
     strategy = {"name": name, "family": family}
     return Recipe.model_validate({"strategy": strategy, **nothing, **fields})
+
+
+def verdict_of(chosen: str, **fields: Any) -> Verdict:
+    """A verdict on a strategy that nothing is held against."""
+    nothing = {
+        "decision": "inconclusive", "reasons": (), "baseline": chosen, "published": chosen,
+        "strategies": {}, "balanced_accuracy": {}, "differences": (), "class_recall": {},
+        "minimum_detectable_effect": 0.0, "class_decisions": {}, "not_compared": {},
+        "n_holdout": 100, "n_seeds": 1,
+    }  # fmt: skip
+    return Verdict.model_validate({"chosen": chosen, **nothing, **fields})
+
+
+def a_shard(path: str = "data/train-real-00000-0123456789ab.parquet", n: int = 2) -> ShardInfo:
+    """A shard as a manifest lists it; there are no bytes of it."""
+    return ShardInfo(
+        path=path, split="train", origin="real", n_records=n, n_bytes=9, sha256="0" * 64,
+        class_counts={"a": n},
+    )  # fmt: skip
+
+
+def manifest_of(version: int = 1, *, key: str = "k", n: int = 2, **fields: Any) -> Manifest:
+    """The smallest manifest there is, told apart by its key and count."""
+    smallest = {
+        "parent": version - 1 or None, "dataset_key": key, "created_at": "2026-11-20T00:00:00",
+        "label": "y", "label_type": "string", "source_schema": "s", "columns": (),
+        "class_counts": {"train": {"a": {"real": n}}}, "shards": (a_shard(n=n),), "plan": (),
+        "verdict": None, "recipe": recipe_of("as is", "as_is", class_weight={"a": 0.1}),
+        "params": {}, "software": {},
+    }  # fmt: skip
+    return Manifest(**{"version": version, **smallest, **fields})
 
 
 def shards_of(
