@@ -206,7 +206,7 @@ def along(
     *,
     n_steps: int,
 ) -> NDArray[np.uint8]:
-    """Return the images of strips, one strip after the other, as :mod:`.stages.interpolate` makes them.
+    """Return the images of strips, one strip after the other, as :mod:`prefect_augment.latents.interpolate` makes them.
 
     Parameters
     ----------

@@ -12,14 +12,17 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings
 
 from prefect_augment import registry
-from prefect_augment.params import PluginModel
+from prefect_augment.params import PluginModel, Source
+from prefect_augment.storage.store import Store, open_store
 
 pytest_plugins = ["support.versions"]
 
@@ -256,6 +259,40 @@ def _make_table(seed: int = 0, counts: dict[str, int] | None = None) -> pa.Table
             "state": pa.array(names),
         }
     )
+
+
+@pytest.fixture
+def source(make_table: Callable[..., pa.Table], tmp_path: Path) -> Source:
+    """The table in a file."""
+    pq.write_table(make_table(), tmp_path / "in.parquet")
+    return Source(uri=str(tmp_path / "in.parquet"), label="state")
+
+
+# --- a destination ---
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "out"))
+
+
+@pytest.fixture(scope="module")
+def memory_store() -> Iterator[Store]:
+    """One that the tests of a module share."""
+    opened = open_store(f"memory://{uuid4().hex}")
+    yield opened
+    opened.fs.rm(opened.root, recursive=True)
+
+
+@pytest.fixture(params=["local", "memory"])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """One on a disk, then one in memory."""
+    if request.param == "local":
+        yield open_store(str(tmp_path / "data set"))
+        return
+    opened = open_store(f"memory://{uuid4().hex}")
+    yield opened
+    opened.fs.rm(opened.root, recursive=True) if opened.fs.exists(opened.root) else None
 
 
 # --- quick runs ---

@@ -11,13 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.encoding.images import ImageEncoder
-from prefect_augment.examples import (
-    IMAGE_FILES,
-    TAIL,
-    demo_runs,
-    example_images,
-    image_tables,
-)
+from prefect_augment.examples import IMAGE_FILES, TAIL, demo_runs, example_images, image_tables
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.storage.store import open_store
 

@@ -60,8 +60,8 @@ def test_one_kind_may_have_a_class_for_each_kind_of_data(
     monkeypatch.setitem(MODELS, "vae", both)
     for modality, name in (("table", "OfTables"), ("image", "OfImages")):
         assert resolve_model(VaeModel(), modality=modality) == "vae"  # type: ignore[arg-type]
-        for wish in (VaeModel(), "vae"):
-            found = load_model_class(wish, modality=modality)  # type: ignore[arg-type]
+        for requested in (VaeModel(), "vae"):
+            found = load_model_class(requested, modality=modality)  # type: ignore[arg-type]
             assert found.__name__ == name
 
 
@@ -95,9 +95,9 @@ def test_a_format_is_refused_for_data_that_it_does_not_hold() -> None:
         check_shard_format("lance", modality="table")
 
 
-@pytest.mark.parametrize("wish", [AutoModel(), TreesModel(), "trees"])
-def test_class_is_found_by_params_and_by_kind(wish: object) -> None:
-    assert load_model_class(wish) is TableTrees  # type: ignore[arg-type]
+@pytest.mark.parametrize("requested", [AutoModel(), TreesModel(), "trees"])
+def test_class_is_found_by_params_and_by_kind(requested: object) -> None:
+    assert load_model_class(requested) is TableTrees  # type: ignore[arg-type]
 
 
 def test_unknown_names_are_answered_with_those_there_are() -> None:
@@ -140,9 +140,9 @@ def plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("plugins")
 def test_plugins_come_by_entry_point_and_check_their_options() -> None:
-    wish = PluginModel(name="wide", options={"width": 5})
-    assert load_model_class(wish).__name__ == "Wide"
-    params = model_params(wish)
+    requested = PluginModel(name="wide", options={"width": 5})
+    assert load_model_class(requested).__name__ == "Wide"
+    params = model_params(requested)
     assert isinstance(params, BaseModel)
     assert params.model_dump() == {"width": 5}
     assert model_params(PluginModel(name="plain", options={"a": 1})) == {"a": 1}

@@ -26,6 +26,8 @@ from prefect_augment.augmentation.plugins import ALLOW_IMPORT_PATHS  # noqa: E40
 from prefect_augment.errors import ParameterError  # noqa: E402
 from prefect_augment.params import Classic  # noqa: E402
 
+albumentations = pytest.importorskip("albumentations", reason="needs the extra 'images'")
+
 PIPELINE = """
 - HorizontalFlip: {p: 0.5}
 - OneOf:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -15,7 +14,8 @@ import pyarrow.compute as pc
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from support.steps import release_of
+from support.staging import class_plan, plan_of, shards_of, stage_parts
+from support.steps import candidates_with, release_of
 
 pytest.importorskip("albumentations", reason="needs the extra 'images'")
 
@@ -39,17 +39,11 @@ from prefect_augment.report.contact_sheets import picture_sheets
 from prefect_augment.schema.base import (
     BalancePlan,
     ClassFilter,
-    ClassPlan,
-    DatasetInfo,
     DatasetRef,
-    Estimate,
     FilterResult,
     ImageInfo,
-    ShardInfo,
 )
-from prefect_augment.shards.parquet import write_shards
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store, open_store
 
 CLASSES = {"plenty": 40, "few": 6, "🛠️ <b>one</b>": 1}
@@ -84,64 +78,23 @@ def records() -> pa.Table:
 
 def stage_records(store: Store, table: pa.Table) -> DatasetRef:
     """What ingest leaves: every fifth record is validation, the rest training."""
-    stage = Stage(store, "ingest", "k" * 24)
-    place = np.arange(table.num_rows)
+    place, n = np.arange(table.num_rows), table.num_rows
     parts = {"training": place % 5 != 4, "validation": place % 5 == 4}
-    shards: list[ShardInfo] = []
-    for part, mask in parts.items():
-        shards += write_shards(
-            store,
-            table.filter(pa.array(mask)).sort_by("aug_id"),
-            prefix=stage.prefix,
-            stem=part,
-            split=part,
-            origin="real",
-            label="kind",
-            max_records=20,
-            max_bytes=1 << 20,
-        )
-    info = stage.finish(
-        DatasetInfo(
-            stage="ingest",
-            key=stage.key,
-            digest="d" * 64,
-            label="kind",
-            label_type="string",
-            schema_digest="s",
-            columns=(),
-            shards=tuple(shards),
-            part_counts={},
-            compared=tuple(CLASSES),
-            modality="image",
-            image=ImageInfo(
-                column="image",
-                modes={"RGB": table.num_rows},
-                formats={"JPEG": 1},
-                sizes={"28x20": table.num_rows},
-                n_sizes=1,
-                most_common_size=(28, 20),
-                smallest_side=20,
-                largest_side=28,
-                n_channels=3,
-            ),
-        )
-    )
-    return DatasetRef(
-        root=store.uri,
-        path=stage.outcome_path,
-        key=stage.key,
-        digest=info.digest,
-        label="kind",
-        n_records=table.num_rows,
-        class_counts=CLASSES,
-    )
+    image = ImageInfo(
+        column="image", modes={"RGB": n}, formats={"JPEG": 1}, sizes={"28x20": n}, n_sizes=1,
+        most_common_size=(28, 20), smallest_side=20, largest_side=28, n_channels=3,
+    )  # fmt: skip
+    return stage_parts(
+        store,
+        {part: table.filter(pa.array(mask)).sort_by("aug_id") for part, mask in parts.items()},
+        label="kind", key="k", max_records=20, columns=(), compared=tuple(CLASSES),
+        modality="image", image=image,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    opened = open_store(f"memory://{uuid4().hex}")
-    yield opened
-    opened.fs.rm(opened.root, recursive=True)
+def store(memory_store: Store) -> Store:
+    return memory_store
 
 
 @pytest.fixture(scope="module")
@@ -151,21 +104,9 @@ def dataset(store: Store) -> DatasetRef:
 
 @pytest.fixture(scope="module")
 def plan() -> BalancePlan:
-    return BalancePlan(
-        rule="majority",
-        classes=tuple(
-            ClassPlan(
-                name=name,
-                label=name,
-                n_real=n,
-                target=40,
-                n_synthetic=min(n, 40 - n),
-                n_classic=max(0, 40 - 2 * n),
-                compared=True,
-            )
-            for name, n in CLASSES.items()
-        ),
-        estimate=Estimate(seconds=1, output_bytes=1, memory_bytes=1),
+    return plan_of(
+        class_plan(name, n, 40, n_synthetic=min(n, 40 - n), n_classic=max(0, 40 - 2 * n))
+        for name, n in CLASSES.items()
     )
 
 
@@ -175,11 +116,11 @@ def run(
     store: Store,
     counts: dict[str, int] | None = None,
     seed: int = 5,
-    **wishes: Any,
+    **options: Any,
 ) -> pa.Table:
     counts = counts or {RARE: 60, SINGLE: 9}
     ref = augment(
-        dataset, plan=plan, counts=counts, classic=Classic(**wishes), seed=seed, store=store
+        dataset, plan=plan, counts=counts, classic=Classic(**options), seed=seed, store=store
     )
     assert ref.class_counts == counts
     return read_part(store, load_info(ref, store), ["train"])
@@ -312,28 +253,10 @@ def candidates(store: Store) -> FilterResult:
         bright = np.minimum(decode_image(image["bytes"]).astype(int) + 30, 255)
         images.append(encode_png(bright.astype(np.uint8)))
     made = table.set_column(1, table.schema.field("image"), image_array(images, [""] * 4, KIND))
-    kept = write_shards(
-        store,
-        made,
-        prefix="_staging/filter/x",
-        stem="kept",
-        split="kept",
-        origin="synthetic",
-        label="kind",
-        max_records=100,
-        max_bytes=1 << 20,
-    )
-    return FilterResult(
-        root=store.uri,
-        path="",
-        key="",
-        purpose="utility",
-        classes=(
-            ClassFilter(name=RARE, n_candidates=9, n_passed=4, n_kept=4, reasons={}, metrics={}),
-        ),
-        kept=kept,
-        dropped=(),
-        feature_space="pixels",
+    kept = shards_of(store, made, "_staging/filter/x", "kept", label="kind", origin="synthetic")
+    rare = ClassFilter(name=RARE, n_candidates=9, n_passed=4, n_kept=4, reasons={}, metrics={})
+    return candidates_with({}).model_copy(
+        update={"root": store.uri, "classes": (rare,), "kept": kept, "feature_space": "pixels"}
     )
 
 

@@ -35,11 +35,11 @@ def run(
     method: Any,
     *,
     n_categories: int = 0,
-    **wishes: Any,
+    **options: Any,
 ) -> SmoteRecords:
     is_category = np.arange(X.shape[1]) >= X.shape[1] - n_categories
     return make_records(
-        X, strata, counts, classic=Classic(table=method, **wishes), is_category=is_category,
+        X, strata, counts, classic=Classic(table=method, **options), is_category=is_category,
         n_levels=is_category * 3, seed=5,
     )  # fmt: skip
 

@@ -48,31 +48,21 @@ def test_mutual_information_is_the_sum_over_all_pairs(
     assert entropy == pytest.approx([math.log(3), math.log(4)])
 
 
-def test_gap_is_one_where_each_number_is_one_factor(
-    disentanglement: ModuleType, factors: Grid
+@pytest.mark.parametrize(
+    ("numbers", "gaps"),
+    [
+        pytest.param(lambda a, b: [a, b, 0 * a], [1.0, 1.0], id="each number is one factor"),
+        pytest.param(lambda a, b: [a, -a, b], [0.0, 1.0], id="two numbers say the same"),
+        # Of a factor of four values, its first bit: log 2 of log 4 nats.
+        pytest.param(lambda a, b: [a, b, b // 2], [1.0, 0.5], id="one knows half of a factor"),
+    ],
+)
+def test_gap_is_the_share_that_one_number_alone_knows(
+    disentanglement: ModuleType, factors: Grid, numbers: Any, gaps: list[float]
 ) -> None:
-    Z = np.column_stack([factors.astype(float), np.zeros(600)])
+    Z = np.column_stack(numbers(*factors.T)).astype(float)
     found = disentanglement.gaps(*disentanglement.mutual_information(Z, factors))
-    assert found == pytest.approx([1.0, 1.0])
-
-
-def test_gap_is_zero_where_two_numbers_say_the_same(
-    disentanglement: ModuleType, factors: Grid
-) -> None:
-    first, second = factors.astype(float).T
-    Z = np.column_stack([first, -first, second])
-    found = disentanglement.gaps(*disentanglement.mutual_information(Z, factors))
-    assert found == pytest.approx([0.0, 1.0])
-
-
-def test_gap_is_half_where_a_second_number_knows_half_of_a_factor(
-    disentanglement: ModuleType, factors: Grid
-) -> None:
-    """Of a factor of four values, its first bit: log 2 of log 4 nats."""
-    second = factors[:, 1]
-    Z = np.column_stack([factors[:, 0], second, second // 2]).astype(float)
-    found = disentanglement.gaps(*disentanglement.mutual_information(Z, factors))
-    assert found == pytest.approx([1.0, 0.5])
+    assert found == pytest.approx(gaps)
 
 
 def test_a_number_that_never_changes_says_nothing(

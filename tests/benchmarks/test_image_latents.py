@@ -12,12 +12,12 @@ import pytest
 from support.steps import experiment_of
 
 from prefect_augment.ingest.ingest import ingest
-from prefect_augment.latents.interpolate import interpolate
+from prefect_augment.latents.uses import use_latents
 from prefect_augment.loading.latents import open_latents
 from prefect_augment.params import Interpolation, PluginModel, RunParams, Source
 from prefect_augment.plan.plan import plan
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.model_store import load_model
 from prefect_augment.synthesis.train import train
 
@@ -87,16 +87,14 @@ def test_ends_are_two_records_of_a_class_and_one_of_each_of_two(image_latents: M
 @pytest.mark.parametrize("path", ["class", "straight"])
 def test_strips_are_those_of_interpolate(
     image_latents: ModuleType, shapes: ModuleType, linear_model: PluginModel, tmp_path: Path,
-    path: Any,
-) -> None:  # fmt: skip
+    path: Any, store: Store) -> None:  # fmt: skip
     pq.write_table(shapes.as_table(shapes.with_attributes(192, 0)), tmp_path / "in.parquet")
-    store = open_store(str(tmp_path / "out"))
     source = Source(uri=str(tmp_path / "in.parquet"), label="form")
     dataset = ingest(source, store=store, seed=0)
     planned = plan(dataset, RunParams(model=linear_model), store, compares=False)
     ref = train(experiment_of(dataset, planned, model=linear_model), store)
     interpolation = Interpolation(start="cross", end="square", n_steps=5, path=path)
-    result = interpolate(dataset, model=ref, store=store, wish=interpolation)
+    result = use_latents("interpolations", dataset, ref, store, params=interpolation)
     strip = open_latents(f"{store.uri}/{result.folder}").to_table()
     fitted, encoder = load_model(store, ref)
     pixels = encoder.encode(strip)

@@ -145,13 +145,28 @@ def test_a_wrong_label_ends_with_2_and_a_suggestion(
     assert "did you mean 'state'" in " ".join(out.split())
 
 
+@pytest.mark.parametrize(
+    ("text", "arguments", "says"),
+    [
+        ("source: {uri: a, labell: b}", ["profile", "x"], "labell"),
+        ("budget: {minutes: 5}", ["rebalance", "a", "b", "--minutes", "0"], "budget.minutes"),
+        *(
+            (text, ["rebalance", "a", "b"], f"'{text.split(':')[0]}' in the parameters file is")
+            for text in ("source:", "source: defects.parquet", "model: trees")
+        ),
+    ],
+)
 def test_a_wrong_parameters_file_ends_with_2_and_names_the_field(
-    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+    call: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    text: str,
+    arguments: list[str],
+    says: str,
 ) -> None:
-    (tmp_path / "params.yaml").write_text("source: {uri: a, labell: b}")
-    code, _, err = call("profile", "x", "--params", tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text(text)
+    code, _, err = call(*arguments, "--params", tmp_path / "params.yaml")
     assert code == 2
-    assert "labell" in err
+    assert says in " ".join(err.split())
 
 
 class Asked:
@@ -183,27 +198,6 @@ def test_options_go_before_the_parameters_file_and_that_before_the_defaults(
     assert asked("{}") == (0, None)
     assert asked("{seed: 7, compute: {workers: 1}}") == (7, 1)
     assert asked("{seed: 7, compute: {workers: 1}}", "--seed", "0", "--workers", "4") == (0, 4)
-
-
-def test_a_zero_is_given_too(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text("budget: {minutes: 5}")
-    code, _, err = call(
-        "rebalance", "a", "b", "--minutes", "0", "--params", tmp_path / "params.yaml"
-    )
-    assert code == 2
-    assert "budget.minutes" in err
-
-
-@pytest.mark.parametrize("text", ["source:", "source: defects.parquet", "model: trees"])
-def test_a_group_of_parameters_that_is_no_mapping_is_said(
-    call: Callable[..., tuple[int, str, str]], tmp_path: Path, text: str
-) -> None:
-    (tmp_path / "params.yaml").write_text(text)
-    code, _, err = call(
-        "rebalance", "a", "b", "--model", "none", "--params", tmp_path / "params.yaml"
-    )
-    assert code == 2
-    assert f"'{text.split(':')[0]}' in the parameters file is" in " ".join(err.split())
 
 
 def test_versions_inspect_and_verify_say_what_is_there(

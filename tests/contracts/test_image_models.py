@@ -43,14 +43,8 @@ SMALL: dict[str, tuple[Any, Budget]] = {
         AutoencoderModel(layers="dense", n_latent=16, width=64, learning_rate=0.01),
         Budget(steps=60, batch_size=32),
     ),
-    "vae": (
-        VaeModel(n_latent=4, width=16, learning_rate=0.005),
-        Budget(steps=120, batch_size=32),
-    ),
-    "gan": (
-        GanModel(width=16, n_latent=8, learning_rate=0.005),
-        Budget(steps=60, batch_size=32),
-    ),
+    "vae": (VaeModel(n_latent=4, width=16, learning_rate=0.005), Budget(steps=120, batch_size=32)),
+    "gan": (GanModel(width=16, n_latent=8, learning_rate=0.005), Budget(steps=60, batch_size=32)),
 }
 
 SPEC = ImageSpec(size=12, channels=1, classes=("dark", "gray", "bright"), class_counts=(80, 40, 8))
@@ -192,16 +186,17 @@ def test_any_size_and_both_kinds_of_channels(kind: str, size: int, channels: int
     assert images.shape == (2, size, size, channels)
 
 
-def test_a_single_class_is_enough(kind: str) -> None:
-    spec = ImageSpec(12, 1, ("only",), (30,))
-    images = fitted(kind, spec, steps=2).sample(np.zeros(5, dtype=np.int64), seeds=seeds(5))
-    assert images.shape == (5, 12, 12, 1)
-
-
-def test_a_class_without_records_is_no_obstacle(kind: str) -> None:
-    spec = ImageSpec(12, 1, ("a", "none", "c"), (30, 0, 30))
-    images = fitted(kind, spec, steps=2).sample(np.array([0, 2]), seeds=seeds(2))
-    assert images.shape == (2, 12, 12, 1)
+@pytest.mark.parametrize(
+    ("counts", "y"),
+    [
+        pytest.param({"only": 30}, [0] * 5, id="a single class"),
+        pytest.param({"a": 30, "none": 0, "c": 30}, [0, 2], id="a class without records"),
+    ],
+)
+def test_any_classes_are_enough(kind: str, counts: dict[str, int], y: list[int]) -> None:
+    spec = ImageSpec(12, 1, tuple(counts), tuple(counts.values()))
+    images = fitted(kind, spec, steps=2).sample(np.array(y), seeds=seeds(len(y)))
+    assert images.shape == (len(y), 12, 12, 1)
 
 
 def test_fewer_records_than_a_batch_are_enough(kind: str) -> None:

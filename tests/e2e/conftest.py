@@ -128,11 +128,7 @@ class Server:
             "OMP_NUM_THREADS": "1",
             # A flow run starts in a temporary folder, where a relative path leads nowhere.
             "PYTHONPATH": os.pathsep.join(
-                [
-                    str(REPOSITORY / "src"),
-                    str(HOLD),
-                    *filter(None, [os.environ.get("PYTHONPATH")]),
-                ]
+                [str(REPOSITORY / "src"), str(HOLD), *filter(None, [os.environ.get("PYTHONPATH")])]
             ),
             "HOLD_WRITES": str(home / "barriers"),
             # Runs of the command line and the README are as users have them (see hold/).
@@ -262,11 +258,7 @@ class Server:
             return client.read_flow_run(run if isinstance(run, UUID) else run.id)
 
     def wait(
-        self,
-        run: FlowRun | UUID,
-        states: Sequence[str] = FINAL,
-        *,
-        seconds: float = RUN_SECONDS,
+        self, run: FlowRun | UUID, states: Sequence[str] = FINAL, *, seconds: float = RUN_SECONDS
     ) -> FlowRun:
         """Wait until the run's state has one of these types or names (RUNNING, Suspended …)."""
 

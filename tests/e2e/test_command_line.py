@@ -76,13 +76,7 @@ def test_rebalance_then_verify(table: Path, quick: Path, tmp_path: Path, home: P
 
 def test_the_plan_alone_is_shown_as_a_table(table: Path, tmp_path: Path, home: Path) -> None:
     done = prefect_augment(
-        "rebalance",
-        table,
-        tmp_path / "out",
-        "--label",
-        "state",
-        "--plan-only",
-        home=home,
+        "rebalance", table, tmp_path / "out", "--label", "state", "--plan-only", home=home
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Estimate" in done.stdout
@@ -129,14 +123,7 @@ def test_bad_input_ends_with_2_and_says_what_to_do(table: Path, tmp_path: Path, 
     assert done.returncode == 2
     assert "did you mean 'state'" in " ".join(done.stderr.split())
     done = prefect_augment(
-        "rebalance",
-        table,
-        tmp_path / "out",
-        "--label",
-        "state",
-        "--target",
-        "best",
-        home=home,
+        "rebalance", table, tmp_path / "out", "--label", "state", "--target", "best", home=home
     )
     assert done.returncode == 2
     assert "median" in done.stderr
@@ -147,8 +134,7 @@ def test_a_version_that_waits_is_published_by_the_command(
 ) -> None:
     given = ["--label", "state", "--model", "trees", "--on-no-gain", "publish", "--params", quick]
     done = prefect_augment(
-        *("rebalance", table, tmp_path / "out", *given, "--require-approval", "--json"),
-        home=home,
+        *("rebalance", table, tmp_path / "out", *given, "--require-approval", "--json"), home=home
     )
     assert done.returncode == 0, done.stderr[-3000:]
     waiting = last_line(done)

@@ -95,9 +95,7 @@ def tracing(server: Any, *runs: FlowRun) -> Iterator[None]:
 # --- what is deployed ---------------------------------------------------------------------------
 
 
-def test_all_flows_are_deployed_without_a_prompt_and_the_file_stays_as_it_is(
-    deployed: Any,
-) -> None:
+def test_all_flows_are_deployed_without_a_prompt_and_the_file_stays_as_it_is(deployed: Any) -> None:
     path = REPOSITORY / "prefect.yaml"
     before = path.read_bytes()
     entries = {entry["name"]: entry for entry in yaml.safe_load(before)["deployments"]}
@@ -231,10 +229,7 @@ def slow_training(tmp_path: Path) -> dict[str, Any]:
     return {
         # All eights are one group, on one side of the split, so there is nothing to compare and the
         # run is training and little else.
-        "source": {
-            "uri": str(digits(tmp_path / "source")),
-            "group_pattern": r"(8(?=/)|0/\d+)",
-        },
+        "source": {"uri": str(digits(tmp_path / "source")), "group_pattern": r"(8(?=/)|0/\d+)"},
         "balance": {"target": "majority"},
         "model": {"kind": "diffusion", "size": 8, "width": 16, "sampler_steps": 1},
         "budget": {

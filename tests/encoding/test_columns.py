@@ -1,4 +1,4 @@
-"""Kinds are found where they are unambiguous, and a wish goes before them."""
+"""Kinds are found where they are unambiguous, and source.columns goes before them."""
 
 from __future__ import annotations
 

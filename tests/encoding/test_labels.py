@@ -35,15 +35,18 @@ def test_a_label_is_found_by_its_name_where_only_one_can_be_it() -> None:
     assert find_label(table) == "Target"
 
 
-def test_several_possible_labels_are_listed() -> None:
-    table = pa.table({"x": rng.normal(size=N), "label": LABEL, "class": LABEL})
-    with pytest.raises(LabelError, match=r"several .*'label', 'class'"):
-        find_label(table)
-
-
-def test_columns_with_few_values_are_listed_where_none_is_named_like_a_label() -> None:
-    table = pa.table({"x": rng.normal(size=N), "outcome_code": LABEL})
-    with pytest.raises(LabelError, match=r"none .*'outcome_code'\."):
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["label", "class"], r"several .*'label', 'class'"),
+        (["outcome_code"], r"none .*'outcome_code'\."),
+    ],
+)
+def test_possible_labels_are_listed_where_several_or_none_is_named_like_one(
+    names: list[str], says: str
+) -> None:
+    table = pa.table({"x": rng.normal(size=N), **dict.fromkeys(names, LABEL)})
+    with pytest.raises(LabelError, match=says):
         find_label(table)
 
 

@@ -34,10 +34,7 @@ LEARNT: dict[pa.DataType, tuple[str, st.SearchStrategy[Any]]] = {
     pa.time64("us"): ("numeric", st.times()),
     pa.timestamp("s"): ("numeric", st.datetimes().map(lambda t: t.replace(microsecond=0))),
     pa.timestamp("us", tz=ZURICH): ("numeric", st.datetimes(timezones=st.just(UTC))),
-    pa.timestamp("ns"): (
-        "numeric",
-        st.datetimes(dt.datetime(1970, 1, 1), dt.datetime(2200, 1, 1)),
-    ),
+    pa.timestamp("ns"): ("numeric", st.datetimes(dt.datetime(1970, 1, 1), dt.datetime(2200, 1, 1))),
     pa.duration("ms"): (
         "numeric",
         st.integers(-(10**9), 10**9).map(lambda n: dt.timedelta(milliseconds=n)),
@@ -260,10 +257,7 @@ def test_columns_that_are_not_learnt_follow_their_rule() -> None:
             pa.field("label", pa.string()),
         ]
     )
-    rows = [
-        [5, 1, "x1", "n1", "mm", None, ["a"], "k"],
-        [-2, 2, "x2", "n2", "mm", None, [], "l"],
-    ]
+    rows = [[5, 1, "x1", "n1", "mm", None, ["a"], "k"], [-2, 2, "x2", "n2", "mm", None, [], "l"]]
     table = pa.table([list(c) for c in zip(*rows, strict=True)], schema=schema)
     kinds = {
         "id": "identifier", "row": "identifier", "code": "identifier", "name": "identifier",

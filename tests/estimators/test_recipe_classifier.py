@@ -18,27 +18,20 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from support.staging import recipe_of
 
 from prefect_augment import RecipeClassifier
 from prefect_augment.errors import ParameterError
-from prefect_augment.schema.base import Recipe, Strategy
+from prefect_augment.schema.base import Recipe
 
 TRUE = {"common": 0.95, "rare": 0.05}
 HALF = {"common": 0.5, "rare": 0.5}
 
 
 def recipe(family: Any = "weights", **changes: Any) -> Recipe:
-    fields: dict[str, Any] = {
-        "strategy": Strategy(name="class weights", family=family),
-        "class_weight": {"common": 0.53, "rare": 10.0},
-        "synthetic": {},
-        "classic": {},
-        "copies": {},
-        "prior_true": TRUE,
-        "prior_train": HALF,
-        "sentence": "",
-    }
-    return Recipe(**(fields | changes))
+    weights = {"common": 0.53, "rare": 10.0}
+    fields = {"class_weight": weights, "prior_true": TRUE, "prior_train": HALF}
+    return recipe_of("class weights", family, **(fields | changes))
 
 
 @pytest.fixture(scope="module")

@@ -227,12 +227,12 @@ def test_classes_too_small_to_learn_are_copied_with_a_warning() -> None:
 def test_utility_rows_are_surer_of_their_class_than_faithful_ones() -> None:
     """What the filter is for; the summary names the purpose, since one cannot serve for the other."""
     X, y = blobs((300, 60))
-    judge = LogisticRegression().fit(X, y)
+    classifier = LogisticRegression().fit(X, y)
     sure = {}
     for purpose in ("utility", "faithful"):
         sampler = GenerativeSampler(purpose=purpose, random_state=0)
         new = sampler.fit_resample(X, y)[0][len(X) :]
-        sure[purpose] = judge.predict_proba(new)[:, 1].mean()
+        sure[purpose] = classifier.predict_proba(new)[:, 1].mean()
         assert sampler.summary_["purpose"] == purpose
         assert sampler.summary_["drawn"] == {1: 720 if purpose == "utility" else 240}
     assert sure["utility"] > sure["faithful"] + 0.1
@@ -268,7 +268,7 @@ def test_rows_with_given_values_have_them_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "message"),
+    ("params", "message"),
     [
         ({"kind": "nothing"}, "no model 'nothing'"),
         ({"kind": "diffusion"}, "makes image data"),
@@ -276,9 +276,9 @@ def test_rows_with_given_values_have_them_all() -> None:
         ({"constraints": [Unique(columns=["x9"])]}, "'x9', which is not a column"),
     ],
 )
-def test_values_that_cannot_be_granted_are_told(wish: dict[str, Any], message: str) -> None:
+def test_impossible_values_are_refused(params: dict[str, Any], message: str) -> None:
     with pytest.raises(AugmentError, match=message):
-        GenerativeSampler(**wish).fit(*blobs())
+        GenerativeSampler(**params).fit(*blobs())
 
 
 def test_a_class_that_is_not_there_is_named() -> None:
@@ -355,7 +355,7 @@ def test_classes_too_small_to_learn_keep_their_rows_alone() -> None:
     assert np.array_equal(X_new[:83], X)
 
 
-@pytest.mark.parametrize("wish", [{"times": 0.0}, {"amount": 1.5}, {"times": float("nan")}])
-def test_impossible_weights_are_refused(wish: dict[str, float]) -> None:
-    with pytest.raises(ParameterError, match=next(iter(wish))):
-        GenerativeSampler().fit_weighted(*mixed(), **wish)
+@pytest.mark.parametrize("params", [{"times": 0.0}, {"amount": 1.5}, {"times": float("nan")}])
+def test_impossible_weights_are_refused(params: dict[str, float]) -> None:
+    with pytest.raises(ParameterError, match=next(iter(params))):
+        GenerativeSampler().fit_weighted(*mixed(), **params)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.staging import shards_of
 from support.steps import candidates_with, experiment_of
 
 from prefect_augment import experiment
@@ -47,10 +47,9 @@ from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import EXTERNAL, make_recipe, make_strategies
 from prefect_augment.schema.base import BalancePlan, Choice, DatasetInfo, DatasetRef, Strategy
 from prefect_augment.schema.experiment import HoldoutResult
-from prefect_augment.shards.parquet import write_shards
 from prefect_augment.shards.staged import read_part
 from prefect_augment.storage.staging import Stage, read_result
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage.store import Store
 
 COUNTS = {"ring": 160, "cross": 70, "dot": 60}
 N_SEEDS = 2
@@ -60,10 +59,8 @@ STEPS = 25
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    opened = open_store(f"memory://{uuid4().hex}")
-    yield opened
-    opened.fs.rm(opened.root, recursive=True)
+def store(memory_store: Store) -> Store:
+    return memory_store
 
 
 def pictures(seed: int = 0) -> tuple[list[np.ndarray], list[str]]:
@@ -117,10 +114,7 @@ def dataset(
 
 def planned(dataset: DatasetRef, store: Store, model: Any = None) -> BalancePlan:
     found = plan(
-        dataset,
-        RunParams(model=model or AutoModel(), evaluation=EVALUATION),
-        store,
-        compares=False,
+        dataset, RunParams(model=model or AutoModel(), evaluation=EVALUATION), store, compares=False
     )
     steps = STEPS if dataset.modality == "image" else 0
     return found.model_copy(update={"classifier_steps": steps})
@@ -238,16 +232,8 @@ def candidates_of(dataset: DatasetRef, info: DatasetInfo, store: Store) -> Datas
     for name, column in columns.items():
         table = table.append_column(name, column)
     stage = Stage(store, "sample", f"candidates-{dataset.key}")
-    shards = write_shards(
-        store,
-        table,
-        prefix=stage.prefix,
-        stem="candidates",
-        split="candidates",
-        origin="synthetic",
-        label=info.label,
-        max_records=10_000,
-        max_bytes=2**24,
+    shards = shards_of(
+        store, table, stage.prefix, "candidates", label=info.label, origin="synthetic"
     )
     made = info.model_copy(update={"stage": "sample", "key": stage.key, "shards": shards})
     stage.finish(made)

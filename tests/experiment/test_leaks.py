@@ -16,20 +16,13 @@ from prefect_augment.errors import InputError
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.ingest.ingest import ingest
-from prefect_augment.params import (
-    Destination,
-    Evaluation,
-    NoModel,
-    RunParams,
-    Source,
-    TreesModel,
-)
+from prefect_augment.params import Destination, Evaluation, NoModel, RunParams, Source, TreesModel
 from prefect_augment.plan.plan import plan
 from prefect_augment.schema.base import RunResult
 from prefect_augment.schema.experiment import Experiment
 from prefect_augment.shards import base as formats
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage.store import Store, open_store
 from prefect_augment.synthesis.train import train
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
@@ -69,9 +62,10 @@ def run(source: Source, folder: Path, **params: Any) -> RunResult:
 # --- groups and near-duplicates ---------------------------------------------------------------
 
 
-def test_a_planted_group_leak_is_impossible_where_groups_are_named(tmp_path: Path) -> None:
+def test_a_planted_group_leak_is_impossible_where_groups_are_named(
+    tmp_path: Path, store: Store
+) -> None:
     uri = put(tmp_path / "in.parquet", patients())
-    store = open_store(str(tmp_path / "out"))
     source = Source(uri=uri, label="label", group_column="patient")
     info = load_info(ingest(source, store=store, seed=0), store)
     sides = [

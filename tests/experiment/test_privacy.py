@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from prefect_augment.report.section_privacy import section
+from support.report import section
 from support.steps import experiment_of, publish_parts, release_of
 
 from prefect_augment.evaluation.privacy.distances import SideNames, summarise
@@ -189,7 +189,6 @@ def test_report_has_the_section_the_key_and_the_artifact(fresh: Drawn) -> None:
     assert Privacy.model_validate(info["privacy"]) == fresh.privacy
     assert 'id="privacy"' in page
     assert "**Privacy.**" in summary
-    assert section(None) == ""
 
 
 @pytest.mark.parametrize("pictures", ["real", "synthetic", "none"])
@@ -246,7 +245,7 @@ def test_section_escapes_names_and_shows_no_value(fresh: Drawn) -> None:
     odd = fresh.privacy.model_copy(
         update={"sides": (first.model_copy(update={"classes": (named,)}),)}
     )
-    assert "<script>" not in section(odd)
+    assert "<script>" not in section("privacy", privacy=odd)
     # Numbers, shares and names of classes: nothing else has a place in these results.
     texts = [value for value in _leaves(fresh.privacy.model_dump()) if isinstance(value, str)]
     assert not any(value in text for text in texts for value in ("north", "south", "sn-0"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.staging import class_plan, plan_of as plan_of_classes
 from support.steps import experiment_of
 
 from prefect_augment.experiment.search import (
@@ -50,10 +51,8 @@ from prefect_augment.plan.strategies import make_strategies
 from prefect_augment.schema.base import (
     BalancePlan,
     Choice,
-    ClassPlan,
     DatasetInfo,
     DatasetRef,
-    Estimate,
     EstimatorScore,
     ImageInfo,
     Strategy,
@@ -67,45 +66,15 @@ EVALUATION = Evaluation(estimators=["logistic"], n_seeds=2, n_bootstrap=100)
 
 
 def plan_of(*, n_synthetic: int = 60, soft: bool = False, n_settings: int = 8) -> BalancePlan:
-    common = ClassPlan(
-        name="common",
-        label="common",
-        n_real=60,
-        target=60,
-        n_synthetic=0,
-        n_classic=0,
-        compared=True,
-    )
-    rare = ClassPlan(
-        name="rare",
-        label="rare",
-        n_real=12,
-        target=72,
-        n_synthetic=n_synthetic,
-        n_classic=0,
-        compared=True,
-    )
-    return BalancePlan(
-        rule="",
-        classes=(common, rare),
-        estimate=Estimate(seconds=0, output_bytes=0, memory_bytes=0),
-        soft_labels=soft,
-        n_settings=n_settings,
-    )
+    classes = class_plan("common", 60), class_plan("rare", 12, 72, n_synthetic=n_synthetic)
+    return plan_of_classes(classes, soft_labels=soft, n_settings=n_settings)
 
 
 def scored(
     strategy: Strategy, score: float, *, seed: int = 0, seconds: float = 1.0
 ) -> StrategyScore:
-    estimator = EstimatorScore(
-        balanced_accuracy=score,
-        macro_f1=score,
-        auprc=score,
-        worst_recall=score,
-        worst_class="rare",
-        brier=0.1,
-        recall={"rare": score},
-    )
+    same = dict.fromkeys(("balanced_accuracy", "macro_f1", "auprc", "worst_recall"), score)
+    estimator = EstimatorScore(**same, worst_class="rare", brier=0.1, recall={"rare": score})
     return StrategyScore(
         strategy=strategy,
         seed=seed,
@@ -371,17 +340,13 @@ def test_the_last_rung_keeps_what_goes_to_the_hold_out(pilots: list[StrategyScor
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    opened = open_store(f"memory://{uuid4().hex}")
-    yield opened
-    opened.fs.rm(opened.root, recursive=True)
+def store(memory_store: Store) -> Store:
+    return memory_store
 
 
 @pytest.fixture(scope="module")
 def dataset(
-    store: Store,
-    make_table: Callable[..., pa.Table],
-    tmp_path_factory: pytest.TempPathFactory,
+    store: Store, make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory
 ) -> DatasetRef:
     path: Path = tmp_path_factory.mktemp("source") / "records.parquet"
     pq.write_table(make_table(), path)

@@ -61,7 +61,7 @@ def test_class_names_are_drawn_and_never_understood(label: str) -> None:
 
 
 def test_images_stand_in_the_picture_pixel_by_pixel() -> None:
-    """Small ones are enlarged by a whole factor, so that what a model made can be judged."""
+    """Small ones are enlarged by a whole factor, so that what a model drew can be seen."""
     image = noise(1, 28)
     enlarged = np.kron(image[0, :, :, 0], np.ones((CELL // 28, CELL // 28), dtype=np.uint8))
     page = drawn(sheet("crack", image, None, None))[:, :, 0]

@@ -1,4 +1,4 @@
-"""Classic augmentation alone: up to the target, published, and said not to be judged."""
+"""Classic augmentation alone: up to the target, published, and said not to be compared."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.errors import ParameterError
@@ -21,12 +20,6 @@ from prefect_augment.storage.store import open_store
 MakeTable = Callable[..., pa.Table]
 
 
-@pytest.fixture
-def source(make_table: MakeTable, tmp_path: Path) -> Source:
-    pq.write_table(make_table(), tmp_path / "in.parquet")
-    return Source(uri=str(tmp_path / "in.parquet"), label="state")
-
-
 def test_a_table_is_brought_to_its_targets_with_smote(source: Source, tmp_path: Path) -> None:
     result = augment.fn(source=source, destination=Destination(uri=str(tmp_path / "out")))
     assert (result.status, result.version) == ("published", 1)
@@ -39,7 +32,7 @@ def test_a_table_is_brought_to_its_targets_with_smote(source: Source, tmp_path: 
     assert not verify(open_store(str(tmp_path / "out"))).problems
 
 
-def test_the_manifest_and_the_card_say_that_nothing_was_judged(
+def test_the_manifest_and_the_card_say_that_nothing_was_compared(
     source: Source, tmp_path: Path
 ) -> None:
     augment.fn(source=source, destination=Destination(uri=str(tmp_path / "out")))

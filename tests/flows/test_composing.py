@@ -75,12 +75,6 @@ def our_tasks() -> dict[str, Task[..., Any]]:
 
 
 @pytest.fixture
-def source(make_table: MakeTable, tmp_path: Path) -> Source:
-    pq.write_table(make_table(), tmp_path / "in.parquet")
-    return Source(uri=str(tmp_path / "in.parquet"), label="state")
-
-
-@pytest.fixture
 def destination(tmp_path: Path) -> Destination:
     return Destination(uri=str(tmp_path / "out"))
 

@@ -38,7 +38,7 @@ from prefect_augment.params import (
 from prefect_augment.plan.plan import plan
 from prefect_augment.schema.base import RunResult
 from prefect_augment.storage.manifests import read_manifest
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage.store import Store, open_store
 
 MakeTable = Callable[..., pa.Table]
 RULES: list[Constraint] = [
@@ -144,7 +144,7 @@ def test_what_cannot_be_kept_is_told_before_anything_is_trained(
 
 
 def test_records_of_another_tool_that_break_a_constraint_do_not_pass(
-    source: Source, tmp_path: Path
+    source: Source, tmp_path: Path, store: Store
 ) -> None:
     real = pq.read_table(source.uri)
     rare = real.filter(pc.equal(real["state"], "cracked"))
@@ -152,7 +152,6 @@ def test_records_of_another_tool_that_break_a_constraint_do_not_pass(
     pq.write_table(
         rare.set_column(place, "load", pc.add(rare["load"], 0.013)), tmp_path / "other.parquet"
     )
-    store = open_store(str(tmp_path / "out"))
     dataset = ingest(source, store=store, seed=0)
     kept = []
     for rules in ((), (Inequality(left="since", operator=">", right="until"),)):

@@ -19,7 +19,7 @@ from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import open_store
 
 MakeTable = Callable[..., pa.Table]
-# One class of a size that can be judged: nothing is compared, and the rare one gets weight.
+# One class of a size that can be compared: nothing is compared, and the rare one gets weight.
 SMALL = {"ok": 60, "worn": 9}
 
 

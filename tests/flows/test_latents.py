@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -53,12 +52,6 @@ from prefect_augment.flows import latents as flows
 from prefect_augment.params import PluginModel
 from prefect_augment.schema.base import BalancePlan
 from prefect_augment.storage.store import open_store
-
-
-@pytest.fixture
-def source(make_table: Callable[..., pa.Table], tmp_path: Path) -> Source:
-    pq.write_table(make_table(), tmp_path / "in.parquet")
-    return Source(uri=str(tmp_path / "in.parquet"), label="state")
 
 
 @pytest.fixture
@@ -109,8 +102,7 @@ def test_every_flow_leaves_its_result_beside_the_dataset(
 
 
 @pytest.mark.parametrize(
-    "use",
-    [embed, anomalies, reconstruct, denoise, interpolate, shift_attribute, classify],
+    "use", [embed, anomalies, reconstruct, denoise, interpolate, shift_attribute, classify]
 )
 def test_every_flow_takes_the_same_beside_its_own_section(use: Any) -> None:
     names = list(use.parameters.model_dump()["properties"])
@@ -165,14 +157,14 @@ def test_tasks_take_one_anothers_references(asked: dict[str, Any], tmp_path: Pat
     @flow
     def theirs() -> Any:
         dataset = ingest_dataset.submit(asked["source"], asked["destination"])
-        normal = select_classes.submit(dataset, ["ok", "worn"])
+        two = select_classes.submit(dataset, ["ok", "worn"])
         params = RunParams(model=asked["model"])
         plan = BalancePlan.without_amounts()
-        model = train_model.submit(Experiment(dataset=normal.result(), plan=plan, params=params))
-        scored = use_latents.submit("anomalies", dataset, model, Anomalies(normal_share=0.1))
-        vectors = use_latents.submit(
-            "embeddings", dataset, model, output=Output(uri=str(tmp_path / "vectors"))
-        )
+        model = train_model.submit(Experiment(dataset=two.result(), plan=plan, params=params))
+        normal = Anomalies(normal_share=0.1)
+        scored = use_latents.submit("anomalies", dataset, model, normal)
+        output = Output(uri=str(tmp_path / "vectors"))
+        vectors = use_latents.submit("embeddings", dataset, model, output=output)
         return scored.result(), vectors.result()
 
     scored, vectors = theirs()
@@ -190,14 +182,10 @@ def test_every_task_is_a_plain_function_outside_prefect(asked: dict[str, Any]) -
     assert strip.n_records == 5
     shift = AttributeShift(only=[strip.found["start"]], strengths=[0, 1, 2])
     assert use_latents.fn("shifts", dataset, model, shift).n_records == 3
-    assert (
-        use_latents.fn("reconstructions", dataset, model, Reconstruction(as_class="ok")).n_records
-        == dataset.n_records
-    )
-    assert (
-        use_latents.fn("classes", dataset, model, Classification(prior="observed")).found["prior"]
-        == "observed"
-    )
+    as_ok = use_latents.fn("reconstructions", dataset, model, Reconstruction(as_class="ok"))
+    assert as_ok.n_records == dataset.n_records
+    classes = use_latents.fn("classes", dataset, model, Classification(prior="observed"))
+    assert classes.found["prior"] == "observed"
     publish_dataset.fn(Release(experiment=experiment))
     published = open_version.fn(asked["destination"])
     assert use_latents.fn("embeddings", published, model).n_records == dataset.n_records
@@ -280,13 +268,10 @@ def test_a_result_goes_where_the_command_says(call: Any, tmp_path: Path) -> None
     assert not (tmp_path / "out" / "_embeddings").exists()
 
 
-def test_a_command_with_a_model_that_is_not_able_ends_with_2(call: Any) -> None:
+def test_a_use_that_model_or_records_do_not_allow_ends_with_2(call: Any) -> None:
     code, _, err = call("embed", "--model", "trees")
     assert code == 2
     assert "has no latent space" in " ".join(err.split())
-
-
-def test_denoising_a_table_ends_with_2(call: Any) -> None:
     code, _, err = call("denoise", "--noise", "0.2", "--params", call.params)
     assert code == 2
     assert "denoising is of images" in " ".join(err.split())

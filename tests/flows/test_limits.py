@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from prefect import flow, tags
 from prefect.client.orchestration import get_client
@@ -30,12 +27,6 @@ from prefect_augment.tasks._limits import (
 )
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
-
-
-@pytest.fixture
-def source(make_table: Callable[..., pa.Table], tmp_path: Path) -> Source:
-    pq.write_table(make_table(), tmp_path / "in.parquet")
-    return Source(uri=str(tmp_path / "in.parquet"), label="state")
 
 
 def limits() -> dict[str, tuple[int, int]]:
@@ -161,10 +152,7 @@ def test_a_refused_run_is_an_event_with_its_reasons(source: Source, tmp_path: Pa
     )
     with pytest.raises(RefusedError):
         rebalance(
-            source=source,
-            destination=Destination(uri=out),
-            model=NoModel(),
-            evaluation=strict,
+            source=source, destination=Destination(uri=out), model=NoModel(), evaluation=strict
         )
     (event,) = events(REFUSED, out)
     assert event["payload"]["verdict"] in ("reject", "inconclusive")

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
@@ -20,22 +17,9 @@ from prefect.exceptions import ParameterTypeError
 
 from prefect_augment.errors import LabelError
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.params import (
-    Compute,
-    Destination,
-    Evaluation,
-    NoModel,
-    Source,
-    TreesModel,
-)
+from prefect_augment.params import Compute, Destination, Evaluation, NoModel, Source, TreesModel
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("quick_runs")]
-
-
-@pytest.fixture
-def source(make_table: Callable[..., pa.Table], tmp_path: Path) -> Source:
-    pq.write_table(make_table(), tmp_path / "in.parquet")
-    return Source(uri=str(tmp_path / "in.parquet"), label="state")
 
 
 def test_a_run_shows_its_plan_progress_report_and_log(source: Source, tmp_path: Path) -> None:

@@ -144,9 +144,7 @@ def test_a_synthetic_record_is_made_again_from_its_lineage(
         assert made.to_pylist() == [{k: v for k, v in row.items() if not k.startswith("aug_")}]
 
 
-def test_soft_labels_are_rows_whose_weights_are_shares_of_their_class(
-    published: Published,
-) -> None:
+def test_soft_labels_are_rows_whose_weights_are_shares_of_their_class(published: Published) -> None:
     result = published.result
     dataset = open_dataset(str(published.folder))
     table = dataset.to_table("train").to_pandas()
@@ -258,11 +256,7 @@ def test_a_refused_run_publishes_nothing_and_says_where_its_report_is(
 ) -> None:
     # An interval this wide cannot exclude zero: fifty hold-out records of three classes.
     with pytest.raises(RefusedError, match=r"report\.html") as refused:
-        run(
-            source,
-            tmp_path / "out",
-            evaluation=QUICK.model_copy(update={"on_no_gain": "fail"}),
-        )
+        run(source, tmp_path / "out", evaluation=QUICK.model_copy(update={"on_no_gain": "fail"}))
     assert Path(refused.value.report).is_file()
     assert not list_versions(open_store(str(tmp_path / "out")))
 

@@ -115,9 +115,7 @@ def every_record(folder: Path) -> list[dict[str, Any]]:
     return [row for split in dataset.class_counts for row in dataset.to_table(split).to_pylist()]
 
 
-def test_every_readable_file_is_published_unchanged(
-    messy_run: tuple[Any, RunResult, Path],
-) -> None:
+def test_every_readable_file_is_published_unchanged(messy_run: tuple[Any, RunResult, Path]) -> None:
     messy, _, out = messy_run
     real = [row for row in every_record(out) if row["aug_origin"] == "real"]
     found = {row["image"]["path"]: sha256(row["image"]["bytes"]) for row in real}
@@ -141,9 +139,7 @@ def test_every_other_file_is_in_quarantine_with_its_reason(
     assert len(rows) == result.quarantined == len(messy.quarantined)
 
 
-def test_no_record_is_lost_and_the_version_verifies(
-    messy_run: tuple[Any, RunResult, Path],
-) -> None:
+def test_no_record_is_lost_and_the_version_verifies(messy_run: tuple[Any, RunResult, Path]) -> None:
     messy, result, out = messy_run
     real = sum(n.get("real", 0) for split in result.counts.values() for n in split.values())
     assert real + result.quarantined == len(messy.readable) + len(messy.quarantined)

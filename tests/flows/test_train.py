@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.flows.train import train
 from prefect_augment.loading.dataset import open_dataset
-from prefect_augment.params import (
-    Budget,
-    Destination,
-    Evaluation,
-    NoModel,
-    Source,
-    TreesModel,
-)
-from prefect_augment.storage.store import open_store
+from prefect_augment.params import Budget, Destination, Evaluation, NoModel, Source, TreesModel
+from prefect_augment.storage.store import Store, open_store
 
 QUICK = Evaluation(
     n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"
@@ -30,19 +20,12 @@ QUICK = Evaluation(
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
-@pytest.fixture
-def source(make_table: Callable[..., pa.Table], tmp_path: Path) -> Source:
-    pq.write_table(make_table(), tmp_path / "in.parquet")
-    return Source(uri=str(tmp_path / "in.parquet"), label="state")
-
-
 def test_training_says_what_it_trained_and_publishes_nothing(
-    source: Source, tmp_path: Path
+    source: Source, tmp_path: Path, store: Store
 ) -> None:
     result = train.fn(source=source, destination=Destination(uri=str(tmp_path / "out")))
     assert (result.status, result.model.kind) == ("trained", "trees")
     assert "cracked" in result.model.strata
-    store = open_store(str(tmp_path / "out"))
     assert result.model.digest in store.read(result.model.path).decode()
     assert store.exists(result.model.checkpoint)
     assert result.seconds > 0

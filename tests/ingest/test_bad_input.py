@@ -49,47 +49,50 @@ def refuse(tmp_path: Path, source: Source, error: type[Exception], says: str) ->
     return caught.value
 
 
-def wish(source: Source, **changes: Any) -> Source:
+def changed(source: Source, **changes: Any) -> Source:
     return Source(**{**source.model_dump(), **changes})
 
 
 # --- what is there ----------------------------------------------------------------------------
 
 
-def test_a_source_that_is_not_there(tmp_path: Path) -> None:
-    refuse(
-        tmp_path,
-        Source(uri=str(tmp_path / "none"), label="y"),
-        InputError,
-        "no .parquet, .csv, .jsonl or .arrow file.*found nothing",
-    )
-
-
-def test_a_folder_without_data(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("none", "no .parquet, .csv, .jsonl or .arrow file.*found nothing"),
+        ("in", "found 1 other files.*source.format"),
+        ("in/*.csv", "found nothing"),
+    ],
+)
+def test_a_place_without_data(tmp_path: Path, place: str, says: str) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "notes.md").write_text("x")
-    refuse(
-        tmp_path,
-        Source(uri=str(tmp_path / "in"), label="y"),
-        InputError,
-        "found 1 other files.*source.format",
-    )
+    refuse(tmp_path, Source(uri=str(tmp_path / place), label="y"), InputError, says)
 
 
-def test_a_glob_without_a_match(tmp_path: Path) -> None:
-    put(tmp_path / "in", make_table())
-    refuse(
-        tmp_path, Source(uri=str(tmp_path / "in" / "*.csv"), label="y"), InputError, "found nothing"
-    )
+LINEAGE = ("aug_id", "aug_weight", "AUG_Origin", "content_key", "aug_stratum")
 
 
-def test_a_table_without_records(tmp_path: Path) -> None:
-    refuse(
-        tmp_path,
-        put(tmp_path / "in", make_table().slice(0, 0)),
-        InputError,
-        "holds no usable record in 1 files",
-    )
+@pytest.mark.parametrize(
+    ("table", "error", "says"),
+    [
+        (make_table().slice(0, 0), InputError, "holds no usable record in 1 files"),
+        (
+            make_table(row=range(N), same=["s"] * N).drop_columns(["x"]),
+            InputError,
+            "no column to learn from.*'row' is identifier, 'same' is constant",
+        ),
+        *(
+            (make_table(**{name: [1] * N}), SchemaError, f"lineage columns: '{name}'")
+            for name in LINEAGE
+        ),
+    ],
+    ids=["no records", "nothing to learn from", *LINEAGE],
+)
+def test_a_table_that_cannot_be_learnt_from(
+    tmp_path: Path, table: pa.Table, error: type[Exception], says: str
+) -> None:
+    refuse(tmp_path, put(tmp_path / "in", table), error, says)
 
 
 def test_formats_are_not_mixed(tmp_path: Path) -> None:
@@ -98,7 +101,7 @@ def test_formats_are_not_mixed(tmp_path: Path) -> None:
     refuse(tmp_path, source, InputError, "holds 1 Parquet and 1 CSV files; a source has one format")
     assert (
         ingest(
-            wish(source, format="parquet"), store=open_store(str(tmp_path / "out")), seed=0
+            changed(source, format="parquet"), store=open_store(str(tmp_path / "out")), seed=0
         ).n_records
         == N
     )
@@ -171,7 +174,7 @@ def test_a_source_inside_the_destination(tmp_path: Path) -> None:
         ingest(source, store=open_store(str(tmp_path / "out")), seed=0)
     with pytest.raises(InputError, match="lies inside the destination"):
         ingest(
-            wish(source, uri=f"{source.uri}/in.parquet"),
+            changed(source, uri=f"{source.uri}/in.parquet"),
             store=open_store(str(tmp_path / "out")),
             seed=0,
         )
@@ -185,28 +188,6 @@ def test_duplicate_column_names(tmp_path: Path) -> None:
         [pa.array([1, 2]), pa.array([3, 4]), pa.array(["a", "b"])], names=["x", "x", "label"]
     )
     refuse(tmp_path, put(tmp_path / "in", table), SchemaError, "more than one column named 'x'")
-
-
-@pytest.mark.parametrize(
-    "name", ["aug_id", "aug_weight", "AUG_Origin", "content_key", "aug_stratum"]
-)
-def test_columns_named_like_lineage_columns(tmp_path: Path, name: str) -> None:
-    refuse(
-        tmp_path,
-        put(tmp_path / "in", make_table(**{name: [1] * N})),
-        SchemaError,
-        f"lineage columns: '{name}'",
-    )
-
-
-def test_nothing_to_learn_from(tmp_path: Path) -> None:
-    table = make_table(row=range(N), same=["s"] * N).drop_columns(["x"])
-    refuse(
-        tmp_path,
-        put(tmp_path / "in", table),
-        InputError,
-        "no column to learn from.*'row' is identifier, 'same' is constant",
-    )
 
 
 @pytest.mark.parametrize(
@@ -242,14 +223,14 @@ def test_parameters_that_name_the_wrong_column(
     tmp_path: Path, changes: dict[str, Any], error: type, says: str
 ) -> None:
     source = put(tmp_path / "in", make_table(test=["maybe", "test"] * (N // 2), never=[False] * N))
-    refuse(tmp_path, wish(source, **changes), error, says)
+    refuse(tmp_path, changed(source, **changes), error, says)
 
 
 # --- the label --------------------------------------------------------------------------------
 
 
 def test_a_missing_label_column(tmp_path: Path) -> None:
-    source = wish(put(tmp_path / "in", make_table()), label="labels")
+    source = changed(put(tmp_path / "in", make_table()), label="labels")
     refuse(
         tmp_path,
         source,
@@ -280,7 +261,7 @@ def test_a_label_that_cannot_be_one(tmp_path: Path, labels: list[Any], says: str
 def held(tmp_path: Path, table: pa.Table, **changes: Any) -> Source:
     source = put(tmp_path / "in", make_table())
     put(tmp_path / "held", table)
-    return wish(source, holdout_uri=str(tmp_path / "held"), **changes)
+    return changed(source, holdout_uri=str(tmp_path / "held"), **changes)
 
 
 def other(**columns: Any) -> pa.Table:
@@ -293,24 +274,35 @@ def test_a_destination_inside_the_holdout(tmp_path: Path) -> None:
         ingest(source, store=open_store(str(tmp_path / "held" / "out")), seed=0)
 
 
-def test_a_group_column_that_cannot_be_compared(tmp_path: Path) -> None:
-    source = put(tmp_path / "in", make_table(site=[[1]] * N))
-    refuse(tmp_path, wish(source, group_column="site"), ParameterError, "'site' holds list")
+@pytest.mark.parametrize(
+    ("columns", "holdout_column", "error", "says"),
+    [
+        ({"site": [[1]] * N}, "", ParameterError, "'site' holds list"),
+        (
+            {"site": ["s"] * N, "test": [True, False] * (N // 2)},
+            "test",
+            InputError,
+            "inside and outside",
+        ),
+    ],
+)
+def test_a_group_that_cannot_be_compared_or_is_cut_through(
+    tmp_path: Path, columns: dict[str, Any], holdout_column: str, error: type, says: str
+) -> None:
+    source = put(tmp_path / "in", make_table(**columns))
+    asked = changed(source, group_column="site", holdout_column=holdout_column)
+    refuse(tmp_path, asked, error, says)
 
 
-def test_a_holdout_with_a_class_of_its_own(tmp_path: Path) -> None:
-    source = held(tmp_path, other(label=["a", "B", "b"] * (N // 3)))
-    refuse(
-        tmp_path,
-        source,
-        LabelError,
-        r"has the class 'B', which the source lacks \(did you mean 'b'\?\)",
-    )
-
-
-def test_a_holdout_without_a_class(tmp_path: Path) -> None:
-    source = held(tmp_path, other(label=["a"] * N))
-    refuse(tmp_path, source, LabelError, "no record of class 'b', of which the source has 40")
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (["a", "B", "b"], r"has the class 'B', which the source lacks \(did you mean 'b'\?\)"),
+        (["a"] * 3, "no record of class 'b', of which the source has 40"),
+    ],
+)
+def test_a_holdout_of_other_classes(tmp_path: Path, labels: list[str], says: str) -> None:
+    refuse(tmp_path, held(tmp_path, other(label=labels * (N // 3))), LabelError, says)
 
 
 def test_a_holdout_may_lack_a_class_that_is_too_small_to_compare(tmp_path: Path) -> None:
@@ -360,16 +352,6 @@ def test_a_holdout_that_shares_a_group_with_the_source(tmp_path: Path) -> None:
     )
     put(tmp_path / "in", make_table(site=[f"s{i // 3}" for i in range(N)]))
     refuse(tmp_path, source, InputError, "6 of the source's 60 records are also in the hold-out")
-
-
-def test_marks_that_cut_through_a_group(tmp_path: Path) -> None:
-    source = put(tmp_path / "in", make_table(site=["s"] * N, test=[True, False] * (N // 2)))
-    refuse(
-        tmp_path,
-        wish(source, group_column="site", holdout_column="test"),
-        InputError,
-        "inside and outside",
-    )
 
 
 def test_a_destination_that_cannot_be_written_is_said_before_anything_is_read(

@@ -47,9 +47,9 @@ def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, value)
 
 
-def said(uri: Path, out: Path, **wishes: Any) -> dict[str, Any]:
+def said(uri: Path, out: Path, **options: Any) -> dict[str, Any]:
     store = open_store(str(out))
-    info = load_info(ingest(Source(uri=str(uri), **wishes), store=store, seed=0), store)
+    info = load_info(ingest(Source(uri=str(uri), **options), store=store, seed=0), store)
     dump = info.model_dump()
     dump["ledger"], dump["files"] = Path(info.ledger).name, Path(info.files).name
     return dump

@@ -28,11 +28,6 @@ from prefect_augment.storage.store import Store, open_store
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "out"))
-
-
 def staged(store: Store, source: Source) -> tuple[DatasetInfo, pa.Table, dict[str, str]]:
     """Info, all staged records, and reason by file or member of what was quarantined."""
     info = load_info(ingest(source, store=store, seed=0), store)

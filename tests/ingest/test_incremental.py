@@ -23,6 +23,7 @@ from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import Store, open_store
 
+Publish = Callable[..., None]
 Publisher = Callable[..., Any]
 
 
@@ -106,17 +107,33 @@ def opened(monkeypatch: pytest.MonkeyPatch, source: Path) -> Iterator[list[str]]
         yield found
 
 
-def run(store: Store, folder: Path, **wishes: Any) -> DatasetInfo:
-    source = Source(uri=str(folder), label="label", **wishes)
+@pytest.fixture
+def publish(store: Store, publish_as_is: Publisher) -> Publish:
+    """Publish what is in a folder as the next version."""
+
+    def version(folder: Path, label: str = "label", **options: Any) -> None:
+        source = Source(uri=str(folder), label=label, **options)
+        publish_as_is(store, ingest(source, store=store, seed=0))
+
+    return version
+
+
+def copied(store: Store, copy: Path) -> Store:
+    """The destination as it is, but for what is staged."""
+    shutil.copytree(store.root, copy)
+    shutil.rmtree(copy / "_staging")
+    return open_store(str(copy))
+
+
+def run(store: Store, folder: Path, **options: Any) -> DatasetInfo:
+    source = Source(uri=str(folder), label="label", **options)
     return load_info(ingest(source, store=store, seed=0), store)
 
 
-def both_ways(store: Store, folder: Path, **wishes: Any) -> tuple[DatasetInfo, DatasetInfo]:
+def both_ways(store: Store, folder: Path, **options: Any) -> tuple[DatasetInfo, DatasetInfo]:
     """Info with the earlier batches used again, and with everything read anew."""
-    copy = Path(f"{store.root}-copy")
-    shutil.copytree(store.root, copy)
-    shutil.rmtree(copy / "_staging")
-    return run(store, folder, **wishes), run(open_store(str(copy)), folder, **wishes)
+    copy = copied(store, Path(f"{store.root}-copy"))
+    return run(store, folder, **options), run(copy, folder, **options)
 
 
 CASES: dict[str, tuple[list[pa.Table], dict[str, Any]]] = {
@@ -153,63 +170,56 @@ CASES: dict[str, tuple[list[pa.Table], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_reading_new_files_alone_stages_what_reading_all_would(
-    tmp_path: Path, publish_as_is: Publisher, case: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    publish_as_is: Publisher,
+    publish: Publish,
+    case: str,
+    monkeypatch: pytest.MonkeyPatch,
+    store: Store,
 ) -> None:
-    tables, wishes = CASES[case]
-    store = open_store(str(tmp_path / "out"))
+    tables, options = CASES[case]
     folder = put(tmp_path / "in", tables[0], "m.parquet")
-    publish_as_is(
-        store, ingest(Source(uri=str(folder), label="label", **wishes), store=store, seed=0)
-    )
+    publish(folder, **options)
     for version, (table, name) in enumerate(zip(tables[1:], ("a", "z"), strict=True), start=2):
         put(folder, table, f"{name}.parquet")
         with opened(monkeypatch, folder) as read:
-            info = run(store, folder, **wishes)
+            info = run(store, folder, **options)
         assert set(read) == {f"{name}.parquet"}
-        copy = tmp_path / f"copy{version}"
-        shutil.copytree(store.root, copy)
-        shutil.rmtree(copy / "_staging")
-        anew = run(open_store(str(copy)), folder, **wishes)
+        anew = run(copied(store, tmp_path / f"copy{version}"), folder, **options)
         assert staged(store, info) == staged(store, anew)
         assert no_ways(info) == no_ways(anew)
         assert {f.path: f.batch for f in info.sources}[f"{name}.parquet"] == version
-        ref = ingest(Source(uri=str(folder), label="label", **wishes), store=store, seed=0)
+        ref = ingest(Source(uri=str(folder), label="label", **options), store=store, seed=0)
         assert ref.key == info.key
         publish_as_is(store, ref)
 
 
 def test_the_hold_out_of_its_own_stands_beside_files_that_are_not_read(
-    tmp_path: Path, publish_as_is: Publisher, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch, store: Store
 ) -> None:
-    store = open_store(str(tmp_path / "out"))
     folder = put(tmp_path / "in", make_table(130), "m.parquet")
     held = put(
         tmp_path / "held",
         pa.concat_tables([make_table(60, 900), make_table(130).slice(1, 5)]),
         "h.parquet",
     )
-    wishes = {"holdout_uri": str(held), "on_overlap": "drop"}
-    publish_as_is(
-        store, ingest(Source(uri=str(folder), label="label", **wishes), store=store, seed=0)
-    )
+    options = {"holdout_uri": str(held), "on_overlap": "drop"}
+    publish(folder, **options)
     put(folder, make_table(60, 300), "n.parquet")
-    copy = tmp_path / "copy"
-    shutil.copytree(store.root, copy)
-    shutil.rmtree(copy / "_staging")
+    copy = copied(store, tmp_path / "copy")
     with opened(monkeypatch, folder) as read:
-        info = run(store, folder, **wishes)
+        info = run(store, folder, **options)
     assert set(read) == {"n.parquet"}
-    assert no_ways(info) == no_ways(run(open_store(str(copy)), folder, **wishes))
+    assert no_ways(info) == no_ways(run(copy, folder, **options))
     assert info.n_quarantined >= 5
     assert sum(info.part_counts["holdout"].values()) == 65
 
 
 def test_what_was_staged_of_known_files_stays_byte_for_byte(
-    tmp_path: Path, publish_as_is: Publisher
+    tmp_path: Path, publish: Publish, store: Store
 ) -> None:
-    store = open_store(str(tmp_path / "out"))
     folder = put(tmp_path / "in", make_table(130), "m.parquet")
-    publish_as_is(store, ingest(Source(uri=str(folder), label="label"), store=store, seed=0))
+    publish(folder)
     first = run(store, folder)
     put(folder, make_table(90, 500), "n.parquet")
     second = run(store, folder)
@@ -218,13 +228,14 @@ def test_what_was_staged_of_known_files_stays_byte_for_byte(
     assert any("1 of 2 source files are new and were read" in note for note in second.notes)
 
 
-def test_quarantine_of_known_files_is_carried_on(tmp_path: Path, publish_as_is: Publisher) -> None:
-    store = open_store(str(tmp_path / "out"))
+def test_quarantine_of_known_files_is_carried_on(
+    tmp_path: Path, publish: Publish, store: Store
+) -> None:
     lines = [f"{i / 7},{'ab'[i % 5 == 0]}\n" for i in range(200)]
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "a.csv").write_text("x,label\n" + "".join(lines) + "1\n2.5,\n")
-    publish_as_is(store, ingest(Source(uri=str(folder), label="label"), store=store, seed=0))
+    publish(folder)
     (folder / "b.csv").write_text("x,label\n" + "".join(lines[:50]) + "1,2,3\n")
     info, anew = both_ways(store, folder)
     assert no_ways(info) == no_ways(anew)
@@ -235,12 +246,11 @@ def test_quarantine_of_known_files_is_carried_on(tmp_path: Path, publish_as_is: 
 
 
 def test_a_column_that_becomes_wider_has_everything_read(
-    tmp_path: Path, publish_as_is: Publisher
+    tmp_path: Path, publish: Publish, store: Store
 ) -> None:
-    store = open_store(str(tmp_path / "out"))
     whole = pa.table({"x": [i * i % 59 for i in range(60)], "label": ["a", "b"] * 30})
     folder = put(tmp_path / "in", whole, "a.csv")
-    publish_as_is(store, ingest(Source(uri=str(folder), label="label"), store=store, seed=0))
+    publish(folder)
     put(folder, whole.set_column(0, "x", pa.array(np.arange(60) / 7)), "b.csv")
     info = run(store, folder)
     assert any("the new files make the type of a column wider" in note for note in info.notes)
@@ -248,12 +258,11 @@ def test_a_column_that_becomes_wider_has_everything_read(
 
 
 def test_a_narrower_type_of_new_files_is_brought_into_the_known_one(
-    tmp_path: Path, publish_as_is: Publisher, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch, store: Store
 ) -> None:
-    store = open_store(str(tmp_path / "out"))
     wide = pa.table({"x": np.arange(60) / 7, "label": ["a", "b"] * 30})
     folder = put(tmp_path / "in", wide, "a.csv")
-    publish_as_is(store, ingest(Source(uri=str(folder), label="label"), store=store, seed=0))
+    publish(folder)
     put(folder, wide.set_column(0, "x", pa.array(range(60))), "b.csv")
     with opened(monkeypatch, folder) as read:
         run(store, folder)
@@ -266,16 +275,15 @@ def test_a_narrower_type_of_new_files_is_brought_into_the_known_one(
         ("replace", "of 2 known files 1 have changed"),
         ("remove", "of 2 known files 1 are gone"),
         ("stage", "were removed"),
-        ("wish", "read with other parameters"),
+        ("parameters", "read with other parameters"),
     ],
 )
 def test_where_more_than_new_files_matters_everything_is_read_and_the_reason_said(
-    tmp_path: Path, publish_as_is: Publisher, change: str, says: str
+    tmp_path: Path, publish: Publish, change: str, says: str, store: Store
 ) -> None:
-    store = open_store(str(tmp_path / "out"))
     folder = put(tmp_path / "in", make_table(130), "m.parquet")
     put(folder, make_table(60, 700), "n.parquet")
-    publish_as_is(store, ingest(Source(uri=str(folder), label="label"), store=store, seed=0))
+    publish(folder)
     put(folder, make_table(60, 900), "o.parquet")
     if change == "replace":
         put(folder, make_table(70, 800), "n.parquet")
@@ -283,7 +291,7 @@ def test_where_more_than_new_files_matters_everything_is_read_and_the_reason_sai
         (folder / "n.parquet").unlink()
     elif change == "stage":
         shutil.rmtree(tmp_path / "out" / "_staging")
-    info = run(store, folder, **({"validation_fraction": 0.3} if change == "wish" else {}))
+    info = run(store, folder, **({"validation_fraction": 0.3} if change == "parameters" else {}))
     assert any(says in note for note in info.notes), info.notes
     batch = {f.path: f.batch for f in info.sources}
     assert batch["m.parquet"] == 1
@@ -292,12 +300,11 @@ def test_where_more_than_new_files_matters_everything_is_read_and_the_reason_sai
 
 
 def test_garbage_collection_keeps_what_the_next_run_goes_on_from(
-    tmp_path: Path, publish_as_is: Publisher, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch, store: Store
 ) -> None:
-    store = open_store(str(tmp_path / "out"))
     folder = put(tmp_path / "in", make_table(130), "m.parquet")
     for version in (1, 2, 3):
-        publish_as_is(store, ingest(Source(uri=str(folder), label="label"), store=store, seed=0))
+        publish(folder)
         put(folder, make_table(60, 100 * version), f"{version}.parquet")
     collect_garbage(store, older_than_days=0)
     with opened(monkeypatch, folder) as read:
@@ -310,11 +317,11 @@ def test_garbage_collection_keeps_what_the_next_run_goes_on_from(
 
 def test_a_batch_of_loose_images_is_what_one_run_saw_first(
     tmp_path: Path,
-    publish_as_is: Publisher,
+    publish: Publish,
     messy_images: Any,
     monkeypatch: pytest.MonkeyPatch,
+    store: Store,
 ) -> None:
-    store = open_store(str(tmp_path / "out"))
     folder = tmp_path / "in"
 
     def add(n: int, start: int, only: str = "") -> None:
@@ -324,21 +331,18 @@ def test_a_batch_of_loose_images_is_what_one_run_saw_first(
             messy_images.picture(i, (40, 40)).save(path)
 
     add(60, 0)
-    publish_as_is(store, ingest(Source(uri=str(folder)), store=store, seed=0))
+    publish(folder, label="")
     (folder / "head" / "first.png").write_bytes(b"no image")
     only_bad = load_info(ingest(Source(uri=str(folder)), store=store, seed=0), store)
     assert (only_bad.n_quarantined, len(only_bad.shards)) == (1, 3)
     add(20, 100, only="tail")
     messy_images.picture(3, (40, 40)).resize((30, 30)).save(folder / "tail" / "near.png")
     (folder / "head" / "bad.png").write_bytes(b"no image")
-    copy = tmp_path / "copy"
-    shutil.copytree(store.root, copy)
-    shutil.rmtree(copy / "_staging")
+    anew_store = copied(store, tmp_path / "copy")
     with opened(monkeypatch, folder) as read:
         ref = ingest(Source(uri=str(folder)), store=store, seed=0)
     assert len(read) == 23
     info = load_info(ref, store)
-    anew_store = open_store(str(copy))
     anew = load_info(ingest(Source(uri=str(folder)), store=anew_store, seed=0), anew_store)
     assert staged(store, info) == staged(anew_store, anew)
     assert no_ways(info) == no_ways(anew)

@@ -27,11 +27,6 @@ from prefect_augment.storage.store import Store, open_store
 ADDED = ["aug_id", "content_key"]
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "out"))
-
-
 def make_table(n: int = 120, seed: int = 0) -> pa.Table:
     rng = np.random.default_rng(seed)
     return pa.table(

@@ -9,70 +9,28 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from support.latents import embed, reconstruct, shift_attribute
-from support.steps import experiment_of
+from support.latents import Trained, fit, result, staged
 
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
-from prefect_augment.ingest.ingest import ingest
-from prefect_augment.latents import base as latents_stage
+from prefect_augment.latents import base as base_module
 from prefect_augment.latents.inputs import select_classes, version_records
 from prefect_augment.latents.page import latents_page
-from prefect_augment.loading.latents import Latents, open_latents
-from prefect_augment.params import (
-    AttributeShift,
-    Balance,
-    Output,
-    PluginModel,
-    RunParams,
-    Source,
-    TreesModel,
-)
-from prefect_augment.plan.plan import plan
-from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef
+from prefect_augment.params import AttributeShift, Output, PluginModel, TreesModel
+from prefect_augment.schema.base import LatentRef
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage.store import open_store
 from prefect_augment.synthesis.model_store import load_model
-from prefect_augment.synthesis.train import train
 
-Trained = tuple[Store, DatasetRef, ModelRef]
 NUMBERS = ("load", "cycles")
 
 
-def fit(store: Store, dataset: DatasetRef, model: Any, by: tuple[str, ...] = ()) -> ModelRef:
-    asked = RunParams(balance=Balance(by=list(by)), model=model)
-    planned = plan(dataset, asked, store, compares=False)
-    return train(experiment_of(dataset, planned, model=model), store)
-
-
-def staged(table: pa.Table, folder: Path, label: str = "state") -> tuple[Store, DatasetRef]:
-    pq.write_table(table, folder / "in.parquet")
-    store = open_store(str(folder / "out"))
-    source = Source(uri=str(folder / "in.parquet"), label=label)
-    return store, ingest(source, store=store, seed=0)
-
-
-@pytest.fixture
-def trained(
-    make_table: Callable[..., pa.Table], linear_model: PluginModel, tmp_path: Path
-) -> Trained:
-    store, dataset = staged(make_table(), tmp_path)
-    return store, dataset, fit(store, dataset, linear_model)
-
-
-def result(store: Store, ref: LatentRef) -> Latents:
-    return open_latents(f"{store.uri}/{ref.folder}")
-
-
-def shift(trained: Trained, *, output: Output | None = None, **wish: Any) -> LatentRef:
-    store, dataset, model = trained
-    wishes = AttributeShift(**wish)
-    return shift_attribute(dataset, model=model, store=store, params=wishes, output=output)
+def shift(trained: Trained, *, output: Output | None = None, **params: Any) -> LatentRef:
+    return trained.use("shifts", AttributeShift(**params), output=output)
 
 
 # --- what is written ---
@@ -83,7 +41,7 @@ def test_every_record_comes_once_per_strength_in_the_columns_of_the_source(
 ) -> None:
     store, dataset, _ = trained
     ref = shift(trained, start="ok", end="worn", strengths=[0, 1, -1])
-    table = result(store, ref).to_table()
+    table = result(ref).to_table()
     source = read_part(store, load_info(dataset, store), ["training", "validation", "holdout"])
     ok = source.filter(pc.equal(source["state"], "ok"))
     assert table["aug_id"].to_pylist() == np.repeat(ok["aug_id"].to_pylist(), 3).tolist()
@@ -96,25 +54,24 @@ def test_every_record_comes_once_per_strength_in_the_columns_of_the_source(
 
 
 def test_strength_0_is_the_plain_reconstruction(trained: Trained) -> None:
-    store, dataset, model = trained
     ref = shift(trained, strengths=[0.0, 1.0], only=["ok", "worn", "cracked", "lost"])
-    table = result(store, ref).to_table()
+    table = result(ref).to_table()
     as_they_are = table.filter(pc.equal(table["aug_strength"], 0.0))
-    plain = result(store, reconstruct(dataset, model=model, store=store)).to_table()
+    plain = result(trained.use("reconstructions")).to_table()
     assert as_they_are["aug_id"].to_pylist() == plain["aug_id"].to_pylist()
     for name in ("load", "cycles", "site", "loud", "since"):
         assert as_they_are[name].to_pylist() == plain[f"{name}_reconstructed"].to_pylist()
 
 
 def test_the_direction_is_the_difference_of_two_means_of_training_records(trained: Trained) -> None:
-    store, dataset, model = trained
+    store, _, model = trained
     ref = shift(trained, start="ok", end="cracked", strengths=[0.5])
-    vectors = result(store, embed(dataset, model=model, store=store))
+    vectors = result(trained.use("embeddings"))
     fitted, encoder = load_model(store, model)
-    Z, fit_table = vectors.vectors("training").astype(float), vectors.to_table("training")
+    Z, training = vectors.vectors("training").astype(float), vectors.to_table("training")
     means = {}
     for name in ("ok", "cracked"):
-        mine = pc.equal(fit_table["state"], name).to_numpy(zero_copy_only=False)
+        mine = pc.equal(training["state"], name).to_numpy(zero_copy_only=False)
         means[name] = Z[mine].mean(axis=0)
         assert ref.found["n_start" if name == "ok" else "n_end"] == mine.sum()
     direction = means["cracked"] - means["ok"]
@@ -124,9 +81,7 @@ def test_the_direction_is_the_difference_of_two_means_of_training_records(traine
     moved = (vectors.vectors()[ok] + 0.5 * direction).astype(np.float32)
     X = fitted.decode_latents(moved, np.zeros(len(moved), dtype=np.int64))  # type: ignore[attr-defined]
     expected = X[:, list(encoder.names).index("load")]  # type: ignore[union-attr]
-    np.testing.assert_allclose(
-        result(store, ref).to_table()["load"].to_numpy(), expected, rtol=1e-5
-    )
+    np.testing.assert_allclose(result(ref).to_table()["load"].to_numpy(), expected, rtol=1e-5)
 
 
 def test_the_attribute_that_a_classifier_reads_rises_with_the_strength(trained: Trained) -> None:
@@ -138,7 +93,7 @@ def test_the_attribute_that_a_classifier_reads_rises_with_the_strength(trained: 
         real[list(NUMBERS)], real["state"].isin(["cracked", "worn"])
     )
     ref = shift(trained, start="ok", end="cracked", strengths=[-1, 0, 0.5, 1, 1.5])
-    made = result(store, ref).to_pandas()
+    made = result(ref).to_pandas()
     likely = estimator.predict_proba(made[list(NUMBERS)])[:, 1]
     by_strength = [likely[made["aug_strength"] == s].mean() for s in ref.found["strengths"]]
     assert (np.diff(by_strength) > 0.03).all()
@@ -149,13 +104,12 @@ def test_the_attribute_that_a_classifier_reads_rises_with_the_strength(trained: 
 def test_how_well_the_direction_tells_the_two_apart_is_measured_on_validation(
     trained: Trained,
 ) -> None:
-    store, dataset, model = trained
     ref = shift(trained, start="ok", end="worn")
-    vectors = result(store, embed(dataset, model=model, store=store))
-    fit_table, validation = vectors.to_table("training"), vectors.to_table("validation")
+    vectors = result(trained.use("embeddings"))
+    training, validation = vectors.to_table("training"), vectors.to_table("validation")
     ends = [
         vectors.vectors("training")[
-            pc.equal(fit_table["state"], name).to_numpy(zero_copy_only=False)
+            pc.equal(training["state"], name).to_numpy(zero_copy_only=False)
         ]
         for name in ("ok", "worn")
     ]
@@ -168,10 +122,9 @@ def test_how_well_the_direction_tells_the_two_apart_is_measured_on_validation(
 
 
 def test_the_same_inputs_give_the_same_bytes(trained: Trained, tmp_path: Path) -> None:
-    store, dataset, model = trained
     stores = [open_store(str(tmp_path / name)) for name in ("one", "two")]
     for out in stores:
-        shift_attribute(dataset, model=model, store=store, out=out)
+        trained.use("shifts", out=out)
     first, second = ({path: out.read(path) for path in out.list()} for out in stores)
     assert first == second
     assert shift(trained).folder == shift(trained).folder
@@ -179,14 +132,14 @@ def test_the_same_inputs_give_the_same_bytes(trained: Trained, tmp_path: Path) -
 
 
 def test_records_are_read_some_at_a_time(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, dataset, model = trained
-    whole = result(store, shift(trained)).to_table()
-    read = latents_stage.iter_shards
+    store = trained.store
+    whole = result(shift(trained)).to_table()
+    read = base_module.iter_shards
     monkeypatch.setattr(
-        latents_stage, "iter_shards", lambda *args, **kwargs: read(*args, **kwargs, max_records=50)
+        base_module, "iter_shards", lambda *args, **kwargs: read(*args, **kwargs, max_records=50)
     )
     out = open_store(f"{store.uri}-again")
-    again = result(out, shift_attribute(dataset, model=model, store=store, out=out)).to_table()
+    again = result(trained.use("shifts", out=out)).to_table()
     for name in ("aug_id", "aug_strength", "site"):
         assert again[name].to_pylist() == whole[name].to_pylist()
     np.testing.assert_allclose(again["load"], whole["load"], rtol=1e-6)
@@ -205,9 +158,8 @@ def test_by_default_it_leads_from_the_largest_class_to_the_rarest_that_is_large_
 
 
 def test_an_attribute_is_any_column_with_values(trained: Trained) -> None:
-    store, *_ = trained
     ref = shift(trained, column="loud", start="false", end="true", strengths=[0, 2])
-    made = result(store, ref).to_pandas()
+    made = result(ref).to_pandas()
     assert ref.found["column"] == "loud"
     loud = [made.loc[made["aug_strength"] == s, "loud"].astype(float).mean() for s in (0, 2)]
     assert loud[1] > loud[0] + 0.2
@@ -218,7 +170,7 @@ def test_records_are_named_by_class_or_by_id(trained: Trained) -> None:
     validation = read_part(store, load_info(dataset, store), ["validation"])
     mine = validation["aug_id"].filter(pc.equal(validation["state"], "ok")).to_pylist()[:2]
     ref = shift(trained, start="ok", end="worn", only=["cracked", *mine], strengths=[1.0])
-    table = result(store, ref).to_table()
+    table = result(ref).to_table()
     states = dict(zip(table["aug_id"].to_pylist(), table["state"].to_pylist(), strict=True))
     assert [states[i] for i in mine] == ["ok", "ok"]
     assert set(states.values()) == {"ok", "cracked"}
@@ -226,9 +178,8 @@ def test_records_are_named_by_class_or_by_id(trained: Trained) -> None:
 
 
 def test_only_the_parts_that_were_asked_for_are_shifted(trained: Trained) -> None:
-    store, *_ = trained
     whole, validation = shift(trained), shift(trained, output=Output(parts=["validation"]))
-    assert set(result(store, validation).to_table()["aug_split"].to_pylist()) == {"validation"}
+    assert set(result(validation).to_table()["aug_split"].to_pylist()) == {"validation"}
     assert validation.found["distance"] == whole.found["distance"], (
         "the direction is that of training records"
     )
@@ -239,20 +190,20 @@ def test_records_of_a_class_that_the_model_does_not_know_are_decoded_as_one_that
 ) -> None:
     store, dataset, _ = trained
     two = select_classes(dataset, classes=["ok", "worn"], store=store)
-    knows_two = store, dataset, fit(store, two, linear_model)
+    knows_two = trained._replace(model=fit(store, two, linear_model))
     with pytest.raises(ParameterError, match="as_class"):
         shift(knows_two, only=["cracked"])
     ref = shift(knows_two, only=["cracked"], as_class="ok", start="ok", end="cracked")
-    assert set(result(store, ref).to_table()["state"].to_pylist()) == {"ok"}
+    assert set(result(ref).to_table()["state"].to_pylist()) == {"ok"}
 
 
 def test_the_direction_of_a_published_version_is_not_of_its_hold_out(
     trained: Trained, publish_as_is: Callable[..., None]
 ) -> None:
-    store, dataset, model = trained
+    store, dataset, _ = trained
     publish_as_is(store, dataset)
     published = version_records(store)
-    found = shift((store, published, model), start="ok", end="worn").found
+    found = shift(trained._replace(dataset=published), start="ok", end="worn").found
     counts = load_info(published, store).part_counts
     assert set(counts) == {"train", "holdout"}
     assert (found["n_start"], found["n_end"]) == (counts["train"]["ok"], counts["train"]["worn"])
@@ -263,7 +214,7 @@ def test_the_direction_of_a_published_version_is_not_of_its_hold_out(
 
 
 @pytest.mark.parametrize(
-    ("wish", "words"),
+    ("params", "words"),
     [
         ({"column": "sit"}, r"column 'sit' has no values .*did you mean 'site'.*'state', or one of"),
         ({"column": "site", "end": "west"}, r"'west' of column 'site'.*'east', 'north', 'south'"),
@@ -274,11 +225,11 @@ def test_the_direction_of_a_published_version_is_not_of_its_hold_out(
         ({"as_class": "okay"}, "'okay', which the model does not know"),
     ],
 )
-def test_a_value_that_cannot_be_granted_says_what_there_is(
-    trained: Trained, wish: dict[str, Any], words: str
+def test_an_unknown_value_is_refused_with_the_known_ones(
+    trained: Trained, params: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ParameterError, match=words):
-        shift(trained, **wish)
+        shift(trained, **params)
 
 
 def test_a_single_value_has_no_direction(linear_model: PluginModel, tmp_path: Path) -> None:
@@ -286,7 +237,7 @@ def test_a_single_value_has_no_direction(linear_model: PluginModel, tmp_path: Pa
     table = pa.table({"x": rng.normal(size=90), "kind": ["a"] * 60 + ["b"] * 30, "one": ["u"] * 90})
     store, dataset = staged(table, tmp_path, label="kind")
     with pytest.raises(ParameterError, match="there are not two such values.*'u: "):
-        shift((store, dataset, fit(store, dataset, linear_model)), column="one")
+        shift(Trained(store, dataset, fit(store, dataset, linear_model)), column="one")
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf"), float("-inf")])
@@ -299,7 +250,7 @@ def test_a_model_without_a_latent_space_says_which_have_one(trained: Trained) ->
     store, dataset, _ = trained
     trees = fit(store, dataset, TreesModel())
     with pytest.raises(ParameterError, match="'trees' has no latent space"):
-        shift((store, dataset, trees))
+        shift(trained._replace(model=trees))
 
 
 def test_a_label_named_like_the_strength_is_refused(
@@ -309,14 +260,14 @@ def test_a_label_named_like_the_strength_is_refused(
     names = ["aug_strength" if name == "state" else name for name in table.column_names]
     store, dataset = staged(table.rename_columns(names), tmp_path, label="aug_strength")
     with pytest.raises(SchemaError, match="named 'aug_strength'"):
-        shift((store, dataset, fit(store, dataset, linear_model)))
+        shift(Trained(store, dataset, fit(store, dataset, linear_model)))
 
 
 # --- what people see ---
 
 
 def test_the_page_says_what_was_shifted_and_how_well_the_direction_tells(trained: Trained) -> None:
-    store, *_ = trained
+    store = trained.store
     ref = shift(trained, start="ok", end="worn", strengths=[0, 1])
     page = latents_page(ref, store)
     assert f"Shifted {ref.found['n_shifted']} records by 2 strengths" in page

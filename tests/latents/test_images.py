@@ -11,17 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
-from support.latents import (
-    anomalies,
-    classify,
-    denoise,
-    embed,
-    interpolate,
-    reconstruct,
-    shift_attribute,
-)
-from support.steps import experiment_of
+from support.latents import Trained, fit, result, staged
 
 from prefect_augment.encoding.pixels import decode_image
 from prefect_augment.errors import ParameterError, SchemaError
@@ -32,25 +24,22 @@ from prefect_augment.latents.capabilities import able_model
 from prefect_augment.latents.image_adapter import MAX_SHOWN, some_records
 from prefect_augment.latents.inputs import select_classes
 from prefect_augment.latents.page import latents_page
-from prefect_augment.loading.latents import Latents, open_latents
+from prefect_augment.latents.uses import USES
 from prefect_augment.params import (
+    Anomalies,
     AttributeShift,
     AutoModel,
-    Balance,
+    Denoising,
     Interpolation,
     Output,
     PluginModel,
-    RunParams,
     Source,
 )
-from prefect_augment.plan.plan import plan
-from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef
+from prefect_augment.schema.base import DatasetRef, LatentRef
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import Store, open_store
 from prefect_augment.synthesis.model_store import load_model
-from prefect_augment.synthesis.train import train
 
-Trained = tuple[Store, DatasetRef, ModelRef]
 SIZE = 16
 N_WAVES = 6
 KIND = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -84,14 +73,10 @@ def waves(counts: dict[str, int]) -> pa.Table:
 def trained_on(
     counts: dict[str, int], folder: Path, only: tuple[str, ...] = (), by: tuple[str, ...] = ()
 ) -> Trained:
-    pq.write_table(waves(counts), folder / "in.parquet")
-    store = open_store(str(folder / "out"))
-    dataset = ingest(Source(uri=str(folder / "in.parquet"), label="label"), store=store, seed=0)
+    store, dataset = staged(waves(counts), folder, label="label")
     learnt = select_classes(dataset, classes=only, store=store) if only else dataset
     model = PluginModel(name="linear", options={"n_latent": N_WAVES})
-    asked = RunParams(balance=Balance(by=list(by)), model=model)
-    planned = plan(learnt, asked, store, compares=False)
-    return store, dataset, train(experiment_of(learnt, planned, model=model), store)
+    return Trained(store, dataset, fit(store, learnt, model, by=by))
 
 
 @pytest.fixture
@@ -99,12 +84,8 @@ def trained(linear_model: PluginModel, tmp_path: Path) -> Trained:
     return trained_on({"across": 80, "down": 40}, tmp_path)
 
 
-def result(store: Store, ref: LatentRef) -> Latents:
-    return open_latents(f"{store.uri}/{ref.folder}")
-
-
 def pictures(store: Store, ref: LatentRef) -> list[np.ndarray]:
-    paths = result(store, ref).info.pictures
+    paths = result(ref).info.pictures
     return [decode_image(store.read(f"{ref.folder}/{path}")) for path in paths]
 
 
@@ -114,40 +95,34 @@ def pictures(store: Store, ref: LatentRef) -> list[np.ndarray]:
 def test_images_that_are_balanced_within_groups_are_shown_too(
     linear_model: PluginModel, tmp_path: Path
 ) -> None:
-    store, dataset, model = trained_on({"across": 80, "down": 80}, tmp_path, by=("shelf",))
-    for use in (embed, reconstruct):
-        ref = use(dataset, model=model, store=store)  # type: ignore[operator]
-        assert len(result(store, ref).info.pictures) >= 1
+    trained = trained_on({"across": 80, "down": 80}, tmp_path, by=("shelf",))
+    for use in ("embeddings", "reconstructions"):
+        assert len(result(trained.use(use)).info.pictures) >= 1
 
 
 def test_every_use_of_images_has_a_picture_on_its_page(trained: Trained) -> None:
-    store, dataset, model = trained
-    n_pictures = {embed: 2, anomalies: 2, reconstruct: 1, denoise: 1, interpolate: 1,
-                  shift_attribute: 1, classify: 0}  # fmt: skip
+    n_pictures = dict.fromkeys(USES, 1) | {"embeddings": 2, "anomalies": 2, "classes": 0}
     for use, n in n_pictures.items():
-        ref = use(dataset, model=model, store=store)  # type: ignore[operator]
-        page = latents_page(ref, store)
-        assert len(pictures(store, ref)) == page.count("data:image/png;base64") == n
+        ref = trained.use(use)
+        page = latents_page(ref, trained.store)
+        assert len(pictures(trained.store, ref)) == page.count("data:image/png;base64") == n
         assert len(page) < 500_000
 
 
 def test_images_of_many_kinds_and_sizes_take_the_same_ways(
     linear_model: PluginModel, releases: Any, messy_images: Any, tmp_path: Path
 ) -> None:
-    pq.write_table(releases.image_table(messy_images, 90), tmp_path / "in.parquet")
-    store = open_store(str(tmp_path / "out"))
-    dataset = ingest(Source(uri=str(tmp_path / "in.parquet"), label="label"), store=store, seed=0)
-    planned = plan(dataset, RunParams(model=linear_model), store, compares=False)
-    model = train(experiment_of(dataset, planned, model=linear_model), store)
-    assert result(store, embed(dataset, model=model, store=store)).vectors().shape[1] == 3
-    table = result(store, reconstruct(dataset, model=model, store=store)).to_table()
+    store, dataset = staged(releases.image_table(messy_images, 90), tmp_path, label="label")
+    trained = Trained(store, dataset, fit(store, dataset, linear_model))
+    assert result(trained.use("embeddings")).vectors().shape[1] == 3
+    table = result(trained.use("reconstructions")).to_table()
     assert table.schema.field("image_reconstructed").type == table.schema.field("image").type
-    strip = result(store, interpolate(dataset, model=model, store=store)).to_table()
+    strip = result(trained.use("interpolations")).to_table()
     assert strip["image"].null_count == 0
-    assert shift_attribute(dataset, model=model, store=store).n_records > 0
-    said = classify(dataset, model=model, store=store)
-    assert 0 <= said.found["parts"]["validation"]["accuracy"] <= 1
-    denoised = result(store, denoise(dataset, model=model, store=store)).to_table()
+    assert trained.use("shifts").n_records > 0
+    classes = trained.use("classes")
+    assert 0 <= classes.found["parts"]["validation"]["accuracy"] <= 1
+    denoised = result(trained.use("denoised")).to_table()
     assert denoised["site"].combine_chunks().type == table_of(store, dataset)["site"].type
     assert denoised["mask"].to_pylist() == table_of(store, dataset)["mask"].to_pylist()
 
@@ -157,16 +132,15 @@ def table_of(store: Store, dataset: DatasetRef) -> pa.Table:
 
 
 def test_a_strip_begins_and_ends_with_records_as_they_are(trained: Trained) -> None:
-    store, dataset, model = trained
-    wish = Interpolation(start="across", end="down", n_steps=12)
-    ref = interpolate(dataset, model=model, store=store, params=wish)
-    strip = result(store, ref).to_table()
+    store, dataset, _ = trained
+    ref = trained.use("interpolations", Interpolation(start="across", end="down", n_steps=12))
+    strip = result(ref).to_table()
     source = {row["aug_id"]: row["image"]["bytes"] for row in table_of(store, dataset).to_pylist()}
     first, last = strip.slice(0, 1).to_pylist()[0], strip.slice(13, 1).to_pylist()[0]
     assert first["image"]["bytes"] == source[first["aug_id"]]
     assert last["image"]["bytes"] == source[last["aug_id"]]
     (sheet,) = pictures(store, ref)
-    (other,) = pictures(store, embed(dataset, model=model, store=store))[1:]
+    (other,) = pictures(store, trained.use("embeddings"))[1:]
     assert sheet.shape[1] == other.shape[1], "sheets stand below one another at one scale"
 
 
@@ -193,10 +167,10 @@ def test_what_is_shown_is_of_validation_and_of_the_hold_out_only_where_nothing_e
 
 
 def test_an_attribute_that_is_added_shows_in_the_images(trained: Trained) -> None:
-    store, dataset, model = trained
-    wish = AttributeShift(start="across", end="down", strengths=[-0.5, 0, 0.5, 1])
-    ref = shift_attribute(dataset, model=model, store=store, params=wish)
-    made, source = result(store, ref).to_table(), table_of(store, dataset)
+    store, dataset, _ = trained
+    params = AttributeShift(start="across", end="down", strengths=[-0.5, 0, 0.5, 1])
+    ref = trained.use("shifts", params)
+    made, source = result(ref).to_table(), table_of(store, dataset)
     assert made.schema.field("image").type == source.schema.field("image").type
     is_down = np.array(source["label"].to_pylist()) == "down"
     estimator = LogisticRegression(C=1e-6, max_iter=1000).fit(pixels_of(source["image"]), is_down)
@@ -208,23 +182,21 @@ def test_an_attribute_that_is_added_shows_in_the_images(trained: Trained) -> Non
 
 
 def test_a_shift_of_records_outside_the_shown_part_has_no_picture(trained: Trained) -> None:
-    store, dataset, model = trained
+    store, dataset, _ = trained
     training = read_part(store, load_info(dataset, store), ["training"])
     across = training.filter(pa.array([name == "across" for name in training["label"].to_pylist()]))
     one = across["aug_id"][0].as_py()
-    wish = AttributeShift(start="across", end="down", strengths=[1.0], only=[one])
-    ref = shift_attribute(dataset, model=model, store=store, params=wish)
+    params = AttributeShift(start="across", end="down", strengths=[1.0], only=[one])
+    ref = trained.use("shifts", params)
     assert ref.n_records == 1
     assert pictures(store, ref) == []
 
 
 def test_the_picture_of_a_shift_has_a_row_per_strength_below_the_records(trained: Trained) -> None:
-    store, dataset, model = trained
     heights = []
     for strengths in ([0.0], [0.0, 1.0], list(np.linspace(0, 1, 32))):
-        wish = AttributeShift(strengths=strengths)
-        ref = shift_attribute(dataset, model=model, store=store, params=wish)
-        (sheet,) = pictures(store, ref)
+        ref = trained.use("shifts", AttributeShift(strengths=strengths))
+        (sheet,) = pictures(trained.store, ref)
         heights.append(len(sheet))
     assert heights[1] - heights[0] == ROW_HEIGHT
     assert heights[2] - heights[0] == (MAX_SHOWN - 1) * ROW_HEIGHT, "of many some are shown"
@@ -240,9 +212,8 @@ def pixels_of(column: pa.ChunkedArray) -> np.ndarray:
 def test_the_map_of_a_flagged_image_is_hottest_where_it_is_spoilt(
     linear_model: PluginModel, tmp_path: Path
 ) -> None:
-    store, dataset, model = trained_on({"across": 120, "spoilt": 20}, tmp_path, ("across",))
-    ref = anomalies(dataset, model=model, store=store)
-    latents = result(store, ref)
+    trained = trained_on({"across": 120, "spoilt": 20}, tmp_path, ("across",))
+    latents = result(trained.use("anomalies"))
     frame, maps = latents.to_pandas(), latents.error_maps()
     flagged = frame[frame["anomaly"]]
     assert maps.shape == (len(flagged), SIZE, SIZE)
@@ -259,8 +230,8 @@ def test_the_map_of_a_flagged_image_is_hottest_where_it_is_spoilt(
 
 def test_the_map_is_the_squared_error_of_the_reconstruction(trained: Trained) -> None:
     store, dataset, model = trained
-    ref = anomalies(dataset, model=model, store=store, normal_share=0.5)
-    latents, (fitted, encoder) = result(store, ref), load_model(store, model)
+    ref = trained.use("anomalies", Anomalies(normal_share=0.5))
+    latents, (fitted, encoder) = result(ref), load_model(store, model)
     flagged = latents.to_pandas().query("anomaly")
     source = {row["aug_id"]: row for row in table_of(store, dataset).to_pylist()}
     images = pa.array([source[i]["image"] for i in flagged["aug_id"]], KIND)
@@ -273,28 +244,27 @@ def test_the_map_is_the_squared_error_of_the_reconstruction(trained: Trained) ->
 def test_a_model_that_maps_by_itself_is_believed(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, dataset, model = trained
+    store, _, model = trained
     fitted, _ = load_model(store, model)
     monkeypatch.setattr(
         type(fitted), "anomaly_maps", lambda self, X: X[..., 0] * 1.0, raising=False
     )
-    latents = result(store, anomalies(dataset, model=model, store=store))
+    latents = result(trained.use("anomalies"))
     assert latents.error_maps().max() > 100
 
 
 def test_maps_are_asked_of_anomalies_only(trained: Trained) -> None:
-    store, dataset, model = trained
     with pytest.raises(SchemaError, match="no maps"):
-        result(store, embed(dataset, model=model, store=store)).error_maps()
+        result(trained.use("embeddings")).error_maps()
 
 
 # --- denoising ---
 
 
 def test_denoised_images_are_a_dataset_with_the_columns_of_the_source(trained: Trained) -> None:
-    store, dataset, model = trained
-    ref = denoise(dataset, model=model, store=store, noise=0.2)
-    table, source = result(store, ref).to_table(), table_of(store, dataset)
+    store, dataset, _ = trained
+    ref = trained.use("denoised", Denoising(noise=0.2))
+    table, source = result(ref).to_table(), table_of(store, dataset)
     for name in ("aug_id", "label", "shelf"):
         assert table[name].to_pylist() == source[name].to_pylist()
     assert table.schema.field("image").type == source.schema.field("image").type
@@ -302,8 +272,8 @@ def test_denoised_images_are_a_dataset_with_the_columns_of_the_source(trained: T
 
 
 def test_a_denoised_folder_is_a_source_whose_hold_out_stays(trained: Trained) -> None:
-    store, dataset, model = trained
-    ref = denoise(dataset, model=model, store=store)
+    store, dataset, _ = trained
+    ref = trained.use("denoised")
     folder, again = f"{store.uri}/{ref.folder}", open_store(f"{store.uri}-again")
     found = ingest(Source(uri=folder, label="label"), store=again, seed=0)
     before, after = load_info(dataset, store), load_info(found, again)
@@ -311,9 +281,7 @@ def test_a_denoised_folder_is_a_source_whose_hold_out_stays(trained: Trained) ->
     assert [c.name for c in after.columns] == [c.name for c in before.columns]
     assert after.part_counts["holdout"] == before.part_counts["holdout"]
     assert found.class_counts == dataset.class_counts
-    training = denoise(
-        dataset, model=model, store=store, output=Output(parts=["training", "validation"])
-    )
+    training = trained.use("denoised", output=Output(parts=["training", "validation"]))
     source = Source(uri=f"{store.uri}/{training.folder}", label="label")
     alone = ingest(source, store=open_store(f"{store.uri}-alone"), seed=0)
     assert alone.n_records == training.n_records, "no hold-out of its own: a new one is split off"
@@ -331,8 +299,7 @@ def test_an_index_of_another_tool_is_no_result_of_ours(
 
 
 def test_what_denoising_does_is_measured_by_noise_that_is_added(trained: Trained) -> None:
-    store, dataset, model = trained
-    found = denoise(dataset, model=model, store=store, noise=0.2).found["check"]
+    found = trained.use("denoised", Denoising(noise=0.2)).found["check"]
     assert found["part"] == "validation"
     assert 12 < found["psnr_noisy"] < 16, "20 log10(1 / 0.2) is 14; what is cut off adds to it"
     assert found["psnr"] > found["psnr_noisy"] + 3
@@ -341,11 +308,13 @@ def test_what_denoising_does_is_measured_by_noise_that_is_added(trained: Trained
 def test_denoising_is_of_images_by_models_that_can(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, dataset, model = trained
-    fitted, _ = load_model(store, model)
+    for noise in (0.0, 1.5):
+        with pytest.raises(ValidationError, match="noise"):
+            Denoising(noise=noise)
+    fitted, _ = load_model(trained.store, trained.model)
     monkeypatch.delattr(type(fitted), "denoise")
     with pytest.raises(ParameterError, match="'linear' does not take noise out"):
-        denoise(dataset, model=model, store=store)
+        trained.use("denoised")
     with pytest.raises(ParameterError, match="no model of table data that takes noise out"):
         able_model(AutoModel(), "denoising", modality="table")
 
@@ -355,9 +324,9 @@ def test_denoising_is_of_images_by_models_that_can(
 
 def test_datasets_reads_the_folder_part_by_part(trained: Trained) -> None:
     datasets = pytest.importorskip("datasets")
-    store, dataset, model = trained
-    for use in (embed, denoise):
-        ref = use(dataset, model=model, store=store)  # type: ignore[operator]
+    store, dataset, _ = trained
+    for use in ("embeddings", "denoised"):
+        ref = trained.use(use)
         loaded = datasets.load_dataset(f"{store.uri}/{ref.folder}", cache_dir=f"{store.uri}-cache")
         assert sum(len(part) for part in loaded.values()) == dataset.n_records
         assert set(loaded) == {"training", "validation", "holdout"}

@@ -1,4 +1,4 @@
-"""Uses of a model's latents: embed, anomalies, reconstruct, interpolate, classify."""
+"""Uses of a model's latents: embeddings, anomalies, reconstructions, interpolations, classes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
-from support.latents import anomalies, classify, embed, interpolate, reconstruct
-from support.steps import experiment_of
+from pydantic import ValidationError
+from support.latents import Trained, fit, result, staged
 
 from prefect_augment.errors import (
     DivergedError,
@@ -25,12 +24,11 @@ from prefect_augment.errors import (
     SchemaError,
 )
 from prefect_augment.genmodels.tables.flow import TableFlow
-from prefect_augment.ingest.ingest import ingest
 from prefect_augment.latents import (
-    anomalies as anomalies_stage,
-    base as latents_stage,
-    embed as embed_stage,
-    inputs as select_stage,
+    anomalies as anomalies_module,
+    base as base_module,
+    embed as embed_module,
+    inputs as inputs_module,
 )
 from prefect_augment.latents.base import Strata, suffixes
 from prefect_augment.latents.capabilities import able_model
@@ -38,52 +36,26 @@ from prefect_augment.latents.classify import posterior
 from prefect_augment.latents.inputs import select_classes, version_records
 from prefect_augment.latents.interpolate import way
 from prefect_augment.latents.page import latents_page
-from prefect_augment.loading.latents import Latents, open_latents
+from prefect_augment.latents.uses import USES
 from prefect_augment.maintenance.erase import erase
 from prefect_augment.maintenance.gc import collect_garbage
 from prefect_augment.params import (
+    Anomalies,
     AutoModel,
-    Balance,
+    Classification,
     Interpolation,
     NoModel,
     Output,
     PluginModel,
-    RunParams,
-    Source,
+    Reconstruction,
     TreesModel,
 )
-from prefect_augment.plan.plan import plan
 from prefect_augment.registry import MODELS
-from prefect_augment.schema.base import DatasetRef, LatentRef, ModelRef
+from prefect_augment.schema.base import LatentRef
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.store import Store, open_store
 from prefect_augment.synthesis.model_store import load_model
 from prefect_augment.synthesis.sample import sample
-from prefect_augment.synthesis.train import train
-
-Trained = tuple[Store, DatasetRef, ModelRef]
-
-
-def fit(
-    store: Store, dataset: DatasetRef, model: Any, *, balance: Balance | None = None
-) -> ModelRef:
-    balance = balance or Balance()
-    planned = plan(dataset, RunParams(balance=balance, model=model), store, compares=False)
-    return train(experiment_of(dataset, planned, model=model), store)
-
-
-@pytest.fixture
-def trained(
-    make_table: Callable[..., pa.Table], linear_model: PluginModel, tmp_path: Path
-) -> Trained:
-    pq.write_table(make_table(), tmp_path / "in.parquet")
-    store = open_store(str(tmp_path / "out"))
-    dataset = ingest(Source(uri=str(tmp_path / "in.parquet"), label="state"), store=store, seed=0)
-    return store, dataset, fit(store, dataset, linear_model)
-
-
-def result(store: Store, ref: LatentRef) -> Latents:
-    return open_latents(f"{store.uri}/{ref.folder}")
 
 
 def files(store: Store, ref: LatentRef) -> set[str]:
@@ -95,8 +67,8 @@ def files(store: Store, ref: LatentRef) -> set[str]:
 
 def test_vectors_are_those_of_the_model_in_the_order_of_the_records(trained: Trained) -> None:
     store, dataset, model = trained
-    ref = embed(dataset, model=model, store=store)
-    latents = result(store, ref)
+    ref = trained.use("embeddings")
+    latents = result(ref)
     fitted, encoder = load_model(store, model)
     info = load_info(dataset, store)
     real = read_part(store, info, ["training", "validation", "holdout"])
@@ -114,25 +86,23 @@ def test_vectors_are_those_of_the_model_in_the_order_of_the_records(trained: Tra
 
 
 def test_pandas_reads_the_folder_of_data_by_itself(trained: Trained) -> None:
-    store, dataset, model = trained
-    ref = embed(dataset, model=model, store=store)
+    store, dataset, _ = trained
+    ref = trained.use("embeddings")
     frame = pd.read_parquet(f"{store.uri}/{ref.folder}/data")
     assert len(frame) == ref.n_records == dataset.n_records
     assert np.stack(frame["embedding"].to_list()).shape == (ref.n_records, 3)
 
 
 def test_the_same_use_again_finds_its_result_and_another_model_has_its_own(
-    trained: Trained, monkeypatch: pytest.MonkeyPatch, linear_model: PluginModel
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, dataset, model = trained
-    first = embed(dataset, model=model, store=store)
-    wider = linear_model.model_copy(
-        update={"options": PluginModel(name="linear", options={"n_latent": 2}).options}
-    )
-    second = embed(dataset, model=fit(store, dataset, wider), store=store)
-    assert second.folder != first.folder
-    monkeypatch.setattr(embed_stage, "finite", None)  # it would be called
-    assert embed(dataset, model=model, store=store) == first
+    store, dataset, _ = trained
+    first = trained.use("embeddings")
+    narrower = PluginModel(name="linear", options={"n_latent": 2})
+    other = trained._replace(model=fit(store, dataset, narrower))
+    assert other.use("embeddings").folder != first.folder
+    monkeypatch.setattr(embed_module, "finite", None)  # it would be called
+    assert trained.use("embeddings") == first
 
 
 def test_a_use_that_was_killed_at_any_write_goes_on_and_ends_with_the_same_bytes(
@@ -142,11 +112,10 @@ def test_a_use_that_was_killed_at_any_write_goes_on_and_ends_with_the_same_bytes
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    store, dataset, model = trained
-    monkeypatch.setattr(anomalies_stage, "scores_chart", lambda scores: b"a picture takes long")
+    monkeypatch.setattr(anomalies_module, "scores_chart", lambda scores: b"a picture takes long")
 
     def run(out: Store) -> LatentRef:
-        return anomalies(dataset, model=model, store=store, out=out)
+        return trained.use("anomalies", out=out)
 
     whole = open_store(str(tmp_path / "whole"))
     expected = {path: whole.read(path) for _ in [run(whole)] for path in whole.list()}
@@ -166,25 +135,24 @@ def test_a_use_that_was_killed_at_any_write_goes_on_and_ends_with_the_same_bytes
 
 
 def test_only_the_parts_that_were_asked_for_are_read(trained: Trained) -> None:
-    store, dataset, model = trained
-    ref = embed(dataset, model=model, store=store, output=Output(parts=["validation"]))
-    assert set(result(store, ref).to_table()["aug_split"].to_pylist()) == {"validation"}
+    ref = trained.use("embeddings", output=Output(parts=["validation"]))
+    assert set(result(ref).to_table()["aug_split"].to_pylist()) == {"validation"}
 
 
 def test_a_result_elsewhere_leaves_the_dataset_as_it_is(trained: Trained, tmp_path: Path) -> None:
-    store, dataset, model = trained
+    store, dataset, _ = trained
     before = set(store.list())
     out = open_store(str(tmp_path / "elsewhere"))
-    ref = embed(dataset, model=model, store=store, out=out)
+    ref = trained.use("embeddings", out=out)
     assert set(store.list()) == before
-    assert len(result(out, ref).vectors()) == dataset.n_records
+    assert len(result(ref).vectors()) == dataset.n_records
 
 
 def test_nothing_but_the_result_is_left_in_its_folder(trained: Trained) -> None:
-    store, dataset, model = trained
-    ref = anomalies(dataset, model=model, store=store)
+    store = trained.store
+    ref = trained.use("anomalies")
     left = files(store, ref)
-    latents = result(store, ref)
+    latents = result(ref)
     shards = {shard.path for shard in latents.info.shards}
     assert left == {"index.json", "README.md", *latents.info.pictures, *shards}
 
@@ -192,19 +160,19 @@ def test_nothing_but_the_result_is_left_in_its_folder(trained: Trained) -> None:
 def test_records_of_a_shard_are_read_some_at_a_time(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, dataset, model = trained
-    whole = result(store, anomalies(dataset, model=model, store=store)).to_table()
+    store = trained.store
+    whole = result(trained.use("anomalies")).to_table()
     sizes = []
-    read = latents_stage.iter_shards
+    read = base_module.iter_shards
 
     def small(*args: Any, **kwargs: Any) -> Any:
         for table in read(*args, **kwargs, max_records=50):
             sizes.append(table.num_rows)
             yield table
 
-    monkeypatch.setattr(latents_stage, "iter_shards", small)
+    monkeypatch.setattr(base_module, "iter_shards", small)
     out = open_store(f"{store.uri}-again")
-    again = result(out, anomalies(dataset, model=model, store=store, out=out)).to_table()
+    again = result(trained.use("anomalies", out=out)).to_table()
     assert max(sizes) == 50
     assert again.drop_columns("score") == whole.drop_columns("score")
     np.testing.assert_allclose(again["score"], whole["score"])
@@ -215,38 +183,35 @@ def test_a_label_named_like_a_column_of_the_result_is_refused(
 ) -> None:
     table = make_table()
     names = ["score" if name == "state" else name for name in table.column_names]
-    pq.write_table(table.rename_columns(names), tmp_path / "in.parquet")
-    store = open_store(str(tmp_path / "out"))
-    dataset = ingest(Source(uri=str(tmp_path / "in.parquet"), label="score"), store=store, seed=0)
+    store, dataset = staged(table.rename_columns(names), tmp_path, label="score")
     with pytest.raises(SchemaError, match="label column is named 'score'"):
-        anomalies(dataset, model=fit(store, dataset, linear_model), store=store)
+        Trained(store, dataset, fit(store, dataset, linear_model)).use("anomalies")
 
 
 def test_a_folder_without_an_index_is_refused(trained: Trained) -> None:
-    store, dataset, model = trained
-    ref = embed(dataset, model=model, store=store)
+    store = trained.store
+    ref = trained.use("embeddings")
     store.delete(f"{ref.folder}/index.json")
     with pytest.raises(IntegrityError, match=r"no index\.json"):
-        result(store, ref)
+        result(ref)
 
 
 def test_vectors_are_asked_of_embeddings_only(trained: Trained) -> None:
-    store, dataset, model = trained
     with pytest.raises(SchemaError, match="no vectors"):
-        result(store, anomalies(dataset, model=model, store=store)).vectors()
+        result(trained.use("anomalies")).vectors()
 
 
-def test_numbers_that_are_none_are_refused(
+def test_vectors_that_are_not_finite_are_refused(
     trained: Trained, linear_model: PluginModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, dataset, model = trained
+    store, _, model = trained
     fitted, _ = load_model(store, model)
     monkeypatch.setattr(type(fitted), "embed", lambda self, X: np.full((len(X), 3), np.nan))
     with pytest.raises(DivergedError, match="vectors that are not finite"):
-        embed(dataset, model=model, store=store)
+        trained.use("embeddings")
 
 
-# --- models that cannot ---
+# --- models that are not able ---
 
 
 def test_a_model_without_a_latent_space_says_which_have_one(
@@ -255,21 +220,20 @@ def test_a_model_without_a_latent_space_says_which_have_one(
     store, dataset, _ = trained
     for method in ("embed", "class_log_likelihoods"):
         monkeypatch.setattr(TableFlow, method, None, raising=False)
-    trees = fit(store, dataset, TreesModel())
-    for use in (embed, anomalies, reconstruct, interpolate):
-        with pytest.raises(ParameterError, match="'trees' has no latent space; choose .*flow"):
-            use(dataset, model=trees, store=store)
-    with pytest.raises(ParameterError, match="does not know how likely .*; choose .*flow"):
-        classify(dataset, model=trees, store=store)
+    trees = trained._replace(model=fit(store, dataset, TreesModel()))
+    says = {"latents": "has no latent space", "likelihoods": "does not know how likely .*"}
+    for use in USES.keys() - {"denoised"}:
+        with pytest.raises(
+            ParameterError, match=f"'trees' {says[USES[use].ability]}; choose .*flow"
+        ):
+            trees.use(use)
     with pytest.raises(ParameterError, match="'trees' has no latent space"):
         able_model(TreesModel(), "latents")
     with pytest.raises(ParameterError, match="choose .*flow"):
         able_model(NoModel(), "latents", modality="table")
 
 
-def test_auto_takes_the_first_registered_kind_that_is_able(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_auto_takes_the_first_registered_kind_that_is_able(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in list(MODELS):
         if kind not in ("trees", "flow", "diffusion"):
             monkeypatch.delitem(MODELS, kind)
@@ -294,9 +258,8 @@ def test_what_has_to_be_installed_for_a_latent_space_is_said(
 
 
 def test_scores_flags_and_ranks_agree_with_one_another(trained: Trained) -> None:
-    store, dataset, model = trained
-    ref = anomalies(dataset, model=model, store=store, normal_share=0.1)
-    table = result(store, ref).to_table()
+    ref = trained.use("anomalies", Anomalies(normal_share=0.1))
+    table = result(ref).to_table()
     scores = table["score"].to_numpy()
     threshold = ref.found["threshold"]
     assert table["anomaly"].to_pylist() == (scores > threshold).tolist()
@@ -320,13 +283,10 @@ def test_a_model_of_one_class_finds_the_others_strange(
     rows = {"a": a, "b": a + rng.normal(scale=0.1, size=500), "kind": ["good"] * 500}
     rows["b"][:40] += rng.choice([-3, 3], 40)
     rows["kind"][:40] = ["bad"] * 40
-    pq.write_table(pa.table(rows), tmp_path / "in.parquet")
-    store = open_store(str(tmp_path / "out"))
-    dataset = ingest(Source(uri=str(tmp_path / "in.parquet"), label="kind"), store=store, seed=0)
-    wish = PluginModel(name="linear", options={"n_latent": 1})
+    store, dataset = staged(pa.table(rows), tmp_path, label="kind")
     good = select_classes(dataset, classes=["good"], store=store)
-    model = fit(store, good, wish)
-    ref = anomalies(dataset, model=model, store=store)
+    model = fit(store, good, PluginModel(name="linear", options={"n_latent": 1}))
+    ref = Trained(store, dataset, model).use("anomalies")
     assert ref.found["normal"] == ["good"]
     assert ref.found["validation_auroc"] == 1.0
     counts = ref.found["counts"]
@@ -337,11 +297,11 @@ def test_a_model_of_one_class_finds_the_others_strange(
 
 
 def test_a_threshold_needs_normal_validation_records(trained: Trained) -> None:
-    store, dataset, model = trained
-    with pytest.raises(ParameterError, match="needs validation records of"):
-        anomalies(dataset, model=model, store=store, output=Output(parts=["training"]))
-    with pytest.raises(ParameterError, match="between 0 and 1"):
-        anomalies(dataset, model=model, store=store, normal_share=1.0)
+    with pytest.raises(ParameterError, match="no validation records of"):
+        trained.use("anomalies", output=Output(parts=["training"]))
+    for share in (0.0, 1.0):
+        with pytest.raises(ValidationError, match="normal_share"):
+            Anomalies(normal_share=share)
 
 
 def test_selected_records_keep_their_ids_and_parts(trained: Trained) -> None:
@@ -367,12 +327,12 @@ def test_classes_that_are_not_there_or_have_nothing_to_learn_are_named(
     counts = load_info(dataset, store).part_counts
     counts["validation"]["lost"] = counts["training"].pop("lost")
     info = load_info(dataset, store).model_copy(update={"part_counts": counts})
-    monkeypatch.setattr(select_stage, "load_info", lambda ref, store: info)
-    with pytest.raises(EmptyClassError, match="'lost' have no training record"):
+    monkeypatch.setattr(inputs_module, "load_info", lambda ref, store: info)
+    with pytest.raises(EmptyClassError, match="no training record is of 'lost'"):
         select_classes(dataset, classes=["lost"], store=store)
 
 
-# --- reconstruct ---
+# --- reconstructions ---
 
 
 def test_originals_and_reconstructions_have_the_dtypes_of_the_source(
@@ -387,11 +347,10 @@ def test_originals_and_reconstructions_have_the_dtypes_of_the_source(
             "label": ["u", "v", "v"] * 40,
         }
     )
-    frame.to_parquet(tmp_path / "in.parquet", index=False)
-    store = open_store(str(tmp_path / "out"))
-    dataset = ingest(Source(uri=str(tmp_path / "in.parquet"), label="label"), store=store, seed=0)
-    ref = reconstruct(dataset, model=fit(store, dataset, linear_model), store=store)
-    found = result(store, ref).to_pandas()
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    store, dataset = staged(table, tmp_path, label="label")
+    trained = Trained(store, dataset, fit(store, dataset, linear_model))
+    found = result(trained.use("reconstructions")).to_pandas()
     second, third = suffixes(["n", "x", "c", "x_error"])
     assert (second, third) == ("__reconstructed", "__error"), "x_error is there already"
     for name in ("n", "x", "c"):
@@ -405,9 +364,8 @@ def test_originals_and_reconstructions_have_the_dtypes_of_the_source(
 
 
 def test_the_summary_is_that_of_the_errors(trained: Trained) -> None:
-    store, dataset, model = trained
-    ref = reconstruct(dataset, model=model, store=store)
-    validation = result(store, ref).to_pandas("validation")
+    ref = trained.use("reconstructions")
+    validation = result(ref).to_pandas("validation")
     scores = ref.found["parts"]["validation"]
     assert scores["site"]["right"] == pytest.approx(1 - validation["site_error"].mean())
     mse = (validation["cycles_error"] ** 2).mean()
@@ -421,25 +379,28 @@ def test_records_of_a_class_that_the_model_does_not_know_are_decoded_as_one_that
     trained: Trained, linear_model: PluginModel
 ) -> None:
     store, dataset, _ = trained
-    two = select_classes(dataset, classes=["ok", "worn"], store=store)
-    model = fit(store, two, linear_model)
+    two, one = (
+        trained._replace(
+            model=fit(store, select_classes(dataset, classes=names, store=store), linear_model)
+        )
+        for names in (["ok", "worn"], ["ok"])
+    )
     with pytest.raises(ParameterError, match="as_class"):
-        reconstruct(dataset, model=model, store=store)
+        two.use("reconstructions")
     with pytest.raises(ParameterError, match="'okay', which the model does not know"):
-        reconstruct(dataset, model=model, store=store, as_class="okay")
-    ref = reconstruct(dataset, model=model, store=store, as_class="ok")
+        two.use("reconstructions", Reconstruction(as_class="okay"))
+    ref = two.use("reconstructions", Reconstruction(as_class="ok"))
     assert ref.n_records == dataset.n_records
-    one = fit(store, select_classes(dataset, classes=["ok"], store=store), linear_model)
-    assert reconstruct(dataset, model=one, store=store).n_records == dataset.n_records
+    assert one.use("reconstructions").n_records == dataset.n_records
 
 
-# --- interpolate ---
+# --- interpolations ---
 
 
 def test_a_strip_leads_from_one_class_to_the_other(trained: Trained) -> None:
-    store, dataset, model = trained
-    wish = Interpolation(start="ok", end="cracked", n_steps=5, path="straight")
-    table = result(store, interpolate(dataset, model=model, store=store, params=wish)).to_table()
+    store, dataset, _ = trained
+    params = Interpolation(start="ok", end="cracked", n_steps=5, path="straight")
+    table = result(trained.use("interpolations", params)).to_table()
     assert table["aug_step"].to_pylist() == list(range(7))
     assert table["aug_place"].to_pylist() == [0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     assert table["state"].to_pylist() == ["ok"] * 3 + ["cracked"] * 4
@@ -465,11 +426,8 @@ def test_the_class_changes_as_a_whole_in_the_middle() -> None:
 
 
 def test_a_class_stands_for_the_record_nearest_to_its_mean(trained: Trained) -> None:
-    store, dataset, model = trained
-    ref = interpolate(
-        dataset, model=model, store=store, params=Interpolation(start="ok", end="worn")
-    )
-    vectors = result(store, embed(dataset, model=model, store=store))
+    ref = trained.use("interpolations", Interpolation(start="ok", end="worn"))
+    vectors = result(trained.use("embeddings"))
     table, Z = vectors.to_table("training"), vectors.vectors("training").astype(float)
     for end in ("start", "end"):
         rows = pc.equal(table["state"], ref.found[f"{end}_class"]).to_numpy(zero_copy_only=False)
@@ -479,53 +437,50 @@ def test_a_class_stands_for_the_record_nearest_to_its_mean(trained: Trained) -> 
 
 
 def test_a_strip_between_two_records_by_their_ids(trained: Trained) -> None:
-    store, dataset, model = trained
+    store, dataset, _ = trained
     ids = read_part(store, load_info(dataset, store), ["validation"])["aug_id"].to_pylist()[:2]
-    wish = Interpolation(start=ids[0], end=ids[1], n_steps=2)
-    ref = interpolate(dataset, model=model, store=store, params=wish)
+    ref = trained.use("interpolations", Interpolation(start=ids[0], end=ids[1], n_steps=2))
     assert (ref.found["start"], ref.found["end"], ref.n_records) == (*ids, 4)
 
 
 def test_by_default_it_goes_from_the_largest_class_to_the_smallest(trained: Trained) -> None:
-    store, dataset, model = trained
-    ref = interpolate(dataset, model=model, store=store)
+    ref = trained.use("interpolations")
     assert ref.found["start_class"] == "ok"
     assert ref.found["end_class"] == "lost"
 
 
 def test_an_end_that_is_nothing_is_said(trained: Trained) -> None:
-    store, dataset, model = trained
     with pytest.raises(ParameterError, match="neither a class nor the aug_id"):
-        interpolate(dataset, model=model, store=store, params=Interpolation(start="okay"))
-    with pytest.raises(ParameterError, match="ends of the strip are 'ok'"):
-        interpolate(dataset, model=model, store=store, params=Interpolation(end="ok"))
+        trained.use("interpolations", Interpolation(start="okay"))
+    with pytest.raises(ParameterError, match="begin and end with 'ok'"):
+        trained.use("interpolations", Interpolation(end="ok"))
 
 
 def test_an_end_of_a_class_that_was_not_learnt_is_said(
     trained: Trained, linear_model: PluginModel
 ) -> None:
     store, dataset, _ = trained
-    fit_part = read_part(store, load_info(dataset, store), ["training"])
-    cracked = fit_part["aug_id"].filter(pc.equal(fit_part["state"], "cracked"))[0].as_py()
+    training = read_part(store, load_info(dataset, store), ["training"])
+    cracked = training["aug_id"].filter(pc.equal(training["state"], "cracked"))[0].as_py()
     two = select_classes(dataset, classes=["ok", "worn"], store=store)
-    wish = Interpolation(start="ok", end=cracked)
+    knows_two = trained._replace(model=fit(store, two, linear_model))
     with pytest.raises(ParameterError, match="not trained on 'cracked'.* classes that it knows"):
-        interpolate(dataset, model=fit(store, two, linear_model), store=store, params=wish)
+        knows_two.use("interpolations", Interpolation(start="ok", end=cracked))
 
 
-# --- classify ---
+# --- classes ---
 
 
 def test_the_predicted_class_is_the_most_likely_one(trained: Trained) -> None:
     store, dataset, model = trained
     fitted, encoder = load_model(store, model)
-    ref = classify(dataset, model=model, store=store)
-    table = result(store, ref).to_table()
+    ref = trained.use("classes")
+    table = result(ref).to_table()
     real = read_part(store, load_info(dataset, store), ["training", "validation", "holdout"])
     likely = fitted.class_log_likelihoods(encoder.encode(real))
     expected = np.array(encoder.strata)[likely.argmax(axis=1)]
     assert table["predicted"].to_pylist() == expected.tolist()
-    validation = result(store, ref).to_pandas("validation")
+    validation = result(ref).to_pandas("validation")
     scores = ref.found["parts"]["validation"]
     assert scores["accuracy"] == pytest.approx(
         (validation["state"] == validation["predicted"]).mean()
@@ -537,12 +492,11 @@ def test_the_predicted_class_is_the_most_likely_one(trained: Trained) -> None:
 
 
 def test_the_observed_prior_favours_the_common_class(trained: Trained) -> None:
-    store, dataset, model = trained
     share = {}
     for prior in ("balanced", "observed"):
-        ref = classify(dataset, model=model, store=store, prior=prior)  # type: ignore[arg-type]
-        said = result(store, ref).to_table()["predicted"].to_pylist()
-        share[prior] = said.count("ok") / len(said)
+        ref = trained.use("classes", Classification(prior=prior))  # type: ignore[arg-type]
+        predicted = result(ref).to_table()["predicted"].to_pylist()
+        share[prior] = predicted.count("ok") / len(predicted)
     assert share["observed"] > share["balanced"]
 
 
@@ -556,18 +510,14 @@ def test_posteriors_of_two_points_are_bayes_rule(trained: Trained) -> None:
     np.testing.assert_allclose(found, [[0.25, 0.25, 0.25, 0.25], [0.5, 0.25, 0.125, 0.125]])
 
 
-def test_strata_within_a_class_add_up_to_it(
-    linear_model: PluginModel, make_table: Callable[..., pa.Table], tmp_path: Path
-) -> None:
-    pq.write_table(make_table(), tmp_path / "in.parquet")
-    store = open_store(str(tmp_path / "out"))
-    dataset = ingest(Source(uri=str(tmp_path / "in.parquet"), label="state"), store=store, seed=0)
-    model = fit(store, dataset, linear_model, balance=Balance(by=["loud"]))
-    ref = classify(dataset, model=model, store=store)
+def test_strata_within_a_class_add_up_to_it(trained: Trained, linear_model: PluginModel) -> None:
+    store, dataset, _ = trained
+    by_loud = trained._replace(model=fit(store, dataset, linear_model, by=("loud",)))
+    ref = by_loud.use("classes")
     assert set(ref.found["classes"]) <= {"ok", "worn", "cracked", "lost"}
     assert ref.found["parts"]["validation"]["balanced_accuracy"] > 0.4
-    assert interpolate(dataset, model=model, store=store).n_records == 11
-    assert reconstruct(dataset, model=model, store=store).n_records == dataset.n_records
+    assert by_loud.use("interpolations").n_records == 11
+    assert by_loud.use("reconstructions").n_records == dataset.n_records
 
 
 # --- other records, and what else lies in the folder ---
@@ -578,42 +528,39 @@ def test_synthetic_records_and_published_versions_are_embedded_alike(
 ) -> None:
     store, dataset, model = trained
     drawn = sample(model, counts={"worn": 7}, seed=1, store=store, dataset=dataset)
-    made = result(store, embed(drawn, model=model, store=store)).to_table()
+    made = result(trained._replace(dataset=drawn).use("embeddings")).to_table()
     assert set(made["aug_origin"].to_pylist()) == {"synthetic"}
     assert made["state"].to_pylist() == ["worn"] * 7
     publish_as_is(store, dataset)
     published = version_records(store)
     assert published.n_records == dataset.n_records
-    latents = result(store, embed(published, model=model, store=store))
+    latents = result(trained._replace(dataset=published).use("embeddings"))
     assert latents.info.version == 1
     assert set(latents.to_table()["aug_split"].to_pylist()) == {"train", "holdout"}
-    staged = result(store, embed(dataset, model=model, store=store)).to_table()
-    assert set(latents.to_table()["aug_id"].to_pylist()) == set(staged["aug_id"].to_pylist())
+    ingested = result(trained.use("embeddings")).to_table()
+    assert set(latents.to_table()["aug_id"].to_pylist()) == set(ingested["aug_id"].to_pylist())
 
 
 def test_gc_keeps_what_is_whole_and_removes_what_is_not(
     trained: Trained, publish_as_is: Callable[..., None]
 ) -> None:
-    store, dataset, model = trained
+    store, dataset, _ = trained
     publish_as_is(store, dataset)
-    whole, broken = (
-        embed(dataset, model=model, store=store),
-        anomalies(dataset, model=model, store=store),
-    )
+    whole, broken = trained.use("embeddings"), trained.use("anomalies")
     store.delete(f"{broken.folder}/index.json")
     report = collect_garbage(store, older_than_days=0)
     assert not report.unknown
     assert files(store, broken) == set()
-    assert len(result(store, whole).vectors()) == dataset.n_records
+    assert len(result(whole).vectors()) == dataset.n_records
 
 
-def test_erasing_records_removes_what_was_said_of_them(
+def test_erasing_records_removes_what_was_made_of_them(
     trained: Trained, publish_as_is: Callable[..., None]
 ) -> None:
-    store, dataset, model = trained
+    store, dataset, _ = trained
     publish_as_is(store, dataset)
-    ref = embed(dataset, model=model, store=store)
-    gone = result(store, ref).to_table()["aug_id"][0].as_py()
+    ref = trained.use("embeddings")
+    gone = result(ref).to_table()["aug_id"][0].as_py()
     erase(store, [gone])
     assert files(store, ref) == set()
 
@@ -623,28 +570,23 @@ def test_erasing_records_removes_what_was_said_of_them(
 EVIL = "<img src=x onerror=alert(1)>|[a](b)"
 
 
-def test_pages_show_what_was_found_and_escape_names(
+def test_pages_show_the_result_and_escape_names(
     linear_model: PluginModel, make_table: Callable[..., pa.Table], tmp_path: Path
 ) -> None:
     table = make_table()
     names = [EVIL if name == "worn" else name for name in table["state"].to_pylist()]
     table = table.set_column(table.schema.get_field_index("state"), "state", pa.array(names))
-    pq.write_table(table, tmp_path / "in.parquet")
-    store = open_store(str(tmp_path / "out"))
-    dataset = ingest(Source(uri=str(tmp_path / "in.parquet"), label="state"), store=store, seed=0)
-    model = fit(store, dataset, linear_model)
-    pages = {
-        use.__name__: latents_page(use(dataset, model=model, store=store), store)
-        for use in (embed, anomalies, reconstruct, interpolate, classify)
-    }
+    store, dataset = staged(table, tmp_path)
+    trained = Trained(store, dataset, fit(store, dataset, linear_model))
+    pages = {use: latents_page(trained.use(use), store) for use in USES if use != "denoised"}
     for page in pages.values():
         assert "<img src=x" not in page
         assert "[a](b)" not in page
         assert len(page) < 200_000
-        assert model.digest[:12] in page
-    assert "data:image/png;base64" in pages["embed"]
+        assert trained.model.digest[:12] in page
+    assert "data:image/png;base64" in pages["embeddings"]
     assert "data:image/png;base64" in pages["anomalies"]
     assert "flagged" in pages["anomalies"]
-    assert "explained variance" in pages["reconstruct"]
-    assert pages["interpolate"].count("\n| ") >= 11
-    assert "recall, %" in pages["classify"]
+    assert "explained variance" in pages["reconstructions"]
+    assert pages["interpolations"].count("\n| ") >= 11
+    assert "recall, %" in pages["classes"]

@@ -53,10 +53,7 @@ def parts(
 
 @pytest.fixture
 def pictures(
-    releases: ModuleType,
-    messy_images: ModuleType,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    releases: ModuleType, messy_images: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Dataset:
     monkeypatch.chdir(tmp_path)
     pq.write_table(releases.image_table(messy_images, 90), "pictures.parquet")

@@ -116,7 +116,7 @@ def test_a_category_that_only_the_erased_had_is_in_no_shard(
     assert report.n_erased == {"real": 1}
     assert found() == []
     site = read_shard(any_store, read_manifest(any_store).shards[0].path)["site"]
-    assert "unused" in site.chunk(0).dictionary.to_pylist()  # the source's own wish
+    assert "unused" in site.chunk(0).dictionary.to_pylist()  # the source's own level
     assert verify(any_store).ok
 
 

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from support.staging import verdict_of
 from support.steps import publish_parts, release_of
 
 from prefect_augment.errors import ParameterError, TransientError
@@ -16,7 +17,7 @@ from prefect_augment.maintenance.gc import GcReport, collect_garbage
 from prefect_augment.maintenance.layout import kind_of, named_in, stage_of
 from prefect_augment.maintenance.verify import verify
 from prefect_augment.publish.proposal import propose
-from prefect_augment.schema.base import ApprovalDecision, Strategy, Verdict
+from prefect_augment.schema.base import ApprovalDecision, Strategy
 from prefect_augment.storage.leases import lease, modified_at, store_time
 from prefect_augment.storage.manifests import list_versions, manifest_path, read_manifest
 from prefect_augment.storage.store import Store, open_store
@@ -154,11 +155,7 @@ def test_what_an_open_proposal_names_stays(
     store: Store, releases: ModuleType, decision: str
 ) -> None:
     release = releases.stage_release(store, key="waiting")
-    verdict = Verdict(
-        decision="accept", reasons=(), chosen="model", baseline="as is", published="model", strategies={},
-        balanced_accuracy={}, differences=(), minimum_detectable_effect=0.0, class_recall={},
-        class_decisions={}, not_compared={}, n_holdout=12, n_seeds=1,
-    )  # fmt: skip
+    verdict = verdict_of("model", decision="accept", baseline="as is")
     assert release.recipe.strategy == Strategy(name="model", family="model")
     version = release_of(
         release.dataset,

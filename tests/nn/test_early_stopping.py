@@ -84,7 +84,7 @@ def falling(n: int = N_STRETCHES) -> list[float]:
     return [1.0 - i / 20 for i in range(n)]
 
 
-def test_each_part_comes_back_as_it_was_judged_best() -> None:
+def test_each_part_comes_back_as_it_scored_best() -> None:
     left = [5.0, 4.0, 3.0, 4.0, 3.5] + [9.0] * (N_STRETCHES - 5)
     found = watched(scripted(left, falling()))
     assert found.best == {"left": 30, "right": STEPS}

@@ -65,8 +65,11 @@ def schema(flow: Flow[Any, Any]) -> dict[str, Any]:
 def fields(flow: Flow[Any, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every field that the form shows, flat ones and those of groups."""
     found = schema(flow)
-    yield from found["properties"].items()
-    for name, definition in found["definitions"].items():
+    definitions = found["definitions"]
+    for name, info in found["properties"].items():
+        # A description that is the section's own stands in the section alone.
+        yield name, definitions.get(info.get("$ref", "").rpartition("/")[2], {}) | info
+    for name, definition in definitions.items():
         for field, info in definition["properties"].items():
             yield f"{name}.{field}", info
 

@@ -110,10 +110,10 @@ def test_a_narrow_classifier_takes_less_and_leaves_the_filters_as_they_are() -> 
     (narrow, steps), (whole, same) = (expected_of_images(width=w) for w in (0.5, 1.0))
     assert narrow < whole / 2
     assert steps == same
-    with_gate, whole_with_gate = (
+    with_filter, whole_with_filter = (
         expected_of_images(width=w, has_model=True)[0] for w in (0.5, 1.0)
     )
-    assert with_gate - narrow == pytest.approx(whole_with_gate - whole, rel=0.01)
+    assert with_filter - narrow == pytest.approx(whole_with_filter - whole, rel=0.01)
 
 
 def test_a_short_budget_takes_folds_once_the_steps_are_at_their_least() -> None:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -26,16 +24,14 @@ from prefect_augment.params import (
 from prefect_augment.plan.plan import plan
 from prefect_augment.schema.base import DatasetRef
 from prefect_augment.shards.staged import load_info
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage.store import Store
 
 N = 300
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    opened = open_store(f"memory://{uuid4().hex}")
-    yield opened
-    opened.fs.rm(opened.root, recursive=True)
+def store(memory_store: Store) -> Store:
+    return memory_store
 
 
 @pytest.fixture(scope="module")

@@ -93,10 +93,7 @@ def test_max_per_class_lowers_the_rule_and_not_what_is_there() -> None:
 
 @pytest.mark.parametrize(
     "balance",
-    [
-        Balance(target="count", count=300),
-        Balance(classes=[ClassTarget(name="common", target=300)]),
-    ],
+    [Balance(target="count", count=300), Balance(classes=[ClassTarget(name="common", target=300)])],
 )
 def test_a_number_below_what_is_there_is_refused(balance: Balance) -> None:
     with pytest.raises(

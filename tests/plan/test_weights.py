@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,12 +16,7 @@ from prefect_augment.plan.weights import keep_weights
 from prefect_augment.schema.base import BalancePlan, DatasetRef, Recipe
 from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.manifests import list_versions, read_manifest
-from prefect_augment.storage.store import Store, open_store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(tmp_path / "out")
+from prefect_augment.storage.store import Store
 
 
 @pytest.fixture

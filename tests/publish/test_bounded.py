@@ -11,19 +11,13 @@ from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from support.steps import publish_arguments
 
 from prefect_augment.maintenance.verify import verify
 from prefect_augment.storage.manifests import read_manifest
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage.store import Store
 
 MOST_MIB = 64
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(tmp_path / "out")
 
 
 def most_mib(tmp_path: Path, action: str, given: object) -> int:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
+from support.staging import class_plan, plan_of, recipe_of
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows._approval import answer_form
@@ -36,14 +37,7 @@ from prefect_augment.publish.proposal import (
     read_proposal,
     request_markdown,
 )
-from prefect_augment.schema.base import (
-    BalancePlan,
-    ClassPlan,
-    Estimate,
-    Recipe,
-    RunResult,
-    Strategy,
-)
+from prefect_augment.schema.base import Recipe, RunResult
 from prefect_augment.storage.manifests import list_versions, read_manifest
 from prefect_augment.storage.store import Store, open_store
 
@@ -59,22 +53,11 @@ pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 def recipe(**counts: dict[str, int]) -> Recipe:
-    return Recipe(
-        strategy=Strategy(name="SMOTE + trees", family="mixture", amount=1.0),
-        class_weight={"ok": 0.5, "bad": 2.0},
-        **{"synthetic": {}, "classic": {}, "copies": {}, **counts},
-        sentence="",
-    )
+    weights = {"ok": 0.5, "bad": 2.0}
+    return recipe_of("SMOTE + trees", "mixture", class_weight=weights, **counts)
 
 
-PLAN = BalancePlan(
-    rule="median",
-    classes=tuple(
-        ClassPlan(name=k, label=k, n_real=n, target=100, n_synthetic=0, n_classic=0, compared=True)
-        for k, n in {"ok": 100, "bad": 15}.items()
-    ),
-    estimate=Estimate(seconds=1, output_bytes=1, memory_bytes=1),
-)
+PLAN = plan_of(class_plan(name, n, 100) for name, n in {"ok": 100, "bad": 15}.items())
 
 
 def effective(made: Recipe) -> dict[str, float]:
@@ -243,9 +226,7 @@ def test_a_class_that_is_dropped_has_only_its_real_records(store: Store) -> None
     assert {o for n in result.counts["train"].values() for o in n} == {"real"}
 
 
-def test_raising_an_amount_publishes_nothing_and_decides_nothing(
-    store: Store,
-) -> None:
+def test_raising_an_amount_publishes_nothing_and_decides_nothing(store: Store) -> None:
     name, most = next(iter(list_proposals(store)[0].added.items()))
     with pytest.raises(ParameterError, match=f"0 to {most} are allowed"):
         answer(store, amounts=[ClassAmount(name=name, records=most + 1)])
@@ -272,9 +253,7 @@ def test_a_rejection_is_kept_and_stands(store: Store, source: Path) -> None:
         answer(store, second.proposal, decision="reject", again=True)
 
 
-def test_an_approval_that_was_interrupted_is_finished_by_the_same_command(
-    store: Store,
-) -> None:
+def test_an_approval_that_was_interrupted_is_finished_by_the_same_command(store: Store) -> None:
     decide(store, read_proposal(store), Answer(by="Ada"))  # and then the process was killed
     proposal = list_proposals(store)[0].id
     assert answer(store, proposal, by="Ada").version == 1
@@ -287,9 +266,7 @@ def test_what_is_published_already_needs_nobody(store: Store, source: Path) -> N
     assert (second.status, second.version) == ("unchanged", 1)
 
 
-def test_a_proposal_without_records_to_add_asks_for_a_decision_only(
-    store: Store,
-) -> None:
+def test_a_proposal_without_records_to_add_asks_for_a_decision_only(store: Store) -> None:
     proposal = read_proposal(store)
     weights = {"synthetic": {}, "classic": {}, "copies": {}}
     recipe = proposal.recipe.model_copy(update=weights)
@@ -309,9 +286,7 @@ def test_a_proposal_is_found_by_the_start_of_its_id(store: Store) -> None:
         read_proposal(store)
 
 
-def test_names_of_classes_are_no_markup_in_what_an_approver_reads(
-    store: Store,
-) -> None:
+def test_names_of_classes_are_no_markup_in_what_an_approver_reads(store: Store) -> None:
     proposal: Proposal = read_proposal(store)
     first = proposal.plan.classes[0].model_copy(update={"name": "<img src=x>|**a**"})
     plan = proposal.plan.model_copy(update={"classes": (first,)})

@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pyarrow.compute as pc
 import pytest
+from support.staging import class_plan, plan_of
 from support.steps import candidates_with, experiment_of, publish_parts
 
 from prefect_augment.augmentation.image_policy import ImagePolicy
@@ -14,8 +15,8 @@ from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.params import Classic, Publish
 from prefect_augment.plan.strategies import make_recipe, wanted_records
 from prefect_augment.publish.proposal import lowered
-from prefect_augment.schema.base import BalancePlan, ClassPlan, DatasetRef, Estimate, Strategy
-from prefect_augment.storage.store import open_store
+from prefect_augment.schema.base import BalancePlan, DatasetRef, Strategy
+from prefect_augment.storage.store import Store, open_store
 
 DATASET = DatasetRef(
     root="", path="", key="", digest="", label="label", n_records=110, class_counts={}
@@ -24,23 +25,7 @@ DATASET = DatasetRef(
 
 @pytest.fixture
 def plan() -> BalancePlan:
-    counts = {"common": (100, 100, 0), "rare": (10, 60, 50)}
-    return BalancePlan(
-        rule="",
-        classes=tuple(
-            ClassPlan(
-                name=name,
-                label=name,
-                n_real=n,
-                target=target,
-                n_synthetic=synthetic,
-                n_classic=0,
-                compared=True,
-            )
-            for name, (n, target, synthetic) in counts.items()
-        ),
-        estimate=Estimate(seconds=0, output_bytes=0, memory_bytes=0),
-    )
+    return plan_of([class_plan("common", 100), class_plan("rare", 10, 60, n_synthetic=50)])
 
 
 def strategy(**changes: object) -> Strategy:
@@ -74,9 +59,8 @@ def test_what_counts_less_leaves_the_balance_as_it_is(plan: BalancePlan) -> None
 
 
 def test_published_weights_hold_what_a_synthetic_record_counts(
-    tmp_path: Path, releases: ModuleType
+    releases: ModuleType, store: Store
 ) -> None:
-    store = open_store(str(tmp_path / "out"))
     release = releases.stage_release(store)
     recipe = release.recipe.model_copy(update={"synthetic_weight": 0.5})
     publish_parts(**{**vars(release), "recipe": recipe, "publish": Publish()})

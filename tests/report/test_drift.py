@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from prefect_augment.report.section_drift import section
+from support.report import section
+from support.staging import class_plan, manifest_of, plan_of, recipe_of, verdict_of
 from support.steps import release_of
 
 from prefect_augment.flows.rebalance import rebalance
@@ -20,16 +21,7 @@ from prefect_augment.maintenance.rollback import rollback
 from prefect_augment.params import Destination, NoModel, Source
 from prefect_augment.report.drift import class_drifts, drift_since, find_previous
 from prefect_augment.report.json import published_schema
-from prefect_augment.schema.base import (
-    BalancePlan,
-    ClassPlan,
-    DatasetRef,
-    Estimate,
-    Interval,
-    Recipe,
-    Strategy,
-    Verdict,
-)
+from prefect_augment.schema.base import DatasetRef, Interval, Verdict
 from prefect_augment.schema.manifest import Manifest
 from prefect_augment.schema.report import Drift, StrategyDrift
 from prefect_augment.storage.manifests import manifest_path, read_manifest
@@ -74,66 +66,24 @@ def test_the_noise_is_less_the_more_records_there_are() -> None:
     assert (alone.noise, alone.changed) == (1.0, True), "nothing is known of the version before"
 
 
-def verdict_of(**scores: float) -> Verdict:
-    return Verdict(
-        decision="inconclusive",
-        reasons=(),
-        chosen="a",
-        baseline="a",
-        published="a",
-        strategies={},
-        balanced_accuracy={
-            name: Interval(estimate=e, low=e - 0.02, high=e + 0.02) for name, e in scores.items()
-        },
-        differences=(),
-        minimum_detectable_effect=0.02,
-        class_recall={},
-        class_decisions={},
-        not_compared={},
-        n_holdout=100,
-        n_seeds=1,
-    )
-
-
-def recipe_of(name: str) -> Recipe:
-    return Recipe(
-        strategy=Strategy(name=name, family="model"),
-        class_weight={},
-        synthetic={},
-        classic={},
-        copies={},
-        sentence="",
-    )
+def scored(**scores: float) -> Verdict:
+    intervals = {k: Interval(estimate=e, low=e - 0.02, high=e + 0.02) for k, e in scores.items()}
+    return verdict_of("a", balanced_accuracy=intervals)
 
 
 def drift_of(now: dict[str, int], verdict: Verdict | None = None, recipe: str = "trees") -> Drift:
     """Since version 3: 1,500 records of a class, published by SMOTE."""
-    before = Manifest(
-        version=3,
-        parent=2,
-        dataset_key="before",
-        created_at="2026-01-01T00:00:00+00:00",
-        label="state",
-        label_type="string",
-        source_schema="",
-        columns=(),
+    before = manifest_of(
+        3,
         class_counts={"train": {"ok <b>": {"real": 1500, "synthetic": 70}}, "holdout": {}},
         shards=(),
-        plan=(),
         recipe=recipe_of("SMOTE"),
-        verdict=verdict_of(a=0.70, b=0.70),
-        params={},
-        software={},
+        verdict=scored(a=0.70, b=0.70),
     )
-    classes = tuple(
-        ClassPlan(name=k, label=k, n_real=n, target=n, n_synthetic=0, n_classic=0, compared=True)
-        for k, n in now.items()
-    )
-    estimate = Estimate(seconds=0, output_bytes=0, memory_bytes=0)
     dataset = DatasetRef(
         root="", path="", key="", digest="", label="state", n_records=0, class_counts={}
     )
-    plan = BalancePlan(rule="", classes=classes, estimate=estimate)
+    plan = plan_of(class_plan(k, n) for k, n in now.items())
     release = release_of(dataset, plan, recipe_of(recipe), verdict=verdict)
     return drift_since(before, release)
 
@@ -149,7 +99,7 @@ def test_real_records_alone_are_compared() -> None:
 
 
 def test_strategies_are_compared_by_name_and_flagged_beyond_their_intervals() -> None:
-    found = drift_of({"ok <b>": 1500}, verdict_of(a=0.76, b=0.72, c=0.8)).strategies
+    found = drift_of({"ok <b>": 1500}, scored(a=0.76, b=0.72, c=0.8)).strategies
     assert [s.name for s in found] == ["c", "a", "b"], "the best now first"
     of_name = {s.name: s for s in found}
     assert {name: s.changed for name, s in of_name.items()} == {"a": True, "b": False, "c": False}
@@ -168,8 +118,7 @@ def test_sentence_names_what_changed() -> None:
 
 
 def test_section_shows_every_class_and_escapes_names() -> None:
-    assert section(None) == ""
-    html = section(drift_of({"ok <b>": 1500, "worn": 300}, verdict_of(a=0.76)))
+    html = section("drift", drift=drift_of({"ok <b>": 1500, "worn": 300}, scored(a=0.76)))
     assert "ok &lt;b&gt;" in html
     assert "<b>" not in html
     assert ">worn</bdi>" in html

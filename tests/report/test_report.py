@@ -18,10 +18,12 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from prefect_augment.report.html import render_page
+from support.staging import class_plan, plan_of, recipe_of
+from support.steps import candidates_with
 
 from prefect_augment.figures import style as drawing
 from prefect_augment.figures.image_grid import sheet
+from prefect_augment.report.html import render_page
 from prefect_augment.report.json import published_schema
 from prefect_augment.report.report import (
     ColumnShape,
@@ -35,10 +37,8 @@ from prefect_augment.report.report import (
 from prefect_augment.schema.base import (
     BalancePlan,
     ClassFilter,
-    ClassPlan,
     ColumnInfo,
     Difference,
-    Estimate,
     EstimatorScore,
     FilterResult,
     Interval,
@@ -61,7 +61,7 @@ CLASSES = {
     "a class name that goes on and on, " * 6: 5,
 }
 TOO_SMALL = list(CLASSES)[-1]
-JUDGED = list(CLASSES)[:-1]
+COMPARED = list(CLASSES)[:-1]
 STRATEGIES = {
     "as is": ("as_is", 0.70),
     "threshold": ("threshold", 0.751),
@@ -85,9 +85,9 @@ def estimator_score(value: float) -> EstimatorScore:
         macro_f1=value - 0.04,
         auprc=float("nan"),  # as where a class has no validation record
         worst_recall=value - 0.3,
-        worst_class=JUDGED[4],
+        worst_class=COMPARED[4],
         brier=0.12,
-        recall=dict.fromkeys(JUDGED, value),
+        recall=dict.fromkeys(COMPARED, value),
     )
 
 
@@ -110,27 +110,18 @@ def strategy_scores() -> tuple[StrategyScore, ...]:
 
 
 def balance_plan() -> BalancePlan:
-    return BalancePlan(
-        rule="median",
-        classes=tuple(
-            ClassPlan(
-                name=name,
-                label=name,
-                n_real=n,
-                target=max(n, 210),
-                n_synthetic=min(n, max(0, 210 - n)),
-                n_classic=max(0, 210 - 2 * n),
-                compared=name != TOO_SMALL,
-            )
-            for name, n in CLASSES.items()
-        ),
-        estimate=Estimate(seconds=40, output_bytes=1 << 20, memory_bytes=1 << 28),
-    )
+    return plan_of(
+        class_plan(
+            name, n, max(n, 210), n_synthetic=min(n, max(0, 210 - n)),
+            n_classic=max(0, 210 - 2 * n), compared=name != TOO_SMALL,
+        )
+        for name, n in CLASSES.items()
+    )  # fmt: skip
 
 
 def verdict(**changes: Any) -> Verdict:
     def recall(start: float) -> dict[str, Interval]:
-        return {name: around(start - 0.05 * i, 0.02) for i, name in enumerate(JUDGED)}
+        return {name: around(start - 0.05 * i, 0.02) for i, name in enumerate(COMPARED)}
 
     fields: dict[str, Any] = {
         "decision": "accept",
@@ -154,7 +145,7 @@ def verdict(**changes: Any) -> Verdict:
             "SMOTE": recall(0.91),
             "SMOTE + trees": recall(0.93),
         },
-        "class_decisions": dict.fromkeys(JUDGED, "inconclusive"),
+        "class_decisions": dict.fromkeys(COMPARED, "inconclusive"),
         "not_compared": {TOO_SMALL: "5 records are too few"},
         "n_holdout": 1812,
         "n_seeds": 3,
@@ -165,36 +156,26 @@ def verdict(**changes: Any) -> Verdict:
 
 
 def filter_result() -> FilterResult:
-    return FilterResult(
-        root="memory://x",
-        path="_staging/filter/k/outcome.json",
-        key="3f9a1c22d0b4",
-        purpose="utility",
-        feature_space="standardised columns",
-        kept=(),
-        dropped=(),
-        classes=tuple(
-            ClassFilter(
-                name=name,
-                n_candidates=100,
-                n_passed=83,
-                n_kept=40,
-                reasons={"near copy": 6, "looks like another class": 11},
-                metrics={"density": 0.97, "coverage": 0.91},
-            )
-            for name in JUDGED[4:]
-        ),
+    classes = tuple(
+        ClassFilter(
+            name=name, n_candidates=100, n_passed=83, n_kept=40,
+            reasons={"near copy": 6, "looks like another class": 11},
+            metrics={"density": 0.97, "coverage": 0.91},
+        )
+        for name in COMPARED[4:]
+    )  # fmt: skip
+    return candidates_with({}).model_copy(
+        update={"feature_space": "standardised columns", "classes": classes}
     )
 
 
 def recipe() -> Recipe:
-    return Recipe(
-        strategy=Strategy(name="SMOTE + trees", family="mixture"),
+    return recipe_of(
+        "SMOTE + trees",
+        "mixture",
         class_weight=dict.fromkeys(CLASSES, 1.0),
-        synthetic={JUDGED[4]: 89},
-        classic={},
-        copies={},
-        thresholds={"boosting": {JUDGED[2]: 1.25}},
+        synthetic={COMPARED[4]: 89},
+        thresholds={"boosting": {COMPARED[2]: 1.25}},
         sentence=f"Rare classes were topped up; use aug_weight. {HOSTILE}",
     )
 
@@ -234,7 +215,7 @@ def full_report(**changes: Any) -> ReportData:
         "counts_after": {n: {"real": k, "synthetic": 10} for n, k in CLASSES.items()},
         "weighted_counts": {n: float(max(k, 700)) for n, k in CLASSES.items()},
         "quarantine": {"no label": 12},
-        "rare_classes": tuple(JUDGED[4:]),
+        "rare_classes": tuple(COMPARED[4:]),
         "column_shapes": shapes,
         "neighbours": (
             Neighbour(HOSTILE, record, {**record, "site <b>": SECRET}, 0.31),
@@ -614,24 +595,8 @@ def test_weights_alone_are_shown_as_what_they_make_of_each_class() -> None:
     data = ReportData(
         title="t",
         label="y",
-        plan=BalancePlan(
-            rule="majority",
-            classes=tuple(
-                ClassPlan(
-                    name=n, label=n, n_real=k, target=90, n_synthetic=0, n_classic=0, compared=True
-                )
-                for n, k in names.items()
-            ),
-            estimate=Estimate(seconds=1, output_bytes=1, memory_bytes=1),
-        ),
-        recipe=Recipe(
-            strategy=Strategy(name="class weights", family="weights"),
-            class_weight={"a": 50 / 90, "b": 5.0},
-            synthetic={},
-            classic={},
-            copies={},
-            sentence="Weigh the records.",
-        ),
+        plan=plan_of((class_plan(n, k, 90) for n, k in names.items()), rule="majority"),
+        recipe=recipe_of("class weights", "weights", class_weight={"a": 50 / 90, "b": 5.0}),
         counts_after={n: {"real": k} for n, k in names.items()},
     )
     text = " ".join(text_of(data).split())

@@ -33,11 +33,6 @@ from prefect_augment.storage.store import Draft, Store, open_store, sha256_hex
 SOURCE = Source()
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path))
-
-
 def as_file(table: pa.Table, **options: Any) -> io.BytesIO:
     sink = io.BytesIO()
     pq.write_table(table, sink, **options)

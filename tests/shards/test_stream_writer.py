@@ -16,16 +16,11 @@ from prefect_augment.shards.base import read_shard, write_shards
 from prefect_augment.shards.row_groups import ROW_GROUP_BYTES
 from prefect_augment.shards.staged import iter_shards
 from prefect_augment.shards.stream_writer import BATCH_BYTES, Reordered, write_stream
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage.store import Store
 
 WISHES: dict[str, Any] = {
     "prefix": "data", "stem": "train-real", "split": "train", "origin": "real", "label": "label",
 }  # fmt: skip
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(tmp_path / "out")
 
 
 def records(n: int, *, seed: int = 0, n_bytes: int = 2000) -> pa.Table:

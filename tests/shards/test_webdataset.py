@@ -6,7 +6,6 @@ import io
 import json
 import tarfile
 from datetime import UTC, datetime
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,14 +19,9 @@ from prefect_augment.shards import webdataset, webdataset as tar_members
 from prefect_augment.shards.base import open_shard, read_shard, write_shards
 from prefect_augment.shards.parquet import with_lineage
 from prefect_augment.shards.webdataset import tar_headers
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage.store import Store
 
 CLASSES = ("a", "b", "c/<b>|'")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from prefect_augment.errors import InputError
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage.store import Store
 
 # Image number to its objects: (class, x, y, width, height); 24x20 pixels.
 OBJECTS = {
@@ -26,11 +26,6 @@ OBJECTS = {
     for i in range(24)
 }
 SIZE = (24, 20)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "out"))
 
 
 @pytest.fixture

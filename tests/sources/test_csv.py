@@ -17,10 +17,10 @@ from prefect_augment.sources.base import SourceRecords
 from prefect_augment.sources.csv import read_batches
 
 
-def read(text: str | bytes, **wishes: Any) -> SourceRecords:
+def read(text: str | bytes, **options: Any) -> SourceRecords:
     data = text if isinstance(text, bytes) else text.encode()
     return whole(
-        read_batches(io.BytesIO(data), name="in.csv", source=Source(uri="in.csv", **wishes))
+        read_batches(io.BytesIO(data), name="in.csv", source=Source(uri="in.csv", **options))
     )
 
 
@@ -51,7 +51,7 @@ def test_a_given_encoding_goes_before_the_guess() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "wishes", "error", "says"),
+    ("data", "options", "error", "says"),
     [
         (b"a,b\n1,\x81\n", {}, InputError, "utf-8 or cp1252; say what it is with source.encoding"),
         (b"a,b\n1,\xff\n", {"encoding": "ascii"}, InputError, "cannot be read as ascii"),
@@ -62,10 +62,10 @@ def test_a_given_encoding_goes_before_the_guess() -> None:
     ],
 )
 def test_bytes_that_are_not_text_are_refused(
-    data: bytes, wishes: dict[str, str], error: type, says: str
+    data: bytes, options: dict[str, str], error: type, says: str
 ) -> None:
     with pytest.raises(error, match=says):
-        read(data, **wishes)
+        read(data, **options)
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,30 @@ def test_a_given_separator_goes_before_the_guess() -> None:
     assert columns(read("a\tb\n1\t2\n", separator="\\t")) == {"a": [1], "b": [2]}
 
 
-def test_decimal_comma_is_found_and_said() -> None:
-    records = read("a;b\n1,5;x\n-2,25e1;y\n3;z\n")
-    assert columns(records)["a"] == [1.5, -22.5, 3.0]
-    assert "decimal comma" in records.notes[0]
+@pytest.mark.parametrize(
+    ("text", "values", "note"),
+    [
+        (
+            "a;b\n1,5;x\n-2,25e1;y\n3;z\n",
+            {"a": [1.5, -22.5, 3.0], "b": ["x", "y", "z"]},
+            "decimal comma",
+        ),
+        ("a, b\n1, x\n2, y\n", {"a": [1, 2], "b": ["x", "y"]}, "blanks after separators"),
+        (
+            "n,t\n1,NA\nNA,x\n?,-\n,\n",
+            {"n": [1, None, None, None], "t": ["NA", "x", "-", None]},
+            "column 'n': 2 values such as NA or ? read as missing",
+        ),
+    ],
+    ids=["decimal comma", "blanks", "words for missing"],
+)
+def test_what_a_file_has_of_its_own_is_read_and_noted(
+    text: str, values: dict[str, list[Any]], note: str
+) -> None:
+    """Words for missing are null in numbers and stay in text."""
+    records = read(text)
+    assert columns(records) == values
+    assert note in "\n".join(records.notes)
 
 
 def test_decimal_point_stays_beside_a_semicolon() -> None:
@@ -148,12 +168,6 @@ def test_a_header_of_years_is_one_where_it_holds_the_label() -> None:
     ]
 
 
-def test_blanks_after_every_separator_are_left_out() -> None:
-    records = read("a, b\n1, x\n2, y\n")
-    assert columns(records) == {"a": [1, 2], "b": ["x", "y"]}
-    assert "blanks after separators" in records.notes[0]
-
-
 def test_a_nameless_empty_last_column_is_left_out() -> None:
     records = read("a,b,\n1,2,\n3,4,\n")
     assert records.table.column_names == ["a", "b"]
@@ -189,14 +203,8 @@ def test_type_of(values: list[str], kind: pa.DataType) -> None:
     assert read(text).table.schema.field("c").type == kind
 
 
-def test_words_for_missing_are_null_in_numbers_and_stay_in_text() -> None:
-    records = read("n,t\n1,NA\nNA,x\n?,-\n,\n")
-    assert columns(records) == {"n": [1, None, None, None], "t": ["NA", "x", "-", None]}
-    assert "column 'n': 2 values such as NA or ? read as missing" in records.notes
-
-
-def mostly(values: list[str], name: str = "c", **wishes: Any) -> SourceRecords:
-    return read(f"{name},t\n" + "".join(f"{v},x\n" for v in values), **wishes)
+def mostly(values: list[str], name: str = "c", **options: Any) -> SourceRecords:
+    return read(f"{name},t\n" + "".join(f"{v},x\n" for v in values), **options)
 
 
 def test_rare_values_that_do_not_parse_reject_their_row_with_the_reason() -> None:

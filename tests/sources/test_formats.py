@@ -23,7 +23,7 @@ from prefect_augment.schema.manifest import Manifest
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.sources.discovery import list_source
 from prefect_augment.sources.hf_layout import choose_files
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage.store import Store, open_store
 
 datasets = pytest.importorskip("datasets")
 
@@ -111,13 +111,14 @@ def test_a_format_can_be_asked_for_by_name_whatever_the_file_is_called(tmp_path:
     assert table.num_rows == N
 
 
-def test_lines_that_do_not_fit_are_in_quarantine_with_file_line_and_reason(tmp_path: Path) -> None:
+def test_lines_that_do_not_fit_are_in_quarantine_with_file_line_and_reason(
+    tmp_path: Path, store: Store
+) -> None:
     lines = as_lines(make_table()).splitlines(keepends=True)
     lines[4:4] = [b"not json\n", b"\n", b"[1]\n"]
     (tmp_path / "in.jsonl").write_bytes(b"".join(lines))
     table, info = ingested(tmp_path, tmp_path / "in.jsonl")
     assert (table.num_rows, info.n_quarantined) == (N, 2)
-    store = open_store(str(tmp_path / "out"))
     (shard,) = info.quarantine
     found = pq.read_table(io.BytesIO(store.read(shard.path))).to_pylist()
     assert [(r["file"] if "file" in r else r["path"], r["position"]) for r in found] == [
@@ -219,9 +220,7 @@ configs:
 
 
 @pytest.mark.parametrize(
-    "card",
-    ["", CARD, "# Data\n", "---\n: [\n---\n"],
-    ids=["none", "configs", "plain", "broken"],
+    "card", ["", CARD, "# Data\n", "---\n: [\n---\n"], ids=["none", "configs", "plain", "broken"]
 )
 def test_a_repository_s_train_split_is_read(card: str, tmp_path: Path) -> None:
     write_repository(tmp_path / "in", card)
@@ -305,32 +304,31 @@ def test_splits_without_train_have_to_be_chosen(tmp_path: Path) -> None:
         choose(tmp_path)
 
 
+OUTSIDE = "which is no file beside it; refused"
+BROKEN = ("", "{", "[]", '{"_data_files": 3}', '{"_data_files": [3]}', "[" * 100_000)
+
+
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("state", "says"),
     [
-        ("../data-00000-of-00001.arrow", "which is no file beside it; refused"),
-        ("/etc/hostname", "which is no file beside it; refused"),
-        ("..", "which is no file beside it; refused"),
-        ("gone.arrow", "which is not there; copy the folder again"),
+        *(
+            (json.dumps({"_data_files": [{"filename": name}]}), says)
+            for name, says in {
+                "../data-00000-of-00001.arrow": OUTSIDE,
+                "/etc/hostname": OUTSIDE,
+                "..": OUTSIDE,
+                "gone.arrow": "which is not there; copy the folder again",
+            }.items()
+        ),
+        *((text, "state.json .*save the dataset again") for text in BROKEN),
     ],
 )
-def test_a_saved_dataset_that_names_files_outside_its_folder_is_refused(
-    name: str, says: str, tmp_path: Path
+def test_a_saved_dataset_with_a_broken_or_foreign_state_is_refused(
+    state: str, says: str, tmp_path: Path
 ) -> None:
     as_dataset().save_to_disk(tmp_path / "in")
-    state = tmp_path / "in" / "state.json"
-    state.write_text(json.dumps({"_data_files": [{"filename": name}]}))
+    (tmp_path / "in" / "state.json").write_text(state)
     with pytest.raises(InputError, match=says):
-        ingested(tmp_path, tmp_path / "in")
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"_data_files": 3}', '{"_data_files": [3]}', "[" * 100_000]
-)
-def test_a_saved_dataset_with_a_broken_state_is_refused(text: str, tmp_path: Path) -> None:
-    as_dataset().save_to_disk(tmp_path / "in")
-    (tmp_path / "in" / "state.json").write_text(text)
-    with pytest.raises(InputError, match="state.json .*save the dataset again"):
         ingested(tmp_path, tmp_path / "in")
 
 

@@ -206,7 +206,7 @@ import resource, sys
 from prefect_augment.errors import InputError
 from prefect_augment.params import Source
 from prefect_augment.ingest.ingest import ingest
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage.store import Store, open_store
 
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 first, bomb, out = sys.argv[1:]

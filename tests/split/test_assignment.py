@@ -124,7 +124,7 @@ def test_shares_are_approached_again_as_a_class_grows() -> None:
         assert np.count_nonzero(result.parts == HOLDOUT) == round(0.2 * n)
 
 
-def test_a_small_class_stays_in_fit_until_it_grows() -> None:
+def test_a_small_class_stays_in_training_until_it_grows() -> None:
     few = distinct(MIN_COMPARED - 1, "tail")
     first = split(few)
     assert set(first.parts.tolist()) == {TRAINING}
@@ -240,7 +240,7 @@ def test_groups_do_not_depend_on_row_order_and_stick() -> None:
     assert grown.parts[: len(rows)].tolist() == first.parts.tolist()
 
 
-def test_a_group_with_a_record_of_a_small_class_stays_in_fit() -> None:
+def test_a_group_with_a_record_of_a_small_class_stays_in_training() -> None:
     rows = [*distinct(100, "head"), ("x", "tiny")]
     groups = [f"g{i // 5}" for i in range(100)] + ["g0"]
     result = split(rows, groups=groups)

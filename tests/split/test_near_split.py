@@ -25,14 +25,9 @@ from prefect_augment.split.ledger_io import read_ledger, split_clusters
 from prefect_augment.split.near_duplicates import strengths
 from prefect_augment.split.near_split import NearClusters, find_clusters
 from prefect_augment.storage.manifests import latest_version
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage.store import Store
 
 N_HEAD, N_TAIL = 60, 30
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "out"))
 
 
 @pytest.fixture
@@ -73,9 +68,9 @@ def write(folder: Path, images: Mapping[str, Image.Image]) -> Path:
     return folder
 
 
-def run(store: Store, folder: Path, **wishes: Any) -> tuple[DatasetInfo, dict[str, str]]:
+def run(store: Store, folder: Path, **options: Any) -> tuple[DatasetInfo, dict[str, str]]:
     """Info, and the part of each image by its path; quarantined ones by their reason."""
-    info = load_info(ingest(Source(uri=str(folder), **wishes), store=store, seed=0), store)
+    info = load_info(ingest(Source(uri=str(folder), **options), store=store, seed=0), store)
     parts = {}
     for part in ("training", "validation", "holdout"):
         for image in read_part(store, info, [part], ["image"])["image"].to_pylist():

@@ -1,15 +1,14 @@
 import json
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from pydantic import ValidationError
+from support.staging import a_shard, manifest_of
 
 from prefect_augment.errors import CommitConflictError, IntegrityError, SchemaError
-from prefect_augment.schema.base import Recipe, ShardInfo, Strategy
 from prefect_augment.schema.manifest import Manifest, content_digest
 from prefect_augment.storage.manifests import (
     commit,
@@ -23,45 +22,19 @@ from prefect_augment.storage.manifests import (
 from prefect_augment.storage.store import Store, open_store
 
 
-@pytest.fixture(params=["local", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    if request.param == "local":
-        yield open_store(str(tmp_path))
-        return
-    opened = open_store(f"memory://{uuid4().hex}")
-    yield opened
-    opened.fs.rm(opened.root, recursive=True) if opened.fs.exists(opened.root) else None
-
-
-def shard(path: str = "data/train-real-00000-0123456789ab.parquet") -> ShardInfo:
-    return ShardInfo(
-        path=path, split="train", origin="real", n_records=2, n_bytes=9, sha256="0" * 64, class_counts={"a": 2}
-    )  # fmt: skip
-
-
-def manifest(version: int = 1, *, key: str = "k", n: int = 2, **changes: Any) -> Manifest:
-    fields: dict[str, Any] = {
-        "version": version, "parent": version - 1 or None, "dataset_key": key, "created_at": "2026-11-20T00:00:00",
-        "label": "y", "label_type": "string", "source_schema": "s", "columns": (),
-        "class_counts": {"train": {"a": {"real": n}}}, "shards": (shard(),), "plan": (), "verdict": None,
-        "recipe": Recipe(
-            strategy=Strategy(name="as is", family="as_is"),
-            class_weight={"a": 0.1}, synthetic={}, classic={}, copies={},
-            sentence="As is.",
-        ),
-        "params": {}, "software": {},
-    }  # fmt: skip
-    return Manifest(**{**fields, **changes})
+@pytest.fixture
+def store(any_store: Store) -> Store:
+    return any_store
 
 
 def builder(key: str, n: int) -> Callable[[int, Manifest | None], Manifest]:
-    return lambda version, parent: manifest(
+    return lambda version, parent: manifest_of(
         version, key=key, n=n, parent=parent.version if parent else None
     )
 
 
 def put(store: Store, **changes: Any) -> Manifest:
-    made = manifest(**changes).sealed()
+    made = manifest_of(**changes).sealed()
     store.put(manifest_path(made.version), made.to_json())
     return made
 
@@ -122,7 +95,7 @@ def test_a_manifest_that_cannot_be_trusted_says_what_to_do(
 
 
 def test_a_manifest_of_a_later_release_asks_for_an_upgrade(store: Store) -> None:
-    fields = {**json.loads(manifest().to_json()), "schema_version": 99, "novelty": 1}
+    fields = {**json.loads(manifest_of().to_json()), "schema_version": 99, "novelty": 1}
     store.put(manifest_path(1), json.dumps(fields).encode())
     with pytest.raises(SchemaError, match=r"schema version 99.*upgrade"):
         read_manifest(store)
@@ -144,8 +117,8 @@ def test_a_manifest_of_a_later_release_asks_for_an_upgrade(store: Store) -> None
 def test_a_path_that_leaves_the_folder_is_refused(store: Store, path: str) -> None:
     """A manifest may come from anybody, and readers follow its paths."""
     with pytest.raises(ValidationError, match="refused"):
-        manifest(shards=(shard(path),))
-    fields = json.loads(manifest().to_json())
+        manifest_of(shards=(a_shard(path),))
+    fields = json.loads(manifest_of().to_json())
     fields["shards"][0]["path"] = path
     fields["content_digest"] = content_digest(fields)
     store.put(manifest_path(1), json.dumps(fields).encode())
@@ -163,8 +136,8 @@ def test_a_person_can_read_it(store: Store) -> None:
 
 
 def test_the_content_digest_leaves_out_when_and_where() -> None:
-    one = manifest().sealed()
-    other = manifest(
+    one = manifest_of().sealed()
+    other = manifest_of(
         3,
         created_at="2030",
         software={"python": "9"},
@@ -179,13 +152,13 @@ def test_the_content_digest_leaves_out_when_and_where() -> None:
     [
         {"key": "other"},
         {"n": 3},
-        {"shards": (shard("data/x.parquet"),)},
+        {"shards": (a_shard("data/x.parquet"),)},
         {"label": "z"},
         {"n_quarantined": 1},
     ],
 )
 def test_the_content_digest_covers_what_the_data_is(change: dict[str, Any]) -> None:
-    assert manifest().sealed().content_digest != manifest(**change).sealed().content_digest
+    assert manifest_of().sealed().content_digest != manifest_of(**change).sealed().content_digest
 
 
 # --- committing -------------------------------------------------------------------------------

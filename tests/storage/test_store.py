@@ -1,4 +1,6 @@
+import contextlib
 import errno
+import gc
 import io
 import os
 import pickle
@@ -8,11 +10,10 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
+import weakref
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,14 +28,9 @@ from prefect_augment.storage.retry import RetryPolicy, call
 from prefect_augment.storage.store import Store, contains, open_store
 
 
-@pytest.fixture(params=["local", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    if request.param == "local":
-        yield open_store(str(tmp_path / "data set"))
-        return
-    opened = open_store(f"memory://{uuid4().hex}")
-    yield opened
-    opened.fs.rm(opened.root, recursive=True) if opened.fs.exists(opened.root) else None
+@pytest.fixture
+def store(any_store: Store) -> Store:
+    return any_store
 
 
 @pytest.fixture
@@ -125,10 +121,7 @@ def test_a_draft_that_fails_or_is_not_put_leaves_nothing(tmp_path: Path) -> None
     with store.draft("data") as draft:
         draft.write(b"half")
     assert list((tmp_path / "data").iterdir()) == []
-    with (
-        pytest.raises(StorageError, match=r"no space left to write .*/data"),
-        store.draft("data"),
-    ):
+    with pytest.raises(StorageError, match=r"no space left to write .*/data"), store.draft("data"):
         raise OSError(errno.ENOSPC, "full")
     assert list((tmp_path / "data").iterdir()) == []
     store.put("file", b"")
@@ -372,20 +365,32 @@ def test_attempts_end_at_the_policy_and_at_what_the_error_is_worth(
 def test_waits_double_up_to_a_bound_and_are_spread_from_zero(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr(time, "sleep", waits.append)
-    policy = RetryPolicy(attempts=5, backoff_seconds=0.5, max_seconds=2.0)
-
-    def fail() -> None:
-        raise OSError
-
+    slept: list[float] = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", slept.append)
+    policy = RetryPolicy(attempts=10, backoff_seconds=0.5, max_seconds=2.0)
     for _ in range(400):
-        with pytest.raises(OSError):  # noqa: PT011 - whatever it says
-            call(fail, policy=policy, attempts=lambda exc: 5, what="read")
-    for k, longest in enumerate((0.5, 1.0, 2.0, 2.0)):
-        of_attempt = waits[k::4]
-        assert 0 <= min(of_attempt) < 0.1 * longest
-        assert 0.9 * longest < max(of_attempt) <= longest
+        with pytest.raises(ConnectionResetError):
+            call(Flaky(99), policy=policy, attempts=lambda exc: 99, what="ask")
+    for attempt, longest in [(1, 0.5), (2, 1.0), (3, 2.0), (9, 2.0)]:
+        waits = slept[attempt - 1 :: 9]
+        assert len(waits) == 400
+        assert 0 <= min(waits) < 0.1 * longest
+        assert 0.9 * longest < max(waits) <= longest
+
+
+@pytest.mark.parametrize("n_failures", [0, 1, 99])
+def test_nothing_of_a_call_stays_in_memory(n_failures: int) -> None:
+    """A shard's bytes would else wait for the garbage collector, which does not see how many they are."""
+    flaky = Flaky(n_failures)
+    held = weakref.ref(flaky)
+    gc.disable()
+    try:
+        with contextlib.suppress(ConnectionResetError):
+            call(flaky, policy=QUICK, attempts=lambda exc: 9, what="ask")
+        del flaky
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_the_environment_sets_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:

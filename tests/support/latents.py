@@ -1,65 +1,54 @@
-"""Uses of a model's latents as functions of their parameters, without a flow."""
+"""A trained model beside its records, as tests put its latents to use."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from prefect_augment.latents.uses import USES, use_latents
-from prefect_augment.params import Output
+import pyarrow as pa
+import pyarrow.parquet as pq
+from support.steps import experiment_of
+
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.latents.uses import use_latents
+from prefect_augment.loading.latents import Latents, open_latents
+from prefect_augment.params import Balance, RunParams, Source
 from prefect_augment.params.base import Params
+from prefect_augment.plan.plan import plan
 from prefect_augment.schema.base import DatasetRef, LatentRef, LatentUse, ModelRef
-from prefect_augment.storage.store import Store
+from prefect_augment.storage.store import Store, open_store
+from prefect_augment.synthesis.train import train
 
-__all__ = [
-    "anomalies",
-    "classify",
-    "denoise",
-    "embed",
-    "interpolate",
-    "reconstruct",
-    "shift_attribute",
-]
+__all__ = ["Trained", "fit", "result", "staged"]
 
 
-class _Use(Protocol):
-    __name__: str
+class Trained(NamedTuple):
+    """Ingested records and a model of them."""
 
-    def __call__(
-        self,
-        dataset: DatasetRef,
-        *,
-        model: ModelRef,
-        store: Store,
-        params: Params | None = None,
-        output: Output | None = None,
-        out: Store | None = None,
-        **options: Any,
-    ) -> LatentRef: ...
+    store: Store
+    dataset: DatasetRef
+    model: ModelRef
+
+    def use(self, use: LatentUse, params: Params | None = None, **options: Any) -> LatentRef:
+        """Put the model to use on the records."""
+        return use_latents(use, self.dataset, self.model, self.store, params=params, **options)
 
 
-def _use(name: LatentUse) -> _Use:
-    def run(
-        dataset: DatasetRef,
-        *,
-        model: ModelRef,
-        store: Store,
-        params: Params | None = None,
-        output: Output | None = None,
-        out: Store | None = None,
-        **options: Any,
-    ) -> LatentRef:
-        of = USES[name].params
-        params = params or (of(**options) if of else None)
-        return use_latents(name, dataset, model, store, params=params, output=output, out=out)
-
-    run.__name__ = USES[name].command
-    return run
+def result(ref: LatentRef) -> Latents:
+    """What a use left in its folder."""
+    return open_latents(f"{ref.root}/{ref.folder}")
 
 
-embed = _use("embeddings")
-anomalies = _use("anomalies")
-reconstruct = _use("reconstructions")
-denoise = _use("denoised")
-interpolate = _use("interpolations")
-shift_attribute = _use("shifts")
-classify = _use("classes")
+def staged(table: pa.Table, folder: Path, label: str = "state") -> tuple[Store, DatasetRef]:
+    """The table as ingested records, and the store that they lie in."""
+    pq.write_table(table, folder / "in.parquet")
+    store = open_store(str(folder / "out"))
+    source = Source(uri=str(folder / "in.parquet"), label=label)
+    return store, ingest(source, store=store, seed=0)
+
+
+def fit(store: Store, dataset: DatasetRef, model: Any, *, by: tuple[str, ...] = ()) -> ModelRef:
+    """A model trained on the records."""
+    params = RunParams(balance=Balance(by=list(by)), model=model)
+    planned = plan(dataset, params, store, compares=False)
+    return train(experiment_of(dataset, planned, model=model), store)

@@ -16,25 +16,23 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from support.staging import class_plan, plan_of, recipe_of, shards_of
 from support.steps import publish_parts
 
 from prefect_augment.params import Publish
 from prefect_augment.schema.base import (
     BalancePlan,
     ClassFilter,
-    ClassPlan,
     ColumnInfo,
     DatasetInfo,
     DatasetRef,
-    Estimate,
     FilterResult,
     ModelRef,
     Recipe,
     ReportRef,
     ShardInfo,
-    Strategy,
 )
-from prefect_augment.shards.parquet import label_names, write_shards
+from prefect_augment.shards.parquet import label_names
 from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store, sha256_hex
 
@@ -135,24 +133,9 @@ def stage_release(
     train = [name for name, part in zip(names, parts, strict=True) if part != "holdout"]
     classes = sorted(set(train))
     tail = min(classes, key=train.count)
-    plan = BalancePlan(
-        rule="median",
-        classes=tuple(
-            ClassPlan(
-                name=c,
-                label=c,
-                n_real=train.count(c),
-                target=20,
-                n_synthetic=4,
-                n_classic=3,
-                compared=True,
-            )
-            for c in classes
-        ),
-        estimate=Estimate(seconds=1.0, output_bytes=1, memory_bytes=1),
-    )
-    recipe = Recipe(
-        strategy=Strategy(name="model", family="model"),
+    plan = plan_of(class_plan(c, train.count(c), 20, n_synthetic=4, n_classic=3) for c in classes)
+    recipe = recipe_of(
+        "model",
         class_weight={c: 1.0 + k for k, c in enumerate(classes)},
         synthetic={tail: 4},
         classic={tail: 3},
@@ -195,16 +178,9 @@ def stage_dataset(
     for part in ("training", "validation", "holdout"):
         rows = [i for i in range(len(names)) if PARTS[i % len(PARTS)] == part]
         rows.sort(key=lambda i: hex_id("real", first + i))
-        written = write_shards(
-            store,
-            table.take(pa.array(rows, pa.int64())),
-            prefix=stage.prefix,
-            stem=part,
-            split=part,
-            origin="real",
-            label=label,
-            max_records=shard_records,
-            max_bytes=1 << 30,
+        chosen = table.take(pa.array(rows, pa.int64()))
+        written = shards_of(
+            store, chosen, stage.prefix, part, label=label, max_records=shard_records
         )
         shards += written
         counts[part] = _sum_counts(written)
@@ -254,10 +230,7 @@ def _sum_counts(shards: Any) -> dict[str, int]:
 
 def _quarantine(store: Store, prefix: str) -> tuple[ShardInfo, ...]:
     lines = pa.table({"file": ["in.csv"], "position": [3], "reason": ["no label"], "raw": ["1;2;"]})
-    return write_shards(
-        store, lines, prefix=prefix, stem="quarantine", split="quarantine", origin="real", label="",
-        max_records=10, max_bytes=1 << 20,
-    )  # fmt: skip
+    return shards_of(store, lines, prefix, "quarantine", label="")
 
 
 def _ledger(store: Store, prefix: str, names: list[str], *, salt: int = 0) -> str:
@@ -266,7 +239,7 @@ def _ledger(store: Store, prefix: str, names: list[str], *, salt: int = 0) -> st
             "key": [hex_id("content", i) for i in range(len(names))],
             "occurrence": pa.array([0] * len(names), pa.int64()),
             "label": names,
-            "part": pa.array([(i + salt) % len(PARTS) for i in range(len(names))], pa.int8()),
+            "part": [PARTS[(i + salt) % len(PARTS)] for i in range(len(names))],
         }
     )
     sink = io.BytesIO()
@@ -291,10 +264,10 @@ def stage_candidates(
     }.items():
         kept = kept.append_column(name, values)
     prefix = f"_staging/filter/{key}"
-    shards = write_shards(
-        store, kept, prefix=prefix, stem="kept", split="candidates", origin="synthetic", label="label"
-        if "label" in table.column_names else "", max_records=100, max_bytes=1 << 30,
-    )  # fmt: skip
+    label = "label" if "label" in table.column_names else ""
+    shards = shards_of(
+        store, kept, prefix, "kept", label=label, split="candidates", origin="synthetic"
+    )
     filtered = ClassFilter(
         name=stratum, n_candidates=8, n_passed=6, n_kept=6, reasons={"near_copy": 2}, metrics={}
     )
@@ -320,10 +293,7 @@ def stage_classic(
         "aug_stratum": pa.array([stratum] * 3),
     }.items():
         made = made.append_column(name, values)
-    shards = write_shards(
-        store, made, prefix=stage.prefix, stem="classic", split="classic", origin="classic", label=label,
-        max_records=100, max_bytes=1 << 30,
-    )  # fmt: skip
+    shards = shards_of(store, made, stage.prefix, "classic", label=label, origin="classic")
     info = DatasetInfo(
         stage="augment", key=key, digest=shards[0].sha256, label=label, label_type="string", schema_digest="",
         columns=(), shards=shards, part_counts={}, compared=(),
@@ -355,31 +325,11 @@ def stage_report(store: Store, *, key: str, text: str = "<html>") -> ReportRef:
 
 def publish_as_is(store: Store, ref: DatasetRef, settings: Publish | None = None) -> None:
     """Publish staged records as a version that changes nothing about them."""
-    classes = tuple(
-        ClassPlan(name=k, label=k, n_real=n, target=n, n_synthetic=0, n_classic=0, compared=True)
-        for k, n in ref.class_counts.items()
-    )
+    counts = ref.class_counts
     publish_parts(
         dataset=ref,
-        plan=BalancePlan(
-            rule="none",
-            classes=classes,
-            estimate=Estimate(seconds=0, output_bytes=0, memory_bytes=0),
-        ),
-        recipe=Recipe(
-            strategy=Strategy(name="as is", family="as_is"),
-            class_weight={c.name: 1.0 for c in classes},
-            synthetic={},
-            classic={},
-            copies={},
-            sentence="As is.",
-        ),
-        verdict=None,
-        candidates=None,
-        classic=None,
-        models=(),
-        report=None,
-        publish=settings or Publish(),
-        requested={},
+        plan=plan_of((class_plan(name, n) for name, n in counts.items()), rule="none"),
+        recipe=recipe_of("as is", "as_is", class_weight=dict.fromkeys(counts, 1.0)),
+        publish=settings,
         store=store,
     )

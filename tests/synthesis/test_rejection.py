@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from support.staging import people, stage_parts, train_people
 
 from prefect_augment.encoding.columns import describe_columns
 from prefect_augment.encoding.tables import TableEncoder, table_strata
@@ -22,7 +20,7 @@ from prefect_augment.genmodels.base import TableData
 from prefect_augment.params import Combination, Constraint, Inequality, Positive, TreesModel, Unique
 from prefect_augment.schema.base import DatasetInfo, DatasetRef, ModelRef
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage.store import Store
 from prefect_augment.synthesis import sample as stage
 from prefect_augment.synthesis.draw import candidate_seeds
 from prefect_augment.synthesis.model_store import table_spec
@@ -31,26 +29,9 @@ from prefect_augment.synthesis.sample import sample
 from prefect_augment.synthesis.train import fit_model
 
 
-def _builders() -> ModuleType:
-    """`test_train.py`, whose builders of staged records serve here too."""
-    name = "prefect_augment_test_train"
-    if name not in sys.modules:  # importlib mode puts no folder of tests on the import path
-        spec = importlib.util.spec_from_file_location(
-            name, Path(__file__).with_name("test_train.py")
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-builders = _builders()
-
-
 def visits(n: int = 240) -> pa.Table:
     """``people`` with a stay's days, a city in its country, and an amount that may be a debt."""
-    table = builders.people(n)
+    table = people(n)
     rng = np.random.default_rng(1)
     since = table["since"].cast(pa.int32()).to_numpy()
     city = rng.choice(4, n)
@@ -66,23 +47,14 @@ def visits(n: int = 240) -> pa.Table:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path))
-
-
-@pytest.fixture
 def dataset(store: Store) -> DatasetRef:
     table = visits()
-    ref: DatasetRef = builders.stage_parts(
-        store, {"training": table.slice(0, 200), "validation": table.slice(200)}
-    )
-    return ref
+    return stage_parts(store, {"training": table.slice(0, 200), "validation": table.slice(200)})
 
 
 @pytest.fixture
 def model(dataset: DatasetRef, store: Store) -> ModelRef:
-    ref: ModelRef = builders.run(dataset, store)
-    return ref
+    return train_people(dataset, store)
 
 
 def info_of(model: ModelRef, dataset: DatasetRef, store: Store, **given: Any) -> DatasetInfo:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from support.staging import people, stage_parts, train_people
 from support.steps import experiment_of
 
 from prefect_augment.errors import EmptyClassError, ParameterError
@@ -25,23 +23,6 @@ from prefect_augment.synthesis import sample as stage
 from prefect_augment.synthesis.sample import candidate_seeds, sample
 
 
-def _builders() -> ModuleType:
-    """`test_train.py`, whose builders of staged records serve here too."""
-    name = "prefect_augment_test_train"
-    if name not in sys.modules:  # importlib mode puts no folder of tests on the import path
-        spec = importlib.util.spec_from_file_location(
-            name, Path(__file__).with_name("test_train.py")
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-builders = _builders()
-
-
 @pytest.fixture(params=["disk", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return open_store(str(tmp_path) if request.param == "disk" else f"memory://{tmp_path.name}")
@@ -49,17 +30,13 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 @pytest.fixture
 def dataset(store: Store) -> DatasetRef:
-    table = builders.people()
-    ref: DatasetRef = builders.stage_parts(
-        store, {"training": table.slice(0, 200), "validation": table.slice(200)}
-    )
-    return ref
+    table = people()
+    return stage_parts(store, {"training": table.slice(0, 200), "validation": table.slice(200)})
 
 
 @pytest.fixture
 def model(dataset: DatasetRef, store: Store) -> ModelRef:
-    ref: ModelRef = builders.run(dataset, store)
-    return ref
+    return train_people(dataset, store)
 
 
 def drawn(model: ModelRef, dataset: DatasetRef, store: Store, **given: Any) -> pa.Table:
@@ -79,7 +56,7 @@ def test_counts_are_exact_and_columns_are_the_sources(
     info = load_info(ref, store)
     assert info.part_counts == {"candidates": {"ill": 5, "rare": 7}}
     table = read_part(store, info, ["candidates"])
-    source = builders.people()
+    source = people()
     n = len(source.column_names)
     assert pa.schema(list(table.schema)[:n]).equals(source.schema)
     assert table.schema.metadata == source.schema.metadata

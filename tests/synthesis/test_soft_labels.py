@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -23,17 +21,15 @@ from prefect_augment.plan.strategies import make_recipe, wanted_records
 from prefect_augment.publish.proposal import lowered
 from prefect_augment.schema.base import BalancePlan, DatasetRef, Strategy
 from prefect_augment.shards.staged import load_info
-from prefect_augment.storage.store import Store, open_store
-from prefect_augment.synthesis.soft_labels import drawn_for, expand, expanded_rows, share_sums
+from prefect_augment.storage.store import Store
+from prefect_augment.synthesis.soft_labels import drawn_for, share_sums, expand, expanded_rows
 
 N = 600
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    opened = open_store(f"memory://{uuid4().hex}")
-    yield opened
-    opened.fs.rm(opened.root, recursive=True)
+def store(memory_store: Store) -> Store:
+    return memory_store
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -17,14 +16,9 @@ from prefect_augment.registry import load_model_class, model_kinds
 from prefect_augment.schema.base import DatasetRef
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.keys import hash_ids
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.subsample import read_training_records, sample_rows, sample_sizes
 from prefect_augment.synthesis.train import train
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(tmp_path / "out")
 
 
 @pytest.fixture

@@ -2,123 +2,27 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from support.steps import experiment_of
+from support.staging import class_plan, people, plan_of, stage_parts, train_people as run
 
-from prefect_augment.encoding.columns import describe_columns
 from prefect_augment.errors import EmptyClassError, IntegrityError, ParameterError
 from prefect_augment.genmodels.base import TableData
 from prefect_augment.genmodels.trees.model import TableTrees
 from prefect_augment.params import AutoModel, Budget, NoModel, TreesModel
-from prefect_augment.schema.base import BalancePlan, ClassPlan, DatasetInfo, DatasetRef, Estimate
-from prefect_augment.shards.parquet import write_shards
-from prefect_augment.storage.staging import Stage
-from prefect_augment.storage.store import Store, open_store, sha256_hex
+from prefect_augment.schema.base import DatasetRef
+from prefect_augment.storage.store import Store, open_store
 from prefect_augment.synthesis.model_store import load_model, table_spec
-from prefect_augment.synthesis.train import fit_model, train
-
-
-def people(n: int = 240) -> pa.Table:
-    """Three classes of 7 : 2 : 1 parts and one of 3 records; a null, a date, an identifier."""
-    rng = np.random.default_rng(0)
-    label = np.array(["well", "ill", "rare"])[rng.choice(3, n, p=[0.7, 0.2, 0.1])]
-    label[:3] = "lone"
-    age = np.where(label == "ill", 70, 40) + rng.integers(-9, 10, n)
-    return pa.table(
-        {
-            "id": np.arange(1000, 1000 + n),
-            "age": pa.array([None if i % 9 == 0 else int(a) for i, a in enumerate(age)]),
-            "sex": rng.choice(["f", "m"], n),
-            "since": pa.array(rng.integers(15_000, 16_000, n), pa.int32()).cast(pa.date32()),
-            "state": label,
-        }
-    ).replace_schema_metadata({"made": "here"})
-
-
-def stage_parts(
-    store: Store, parts: Mapping[str, pa.Table], *, label: str = "state", key: str = "a"
-) -> DatasetRef:
-    """Stage records as ingest does."""
-    stage = Stage(store, "ingest", key * 24)
-    shards = []
-    for part, table in parts.items():
-        for name in ("aug_id", "content_key"):
-            table = table.append_column(
-                name, pa.array([f"{part}-{name}-{i:05d}" for i in range(table.num_rows)])
-            )
-        shards += write_shards(
-            store, table, prefix=stage.prefix, stem=part, split=part, origin="real",
-            label=label, max_records=50, max_bytes=1 << 20,
-        )  # fmt: skip
-    everything = pa.concat_tables(parts.values())
-    counts = {part: dict(Counter(t[label].to_pylist())) for part, t in parts.items()}
-    info = stage.finish(
-        DatasetInfo(
-            stage="ingest",
-            key=stage.key,
-            digest=sha256_hex("".join(s.sha256 for s in shards).encode()),
-            label=label,
-            label_type="string",
-            schema_digest="s",
-            columns=describe_columns(everything, label=label, overrides=()),
-            shards=tuple(shards),
-            part_counts=counts,
-            compared=("ill", "rare", "well"),
-        )
-    )
-    return DatasetRef(
-        root=store.uri,
-        path=stage.outcome_path,
-        key=stage.key,
-        digest=info.digest,
-        label=label,
-        n_records=everything.num_rows,
-        class_counts=dict(Counter(everything[label].to_pylist())),
-    )
-
-
-def make_plan(names: Sequence[str], by: Mapping[str, str] | None = None) -> BalancePlan:
-    return BalancePlan(
-        rule="median",
-        classes=tuple(
-            ClassPlan(
-                name=name, label=name, by=dict(by or {}), n_real=1, target=1,
-                n_synthetic=0, n_classic=0, compared=True,
-            )
-            for name in names
-        ),
-        estimate=Estimate(seconds=1, output_bytes=1, memory_bytes=1),
-    )  # fmt: skip
-
-
-@pytest.fixture
-def store(tmp_path: Any) -> Store:
-    return open_store(str(tmp_path))
+from prefect_augment.synthesis.train import fit_model
 
 
 @pytest.fixture
 def dataset(store: Store) -> DatasetRef:
     table = people()
     return stage_parts(store, {"training": table.slice(0, 200), "validation": table.slice(200)})
-
-
-def run(
-    dataset: DatasetRef,
-    store: Store,
-    *,
-    plan: BalancePlan | None = None,
-    on_progress: Callable[[float, str], None] | None = None,
-    **params: Any,
-) -> Any:
-    plan = plan or make_plan(["well", "ill", "rare", "lone"])
-    experiment = experiment_of(dataset, plan, **{"seed": 3, **params})
-    return train(experiment, store, on_progress=on_progress)
 
 
 def test_model_and_encoder_are_kept_by_digest(dataset: DatasetRef, store: Store) -> None:
@@ -144,7 +48,11 @@ def test_classes_with_too_few_training_records_are_named_and_not_sampled(
 
 
 def test_by_columns_make_strata_and_are_not_learnt(dataset: DatasetRef, store: Store) -> None:
-    ref = run(dataset, store, plan=make_plan(["ill | sex=f", "ill | sex=m"], by={"sex": "f"}))
+    ref = run(
+        dataset,
+        store,
+        plan=plan_of(class_plan(name, by={"sex": "f"}) for name in ("ill | sex=f", "ill | sex=m")),
+    )
     _, encoder = load_model(store, ref)
     assert encoder.names == ("age", "since")
     assert {"well | sex=f", "well | sex=m"} <= set(ref.strata)

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from support.staging import class_plan, plan_of, stage_parts
 from support.steps import experiment_of
 
 pytest.importorskip("torch", reason="the extra 'torch'")
@@ -23,20 +24,10 @@ from prefect_augment.genmodels.images.flow_training import FlowPhase
 from prefect_augment.nn import devices, loop
 from prefect_augment.nn.budget import Calibration
 from prefect_augment.params import AutoModel, Budget, DiffusionModel, TreesModel
-from prefect_augment.schema.base import (
-    BalancePlan,
-    ClassPlan,
-    ColumnInfo,
-    DatasetInfo,
-    DatasetRef,
-    Estimate,
-    ImageInfo,
-    ModelRef,
-)
-from prefect_augment.shards.parquet import write_shards
+from prefect_augment.schema.base import ColumnInfo, DatasetRef, ImageInfo, ModelRef
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.staging import Stage, read_result
-from prefect_augment.storage.store import Store, open_store, sha256_hex
+from prefect_augment.storage.staging import read_result
+from prefect_augment.storage.store import Store, open_store
 from prefect_augment.synthesis import sample as sample_stage
 from prefect_augment.synthesis.effort import TRAINING_SHARE
 from prefect_augment.synthesis.model_store import load_model
@@ -72,64 +63,25 @@ def pictures(size: int = 12) -> pa.Table:
 
 def staged(store: Store, size: int = 12) -> DatasetRef:
     """Images as ingest stages them."""
-    table = pictures(size)
-    for name in ("aug_id", "content_key"):
-        values = [f"{name}-{i:05d}" for i in range(table.num_rows)]
-        table = table.append_column(name, pa.array(values))
-    stage = Stage(store, "ingest", "a" * 24)
-    shards = write_shards(
-        store, table, prefix=stage.prefix, stem="training", split="training", origin="real",
-        label="label", max_records=20, max_bytes=1 << 20,
+    image = ImageInfo(
+        column="image", modes={"L": 45}, formats={"PNG": 45}, sizes={f"{size}x{size}": 45},
+        n_sizes=1, most_common_size=(size, size), smallest_side=size, largest_side=size,
+        n_channels=1,
     )  # fmt: skip
-    info = stage.finish(
-        DatasetInfo(
-            stage="ingest",
-            key=stage.key,
-            digest=sha256_hex("".join(s.sha256 for s in shards).encode()),
-            label="label",
-            label_type="string",
-            schema_digest="s",
-            columns=(
-                ColumnInfo(name="image", arrow_type="struct", kind="image", n_null=0, n_unique=45),
-            ),
-            shards=tuple(shards),
-            part_counts={"training": COUNTS},
-            compared=("bright", "dark"),
-            modality="image",
-            image=ImageInfo(
-                column="image", modes={"L": 45}, formats={"PNG": 45}, sizes={f"{size}x{size}": 45},
-                n_sizes=1, most_common_size=(size, size), smallest_side=size, largest_side=size,
-                n_channels=1,
-            ),
-        )
-    )  # fmt: skip
-    return DatasetRef(
-        root=store.uri, path=stage.outcome_path, key=stage.key, digest=info.digest,
-        label="label", n_records=45, class_counts=COUNTS,
+    return stage_parts(
+        store, {"training": pictures(size)}, label="label", max_records=20,
+        compared=("bright", "dark"), modality="image", image=image,
+        columns=(ColumnInfo(name="image", arrow_type="struct", kind="image", n_null=0, n_unique=45),),
     )  # fmt: skip
 
 
-PLAN = BalancePlan(
-    rule="median",
-    classes=tuple(
-        ClassPlan(
-            name=name, label=name, n_real=n, target=n, n_synthetic=0, n_classic=0, compared=True
-        )
-        for name, n in COUNTS.items()
-    ),
-    estimate=Estimate(seconds=1, output_bytes=1, memory_bytes=1),
-)
+PLAN = plan_of(class_plan(name, n) for name, n in COUNTS.items())
 
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests share the cores with one another, and threads would wait."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path))
 
 
 @pytest.fixture

@@ -63,8 +63,10 @@ def call(
 
     ``attempts`` says how many attempts an exception is worth, 1 if it is final; ``what`` is for the log.
     """
+    states: list[RetryCallState] = []
 
     def is_worth_it(state: RetryCallState) -> bool:
+        states.append(state)
         exc = state.outcome.exception() if state.outcome else None
         if not isinstance(exc, Exception):
             return False
@@ -82,7 +84,14 @@ def call(
 
     wait = wait_random_exponential(multiplier=policy.backoff_seconds, max=policy.max_seconds)
     retrying = Retrying(retry=is_worth_it, wait=wait, before_sleep=log, reraise=True)
-    return retrying(function)
+    try:
+        return retrying(function)
+    finally:
+        # Otherwise actions and the last exception hold one another, and with them all that the callers
+        # have in memory, until the garbage collector comes.
+        retrying.iter_state.reset()
+        while states:
+            states.pop().outcome = None
 
 
 def _number(name: str, default: float, *, least: float) -> float:

@@ -57,10 +57,7 @@ def fill(form: Any, parts: Path, destination: Path) -> None:
 
 
 def test_a_filled_form_publishes_what_was_asked_for(
-    ui: Any,
-    parts: Path,
-    published: list[Published],
-    tmp_path_factory: pytest.TempPathFactory,
+    ui: Any, parts: Path, published: list[Published], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     destination = tmp_path_factory.mktemp("form") / "parts-balanced"
     ui.open_deployment()

@@ -43,8 +43,8 @@ def pictures(n_k, seed):
 TRAINING, TEST = pictures((60, 60, 60), 0), pictures((40, 40, 40), 1)
 
 
-def fit(images, y, **wishes):
-    given = {"n_classes": 3, "steps": 40, "seed": 0, "batch_size": 32, **wishes}
+def fit(images, y, **options):
+    given = {"n_classes": 3, "steps": 40, "seed": 0, "batch_size": 32, **options}
     return fit_image_classifier(images, y, **given)
 
 

@@ -73,11 +73,7 @@ def test_truth_table_of_an_strategy_with_synthetic_records(
 
 @pytest.mark.parametrize(
     ("weights", "decision", "published"),
-    [
-        (BETTER, "accept", "weights"),
-        (SAME, "inconclusive", "weights"),
-        (WORSE, "reject", "as is"),
-    ],
+    [(BETTER, "accept", "weights"), (SAME, "inconclusive", "weights"), (WORSE, "reject", "as is")],
 )
 def test_truth_table_of_a_chosen_baseline(weights, decision, published):
     found = verdict({"weights": weights, "as is": MIDDLING}, chosen="weights")

@@ -50,7 +50,7 @@ def moved(images, right, down):
     return wide[:, 1 - down : 1 - down + SIDE, 1 - right : 1 - right + SIDE]
 
 
-def filtered(candidates, *, wanted=(300, 300), **wishes):
+def filtered(candidates, *, wanted=(300, 300), **options):
     given = {
         "strata": ["head", "tail"],
         "stratum_class": np.arange(2),
@@ -60,22 +60,22 @@ def filtered(candidates, *, wanted=(300, 300), **wishes):
         "steps": STEPS,
         "metrics": False,
     }
-    return filter_images(TRAINING, VALIDATION, candidates, **{**given, **wishes})
+    return filter_images(TRAINING, VALIDATION, candidates, **{**given, **options})
 
 
 @pytest.fixture(scope="module")
 def faulty():
     """One candidate set with a block per fault: the three classifiers are trained once for all."""
     rng = np.random.default_rng(0)
-    tail_fit, tail_fresh = TRAINING.X[-100:], FRESH.X[FRESH.stratum == 1]
-    noisy = np.clip(tail_fit + rng.normal(0, 1.5, tail_fit.shape), 0, 255)
+    tail_training, tail_fresh = TRAINING.X[-100:], FRESH.X[FRESH.stratum == 1]
+    noisy = np.clip(tail_training + rng.normal(0, 1.5, tail_training.shape), 0, 255)
     blocks = {
         "fresh": tail_fresh,
-        "copies": tail_fit,
+        "copies": tail_training,
         "noisy copies": noisy,
-        "moved copies": moved(tail_fit, 1, 0),
+        "moved copies": moved(tail_training, 1, 0),
         "moved and noisy copies": np.clip(
-            moved(tail_fit, -1, 1) + rng.normal(0, 2, tail_fit.shape), 0, 255
+            moved(tail_training, -1, 1) + rng.normal(0, 2, tail_training.shape), 0, 255
         ),
         "other class": FRESH.X[FRESH.stratum == 0],
         "noise": rng.integers(0, 256, (100, SIDE, SIDE, 1)),
@@ -101,26 +101,20 @@ def test_copies_of_training_pictures_are_caught(faulty):
     )
 
 
-def test_copies_with_a_little_noise_are_caught(faulty):
+@pytest.mark.parametrize(
+    ("kind", "least"),
+    [("noisy copies", 0.8), ("moved copies", 0.9), ("moved and noisy copies", 0.9)],
+)
+def test_copies_with_a_little_noise_or_moved_by_a_pixel_are_caught(faulty, kind, least):
+    """The classifier's features take moved ones for new ones."""
     outcome, names = faulty
-    assert (outcome.reason[names == "noisy copies"] == "near copy").mean() > 0.8
+    assert (outcome.reason[names == kind] == "near copy").mean() > least
 
 
-@pytest.mark.parametrize("kind", ["moved copies", "moved and noisy copies"])
-def test_copies_that_are_moved_by_a_pixel_are_caught(faulty, kind):
-    """The classifier's features take them for new ones."""
+@pytest.mark.parametrize("kind", ["other class", "noise"])
+def test_noise_and_pictures_of_another_class_are_caught(faulty, kind):
     outcome, names = faulty
-    assert (outcome.reason[names == kind] == "near copy").mean() > 0.9
-
-
-def test_pictures_of_another_class_are_caught(faulty):
-    outcome, names = faulty
-    assert outcome.passed[names == "other class"].mean() < 0.05
-
-
-def test_noise_is_caught(faulty):
-    outcome, names = faulty
-    assert outcome.passed[names == "noise"].mean() < 0.05
+    assert outcome.passed[names == kind].mean() < 0.05
 
 
 def test_utility_keeps_the_best_of_what_passed(faulty):

@@ -11,11 +11,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from support.staging import manifest_of
 
 from prefect_augment.examples import example_source
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.params import Destination, Evaluation, NoModel
-from prefect_augment.schema.base import Recipe, ShardInfo, Strategy
 from prefect_augment.schema.manifest import Manifest
 from prefect_augment.storage.manifests import read_manifest
 from prefect_augment.storage.store import Store, open_store
@@ -149,47 +149,14 @@ def new_store() -> Callable[..., Store]:
     return make
 
 
-def _manifest(version: int, parent: Manifest | None, *, key: str, n: int) -> Manifest:
-    shard = ShardInfo(
-        path="data/train-real-00000-0123456789ab.parquet",
-        split="train",
-        origin="real",
-        n_records=n,
-        n_bytes=9,
-        sha256="0" * 64,
-        class_counts={"a": n},
-    )
-    recipe = Recipe(
-        strategy=Strategy(name="as is", family="as_is"),
-        class_weight={"a": 0.1},
-        synthetic={},
-        classic={},
-        copies={},
-        sentence="As is.",
-    )
-    return Manifest(
-        version=version,
-        parent=parent.version if parent else None,
-        dataset_key=key,
-        created_at="2026-11-20T00:00:00",
-        label="y",
-        label_type="string",
-        source_schema="s",
-        columns=(),
-        class_counts={"train": {"a": {"real": n}}},
-        shards=(shard,),
-        plan=(),
-        verdict=None,
-        recipe=recipe,
-        params={},
-        software={},
-    )
-
-
 @pytest.fixture(scope="session")
 def builder() -> Callable[..., Callable[[int, Manifest | None], Manifest]]:
     """Make what `commit` calls: the smallest manifest there is, told apart by its key and count."""
-    return lambda key, n: lambda version, parent: _manifest(version, parent, key=key, n=n)
+    return lambda key, n: (
+        lambda version, parent: manifest_of(
+            version, key=key, n=n, parent=parent.version if parent else None
+        )
+    )
 
 
 @pytest.fixture(scope="session")

@@ -325,7 +325,7 @@ class SwiftServer(ObjectServer):
 
 
 def start_swift(folder: Path, *, skew_seconds: int = 0) -> SwiftServer:
-    """Start Swift's four servers on one device that is a folder; with another clock, if wished."""
+    """Start Swift's four servers on one device that is a folder; with another clock where asked."""
     folder.mkdir(parents=True, exist_ok=True)
     ports = {kind: free_port() for kind in ("account", "container", "object")}
     ports |= {"lenient": free_port()} if skew_seconds else {}

@@ -133,7 +133,7 @@ def test_the_distance_is_nothing_between_equals_and_the_spread_tells_sameness() 
     assert class_gaps(a, 0.1 * b)[1] == pytest.approx(0.1, abs=0.01)
 
 
-def test_classes_of_few_records_are_not_judged() -> None:
+def test_classes_of_few_records_are_not_scored() -> None:
     rows = compared_rows(np.repeat([0, 1, 2], [100, 7, 8]))
     assert {k: len(v) for k, v in rows.items()} == {0: 64, 2: 8}
 
@@ -175,7 +175,7 @@ def test_healthy_training_is_not_stopped() -> None:
     assert (model.stopped, model.n_steps) == ("", 16)
 
 
-def test_of_very_many_classes_some_of_all_sizes_are_judged() -> None:
+def test_of_very_many_classes_some_of_all_sizes_are_scored() -> None:
     counts = np.concatenate([[600], np.full(500, 9), np.full(499, 40), [5]])
     rows = compared_rows(np.repeat(np.arange(1001), counts))
     assert sum(map(len, rows.values())) <= 1024

@@ -87,18 +87,13 @@ def test_a_code_that_is_drawn_half_as_often_gets_the_logarithm_of_two() -> None:
     assert found == pytest.approx(np.log([0.5 / 0.25, 0.5 / 0.75]), abs=0.01)
 
 
-def test_a_class_of_few_records_follows_all_classes() -> None:
-    """Two records with code 0 do not say that the class never has code 1."""
+def test_a_small_class_follows_all_classes_and_gets_no_bias_of_its_own() -> None:
     layout = CodeLayout((2,))
+    # Two records with code 0 do not say that the class never has code 1.
     real = of_codes([0] * 500 + [1] * 500 + [0, 0], [0] * 1000 + [1, 1])
     made = of_codes([0] * 500 + [1] * 500 + [0] * 100 + [1] * 100, [0] * 1000 + [1] * 200)
-    found = share_bias(layout, real, made, 2).numpy()
-    assert np.abs(found).max() < 0.1
-
-
-def test_a_small_class_that_is_drawn_as_it_is_gets_no_bias() -> None:
-    """Whatever the other classes are like, and however many were drawn."""
-    layout = CodeLayout((2,))
+    assert np.abs(share_bias(layout, real, made, 2).numpy()).max() < 0.1
+    # One that is drawn as it is, whatever the others are like and however many were drawn.
     real = of_codes([0] * 900 + [1] * 100 + [0] * 4 + [1] * 16, [0] * 1000 + [1] * 20)
     made = of_codes([0] * 900 + [1] * 100 + [0] * 200 + [1] * 800, [0] * 1000 + [1] * 1000)
     assert np.abs(share_bias(layout, real, made, 2).numpy()).max() < 1e-6

@@ -83,8 +83,8 @@ def test_nulls_and_values_beyond_float32_have_features(
 
 
 def fitted(n: int = N, **params: object) -> TableAutoencoder:
-    wish = AutoencoderModel(width=32, depth=1, learning_rate=0.01, **params)  # type: ignore[arg-type]
-    model = TableAutoencoder.build(wish, SPEC)
+    requested = AutoencoderModel(width=32, depth=1, learning_rate=0.01, **params)  # type: ignore[arg-type]
+    model = TableAutoencoder.build(requested, SPEC)
     model.fit(TableData(records()[:n], Y[:n]), FitContext(seed=1, steps=30, threads=1))
     return model
 

@@ -88,9 +88,7 @@ def test_classes_that_differ_in_a_rule_alone_are_told_apart(
     assert np.median(model.anomaly_scores(strange)) > np.quantile(usual, 0.9)
 
 
-def test_the_two_parts_of_the_elbo_bound_the_likelihood(
-    ruled: tuple[TableVae, TableData],
-) -> None:
+def test_the_two_parts_of_the_elbo_bound_the_likelihood(ruled: tuple[TableVae, TableData]) -> None:
     """More draws of the latent vector make the bound tighter (Burda et al. 2016, theorem 1)."""
     model, data = ruled
     reconstruction, divergence = model.elbo(data.X, data.y)
