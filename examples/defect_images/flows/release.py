@@ -1,4 +1,4 @@
-"""Somebody has looked at the report: publish the proposal, or reject it.
+"""After a look at the report: publish the proposal, or reject it.
 
 python -m flows.release FOLDER "what was seen"
 """
@@ -16,11 +16,11 @@ from prefect_augment import Answer, Destination, approve
 def release(
     folder: str = "~/defect-images", proposal: str = "", answer: Answer = Answer()
 ) -> dict[str, Any]:
-    """Publish the proposed version, or record why not.
+    """Publish the proposed version, or record why it is rejected.
 
     Args:
         folder: As the weekly flow's.
-        proposal: Its id; the only open one where it is empty.
+        proposal: Its id; the only open one if empty.
         answer: Approve or reject, with a comment, and with fewer records where wanted.
     """
     place = Path(folder).expanduser().resolve()

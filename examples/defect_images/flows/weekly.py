@@ -1,4 +1,4 @@
-"""Every week: new pictures, and a balanced version of them that waits for somebody's approval.
+"""Every week: new pictures, and a balanced version of them that waits for approval.
 
 python -m flows.weekly FOLDER
 """
@@ -33,9 +33,9 @@ def weekly(
 
     Args:
         folder: Where everything is kept.
-        week: Number of the week; this week's where it is 0.
-        budget: How much effort the comparison may take.
-        evaluation: How the ways of balancing are compared.
+        week: Number of the week; this week's if 0.
+        budget: How long the comparison may take.
+        evaluation: How strategies are compared.
     """
     place = Path(folder).expanduser().resolve()
     pictures = photograph(str(place), week or datetime.now(UTC).isocalendar().week)

@@ -12,7 +12,7 @@ WEEK = {"fine": 160, "scratch": 70, "dent": 66}
 
 @task
 def photograph(folder: str, week: int = 1) -> str:
-    """Write the week's pictures; returns the folder that holds all weeks."""
+    """Write the week's pictures; return the folder of all weeks."""
     rng = np.random.default_rng(week)
     for name, n in WEEK.items():
         place = Path(folder) / "pictures" / name

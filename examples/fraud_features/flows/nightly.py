@@ -22,8 +22,8 @@ def nightly(
 
     Args:
         folder: Where everything is kept.
-        day: As 2026-11-01; today where it is empty.
-        evaluation: How the ways of balancing are compared.
+        day: As 2026-11-01; today if empty.
+        evaluation: How strategies are compared.
     """
     place = Path(folder).expanduser().resolve()
     transactions = export_transactions(str(place), day or datetime.now(UTC).date().isoformat())

@@ -14,14 +14,14 @@ FEATURES = ["log_amount", "night", "abroad", "per_hour", "merchant"]
 
 @task
 def train_classifier(balanced: str, model_path: str) -> dict[str, float]:
-    """Train on the newest version, weighted as its recipe says; returns the score on its hold-out."""
+    """Train on the newest version with the weights of its recipe; return the score on its hold-out."""
     dataset = open_dataset(balanced)
     train, holdout = dataset.to_pandas("train"), dataset.to_pandas("holdout")
     classifier = HistGradientBoostingClassifier(
         categorical_features="from_dtype", max_iter=60, random_state=0
     )
     classifier.fit(_matrix(train), train[dataset.label], sample_weight=dataset.sample_weight())
-    # A recipe weights the records, and may say by how much to multiply each class's probability.
+    # A recipe weights the records, and may have a multiplier for each class's probability.
     probabilities = dataset.apply_thresholds(
         classifier.predict_proba(_matrix(holdout)), "boosting", classes=classifier.classes_
     )

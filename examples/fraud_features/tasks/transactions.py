@@ -14,7 +14,7 @@ FRAUD_SHARE = 0.04
 
 @task
 def export_transactions(folder: str, day: str) -> str:
-    """Write the day's transactions where they are not there yet; returns the file."""
+    """Write the day's transactions if the file is missing; return the file."""
     path = Path(folder) / "transactions" / f"{day}.parquet"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +24,7 @@ def export_transactions(folder: str, day: str) -> str:
 
 @task
 def make_features(transactions: str) -> str:
-    """Write one row of features per transaction; returns the folder that holds all days."""
+    """Write one row of features per transaction; return the folder of all days."""
     raw = pd.read_parquet(transactions)
     features = pd.DataFrame(
         {

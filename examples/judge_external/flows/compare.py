@@ -1,4 +1,4 @@
-"""Which of the tools is worth its licence: a quick screen of each, a full evaluation of those that pass.
+"""Compare tools: a quick screen of each, a full evaluation of those that pass.
 
 python -m flows.compare FOLDER
 """
@@ -35,12 +35,12 @@ def compare(
     evaluation: Evaluation = Evaluation(),
     quality: Quality = Quality(purpose="faithful"),
 ) -> dict[str, Any]:
-    """Say of each tool how many records pass the filter, and of the good ones whether they help.
+    """Report how many records of each tool pass the filter, and whether those of the good tools help.
 
     Args:
         folder: Where everything is kept.
-        evaluation: How the records of a good tool are compared with ways that need none.
-        quality: What records have to meet.
+        evaluation: How the records of a good tool are compared with strategies that need none.
+        quality: The limits of the filter.
     """
     place = Path(folder).expanduser().resolve()
     files = write_readings(str(place))

@@ -12,7 +12,7 @@ SHIFT = {"fine": 0.0, "cavitating": 2.0, "leaking": -2.0}
 
 @task
 def write_readings(folder: str) -> dict[str, str]:
-    """Write what the tools may learn from, and what only the comparison reads."""
+    """Write the training file of the tools, and the hold-out that only the comparison reads."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -26,7 +26,7 @@ def write_readings(folder: str) -> dict[str, str]:
 
 
 def readings(counts: dict[str, int], rng: np.random.Generator) -> pa.Table:
-    """Readings of so many pumps per state."""
+    """Readings of the given number of pumps per state."""
     states = [state for state, n in counts.items() for _ in range(n)]
     shift = np.array([SHIFT[state] for state in states])
     pressure = rng.normal(5.0 + 0.4 * shift, 0.6)

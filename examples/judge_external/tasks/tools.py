@@ -1,4 +1,4 @@
-"""Two tools that make records, as a vendor's would: each reads the training file and writes its own."""
+"""Two tools that make synthetic records: each reads the training file and writes a file of its own."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ N_PER_CLASS = 150
 
 @task
 def run_tool(tool: str, train: str) -> str:
-    """Let one tool make records of the rare states; returns its file."""
+    """Make records of the rare states with one tool; return its file."""
     real = pd.read_parquet(train)
     rng = np.random.default_rng(1)
     made = [TOOLS[tool](real[real["state"] == state], rng) for state in ("cavitating", "leaking")]
@@ -23,7 +23,7 @@ def run_tool(tool: str, train: str) -> str:
 
 
 def _photocopier(real: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """Repeats what it was given, to the last digit but one."""
+    """Copy training records, with noise in the last digits."""
     copies = real.sample(N_PER_CLASS, replace=True, random_state=1)
     numbers = copies.select_dtypes("number").columns
     noise = rng.normal(0.0, 1e-6, (N_PER_CLASS, len(numbers)))
@@ -31,7 +31,7 @@ def _photocopier(real: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
 
 
 def _gaussian(real: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """Draws from a normal distribution with the class's mean and covariance."""
+    """Draw from a normal distribution with the class's mean and covariance."""
     numbers = real.select_dtypes("number")
     drawn = rng.multivariate_normal(numbers.mean(), numbers.cov(), N_PER_CLASS)
     made = pd.DataFrame(drawn, columns=numbers.columns)
