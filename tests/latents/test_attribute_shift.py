@@ -216,7 +216,10 @@ def test_the_direction_of_a_published_version_is_not_of_its_hold_out(
 @pytest.mark.parametrize(
     ("params", "words"),
     [
-        ({"column": "sit"}, r"column 'sit' has no values .*did you mean 'site'.*'state', or one of"),
+        (
+            {"column": "sit"},
+            r"column 'sit' has no values .*did you mean 'site'.*'state', or one of",
+        ),
         ({"column": "site", "end": "west"}, r"'west' of column 'site'.*'east', 'north', 'south'"),
         ({"start": "okay"}, r"no training record has the value 'okay'.*did you mean 'ok'"),
         ({"end": "lost"}, r"each with 8 training records at least; 'lost' has \d\."),

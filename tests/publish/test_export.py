@@ -85,9 +85,7 @@ def test_the_same_export_writes_nothing(two: Store, folder: Store) -> None:
 
 def test_a_folder_with_anything_else_is_refused(two: Store, folder: Store) -> None:
     folder.put("mine.txt", b"mine")
-    with pytest.raises(
-        ParameterError, match=r"holds files that are not of an export, e\.g\. mine"
-    ):
+    with pytest.raises(ParameterError, match=r"holds files that are not of an export, e\.g\. mine"):
         export(two, folder)
     folder.delete("mine.txt")
     export(two, folder)

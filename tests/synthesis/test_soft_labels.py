@@ -22,7 +22,7 @@ from prefect_augment.publish.proposal import lowered
 from prefect_augment.schema.base import BalancePlan, DatasetRef, Strategy
 from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.store import Store
-from prefect_augment.synthesis.soft_labels import drawn_for, share_sums, expand, expanded_rows
+from prefect_augment.synthesis.soft_labels import drawn_for, expand, expanded_rows, share_sums
 
 N = 600
 

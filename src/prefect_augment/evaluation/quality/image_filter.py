@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import dctn
 
-from prefect_augment.encoding.arrays import FilterRequest, FilterOutcome, Labelled
+from prefect_augment.encoding.arrays import FilterOutcome, FilterRequest, Labelled
 from prefect_augment.evaluation.classifiers.base import balanced_weights
 from prefect_augment.evaluation.classifiers.convnet import ImageClassifier, fit_image_classifier
 from prefect_augment.evaluation.neighbours import Space
