@@ -184,7 +184,7 @@ def test_a_class_too_small_for_a_model_gets_classic_records_and_a_note() -> None
     plan = {c.name: c for c in plan_classes(COUNTS, ["common"], Balance(), can_sample=True)}
     assert (plan["rarest"].n_synthetic, plan["rarest"].n_classic) == (0, 35)
     assert f"a model needs {MIN_SAMPLED}" in plan["rarest"].note
-    assert "not judged" in plan["rarest"].note
+    assert "not compared" in plan["rarest"].note
     assert plan["common"].note == ""
 
 

@@ -18,10 +18,10 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from prefect_augment.report.html import render_page
 
 from prefect_augment.figures import style as drawing
 from prefect_augment.figures.image_grid import sheet
+from prefect_augment.report.html import render_page
 from prefect_augment.report.json import published_schema
 from prefect_augment.report.report import (
     ColumnShape,
