@@ -103,7 +103,7 @@ def test_a_number_below_what_is_there_is_refused(balance: Balance) -> None:
         ParameterError, match=r"'common' has 1000 training records.*asks for 300"
     ) as info:
         targets(COUNTS, balance)
-    assert (info.value.values["found"], info.value.values["asked"]) == (1000, 300)
+    assert (info.value.values["n_real"], info.value.values["requested"]) == (1000, 300)
 
 
 def test_a_number_above_max_per_class_is_refused() -> None:
