@@ -33,7 +33,7 @@ from prefect_augment.figures.image_grid import ROW_HEIGHT
 from prefect_augment.flows.augment import augment
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Balance, Classic, Destination, Report, Source
-from prefect_augment.report.preview import preview
+from prefect_augment.report.contact_sheets import preview
 from prefect_augment.schema.base import DatasetRef
 from prefect_augment.storage.store import Store, open_store
 

@@ -121,7 +121,7 @@ def test_model_that_leaks_is_named_though_what_was_kept_does_not(
     names = SideNames(members="training", others="validation")
     found = summarise([kept, drawn], names=names, feature_space="a space")
     assert found.finding == "none shown"
-    assert "do not hand on the model" in found.sentence
+    assert "do not share the model" in found.sentence
     blind = summarise([kept, drawn], names=names, feature_space="", why_blind="Others were seen.")
     assert (blind.finding, blind.sentence) == ("not measured", "Others were seen.")
     seen = summarise([drawn], names=names, feature_space="", why_blind="Others were seen.")
@@ -143,7 +143,7 @@ def test_of_many_records_some_are_looked_at_by_chance_and_not_the_first(
     monkeypatch.setitem(privacy_stage.MAX_SYNTHETIC, "table", 80)
     found = drawn("copies last").privacy
     assert side(found, "drawn")["finding"] == "leak"
-    assert "80 synthetic records were looked at" in " ".join(found.notes)
+    assert "A random 80 synthetic records of each class were compared." in " ".join(found.notes)
 
 
 def test_what_was_measured_is_found_again_and_is_the_same(copies: Drawn, fresh: Drawn) -> None:

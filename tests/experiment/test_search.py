@@ -303,7 +303,7 @@ def test_a_rung_shows_every_trial_and_why_it_was_dropped(pilots: list[StrategySc
     dropped = [t for t in found.trials if not t.kept]
     assert {t.reason for t in dropped} == {
         "not among the best",
-        "another setting of this strategy scored higher, or as high and stands before it",
+        "another setting of this strategy scored higher, or as high and comes first",
     }
     assert {t.seconds for t in found.trials} == {0.0}, "no times where the same bytes are asked for"
     assert found.trials[0].spread == pytest.approx(0.01)

@@ -133,7 +133,7 @@ def test_constraints_come_from_a_file_of_parameters(source: Source, tmp_path: Pa
         (Inequality(left="sinc", right="until"), r"'sinc', which is not a column.*'since'"),
         (Unique(columns=["serial"]), "'serial', which is an identifier column"),
         (Positive(columns=["site"]), "which holds string"),
-        (Inequality(left="since", right="cycles"), "cannot be looked at"),
+        (Inequality(left="since", right="cycles"), "cannot be checked"),
     ],
 )
 def test_what_cannot_be_kept_is_told_before_anything_is_trained(

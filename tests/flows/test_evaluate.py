@@ -117,7 +117,7 @@ def test_copies_give_away_who_was_in_the_training_data(copies: Evaluated) -> Non
     assert drawn["attack"]["auc"]["estimate"] == 1.0
     assert drawn["closeness"]["synthetic_copies"] == 1.0
     assert privacy["sentence"] in copies.result.notes
-    assert "guard them as you guard the real records" in copies.page
+    assert "protect them like the real records" in copies.page
 
 
 def test_fresh_records_of_the_same_kind_mostly_pass(fresh: Evaluated) -> None:
@@ -169,7 +169,7 @@ def test_without_a_holdout_nothing_is_claimed(folder: Path, fresh: Evaluated) ->
     shows_none = Report(pictures="none")
     found = evaluate_file(folder, folder / "fresh.parquet", holdout=False, report=shows_none)
     assert found.result.privacy == "not measured"
-    assert "no hold-out of its own was given" in found.page
+    assert "without a hold-out of your own" in found.page
     # And with `none` no word of a record is anywhere.
     said = found.page + json.dumps(found.report) + found.result.to_json().decode()
     assert "molten" not in said

@@ -138,7 +138,7 @@ def test_plan_leaves_nothing_behind(dataset: DatasetRef, store: Store) -> None:
 @pytest.mark.parametrize(
     ("by", "message"),
     [
-        (["sites"], "'sites', which is not there; did you mean 'site'"),
+        (["sites"], "'sites', which does not exist; did you mean 'site'"),
         (["kind"], "names the label 'kind'"),
         (["site", "shift", "site"], "names 'site' twice"),
         (["width"], "'width', which holds numbers of type double"),

@@ -100,7 +100,7 @@ def test_a_number_below_what_is_there_is_refused(balance: Balance) -> None:
         ParameterError, match=r"'common' has 1000 training records.*asks for 300"
     ) as info:
         targets(COUNTS, balance)
-    assert (info.value.values["found"], info.value.values["asked"]) == (1000, 300)
+    assert (info.value.values["n_real"], info.value.values["requested"]) == (1000, 300)
 
 
 def test_a_number_above_max_per_class_is_refused() -> None:
@@ -181,7 +181,7 @@ def test_a_class_too_small_for_a_model_gets_classic_records_and_a_note() -> None
     plan = {c.name: c for c in plan_classes(COUNTS, ["common"], Balance(), can_sample=True)}
     assert (plan["rarest"].n_synthetic, plan["rarest"].n_classic) == (0, 35)
     assert f"a model needs {MIN_SAMPLED}" in plan["rarest"].note
-    assert "not judged" in plan["rarest"].note
+    assert "not compared" in plan["rarest"].note
     assert plan["common"].note == ""
 
 

@@ -120,7 +120,7 @@ def test_a_source_that_grows_much_gets_new_weights(
     second = run(store, release, grown(store, releases, release, much))
     assert second.weights_from is None
     assert "The weights are new" in caplog.text
-    assert "would move from" in caplog.text
+    assert "would change from" in caplog.text
     manifest = read_manifest(store)
     assert manifest.weights == pytest.approx(second.class_weight)
     assert stored_weights(store) == {name: {w} for name, w in manifest.weights.items()}

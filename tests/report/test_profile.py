@@ -41,7 +41,7 @@ def test_a_profile_says_columns_classes_and_troubles(tmp_path: Path) -> None:
     assert found.class_counts == {"head": 50, "tail": 5}
     assert (found.n_records, found.n_files, found.imbalance_ratio) == (55, 1, 10.0)
     assert found.quarantine == {"no label": 3}
-    assert "not judged: 'tail'" in found.notes[0]
+    assert "not compared: 'tail'" in found.notes[0]
 
 
 def test_a_profile_writes_nothing(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_nothing_drawn_is_filtered_as_nothing(
     found = plan(dataset, RunParams(model=TreesModel()), store, compares=False)
     report = filter_candidates(experiment_of(dataset, found), ref, store)
     assert (report.classes, report.kept, report.kept_counts) == ((), (), {})
-    assert "no synthetic records were drawn" in report.notes[0]
+    assert "No synthetic records were drawn" in report.notes[0]
 
 
 def test_seeds_differ_by_run_and_stratum_and_extend_a_prefix() -> None:

@@ -93,7 +93,7 @@ def augment(
 
 def _preview(parameters: dict[str, Any], path: Path) -> None:
     from prefect_augment.params import Classic, Source
-    from prefect_augment.report.preview import preview
+    from prefect_augment.report.contact_sheets import preview
 
     with parameter_errors():
         source, classic = (

@@ -13,8 +13,13 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.images import ImageEncoder
 from prefect_augment.encoding.pixels import decode_image, image_bytes
-from prefect_augment.figures.image_grid import N_COLUMNS, rows_sheet
-from prefect_augment.figures.latent_grids import code_images, heat_images, strip_sheet
+from prefect_augment.figures.image_grid import (
+    N_COLUMNS,
+    code_images,
+    heat_images,
+    rows_sheet,
+    strip_sheet,
+)
 from prefect_augment.genmodels.base import MapsAnomalies
 from prefect_augment.latents.base import Job, Strata, suffixes
 from prefect_augment.loading.latents import ERROR_MAP

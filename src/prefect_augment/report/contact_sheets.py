@@ -1,10 +1,11 @@
-"""Sheets of images for the report: real, classic, synthetic and nearest training images per class."""
+"""Sheets of images: those of the report, per class and with the nearest training images, and a preview."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,17 +13,20 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prefect_augment.augmentation.image_policy import ImagePolicy, record_seed
+from prefect_augment.augmentation.label_preservation import policy_sheet
 from prefect_augment.encoding.images import encode_column, image_array
+from prefect_augment.encoding.labels import label_text
 from prefect_augment.encoding.pixels import decode_image, image_bytes
-from prefect_augment.errors import MissingExtraError
+from prefect_augment.errors import MissingExtraError, ParameterError
 from prefect_augment.figures.image_grid import CELL, N_COLUMNS, sheet
-from prefect_augment.params import Classic
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.params import Classic, Source
 from prefect_augment.schema.base import BalancePlan, DatasetInfo, FilterResult, ShardInfo
 from prefect_augment.shards.base import label_names, open_shard
-from prefect_augment.shards.staged import iter_shards
-from prefect_augment.storage.store import Store
+from prefect_augment.shards.staged import iter_shards, load_info
+from prefect_augment.storage.store import Store, open_store
 
-__all__ = ["NEAREST_RULE", "picture_sheets"]
+__all__ = ["NEAREST_RULE", "picture_sheets", "preview"]
 
 logger = logging.getLogger(__name__)
 
@@ -207,3 +211,35 @@ def _nearest(
 def _vectors(column: pa.Array | pa.ChunkedArray, channels: int) -> NDArray[np.float32]:
     pixels = encode_column(column, size=NEAREST_SIZE, channels=channels)
     return pixels.reshape(len(column), -1).astype(np.float32)
+
+
+def preview(
+    source: Source, classic: Classic, *, seed: int = 0, source_options: dict[str, Any] | None = None
+) -> bytes:
+    """A sheet (PNG below 200 kB) of images of the rarest classes under each operation; stores nothing.
+
+    ParameterError if the source has no images, or the policy is none.
+    """
+    policy = ImagePolicy.from_params(classic)
+    policy.check()
+    with TemporaryDirectory() as folder:
+        store = open_store(folder)
+        info = load_info(
+            ingest(source, store=store, seed=seed, source_options=source_options), store
+        )
+        if info.image is None or policy.is_none:
+            raise ParameterError(
+                "a preview needs images and a policy; the source is a table, or classic.image is 'none'."
+            )
+        counts = info.part_counts["training"]
+        wanted = sorted(counts, key=lambda name: (counts[name], name))[:N_COLUMNS]
+        examples: dict[str, tuple[str, bytes]] = {}
+        for table in iter_shards(store, [s for s in info.shards if s.split == "training"]):
+            labels = label_text(table[info.label]).to_pylist()
+            for name in wanted:
+                if name not in examples and name in labels:
+                    row = table.take(pa.array([labels.index(name)])).to_pylist()[0]
+                    examples[name] = row["aug_id"], row[info.image.column]["bytes"]
+        keys, data = zip(*(examples[name] for name in wanted), strict=True)
+        images = [decode_image(one, max_pixels=None, at_least=2 * CELL) for one in data]
+        return policy_sheet(images, keys, policy)
