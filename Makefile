@@ -66,9 +66,10 @@ bench: setup ## list the benchmarks and how to run one
 	[print(f"$(BIN)/python {p} [--quick] [--json FILE]\n    {d.splitlines()[0] if d else str()}") for p, d in zip(paths, docs)]; \
 	paths or print("there is no benchmark in benchmarks/ yet")'
 
-schema: setup ## write anew what is made of the code: the JSON schema of report.json, the page of parameters
+schema: setup ## write anew what is made of the code: the schema of report.json, the page of parameters, the picture of folders
 	@$(BIN)/python -m prefect_augment.report.json src/prefect_augment/report/report.schema.json
 	@$(BIN)/python -m prefect_augment.params.reference docs/parameters.md
+	@$(BIN)/python docs/draw_folders.py
 
 docs: setup ## build the pages of docs/ into site/
 	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[docs]'
