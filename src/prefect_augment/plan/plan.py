@@ -346,9 +346,7 @@ def _rule_text(balance: Balance, *, soft_labels: bool) -> str:
             else f"class {balance.classes[0].name!r} with a target of its own"
         )
     most = balance.most_per_real * (SOFT_LABELS_PER_REAL if soft_labels else 1)
-    words.append(
-        f"at most {most:g} synthetic per real{' with soft labels' if soft_labels else ''}"
-    )
+    words.append(f"at most {most:g} synthetic per real{' with soft labels' if soft_labels else ''}")
     return ", ".join(words)
 
 
