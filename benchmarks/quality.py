@@ -113,8 +113,8 @@ def _fails(c: ClassCheck, alpha: float, limits: Limits) -> bool:
     if c.name == "copies":
         return not by_chance
     if c.name == "collapse":
-        return c.found < limits.min_coverage * c.expected
-    return not by_chance and c.found - c.expected > limits.max_fault_share
+        return c.observed < limits.min_coverage * c.expected
+    return not by_chance and c.observed - c.expected > limits.max_fault_share
 
 
 # --- what is kept -----------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def emit_published(store: Store, commit: Commit) -> None:
         "report": f"{store.uri}/{manifest.report}" if manifest.report else "",
         "n_records": totals,
         "counts": manifest.class_counts if few else {},
-        "verdict": manifest.verdict.decision if manifest.verdict else "not judged",
+        "verdict": manifest.verdict.decision if manifest.verdict else "not compared",
         "reasons": list(manifest.verdict.reasons) if manifest.verdict else [],
         "recipe": manifest.recipe.strategy.name,
         "sentence": manifest.recipe.sentence,

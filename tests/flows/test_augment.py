@@ -38,7 +38,7 @@ def test_the_manifest_and_the_card_say_that_nothing_was_compared(
     augment.fn(source=source, destination=Destination(uri=str(tmp_path / "out")))
     manifest = read_manifest(open_store(str(tmp_path / "out")))
     assert manifest.verdict is None
-    assert "not judged" in manifest.recipe.strategy.name
+    assert "not compared" in manifest.recipe.strategy.name
     assert manifest.recipe.sentence in (tmp_path / "out/README.md").read_text()
     assert "Verdict: none" in (tmp_path / "out/README.md").read_text()
     assert manifest.params["flow"] == "augment"

@@ -208,7 +208,7 @@ def test_masks_of_defects_are_no_pictures(
     targets = {c.name: c.target for c in names["defects"].plan.classes}
     assert targets["fray"] == targets["crack"] == 100
     assert names["defects"].plan.n_synthetic == 0
-    assert set(names["strange"].latents.found["normal"]) == {"free"}
+    assert set(names["strange"].latents.summary["normal"]) == {"free"}
     assert "error_map" in names["flagged"]
 
 
@@ -263,5 +263,5 @@ def test_own_pictures_are_balanced_within_an_attribute_and_split_by_vehicle(
     assert all(sides for sides in names["sides"])
     rows = real_records(tmp_path / "vehicles-balanced")
     assert {"kind", "vehicle", "view"} <= set(rows[0])
-    assert names["turned"].latents.found["column"] == "view"
+    assert names["turned"].latents.summary["column"] == "view"
     assert names["told_apart"] > 0.9, "long and short bodies are far apart in any code"

@@ -81,7 +81,7 @@ def test_a_run_shows_its_picture_and_says_what_came_of_it(asked: dict[str, Any])
     shown = {(a.key or "").rpartition("-")[2]: a for a in artifacts if a.type == "markdown"}
     assert "data:image/png;base64" in shown["anomalies"].data
     assert len(json.dumps(shown["anomalies"].data)) < 200_000
-    assert open_latents(result.uri).info.found["normal"] == ["ok"]
+    assert open_latents(result.uri).info.summary["normal"] == ["ok"]
 
 
 def test_every_flow_leaves_its_result_beside_the_dataset(
@@ -145,7 +145,7 @@ def test_images_are_denoised_by_the_flow(
         model=linear_model,
     )
     assert Path(result.uri).parent == tmp_path / "out" / "_denoised"
-    assert result.latents.found["noise"] == 0.3
+    assert result.latents.summary["noise"] == 0.3
     assert open_latents(result.uri).to_table().num_rows == result.latents.n_records
 
 
@@ -180,12 +180,12 @@ def test_every_task_is_a_plain_function_outside_prefect(asked: dict[str, Any]) -
     model = train_model.fn(experiment)
     strip = use_latents.fn("interpolations", dataset, model, Interpolation(n_steps=3))
     assert strip.n_records == 5
-    shift = AttributeShift(only=[strip.found["start"]], strengths=[0, 1, 2])
+    shift = AttributeShift(only=[strip.summary["start"]], strengths=[0, 1, 2])
     assert use_latents.fn("shifts", dataset, model, shift).n_records == 3
     as_ok = use_latents.fn("reconstructions", dataset, model, Reconstruction(as_class="ok"))
     assert as_ok.n_records == dataset.n_records
     classes = use_latents.fn("classes", dataset, model, Classification(prior="observed"))
-    assert classes.found["prior"] == "observed"
+    assert classes.summary["prior"] == "observed"
     publish_dataset.fn(Release(experiment=experiment))
     published = open_version.fn(asked["destination"])
     assert use_latents.fn("embeddings", published, model).n_records == dataset.n_records
@@ -256,7 +256,7 @@ def test_a_command_says_what_came_of_it_and_where_it_is(
     found = json.loads(out.splitlines()[-1])
     assert found["uri"].startswith(str(tmp_path / "out"))
     latents = open_latents(found["uri"])
-    assert latents.info.found == found["latents"]["found"]
+    assert latents.info.summary == found["latents"]["summary"]
     assert found["model"]["kind"] == "linear"
 
 

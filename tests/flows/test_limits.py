@@ -138,7 +138,7 @@ def test_a_published_version_is_an_event_once(source: Source, tmp_path: Path) ->
     assert event["resource"]["prefect.resource.id"].endswith("-out-1")
     payload = event["payload"]
     assert (payload["uri"], payload["version"]) == (out, 1)
-    assert payload["verdict"] == "not judged"
+    assert payload["verdict"] == "not compared"
     assert Path(payload["manifest"]).is_file()
     assert payload["counts"]["train"]["cracked"]["classic"] > 0
     assert payload["n_records"]["train"] > payload["n_records"]["holdout"] > 0

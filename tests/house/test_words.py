@@ -62,8 +62,10 @@ ALLOWED = {
     "ModuleNotFoundError": "Python's",
     "PackageNotFoundError": "Python's",
     "ObjectNotFound": "Prefect's",
-    "found": "a field of stored checks (ClassCheck.found, beside .expected)",
 }
+
+# Text -> why.
+ALLOWED_TEXTS = {"not judged": "how version 0.1 stored `not tested`"}
 
 # In prose only where they are jargon; `made` and `found` are English.
 RETIRED_IN_TEXT = re.compile(
@@ -129,7 +131,8 @@ def test_no_message_has_a_retired_word(repository: Path) -> None:
         f"{path.relative_to(repository)}:{line}: {text[:80]}"
         for path in _modules(repository)
         for line, text in _strings(ast.parse(path.read_text()))
-        if RETIRED_IN_TEXT.search(text)
+        # A single lower-case word is a name in storage, such as the alias of a field.
+        if RETIRED_IN_TEXT.search(text) and " " in text and text not in ALLOWED_TEXTS
     ]
     assert texts == []
 

@@ -50,7 +50,7 @@ def test_every_record_comes_once_per_strength_in_the_columns_of_the_source(
     assert set(table["state"].to_pylist()) == {"ok"}, "decoded as what they are"
     for name in ("load", "cycles", "site", "loud", "since"):
         assert table.schema.field(name).type == source.schema.field(name).type
-    assert ref.found["n_shifted"] == ok.num_rows == ref.n_records / 3
+    assert ref.summary["n_shifted"] == ok.num_rows == ref.n_records / 3
 
 
 def test_strength_0_is_the_plain_reconstruction(trained: Trained) -> None:
@@ -73,9 +73,9 @@ def test_the_direction_is_the_difference_of_two_means_of_training_records(traine
     for name in ("ok", "cracked"):
         mine = pc.equal(training["state"], name).to_numpy(zero_copy_only=False)
         means[name] = Z[mine].mean(axis=0)
-        assert ref.found["n_start" if name == "ok" else "n_end"] == mine.sum()
+        assert ref.summary["n_start" if name == "ok" else "n_end"] == mine.sum()
     direction = means["cracked"] - means["ok"]
-    assert ref.found["distance"] == pytest.approx(np.linalg.norm(direction))
+    assert ref.summary["distance"] == pytest.approx(np.linalg.norm(direction))
     every = vectors.to_table()
     ok = pc.equal(every["state"], "ok").to_numpy(zero_copy_only=False)
     moved = (vectors.vectors()[ok] + 0.5 * direction).astype(np.float32)
@@ -95,7 +95,7 @@ def test_the_attribute_that_a_classifier_reads_rises_with_the_strength(trained: 
     ref = shift(trained, start="ok", end="cracked", strengths=[-1, 0, 0.5, 1, 1.5])
     made = result(ref).to_pandas()
     likely = estimator.predict_proba(made[list(NUMBERS)])[:, 1]
-    by_strength = [likely[made["aug_strength"] == s].mean() for s in ref.found["strengths"]]
+    by_strength = [likely[made["aug_strength"] == s].mean() for s in ref.summary["strengths"]]
     assert (np.diff(by_strength) > 0.03).all()
     assert by_strength[0] < 0.1
     assert by_strength[-1] > 0.8
@@ -117,7 +117,7 @@ def test_how_well_the_direction_tells_the_two_apart_is_measured_on_validation(
     states = np.array(validation["state"].to_pylist())
     two = np.isin(states, ["ok", "worn"])
     expected = roc_auc_score(states[two] == "worn", vectors.vectors("validation")[two] @ direction)
-    assert ref.found["validation_auroc"] == pytest.approx(expected)
+    assert ref.summary["validation_auroc"] == pytest.approx(expected)
     assert expected > 0.8
 
 
@@ -151,16 +151,16 @@ def test_records_are_read_some_at_a_time(trained: Trained, monkeypatch: pytest.M
 def test_by_default_it_leads_from_the_largest_class_to_the_rarest_that_is_large_enough(
     trained: Trained,
 ) -> None:
-    found = shift(trained).found
-    assert (found["column"], found["start"], found["end"]) == ("state", "ok", "cracked")
-    assert found["n_end"] >= MIN_SAMPLED_RECORDS, "of 'lost' there are two records"
-    assert shift(trained, end="ok").found["start"] == "worn", "the largest of the others"
+    summary = shift(trained).summary
+    assert (summary["column"], summary["start"], summary["end"]) == ("state", "ok", "cracked")
+    assert summary["n_end"] >= MIN_SAMPLED_RECORDS, "of 'lost' there are two records"
+    assert shift(trained, end="ok").summary["start"] == "worn", "the largest of the others"
 
 
 def test_an_attribute_is_any_column_with_values(trained: Trained) -> None:
     ref = shift(trained, column="loud", start="false", end="true", strengths=[0, 2])
     made = result(ref).to_pandas()
-    assert ref.found["column"] == "loud"
+    assert ref.summary["column"] == "loud"
     loud = [made.loc[made["aug_strength"] == s, "loud"].astype(float).mean() for s in (0, 2)]
     assert loud[1] > loud[0] + 0.2
 
@@ -180,7 +180,7 @@ def test_records_are_named_by_class_or_by_id(trained: Trained) -> None:
 def test_only_the_parts_that_were_asked_for_are_shifted(trained: Trained) -> None:
     whole, validation = shift(trained), shift(trained, output=Output(parts=["validation"]))
     assert set(result(validation).to_table()["aug_split"].to_pylist()) == {"validation"}
-    assert validation.found["distance"] == whole.found["distance"], (
+    assert validation.summary["distance"] == whole.summary["distance"], (
         "the direction is that of training records"
     )
 
@@ -203,11 +203,14 @@ def test_the_direction_of_a_published_version_is_not_of_its_hold_out(
     store, dataset, _ = trained
     publish_as_is(store, dataset)
     published = version_records(store)
-    found = shift(trained._replace(dataset=published), start="ok", end="worn").found
+    summary = shift(trained._replace(dataset=published), start="ok", end="worn").summary
     counts = load_info(published, store).part_counts
     assert set(counts) == {"train", "holdout"}
-    assert (found["n_start"], found["n_end"]) == (counts["train"]["ok"], counts["train"]["worn"])
-    assert found["validation_auroc"] is None, "there is no validation to measure it on"
+    assert (summary["n_start"], summary["n_end"]) == (
+        counts["train"]["ok"],
+        counts["train"]["worn"],
+    )
+    assert summary["validation_auroc"] is None, "there is no validation to measure it on"
 
 
 # --- what cannot be ---
@@ -273,8 +276,8 @@ def test_the_page_says_what_was_shifted_and_how_well_the_direction_tells(trained
     store = trained.store
     ref = shift(trained, start="ok", end="worn", strengths=[0, 1])
     page = latents_page(ref, store)
-    assert f"Shifted {ref.found['n_shifted']} records by 2 strengths" in page
-    assert f"AUROC {ref.found['validation_auroc']:.3f}" in page
+    assert f"Shifted {ref.summary['n_shifted']} records by 2 strengths" in page
+    assert f"AUROC {ref.summary['validation_auroc']:.3f}" in page
     assert page.count("\n| ") >= 20, "the first records"
     assert (
         "named by `aug_id`, shifted by one strength"

@@ -121,7 +121,7 @@ def test_images_of_many_kinds_and_sizes_take_the_same_ways(
     assert strip["image"].null_count == 0
     assert trained.use("shifts").n_records > 0
     classes = trained.use("classes")
-    assert 0 <= classes.found["parts"]["validation"]["accuracy"] <= 1
+    assert 0 <= classes.summary["parts"]["validation"]["accuracy"] <= 1
     denoised = result(trained.use("denoised")).to_table()
     assert denoised["site"].combine_chunks().type == table_of(store, dataset)["site"].type
     assert denoised["mask"].to_pylist() == table_of(store, dataset)["mask"].to_pylist()
@@ -178,7 +178,7 @@ def test_an_attribute_that_is_added_shows_in_the_images(trained: Trained) -> Non
     assert (np.diff(likely) > 0.05).all()
     assert likely[1] < 0.2
     assert likely[3] > 0.8
-    assert ref.found["validation_auroc"] > 0.95
+    assert ref.summary["validation_auroc"] > 0.95
 
 
 def test_a_shift_of_records_outside_the_shown_part_has_no_picture(trained: Trained) -> None:
@@ -275,12 +275,12 @@ def test_a_denoised_folder_is_a_source_whose_hold_out_stays(trained: Trained) ->
     store, dataset, _ = trained
     ref = trained.use("denoised")
     folder, again = f"{store.uri}/{ref.folder}", open_store(f"{store.uri}-again")
-    found = ingest(Source(uri=folder, label="label"), store=again, seed=0)
-    before, after = load_info(dataset, store), load_info(found, again)
-    assert found.modality == "image"
+    taken = ingest(Source(uri=folder, label="label"), store=again, seed=0)
+    before, after = load_info(dataset, store), load_info(taken, again)
+    assert taken.modality == "image"
     assert [c.name for c in after.columns] == [c.name for c in before.columns]
     assert after.part_counts["holdout"] == before.part_counts["holdout"]
-    assert found.class_counts == dataset.class_counts
+    assert taken.class_counts == dataset.class_counts
     training = trained.use("denoised", output=Output(parts=["training", "validation"]))
     source = Source(uri=f"{store.uri}/{training.folder}", label="label")
     alone = ingest(source, store=open_store(f"{store.uri}-alone"), seed=0)
@@ -294,15 +294,15 @@ def test_an_index_of_another_tool_is_no_result_of_ours(
     pq.write_table(make_table(), tmp_path / "theirs" / "a.parquet")
     (tmp_path / "theirs" / "index.json").write_text('{"use": "denoised"}')
     source = Source(uri=str(tmp_path / "theirs"), label="state")
-    found = ingest(source, store=open_store(str(tmp_path / "other")), seed=0)
-    assert found.n_records == make_table().num_rows
+    taken = ingest(source, store=open_store(str(tmp_path / "other")), seed=0)
+    assert taken.n_records == make_table().num_rows
 
 
 def test_what_denoising_does_is_measured_by_noise_that_is_added(trained: Trained) -> None:
-    found = trained.use("denoised", Denoising(noise=0.2)).found["check"]
-    assert found["part"] == "validation"
-    assert 12 < found["psnr_noisy"] < 16, "20 log10(1 / 0.2) is 14; what is cut off adds to it"
-    assert found["psnr"] > found["psnr_noisy"] + 3
+    summary = trained.use("denoised", Denoising(noise=0.2)).summary["check"]
+    assert summary["part"] == "validation"
+    assert 12 < summary["psnr_noisy"] < 16, "20 log10(1 / 0.2) is 14; what is cut off adds to it"
+    assert summary["psnr"] > summary["psnr_noisy"] + 3
 
 
 def test_denoising_is_of_images_by_models_that_can(

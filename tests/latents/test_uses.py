@@ -261,16 +261,16 @@ def test_scores_flags_and_ranks_agree_with_one_another(trained: Trained) -> None
     ref = trained.use("anomalies", Anomalies(normal_share=0.1))
     table = result(ref).to_table()
     scores = table["score"].to_numpy()
-    threshold = ref.found["threshold"]
+    threshold = ref.summary["threshold"]
     assert table["anomaly"].to_pylist() == (scores > threshold).tolist()
     assert sorted(table["rank"].to_pylist()) == list(range(1, len(scores) + 1))
     assert table.sort_by("rank")["score"].to_pylist() == sorted(scores.tolist(), reverse=True)
     validation = scores[pc.equal(table["aug_split"], "validation").to_numpy()]
     assert 0.05 < (validation > threshold).mean() <= 0.1
-    counts = ref.found["counts"]["validation"]
+    counts = ref.summary["counts"]["validation"]
     assert sum(c["flagged"] for c in counts.values()) == (validation > threshold).sum()
-    assert ref.found["n_flagged"] == (scores > threshold).sum()
-    assert "holdout" not in ref.found["counts"], (
+    assert ref.summary["n_flagged"] == (scores > threshold).sum()
+    assert "holdout" not in ref.summary["counts"], (
         "what becomes of the hold-out is for one comparison"
     )
 
@@ -287,9 +287,9 @@ def test_a_model_of_one_class_finds_the_others_strange(
     good = select_classes(dataset, classes=["good"], store=store)
     model = fit(store, good, PluginModel(name="linear", options={"n_latent": 1}))
     ref = Trained(store, dataset, model).use("anomalies")
-    assert ref.found["normal"] == ["good"]
-    assert ref.found["validation_auroc"] == 1.0
-    counts = ref.found["counts"]
+    assert ref.summary["normal"] == ["good"]
+    assert ref.summary["validation_auroc"] == 1.0
+    counts = ref.summary["counts"]
     assert {part: counts[part]["bad"]["flagged"] for part in counts} == {
         part: counts[part]["bad"]["records"] for part in counts
     }
@@ -307,12 +307,12 @@ def test_a_threshold_needs_normal_validation_records(trained: Trained) -> None:
 def test_selected_records_keep_their_ids_and_parts(trained: Trained) -> None:
     store, dataset, _ = trained
     some = select_classes(dataset, classes=["worn", "ok"], store=store)
-    whole, found = load_info(dataset, store), load_info(some, store)
+    whole, part_of = load_info(dataset, store), load_info(some, store)
     for part in ("training", "validation"):
         table = read_part(store, whole, [part])
         kept = table.filter(pc.is_in(table["state"], pa.array(["worn", "ok"])))
-        assert read_part(store, found, [part])["aug_id"].to_pylist() == kept["aug_id"].to_pylist()
-    assert {s.split for s in found.shards} == {"training", "validation"}
+        assert read_part(store, part_of, [part])["aug_id"].to_pylist() == kept["aug_id"].to_pylist()
+    assert {s.split for s in part_of.shards} == {"training", "validation"}
     assert sum(some.class_counts.values()) == some.n_records
 
 
@@ -350,23 +350,23 @@ def test_originals_and_reconstructions_have_the_dtypes_of_the_source(
     table = pa.Table.from_pandas(frame, preserve_index=False)
     store, dataset = staged(table, tmp_path, label="label")
     trained = Trained(store, dataset, fit(store, dataset, linear_model))
-    found = result(trained.use("reconstructions")).to_pandas()
+    summary = result(trained.use("reconstructions")).to_pandas()
     second, third = suffixes(["n", "x", "c", "x_error"])
     assert (second, third) == ("__reconstructed", "__error"), "x_error is there already"
     for name in ("n", "x", "c"):
-        assert found[name].dtype == frame[name].dtype
-        assert found[name + second].dtype == frame[name].dtype
-    np.testing.assert_allclose(found["x" + third], abs(found["x"] - found["x" + second]))
-    differs = found["c"].astype(str) != found["c" + second].astype(str)
-    assert (found["c" + third] == differs).all()
-    one_missing = found["n"].isna() != found["n" + second].isna()
-    assert found["n" + third].isna().equals(one_missing)
+        assert summary[name].dtype == frame[name].dtype
+        assert summary[name + second].dtype == frame[name].dtype
+    np.testing.assert_allclose(summary["x" + third], abs(summary["x"] - summary["x" + second]))
+    differs = summary["c"].astype(str) != summary["c" + second].astype(str)
+    assert (summary["c" + third] == differs).all()
+    one_missing = summary["n"].isna() != summary["n" + second].isna()
+    assert summary["n" + third].isna().equals(one_missing)
 
 
 def test_the_summary_is_that_of_the_errors(trained: Trained) -> None:
     ref = trained.use("reconstructions")
     validation = result(ref).to_pandas("validation")
-    scores = ref.found["parts"]["validation"]
+    scores = ref.summary["parts"]["validation"]
     assert scores["site"]["right"] == pytest.approx(1 - validation["site_error"].mean())
     mse = (validation["cycles_error"] ** 2).mean()
     assert scores["cycles"]["explained"] == pytest.approx(
@@ -417,8 +417,8 @@ def test_a_strip_leads_from_one_class_to_the_other(trained: Trained) -> None:
 def test_the_class_changes_as_a_whole_in_the_middle() -> None:
     """One number is the class's, the other the record's own: the one jumps, the other goes in equal steps."""
     first, last, places = np.array([0.0, 1.0]), np.array([8.0, 5.0]), np.linspace(0.0, 1.0, 5)
-    found = way(first, last, places, np.array([0.0, 0.0]), np.array([8.0, 0.0]))
-    assert found.tolist() == [[0, 1], [0, 2], [8, 3], [8, 4], [8, 5]]
+    steps = way(first, last, places, np.array([0.0, 0.0]), np.array([8.0, 0.0]))
+    assert steps.tolist() == [[0, 1], [0, 2], [8, 3], [8, 4], [8, 5]]
     straight = way(first, last, places)
     assert straight[:, 0].tolist() == [0, 2, 4, 6, 8]
     of_one_class = way(first, last, places, last, last)
@@ -430,23 +430,23 @@ def test_a_class_stands_for_the_record_nearest_to_its_mean(trained: Trained) -> 
     vectors = result(trained.use("embeddings"))
     table, Z = vectors.to_table("training"), vectors.vectors("training").astype(float)
     for end in ("start", "end"):
-        rows = pc.equal(table["state"], ref.found[f"{end}_class"]).to_numpy(zero_copy_only=False)
+        rows = pc.equal(table["state"], ref.summary[f"{end}_class"]).to_numpy(zero_copy_only=False)
         ids, mine = table["aug_id"].filter(pa.array(rows)), Z[rows]
         nearest = np.linalg.norm(mine - mine.mean(axis=0), axis=1).argmin()
-        assert ref.found[end] == ids[int(nearest)].as_py()
+        assert ref.summary[end] == ids[int(nearest)].as_py()
 
 
 def test_a_strip_between_two_records_by_their_ids(trained: Trained) -> None:
     store, dataset, _ = trained
     ids = read_part(store, load_info(dataset, store), ["validation"])["aug_id"].to_pylist()[:2]
     ref = trained.use("interpolations", Interpolation(start=ids[0], end=ids[1], n_steps=2))
-    assert (ref.found["start"], ref.found["end"], ref.n_records) == (*ids, 4)
+    assert (ref.summary["start"], ref.summary["end"], ref.n_records) == (*ids, 4)
 
 
 def test_by_default_it_goes_from_the_largest_class_to_the_smallest(trained: Trained) -> None:
     ref = trained.use("interpolations")
-    assert ref.found["start_class"] == "ok"
-    assert ref.found["end_class"] == "lost"
+    assert ref.summary["start_class"] == "ok"
+    assert ref.summary["end_class"] == "lost"
 
 
 def test_an_end_that_is_nothing_is_said(trained: Trained) -> None:
@@ -481,14 +481,14 @@ def test_the_predicted_class_is_the_most_likely_one(trained: Trained) -> None:
     expected = np.array(encoder.strata)[likely.argmax(axis=1)]
     assert table["predicted"].to_pylist() == expected.tolist()
     validation = result(ref).to_pandas("validation")
-    scores = ref.found["parts"]["validation"]
+    scores = ref.summary["parts"]["validation"]
     assert scores["accuracy"] == pytest.approx(
         (validation["state"] == validation["predicted"]).mean()
     )
     recall = (validation["state"] == validation["predicted"]).groupby(validation["state"]).mean()
     assert scores["balanced_accuracy"] == pytest.approx(recall.mean())
     assert scores["recall"] == pytest.approx(recall.to_dict())
-    assert "holdout" in set(table["aug_split"].to_pylist()) - set(ref.found["parts"])
+    assert "holdout" in set(table["aug_split"].to_pylist()) - set(ref.summary["parts"])
 
 
 def test_the_observed_prior_favours_the_common_class(trained: Trained) -> None:
@@ -506,16 +506,16 @@ def test_posteriors_of_two_points_are_bayes_rule(trained: Trained) -> None:
     strata = Strata(encoder)
     log_prior = np.log(np.array([0.5, 0.25, 0.125, 0.125]))
     likely = np.log(np.array([[0.1, 0.2, 0.4, 0.4], [0.1, 0.1, 0.1, 0.1]]))
-    found = posterior(likely, log_prior, strata)
-    np.testing.assert_allclose(found, [[0.25, 0.25, 0.25, 0.25], [0.5, 0.25, 0.125, 0.125]])
+    shares = posterior(likely, log_prior, strata)
+    np.testing.assert_allclose(shares, [[0.25, 0.25, 0.25, 0.25], [0.5, 0.25, 0.125, 0.125]])
 
 
 def test_strata_within_a_class_add_up_to_it(trained: Trained, linear_model: PluginModel) -> None:
     store, dataset, _ = trained
     by_loud = trained._replace(model=fit(store, dataset, linear_model, by=("loud",)))
     ref = by_loud.use("classes")
-    assert set(ref.found["classes"]) <= {"ok", "worn", "cracked", "lost"}
-    assert ref.found["parts"]["validation"]["balanced_accuracy"] > 0.4
+    assert set(ref.summary["classes"]) <= {"ok", "worn", "cracked", "lost"}
+    assert ref.summary["parts"]["validation"]["balanced_accuracy"] > 0.4
     assert by_loud.use("interpolations").n_records == 11
     assert by_loud.use("reconstructions").n_records == dataset.n_records
 

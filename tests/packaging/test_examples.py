@@ -122,7 +122,7 @@ def test_pictures_are_published_only_after_somebody_approved(
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("repository_of", ["judge_external"], indirect=True)
+@pytest.mark.parametrize("repository_of", ["evaluate_external"], indirect=True)
 def test_a_tool_that_copies_is_screened_out_and_another_is_compared(
     repository_of: Run, tmp_path: Path
 ) -> None:
@@ -131,7 +131,7 @@ def test_a_tool_that_copies_is_screened_out_and_another_is_compared(
         f"print(json.dumps(compare({str(tmp_path / 'data')!r}, evaluation)))"
     )
     assert found["photocopier"]["passed"] < 0.2
-    assert found["photocopier"]["verdict"] == "not judged"
+    assert found["photocopier"]["verdict"] == "not compared"
     assert found["gaussian"]["passed"] > 0.5
     assert found["gaussian"]["verdict"] in ("accept", "inconclusive", "reject")
     assert Path(found["gaussian"]["report"]).is_file()

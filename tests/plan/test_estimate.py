@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 
 from prefect_augment.nn.machine import classifier_size
 from prefect_augment.plan.estimate import classifier_steps, estimate, estimate_images
-from prefect_augment.synthesis.effort import training_bytes, trees_seconds
+from prefect_augment.synthesis.training_budget import training_bytes, trees_seconds
 
 # --- tables -------------------------------------------------------------------------------------
 

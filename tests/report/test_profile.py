@@ -36,7 +36,7 @@ def put(folder: Path) -> Source:
 
 def test_a_profile_says_columns_classes_and_troubles(tmp_path: Path) -> None:
     found = profile(put(tmp_path / "in"))
-    assert found.usable
+    assert found.is_valid
     assert [(c.name, c.kind) for c in found.columns] == [("x", "numeric"), ("id", "identifier")]
     assert found.class_counts == {"head": 50, "tail": 5}
     assert (found.n_records, found.n_files, found.imbalance_ratio) == (55, 1, 10.0)
@@ -61,7 +61,7 @@ def test_a_source_that_ingest_would_refuse_is_shown_with_the_reason(
     found = profile(source)
     with pytest.raises(InputError) as refused:
         ingest(source, store=open_store(str(tmp_path / "out")), seed=0)
-    assert not found.usable
+    assert not found.is_valid
     assert found.notes[0] == str(refused.value)
     assert "id" in [c.name for c in found.columns]
 
@@ -91,7 +91,7 @@ def test_the_example_depends_on_the_seed_alone() -> None:
 def test_real_tables_are_usable_and_keep_every_record(shared_data: Path, name: str) -> None:
     source = Source(uri=str(shared_data / "tabular" / f"{name}.parquet"), label=LABELS[name])
     found = profile(source)
-    assert found.usable
+    assert found.is_valid
     assert found.n_quarantined == 0
     ref = ingest(source, store=open_store(f"memory://profile-{name}"), seed=0)
     assert ref.n_records == found.n_records == pq.read_metadata(source.uri).num_rows

@@ -496,7 +496,7 @@ def test_a_run_that_did_nothing_still_has_a_page_that_says_so() -> None:
     files = build_report(MINIMAL)
     assert set(files) == {"report.html", "report.json"}
     text = Page(files["report.html"]).text
-    assert "Not judged" in text
+    assert "Not compared" in text
     assert "No comparison on held-out real records was run" in text
     assert text.count("Not run:") >= 6
     assert "recipe.json" not in text
@@ -651,7 +651,7 @@ def test_summary_shows_pictures_inline_where_it_is_given_them(files: dict[str, b
 
 def test_summary_of_a_run_that_did_nothing_says_so() -> None:
     text = markdown_summary(MINIMAL)
-    assert "## Verdict: not judged" in text
+    assert "## Verdict: not compared" in text
     assert "Not run: no strategies were compared." in text
 
 

@@ -130,8 +130,8 @@ def test_what_is_lost_comes_before_what_says_nothing() -> None:
 # --- the filter: classes as a whole ---
 
 
-def stratum(name: str, found: float, *, passed: bool) -> ClassFilter:
-    check = ClassCheck(name="labels", found=found, expected=0.05, p_value=0.1, passed=passed)
+def stratum(name: str, observed: float, *, passed: bool) -> ClassFilter:
+    check = ClassCheck(name="labels", observed=observed, expected=0.05, p_value=0.1, passed=passed)
     verdict = "safe" if passed else "unsafe"
     return ClassFilter(
         name=name, n_candidates=9, n_passed=9, n_kept=9, reasons={}, metrics={}, checks=(check,),
@@ -183,7 +183,7 @@ def info(n: int = 2) -> SearchResult:
         trial("class weights", 0.8, kept=True, amount=0.5),
         *(trial("<b>odd</b>", 0.7, kept=False, reason="<i>low</i>") for _ in range(n - 1)),
     )
-    pilots = Rung(name="pilots", effort=1 / 3, n_seeds=1, trials=trials)
+    pilots = Rung(name="pilots", step_share=1 / 3, n_seeds=1, trials=trials)
     return SearchResult(rungs=(pilots,), n_settings=8, skipped={"vae": "not asked for"})
 
 

@@ -29,11 +29,11 @@ from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage.staging import read_result
 from prefect_augment.storage.store import Store, open_store
 from prefect_augment.synthesis import sample as sample_stage
-from prefect_augment.synthesis.effort import TRAINING_SHARE
 from prefect_augment.synthesis.model_store import load_model
 from prefect_augment.synthesis.resume import read_training
 from prefect_augment.synthesis.sample import sample
 from prefect_augment.synthesis.train import train, why_no_image_model
+from prefect_augment.synthesis.training_budget import TRAINING_SHARE
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 COUNTS = {"dark": 30, "bright": 12, "lone": 3}

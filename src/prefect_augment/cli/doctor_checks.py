@@ -77,7 +77,7 @@ class Check(Result):
     area: str
     name: str
     status: Status
-    found: str
+    finding: str
     advice: str = ""
 
 
@@ -262,8 +262,8 @@ def _amount(name: str, n_bytes: int, limits: tuple[int, int], advice: str) -> Ch
     return _check("machine", name, status, text, "" if status == "ok" else advice)
 
 
-def _check(area: str, name: str, status: Status, found: str, advice: str = "") -> Check:
-    return Check(area=area, name=name, status=status, found=found, advice=advice)
+def _check(area: str, name: str, status: Status, finding: str, advice: str = "") -> Check:
+    return Check(area=area, name=name, status=status, finding=finding, advice=advice)
 
 
 # --- storage ----------------------------------------------------------------------------------

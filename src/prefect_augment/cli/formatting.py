@@ -157,7 +157,7 @@ def show_latents(console: Console, result: LatentResult) -> None:
     from prefect_augment.latents.page import latents_sentence
 
     console.print(f"[bold]{escape(latents_sentence(result.latents))}[/]", highlight=False)
-    summary = result.latents.found
+    summary = result.latents.summary
     if result.latents.use == "anomalies":
         _show_flagged(console, summary["counts"])
     if result.latents.use == "reconstructions":
@@ -198,7 +198,7 @@ def show_profile(console: Console, profile: Any) -> None:
         )
     console.print(table)
     total = sum(profile.class_counts.values())
-    if not profile.usable:
+    if not profile.is_valid:
         console.print(f"[bold red]cannot be used:[/] {escape(profile.notes[0])}", highlight=False)
         return
     classes = Table(f"class ({escape(profile.label)})", "records", "share")
@@ -227,7 +227,7 @@ def show_checks(console: Console, checks: Sequence[Any]) -> None:
             area = check.area
             console.print(f"[bold]{escape(area)}[/]")
         colour = colours[check.status]
-        line = f"  [{colour}]{check.status:<8}[/] {escape(check.name)}: {escape(check.found)}"
+        line = f"  [{colour}]{check.status:<8}[/] {escape(check.name)}: {escape(check.finding)}"
         console.print(line, highlight=False, soft_wrap=True)
         if check.advice:
             console.print(f"           {escape(check.advice)}", highlight=False, soft_wrap=True)

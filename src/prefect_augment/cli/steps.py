@@ -232,5 +232,5 @@ def profile(
     from prefect_augment.cli.formatting import show_profile
 
     print_result(result, show_profile, as_json=as_json)
-    if not result.usable:
+    if not result.is_valid:
         raise typer.Exit(2)

@@ -31,7 +31,7 @@ from prefect_augment.schema.base import Choice, Result, Strategy, StrategyScore
 from prefect_augment.schema.experiment import Experiment, Rung, SearchResult, Trial
 from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store
-from prefect_augment.synthesis.effort import effective_budget
+from prefect_augment.synthesis.training_budget import effective_budget
 
 __all__ = ["N_FINALISTS", "best_settings", "finalists", "pilot", "rung", "survivors", "with_choice"]
 
@@ -200,7 +200,7 @@ def rung(
         )
     return Rung(
         name=name,
-        effort=step_share,
+        step_share=step_share,
         n_seeds=max((len(results) for results in grouped.values()), default=0),
         trials=tuple(trials),
         note=note,

@@ -52,12 +52,12 @@ from prefect_augment.schema.experiment import Experiment
 from prefect_augment.storage.keys import hash_ids
 from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.draw import candidate_seeds
-from prefect_augment.synthesis.effort import effective_budget
 from prefect_augment.synthesis.model_store import table_spec
 from prefect_augment.synthesis.rejection import Rules, draw_kept
 from prefect_augment.synthesis.soft_labels import expand
 from prefect_augment.synthesis.subsample import sample_rows
 from prefect_augment.synthesis.train import fit_model
+from prefect_augment.synthesis.training_budget import effective_budget
 
 __all__ = ["TableEvaluator", "draw_synthetic", "open_evaluator"]
 

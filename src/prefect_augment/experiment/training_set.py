@@ -58,7 +58,7 @@ def build_training_set(
         shares = strategy.synthetic_weight * shares
     classic_counts = {names.index(k): w.classic for k, w in wanted.items() if w.classic}
     if classic_counts:
-        copies_made = make_records(
+        classic_records = make_records(
             X,
             strata,
             classic_counts,
@@ -67,8 +67,8 @@ def build_training_set(
             n_levels=n_levels,
             seed=seed,
         )
-        parts_X.append(copies_made.X)
-        parts_s.append(copies_made.strata)
+        parts_X.append(classic_records.X)
+        parts_s.append(classic_records.strata)
     copies = random_oversample_indices(
         strata, {names.index(k): w.copies for k, w in wanted.items()}, seed
     )

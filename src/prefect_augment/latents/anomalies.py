@@ -42,7 +42,7 @@ def anomalies(job: Job, params: Anomalies, on_progress: Progress | None) -> Late
     Normal are the classes that the model was trained on: all, or those of :func:`.select_classes`. The
     Parquet has ``aug_id``, the label, ``aug_split``, ``aug_origin``, ``score`` (float64, higher is more
     anomalous), ``anomaly`` (bool), ``rank`` (int64, from 1) and, of images, ``error_map`` (fixed_size_list of
-    float32 at the model's resolution, row by row; null if not flagged). ``found`` has the threshold, the
+    float32 at the model's resolution, row by row; null if not flagged). ``summary`` has the threshold, the
     counts per part (without the hold-out) and class and, if validation has other classes, their AUROC.
 
     Raises ParameterError for a model without latents, or without normal validation records; DivergedError
@@ -80,7 +80,7 @@ def anomalies(job: Job, params: Anomalies, on_progress: Progress | None) -> Late
     pictures = scores_chart(chart), view.strange_picture(scored.strangest_validation)
     return job.finish(
         shards,
-        found={
+        summary={
             "normal": list(normal),
             "threshold": threshold,
             "n_normal_validation": len(beyond),

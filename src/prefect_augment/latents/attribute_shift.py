@@ -42,7 +42,7 @@ def shift_attribute(job: Job, params: AttributeShift, on_progress: Progress | No
     The direction is the mean latent vector of the training records with one value of a column minus that
     of another value; whatever else differs between the two groups is in it, too. The Parquet has a row
     per record and strength: ``aug_id``, ``aug_split``, ``aug_strength`` (float64), the learnt columns, and
-    label and ``by`` of the decoding stratum; strength 0 is the reconstruction. ``found`` has the two values
+    label and ``by`` of the decoding stratum; strength 0 is the reconstruction. ``summary`` has the two values
     with their training records, the direction's Euclidean length and ``validation_auroc``: how well
     projections on it separate validation records of the two values (None if one has none).
 
@@ -91,7 +91,7 @@ def shift_attribute(job: Job, params: AttributeShift, on_progress: Progress | No
     title = f"{ends[0].value} → {ends[1].value}"
     return job.finish(
         [shard for piece in pieces for shard in piece.shards],
-        found={
+        summary={
             "column": column,
             "start": ends[0].value,
             "end": ends[1].value,

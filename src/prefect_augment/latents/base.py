@@ -179,7 +179,7 @@ class Job:
         self,
         shards: Sequence[ShardInfo],
         *,
-        found: Mapping[str, Any],
+        summary: Mapping[str, Any],
         pictures: Sequence[str] = (),
         notes: Sequence[str] = (),
     ) -> LatentRef:
@@ -196,7 +196,7 @@ class Job:
                 params={**self.params, "parts": list(self.parts)},
                 shards=tuple(shards),
                 pictures=tuple(pictures),
-                found=dict(found),
+                summary=dict(summary),
                 notes=tuple(notes),
             )
         )

@@ -63,7 +63,7 @@ def classify(job: Job, params: Classification, on_progress: Progress | None) -> 
     scores = {part: _scores(classes) for part, classes in confusion.items()}
     return job.finish(
         [shard for piece in pieces for shard in piece.shards],
-        found={"prior": params.prior, "classes": list(strata.classes), "parts": scores},
+        summary={"prior": params.prior, "classes": list(strata.classes), "parts": scores},
     )
 
 

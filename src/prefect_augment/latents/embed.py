@@ -55,7 +55,7 @@ def embed(job: Job, params: None, on_progress: Progress | None) -> LatentRef:
     pictures = cloud_chart(cloud), open_view(job, fitted, encoder).codes_picture()
     return job.finish(
         shards,
-        found={"n_latent": int(fitted.n_latent), "plane_share": round(cloud.share, 6)},
+        summary={"n_latent": int(fitted.n_latent), "plane_share": round(cloud.share, 6)},
         pictures=job.folder.put_pictures(*pictures),
     )
 

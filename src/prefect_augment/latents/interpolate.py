@@ -64,7 +64,7 @@ def interpolate(job: Job, params: Interpolation, on_progress: Progress | None) -
     )
     return job.finish(
         shards,
-        found={
+        summary={
             "start": ends[0].aug_id,
             "end": ends[1].aug_id,
             "start_class": strata.of_class[codes[0]],

@@ -144,7 +144,7 @@ class LatentFolder(Stage):
             key=info.key,
             digest=info.digest,
             n_records=sum(shard.n_records for shard in info.shards),
-            found=info.found,
+            summary=info.summary,
             notes=info.notes,
         )
 

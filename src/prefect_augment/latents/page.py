@@ -25,48 +25,48 @@ Numbers = Mapping[str, Any]
 
 def latents_sentence(ref: LatentRef) -> str:
     """Return the outcome of a use in one sentence."""
-    found, n = ref.found, f"{ref.n_records:,} records"
+    summary, n = ref.summary, f"{ref.n_records:,} records"
     if ref.use == "embeddings":
-        return f"Embedded {n} as vectors of {found['n_latent']} numbers."
+        return f"Embedded {n} as vectors of {summary['n_latent']} numbers."
     if ref.use == "anomalies":
         auroc = (
-            f" AUROC on validation records {found['validation_auroc']:.3f}."
-            if found["validation_auroc"] is not None
+            f" AUROC on validation records {summary['validation_auroc']:.3f}."
+            if summary["validation_auroc"] is not None
             else ""
         )
-        return f"Scored {n}; {found['n_flagged']:,} are beyond the threshold of {found['threshold']:.4g}.{auroc}"
+        return f"Scored {n}; {summary['n_flagged']:,} are beyond the threshold of {summary['threshold']:.4g}.{auroc}"
     if ref.use == "reconstructions":
         return f"Reconstructed {n}."
     if ref.use == "denoised":
-        return f"Took noise of {found['noise']:g} out of {n}.{_gain(found)}"
+        return f"Took noise of {summary['noise']:g} out of {n}.{_gain(summary)}"
     if ref.use == "interpolations":
         return (
-            f"Made {ref.n_records - 2} records on the way from {found['start_class']!r} to "
-            f"{found['end_class']!r}."
+            f"Made {ref.n_records - 2} records on the way from {summary['start_class']!r} to "
+            f"{summary['end_class']!r}."
         )
     if ref.use == "shifts":
         auroc = (
-            f" On validation the direction tells the two apart with AUROC {found['validation_auroc']:.3f}."
-            if found["validation_auroc"] is not None
+            f" On validation the direction tells the two apart with AUROC {summary['validation_auroc']:.3f}."
+            if summary["validation_auroc"] is not None
             else ""
         )
         return (
-            f"Shifted {found['n_shifted']:,} records by {len(found['strengths'])} strengths of the way from "
-            f"{found['start']!r} to {found['end']!r} of {found['column']!r}.{auroc}"
+            f"Shifted {summary['n_shifted']:,} records by {len(summary['strengths'])} strengths of the way from "
+            f"{summary['start']!r} to {summary['end']!r} of {summary['column']!r}.{auroc}"
         )
-    validation = found["parts"].get("validation")
+    validation = summary["parts"].get("validation")
     scores = (
         f" On validation: accuracy {validation['accuracy']:.3f}, balanced accuracy "
         f"{validation['balanced_accuracy']:.3f}."
         if validation
         else ""
     )
-    return f"Classified {n} with the prior {found['prior']}.{scores}"
+    return f"Classified {n} with the prior {summary['prior']}.{scores}"
 
 
-def _gain(found: Numbers) -> str:
+def _gain(summary: Numbers) -> str:
     """Return what denoising changes on validation records with added noise."""
-    check = found["check"]
+    check = summary["check"]
     if check is None:
         return ""
     return (
@@ -105,16 +105,16 @@ def _nothing(info: LatentInfo, store: Store) -> list[str]:
 def _flagged(info: LatentInfo, store: Store) -> list[str]:
     rows = [
         (part, name, f"{c['records']:,}", f"{c['flagged']:,}", percent(c["flagged"] / c["records"]))
-        for part, classes in info.found["counts"].items()
+        for part, classes in info.summary["counts"].items()
         for name, c in classes.items()
     ]
     head = ("part", "class", "records", "flagged", "flagged, %")
-    normal = ", ".join(info.found["normal"])
+    normal = ", ".join(info.summary["normal"])
     return [f"Normal: {markdown_text(normal)}.", *_table(head, rows, n_text=2)]
 
 
 def _columns(info: LatentInfo, store: Store) -> list[str]:
-    parts = info.found["parts"]
+    parts = info.summary["parts"]
     part = "validation" if "validation" in parts else next(iter(parts), "")
     rows = []
     for name, scores in parts.get(part, {}).items():
@@ -129,10 +129,10 @@ def _columns(info: LatentInfo, store: Store) -> list[str]:
 
 
 def _confusion(info: LatentInfo, store: Store) -> list[str]:
-    parts = info.found["parts"]
+    parts = info.summary["parts"]
     part = "validation" if "validation" in parts else next(iter(parts), "")
     confusion = parts.get(part, {}).get("confusion", {})
-    classes = info.found["classes"][:MAX_COLUMNS]
+    classes = info.summary["classes"][:MAX_COLUMNS]
     rows = [(name, *(f"{row.get(k, 0):,}" for k in classes)) for name, row in confusion.items()]
     head = (f"{part}: true class", *(f"predicted {name}" for name in classes))
     recall = parts.get(part, {}).get("recall", {})

@@ -31,7 +31,7 @@ def reconstruct(job: Job, params: Reconstruction, on_progress: Progress | None) 
     The Parquet has ``aug_id``, the label, ``aug_split``, ``aug_origin`` and, for each learnt column ``x``, ``x``,
     ``x_reconstructed`` in the same type, and ``x_error``: of numbers the difference (dates in days,
     timestamps in ticks; null if one is missing), of categories 1 if they differ, of images the mean squared
-    error, white being 1. ``found`` has, per part (without the hold-out) and column, the explained variance of
+    error, white being 1. ``summary`` has, per part (without the hold-out) and column, the explained variance of
     numbers and the share of right categories.
 
     Raises ParameterError for a model without latents, or a stratum that it does not know.
@@ -55,7 +55,7 @@ def reconstruct(job: Job, params: Reconstruction, on_progress: Progress | None) 
     }
     return job.finish(
         [shard for piece in pieces for shard in piece.shards],
-        found={"as_class": params.as_class, "parts": parts},
+        summary={"as_class": params.as_class, "parts": parts},
         pictures=job.folder.put_pictures(view.codes_picture()),
     )
 
@@ -97,7 +97,7 @@ def denoise(job: Job, params: Denoising, on_progress: Progress | None) -> Latent
 
     The Parquet has ``aug_id``, the label, ``aug_split``, ``aug_origin``, the source's other columns, and the
     image: a PNG in the record's shape and colours, its longer edge that of the dataset's common size.
-    ``found`` has in ``check`` the peak signal-to-noise ratios, in dB, of a few records with seeded noise of
+    ``summary`` has in ``check`` the peak signal-to-noise ratios, in dB, of a few records with seeded noise of
     this size added, before and after; noise in the records themselves counts as signal.
 
     Raises ParameterError if the records are no images, or the model cannot denoise.
@@ -120,7 +120,7 @@ def denoise(job: Job, params: Denoising, on_progress: Progress | None) -> Latent
     check, picture = _check(job, fitted, encoder, params.noise)
     return job.finish(
         [shard for piece in pieces for shard in piece.shards],
-        found={"noise": params.noise, "check": check},
+        summary={"noise": params.noise, "check": check},
         pictures=job.folder.put_pictures(picture),
     )
 

@@ -328,7 +328,7 @@ def classic_recipe(plan: BalancePlan, modality: Modality, classic: Classic) -> R
     policy = ImagePolicy.from_params(classic) if modality == "image" and n_classic else None
     recipe = Recipe(
         strategy=Strategy(
-            name="classic augmentation, not judged", family="classic" if n_classic else "as_is"
+            name="classic augmentation, not compared", family="classic" if n_classic else "as_is"
         ),
         class_weight={c.name: 1.0 for c in plan.classes},
         synthetic={},

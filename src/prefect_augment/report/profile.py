@@ -166,7 +166,7 @@ def _profile(
         source=source.uri,
         format=listing.format,
         label=label,
-        usable=is_valid,
+        is_valid=is_valid,
         n_files=len(listing.entries),
         n_bytes=sum(max(0, entry.n_bytes) for entry in listing.entries),
         n_records=n_records,

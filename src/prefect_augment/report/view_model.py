@@ -107,7 +107,7 @@ def headline(data: ReportData) -> Headline:
             )
         return Headline(
             "none",
-            "Not judged",
+            "Not compared",
             "No comparison on held-out real records was run, so nothing here shows whether the data helps.",
             (),
         )
@@ -194,7 +194,7 @@ def _class_row(
         n_holdout=None if holdout is None else holdout.get(name, 0),
         recall_as_is=recall.get(as_is_strategy(data) or "", {}).get(name),
         recall_chosen=chosen.get(name),
-        decision="not judged" if name in not_compared and not decision else decision,
+        decision="not compared" if name in not_compared and not decision else decision,
         why_not_compared=not_compared.get(name, ""),
         n_candidates=filter_sum.n_candidates if filter_sum else None,
         n_passed=filter_sum.n_passed if filter_sum else None,

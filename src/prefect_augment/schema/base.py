@@ -22,6 +22,7 @@ __all__ = [
     "ClassCheck",
     "ClassFilter",
     "ClassPlan",
+    "ClassVerdict",
     "ColumnInfo",
     "Commit",
     "DatasetInfo",
@@ -225,7 +226,7 @@ class Profile(Result):
     source: str
     format: str
     label: str  # empty if no column can be the label
-    usable: bool  # whether ingest would accept it
+    is_valid: bool  # whether ingest would accept it
     n_files: int
     n_bytes: int
     n_records: int
@@ -322,11 +323,20 @@ class ModelRef(Result):
     block: str = ""
 
 
+ClassVerdict = Annotated[
+    Literal["safe", "unsafe", "not tested"],
+    BeforeValidator(
+        lambda verdict: "not tested" if verdict == "not judged" else verdict
+    ),  # stored so before 0.2
+]
+
+
 class ClassCheck(Result):
     """Whether a stratum's candidates as a whole resemble real records, in one respect."""
 
     name: CheckName
-    found: float  # share of the candidates; for collapse, of the covered real records
+    # Share of the candidates; for collapse, of the covered real records.
+    observed: float = Field(validation_alias=AliasChoices("observed", "found"))
     expected: float  # of unseen real records
     p_value: float | None  # over all tests; None if there is none
     passed: bool
@@ -342,7 +352,7 @@ class ClassFilter(Result):
     reasons: dict[str, int]  # reason -> dropped candidates
     metrics: dict[str, float]  # of class_metrics: density, coverage, c2st_auc, …
     checks: tuple[ClassCheck, ...] = ()  # those with enough records
-    verdict: Literal["safe", "unsafe", "not judged"] = "not judged"
+    verdict: ClassVerdict = "not tested"
 
 
 class FilterResult(Result):
@@ -633,7 +643,7 @@ class LatentInfo(Result):
     params: dict[str, Any]
     shards: tuple[ShardInfo, ...]
     pictures: tuple[str, ...] = ()  # paths of PNGs
-    found: dict[str, Any]  # a summary
+    summary: dict[str, Any] = Field(validation_alias=AliasChoices("summary", "found"))
     notes: tuple[str, ...] = ()
 
 
@@ -646,7 +656,7 @@ class LatentRef(Result):
     key: str
     digest: str
     n_records: int
-    found: dict[str, Any]
+    summary: dict[str, Any] = Field(validation_alias=AliasChoices("summary", "found"))
     notes: tuple[str, ...] = ()
     block: str = ""  # name of the Prefect block that opens root, if needed
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from prefect_augment.params.keys import step_key
 from prefect_augment.params.models import ModelParams
@@ -105,7 +105,8 @@ class Rung(Result):
     """One round of the search, with equal training for all trials."""
 
     name: str
-    effort: float  # share of an estimator's full steps
+    # Share of an estimator's full steps.
+    step_share: float = Field(validation_alias=AliasChoices("step_share", "effort"))
     n_seeds: int
     trials: tuple[Trial, ...]
     note: str = ""

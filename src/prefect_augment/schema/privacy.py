@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import AliasChoices, Field
+
 from prefect_augment.schema.base import Interval, Result
 
 __all__ = ["Attack", "ClassPrivacy", "Closeness", "Exposure", "Privacy", "PrivacySide"]
@@ -19,7 +21,9 @@ class Attack(Result):
     n_members: int
     n_others: int
     # True positive rate at a false positive rate of 5 %; None below 20 others.
-    found_share: float | None = None
+    detected_share: float | None = Field(
+        default=None, validation_alias=AliasChoices("detected_share", "found_share")
+    )
 
 
 class Closeness(Result):

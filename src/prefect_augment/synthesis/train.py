@@ -35,7 +35,11 @@ from prefect_augment.shards.staged import load_info
 from prefect_augment.storage.spill import give_back
 from prefect_augment.storage.staging import Stage
 from prefect_augment.storage.store import Store
-from prefect_augment.synthesis.effort import (
+from prefect_augment.synthesis.model_store import Encoder, image_spec, keep_model, table_spec
+from prefect_augment.synthesis.resume import CurveRecorder, Resume
+from prefect_augment.synthesis.reuse import find_previous, keep_training
+from prefect_augment.synthesis.subsample import n_training_records, read_training_records
+from prefect_augment.synthesis.training_budget import (
     announce,
     calibrate,
     calibrated_context,
@@ -43,10 +47,6 @@ from prefect_augment.synthesis.effort import (
     effective_budget,
     plain_context,
 )
-from prefect_augment.synthesis.model_store import Encoder, image_spec, keep_model, table_spec
-from prefect_augment.synthesis.resume import CurveRecorder, Resume
-from prefect_augment.synthesis.reuse import find_previous, keep_training
-from prefect_augment.synthesis.subsample import n_training_records, read_training_records
 
 __all__ = ["MIN_IMAGES", "find_model", "fit_model", "train", "why_no_image_model"]
 

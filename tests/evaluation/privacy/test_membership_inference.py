@@ -49,7 +49,7 @@ def test_attack_on_copies_is_near_one_and_on_noise_in_between(seed: int) -> None
     assert found is not None
     # 60 pairs at least, all right: 0.025 ** (1 / 60).
     assert found.auc.low == pytest.approx(0.025 ** (1 / 60))
-    assert found.found_share == 1.0
+    assert found.detected_share == 1.0
 
 
 def test_interval_holds_one_half_where_the_records_are_new() -> None:

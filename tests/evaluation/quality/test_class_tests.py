@@ -142,13 +142,13 @@ def test_too_few_candidates_or_real_records_have_no_verdict():
     none = evidence(near=[], equal=[], wrong=None, coverage=float("nan"))
     checks = class_checks(none, Limits(), n_strata=1)
     assert [c.name for c in checks] == ["domain"]
-    assert class_verdict(checks) == "not judged"
+    assert class_verdict(checks) == "not tested"
 
 
 def test_what_is_wrong_is_said_in_a_sentence():
     checks = (
-        ClassCheck(name="labels", found=0.41, expected=0.12, p_value=1e-9, passed=False),
-        ClassCheck(name="noise", found=0.05, expected=0.05, p_value=0.5, passed=True),
+        ClassCheck(name="labels", observed=0.41, expected=0.12, p_value=1e-9, passed=False),
+        ClassCheck(name="noise", observed=0.05, expected=0.05, p_value=0.5, passed=True),
     )
     assert describe_faults("worn", checks) == (
         "worn: the synthetic records are unsafe: a classifier takes 41% for another class (real 12%)."

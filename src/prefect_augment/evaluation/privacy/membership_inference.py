@@ -156,7 +156,7 @@ def attack(classes: Sequence[Distances], *, level: float = 0.95) -> Attack | Non
         auc=_interval(auc, variance, min(n_groups), level),
         n_members=sum(len(a) for a, _ in scores),
         n_others=sum(len(b) for _, b in scores),
-        found_share=float(np.concatenate(detected).mean()) if detected else None,
+        detected_share=float(np.concatenate(detected).mean()) if detected else None,
     )
 
 

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import Limits
 from prefect_augment.evaluation.exact_tests import more_below, more_true
-from prefect_augment.schema.base import ClassCheck
+from prefect_augment.schema.base import ClassCheck, ClassVerdict
 
 __all__ = [
     "CHECKS",
@@ -101,19 +101,19 @@ def class_checks(evidence: Evidence, limits: Limits, *, n_strata: int) -> tuple[
     return tuple(checks)
 
 
-def class_verdict(checks: Sequence[ClassCheck]) -> Literal["safe", "unsafe", "not judged"]:
+def class_verdict(checks: Sequence[ClassCheck]) -> ClassVerdict:
     """Unsafe where a check failed; safe where none did and copies could be tested."""
     if any(not c.passed for c in checks):
         return "unsafe"
-    return "safe" if any(c.name == "copies" for c in checks) else "not judged"
+    return "safe" if any(c.name == "copies" for c in checks) else "not tested"
 
 
 FAULTS = {
-    "domain": "{found:.0%} break the domain",
-    "copies": "more are near to training records than of real ones ({found:.1%}, real {expected:.1%})",
-    "noise": "{found:.0%} are far from every training record (real {expected:.0%})",
-    "labels": "a classifier takes {found:.0%} for another class (real {expected:.0%})",
-    "collapse": "they cover {found:.0%} of what real records do (real {expected:.0%})",
+    "domain": "{observed:.0%} break the domain",
+    "copies": "more are near to training records than of real ones ({observed:.1%}, real {expected:.1%})",
+    "noise": "{observed:.0%} are far from every training record (real {expected:.0%})",
+    "labels": "a classifier takes {observed:.0%} for another class (real {expected:.0%})",
+    "collapse": "they cover {observed:.0%} of what real records do (real {expected:.0%})",
 }
 
 
@@ -160,5 +160,5 @@ def _check(
     failed: bool,
 ) -> ClassCheck:
     return ClassCheck(
-        name=name, found=share, expected=expected, p_value=p_value, passed=not bool(failed)
+        name=name, observed=share, expected=expected, p_value=p_value, passed=not bool(failed)
     )

@@ -35,7 +35,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +67,7 @@ from prefect_augment.evaluation.quality.near_copies import (
     set_reason,
     training_distances,
 )
-from prefect_augment.schema.base import ClassCheck, ClassFilter
+from prefect_augment.schema.base import ClassCheck, ClassFilter, ClassVerdict
 
 __all__ = ["REASONS", "Measures", "filter_records"]
 
@@ -124,7 +124,7 @@ class _ClassResult(NamedTuple):
     """Checks and metrics of a stratum as a whole."""
 
     checks: tuple[ClassCheck, ...] = ()
-    verdict: Literal["safe", "unsafe", "not judged"] = "not judged"
+    verdict: ClassVerdict = "not tested"
     metrics: Mapping[str, float] = MappingProxyType({})
 
 

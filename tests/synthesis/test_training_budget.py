@@ -10,7 +10,7 @@ import pytest
 from prefect_augment.genmodels.base import FitContext, ImageData, TableData
 from prefect_augment.nn.budget import Calibration
 from prefect_augment.params import Budget
-from prefect_augment.synthesis.effort import TRAINING_SHARE, announce, calibrate
+from prefect_augment.synthesis.training_budget import TRAINING_SHARE, announce, calibrate
 
 TABLE = TableData(np.zeros((5000, 4)), np.zeros(5000, dtype=np.int64))
 IMAGES = ImageData(np.zeros((300, 12, 12, 1), dtype=np.uint8), np.zeros(300, dtype=np.int64))

@@ -31,7 +31,7 @@ LEAST_SHARE = 0.5  # of a tool's records that have to pass the screen
 
 @flow(name="compare-tools")
 def compare(
-    folder: str = "~/judge-external",
+    folder: str = "~/evaluate-external",
     evaluation: Evaluation = Evaluation(),
     quality: Quality = Quality(purpose="faithful"),
 ) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def compare(
         passed = sum(c.n_passed for c in report.classes) / sum(
             c.n_candidates for c in report.classes
         )
-        found[tool] = {"passed": round(passed, 3), "verdict": "not judged"}
+        found[tool] = {"passed": round(passed, 3), "verdict": "not compared"}
         if passed >= LEAST_SHARE:
             compared = evaluate(
                 source,
