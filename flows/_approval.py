@@ -1,7 +1,5 @@
 """Approval by a person: a deployed run is suspended until somebody answers, any other leaves a proposal."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any, Literal
 

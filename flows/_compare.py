@@ -1,7 +1,5 @@
 """From a plan to a verdict: draw and filter synthetic records, search strategies, confirm the choice."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What flows do first: check parameters, fill in defaults, hold the destination."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path

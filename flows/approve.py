@@ -1,7 +1,5 @@
 """Publish a version that waits for approval, or record that it was rejected."""
 
-from __future__ import annotations
-
 import logging
 import time
 

@@ -1,7 +1,5 @@
 """Classic augmentation alone, not compared with anything, and a check of what an image policy does to labels."""
 
-from __future__ import annotations
-
 import logging
 import time
 

@@ -1,7 +1,5 @@
 """Evaluate synthetic records of any other tool, with the same rules and the same report."""
 
-from __future__ import annotations
-
 import time
 
 from prefect import flow

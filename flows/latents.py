@@ -4,8 +4,6 @@ Each finds the model that an earlier run with the same parameters trained below 
 trains it, and leaves its result beside the dataset.
 """
 
-from __future__ import annotations
-
 import time
 from inspect import Parameter, Signature
 from typing import Any

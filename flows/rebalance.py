@@ -1,7 +1,5 @@
 """The main job: from a labelled, imbalanced dataset to a balanced, compared and published one."""
 
-from __future__ import annotations
-
 import logging
 import time
 

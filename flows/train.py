@@ -1,7 +1,5 @@
 """Training alone: a model kept below the destination, which a later `rebalance` finds and uses."""
 
-from __future__ import annotations
-
 import logging
 import time
 

@@ -1,7 +1,5 @@
 """Losses of the contractive and the sparse autoencoder, for images and tables."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

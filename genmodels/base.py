@@ -6,8 +6,6 @@ codes in category columns. Their classes are strata: the label's classes, or com
 columns of ``balance.by``. The encoder owns decoding, types and domains.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
@@ -64,7 +62,7 @@ class TableSpec:
         }
 
     @classmethod
-    def from_config(cls, config: Config) -> TableSpec:
+    def from_config(cls, config: Config) -> "TableSpec":
         """Inverse of :meth:`to_config`."""
         return cls(**{name: tuple(values) for name, values in config.items()})
 
@@ -106,7 +104,7 @@ class ImageSpec:
         }
 
     @classmethod
-    def from_config(cls, config: Config) -> ImageSpec:
+    def from_config(cls, config: Config) -> "ImageSpec":
         """Inverse of :meth:`to_config`."""
         return cls(
             size=int(config["size"]),

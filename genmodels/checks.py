@@ -1,7 +1,5 @@
 """Checks of a request for records that every model makes."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

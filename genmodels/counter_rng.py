@@ -4,8 +4,6 @@ A sequential stream would tie a record to those drawn before it. Here any record
 by itself, in a batch of any size.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -5,8 +5,6 @@ may not match (Ghosh et al. 2020, "From Variational to Deterministic Autoencoder
 ex-post density estimation with ten full components).
 """
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass
 from typing import Self

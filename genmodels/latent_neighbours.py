@@ -5,8 +5,6 @@ Krawczyk & Chawla 2021, "DeepSMOTE: Fusing Deep Learning and SMOTE for Imbalance
 interpolation and its five neighbours are those of Chawla et al. 2002, "SMOTE".
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Self
 

@@ -1,7 +1,5 @@
 """Random numbers of :mod:`.counter_rng` as tensors, taken block by block."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

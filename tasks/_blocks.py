@@ -5,8 +5,6 @@ alone. Blocks of prefect-aws, -gcp and -azure are known by their documented attr
 these packages is imported.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

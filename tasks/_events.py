@@ -4,8 +4,6 @@
 resource. Outside a run nothing is sent.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from prefect.events import emit_event

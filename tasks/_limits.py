@@ -4,8 +4,6 @@ All of it needs a server that other runs use too, so it does nothing outside a r
 starts an API for one process alone.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import re

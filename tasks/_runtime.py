@@ -4,8 +4,6 @@ Everything also works outside a run, where artifacts are skipped, so that ``task
 function call in a notebook or under another orchestrator.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -1,7 +1,5 @@
 """Approve: propose a version that is ready, and record the decision on it."""
 
-from __future__ import annotations
-
 from prefect import task
 
 from prefect_augment.params import Answer, Destination

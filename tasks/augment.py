@@ -1,7 +1,5 @@
 """Augment: write classic records, and check that a policy's changed images keep their label."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from prefect import task

@@ -1,7 +1,5 @@
 """Compare: which candidates are kept, which strategy wins on validation, and what the hold-out confirms."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager

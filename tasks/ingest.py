@@ -1,7 +1,5 @@
 """Ingest: from a labelled source to validated and split records."""
 
-from __future__ import annotations
-
 from prefect import task
 
 from prefect_augment.ingest.ingest import ingest

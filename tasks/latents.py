@@ -1,7 +1,5 @@
 """Latents: a trained model's vectors, scores and reconstructions of records."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from prefect import task

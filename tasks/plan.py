@@ -1,7 +1,5 @@
 """Plan: how many records each class has and gets, and where they come from."""
 
-from __future__ import annotations
-
 from prefect import task
 
 from prefect_augment.params import RunParams

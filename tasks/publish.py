@@ -1,7 +1,5 @@
 """Publish: the report, then the shards, then the manifest that makes them a version."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from prefect import task

@@ -1,7 +1,5 @@
 """Sample: candidates for the under-represented classes, each traceable to model and seed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

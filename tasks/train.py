@@ -1,7 +1,5 @@
 """Train: fit a generative model on the training records and keep it as a checkpoint by digest."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from prefect import task

@@ -18,8 +18,6 @@ Images are drawn from a mixture of normals per class fitted to the training reco
 (:mod:`.latent_density`), or between the codes of neighbours (:mod:`.latent_neighbours`).
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, Self
 
 import numpy as np

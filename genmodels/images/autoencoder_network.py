@@ -5,8 +5,6 @@ wide, then on half as many, channels last. So a 256 px image costs as much as a 
 its first and last layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal

@@ -8,8 +8,6 @@ each is trained by contrastive divergence (Hinton 2002, "Training Products of Ex
 Contrastive Divergence").
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -15,8 +15,6 @@ classes, classes drawn with p ∝ n_k**q, label dropout, and averaged weights wi
 of the run.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any, ClassVar, Literal
 

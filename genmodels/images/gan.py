@@ -18,8 +18,6 @@ collapsed, training ends and ``stopped`` says so.
 A GAN draws an image in one pass, :mod:`.flow_matching` takes a dozen.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -83,7 +81,7 @@ class ImageGan(ImageNetwork[GanModel, GanNetwork]):
             Generator(**shape, **layers, n_latent=n_latent), Critic(**shape, **layers)
         )
 
-    def new_phase(self, network: GanNetwork, records: ImageRecords, batch_size: int) -> GanPhase:
+    def new_phase(self, network: GanNetwork, records: ImageRecords, batch_size: int) -> "GanPhase":
         """The game of the two."""
         return GanPhase(network, records, self.params, batch_size)
 

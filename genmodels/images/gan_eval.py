@@ -6,8 +6,6 @@ Fidelity and Diversity Metrics for Generative Models", section 5: such features 
 data are far from ImageNet).
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ Both have two resolutions, like :class:`.networks.UNet`: after :func:`.space_to_
 × 1 are slow on a CPU.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

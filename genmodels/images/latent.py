@@ -3,8 +3,6 @@
 Networks here see pixels in [0, 1] and compute in float32, whatever precision they were trained in.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any

@@ -4,8 +4,6 @@
 :func:`.loop.train`, draws in micro-batches of one size, and handles storage.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

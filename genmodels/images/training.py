@@ -10,8 +10,6 @@ Random numbers are drawn apart from their use, first axis records, so a batch ca
 parts.
 """
 
-from __future__ import annotations
-
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

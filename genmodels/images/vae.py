@@ -11,8 +11,6 @@ of normals per class, fitted to draws from q(z | x) of the training records, ins
 (Ghosh et al. 2020, section 4).
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Iterator

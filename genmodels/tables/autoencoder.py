@@ -17,8 +17,6 @@ Vectors are drawn from a mixture of normals per class, fitted to the training re
 their posterior, scores with the residual standard deviation.
 """
 
-from __future__ import annotations
-
 from typing import Any, Self
 
 import torch

@@ -17,8 +17,6 @@ Early stopping holds out a tenth of the records. Finally each column's marginal 
 of the class's training records (:mod:`.flow_marginals`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -90,7 +88,7 @@ class TableFlow(TableNetwork[FlowModel, FlowNetwork]):
 
     def new_phase(
         self, network: FlowNetwork, records: Encoded, space: MixedSpace, batch_size: int
-    ) -> FlowPhase:
+    ) -> "FlowPhase":
         """Train both at once; they share no weight."""
         return FlowPhase(
             network, records, self.params, batch_size=batch_size, n_classes=self.spec.n_classes

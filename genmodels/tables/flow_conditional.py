@@ -8,8 +8,6 @@ matches: the ranks of the value itself, or of the nearest records where few have
 scores moved along with it, so they are those of such records.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -9,8 +9,6 @@ Dependence stays the networks' business.
 A small class is shrunk towards all classes together, as far as its few records leave it uncertain.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Self
 

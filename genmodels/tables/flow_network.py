@@ -1,7 +1,5 @@
 """The networks of :class:`.TableFlow`, and how records are drawn from them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -14,8 +14,6 @@ per class (:class:`.ClassDensities`). None of these losses measures quality; ear
 energy distance between held-out and drawn records (Székely & Rizzo 2013).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Latent spaces of tables: the methods of :class:`.base.Encodes`, and draws from class densities."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace

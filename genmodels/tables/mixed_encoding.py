@@ -18,8 +18,6 @@ Gorishniy et al. 2021, "Revisiting Deep Learning Models for Tabular Data" (norma
 ``research/tabular.md``, section 4.1, on atoms and dequantised ranks.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Self
 

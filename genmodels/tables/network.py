@@ -5,8 +5,6 @@
 micro-batches of one size, and handles storage.
 """
 
-from __future__ import annotations
-
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable

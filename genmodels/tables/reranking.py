@@ -8,8 +8,6 @@ posterior distributions", section 2) with a classifier's ratio (Azadi et al. 201
 Rejection Sampling", section 3.1). No request is rejected.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self

@@ -15,8 +15,6 @@ Vectors are drawn from a mixture of normals per class, fitted to draws from q(z 
 records, instead of the prior, which the encoder seldom matches (Ghosh et al. 2020, section 4).
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import replace
 

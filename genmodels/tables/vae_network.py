@@ -1,7 +1,5 @@
 """The networks of :class:`.TableVae`: encoder, a prior per class, and a masked decoder."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -11,8 +11,6 @@ that of the nearest training records by rank, because hardly any leaf holds the 
 continuous column.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

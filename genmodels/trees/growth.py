@@ -13,8 +13,6 @@ levels. Relevance is the largest squared correlation of two columns' features. T
 small integers, so the sums are exact in any order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

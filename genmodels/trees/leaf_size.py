@@ -5,8 +5,6 @@ lay nearer to a training record than the nearest 5 % of unseen real records. Wit
 share was as expected, and the C2ST was no worse.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

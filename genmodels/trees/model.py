@@ -17,8 +17,6 @@ columns before it, drop each new record down the tree and draw one of the values
 scikit-learn fits the trees; they are kept as plain arrays.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self

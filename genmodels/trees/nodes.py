@@ -1,7 +1,5 @@
 """Trees of a column as flat arrays over their nodes, with the values in the leaves."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -3,8 +3,6 @@
 :mod:`.model` fits them; :mod:`.conditional` draws with fixed column values.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -25,8 +25,6 @@ Each message says what was expected, what was given and what to do. Values are k
 attributes, also after pickling.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 __all__ = [

@@ -14,8 +14,6 @@ network), the balanced accuracy was 0.97 as is and 0.98 with balanced softmax or
 augmentation; the rare digits' recalls rose from 0.90 to 0.95.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from typing import Any

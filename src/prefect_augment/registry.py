@@ -5,8 +5,6 @@ packages register models in the entry-point group ``prefect_augment.models``, ch
 class may have a pydantic class ``Params``, which then validates the options.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Numbers and user strings as in the report, the card and the artifacts."""
 
-from __future__ import annotations
-
 import difflib
 import html
 import math

@@ -6,8 +6,6 @@ the range of a class's values; whole numbers, dates and grids come back when the
 Copies of images are made in :mod:`~.write_images`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

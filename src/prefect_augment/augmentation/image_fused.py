@@ -11,8 +11,6 @@ in what another moved out; values are not clipped between operations; hue rotate
 instead of HSV (a few levels for a tenth of a turn).
 """
 
-from __future__ import annotations
-
 import cmath
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -17,8 +17,6 @@ YAML is a list of names with their arguments, or what ``albumentations.save`` wr
     - Affine: {rotate: [-10, 10], border_mode: 4, p: 1.0}
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import os
@@ -79,7 +77,7 @@ class Pipeline:
 
     def __init__(
         self,
-        operations: Sequence[Operation],
+        operations: "Sequence[Operation]",
         *,
         size: tuple[int, int],
         with_targets: bool = False,
@@ -170,7 +168,9 @@ def _without_torch() -> Iterator[None]:
         sys.modules.pop("torch", None)
 
 
-def _node(library: Any, operation: Operation, size: tuple[int, int], *, with_targets: bool) -> Any:
+def _node(
+    library: Any, operation: "Operation", size: tuple[int, int], *, with_targets: bool
+) -> Any:
     """Build one operation with every name checked: albumentations only warns, and then guesses."""
     cls = _class(library, operation)
     allowed = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
@@ -205,7 +205,7 @@ def _node(library: Any, operation: Operation, size: tuple[int, int], *, with_tar
         ) from exc
 
 
-def _class(library: Any, operation: Operation) -> type[Any]:
+def _class(library: Any, operation: "Operation") -> type[Any]:
     cls: Any = getattr(library, operation.name, None)
     if operation.name in CONTAINERS or (
         inspect.isclass(cls) and issubclass(cls, library.BasicTransform)
@@ -251,7 +251,7 @@ class Operation:
 
     name: str
     arguments: Mapping[str, Any]  # JSON values, without those of ``inner``
-    inner: tuple[Operation, ...] = ()  # the operations of one of CONTAINERS
+    inner: "tuple[Operation, ...]" = ()  # the operations of one of CONTAINERS
 
     @property
     def config(self) -> list[Any]:

@@ -5,8 +5,6 @@ A policy's operations are albumentations'. If all of them fit one warp, one colo
 (:mod:`.image_pipeline`). Either way a record's copy depends on its seed alone.
 """
 
-from __future__ import annotations
-
 import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -71,7 +69,7 @@ class ImagePolicy:
     plugin: str = ""  # entry point in ENTRY_POINTS, or module:function, instead of operations
 
     @classmethod
-    def from_params(cls, classic: Classic) -> ImagePolicy:
+    def from_params(cls, classic: Classic) -> "ImagePolicy":
         """Return the policy of the params; ParameterError if the pipeline is invalid or its domain forbids it."""
         prob = classic.image_prob
         how_often = f" Applied to {100 * prob:g} % of the records that are drawn."
@@ -91,7 +89,7 @@ class ImagePolicy:
         return cls(domain.operations, prob, rule, name=classic.image)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> ImagePolicy:
+    def from_config(cls, config: Mapping[str, Any]) -> "ImagePolicy":
         """Return a policy from its :attr:`config`, as recipes hold it."""
         return cls(
             read_operations(config["operations"]),
@@ -100,7 +98,7 @@ class ImagePolicy:
             plugin=str(config["plugin"]),
         )
 
-    def stronger(self, times: float) -> ImagePolicy:
+    def stronger(self, times: float) -> "ImagePolicy":
         """Return the policy with ranges ``times`` as wide; below 1 it is milder."""
         if times == 1:
             return self

@@ -5,8 +5,6 @@ Ranges are those of the prototype that gained five points (``safe``), of the pap
 ``docs/augmentation.md``, and of practice; ``check-policy`` tests whether they keep your labels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

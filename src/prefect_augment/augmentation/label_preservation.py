@@ -1,7 +1,5 @@
 """Check of a policy: whether a classifier of real images still sees the class after each operation."""
 
-from __future__ import annotations
-
 import base64
 import logging
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Functions of other packages, found by the name that they are installed under."""
 
-from __future__ import annotations
-
 import importlib
 import os
 from collections.abc import Callable

@@ -11,8 +11,6 @@ imbalanced-learn
 - would scale values to and fro and so change their last digits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 

@@ -4,8 +4,6 @@ imbalanced-learn finds the neighbours within a class and draws; its rules for nu
 category columns are replaced, see :mod:`.smote`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -3,8 +3,6 @@
 Columns of free text in classic records hold the changed text of the parent.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 

@@ -5,8 +5,6 @@ on the records' ids and the seed. Records are read in portions, and copies are s
 local files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ Imports of Prefect and of the numerical libraries happen inside the commands, so
 answers at once.
 """
 
-from __future__ import annotations
-
 import sys
 
 import typer

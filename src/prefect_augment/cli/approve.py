@@ -1,7 +1,5 @@
 """``prefect-augment approve``: publish or reject a version that waits for approval."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import typer

@@ -4,8 +4,6 @@ Each function returns :class:`Check` objects: the finding, whether it suffices, 
 Probes that are written are removed. Options may hold secrets; they never appear in a check.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import os

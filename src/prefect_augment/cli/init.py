@@ -1,7 +1,5 @@
 """``prefect-augment init``: a project with an own flow and its deployment; ``doctor``: what a run needs."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import keyword

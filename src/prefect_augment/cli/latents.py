@@ -1,7 +1,5 @@
 """Commands on the latents of a trained model, all made by :func:`_command`."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import Annotated, Any

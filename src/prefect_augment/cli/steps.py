@@ -1,7 +1,5 @@
 """Parts of the main job alone: ``augment``, ``train``, ``evaluate``, ``profile``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

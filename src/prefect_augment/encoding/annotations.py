@@ -4,8 +4,6 @@
 ``keypoints`` (x, y, visibility, as in COCO) and any other fields. Image columns after the first are masks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -39,7 +37,7 @@ class ImageTargets:
     masks: tuple[str, ...]
 
     @classmethod
-    def of(cls, schema: pa.Schema, image: str) -> ImageTargets:
+    def of(cls, schema: pa.Schema, image: str) -> "ImageTargets":
         """Return the target columns of a schema."""
         objects = schema.field(OBJECTS).type if OBJECTS in schema.names else None
         has_objects = (
@@ -59,7 +57,7 @@ class ImageTargets:
     def __bool__(self) -> bool:
         return self.has_objects or bool(self.masks)
 
-    def read(self, record: Mapping[str, Any], shape: Sequence[int]) -> Targets:
+    def read(self, record: Mapping[str, Any], shape: Sequence[int]) -> "Targets":
         """Return the targets of one record (columns as Python values) whose image has this (height, width).
 
         Raises SchemaError if a mask has another size than the image.
@@ -83,7 +81,7 @@ class ImageTargets:
             masks=tuple(masks),
         )
 
-    def write(self, record: Mapping[str, Any], moved: Targets) -> MovedRecord:
+    def write(self, record: Mapping[str, Any], moved: "Targets") -> MovedRecord:
         """Return the targets for the copy of a record."""
         objects = (record.get(OBJECTS) if self.has_objects else None) or None
         if objects is not None:
@@ -126,7 +124,7 @@ def _points(objects: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]
     return np.array(flat, np.float32).reshape(-1, 3)
 
 
-def _moved_objects(objects: Mapping[str, list[Any]], moved: Targets) -> dict[str, list[Any]]:
+def _moved_objects(objects: Mapping[str, list[Any]], moved: "Targets") -> dict[str, list[Any]]:
     """Return the remaining objects: all fields of those in ``moved``, boxes and keypoints updated."""
     places = moved.places.tolist()
     left = {name: [values[i] for i in places] for name, values in objects.items() if values}
@@ -163,7 +161,7 @@ class Targets:
     places: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     inside: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
-    def started(self, width: int, height: int) -> Targets:
+    def started(self, width: int, height: int) -> "Targets":
         """Return these with all keypoints inside, and only boxes that overlap the image."""
         starts, ends = self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]
         has_area = (np.minimum(ends, [width, height]) > np.maximum(starts, 0)).all(axis=1)
@@ -176,7 +174,7 @@ class Targets:
 
     def moved(
         self, matrix: NDArray[np.float64], width: int, height: int, *, min_visibility: float
-    ) -> Targets:
+    ) -> "Targets":
         """Return boxes and keypoints under an affine map (2, 3) of pixel centres, old to new; masks as they are.
 
         A box becomes the upright hull of its four corners, cut to the new image (width, height). Boxes that keep

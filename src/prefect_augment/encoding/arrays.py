@@ -1,7 +1,5 @@
 """Staged records as arrays, of tables and images alike, and the filter's input and outcome."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,7 +65,7 @@ class Records:
     strata_names: tuple[str, ...]
     compared: NDArray[np.bool_]
 
-    def labelled(self, rows: Int) -> Labelled:
+    def labelled(self, rows: Int) -> "Labelled":
         """Return some records with their strata."""
         return Labelled(self.X[rows], self.strata[rows])
 
@@ -263,7 +261,7 @@ class FilterRequest(TypedDict):
     fidelity_quantile: NotRequired[float]
     seed: NotRequired[int]
     metrics: NotRequired[bool]
-    limits: NotRequired[Limits]
+    limits: "NotRequired[Limits]"
     drop_unsafe: NotRequired[bool]
 
 

@@ -4,8 +4,6 @@ Decoding snaps to the domain that was seen: the range, the grid of a number (who
 multiples of 50, full hours), the levels of a category. A codec is stored as plain JSON.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -113,7 +111,7 @@ class NumberCodec:
             inside = (x >= self.minimum) & (x <= self.maximum)
         return inside | (np.isnan(x) & (self.missing is not None))
 
-    def outgrown_by(self, other: Codec) -> str:
+    def outgrown_by(self, other: "Codec") -> str:
         """Return how ``other``, fitted on more records, exceeds this domain; empty if it does not."""
         if not isinstance(other, NumberCodec) or other.kind != self.kind:
             return "is of another type"
@@ -295,7 +293,7 @@ class CategoryCodec:
             known: NDArray[np.bool_] = (x >= 0) & (x < self.n_levels) & (x == np.rint(x))
         return known | (np.isnan(x) & (self.missing is not None))
 
-    def outgrown_by(self, other: Codec) -> str:
+    def outgrown_by(self, other: "Codec") -> str:
         """Return how ``other``, fitted on more records, exceeds this domain; empty if it does not."""
         if not isinstance(other, CategoryCodec) or other.kind != self.kind:
             return "is of another type"

@@ -4,8 +4,6 @@ A kind is detected only where it is unambiguous; a :class:`~prefect_augment.para
 the rest. No value is changed here. :mod:`prefect_augment.encoding.labels` handles the label.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Mapping, Sequence
@@ -82,7 +80,7 @@ def describe_columns(
 
 def describe_summaries(
     schema: pa.Schema,
-    summaries: Mapping[str, ColumnSummary],
+    summaries: "Mapping[str, ColumnSummary]",
     *,
     label: str,
     overrides: Sequence[ColumnOverride] = (),
@@ -107,7 +105,7 @@ class ColumnCounts:
     low: int | None = None  # of whole numbers
     high: int | None = None
 
-    def plus(self, other: ColumnCounts) -> ColumnCounts:
+    def plus(self, other: "ColumnCounts") -> "ColumnCounts":
         """Return the counts of both."""
         bounds = [
             pick([v for v in values if v is not None], default=None)

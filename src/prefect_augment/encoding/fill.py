@@ -1,7 +1,5 @@
 """Columns that no model learns: constants, all-null ones, identifiers, and opaque ones."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

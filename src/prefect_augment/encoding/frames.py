@@ -3,8 +3,6 @@
 pandas and polars are imported only when one of their objects comes in.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,7 +31,7 @@ class Layout:
     missing: tuple[Any, ...]  # per column of Python objects: how it writes a missing value
 
     @classmethod
-    def of(cls, X: Any) -> Layout:
+    def of(cls, X: Any) -> "Layout":
         """Return the layout of ``X``: a list of lists, a 2-D array, or a pandas, polars or Arrow frame.
 
         Raises SchemaError for duplicate column names or a lazy frame.

@@ -4,8 +4,6 @@ Each image (see :mod:`.pixels`) is scaled, aspect kept, into a square of the mod
 fills the rest. Decoding crops the filling and writes a PNG of the dataset's most common size.
 """
 
-from __future__ import annotations
-
 import base64
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -105,7 +103,7 @@ class ImageEncoder(StoredEncoder):
         size: int | None = None,
         image_size: int = 0,
         columns: Collection[str] | None = None,
-    ) -> ImageEncoder:
+    ) -> "ImageEncoder":
         """Return the encoder of these records; every image is decoded once.
 
         ``size`` is the model's resolution, a multiple of 4 from 8 on (default: :func:`model_size`).

@@ -1,7 +1,5 @@
 """The label column: detection, classes, and checks."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Decoding takes the first frame, applies the EXIF orientation, resolves palettes,
 turns CMYK, YCbCr, LAB and HSV into RGB and deep pixels into 8 bit; gray has one channel, colours three.
 """
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

@@ -4,8 +4,6 @@ A content key identifies feature values, whatever file, chunk, column order, dic
 integer width they came in; an ``aug_id`` identifies one record. Neither depends on row order.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence

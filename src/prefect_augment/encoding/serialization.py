@@ -1,7 +1,5 @@
 """The storage form of every encoder: JSON bytes, equal for equal encoders, and their digest."""
 
-from __future__ import annotations
-
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -46,7 +44,7 @@ class StoredEncoder(ABC):
         values = stratum_column(field, self._strata, np.arange(len(self._strata)))
         return conform_column(field, values, self._dictionaries)
 
-    def outgrown_by(self, other: StoredEncoder) -> str:
+    def outgrown_by(self, other: "StoredEncoder") -> str:
         """Return how records of ``other``, fitted on these and more, exceed this encoder's domain; else "".
 
         The domain is the columns and strata; of a table the levels and grids, and each number's range plus a

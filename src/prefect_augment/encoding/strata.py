@@ -1,7 +1,5 @@
 """Strata, and columns in the source's exact types; shared by the encoders of tables and images."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ Fitted on some records (for a model: the training part), it keeps the source's s
 codec and the classes. ``decode`` restores columns, order, types and schema metadata.
 """
 
-from __future__ import annotations
-
 import base64
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -66,7 +64,7 @@ class TableEncoder(StoredEncoder):
     @classmethod
     def fit(
         cls, table: pa.Table, *, columns: Sequence[ColumnInfo], label: str, by: Sequence[str] = ()
-    ) -> TableEncoder:
+    ) -> "TableEncoder":
         """Return the encoder of these records.
 
         Of ``columns``, numeric and category ones are learnt, except the ``by`` columns, which the stratum

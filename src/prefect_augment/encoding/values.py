@@ -1,7 +1,5 @@
 """Arrow values as plain arrays, integers and JSON, and back without loss."""
 
-from __future__ import annotations
-
 import base64
 import decimal
 from typing import Any

@@ -1,7 +1,5 @@
 """``RecipeClassifier``: a scikit-learn classifier trained and read by a published recipe."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from typing import Any, Self
@@ -40,7 +38,7 @@ __all__ = ["RecipeClassifier"]
 Float = NDArray[np.float64]
 
 
-def _gives_probabilities(self: RecipeClassifier) -> bool:
+def _gives_probabilities(self: "RecipeClassifier") -> bool:
     getattr(getattr(self, "estimator_", self.estimator), "predict_proba")  # noqa: B009 - its own message
     return True
 

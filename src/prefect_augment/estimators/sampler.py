@@ -4,8 +4,6 @@ It does what the tasks do, in memory: the encoder of :mod:`prefect_augment.encod
 registered model, one draw per wanted record, and for ``purpose="utility"`` the utility filter.
 """
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """Exact tests of whether candidates lie where real records would."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import hypergeom

@@ -1,7 +1,5 @@
 """Folds that depend on the records' keys (by hash), not on the order in which records are read."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from typing import Any

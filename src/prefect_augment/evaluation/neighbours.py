@@ -1,7 +1,5 @@
 """Distances between records, and which candidates are near copies of training records."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -80,7 +78,7 @@ class Points:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, rows: Int | Bool | slice) -> Points:
+    def __getitem__(self, rows: Int | Bool | slice) -> "Points":
         return Points(self.numbers[rows], self.levels[rows])
 
 
@@ -99,7 +97,7 @@ class FeatureSpace:
     high: Float
 
     @classmethod
-    def of(cls, X: Float, is_category: Bool) -> FeatureSpace:
+    def of(cls, X: Float, is_category: Bool) -> "FeatureSpace":
         """The space of these records, shape (n_records, n_columns), NaN for null."""
         summaries = np.array([_summary(column) for column in X[:, ~is_category].T]).reshape(-1, 4)
         return cls(is_category, *summaries.T)

@@ -1,7 +1,5 @@
 """One thread for numeric libraries, so that results do not depend on the machine's thread count."""
 
-from __future__ import annotations
-
 import sys
 import threading
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Also when a run is refused after its report: nothing helps, or records reveal wh
 from.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

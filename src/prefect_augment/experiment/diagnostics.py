@@ -4,8 +4,6 @@ Nothing here reads records: the confirmation passes the hold-out that it has rea
 predictions of the estimators that it has trained.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -69,7 +67,7 @@ class Holdout:
     by: dict[str, list[str]]
 
     @classmethod
-    def of(cls, evaluator: Evaluator, table: pa.Table) -> Holdout:
+    def of(cls, evaluator: Evaluator, table: pa.Table) -> "Holdout":
         """The hold-out of a table of staged records."""
         by = {
             name: plain(table[name]).cast(pa.string()).fill_null(NULL_TEXT).to_pylist()

@@ -6,8 +6,6 @@ Scoring, filtering and the verdict are written once, over :class:`Evaluator`. Ta
 needs torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -133,7 +131,7 @@ class Evaluator(Protocol):
         """A space of distances that does not depend on which records trained anything."""
         ...
 
-    def filter(self, query: FilterQuery) -> FilterOutcome:
+    def filter(self, query: "FilterQuery") -> FilterOutcome:
         """Check candidates against real records."""
         ...
 

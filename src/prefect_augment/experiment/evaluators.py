@@ -1,7 +1,5 @@
 """Open the evaluator of an experiment's kind of data; images' is imported on use, since it needs torch."""
 
-from __future__ import annotations
-
 from prefect_augment.errors import MissingExtraError
 from prefect_augment.experiment import table_evaluator
 from prefect_augment.experiment.evaluator import Evaluator

@@ -1,7 +1,5 @@
 """Filter candidates: which synthetic records may be used, and why the others may not."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

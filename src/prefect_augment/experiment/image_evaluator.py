@@ -6,8 +6,6 @@ validation records, and no model's candidates are compared, are the plan's folds
 and Pillow.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +74,7 @@ def _change(classic: Classic, strategy: Strategy) -> Callable[[Images, Int], Ima
     return change
 
 
-def open_evaluator(store: Store, info: DatasetInfo, experiment: Experiment) -> ImageEvaluator:
+def open_evaluator(store: Store, info: DatasetInfo, experiment: Experiment) -> "ImageEvaluator":
     """The evaluator of staged images."""
     if info.image is None:
         raise ParameterError(

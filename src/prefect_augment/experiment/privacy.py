@@ -6,8 +6,6 @@ place, in its one reading (:func:`~prefect_augment.experiment.confirmation.confi
 stored under what they were measured on, so that a later report or card finds them.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pyarrow as pa
 

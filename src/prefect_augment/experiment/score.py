@@ -1,7 +1,5 @@
 """Score every strategy with the same estimators and steps on validation records; then choose."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 

@@ -10,8 +10,6 @@ Counts and scores decide. With a budget in minutes, the time decides how many st
 there are (:mod:`prefect_augment.plan.schedule`).
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ samples and filters within its own training records, a fifth of which serve as v
 only: image models take too long.)
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -68,7 +66,7 @@ Int = NDArray[np.int64]
 FIXED = ("as_is", "threshold", "weights", "external")
 
 
-def open_evaluator(store: Store, info: DatasetInfo, experiment: Experiment) -> TableEvaluator:
+def open_evaluator(store: Store, info: DatasetInfo, experiment: Experiment) -> "TableEvaluator":
     """The evaluator of a staged table."""
     return TableEvaluator(experiment, info, training_matrix(store, info, experiment.plan))
 

@@ -1,7 +1,5 @@
 """The training set of a strategy: real records with those that the strategy adds, or draw weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

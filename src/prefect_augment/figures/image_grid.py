@@ -4,8 +4,6 @@ Each column is one record: the real image that is most like a synthetic one is b
 copy is obvious.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from io import BytesIO
 

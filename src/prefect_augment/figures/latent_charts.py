@@ -1,7 +1,5 @@
 """Charts of latents: vectors in a plane, anomaly scores with their threshold."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ carry no date and no software name, so equal data give equal bytes. Names from t
 matplotlib only through :func:`drawable`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import lru_cache

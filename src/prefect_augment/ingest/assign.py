@@ -4,8 +4,6 @@ The order does not depend on the source's. Bins of keys are visited twice, as ea
 known after the first pass; groups and near-duplicates are split in one pass over arrays of all records.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -146,7 +144,7 @@ class Decision:
         ours, theirs = shared_names(ours, self._parent.labels)
         return ours.names, theirs
 
-    def _bin(self, number: int) -> tuple[_Bin, LedgerMatch | None]:
+    def _bin(self, number: int) -> "tuple[_Bin, LedgerMatch | None]":
         """Return the records of a bin and the ledger's entries for them."""
         if self._last is not None and self._last[0] == number:
             return self._last[1:]
@@ -237,7 +235,7 @@ class Decision:
             self.n_new = self._split.n_new
             self.n_kept_against_mark = self._split.n_kept_against_mark
 
-    def _together(self, some: _Bin, left: RecordIndex) -> Assignment:
+    def _together(self, some: "_Bin", left: RecordIndex) -> Assignment:
         """Split groups or near-duplicates; all records are one bin."""
         shares: dict[str, Any] = {
             "ledger": self._parent,
@@ -263,7 +261,7 @@ class Decision:
 
 
 def _piece(
-    some: _Bin, left: RecordIndex, parts: NDArray[np.int8], occurrences: NDArray[np.int64]
+    some: "_Bin", left: RecordIndex, parts: NDArray[np.int8], occurrences: NDArray[np.int64]
 ) -> Piece:
     index = some.index
     every = np.full(len(index), LEFT_OUT, dtype=np.int8)

@@ -1,7 +1,5 @@
 """The roles of a source's columns, and their descriptions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

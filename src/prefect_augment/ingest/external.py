@@ -5,8 +5,6 @@ taken, fractions in integer columns rounded and counted. A record with any other
 with file, position and reason.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A separate hold-out, at ``source.holdout_uri``."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from typing import Any

@@ -5,8 +5,6 @@ so this outlives staging. Old files contribute their index, and the split is mad
 is that of reading everything. If that would change a staged record, everything is read.
 """
 
-from __future__ import annotations
-
 import base64
 import logging
 from collections import Counter
@@ -112,7 +110,7 @@ def refuse_moved(n: int) -> None:
 def find_reusable(
     store: Store,
     listing: Listing,
-    parent: Baseline,
+    parent: "Baseline",
     *,
     request: str,
     folder: Folder | None,

@@ -5,8 +5,6 @@ Files are read one by one onto local disk, with what the split needs of each rec
 take arrays of all records. If only files were added to a source, only those are read.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The outcome of an ingest: staged shards, quarantine, ledger, and the info that describes them."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass

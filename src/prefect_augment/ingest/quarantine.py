@@ -1,7 +1,5 @@
 """Quarantine: the rejected records of a source, with file, position, reason and content."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -36,7 +34,7 @@ class Batch:
     file_index: NDArray[np.int32]  # (n_records,) index of the source file
     positions: NDArray[np.int64]  # (n_records,) row or line in it, from 1
 
-    def filter(self, keep: NDArray[np.bool_]) -> Batch:
+    def filter(self, keep: NDArray[np.bool_]) -> "Batch":
         """Return some of the records."""
         if keep.all():
             return self

@@ -1,7 +1,5 @@
 """The record index: what the split needs of every record, in arrays and as a staged object per batch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -51,7 +49,7 @@ class RecordIndex:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def take(self, rows: NDArray[Any]) -> RecordIndex:
+    def take(self, rows: NDArray[Any]) -> "RecordIndex":
         """Return some of the records, in the order of ``rows``; the same where these are all."""
         if len(rows) == len(self) and bool((np.diff(rows) == 1).all()):
             return self
@@ -59,7 +57,7 @@ class RecordIndex:
         columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in whole}
         return replace(self, **{name: taken(values, rows) for name, values in columns.items()})
 
-    def of_bin(self, number: int, n_bins: int) -> RecordIndex:
+    def of_bin(self, number: int, n_bins: int) -> "RecordIndex":
         """Return the records whose keys are in a bin; see :func:`prefect_augment.storage.external_sort.bin_of`."""
         if n_bins == 1:
             return self

@@ -4,8 +4,6 @@ A format is a :class:`prefect_augment.sources.base.SourceReader` in the registry
 endings are in :mod:`prefect_augment.sources.discovery`.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager

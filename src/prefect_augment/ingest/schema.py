@@ -1,7 +1,5 @@
 """The common schema of all files of a source."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pyarrow as pa

@@ -4,8 +4,6 @@ Batches are read one by one; key, class, group and the like go to local disk, bi
 are decoded here, once, for ingest, profile and a hold-out alike.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
@@ -97,7 +95,7 @@ class Rows:
     marked: NDArray[np.bool_] | None  # in the hold-out column
     groups: Coded | None
 
-    def take(self, rows: NDArray[Any]) -> Rows:
+    def take(self, rows: NDArray[Any]) -> "Rows":
         """Return some of them."""
         return Rows(*(taken(getattr(self, f.name), rows) for f in fields(self)))
 
@@ -109,8 +107,8 @@ class Candidates:
     scan: Scan
     roles: Roles
     partitions: PartitionedRows  # what rows() returns, binned by key
-    labels: Names
-    groups: Names
+    labels: "Names"
+    groups: "Names"
     label_values: pa.Array  # distinct labels as the source has them
     holdout_column: HoldoutColumn | None = None
     images: Images | None = None

@@ -3,8 +3,6 @@
 Each image is decoded once, in threads, a few at a time.
 """
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence

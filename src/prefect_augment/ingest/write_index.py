@@ -3,8 +3,6 @@
 Everything goes through local disk and comes back in the order in which it is needed.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
 

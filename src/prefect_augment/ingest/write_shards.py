@@ -5,8 +5,6 @@ per record. Records are then dealt to their shards on local disk, sorted, encode
 depend on its records alone.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,7 +58,7 @@ class ShardLayout:
     placed: PartitionedRows  # places, by row
     first: NDArray[np.int32]  # (n_groups,) first shard of each part of each batch
 
-    def places(self) -> Places:
+    def places(self) -> "Places":
         """Return the places from the first row on."""
         return Places(self)
 

@@ -5,8 +5,6 @@ The uses are written once, over this protocol. Tables bring a
 :class:`~prefect_augment.latents.image_adapter.ImageView`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 

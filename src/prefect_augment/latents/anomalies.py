@@ -4,8 +4,6 @@ Two passes: scores are staged shard by shard; then, with all scores in memory (s
 record), threshold and ranks are computed and the result is written.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,7 +104,7 @@ class _Scored:
     strangest_validation: tuple[str, ...]  # ids, the highest scores first
 
     @classmethod
-    def read(cls, job: Job, pieces: Sequence[Piece], normal: Sequence[str]) -> _Scored:
+    def read(cls, job: Job, pieces: Sequence[Piece], normal: Sequence[str]) -> "_Scored":
         scores, parts, classes = [], _Codes(), _Codes()
         strangest: list[tuple[float, str]] = []
         columns = ["score", "aug_split", job.info.label, "aug_id"]

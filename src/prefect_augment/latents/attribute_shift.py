@@ -1,7 +1,5 @@
 """Attribute arithmetic: add an attribute to records' latent vectors, and decode them again."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -229,7 +227,7 @@ class _Selection:
     shown: list[str] = field(default_factory=list)  # the lowest ids of the shown part
 
     @classmethod
-    def of(cls, job: Job, column: str, start: str, only: Sequence[str]) -> _Selection:
+    def of(cls, job: Job, column: str, start: str, only: Sequence[str]) -> "_Selection":
         """Read every record's id, label and attribute; ParameterError for unknown names or no records."""
         selection = cls(job.info.label, column, start, frozenset(only))
         missing = dict.fromkeys(only)

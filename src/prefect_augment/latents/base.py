@@ -4,8 +4,6 @@ A use reads the records in batches of some megabytes, writes a shard for each sh
 leaves everything in one :class:`.LatentFolder`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,7 +67,7 @@ class Job:
         output: Output | None,
         out: Store | None,
         params: Mapping[str, Params] | None = None,
-    ) -> Job:
+    ) -> "Job":
         """Return the job of a use; the result goes to ``out``, or beside the dataset.
 
         ``dataset`` may be ingested records, candidates or a published version; ``params`` are the use's own, by

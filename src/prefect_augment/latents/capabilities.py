@@ -1,7 +1,5 @@
 """Which models can do more than sample, by the methods of their class."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter

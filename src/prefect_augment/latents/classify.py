@@ -1,7 +1,5 @@
 """Classify: the class in which a model finds a record most likely, given how common classes are."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any

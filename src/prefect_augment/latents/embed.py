@@ -1,7 +1,5 @@
 """Embed: a vector per record beside the dataset, and mean vectors by the value of a column."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

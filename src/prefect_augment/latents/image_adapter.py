@@ -1,7 +1,5 @@
 """Images, as uses of a model's latents read, write and show them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Inputs of latent uses: the records of some classes, and a published version as staged records."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 

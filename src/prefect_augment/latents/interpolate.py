@@ -1,7 +1,5 @@
 """Interpolate: the records that a model decodes between two others."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -4,8 +4,6 @@ Without ``index.json`` the result is not valid. Receipts let an interrupted use 
 removed, with all other staged objects, when the index is written.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """A use of a model's latents in a sentence and on a page."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any

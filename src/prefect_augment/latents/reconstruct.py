@@ -1,7 +1,5 @@
 """Reconstruct and denoise: records as a model decodes them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Tables, as uses of a model's latents read, write and show them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The uses of a model's latents in one table: what each needs of the model, and its parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """A recipe's corrections of class probabilities: multipliers for the decision, and the prior."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

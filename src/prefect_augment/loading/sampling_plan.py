@@ -5,8 +5,6 @@ a shard). Readers are the workers of all ranks; each computes the same order of 
 parts from seed and epoch.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ Row groups are read one after the other, so memory holds a few per worker, whate
 images.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections import Counter, OrderedDict
@@ -226,7 +224,7 @@ class TorchDataset(IterableDataset):
         return passes
 
     def _block(
-        self, shards: _OpenShards, one: Pass, parts: Sequence[Part], epoch: int
+        self, shards: "_OpenShards", one: Pass, parts: Sequence[Part], epoch: int
     ) -> Iterator[tuple[Any, int]]:
         """Read some groups and yield the drawn records, shuffled over all of them."""
         groups, chosen, repeats, before = [], [], [], 0
@@ -457,7 +455,7 @@ class _OpenShards:
             self._open.popitem(last=False)[1].close()
         return self._open[path]
 
-    def __enter__(self) -> _OpenShards:
+    def __enter__(self) -> "_OpenShards":
         return self
 
     def __exit__(

@@ -1,7 +1,5 @@
 """Rows of groups as records ``(x, y)`` for torch. Needs torch, and Pillow for decoded images."""
 
-from __future__ import annotations
-
 import importlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -81,7 +79,7 @@ class RowMaker:
             return [int(code) for code in class_codes(column, self.classes)]
         return [self._code[value] for value in column.to_pylist()]
 
-    def prepare(self, table: pa.Table, images: Mapping[str, list[memoryview | None]]) -> Records:
+    def prepare(self, table: pa.Table, images: Mapping[str, list[memoryview | None]]) -> "Records":
         """Return a group's records column by column, which is much less work than one by one.
 
         Images come as views of their bytes, and only those of given records are copied.
@@ -101,7 +99,7 @@ class RowMaker:
             return ["" if value is None else str(value) for value in values]
         return values
 
-    def join(self, groups: Sequence[Records]) -> Records:
+    def join(self, groups: "Sequence[Records]") -> "Records":
         """Return the records of several groups as one."""
         if len(groups) == 1:
             return groups[0]

@@ -5,8 +5,6 @@ manifests go before their shards. An intent in staging lives until the last obje
 a run after a kill finishes the erasure.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime

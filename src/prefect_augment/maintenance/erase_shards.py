@@ -1,7 +1,5 @@
 """A version without erased records: its shards, their category lists, and its split ledger."""
 
-from __future__ import annotations
-
 import io
 from collections import Counter
 from collections.abc import Callable, Sequence

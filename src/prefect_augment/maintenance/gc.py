@@ -1,7 +1,5 @@
 """Garbage collection: remove objects that nothing names; list foreign files and leave them."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections import Counter, defaultdict

@@ -1,7 +1,5 @@
 """Versions of a published dataset: the list, the content of one, and the difference of two."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any

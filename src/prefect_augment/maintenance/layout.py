@@ -3,8 +3,6 @@
 Foreign files are listed by ``gc`` and left.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Rolling back: a new version that points at the shards of an older one."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """``verify``: whether every object of a version exists and is what its manifest says."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial

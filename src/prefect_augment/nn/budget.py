@@ -1,7 +1,5 @@
 """Convert a budget in minutes to steps: calibrated once, and reused by reruns."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Checkpoints: a model's state as safetensors and JSON, named by its digest. No pickle."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from typing import Any

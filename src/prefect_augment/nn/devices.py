@@ -3,8 +3,6 @@
 The choice changes bits, so a run stores it (:class:`.budget.Calibration`) and reruns reuse it.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable, Iterator

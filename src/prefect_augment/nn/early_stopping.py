@@ -6,8 +6,6 @@ best validation. A part that has not improved for a while is frozen, which leave
 others. Stretches are resumes, so checkpoints hold the validations too.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 import time
@@ -116,7 +114,7 @@ class _History:
         return {**config, "watch": {**noted, "reason": self.reason}}, {**arrays, **weights}
 
     @classmethod
-    def from_checkpoint(cls, state: loop.Checkpoint, patience: int) -> _History:
+    def from_checkpoint(cls, state: loop.Checkpoint, patience: int) -> "_History":
         config, arrays = state
         if "watch" not in config:
             raise ParameterError(

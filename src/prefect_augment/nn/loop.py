@@ -6,8 +6,6 @@ same numbers and no random state is saved. Phases therefore use only that genera
 ``nn.Dropout``, whose global generator other threads share.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import logging

@@ -1,7 +1,5 @@
 """Properties of the processor and of the image classifier that need no torch."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from pathlib import Path
 

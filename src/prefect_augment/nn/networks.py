@@ -7,8 +7,6 @@ network learns more slowly with it.) The few tokens of the lowest resolution get
 which is faster there than a fused kernel.
 """
 
-from __future__ import annotations
-
 import math
 from typing import TypeVar
 

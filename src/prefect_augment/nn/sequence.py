@@ -1,7 +1,5 @@
 """Train several phases on one network in sequence, checkpointed and resumed like one run."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

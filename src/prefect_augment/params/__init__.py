@@ -4,8 +4,6 @@ The text below each field is its description in the form. ``Optional`` and ``dic
 "not set" is an empty string or list, and per-class parameters are lists of models.
 """
 
-from __future__ import annotations
-
 from prefect_augment.params.balance import Balance, Classic, ClassTarget
 from prefect_augment.params.constraints import Combination, Constraint, Inequality, Positive, Unique
 from prefect_augment.params.data import ColumnOverride, Destination, Source

@@ -1,7 +1,5 @@
 """How many records each class should have, and classic augmentation."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -50,7 +48,7 @@ class Balance(Params):
         return 1.0 if self.max_synthetic_per_real < 0 else self.max_synthetic_per_real
 
     @model_validator(mode="after")
-    def _count_is_set(self) -> Balance:
+    def _count_is_set(self) -> "Balance":
         if self.target == "count" and self.count < 1:
             raise ValueError(
                 "target is 'count' but count is 0; say how many records each class should have."
@@ -103,7 +101,7 @@ class Classic(Params):
     """How many of the images that a classifier sees are changed at all."""
 
     @model_validator(mode="after")
-    def _one_policy(self) -> Classic:
+    def _one_policy(self) -> "Classic":
         if self.text != "none" and self.text_plugin:
             raise ValueError("text and text_plugin are both given; leave one of them out.")
         if self.policy and self.plugin:

@@ -1,7 +1,5 @@
 """The base of all parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Self
 

@@ -1,7 +1,5 @@
 """What synthetic records of a table have to satisfy."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Where records come from, what their columns are, and where they go."""
 
-from __future__ import annotations
-
 import re
 from typing import Literal
 
@@ -70,13 +68,13 @@ class Source(Params):
     """Name of a saved Prefect storage block with the credentials, e.g. remote-file-system/lake."""
 
     @model_validator(mode="after")
-    def _one_holdout(self) -> Source:
+    def _one_holdout(self) -> "Source":
         if self.holdout_column and self.holdout_uri:
             raise ValueError("holdout_column and holdout_uri are both given; keep one of them.")
         return self
 
     @model_validator(mode="after")
-    def _one_group(self) -> Source:
+    def _one_group(self) -> "Source":
         if not self.group_pattern:
             return self
         if self.group_column:

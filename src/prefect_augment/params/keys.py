@@ -4,8 +4,6 @@
 every class of parameters.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Uses of a model's latent space: where results go, and the parameters of each use."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Generative models: one class of params each, told apart by ``kind``."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -292,7 +290,7 @@ class DiffusionModel(ImageParams):
     """Largest learning rate of Adam."""
 
     @model_validator(mode="after")
-    def _guide_is_learnt(self) -> DiffusionModel:
+    def _guide_is_learnt(self) -> "DiffusionModel":
         if self.guidance != 1.0 and self.guide == "unlabelled" and not self.label_dropout:
             raise ValueError(
                 "guidance moves away from the network without a label, which label_dropout 0 never trains; "
@@ -336,7 +334,7 @@ class PluginModel(Params):
         return [{"name": name, "value": _as_value(value)} for name, value in options.items()]
 
     @model_validator(mode="after")
-    def _each_once(self) -> PluginModel:
+    def _each_once(self) -> "PluginModel":
         names = [option.name for option in self.options]
         if len(names) != len(set(names)):
             raise ValueError("options names the same parameter twice; keep one entry per name.")

@@ -3,8 +3,6 @@
 ``python -m prefect_augment.params.reference FILE...`` (``make schema``) writes it.
 """
 
-from __future__ import annotations
-
 import inspect
 import sys
 from collections.abc import Iterator

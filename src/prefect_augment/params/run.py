@@ -1,7 +1,5 @@
 """What a run may spend, how strategies are compared, who approves the result, and what is written."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -133,7 +131,7 @@ class Answer(Params):
     """Decide anew where the proposal was rejected before."""
 
     @model_validator(mode="after")
-    def _once_per_class(self) -> Answer:
+    def _once_per_class(self) -> "Answer":
         names = [a.name for a in self.amounts]
         if len(names) != len(set(names)):
             raise ValueError("amounts names the same class twice; keep one entry per class.")
@@ -166,7 +164,7 @@ class Publish(Params):
     (<split>/part-….parquet). The folder holds nothing else; an earlier export is replaced."""
 
     @model_validator(mode="after")
-    def _copies_are_let_out(self) -> Publish:
+    def _copies_are_let_out(self) -> "Publish":
         if self.materialise == "copies" and "copy" not in self.origins:
             raise ValueError(
                 "materialise is 'copies' but origins leaves 'copy' out; add it, or use 'auto'."

@@ -7,8 +7,6 @@ class of frequency f is repeated sqrt(t / f) times, t being the most frequent on
 Girshick 2019, "LVIS", section 4.2), and an image as often as its rarest class.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter, defaultdict
 

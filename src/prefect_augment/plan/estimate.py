@@ -1,7 +1,5 @@
 """What a run will take, and the classifier's steps that fit a budget: arithmetic over counts."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Plan: how many records each class should have, shown before anything is trained."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 Their ratio corrects probabilities, see :func:`.correct_prior`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from prefect_augment.schema.base import BalancePlan, Recipe, Strategy

@@ -1,7 +1,5 @@
 """A recipe in words: what was done and how to train with it, for the log, the card and recipe.json."""
 
-from __future__ import annotations
-
 from prefect_augment.schema.base import Strategy
 
 __all__ = ["recipe_sentence"]

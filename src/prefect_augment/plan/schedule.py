@@ -4,8 +4,6 @@ With ``budget.steps`` time plays no part. Otherwise it comes from the receipts o
 and never from a clock, so that a rerun decides alike.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +44,7 @@ class Schedule:
     @classmethod
     def of(
         cls, budget: Budget, *, workers: int, trains_network: bool, spent: float = 0.0
-    ) -> Schedule:
+    ) -> "Schedule":
         """The schedule of a run; ``trains_network``: a generative model takes its part of the minutes."""
         if budget.steps:
             return cls(workers=workers)

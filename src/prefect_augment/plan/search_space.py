@@ -11,8 +11,6 @@ Settings are:
   (``per_real``, ``synthetic_weight``, ``real_only_finish``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

@@ -6,8 +6,6 @@ records, or both. Strategies of images draw records by weight, with classic augm
 and may use the loss instead.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A stratum is a class, or with ``balance.by`` a class within one combination (a c
 columns; every cell is balanced on its own.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence

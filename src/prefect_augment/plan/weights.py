@@ -4,8 +4,6 @@ Shards store the weights. If they changed with every record that a source grows 
 would be rewritten for a change of some thousandths.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping

@@ -4,8 +4,6 @@ Yields Arrow tables in the order of publication, in batches; their origins are r
 :mod:`~.real_records` and :mod:`~.synthetic_records`, and :mod:`~.publish` writes them.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

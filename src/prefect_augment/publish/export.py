@@ -3,8 +3,6 @@
 ``<split>/part-….parquet``, a README, a copy of the manifest, and ``_SUCCESS``, written last.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import json

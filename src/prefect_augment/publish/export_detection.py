@@ -9,8 +9,6 @@
 Read again (``source.format`` of the same name), each gives the same images, boxes and categories.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections import Counter

@@ -6,8 +6,6 @@ lower the number of added records per class, never raise it: fewer records are a
 were evaluated, more would not have been evaluated.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -56,7 +54,7 @@ class Proposal(Result):
     release: Release
     report: ReportRef
 
-    def moved(self, root: str, block: str) -> Proposal:
+    def moved(self, root: str, block: str) -> "Proposal":
         """Return the proposal for another path or name of the same folder."""
         experiment = self.release.experiment
         dataset = experiment.dataset.model_copy(update={"root": root, "block": block})

@@ -4,8 +4,6 @@ Whatever is written before the manifest is invisible to readers and is reused by
 publish to one destination at the same time: each version comes from one of them.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime

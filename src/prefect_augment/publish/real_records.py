@@ -4,8 +4,6 @@ A source's small columns are read once for what concerns all records (strata, id
 themselves are read again, in batches, when they are written.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,7 +78,7 @@ class Source(Protocol):
         ...
 
     @property
-    def ids(self) -> Ids:
+    def ids(self) -> "Ids":
         """Hashes of the ids."""
         ...
 

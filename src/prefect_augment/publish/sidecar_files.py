@@ -3,8 +3,6 @@
 Files that grow with the number of records are copied block by block.
 """
 
-from __future__ import annotations
-
 import hashlib
 from typing import IO
 

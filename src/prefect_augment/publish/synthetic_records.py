@@ -1,7 +1,5 @@
 """Classic and synthetic records of a version: those that a recipe takes of the staged ones."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

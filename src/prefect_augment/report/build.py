@@ -1,7 +1,5 @@
 """The report of a run, built from results and staged records, and staged until it is published."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ It may lag after a kill; the next run or ``verify --repair`` updates it. A READM
 is left alone.
 """
 
-from __future__ import annotations
-
 import logging
 
 import yaml

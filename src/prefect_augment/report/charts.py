@@ -1,7 +1,5 @@
 """The report's charts: plain data in, PNG bytes out."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Sheets of images: those of the report, per class and with the nearest training images, and a preview."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from tempfile import TemporaryDirectory

@@ -3,8 +3,6 @@
 Columns are left to a monitor.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ measurement is a field of :class:`~prefect_augment.schema.report.Findings`, a te
 :data:`SECTIONS`.
 """
 
-from __future__ import annotations
-
 import base64
 import struct
 from collections import Counter

@@ -3,8 +3,6 @@
 ``python -m prefect_augment.report.json FILE...`` (``make schema``) writes the schema.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Mapping

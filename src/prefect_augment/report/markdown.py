@@ -1,7 +1,5 @@
 """The report in short, as markdown for the dataset card and Prefect artifacts."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 

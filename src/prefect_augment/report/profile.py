@@ -1,7 +1,5 @@
 """Profile of a source before anything is done with it. Writes nothing."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

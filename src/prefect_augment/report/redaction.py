@@ -4,8 +4,6 @@ Reasons and notes quote values: a cell that is no number, an unknown class. Pict
 neighbours are left out where they are drawn.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections import Counter

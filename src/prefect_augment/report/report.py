@@ -5,8 +5,6 @@
 Nothing here reads or writes storage, and steps that were not run are shown as such.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

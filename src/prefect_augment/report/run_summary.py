@@ -1,7 +1,5 @@
 """The result of a run as an object, a sentence and a page of markdown."""
 
-from __future__ import annotations
-
 import re
 import resource
 import sys

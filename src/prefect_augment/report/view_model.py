@@ -3,8 +3,6 @@
 The page and the markdown summary both use these, so that they agree.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -177,7 +175,7 @@ def class_rows(data: ReportData) -> tuple[ClassRow, ...]:
 
 
 def _class_row(
-    data: ReportData, number: int, name: str, before: int, filtered: Mapping[str, _FilterSum]
+    data: ReportData, number: int, name: str, before: int, filtered: "Mapping[str, _FilterSum]"
 ) -> ClassRow:
     verdict, filter_sum = data.verdict, filtered.get(name)
     recall = verdict.class_recall if verdict else {}

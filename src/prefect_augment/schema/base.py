@@ -4,8 +4,6 @@ A class is named by its label value as text, so the integer class 0 is ``"0"``. 
 class within one combination of the ``balance.by`` columns. Parameters are in :mod:`prefect_augment.params`.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Collection
@@ -284,7 +282,7 @@ class BalancePlan(Result):
     soft_labels: bool = False  # each synthetic record has a row per likely class, by weight
 
     @classmethod
-    def without_amounts(cls) -> BalancePlan:
+    def without_amounts(cls) -> "BalancePlan":
         """Return the plan of a run that adds no record."""
         nothing = Estimate(seconds=0.0, output_bytes=0, memory_bytes=0)
         return cls(rule="", classes=(), estimate=nothing)
@@ -545,7 +543,7 @@ class Verdict(Result):
         default="", validation_alias=AliasChoices("diagnostics", "further")
     )  # path of the HoldoutResult of the same reading, relative to the root
 
-    def without_paths(self) -> Verdict:
+    def without_paths(self) -> "Verdict":
         """Return the verdict without a receipt's path, which depends on where records came from."""
         return self.model_copy(update={"diagnostics": ""})
 

@@ -4,8 +4,6 @@ Robustness, groups and calibration on the hold-out are stored at :attr:`.Verdict
 under the keys of :class:`HoldoutResult`.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from pydantic import AliasChoices, Field
@@ -60,20 +58,20 @@ class Experiment(Result):
     params: RunParams = RunParams()
     candidates: FilterResult | None = None
 
-    def with_model(self, model: ModelParams) -> Experiment:
+    def with_model(self, model: ModelParams) -> "Experiment":
         """Return the experiment with another generative model."""
         return self._with(model=model)
 
-    def with_budget(self, budget: Budget) -> Experiment:
+    def with_budget(self, budget: Budget) -> "Experiment":
         """Return the experiment with another budget."""
         return self._with(budget=budget)
 
-    def with_seeds(self, n_seeds: int) -> Experiment:
+    def with_seeds(self, n_seeds: int) -> "Experiment":
         """Return the experiment with another number of seeds."""
         evaluation = self.params.evaluation.model_copy(update={"n_seeds": n_seeds})
         return self._with(evaluation=evaluation)
 
-    def _with(self, **sections: Any) -> Experiment:
+    def _with(self, **sections: Any) -> "Experiment":
         return self.model_copy(update={"params": self.params.model_copy(update=sections)})
 
     def key(self, step: str, *inputs: Any, seed: int | None = None) -> str:

@@ -3,8 +3,6 @@
 Validation accepts only plain relative paths and consistent counts, because a manifest may come from anybody.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import json
@@ -177,7 +175,7 @@ class Manifest(Result):
     holdout_digest: str = ""
     notes: tuple[str, ...] = ()
 
-    def sealed(self) -> Manifest:
+    def sealed(self) -> "Manifest":
         """Return the manifest with its ``content_digest``."""
         digest = content_digest(self.model_dump(mode="json"))
         return self.model_copy(update={"content_digest": digest})

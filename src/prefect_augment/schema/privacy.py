@@ -1,7 +1,5 @@
 """Results of the privacy measurement: shares, distances and intervals, never a record's values."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import AliasChoices, Field

@@ -3,8 +3,6 @@
 Each field of :class:`Findings` is a key of ``report.json`` and a section of the page.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from pydantic import Field

@@ -3,8 +3,6 @@
 Each :class:`ShardFormat` is one module, found through the registry.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -235,7 +233,7 @@ def read_shard(
         return shard.read(columns)
 
 
-def open_shard(store: Store, path: str, *, sha256: str = "", mapped: bool = True) -> OpenShard:
+def open_shard(store: Store, path: str, *, sha256: str = "", mapped: bool = True) -> "OpenShard":
     """Return a shard to read parts of; parameters and errors as in :func:`read_shard`.
 
     A local file is mapped without a copy, but pages read count as this process's memory until it is closed;
@@ -331,7 +329,7 @@ class OpenShard:
         """Close the file."""
         self._file.close()
 
-    def __enter__(self) -> OpenShard:
+    def __enter__(self) -> "OpenShard":
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -1,7 +1,5 @@
 """A sink that hashes its bytes in a thread while they are written."""
 
-from __future__ import annotations
-
 import hashlib
 from queue import Queue
 from threading import Thread
@@ -41,7 +39,7 @@ class HashedSink:
         while (data := self._pieces.get()) is not None:
             self._digest.update(data)
 
-    def __enter__(self) -> HashedSink:
+    def __enter__(self) -> "HashedSink":
         self._thread.start()
         return self
 

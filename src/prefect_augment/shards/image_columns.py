@@ -1,7 +1,5 @@
 """Image columns: their Arrow form, their metadata, and the main one."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Sequence

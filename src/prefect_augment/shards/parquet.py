@@ -4,8 +4,6 @@
 every format are put and read by :mod:`prefect_augment.shards.base`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json
@@ -291,7 +289,7 @@ class ParquetShards:
         """Write a Parquet object; label and classes stand in the schema."""
         write_parquet(groups, sink)
 
-    def open(self, file: Any) -> _ParquetReader:
+    def open(self, file: Any) -> "_ParquetReader":
         """Read the footer, and no record."""
         return _ParquetReader(file)
 

@@ -4,8 +4,6 @@ Arrow aborts the process on a forged footer when a column's metadata are read (a
 check through Arrow can come first. Only the needed fields are built; skipping the others halves the time.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass

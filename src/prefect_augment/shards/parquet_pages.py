@@ -5,8 +5,6 @@ A page written by :func:`~prefect_augment.shards.parquet.write_parquet` is its d
 layout, or inconsistent sizes, gives None: Arrow then reads the column, or reports the fault.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from functools import lru_cache

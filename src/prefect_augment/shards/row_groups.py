@@ -1,7 +1,5 @@
 """Row groups: a few MiB of a shard that are read together, cut by the size of their records."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

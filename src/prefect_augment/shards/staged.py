@@ -3,8 +3,6 @@
 :func:`iter_shards` yields a few megabytes at a time; :func:`read_part` and :func:`read_shards` return all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa

@@ -4,8 +4,6 @@
 :class:`Reordered` reorders records through local files.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -163,7 +161,7 @@ class Reordered:
         self._workspace = Workspace()
         self._paths: dict[int, Path] = {}
 
-    def __enter__(self) -> Reordered:
+    def __enter__(self) -> "Reordered":
         return self
 
     def __exit__(self, *exc: object) -> None:

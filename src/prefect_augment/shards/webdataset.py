@@ -6,8 +6,6 @@ columns, with the images' positions in the tar. We read through it, which restor
 Headers are built for many records at once, as :mod:`tarfile` is slower than the disk.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import json
@@ -70,7 +68,7 @@ class WebDatasetShards:
         n_bytes = len(start) + members.n_bytes + 2 * BLOCK  # two empty blocks are the end of a tar
         sink.write(bytes(2 * BLOCK + -n_bytes % tarfile.RECORDSIZE))
 
-    def open(self, file: Any) -> _WebDatasetReader:
+    def open(self, file: Any) -> "_WebDatasetReader":
         """Read the index, and no image."""
         return _WebDatasetReader(file)
 

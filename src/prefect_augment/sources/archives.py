@@ -4,8 +4,6 @@ Names that leave the folder, links and devices are not read; sizes are bounded b
 that a small file cannot fill the memory. The bound for text and tables is looser, as they compress better.
 """
 
-from __future__ import annotations
-
 import gzip
 import os
 import re

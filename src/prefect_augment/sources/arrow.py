@@ -3,8 +3,6 @@
 Nothing is guessed. Every value is validated before use, as Arrow follows offsets without a check.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import warnings

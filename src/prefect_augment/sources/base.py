@@ -1,7 +1,5 @@
 """The contract of source formats (:class:`SourceReader`): bytes in, records and rejected records out."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Protocol

@@ -4,8 +4,6 @@ Encoding, separator, decimal mark and header are detected from the bytes, or tak
 :class:`~prefect_augment.params.Source`; :mod:`.csv_types` infers column types.
 """
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import csv
@@ -100,7 +98,7 @@ def _missing_notes(names: Sequence[str], typers: Sequence[ColumnTyper]) -> list[
 # --- layout -----------------------------------------------------------------------------------
 
 
-def _find_separator(text: Text, requested: str) -> str:
+def _find_separator(text: "Text", requested: str) -> str:
     if requested != "auto":
         separator = "\t" if requested in ("\\t", "tab") else requested
         if len(separator) != 1 or separator in '"\r\n':
@@ -111,7 +109,7 @@ def _find_separator(text: Text, requested: str) -> str:
     return max(SEPARATORS, key=lambda s: (_regularity(text, s), -SEPARATORS.index(s)))
 
 
-def _regularity(text: Text, separator: str) -> tuple[float, int]:
+def _regularity(text: "Text", separator: str) -> tuple[float, int]:
     """Return how well a separator cuts the first rows: share of rows as wide as the first, number of fields."""
     rows = _sample(text, separator)
     width = len(rows[0]) if rows else 0
@@ -121,7 +119,7 @@ def _regularity(text: Text, separator: str) -> tuple[float, int]:
     return round(alike, 1), width
 
 
-def _sample(text: Text, separator: str, *, skip_blanks: bool = False) -> list[list[str]]:
+def _sample(text: "Text", separator: str, *, skip_blanks: bool = False) -> list[list[str]]:
     """The first rows, as far as they can be read."""
     rows: list[list[str]] = []
     with text.open() as lines:
@@ -131,14 +129,14 @@ def _sample(text: Text, separator: str, *, skip_blanks: bool = False) -> list[li
     return rows
 
 
-def _has_blanks_after(text: Text, separator: str) -> bool:
+def _has_blanks_after(text: "Text", separator: str) -> bool:
     """Tell whether the writer put a blank after every separator."""
     later = [field for row in _sample(text, separator)[1:] for field in row[1:]]
     return separator != "\t" and bool(later) and all(field.startswith(" ") for field in later)
 
 
 def _header(
-    text: Text, separator: str, skip_blanks: bool, source: Source, name: str
+    text: "Text", separator: str, skip_blanks: bool, source: Source, name: str
 ) -> tuple[list[str], bool]:
     """Return the column names and whether the first line holds them."""
     rows = _sample(text, separator, skip_blanks=skip_blanks)

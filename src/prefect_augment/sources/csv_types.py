@@ -1,7 +1,5 @@
 """Type inference for the text columns of CSV files, and the rows that do not fit."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,7 +110,7 @@ class ColumnTyper:
                 break
         self.n_missing_words = n_words if self._kind is not None else 0
 
-    def _is(self, kind: _Kind, seen: _Seen, n_values: int) -> bool:
+    def _is(self, kind: "_Kind", seen: "_Seen", n_values: int) -> bool:
         if seen.n_matching == n_values:
             return True
         if self._strict or seen.n_matching <= MIN_PARSED * n_values:
@@ -151,7 +149,7 @@ class _Seen:
         self.is_nano = False
         self.fails_as_nano = False
 
-    def add(self, trimmed: pa.Array, kind: _Kind) -> int:
+    def add(self, trimmed: pa.Array, kind: "_Kind") -> int:
         """Count a block and return how many of its values match."""
         fits = _fits(trimmed, kind)
         n_matching = int(pc.sum(fits).as_py() or 0)
@@ -181,7 +179,7 @@ def _trimmed(text: pa.Array) -> tuple[pa.Array, int, int]:
     return (pc.if_else(words, None, trimmed) if n_words else trimmed), n_values, n_words
 
 
-def _fits(trimmed: pa.Array, kind: _Kind) -> pa.Array:
+def _fits(trimmed: pa.Array, kind: "_Kind") -> pa.Array:
     """Return which values are of the type, null for none; 2024-02-30 looks like a date and is not."""
     fits = pc.match_substring_regex(trimmed, kind.pattern, ignore_case=True)
     if not kind.is_date or not pc.any(fits, min_count=0).as_py():
@@ -193,12 +191,12 @@ def _fits(trimmed: pa.Array, kind: _Kind) -> pa.Array:
     return pc.and_(fits, pc.is_in(looks, value_set=pa.array(distinct, pa.string())))
 
 
-def _is_valid(value: str, kind: _Kind) -> bool:
+def _is_valid(value: str, kind: "_Kind") -> bool:
     one = pa.array([value], pa.string())
     return _converts(one, kind, "ns" if re.search(NANO, value) else "us")
 
 
-def _converts(values: pa.Array, kind: _Kind, unit: str) -> bool:
+def _converts(values: pa.Array, kind: "_Kind", unit: str) -> bool:
     try:
         kind.convert(values, unit)
     except pa.ArrowInvalid:

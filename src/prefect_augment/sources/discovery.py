@@ -3,8 +3,6 @@
 Tables are objects of one registered format. Image files are listed one by one, archives as a whole.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 from collections import Counter
@@ -205,7 +203,7 @@ def _nothing(uri: str, requested: str, paths: list[str]) -> str:
     return f"no {wanted} file{images} at {uri}: found {other}. Check the location{advice}"
 
 
-def _image_files(objects: _Objects) -> Listing:
+def _image_files(objects: "_Objects") -> Listing:
     """List image files and possible annotations, without hidden files."""
     entries = [e for e in objects.entries.values() if objects.is_exact or not is_ignored(e.path)]
     if not any(is_image_name(e.path) for e in entries):

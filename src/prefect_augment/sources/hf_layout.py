@@ -5,8 +5,6 @@ Three forms: ``save_to_disk`` output (``state.json`` beside Arrow files, a folde
 (``data/train-00000-of-00002.parquet``). Only train is read, only from files in the folder; notes name the rest.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

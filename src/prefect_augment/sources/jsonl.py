@@ -4,8 +4,6 @@ The file is read twice, as the last line may decide a column's type: first for c
 records. Lines that do not fit are rejected with number and reason. Text dates are ISO 8601.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

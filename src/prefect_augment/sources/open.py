@@ -1,7 +1,5 @@
 """The reader of one source object: the registry's readers, archives, and our own shards."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace

@@ -4,8 +4,6 @@ A footer may lie about rows, positions and sizes. True sizes protect no better: 
 and expands a thousandfold (500 bytes can hold 2 GB), so the dictionaries are read and counted.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -5,8 +5,6 @@ A :class:`Ledger` keeps the part of every record or group from version to versio
 order nor date decides, and nobody can choose where a record goes.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace

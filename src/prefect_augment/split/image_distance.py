@@ -4,8 +4,6 @@ Three steps, each with fewer pairs: bands of a perceptual hash put images into b
 finds the likeliest pairs of each by matrix products, and those are aligned and measured.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np
@@ -150,12 +148,12 @@ class Shape:
         """Return the share of each image's contrast that each of the others explains, (n_rows, n_others)."""
         return self._explained(rows, self, others)
 
-    def is_like(self, others: Shape) -> NDArray[np.bool_]:
+    def is_like(self, others: "Shape") -> NDArray[np.bool_]:
         """Tell for all pairs whether they are worth measuring."""
         every = (np.arange(len(x._axes)) for x in (self, others))
         return self._explained(next(every), others, next(every)) > 1 - COARSE_LIMIT
 
-    def _explained(self, rows: Rows, others: Shape, their_rows: Rows) -> Float:
+    def _explained(self, rows: Rows, others: "Shape", their_rows: Rows) -> Float:
         ours = self._axes[rows, 0] * self._scale[rows, 0]
         axes = others._axes[their_rows] * others._scale[their_rows]
         product = ours @ axes[:, 0].T

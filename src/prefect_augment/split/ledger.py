@@ -1,7 +1,5 @@
 """The split ledger: the part of every record, group or image, and the result of a split."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -85,7 +83,7 @@ class Ledger:
             columns += [self.images.clusters, self.images.levels, self.images.thumbs]
         return _digest(self, [(column.dtype, len(column), [column]) for column in columns])
 
-    def take(self, rows: slice) -> Ledger:
+    def take(self, rows: slice) -> "Ledger":
         """Return some of the rows."""
         images = self.images
         return replace(
@@ -98,7 +96,7 @@ class Ledger:
             and ImageRows(images.clusters[rows], images.levels[rows], images.thumbs[rows]),
         )
 
-    def blocks(self, size: int) -> Iterator[Ledger]:
+    def blocks(self, size: int) -> "Iterator[Ledger]":
         """Yield the rows ``size`` at a time; one empty block for an empty ledger."""
         for start in range(0, max(1, len(self.keys)), size):
             yield self.take(slice(start, start + size))

@@ -4,8 +4,6 @@ An image's row also has its near-duplicate cluster and a thumbnail (1 kB before 
 versions find near-duplicates of images that the source no longer has.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

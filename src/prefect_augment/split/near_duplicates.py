@@ -13,8 +13,6 @@ Pairs are computed independently and images sorted by key, so neither the source
 of threads changes the result.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import product
 

@@ -5,8 +5,6 @@ training part and the hold-out is a *bridge*: on either side it would leak, so i
 entries never change.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -52,7 +50,7 @@ class NearClusters:
     levels: NDArray[np.int64]  # strictness of the comparison
     is_bridge: NDArray[np.bool_]  # near both sides of the split
 
-    def take(self, rows: NDArray[np.intp]) -> NearClusters:
+    def take(self, rows: NDArray[np.intp]) -> "NearClusters":
         """Return the same of these records."""
         return NearClusters(self.names[rows], self.levels[rows], self.is_bridge[rows])
 
@@ -66,7 +64,7 @@ class _Known:
     levels: NDArray[np.int64]
     clusters: NDArray[Any]
 
-    def only(self, chosen: NDArray[np.bool_]) -> _Known:
+    def only(self, chosen: NDArray[np.bool_]) -> "_Known":
         return _Known(
             self.thumbs[chosen], self.parts[chosen], self.levels[chosen], self.clusters[chosen]
         )

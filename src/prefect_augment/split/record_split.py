@@ -3,8 +3,6 @@
 Held for all records at once: only counts, and per class the hash bounds of hold-out and validation.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass, field
 from typing import Any

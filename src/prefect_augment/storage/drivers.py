@@ -1,7 +1,5 @@
 """Options and quirks of the object store drivers (s3fs, adlfs, gcsfs), which bring them under one contract."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

@@ -4,8 +4,6 @@ s3fs raises `OSError`s caused by botocore's error, adlfs the Azure SDK's own, gc
 recognised by status, code and class name, so no driver needs to be installed.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import socket

@@ -4,8 +4,6 @@ What is known of each record (keys, parts, places) is joined or sorted bin by bi
 entry per record.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Keys are numpy arrays: ``S16`` for content keys (16 bytes, shown as 32 hexadecim
 type for names compared as they are. Sorting and grouping agree for both.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -176,7 +174,7 @@ class Coded:
     names: NDArray[Any]  # (n_names,) sorted, distinct
 
     @classmethod
-    def of(cls, values: Coded | Sequence[Any] | NDArray[Any]) -> Coded:
+    def of(cls, values: "Coded | Sequence[Any] | NDArray[Any]") -> "Coded":
         """Return the values coded."""
         if isinstance(values, Coded):
             return values
@@ -189,7 +187,7 @@ class Coded:
         return cls.from_names(encoded.indices.to_numpy(), encoded.dictionary.to_pylist())
 
     @classmethod
-    def from_names(cls, codes: NDArray[Any], names: Sequence[str]) -> Coded:
+    def from_names(cls, codes: NDArray[Any], names: Sequence[str]) -> "Coded":
         """Return codes of names in any order as codes of the sorted names."""
         order = sorted(range(len(names)), key=names.__getitem__)
         rank = np.zeros(len(names), dtype=np.int32)
@@ -204,11 +202,11 @@ class Coded:
     def __iter__(self) -> Iterator[Any]:
         return iter(self.names[self.codes].tolist())
 
-    def take(self, rows: NDArray[Any] | slice) -> Coded:
+    def take(self, rows: NDArray[Any] | slice) -> "Coded":
         """Return these records' texts; all names stay."""
         return Coded(self.codes[rows], self.names)
 
-    def only_used(self) -> Coded:
+    def only_used(self) -> "Coded":
         """Return the same without names that no record has."""
         used, codes = np.unique(self.codes, return_inverse=True)
         return Coded(codes.astype(np.int32), self.names[used])

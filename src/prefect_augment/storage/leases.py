@@ -5,8 +5,6 @@ Each puts a lease and then looks for the other kind's: of two that meet, at leas
 Ages are measured by the store's own clock.
 """
 
-from __future__ import annotations
-
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Files behind :class:`~prefect_augment.storage.store.Store`: range reader, drafts, atomic local writes."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

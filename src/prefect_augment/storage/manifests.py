@@ -1,7 +1,5 @@
 """Manifests in a destination: the versions that exist, and the commit of the next one."""
 
-from __future__ import annotations
-
 import json
 import re
 import uuid

@@ -3,8 +3,6 @@
 The drivers' own retries are off where possible (:mod:`.drivers`), so attempts do not multiply.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable
@@ -39,7 +37,7 @@ class RetryPolicy:
     max_seconds: float = 8.0
 
     @classmethod
-    def from_environment(cls) -> RetryPolicy:
+    def from_environment(cls) -> "RetryPolicy":
         """Return the policy with ``PREFECT_AUGMENT_STORAGE_ATTEMPTS`` and ``…_BACKOFF_SECONDS`` applied.
 
         Raises ParameterError for a value that is no valid number.

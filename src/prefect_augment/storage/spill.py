@@ -3,8 +3,6 @@
 They are read again in the order they were appended, any number of times.
 """
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import tempfile
@@ -75,7 +73,7 @@ class Workspace:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._n_files = 0
 
-    def spill(self) -> Spill:
+    def spill(self) -> "Spill":
         """Return an empty spill."""
         return Spill(self)
 
@@ -92,7 +90,7 @@ class Workspace:
             self._folder.cleanup()
             self._folder = None
 
-    def __enter__(self) -> Workspace:
+    def __enter__(self) -> "Workspace":
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -5,8 +5,6 @@ and outcome leave receipts, put only if absent, so a rerun, a second worker or a
 finds what is done and does the rest.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar

@@ -4,8 +4,6 @@ A :class:`Store` puts objects so that readers see all or nothing, and puts one o
 mean (receipts, shards, manifests) is decided elsewhere.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib
@@ -46,7 +44,7 @@ def sha256_hex(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def open_store(uri: str | os.PathLike[str], *, options: dict[str, Any] | None = None) -> Store:
+def open_store(uri: str | os.PathLike[str], *, options: dict[str, Any] | None = None) -> "Store":
     """Return the store whose root is ``uri``, a local path or fsspec URL.
 
     ``options`` may hold secrets and never enter a reference, message or log. Raises ParameterError if the

@@ -1,7 +1,5 @@
 """Requested column values: read as their column's type and checked against its domain."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Draw records of a model in the source's columns, with the seeds that reproduce them."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Trained models in storage: checkpoint and encoder, named by their digests."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Sequence

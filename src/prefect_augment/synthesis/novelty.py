@@ -10,8 +10,6 @@ Records equal to a training record count separately. Real records may be equal t
 many empty rows), and drawn ones may be as often, whatever the share of near ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self

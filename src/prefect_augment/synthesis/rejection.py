@@ -6,8 +6,6 @@ taken until there are enough or a bound is reached. The model sets column values
 they are written, so rounding cannot break them later.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,7 +59,7 @@ class Rules:
         *,
         conditions: Mapping[str, Any] | None = None,
         constraints: Sequence[Constraint] = (),
-    ) -> Rules:
+    ) -> "Rules":
         """Check the rules for an encoder's records.
 
         ``real`` returns the real records and is called only where a constraint needs them.

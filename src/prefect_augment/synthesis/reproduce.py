@@ -1,7 +1,5 @@
 """Draw published synthetic records again from their lineage and the version's model."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Checkpoints in the middle of training, and the training curves kept for the report."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any

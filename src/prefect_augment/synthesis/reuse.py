@@ -1,7 +1,5 @@
 """Reuse a previous model for a dataset that has grown a little since."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 

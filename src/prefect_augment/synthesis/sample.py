@@ -1,7 +1,5 @@
 """Draw and stage the candidates of each class, each with the seed that reproduces it."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import Counter

@@ -6,8 +6,6 @@ probabilities. The record becomes a row for every likely class, with one label a
 enters its ``aug_weight``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 A sample depends on the records' ids and the seed, not on their order or shards.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Fit encoder and model on the training records, and store them as a checkpoint by digest."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -96,7 +94,7 @@ def train(experiment: Experiment, store: Store, *, on_progress: Progress | None 
     return job.stage.run(ModelRef, lambda: _train(job, on_progress))
 
 
-def _train(job: _Job, on_progress: Progress | None) -> ModelRef:
+def _train(job: "_Job", on_progress: Progress | None) -> ModelRef:
     records, dataset = job.records(), job.dataset
     counts = dict(zip(records.spec.classes, records.spec.class_counts, strict=True))
     previous = find_previous(
@@ -238,7 +236,7 @@ class _Job:
     request: str  # key of all of it but the records
 
     @classmethod
-    def of(cls, experiment: Experiment, store: Store) -> _Job:
+    def of(cls, experiment: Experiment, store: Store) -> "_Job":
         dataset, budget = experiment.dataset, experiment.params.budget
         info = load_info(dataset, store)
         model, seed = experiment.params.model, experiment.params.seed

@@ -1,7 +1,5 @@
 """Training budget: steps, batch size, device, precision and threads of a run."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

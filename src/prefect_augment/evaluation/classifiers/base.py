@@ -5,8 +5,6 @@ differ in records and weights alone. Training uses one thread, so results do not
 machine's thread count and several classifiers can train in threads side by side.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
@@ -136,7 +134,7 @@ class _Columns:
     n_levels: Int
 
     @classmethod
-    def of(cls, X: Float, is_category: Bool, n_levels: Int) -> _Columns:
+    def of(cls, X: Float, is_category: Bool, n_levels: Int) -> "_Columns":
         # HistGradientBoosting cannot bin an all-null column: it fails with a message on windows.
         finite = np.isfinite(X)
         kept = np.flatnonzero(finite.any(axis=0))
@@ -180,7 +178,7 @@ class _OverAllClasses:
 
 def _fit_boosting(
     X: Float, y: Int, weights: Float, columns: _Columns, n_iterations: int, seed: int
-) -> _Boosting:
+) -> "_Boosting":
     native = columns.is_category & (columns.n_levels <= NATIVE_LEVELS)
     bins = Bins.of(X, weights, ~native)
     model = HistGradientBoostingClassifier(
@@ -204,7 +202,7 @@ class _Boosting:
         return probabilities
 
 
-def _fit_logistic(X: Float, y: Int, weights: Float, columns: _Columns) -> _Logistic:
+def _fit_logistic(X: Float, y: Int, weights: Float, columns: _Columns) -> "_Logistic":
     """Minimise the weighted cross-entropy plus an L2 penalty by L-BFGS.
 
     scikit-learn's LogisticRegression has the same loss, but warns when it reaches its iteration
@@ -291,7 +289,7 @@ def _loss_in_blocks(numbers: Float, levels: Any, y: Int, weights: Float, n_known
 
 @dataclass(frozen=True)
 class _Logistic:
-    design: _Design
+    design: "_Design"
     coef: Float  # (n_design_columns + 1, n_classes), the intercept last
 
     def predict_proba(self, X: Float) -> Float:
@@ -321,7 +319,7 @@ class _Design:
     n_level_columns: int
 
     @classmethod
-    def of(cls, X: Float, weights: Float, columns: _Columns) -> _Design:
+    def of(cls, X: Float, weights: Float, columns: _Columns) -> "_Design":
         numeric = np.flatnonzero(~columns.is_category)
         category = np.flatnonzero(columns.is_category)
         values = _squarable(X[:, numeric])

@@ -4,8 +4,6 @@ The ranges are those of the written policy (:mod:`prefect_augment.augmentation.i
 goes image by image; here a batch of small images costs less than one convolution. Needs torch.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -29,7 +27,7 @@ class ClassicRanges:
     brightness: float = 0.1  # share of the full range
     contrast: float = 0.1  # change of differences from the image's mean
 
-    def stronger(self, times: float) -> ClassicRanges:
+    def stronger(self, times: float) -> "ClassicRanges":
         """Ranges that are ``times`` as wide."""
         low, high = self.scale_range
         return ClassicRanges(

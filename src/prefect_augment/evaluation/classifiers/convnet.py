@@ -6,8 +6,6 @@ augmentation. Training uses one thread, so that results do not depend on the mac
 and two strategies can train side by side. Needs torch.
 """
 
-from __future__ import annotations
-
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -73,7 +71,7 @@ def fit_image_classifier(
     batch_size: int = BATCH_SIZE,
     width: float = 1.0,  # times the channels; at most half with fewer than 2,000 records
     device: str = "cpu",
-) -> ImageClassifier:
+) -> "ImageClassifier":
     """Train a convolutional classifier on batches that are drawn with replacement.
 
     ``balanced_softmax`` adds the log prior to the logits in training (Ren et al. 2020, "Balanced
@@ -125,7 +123,7 @@ def balanced_softmax_loss(logits: Tensor, y: Tensor, log_prior: Tensor) -> Tenso
 class ImageClassifier:
     """A trained classifier of images."""
 
-    network: ConvNet
+    network: "ConvNet"
     seen: Bool  # (n_classes,) classes that it was trained on
     scale: tuple[float, float]  # mean and standard deviation of the training values, in [0, 1]
     device: Device

@@ -5,8 +5,6 @@ that unusual images alone do not fool it. Of the validation images that it class
 those that it takes for another class after a transform count as flipped. Needs torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ sorts the column anew for each of the 254 thresholds: half of the training time 
 whole numbers continuous. Columns that arrive as bin numbers skip that, and the trees are the same.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Self
 

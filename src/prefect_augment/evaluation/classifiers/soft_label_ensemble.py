@@ -7,8 +7,6 @@ than each of its members and than the final classifier, which learns from it thr
 not seen.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,7 +129,7 @@ class _Forest:
     n_classes: int
 
     @classmethod
-    def of(cls, X: Float, y: Int, n_classes: int, seed: int) -> _Forest:
+    def of(cls, X: Float, y: Int, n_classes: int, seed: int) -> "_Forest":
         forest = RandomForestClassifier(
             FOREST_TREES,
             min_samples_leaf=FOREST_LEAF,

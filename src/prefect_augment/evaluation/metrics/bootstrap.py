@@ -4,8 +4,6 @@ One set of draws serves all strategies, so differences are paired by record and 
 two levels: groups of records (single records where there are no groups) and training seeds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -273,7 +271,7 @@ class Draws:
     seeds: Float  # (n_draws, n_seeds), rows sum to 1; from seed_weights
 
     @classmethod
-    def of(cls, n: int, groups: Any, *, n_seeds: int, n_draws: int, seed: int) -> Draws:
+    def of(cls, n: int, groups: Any, *, n_seeds: int, n_draws: int, seed: int) -> "Draws":
         """Draw the weights of ``n`` records in groups, and of ``n_seeds`` seeds."""
         unit = units_of(n, groups, seed=seed)
         rng = np.random.default_rng([seed, 1])

@@ -5,8 +5,6 @@ frequency. The correction multiplies each class's probability by its true share 
 share.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

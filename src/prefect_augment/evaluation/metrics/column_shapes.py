@@ -3,8 +3,6 @@
 No record leaves this module, only shares per bin or level.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

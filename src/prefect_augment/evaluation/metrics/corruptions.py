@@ -5,8 +5,6 @@ middle of the most used benchmark; for tables changes after which a person would
 record.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +43,7 @@ class Scale:
     deviation: Float
 
     @classmethod
-    def of(cls, X: Float, is_category: Bool) -> Scale:
+    def of(cls, X: Float, is_category: Bool) -> "Scale":
         """The spread of the columns of training records."""
         deviation = np.zeros(X.shape[1])
         for j in np.flatnonzero(~is_category):

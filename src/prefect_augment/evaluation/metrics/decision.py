@@ -4,8 +4,6 @@ The comparison is fixed beforehand: the chosen strategy, the best baseline (a st
 synthetic records) and as is. This module reads predictions and trains nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal

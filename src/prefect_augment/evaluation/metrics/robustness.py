@@ -4,8 +4,6 @@ Every condition has the same records and the same bootstrap draws, so that a dif
 strategies, and its change from clean records, have intervals of their own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,14 +98,14 @@ class _Drawn:
         self.estimate, self.draws = estimate, draws
 
     @classmethod
-    def of(cls, boot: Bootstrap) -> _Drawn:
+    def of(cls, boot: Bootstrap) -> "_Drawn":
         return cls(
             {strategy: float(boot.recall[a].mean()) for a, strategy in enumerate(boot.strategies)},
             {strategy: boot.draws[:, a].mean(axis=1) for a, strategy in enumerate(boot.strategies)},
         )
 
     @classmethod
-    def mean(cls, some: Sequence[_Drawn]) -> _Drawn:
+    def mean(cls, some: "Sequence[_Drawn]") -> "_Drawn":
         strategies = list(some[0].estimate)
         return cls(
             {
@@ -127,7 +125,7 @@ class _Drawn:
         )
 
     def result(
-        self, name: str, strength: str, pairs: Pairs, *, base: _Drawn | None = None
+        self, name: str, strength: str, pairs: Pairs, *, base: "_Drawn | None" = None
     ) -> ConditionRow:
         differences, changes = [], []
         for strategy, against in pairs:

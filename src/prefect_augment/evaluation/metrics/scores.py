@@ -4,8 +4,6 @@ Records of other classes never enter a score; a compared record that is predicte
 counts as wrong. Class codes are ``0 .. n_classes - 1``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Which strategy the hold-out is to confirm, by the scores on validation records."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Whether a recipe helps one group and hurts another: recall per class and group, before and after."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

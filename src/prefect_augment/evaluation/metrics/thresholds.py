@@ -4,8 +4,6 @@ With two classes a multiplier is a threshold. Multipliers are tuned on records t
 was not trained on, and scored on yet other records (:func:`cross_fitted_multipliers`).
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

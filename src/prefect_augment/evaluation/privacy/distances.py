@@ -1,7 +1,5 @@
 """The privacy measurement over all classes, and its sentences for the report."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

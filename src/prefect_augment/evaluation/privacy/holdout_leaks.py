@@ -5,8 +5,6 @@ rows that are nearly equal: one thing measured twice, copies with noise or round
 their own near-duplicate search, which keeps duplicates on one side of the split.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

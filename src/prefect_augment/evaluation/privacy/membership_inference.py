@@ -7,8 +7,6 @@ that memorised nothing. Both must be random draws from one population, so the sp
 alike. Features of a network trained on the members do not, and are not used here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

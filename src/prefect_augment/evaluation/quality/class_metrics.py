@@ -1,7 +1,5 @@
 """What the record filter reports of a stratum: shares, distances, likeness and label errors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

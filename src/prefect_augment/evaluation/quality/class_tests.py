@@ -20,8 +20,6 @@ All strata, checks and tests within a check share ``false_alarm`` evenly (Bonfer
 models at most that share has any class called unsafe.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """Constraints on records: which records keep them, and how many real ones break them."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any

@@ -7,8 +7,6 @@ is called FID. It does not tell a training image moved by a pixel from a new one
 hashes. Needs torch.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from typing import Any, Unpack
@@ -123,7 +121,7 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.features)
 
-    def __getitem__(self, rows: Any) -> Pictures:
+    def __getitem__(self, rows: Any) -> "Pictures":
         return Pictures(self.features[rows], self.pixels[rows])
 
 
@@ -135,7 +133,7 @@ class PictureSpace(Space):
     scale: Float  # (n_features,), 1 for a feature that does not vary within the classes
 
     @classmethod
-    def of(cls, estimator: ImageClassifier, images: Images, y: Int) -> PictureSpace:
+    def of(cls, estimator: ImageClassifier, images: Images, y: Int) -> "PictureSpace":
         """The space of a classifier, scaled by the images that it was trained on."""
         features = estimator.features(images).astype(np.float64)
         counts = np.maximum(np.bincount(y), 1)

@@ -4,8 +4,6 @@ One half trains the filter that picks records for *utility*, the other the label
 records are not picked for the quirks of the classifier that checks their labels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -48,7 +46,7 @@ class Halves:
         seed: int,
         *,
         with_filter: bool = True,
-    ) -> Halves:
+    ) -> "Halves":
         """Train both classifiers on training records that are split by key."""
         n_classes = int(stratum_class.max()) + 1
         y = stratum_class[training.stratum]

@@ -1,7 +1,5 @@
 """Near copies and outliers: how near candidates are to training records, beside real records."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -65,7 +63,7 @@ def one_of_each(stratum: Int, groups: Any) -> Bool:
 
 
 def training_distances(
-    measures: Measures,
+    measures: "Measures",
     training: Labelled,
     validation: Labelled,
     candidates: Labelled,
@@ -206,7 +204,7 @@ def _digests(X: NDArray[Any]) -> NDArray[np.void]:
 
 
 def equality_evidence(
-    measures: Measures,
+    measures: "Measures",
     training: NDArray[Any],
     validation: NDArray[Any],
     candidates: NDArray[Any],

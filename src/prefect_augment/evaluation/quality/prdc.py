@@ -1,7 +1,5 @@
 """Likeness of two sets of records (precision, recall, density, coverage) and the two-sample test."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -30,8 +30,6 @@ kept like faithful ones without a label check: those near a class border are the
 unsafe class is kept (reason ``unsafe class``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -91,7 +89,7 @@ class _Labels:
     @classmethod
     def of(
         cls, halves: Halves, validation: Labelled, candidates: Labelled, stratum_class: Int
-    ) -> _Labels:
+    ) -> "_Labels":
         return cls(
             stratum_class[candidates.stratum],
             halves.label_classifier.predict_proba(candidates.X),

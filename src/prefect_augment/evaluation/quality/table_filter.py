@@ -1,7 +1,5 @@
 """The record filter of tables: distances over the columns, labels by gradient boosting."""
 
-from __future__ import annotations
-
 from typing import Any, Unpack
 
 import numpy as np

@@ -4,8 +4,6 @@ For classification an image has one class: of its objects' classes the rarest in
 images. All boxes stay in ``objects``.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter, defaultdict

@@ -3,8 +3,6 @@
 The form is ``struct<bytes: binary, path: string>``; the bytes are the source's own and never change.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 

@@ -5,8 +5,6 @@ Files come from a folder or archive as :class:`Member` objects; class folders, m
 reason, or is skipped by a documented rule.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field

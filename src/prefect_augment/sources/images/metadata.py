@@ -3,8 +3,6 @@
 Each line names a file, relative to the metadata's folder, and its fields.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

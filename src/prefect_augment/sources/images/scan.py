@@ -4,8 +4,6 @@ Files are read concurrently, for the latency of object stores; images stay encod
 to disk.
 """
 
-from __future__ import annotations
-
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
