@@ -87,7 +87,7 @@ def stage_records(store: Store, table: pa.Table) -> DatasetRef:
     return stage_parts(
         store,
         {part: table.filter(pa.array(mask)).sort_by("aug_id") for part, mask in parts.items()},
-        label="kind", key="k", max_records=20, columns=(), compared=tuple(CLASSES),
+        label="kind", key="k", digest="d" * 64, max_records=20, columns=(), compared=tuple(CLASSES),
         modality="image", image=image,
     )  # fmt: skip
 

@@ -151,7 +151,11 @@ def test_a_wrong_label_ends_with_2_and_a_suggestion(
         ("source: {uri: a, labell: b}", ["profile", "x"], "labell"),
         ("budget: {minutes: 5}", ["rebalance", "a", "b", "--minutes", "0"], "budget.minutes"),
         *(
-            (text, ["rebalance", "a", "b"], f"'{text.split(':')[0]}' in the parameters file is")
+            (
+                text,
+                ["rebalance", "a", "b", "--model", "none"],
+                f"'{text.split(':')[0]}' in the parameters file is",
+            )
             for text in ("source:", "source: defects.parquet", "model: trees")
         ),
     ],

@@ -125,14 +125,17 @@ def stage_parts(
     everything = pa.concat_tables(parts.values())
     counts = {part: dict(Counter(t[label].to_pylist())) for part, t in parts.items()}
     fields: dict[str, Any] = {
-        "compared": ("ill", "rare", "well"), "label_type": "string", "schema_digest": "s", **info
-    }  # fmt: skip
+        "digest": sha256_hex("".join(s.sha256 for s in shards).encode()),
+        "compared": ("ill", "rare", "well"),
+        "label_type": "string",
+        "schema_digest": "s",
+        **info,
+    }
     if "columns" not in fields:
         fields["columns"] = describe_columns(everything, label=label)
     staged = DatasetInfo(
         stage="ingest",
         key=stage.key,
-        digest=sha256_hex("".join(s.sha256 for s in shards).encode()),
         label=label,
         shards=tuple(shards),
         part_counts=counts,
