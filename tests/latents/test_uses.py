@@ -297,7 +297,7 @@ def test_a_model_of_one_class_finds_the_others_strange(
 
 
 def test_a_threshold_needs_normal_validation_records(trained: Trained) -> None:
-    with pytest.raises(ParameterError, match="no validation records of"):
+    with pytest.raises(ParameterError, match="the threshold needs validation records of"):
         trained.use("anomalies", output=Output(parts=["training"]))
     for share in (0.0, 1.0):
         with pytest.raises(ValidationError, match="normal_share"):
@@ -328,7 +328,7 @@ def test_classes_that_are_not_there_or_have_nothing_to_learn_are_named(
     counts["validation"]["lost"] = counts["training"].pop("lost")
     info = load_info(dataset, store).model_copy(update={"part_counts": counts})
     monkeypatch.setattr(inputs_module, "load_info", lambda ref, store: info)
-    with pytest.raises(EmptyClassError, match="no training record is of 'lost'"):
+    with pytest.raises(EmptyClassError, match="'lost' have no training record to learn from"):
         select_classes(dataset, classes=["lost"], store=store)
 
 
@@ -452,7 +452,7 @@ def test_by_default_it_goes_from_the_largest_class_to_the_smallest(trained: Trai
 def test_an_end_that_is_nothing_is_said(trained: Trained) -> None:
     with pytest.raises(ParameterError, match="neither a class nor the aug_id"):
         trained.use("interpolations", Interpolation(start="okay"))
-    with pytest.raises(ParameterError, match="begin and end with 'ok'"):
+    with pytest.raises(ParameterError, match="both ends of the strip are 'ok'"):
         trained.use("interpolations", Interpolation(end="ok"))
 
 

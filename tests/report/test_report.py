@@ -467,7 +467,7 @@ def test_results_behind_the_page_are_strict_json_with_sorted_keys(files: dict[st
 
     info = json.loads(files["report.json"], parse_constant=refuse)
     assert list(info) == sorted(info)
-    assert info["schema_version"] == 1
+    assert info["schema_version"] == 2
     jsonschema.validate(info, published_schema())
     assert info["verdict"]["decision"] == "accept"
     assert info["strategy_scores"][0]["estimators"]["boosting"]["auprc"] is None
@@ -554,7 +554,7 @@ def test_a_refused_run_says_that_nothing_was_published() -> None:
 
 def test_an_evaluation_publishes_nothing_by_intent() -> None:
     text = text_of(full_report(status="evaluated"))
-    assert "this run judged data that was there already" in text
+    assert "this run evaluated data that was there already" in text
 
 
 def test_no_gain_is_said_where_the_strategies_are_one_and_the_same() -> None:

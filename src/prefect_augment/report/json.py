@@ -139,7 +139,7 @@ class ShapeRow(Result):
 class ReportInfo(Findings):
     """Everything behind a report's page. Keys may be added; those that are there keep their meaning."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     title: str = Field(description="the dataset's name")
     label: str = Field(description="the label column")
     status: Literal["published", "proposed", "refused", "evaluated"]

@@ -29,7 +29,7 @@ __all__ = [
     "plan_table",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def build_report(data: ReportData) -> dict[str, bytes]:

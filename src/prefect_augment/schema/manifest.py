@@ -36,7 +36,7 @@ __all__ = [
     "software_versions",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ROLLED_BACK = "Rolled back to"  # start of such a version's note
 
 
