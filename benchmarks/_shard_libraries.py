@@ -133,8 +133,7 @@ class Ours:
         import pyarrow as pa
 
         from prefect_augment.shards.parquet import with_lineage, write_shards
-        from prefect_augment.storage.manifests import commit
-        from prefect_augment.storage.store import open_store
+        from prefect_augment.storage import commit, open_store
 
         store = open_store(folder)
         parts = [pa.array(source.images, pa.binary()), pa.nulls(len(source.images), pa.string())]
@@ -157,8 +156,7 @@ class Ours:
         commit(store, lambda *_: self._manifest(shards), dataset_key="benchmark")
 
     def _manifest(self, shards: Any) -> Any:
-        from prefect_augment.schema.base import Recipe, Strategy
-        from prefect_augment.schema.manifest import Manifest
+        from prefect_augment.schema import Manifest, Recipe, Strategy
 
         recipe = Recipe(
             strategy=Strategy(name="as_is", family="as_is"),

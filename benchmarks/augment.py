@@ -48,7 +48,7 @@ from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Classic, NoModel, RunParams, Source
 from prefect_augment.plan.plan import plan
 from prefect_augment.shards.staged import load_info
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage import open_store
 
 QUALITY = 90
 SIZES = {32: 512, 256: 96, 512: 32}  # images of each

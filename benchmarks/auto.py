@@ -46,10 +46,9 @@ from prefect_augment.experiment.score import score
 from prefect_augment.params import AutoModel, Budget, Destination, RunParams, Source
 from prefect_augment.plan.strategies import AMOUNTS, as_trained, candidates_wanted, make_strategies
 from prefect_augment.registry import resolve_model
-from prefect_augment.schema.base import FilterResult, Strategy, StrategyScore
-from prefect_augment.schema.experiment import Experiment
+from prefect_augment.schema import Experiment, FilterResult, Strategy, StrategyScore
 from prefect_augment.shards.staged import read_part
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage import open_store
 from prefect_augment.tasks.compare import filter_candidates
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance

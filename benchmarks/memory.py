@@ -86,9 +86,8 @@ def child(source: str, destination: str) -> None:
 
     from prefect_augment.experiment.filter import unfiltered
     from prefect_augment.params import Destination, RunParams, Source, TreesModel
-    from prefect_augment.schema.experiment import Experiment
-    from prefect_augment.schema.report import Release
-    from prefect_augment.storage.store import open_store
+    from prefect_augment.schema import Experiment, Release
+    from prefect_augment.storage import open_store
     from prefect_augment.tasks.ingest import ingest_dataset
     from prefect_augment.tasks.plan import plan_balance
     from prefect_augment.tasks.publish import publish_dataset

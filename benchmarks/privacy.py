@@ -20,7 +20,7 @@ from scipy.stats import beta
 
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.privacy.distances import Part, SideNames, privacy_side
-from prefect_augment.schema.privacy import PrivacySide
+from prefect_augment.schema import PrivacySide
 
 N_COLUMNS = 5
 SIZES = ((200, 60, 200), (60, 15, 120), (30, 8, 60))  # members, others, synthetic per class

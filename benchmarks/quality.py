@@ -37,7 +37,7 @@ from scipy.stats import binomtest
 from prefect_augment.encoding.arrays import Limits
 from prefect_augment.evaluation.quality import class_tests
 from prefect_augment.evaluation.quality.class_tests import CHECKS
-from prefect_augment.schema.base import ClassCheck
+from prefect_augment.schema import ClassCheck
 
 KINDS = ("table", "image")
 FAULTY = {"table": [f for f in FAULTS if f not in ("none", "moved copies")]}

@@ -82,8 +82,8 @@ def long(n_rows: int, *, folder: str) -> dict[str, float]:
     from prefect_augment.ingest.ingest import ingest
     from prefect_augment.params import RunParams, Source, TreesModel
     from prefect_augment.plan.plan import plan
-    from prefect_augment.schema.experiment import Experiment
-    from prefect_augment.storage.store import open_store
+    from prefect_augment.schema import Experiment
+    from prefect_augment.storage import open_store
     from prefect_augment.synthesis.sample import sample
     from prefect_augment.synthesis.train import train
 

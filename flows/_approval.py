@@ -21,10 +21,8 @@ from prefect_augment.publish.proposal import (
     request_markdown,
 )
 from prefect_augment.report.run_summary import summarise
-from prefect_augment.schema.base import ApprovalDecision, Commit, ReportRef, RunResult
-from prefect_augment.schema.report import Release
-from prefect_augment.storage.manifests import find_commit
-from prefect_augment.storage.store import Store
+from prefect_augment.schema import ApprovalDecision, Commit, Release, ReportRef, RunResult
+from prefect_augment.storage import Store, find_commit
 from prefect_augment.tasks._runtime import conclude, link, open_root, run
 from prefect_augment.tasks.approve import propose_dataset
 from prefect_augment.tasks.publish import publish_dataset, write_report

@@ -20,10 +20,17 @@ from prefect_augment.plan.schedule import (
 from prefect_augment.plan.search_space import PILOT_STEP_SHARE, pilot_groups, settings
 from prefect_augment.plan.strategies import candidates_wanted, make_strategies
 from prefect_augment.registry import load_model_class, resolve_model
-from prefect_augment.schema.base import ModelRef, Strategy, StrategyScore, Verdict
-from prefect_augment.schema.experiment import Experiment, Rung, SearchResult
-from prefect_augment.schema.privacy import Privacy
-from prefect_augment.schema.report import Findings
+from prefect_augment.schema import (
+    Experiment,
+    Findings,
+    ModelRef,
+    Privacy,
+    Rung,
+    SearchResult,
+    Strategy,
+    StrategyScore,
+    Verdict,
+)
 from prefect_augment.shards.staged import load_info
 from prefect_augment.tasks._runtime import call, open_root, run, run_each
 from prefect_augment.tasks.compare import (

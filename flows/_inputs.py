@@ -14,8 +14,8 @@ from prefect_augment.params import AutoModel, Destination, NoModel, RunParams, S
 from prefect_augment.publish.export import check_export
 from prefect_augment.publish.publish import check_destination
 from prefect_augment.registry import check_shard_format, load_model_class
-from prefect_augment.schema.experiment import Experiment
-from prefect_augment.storage.store import contains
+from prefect_augment.schema import Experiment
+from prefect_augment.storage import contains
 from prefect_augment.tasks._limits import check_crashes, destination_lease
 from prefect_augment.tasks._runtime import dataset_slug, open_root, run, run_log
 from prefect_augment.tasks.augment import check_image_policy

@@ -8,7 +8,7 @@ from prefect import flow
 from prefect_augment.flows._approval import not_published, publish_proposal
 from prefect_augment.flows._inputs import running
 from prefect_augment.params import Answer, Destination
-from prefect_augment.schema.base import RunResult
+from prefect_augment.schema import RunResult
 from prefect_augment.tasks._runtime import run
 from prefect_augment.tasks.approve import decide_proposal
 

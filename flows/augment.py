@@ -29,9 +29,7 @@ from prefect_augment.params import (
 from prefect_augment.plan.strategies import classic_recipe
 from prefect_augment.plan.weights import keep_weights
 from prefect_augment.report.run_summary import summarise
-from prefect_augment.schema.base import RunResult
-from prefect_augment.schema.experiment import Experiment
-from prefect_augment.schema.report import Release
+from prefect_augment.schema import Experiment, Release, RunResult
 from prefect_augment.tasks._runtime import conclude, finish, open_root, run
 from prefect_augment.tasks.augment import augment_records, check_image_policy
 from prefect_augment.tasks.ingest import ingest_dataset

@@ -26,9 +26,7 @@ from prefect_augment.params import (
 )
 from prefect_augment.plan.strategies import EXTERNAL, make_strategies
 from prefect_augment.report.run_summary import summarise, with_external
-from prefect_augment.schema.base import RunResult
-from prefect_augment.schema.experiment import Experiment
-from prefect_augment.schema.report import Findings, Release
+from prefect_augment.schema import Experiment, Findings, Release, RunResult
 from prefect_augment.tasks._events import emit_refused
 from prefect_augment.tasks._runtime import conclude, open_root, run, run_log
 from prefect_augment.tasks.compare import choose_strategy, confirm_choice, filter_candidates

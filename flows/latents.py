@@ -32,9 +32,8 @@ from prefect_augment.params import (
 )
 from prefect_augment.params.base import Params
 from prefect_augment.report.run_summary import peak_rss_bytes
-from prefect_augment.schema.base import BalancePlan, LatentResult, LatentUse
-from prefect_augment.schema.experiment import Experiment
-from prefect_augment.storage.store import contains
+from prefect_augment.schema import BalancePlan, Experiment, LatentResult, LatentUse
+from prefect_augment.storage import contains
 from prefect_augment.tasks._runtime import finish, run
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.latents import select_classes, use_latents

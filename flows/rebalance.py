@@ -37,9 +37,7 @@ from prefect_augment.params import (
 from prefect_augment.plan.strategies import make_recipe
 from prefect_augment.plan.weights import keep_weights
 from prefect_augment.report.run_summary import summarise
-from prefect_augment.schema.base import ReportRef, RunResult
-from prefect_augment.schema.experiment import Experiment
-from prefect_augment.schema.report import Release
+from prefect_augment.schema import Experiment, Release, ReportRef, RunResult
 from prefect_augment.tasks._events import emit_refused
 from prefect_augment.tasks._runtime import conclude, open_root, run
 from prefect_augment.tasks.augment import augment_records

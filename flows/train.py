@@ -24,8 +24,7 @@ from prefect_augment.params import (
     Source,
 )
 from prefect_augment.report.run_summary import peak_rss_bytes
-from prefect_augment.schema.base import TrainResult
-from prefect_augment.schema.experiment import Experiment
+from prefect_augment.schema import Experiment, TrainResult
 from prefect_augment.synthesis.train import find_model
 from prefect_augment.tasks._runtime import finish, open_root, run
 from prefect_augment.tasks.ingest import ingest_dataset

@@ -8,9 +8,8 @@ from typing import Any
 
 from prefect.events import emit_event
 
-from prefect_augment.schema.base import Commit, ReportRef, Verdict
-from prefect_augment.storage.manifests import read_manifest
-from prefect_augment.storage.store import Store
+from prefect_augment.schema import Commit, ReportRef, Verdict
+from prefect_augment.storage import Store, read_manifest
 from prefect_augment.tasks._runtime import artifact_key, dataset_slug, in_run
 
 __all__ = ["PUBLISHED", "REFUSED", "dataset_resource", "emit_published", "emit_refused"]

@@ -35,9 +35,8 @@ from prefect.states import Completed
 from prefect_augment.errors import TransientError
 from prefect_augment.params import Destination
 from prefect_augment.report.run_summary import outcome_sentence, run_page, where
-from prefect_augment.schema.base import DatasetRef, RunResult
-from prefect_augment.storage.manifests import read_manifest
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.schema import DatasetRef, RunResult
+from prefect_augment.storage import Store, open_store, read_manifest
 from prefect_augment.tasks._blocks import storage_options
 
 __all__ = [

@@ -10,8 +10,7 @@ from prefect_augment.publish.proposal import (
     read_proposal,
     request_markdown,
 )
-from prefect_augment.schema.base import ApprovalDecision, ReportRef
-from prefect_augment.schema.report import Release
+from prefect_augment.schema import ApprovalDecision, Release, ReportRef
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
     artifact_key,

@@ -12,8 +12,7 @@ from prefect_augment.augmentation.label_preservation import (
     policy_page,
 )
 from prefect_augment.params import Classic
-from prefect_augment.schema.base import DatasetRef
-from prefect_augment.schema.experiment import Experiment
+from prefect_augment.schema import DatasetRef, Experiment
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
     artifact_key,

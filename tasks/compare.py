@@ -9,16 +9,16 @@ from prefect import task
 from prefect_augment.experiment import confirmation, privacy, score, search
 from prefect_augment.experiment.filter import filter_candidates as filter_staged
 from prefect_augment.params import Budget
-from prefect_augment.schema.base import (
+from prefect_augment.schema import (
     Choice,
     DatasetRef,
+    Experiment,
     FilterResult,
+    Privacy,
     Strategy,
     StrategyScore,
     Verdict,
 )
-from prefect_augment.schema.experiment import Experiment
-from prefect_augment.schema.privacy import Privacy
 from prefect_augment.tasks._limits import gpu_slot
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,

@@ -4,7 +4,7 @@ from prefect import task
 
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Destination, Source
-from prefect_augment.schema.base import DatasetRef
+from prefect_augment.schema import DatasetRef
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
     open_destination,

@@ -9,7 +9,7 @@ from prefect_augment.latents.page import latents_page
 from prefect_augment.params import Destination, Output
 from prefect_augment.params.base import Params
 from prefect_augment.registry import load_model_class
-from prefect_augment.schema.base import DatasetRef, LatentRef, LatentUse, ModelRef
+from prefect_augment.schema import DatasetRef, LatentRef, LatentUse, ModelRef
 from prefect_augment.tasks._limits import gpu_slot
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,

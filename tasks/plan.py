@@ -5,7 +5,7 @@ from prefect import task
 from prefect_augment.params import RunParams
 from prefect_augment.plan.plan import plan
 from prefect_augment.report.report import plan_table
-from prefect_augment.schema.base import BalancePlan, DatasetRef
+from prefect_augment.schema import BalancePlan, DatasetRef
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
     artifact_key,

@@ -8,9 +8,8 @@ from prefect_augment.plan.strategies import plain_recipe
 from prefect_augment.publish.publish import publish
 from prefect_augment.publish.synthetic_records import classic_counts
 from prefect_augment.report.build import report
-from prefect_augment.schema.base import ApprovalDecision, Commit, Recipe, ReportRef
-from prefect_augment.schema.report import Release
-from prefect_augment.storage.store import Store
+from prefect_augment.schema import ApprovalDecision, Commit, Recipe, Release, ReportRef
+from prefect_augment.storage import Store
 from prefect_augment.tasks._events import emit_published
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,

@@ -8,7 +8,7 @@ from prefect import task
 from prefect_augment.ingest.external import import_candidates
 from prefect_augment.params import Constraint
 from prefect_augment.registry import load_model_class
-from prefect_augment.schema.base import BalancePlan, DatasetRef, ModelRef
+from prefect_augment.schema import BalancePlan, DatasetRef, ModelRef
 from prefect_augment.synthesis.sample import sample
 from prefect_augment.tasks._limits import gpu_slot
 from prefect_augment.tasks._runtime import (

@@ -5,8 +5,7 @@ from typing import Any
 from prefect import task
 
 from prefect_augment.registry import load_model_class
-from prefect_augment.schema.base import ModelRef
-from prefect_augment.schema.experiment import Experiment
+from prefect_augment.schema import Experiment, ModelRef
 from prefect_augment.synthesis.train import find_model, train
 from prefect_augment.tasks._limits import gpu_slot
 from prefect_augment.tasks._runtime import TASK_OPTIONS, named, open_root, progress, run_log

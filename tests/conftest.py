@@ -22,7 +22,7 @@ from hypothesis import settings
 
 from prefect_augment import registry
 from prefect_augment.params import PluginModel, Source
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store
 
 pytest_plugins = ["support.versions"]
 

@@ -26,9 +26,9 @@ from prefect_augment.experiment.filter import filter_candidates
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Balance, RunParams, Source, TreesModel
 from prefect_augment.plan.plan import plan as plan_of
-from prefect_augment.schema.experiment import Experiment
+from prefect_augment.schema import Experiment
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage import open_store
 from prefect_augment.synthesis.sample import sample
 from prefect_augment.synthesis.train import train
 

@@ -13,7 +13,7 @@ import pytest
 from prefect_augment.encoding.images import ImageEncoder
 from prefect_augment.examples import IMAGE_FILES, TAIL, demo_runs, example_images, image_tables
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage import open_store
 
 
 def test_three_digits_are_rare_and_the_holdout_is_balanced() -> None:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from prefect_augment.encoding.images import image_array
 from prefect_augment.encoding.pixels import encode_png, resize
 from prefect_augment.params import Budget, Destination, DiffusionModel, Evaluation, Source
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store
 
 __all__ = [
     "FILE_NAME",

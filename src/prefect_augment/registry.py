@@ -22,7 +22,7 @@ from prefect_augment.params import (
     PluginModel,
     TreesModel,
 )
-from prefect_augment.schema.base import Modality
+from prefect_augment.schema import Modality
 
 __all__ = [
     "ENTRY_POINTS",

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Collection
 
-from prefect_augment.schema.base import Interval, class_order
+from prefect_augment.schema import Interval, class_order
 
 __all__ = [
     "MISSING",

@@ -20,9 +20,9 @@ from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Balance, Classic, Quality, RunParams, Source, TreesModel
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import candidates_wanted
-from prefect_augment.schema.base import BalancePlan, DatasetRef
+from prefect_augment.schema import BalancePlan, DatasetRef
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store
 from prefect_augment.synthesis.sample import sample
 from prefect_augment.synthesis.train import train
 

@@ -36,7 +36,7 @@ from prefect_augment.params import Classic
 from prefect_augment.plan.strategies import plain_recipe
 from prefect_augment.report.build import report
 from prefect_augment.report.contact_sheets import picture_sheets
-from prefect_augment.schema.base import (
+from prefect_augment.schema import (
     BalancePlan,
     ClassFilter,
     DatasetRef,
@@ -44,7 +44,7 @@ from prefect_augment.schema.base import (
     ImageInfo,
 )
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store
 
 CLASSES = {"plenty": 40, "few": 6, "🛠️ <b>one</b>": 1}
 RARE, SINGLE = list(CLASSES)[1:]

@@ -34,8 +34,8 @@ from prefect_augment.flows.augment import augment
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Balance, Classic, Destination, Report, Source
 from prefect_augment.report.contact_sheets import preview
-from prefect_augment.schema.base import DatasetRef
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.schema import DatasetRef
+from prefect_augment.storage import Store, open_store
 
 UPSIDE_DOWN = "- Rotate: {limit: [180, 180], border_mode: 4, p: 1.0}"
 LEANING = "- Rotate: {limit: [-8, 8], border_mode: 4, p: 1.0}"

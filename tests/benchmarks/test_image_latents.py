@@ -17,7 +17,7 @@ from prefect_augment.loading.latents import open_latents
 from prefect_augment.params import Interpolation, PluginModel, RunParams, Source
 from prefect_augment.plan.plan import plan
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store
 from prefect_augment.synthesis.model_store import load_model
 from prefect_augment.synthesis.train import train
 

@@ -18,7 +18,7 @@ from prefect_augment.cli import app as cli, options, rebalance as rebalance_comm
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.params import Approval, Destination, Evaluation, NoModel, Source
-from prefect_augment.schema.base import RunResult
+from prefect_augment.schema import RunResult
 
 
 @pytest.fixture

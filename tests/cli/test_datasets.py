@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from prefect_augment.cli.app import app
 from prefect_augment.errors import AugmentError
 from prefect_augment.loading.dataset import open_dataset
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage import open_store
 
 
 def call(*arguments: object) -> dict[str, Any]:

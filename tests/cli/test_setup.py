@@ -26,7 +26,7 @@ from prefect_augment.cli.app import app
 from prefect_augment.cli.doctor_checks import check_destination, check_source, needed_extras
 from prefect_augment.cli.init import write_project
 from prefect_augment.errors import ParameterError
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store
 
 
 def call(*arguments: object) -> tuple[int, str]:

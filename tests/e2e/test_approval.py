@@ -19,8 +19,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Scheduled
 
-from prefect_augment.storage.manifests import list_versions, read_manifest
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage import list_versions, open_store, read_manifest
 
 pytestmark = pytest.mark.e2e
 

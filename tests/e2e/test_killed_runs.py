@@ -25,8 +25,7 @@ from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Destination, Evaluation, Source, TreesModel
-from prefect_augment.storage.manifests import latest_version, read_manifest
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage import latest_version, open_store, read_manifest
 
 pytestmark = pytest.mark.faults
 

@@ -15,7 +15,7 @@ from hypothesis import given, strategies as st
 
 from prefect_augment.encoding.tables import TableEncoder, table_strata
 from prefect_augment.errors import ParameterError, SchemaError
-from prefect_augment.schema.base import ColumnInfo
+from prefect_augment.schema import ColumnInfo
 
 UTC = dt.UTC
 ZURICH = "Europe/Zurich"

@@ -22,7 +22,7 @@ from support.staging import recipe_of
 
 from prefect_augment import RecipeClassifier
 from prefect_augment.errors import ParameterError
-from prefect_augment.schema.base import Recipe
+from prefect_augment.schema import Recipe
 
 TRUE = {"common": 0.95, "rare": 0.05}
 HALF = {"common": 0.5, "rare": 0.5}

@@ -25,11 +25,17 @@ from prefect_augment.plan.plan import plan
 from prefect_augment.plan.priors import class_shares, shares_after_loss
 from prefect_augment.plan.strategies import make_recipe
 from prefect_augment.report.build import report
-from prefect_augment.schema.base import BalancePlan, Choice, DatasetRef, Strategy, Verdict
-from prefect_augment.schema.experiment import Experiment, HoldoutResult
+from prefect_augment.schema import (
+    BalancePlan,
+    Choice,
+    DatasetRef,
+    Experiment,
+    HoldoutResult,
+    Strategy,
+    Verdict,
+)
 from prefect_augment.shards.staged import read_part
-from prefect_augment.storage.staging import read_result
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store, read_result
 
 EVALUATION = Evaluation(n_seeds=2, n_bootstrap=200, estimators=["logistic"])
 AS_IS = Strategy(name="as is", family="as_is")

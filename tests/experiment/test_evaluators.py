@@ -45,11 +45,16 @@ from prefect_augment.params import (
 )
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import EXTERNAL, make_recipe, make_strategies
-from prefect_augment.schema.base import BalancePlan, Choice, DatasetInfo, DatasetRef, Strategy
-from prefect_augment.schema.experiment import HoldoutResult
+from prefect_augment.schema import (
+    BalancePlan,
+    Choice,
+    DatasetInfo,
+    DatasetRef,
+    HoldoutResult,
+    Strategy,
+)
 from prefect_augment.shards.staged import read_part
-from prefect_augment.storage.staging import Stage, read_result
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Stage, Store, read_result
 
 COUNTS = {"ring": 160, "cross": 70, "dot": 60}
 N_SEEDS = 2

@@ -18,11 +18,10 @@ from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Destination, Evaluation, NoModel, RunParams, Source, TreesModel
 from prefect_augment.plan.plan import plan
-from prefect_augment.schema.base import RunResult
-from prefect_augment.schema.experiment import Experiment
+from prefect_augment.schema import Experiment, RunResult
 from prefect_augment.shards import base as formats
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store
 from prefect_augment.synthesis.train import train
 
 pytestmark = pytest.mark.usefixtures("quick_runs")

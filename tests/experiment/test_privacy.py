@@ -27,11 +27,18 @@ from prefect_augment.plan.strategies import plain_recipe
 from prefect_augment.report.build import report
 from prefect_augment.report.redaction import redact
 from prefect_augment.report.report import ReportData, build_report, markdown_summary
-from prefect_augment.schema.base import BalancePlan, ColumnInfo, DatasetRef, FilterResult, Verdict
-from prefect_augment.schema.privacy import Privacy
-from prefect_augment.schema.report import Findings, Release
+from prefect_augment.schema import (
+    BalancePlan,
+    ColumnInfo,
+    DatasetRef,
+    FilterResult,
+    Findings,
+    Privacy,
+    Release,
+    Verdict,
+)
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store
 
 MakeTable = Callable[..., pa.Table]
 # The filter drops nothing, so that what is kept is what was drawn.

@@ -48,19 +48,19 @@ from prefect_augment.plan.search_space import (
     settings,
 )
 from prefect_augment.plan.strategies import make_strategies
-from prefect_augment.schema.base import (
+from prefect_augment.schema import (
     BalancePlan,
     Choice,
     DatasetInfo,
     DatasetRef,
     EstimatorScore,
     ImageInfo,
+    SearchResult,
     Strategy,
     StrategyScore,
 )
-from prefect_augment.schema.experiment import SearchResult
 from prefect_augment.shards.staged import load_info
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store
 
 EVALUATION = Evaluation(estimators=["logistic"], n_seeds=2, n_bootstrap=100)
 

@@ -13,8 +13,7 @@ import pytest
 import safetensors.numpy
 
 from prefect_augment.maintenance.verify import verify
-from prefect_augment.storage.manifests import latest_version, read_manifest
-from prefect_augment.storage.store import open_store, sha256_hex
+from prefect_augment.storage import latest_version, open_store, read_manifest, sha256_hex
 
 pytestmark = pytest.mark.faults
 

@@ -25,8 +25,7 @@ import pytest
 
 from prefect_augment.maintenance.gc import collect_garbage
 from prefect_augment.maintenance.verify import verify
-from prefect_augment.storage.manifests import latest_version, read_manifest
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage import latest_version, open_store, read_manifest
 
 pytestmark = pytest.mark.faults
 

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from prefect_augment.maintenance.verify import verify
-from prefect_augment.storage.manifests import latest_version, read_manifest
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage import latest_version, open_store, read_manifest
 
 pytestmark = pytest.mark.faults
 

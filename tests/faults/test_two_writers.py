@@ -14,9 +14,15 @@ import pytest
 from prefect_augment.errors import TransientError
 from prefect_augment.maintenance.gc import collect_garbage
 from prefect_augment.maintenance.verify import verify
-from prefect_augment.storage.leases import FOLDER, lease
-from prefect_augment.storage.manifests import latest_version, list_versions, read_manifest
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import (
+    FOLDER,
+    Store,
+    latest_version,
+    lease,
+    list_versions,
+    open_store,
+    read_manifest,
+)
 
 pytestmark = pytest.mark.faults
 

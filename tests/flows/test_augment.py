@@ -14,8 +14,7 @@ from prefect_augment.flows.augment import augment
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Balance, Classic, Destination, Publish, Source
-from prefect_augment.storage.manifests import read_manifest
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage import open_store, read_manifest
 
 MakeTable = Callable[..., pa.Table]
 

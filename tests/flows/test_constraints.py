@@ -36,9 +36,8 @@ from prefect_augment.params import (
     Unique,
 )
 from prefect_augment.plan.plan import plan
-from prefect_augment.schema.base import RunResult
-from prefect_augment.storage.manifests import read_manifest
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.schema import RunResult
+from prefect_augment.storage import Store, open_store, read_manifest
 
 MakeTable = Callable[..., pa.Table]
 RULES: list[Constraint] = [

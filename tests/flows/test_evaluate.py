@@ -19,7 +19,7 @@ from prefect_augment.errors import RefusedError
 from prefect_augment.experiment import confirmation as verdict
 from prefect_augment.flows.evaluate import evaluate
 from prefect_augment.params import Destination, Evaluation, Quality, Report, Source
-from prefect_augment.schema.base import RunResult
+from prefect_augment.schema import RunResult
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 

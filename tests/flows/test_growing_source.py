@@ -14,9 +14,8 @@ import pytest
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.params import Destination, NoModel, Source
-from prefect_augment.schema.manifest import Manifest
-from prefect_augment.storage.manifests import read_manifest
-from prefect_augment.storage.store import open_store
+from prefect_augment.schema import Manifest
+from prefect_augment.storage import open_store, read_manifest
 
 MakeTable = Callable[..., pa.Table]
 # One class of a size that can be compared: nothing is compared, and the rare one gets weight.

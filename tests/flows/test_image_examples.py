@@ -33,8 +33,8 @@ from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Balance, Budget, Destination, DiffusionModel, Evaluation
 from prefect_augment.plan import estimate as estimates
-from prefect_augment.schema.base import RunResult
-from prefect_augment.storage.store import open_store
+from prefect_augment.schema import RunResult
+from prefect_augment.storage import open_store
 
 XRAYS, CELLS, DEFECTS, OWN = (
     "Chest X-rays",

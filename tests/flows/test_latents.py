@@ -50,8 +50,8 @@ from prefect_augment.cli import app as cli, latents as commands, options
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows import latents as flows
 from prefect_augment.params import PluginModel
-from prefect_augment.schema.base import BalancePlan
-from prefect_augment.storage.store import open_store
+from prefect_augment.schema import BalancePlan
+from prefect_augment.storage import open_store
 
 
 @pytest.fixture

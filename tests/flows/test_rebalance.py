@@ -29,9 +29,8 @@ from prefect_augment.params import (
     Source,
     TreesModel,
 )
-from prefect_augment.schema.base import RunResult
-from prefect_augment.storage.manifests import list_versions
-from prefect_augment.storage.store import open_store
+from prefect_augment.schema import RunResult
+from prefect_augment.storage import list_versions, open_store
 
 MakeTable = Callable[..., pa.Table]
 # What the fixture make_table makes by default.

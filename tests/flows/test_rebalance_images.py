@@ -38,10 +38,8 @@ from prefect_augment.params import (
     Source,
 )
 from prefect_augment.plan import estimate as estimates
-from prefect_augment.schema.base import RunResult
-from prefect_augment.schema.manifest import Manifest
-from prefect_augment.storage.manifests import read_manifest
-from prefect_augment.storage.store import open_store
+from prefect_augment.schema import Manifest, RunResult
+from prefect_augment.storage import open_store, read_manifest
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 

@@ -11,7 +11,7 @@ from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.flows.train import train
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.params import Budget, Destination, Evaluation, NoModel, Source, TreesModel
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store
 
 QUICK = Evaluation(
     n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"

@@ -36,7 +36,7 @@ from prefect_augment.params import (
     Source,
     TreesModel,
 )
-from prefect_augment.schema.base import RunResult
+from prefect_augment.schema import RunResult
 from prefect_augment.tasks._runtime import class_list
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("quick_runs")]

@@ -24,7 +24,7 @@ from prefect_augment.errors import (
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import ColumnOverride, Source
 from prefect_augment.shards.staged import load_info
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage import open_store
 
 N = 60
 

@@ -24,8 +24,7 @@ from prefect_augment.sources import csv, parquet as parquet_source
 from prefect_augment.sources.images import scan as image_reading
 from prefect_augment.sources.parquet import read_batches
 from prefect_augment.split import record_split
-from prefect_augment.storage import external_sort as binned, spill
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage import external_sort as binned, open_store, spill
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from prefect_augment.ingest.ingest import ingest
 from prefect_augment.ingest.quarantine import by_reason
 from prefect_augment.params import Balance, NoModel, RunParams, Source
 from prefect_augment.plan.plan import plan
-from prefect_augment.schema.base import BalancePlan, DatasetInfo, DatasetRef
+from prefect_augment.schema import BalancePlan, DatasetInfo, DatasetRef
 from prefect_augment.shards.staged import load_info, read_shards
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store
 
 MakeTable = Callable[..., pa.Table]
 

@@ -21,9 +21,9 @@ from prefect_augment.errors import InputError, ParameterError, SourceChangedErro
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import ColumnOverride, Source
 from prefect_augment.report.profile import profile
-from prefect_augment.schema.base import DatasetInfo
+from prefect_augment.schema import DatasetInfo
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

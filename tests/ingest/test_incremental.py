@@ -18,10 +18,9 @@ import pytest
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.maintenance.gc import collect_garbage
 from prefect_augment.params import Source
-from prefect_augment.schema.base import DatasetInfo
+from prefect_augment.schema import DatasetInfo
 from prefect_augment.shards.staged import load_info
-from prefect_augment.storage.manifests import read_manifest
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store, read_manifest
 
 Publish = Callable[..., None]
 Publisher = Callable[..., Any]

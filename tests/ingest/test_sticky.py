@@ -15,10 +15,8 @@ import pytest
 from prefect_augment.errors import InputError
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
-from prefect_augment.schema.base import DatasetInfo, DatasetRef
-from prefect_augment.storage.manifests import read_manifest
-from prefect_augment.storage.staging import read_result
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.schema import DatasetInfo, DatasetRef
+from prefect_augment.storage import Store, open_store, read_manifest, read_result
 
 Publisher = Callable[[Store, DatasetRef], None]
 

@@ -21,9 +21,9 @@ from prefect_augment.latents import base as base_module
 from prefect_augment.latents.inputs import select_classes, version_records
 from prefect_augment.latents.page import latents_page
 from prefect_augment.params import AttributeShift, Output, PluginModel, TreesModel
-from prefect_augment.schema.base import LatentRef
+from prefect_augment.schema import LatentRef
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage import open_store
 from prefect_augment.synthesis.model_store import load_model
 
 NUMBERS = ("load", "cycles")

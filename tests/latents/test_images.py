@@ -35,9 +35,9 @@ from prefect_augment.params import (
     PluginModel,
     Source,
 )
-from prefect_augment.schema.base import DatasetRef, LatentRef
+from prefect_augment.schema import DatasetRef, LatentRef
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store
 from prefect_augment.synthesis.model_store import load_model
 
 SIZE = 16

@@ -51,9 +51,9 @@ from prefect_augment.params import (
     TreesModel,
 )
 from prefect_augment.registry import MODELS
-from prefect_augment.schema.base import LatentRef
+from prefect_augment.schema import LatentRef
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store
 from prefect_augment.synthesis.model_store import load_model
 from prefect_augment.synthesis.sample import sample
 

@@ -12,7 +12,7 @@ from support.steps import publish_parts
 from prefect_augment.errors import IntegrityError, ParameterError, SchemaError
 from prefect_augment.loading.dataset import Dataset, open_dataset
 from prefect_augment.shards.parquet import LINEAGE
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store
 
 
 @pytest.fixture

@@ -18,9 +18,8 @@ from prefect_augment.errors import IntegrityError
 from prefect_augment.loading.dataset import Dataset, open_dataset
 from prefect_augment.maintenance.rollback import rollback
 from prefect_augment.maintenance.verify import verify
-from prefect_augment.schema.manifest import content_digest
-from prefect_augment.storage.manifests import list_versions, manifest_path, read_manifest
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.schema import content_digest
+from prefect_augment.storage import Store, list_versions, manifest_path, open_store, read_manifest
 
 
 def publish_twice(folder: Path, releases: Any) -> Any:

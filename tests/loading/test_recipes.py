@@ -18,7 +18,7 @@ import pytest
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.loading.dataset import Dataset, open_dataset
 from prefect_augment.params import Publish, Source
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage import open_store
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "reading.md").read_text(encoding="utf-8")
 

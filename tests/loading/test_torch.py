@@ -29,7 +29,7 @@ from prefect_augment.loading.dataset import Dataset, open_dataset
 from prefect_augment.loading.torch_records import RowMaker
 from prefect_augment.params import Classic, Publish
 from prefect_augment.shards import row_groups as groups
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage import open_store
 
 TAIL = "c/<b>|'"
 

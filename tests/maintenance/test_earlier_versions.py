@@ -16,7 +16,7 @@ from prefect_augment.maintenance.verify import verify
 from prefect_augment.shards.staged import load_info
 from prefect_augment.split.ledger import PARTS
 from prefect_augment.split.ledger_io import read_ledger
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store
 
 # 400 claims, 40 of them fraud; 831 synthetic records of a model of trees; every file of the run that counts.
 PUBLISHED = Path(__file__).parent / "data" / "published_0.1.zip"

@@ -20,9 +20,7 @@ from prefect_augment.report.card import CARD
 from prefect_augment.shards.parquet import read_shard
 from prefect_augment.shards.staged import load_info
 from prefect_augment.split.ledger_io import read_ledger
-from prefect_augment.storage.leases import lease
-from prefect_augment.storage.manifests import list_versions, read_manifest
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, lease, list_versions, open_store, read_manifest
 
 TAIL = "c/<b>|'"
 

@@ -17,10 +17,17 @@ from prefect_augment.maintenance.gc import GcReport, collect_garbage
 from prefect_augment.maintenance.layout import kind_of, named_in, stage_of
 from prefect_augment.maintenance.verify import verify
 from prefect_augment.publish.proposal import propose
-from prefect_augment.schema.base import ApprovalDecision, Strategy
-from prefect_augment.storage.leases import lease, modified_at, store_time
-from prefect_augment.storage.manifests import list_versions, manifest_path, read_manifest
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.schema import ApprovalDecision, Strategy
+from prefect_augment.storage import (
+    Store,
+    lease,
+    list_versions,
+    manifest_path,
+    modified_at,
+    open_store,
+    read_manifest,
+    store_time,
+)
 
 DAY = 86_400.0
 

@@ -11,10 +11,9 @@ from prefect_augment.errors import IntegrityError
 from prefect_augment.maintenance import inspect as maintain
 from prefect_augment.maintenance.verify import VerifyReport, verify
 from prefect_augment.report.card import CARD
-from prefect_augment.schema.manifest import Manifest
+from prefect_augment.schema import Manifest
 from prefect_augment.shards.parquet import read_shard, write_shards
-from prefect_augment.storage.manifests import manifest_path, read_manifest
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, manifest_path, open_store, read_manifest
 
 TAIL = "c/<b>|'"
 

@@ -19,10 +19,8 @@ from prefect_augment.params import NoModel, Publish, RunParams, Source
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import plain_recipe
 from prefect_augment.report.card import CARD
-from prefect_augment.schema.base import Commit
-from prefect_augment.storage.leases import lease
-from prefect_augment.storage.manifests import list_versions, read_manifest
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.schema import Commit
+from prefect_augment.storage import Store, lease, list_versions, open_store, read_manifest
 
 
 def test_a_rollback_is_a_new_version_of_the_same_shards(two: Store) -> None:

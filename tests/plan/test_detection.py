@@ -28,7 +28,7 @@ from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Balance, Classic, Destination, Source
 from prefect_augment.publish.export_detection import export_boxes
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage import open_store
 
 SIDE = 64
 COLOURS = {"square": (255, 0, 0), "disc": (0, 255, 0), "bar": (0, 0, 255)}

@@ -22,9 +22,9 @@ from prefect_augment.params import (
     Unique,
 )
 from prefect_augment.plan.plan import plan
-from prefect_augment.schema.base import DatasetRef
+from prefect_augment.schema import DatasetRef
 from prefect_augment.shards.staged import load_info
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store
 
 N = 300
 

@@ -17,7 +17,7 @@ from prefect_augment.plan.targets import (
     plan_warnings,
     targets,
 )
-from prefect_augment.schema.base import class_order
+from prefect_augment.schema import class_order
 
 COUNTS = {"common": 1000, "rare": 40, "rarest": 5}
 

@@ -13,10 +13,9 @@ from support.steps import publish_parts
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.params import Publish
 from prefect_augment.plan.weights import keep_weights
-from prefect_augment.schema.base import BalancePlan, DatasetRef, Recipe
+from prefect_augment.schema import BalancePlan, DatasetRef, Recipe
 from prefect_augment.shards.staged import load_info
-from prefect_augment.storage.manifests import list_versions, read_manifest
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store, list_versions, read_manifest
 
 
 @pytest.fixture

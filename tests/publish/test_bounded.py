@@ -14,8 +14,7 @@ import pyarrow as pa
 from support.steps import publish_arguments
 
 from prefect_augment.maintenance.verify import verify
-from prefect_augment.storage.manifests import read_manifest
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store, read_manifest
 
 MOST_MIB = 64
 

@@ -18,9 +18,8 @@ from prefect_augment.maintenance.rollback import rollback
 from prefect_augment.params import Publish
 from prefect_augment.publish import export as module
 from prefect_augment.publish.export import check_export, export
-from prefect_augment.schema.manifest import Manifest
-from prefect_augment.storage.manifests import list_versions, read_manifest
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.schema import Manifest
+from prefect_augment.storage import Store, list_versions, open_store, read_manifest
 
 
 @pytest.fixture

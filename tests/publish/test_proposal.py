@@ -37,9 +37,8 @@ from prefect_augment.publish.proposal import (
     read_proposal,
     request_markdown,
 )
-from prefect_augment.schema.base import Recipe, RunResult
-from prefect_augment.storage.manifests import list_versions, read_manifest
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.schema import Recipe, RunResult
+from prefect_augment.storage import Store, list_versions, open_store, read_manifest
 
 MakeTable = Callable[..., pa.Table]
 EVALUATION = Evaluation(

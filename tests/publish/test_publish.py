@@ -30,8 +30,7 @@ from prefect_augment.publish.publish import check_destination
 from prefect_augment.report.card import CARD, refresh_card
 from prefect_augment.shards.base import read_shard
 from prefect_augment.shards.staged import load_info
-from prefect_augment.storage.manifests import list_versions, read_manifest
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, list_versions, open_store, read_manifest
 
 TAIL = "c/<b>|'"
 

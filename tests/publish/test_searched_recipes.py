@@ -15,8 +15,8 @@ from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.params import Classic, Publish
 from prefect_augment.plan.strategies import make_recipe, wanted_records
 from prefect_augment.publish.proposal import lowered
-from prefect_augment.schema.base import BalancePlan, DatasetRef, Strategy
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.schema import BalancePlan, DatasetRef, Strategy
+from prefect_augment.storage import Store, open_store
 
 DATASET = DatasetRef(
     root="", path="", key="", digest="", label="label", n_records=110, class_counts={}

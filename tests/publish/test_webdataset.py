@@ -24,8 +24,7 @@ from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Publish, Source
 from prefect_augment.report.card import CARD
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.manifests import read_manifest
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage import open_store, read_manifest
 
 TAIL = "c/<b>|'"
 

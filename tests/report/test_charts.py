@@ -23,7 +23,7 @@ from prefect_augment.report.charts import (
     recall_chart,
     shapes_chart,
 )
-from prefect_augment.schema.base import Interval
+from prefect_augment.schema import Interval
 
 NASTY = [
     "<script>alert(1)</script>",

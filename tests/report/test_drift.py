@@ -21,11 +21,8 @@ from prefect_augment.maintenance.rollback import rollback
 from prefect_augment.params import Destination, NoModel, Source
 from prefect_augment.report.drift import class_drifts, drift_since, find_previous
 from prefect_augment.report.json import published_schema
-from prefect_augment.schema.base import DatasetRef, Interval, Verdict
-from prefect_augment.schema.manifest import Manifest
-from prefect_augment.schema.report import Drift, StrategyDrift
-from prefect_augment.storage.manifests import manifest_path, read_manifest
-from prefect_augment.storage.store import open_store
+from prefect_augment.schema import DatasetRef, Drift, Interval, Manifest, StrategyDrift, Verdict
+from prefect_augment.storage import manifest_path, open_store, read_manifest
 
 # --- what changed, and what of it is more than chance ------------------------------------------
 

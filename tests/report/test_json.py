@@ -18,7 +18,7 @@ from prefect_augment.report.json import (
     schema_text,
 )
 from prefect_augment.report.report import report_info
-from prefect_augment.schema.report import Findings
+from prefect_augment.schema import Findings
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,7 +14,7 @@ from prefect_augment.examples import IMBALANCE_RATIO, example_source, example_ta
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
 from prefect_augment.report.profile import profile
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage import open_store
 
 LABELS = {
     "adult_income": "income",

@@ -34,20 +34,20 @@ from prefect_augment.report.report import (
     plan_table,
     shape_summaries,
 )
-from prefect_augment.schema.base import (
+from prefect_augment.schema import (
     BalancePlan,
     ClassFilter,
     ColumnInfo,
     Difference,
     EstimatorScore,
     FilterResult,
+    Findings,
     Interval,
     Recipe,
     Strategy,
     StrategyScore,
     Verdict,
 )
-from prefect_augment.schema.report import Findings
 
 HOSTILE = '<img src="http://leak.invalid/a.png" onerror="alert(1)">'
 CLASSES = {

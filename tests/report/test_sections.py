@@ -9,29 +9,27 @@ import pytest
 from support.report import section
 
 from prefect_augment.report.report import ReportData, build_report
-from prefect_augment.schema.base import (
-    ClassCheck,
-    ClassFilter,
-    Difference,
-    FilterResult,
-    Interval,
-    Strategy,
-)
-from prefect_augment.schema.experiment import (
+from prefect_augment.schema import (
     CalibrationResult,
     CalibrationScore,
+    ClassCheck,
+    ClassFilter,
     ConditionRow,
+    Difference,
+    FilterResult,
+    Findings,
     Gap,
     GroupRow,
+    Interval,
     RobustnessResult,
     Rung,
     SearchResult,
     SliceResult,
     SliceRow,
+    Strategy,
     StrategyCalibration,
     Trial,
 )
-from prefect_augment.schema.report import Findings
 
 # --- what the hold-out says beside the comparison ---
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prefect_augment.shards.hashing_sink import WAITING, HashedSink
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store
 
 
 def test_the_digest_is_that_of_all_pieces_in_their_order(tmp_path: Path) -> None:

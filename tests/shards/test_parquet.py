@@ -28,7 +28,7 @@ from prefect_augment.shards.parquet import (
     write_shards,
 )
 from prefect_augment.sources.parquet import read_batches
-from prefect_augment.storage.store import Draft, Store, open_store, sha256_hex
+from prefect_augment.storage import Draft, Store, open_store, sha256_hex
 
 SOURCE = Source()
 

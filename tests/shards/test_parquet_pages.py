@@ -18,7 +18,7 @@ from prefect_augment.shards.base import open_shard
 from prefect_augment.shards.image_columns import IMAGE_TYPE
 from prefect_augment.shards.parquet import ParquetShards, write_parquet
 from prefect_augment.shards.parquet_pages import ImagePages
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage import open_store
 
 # Of 1 and 2 bytes of a run's length, around the 8 levels that are packed, and of several pages.
 SIZES = ([0], [5] * 7, [3] * 8, [4] * 9, [0] * 300, [1, 0, 70_000] * 43, [900_000] * 5, [])

@@ -7,7 +7,7 @@ import pytest
 
 from prefect_augment.errors import IntegrityError
 from prefect_augment.shards.staged import load_info, read_part, read_shards
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage import open_store
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from prefect_augment.shards.base import read_shard, write_shards
 from prefect_augment.shards.row_groups import ROW_GROUP_BYTES
 from prefect_augment.shards.staged import iter_shards
 from prefect_augment.shards.stream_writer import BATCH_BYTES, Reordered, write_stream
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store
 
 WISHES: dict[str, Any] = {
     "prefix": "data", "stem": "train-real", "split": "train", "origin": "real", "label": "label",

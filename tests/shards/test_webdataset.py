@@ -19,7 +19,7 @@ from prefect_augment.shards import webdataset, webdataset as tar_members
 from prefect_augment.shards.base import open_shard, read_shard, write_shards
 from prefect_augment.shards.parquet import with_lineage
 from prefect_augment.shards.webdataset import tar_headers
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store
 
 CLASSES = ("a", "b", "c/<b>|'")
 

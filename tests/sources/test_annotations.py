@@ -18,7 +18,7 @@ from prefect_augment.errors import InputError
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store
 
 # Image number to its objects: (class, x, y, width, height); 24x20 pixels.
 OBJECTS = {

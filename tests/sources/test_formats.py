@@ -19,11 +19,11 @@ from prefect_augment.errors import InputError
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
 from prefect_augment.registry import FORMATS, load_reader
-from prefect_augment.schema.manifest import Manifest
+from prefect_augment.schema import Manifest
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.sources.discovery import list_source
 from prefect_augment.sources.hf_layout import choose_files
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store
 
 datasets = pytest.importorskip("datasets")
 

@@ -22,10 +22,10 @@ import pytest
 from prefect_augment.errors import InputError
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
-from prefect_augment.schema.base import DatasetInfo
+from prefect_augment.schema import DatasetInfo
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.sources import archives, archives as packed
-from prefect_augment.storage.store import open_store
+from prefect_augment.storage import open_store
 
 MIB = 1 << 20
 

@@ -18,14 +18,13 @@ from sklearn.datasets import load_digits
 from prefect_augment.errors import InputError
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
-from prefect_augment.schema.base import DatasetInfo
+from prefect_augment.schema import DatasetInfo
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.split.assignment import HOLDOUT, TRAINING, VALIDATION, ImageRows, Ledger
 from prefect_augment.split.ledger_io import read_ledger, split_clusters
 from prefect_augment.split.near_duplicates import strengths
 from prefect_augment.split.near_split import NearClusters, find_clusters
-from prefect_augment.storage.manifests import latest_version
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store, latest_version
 
 N_HEAD, N_TAIL = 60, 30
 

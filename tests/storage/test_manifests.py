@@ -9,17 +9,18 @@ from pydantic import ValidationError
 from support.staging import a_shard, manifest_of
 
 from prefect_augment.errors import CommitConflictError, IntegrityError, SchemaError
-from prefect_augment.schema.manifest import Manifest, content_digest
-from prefect_augment.storage.manifests import (
+from prefect_augment.schema import Manifest, content_digest
+from prefect_augment.storage import (
+    Store,
     commit,
     find_commit,
     latest_version,
     list_versions,
     manifest_path,
+    open_store,
     probe_exclusive,
     read_manifest,
 )
-from prefect_augment.storage.store import Store, open_store
 
 
 @pytest.fixture

@@ -5,9 +5,8 @@ from uuid import uuid4
 import pytest
 
 from prefect_augment.errors import IntegrityError
-from prefect_augment.schema.base import Interval
-from prefect_augment.storage.staging import Stage, read_result
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.schema import Interval
+from prefect_augment.storage import Stage, Store, open_store, read_result
 
 ONE = Interval(estimate=1.0, low=0.5, high=1.5)
 TWO = Interval(estimate=2.0, low=0.5, high=2.5)

@@ -21,11 +21,11 @@ import pytest
 from hypothesis import given, strategies as st
 
 from prefect_augment.errors import ParameterError, StorageError, TransientError
+from prefect_augment.storage import Store, contains, open_store
 from prefect_augment.storage.drivers import options_of
 from prefect_augment.storage.errors import as_storage_error, fault_of
 from prefect_augment.storage.local import RangeReader
 from prefect_augment.storage.retry import RetryPolicy, call
-from prefect_augment.storage.store import Store, contains, open_store
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from prefect_augment.loading.latents import Latents, open_latents
 from prefect_augment.params import Balance, RunParams, Source
 from prefect_augment.params.base import Params
 from prefect_augment.plan.plan import plan
-from prefect_augment.schema.base import DatasetRef, LatentRef, LatentUse, ModelRef
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.schema import DatasetRef, LatentRef, LatentUse, ModelRef
+from prefect_augment.storage import Store, open_store
 from prefect_augment.synthesis.train import train
 
 __all__ = ["Trained", "fit", "result", "staged"]

@@ -20,7 +20,7 @@ from support.staging import class_plan, plan_of, recipe_of, shards_of
 from support.steps import publish_parts
 
 from prefect_augment.params import Publish
-from prefect_augment.schema.base import (
+from prefect_augment.schema import (
     BalancePlan,
     ClassFilter,
     ColumnInfo,
@@ -33,8 +33,7 @@ from prefect_augment.schema.base import (
     ShardInfo,
 )
 from prefect_augment.shards.parquet import label_names
-from prefect_augment.storage.staging import Stage
-from prefect_augment.storage.store import Store, sha256_hex
+from prefect_augment.storage import Stage, Store, sha256_hex
 
 PARTS = ("training", "training", "validation", "training", "holdout")
 MODEL_DIGEST = "f" * 64

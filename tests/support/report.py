@@ -7,8 +7,7 @@ from typing import Any
 
 from prefect_augment.report.html import render_page
 from prefect_augment.report.json import ReportData
-from prefect_augment.schema.base import FilterResult
-from prefect_augment.schema.report import Findings
+from prefect_augment.schema import FilterResult, Findings
 
 __all__ = ["section"]
 

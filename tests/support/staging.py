@@ -11,21 +11,20 @@ import pyarrow as pa
 from support.steps import experiment_of
 
 from prefect_augment.encoding.columns import describe_columns
-from prefect_augment.schema.base import (
+from prefect_augment.schema import (
     BalancePlan,
     ClassPlan,
     DatasetInfo,
     DatasetRef,
     Estimate,
+    Manifest,
     ModelRef,
     Recipe,
     ShardInfo,
     Verdict,
 )
-from prefect_augment.schema.manifest import Manifest
 from prefect_augment.shards.parquet import write_shards
-from prefect_augment.storage.staging import Stage
-from prefect_augment.storage.store import Store, sha256_hex
+from prefect_augment.storage import Stage, Store, sha256_hex
 from prefect_augment.synthesis.train import train
 
 __all__ = [

@@ -7,20 +7,20 @@ from typing import Any
 
 from prefect_augment.params import Publish, RunParams
 from prefect_augment.publish.publish import publish
-from prefect_augment.schema.base import (
+from prefect_augment.schema import (
     ApprovalDecision,
     BalancePlan,
     Commit,
     DatasetRef,
+    Experiment,
     FilterResult,
     ModelRef,
     Recipe,
+    Release,
     ReportRef,
     Verdict,
 )
-from prefect_augment.schema.experiment import Experiment
-from prefect_augment.schema.report import Release
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store
 
 __all__ = ["candidates_with", "experiment_of", "publish_arguments", "publish_parts", "release_of"]
 

@@ -14,8 +14,7 @@ from support.steps import publish_parts
 
 from prefect_augment.maintenance.verify import verify
 from prefect_augment.report.card import CARD
-from prefect_augment.storage.manifests import list_versions, read_manifest
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, list_versions, open_store, read_manifest
 
 TAIL = "c/<b>|'"
 

@@ -18,9 +18,9 @@ from prefect_augment.errors import IntegrityError, ParameterError
 from prefect_augment.evaluation.quality.prdc import c2st_auc
 from prefect_augment.genmodels.base import TableData
 from prefect_augment.params import Combination, Constraint, Inequality, Positive, TreesModel, Unique
-from prefect_augment.schema.base import DatasetInfo, DatasetRef, ModelRef
+from prefect_augment.schema import DatasetInfo, DatasetRef, ModelRef
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store
 from prefect_augment.synthesis import sample as stage
 from prefect_augment.synthesis.draw import candidate_seeds
 from prefect_augment.synthesis.model_store import table_spec

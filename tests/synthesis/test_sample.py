@@ -16,9 +16,9 @@ from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.experiment.filter import filter_candidates
 from prefect_augment.params import RunParams, TreesModel
 from prefect_augment.plan.plan import plan
-from prefect_augment.schema.base import DatasetRef, ModelRef
+from prefect_augment.schema import DatasetRef, ModelRef
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store
 from prefect_augment.synthesis import sample as stage
 from prefect_augment.synthesis.sample import candidate_seeds, sample
 

@@ -19,9 +19,9 @@ from prefect_augment.params import Balance, Classic, RunParams, Source, TreesMod
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import make_recipe, wanted_records
 from prefect_augment.publish.proposal import lowered
-from prefect_augment.schema.base import BalancePlan, DatasetRef, Strategy
+from prefect_augment.schema import BalancePlan, DatasetRef, Strategy
 from prefect_augment.shards.staged import load_info
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store
 from prefect_augment.synthesis.soft_labels import drawn_for, expand, expanded_rows, share_sums
 
 N = 600

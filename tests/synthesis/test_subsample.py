@@ -13,10 +13,10 @@ from support.steps import experiment_of
 from prefect_augment.errors import MissingExtraError
 from prefect_augment.params import AutoencoderModel, Budget, ModelParams, TreesModel
 from prefect_augment.registry import load_model_class, model_kinds
-from prefect_augment.schema.base import DatasetRef
+from prefect_augment.schema import DatasetRef
 from prefect_augment.shards.staged import load_info, read_part
+from prefect_augment.storage import Store
 from prefect_augment.storage.keys import hash_ids
-from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.subsample import read_training_records, sample_rows, sample_sizes
 from prefect_augment.synthesis.train import train
 

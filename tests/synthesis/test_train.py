@@ -13,8 +13,8 @@ from prefect_augment.errors import EmptyClassError, IntegrityError, ParameterErr
 from prefect_augment.genmodels.base import TableData
 from prefect_augment.genmodels.trees.model import TableTrees
 from prefect_augment.params import AutoModel, Budget, NoModel, TreesModel
-from prefect_augment.schema.base import DatasetRef
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.schema import DatasetRef
+from prefect_augment.storage import Store, open_store
 from prefect_augment.synthesis.model_store import load_model, table_spec
 from prefect_augment.synthesis.train import fit_model
 

@@ -24,10 +24,9 @@ from prefect_augment.genmodels.images.flow_training import FlowPhase
 from prefect_augment.nn import devices, loop
 from prefect_augment.nn.budget import Calibration
 from prefect_augment.params import AutoModel, Budget, DiffusionModel, TreesModel
-from prefect_augment.schema.base import ColumnInfo, DatasetRef, ImageInfo, ModelRef
+from prefect_augment.schema import ColumnInfo, DatasetRef, ImageInfo, ModelRef
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.staging import read_result
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store, read_result
 from prefect_augment.synthesis import sample as sample_stage
 from prefect_augment.synthesis.model_store import load_model
 from prefect_augment.synthesis.resume import read_training

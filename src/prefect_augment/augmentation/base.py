@@ -26,11 +26,10 @@ from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Classic
 from prefect_augment.params.keys import step_key
-from prefect_augment.schema.base import BalancePlan, DatasetInfo, DatasetRef, Modality
+from prefect_augment.schema import BalancePlan, DatasetInfo, DatasetRef, Modality
 from prefect_augment.shards.parquet import write_shards
 from prefect_augment.shards.staged import load_info
-from prefect_augment.storage.staging import Stage
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Stage, Store
 from prefect_augment.text import suggestion
 
 __all__ = ["augment", "make_records"]

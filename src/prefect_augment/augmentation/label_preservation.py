@@ -20,11 +20,9 @@ from prefect_augment.figures.image_grid import N_COLUMNS, rows_sheet
 from prefect_augment.nn.machine import classifier_size
 from prefect_augment.params import Balance, Classic
 from prefect_augment.params.keys import step_key
-from prefect_augment.schema.base import DatasetInfo, DatasetRef
-from prefect_augment.schema.report import OperationCheck, PolicyCheck
+from prefect_augment.schema import DatasetInfo, DatasetRef, OperationCheck, PolicyCheck
 from prefect_augment.shards.staged import load_info
-from prefect_augment.storage.staging import Stage
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Stage, Store
 from prefect_augment.text import markdown_text
 
 __all__ = [

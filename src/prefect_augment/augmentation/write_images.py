@@ -28,7 +28,7 @@ from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import EmptyClassError, SchemaError
 from prefect_augment.params import Classic
-from prefect_augment.schema.base import BalancePlan, DatasetInfo, ShardInfo
+from prefect_augment.schema import BalancePlan, DatasetInfo, ShardInfo
 from prefect_augment.shards.staged import iter_shards
 from prefect_augment.shards.stream_writer import (
     BATCH_BYTES,
@@ -37,8 +37,7 @@ from prefect_augment.shards.stream_writer import (
     cut,
     write_stream,
 )
-from prefect_augment.storage.staging import Stage
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Stage, Store
 
 __all__ = ["make_image_copies", "portions"]
 

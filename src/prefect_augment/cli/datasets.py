@@ -20,7 +20,7 @@ from prefect_augment.cli.options import (
 from prefect_augment.errors import ParameterError
 
 if TYPE_CHECKING:
-    from prefect_augment.schema.base import Result
+    from prefect_augment.schema import Result
 
 __all__ = ["erase", "export", "gc", "inspect", "rollback", "verify", "versions"]
 
@@ -43,7 +43,7 @@ def inspect(
 ) -> None:
     """Show one version of a published dataset, or what changed between two."""
     from prefect_augment.maintenance import inspect as maintain
-    from prefect_augment.storage.manifests import latest_version
+    from prefect_augment.storage import latest_version
 
     store = open_root(dest, block)
     if diff is None:
@@ -139,7 +139,7 @@ def export(
 
     from prefect_augment.publish.export import export as write
     from prefect_augment.publish.export_detection import export_boxes
-    from prefect_augment.schema.base import Origin
+    from prefect_augment.schema import Origin
 
     known: tuple[Origin, ...] = get_args(Origin)
     unknown = sorted(set(origins or ()) - set(known))

@@ -27,10 +27,9 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
 from prefect_augment.errors import AugmentError, ParameterError
-from prefect_augment.schema.base import Result
+from prefect_augment.schema import Result
 from prefect_augment.sources.discovery import Listing, list_source
-from prefect_augment.storage.manifests import list_versions
-from prefect_augment.storage.store import Store, contains, open_store
+from prefect_augment.storage import Store, contains, list_versions, open_store
 from prefect_augment.tasks._runtime import storage_options
 
 __all__ = [

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from prefect_augment.schema.base import (
+from prefect_augment.schema import (
     Interval,
     LatentResult,
     Result,

@@ -18,8 +18,8 @@ from rich.markup import escape
 from prefect_augment.errors import ParameterError
 
 if TYPE_CHECKING:
-    from prefect_augment.schema.base import Result
-    from prefect_augment.storage.store import Store
+    from prefect_augment.schema import Result
+    from prefect_augment.storage import Store
 
 __all__ = [
     "Block",
@@ -238,7 +238,7 @@ def print_infos(info: Iterable[Result], *, as_json: bool) -> None:
 
 def open_root(uri: str, block: str = "") -> Store:
     """Open a published dataset's folder, with the credentials of a block if named."""
-    from prefect_augment.storage.store import open_store
+    from prefect_augment.storage import open_store
 
     return open_store(uri, options=block_options(block))
 

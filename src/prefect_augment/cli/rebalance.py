@@ -37,7 +37,7 @@ from prefect_augment.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from prefect_augment.schema.base import RunResult
+    from prefect_augment.schema import RunResult
 
 
 __all__ = ["demo", "rebalance"]

@@ -15,10 +15,10 @@ from prefect_augment.encoding.strata import table_strata
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import ParameterError
 from prefect_augment.params.keys import canonical_json
-from prefect_augment.schema.base import BalancePlan, ClassFilter, DatasetInfo, Modality
+from prefect_augment.schema import BalancePlan, ClassFilter, DatasetInfo, Modality
 from prefect_augment.shards.parquet import label_names
 from prefect_augment.shards.staged import read_part
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store
 
 __all__ = [
     "N_FEWER_FOLDS",

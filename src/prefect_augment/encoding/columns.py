@@ -16,7 +16,7 @@ from prefect_augment.encoding.record_ids import plain_array, value_hashes
 from prefect_augment.encoding.values import is_text, value_type
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.params import ColumnOverride
-from prefect_augment.schema.base import ColumnInfo, ColumnKind
+from prefect_augment.schema import ColumnInfo, ColumnKind
 from prefect_augment.storage.external_sort import DistinctCounter
 from prefect_augment.storage.spill import Workspace
 

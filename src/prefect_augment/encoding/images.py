@@ -39,7 +39,7 @@ from prefect_augment.encoding.strata import (
 )
 from prefect_augment.encoding.values import values_from_json, values_to_json
 from prefect_augment.errors import ParameterError, SchemaError, UndecodableError
-from prefect_augment.schema.base import class_order
+from prefect_augment.schema import class_order
 
 __all__ = [
     "MAX_PIXELS",

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from prefect_augment.encoding.strata import StratumValues, conform_column, stratum_column
-from prefect_augment.storage.store import sha256_hex
+from prefect_augment.storage import sha256_hex
 
 __all__ = ["StoredEncoder"]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.values import plain, value_type, values_from_json, values_to_json
 from prefect_augment.errors import ParameterError
-from prefect_augment.schema.base import class_order
+from prefect_augment.schema import class_order
 
 __all__ = [
     "NULL_TEXT",

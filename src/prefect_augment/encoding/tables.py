@@ -27,7 +27,7 @@ from prefect_augment.encoding.strata import (
 )
 from prefect_augment.encoding.values import plain, value_type, values_from_json, values_to_json
 from prefect_augment.errors import ParameterError, SchemaError
-from prefect_augment.schema.base import ColumnInfo, class_order
+from prefect_augment.schema import ColumnInfo, class_order
 
 __all__ = ["TableEncoder", "table_strata"]
 

@@ -31,7 +31,7 @@ from prefect_augment.loading.probabilities import (
     prior_corrected,
     rescaled,
 )
-from prefect_augment.schema.base import Recipe
+from prefect_augment.schema import Recipe
 
 __all__ = ["RecipeClassifier"]
 

@@ -25,12 +25,18 @@ from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.privacy import measure_external
 from prefect_augment.params import RunParams
 from prefect_augment.plan.strategies import as_trained
-from prefect_augment.schema.base import BalancePlan, Choice, Strategy, StrategyScore, Verdict
-from prefect_augment.schema.experiment import Experiment, HoldoutResult
-from prefect_augment.schema.privacy import Privacy
+from prefect_augment.schema import (
+    BalancePlan,
+    Choice,
+    Experiment,
+    HoldoutResult,
+    Privacy,
+    Strategy,
+    StrategyScore,
+    Verdict,
+)
 from prefect_augment.shards.staged import read_part
-from prefect_augment.storage.staging import Stage
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Stage, Store
 
 __all__ = ["LEAKS", "confirm", "refusal_reason", "without_comparison"]
 

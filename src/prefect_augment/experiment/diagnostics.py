@@ -34,12 +34,13 @@ from prefect_augment.evaluation.metrics.slices import slices
 from prefect_augment.experiment.evaluator import Evaluator, Synthetic
 from prefect_augment.experiment.training_set import wanted_with
 from prefect_augment.plan.priors import class_shares, shares_after_loss, shares_of
-from prefect_augment.schema.base import Strategy, Verdict
-from prefect_augment.schema.experiment import (
+from prefect_augment.schema import (
     CalibrationResult,
     HoldoutResult,
     RobustnessResult,
     SliceResult,
+    Strategy,
+    Verdict,
 )
 
 __all__ = ["Copies", "Holdout", "corrupted_copies", "diagnose", "pairs_of"]

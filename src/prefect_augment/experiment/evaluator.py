@@ -26,10 +26,9 @@ from prefect_augment.encoding.strata import table_strata
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.neighbours import Space
 from prefect_augment.params import Quality, RunParams
-from prefect_augment.schema.base import BalancePlan, DatasetInfo, Strategy
-from prefect_augment.schema.experiment import Experiment
+from prefect_augment.schema import BalancePlan, DatasetInfo, Experiment, Strategy
 from prefect_augment.shards.staged import read_shards
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store
 from prefect_augment.synthesis.soft_labels import SHARE
 
 __all__ = [

@@ -3,9 +3,9 @@
 from prefect_augment.errors import MissingExtraError
 from prefect_augment.experiment import table_evaluator
 from prefect_augment.experiment.evaluator import Evaluator
-from prefect_augment.schema.experiment import Experiment
+from prefect_augment.schema import Experiment
 from prefect_augment.shards.staged import load_info
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store
 
 __all__ = ["open_evaluator"]
 

@@ -10,11 +10,9 @@ from prefect_augment.encoding.arrays import Labelled, Matrix
 from prefect_augment.experiment.evaluator import Evaluator, FilterQuery, best_first
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.params import Quality
-from prefect_augment.schema.base import ClassFilter, DatasetRef, FilterResult
-from prefect_augment.schema.experiment import Experiment
+from prefect_augment.schema import ClassFilter, DatasetRef, Experiment, FilterResult
 from prefect_augment.shards.staged import load_info, read_shards, write_candidates
-from prefect_augment.storage.staging import Stage
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Stage, Store
 from prefect_augment.synthesis.soft_labels import expand, expanded_rows, share_sums
 
 __all__ = ["filter_candidates", "unfiltered"]

@@ -38,10 +38,9 @@ from prefect_augment.experiment.evaluator import (
 from prefect_augment.experiment.training_set import drawn_training_set
 from prefect_augment.nn.machine import classifier_size
 from prefect_augment.params import Classic
-from prefect_augment.schema.base import BalancePlan, DatasetInfo, ImageInfo, Strategy
-from prefect_augment.schema.experiment import Experiment
+from prefect_augment.schema import BalancePlan, DatasetInfo, Experiment, ImageInfo, Strategy
 from prefect_augment.split.ledger_io import split_clusters
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store
 
 __all__ = ["ESTIMATOR", "RANGES", "ImageEvaluator", "open_evaluator"]
 

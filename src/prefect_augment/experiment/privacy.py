@@ -14,13 +14,18 @@ from prefect_augment.evaluation.privacy.distances import Part, SideNames, privac
 from prefect_augment.experiment.evaluator import Evaluator
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.params.keys import step_key
-from prefect_augment.schema.base import DatasetRef, FilterResult, Modality, ShardInfo
-from prefect_augment.schema.experiment import Experiment
-from prefect_augment.schema.privacy import Privacy, Records
+from prefect_augment.schema import (
+    DatasetRef,
+    Experiment,
+    FilterResult,
+    Modality,
+    Privacy,
+    Records,
+    ShardInfo,
+)
 from prefect_augment.shards.parquet import label_names
 from prefect_augment.shards.staged import load_info, read_shards
-from prefect_augment.storage.staging import Stage
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Stage, Store
 
 __all__ = ["measure", "measure_external", "stored_privacy"]
 

@@ -14,10 +14,15 @@ from prefect_augment.evaluation.metrics.thresholds import cross_fitted_multiplie
 from prefect_augment.experiment.evaluator import Evaluator, Synthetic, groups_of, kept_synthetic
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.plan.strategies import AMOUNTS, as_trained
-from prefect_augment.schema.base import Choice, EstimatorScore, Strategy, StrategyScore, Verdict
-from prefect_augment.schema.experiment import Experiment
-from prefect_augment.storage.staging import Stage
-from prefect_augment.storage.store import Store
+from prefect_augment.schema import (
+    Choice,
+    EstimatorScore,
+    Experiment,
+    Strategy,
+    StrategyScore,
+    Verdict,
+)
+from prefect_augment.storage import Stage, Store
 
 __all__ = ["choose", "out_of_fold", "published_strategy", "score", "score_predicted"]
 

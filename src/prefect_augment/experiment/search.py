@@ -25,10 +25,17 @@ from prefect_augment.experiment.score import out_of_fold, score_predicted
 from prefect_augment.experiment.table_evaluator import TableEvaluator, draw_synthetic
 from prefect_augment.params import Budget
 from prefect_augment.plan.search_space import N_KEPT, PILOT_FOLDS, PILOT_STEP_SHARE
-from prefect_augment.schema.base import Choice, Result, Strategy, StrategyScore
-from prefect_augment.schema.experiment import Experiment, Rung, SearchResult, Trial
-from prefect_augment.storage.staging import Stage
-from prefect_augment.storage.store import Store
+from prefect_augment.schema import (
+    Choice,
+    Experiment,
+    Result,
+    Rung,
+    SearchResult,
+    Strategy,
+    StrategyScore,
+    Trial,
+)
+from prefect_augment.storage import Stage, Store
 from prefect_augment.synthesis.training_budget import effective_budget
 
 __all__ = ["N_FINALISTS", "best_settings", "finalists", "pilot", "rung", "survivors", "with_choice"]

@@ -45,10 +45,9 @@ from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, GenerativeModel,
 from prefect_augment.params import Budget, NoModel
 from prefect_augment.plan.strategies import candidates_wanted
 from prefect_augment.registry import load_model_class
-from prefect_augment.schema.base import DatasetInfo, Strategy
-from prefect_augment.schema.experiment import Experiment
+from prefect_augment.schema import DatasetInfo, Experiment, Strategy
+from prefect_augment.storage import Store
 from prefect_augment.storage.keys import hash_ids
-from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.draw import candidate_seeds
 from prefect_augment.synthesis.model_store import table_spec
 from prefect_augment.synthesis.rejection import Rules, draw_kept

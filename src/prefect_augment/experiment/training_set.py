@@ -11,7 +11,7 @@ from prefect_augment.augmentation.smote import random_oversample_indices
 from prefect_augment.experiment.evaluator import Synthetic
 from prefect_augment.params import Classic
 from prefect_augment.plan.strategies import Wanted, wanted_records
-from prefect_augment.schema.base import BalancePlan, Strategy
+from prefect_augment.schema import BalancePlan, Strategy
 from prefect_augment.synthesis.soft_labels import share_sums
 
 __all__ = ["DrawnSet", "TrainingSet", "build_training_set", "drawn_training_set", "wanted_with"]

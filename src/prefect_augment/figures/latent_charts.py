@@ -27,7 +27,7 @@ from prefect_augment.figures.style import (
     line_mark,
     png_bytes,
 )
-from prefect_augment.schema.base import class_order
+from prefect_augment.schema import class_order
 
 __all__ = ["Cloud", "Scores", "cloud_chart", "scores_chart"]
 

@@ -21,7 +21,7 @@ from prefect_augment.ingest.record_index import LEFT_OUT, RecordIndex, index_of,
 from prefect_augment.ingest.validate import Candidates
 from prefect_augment.ingest.validate_images import Traits, image_info
 from prefect_augment.params import Source
-from prefect_augment.schema.base import ImageInfo
+from prefect_augment.schema import ImageInfo
 from prefect_augment.split.assignment import (
     Assignment,
     Ledger,

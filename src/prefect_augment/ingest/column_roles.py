@@ -19,8 +19,7 @@ from prefect_augment.errors import InputError, ParameterError
 from prefect_augment.ingest.scan import Scan
 from prefect_augment.ingest.schema import plain_schema
 from prefect_augment.params import Source
-from prefect_augment.schema.base import ColumnInfo
-from prefect_augment.schema.manifest import Manifest
+from prefect_augment.schema import ColumnInfo, Manifest
 from prefect_augment.shards.parquet import select_columns
 from prefect_augment.sources.images.columns import GROUP, main_image, with_group_column
 

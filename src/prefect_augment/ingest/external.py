@@ -27,13 +27,12 @@ from prefect_augment.ingest.scan import Listing, Scan, list_source, scan
 from prefect_augment.ingest.validate_images import ImageChecker
 from prefect_augment.params import Source
 from prefect_augment.params.keys import step_key
-from prefect_augment.schema.base import BalancePlan, DatasetInfo, DatasetRef
+from prefect_augment.schema import BalancePlan, DatasetInfo, DatasetRef
 from prefect_augment.shards.parquet import LINEAGE, select_columns
 from prefect_augment.shards.staged import load_info, read_part, read_shards, write_candidates
 from prefect_augment.sources.images.columns import as_image_columns, find_image_columns
+from prefect_augment.storage import Stage, Store, sha256_hex
 from prefect_augment.storage.spill import Workspace
-from prefect_augment.storage.staging import Stage
-from prefect_augment.storage.store import Store, sha256_hex
 
 __all__ = ["STAGE", "Read", "class_codes", "import_candidates", "plan_of_external", "read_as"]
 

@@ -20,16 +20,20 @@ from prefect_augment.encoding.columns import ColumnCounts, ColumnSummary
 from prefect_augment.errors import InputError, IntegrityError
 from prefect_augment.ingest.record_index import RecordIndex, read_index
 from prefect_augment.params import Source
-from prefect_augment.schema.base import DatasetInfo, ShardInfo, SourceFile
-from prefect_augment.schema.manifest import Manifest, is_rollback
+from prefect_augment.schema import DatasetInfo, Manifest, ShardInfo, SourceFile, is_rollback
 from prefect_augment.shards.base import open_shard, put_once, read_shard
 from prefect_augment.sources.discovery import Listing
 from prefect_augment.sources.images.scan import Folder, shown_path
 from prefect_augment.split.assignment import Ledger, make_salt
 from prefect_augment.split.ledger_io import NEAR_DUPLICATE, read_ledger
-from prefect_augment.storage.manifests import latest_version, list_versions, read_manifest
-from prefect_augment.storage.staging import read_result
-from prefect_augment.storage.store import Store, sha256_hex
+from prefect_augment.storage import (
+    Store,
+    latest_version,
+    list_versions,
+    read_manifest,
+    read_result,
+    sha256_hex,
+)
 
 __all__ = [
     "Baseline",

@@ -30,14 +30,13 @@ from prefect_augment.ingest.validate import Candidates, find_candidates
 from prefect_augment.ingest.write_index import SplitResult, write_index
 from prefect_augment.params import Source
 from prefect_augment.params.keys import step_key
-from prefect_augment.schema.base import DatasetInfo, DatasetRef
+from prefect_augment.schema import DatasetInfo, DatasetRef
 from prefect_augment.sources.discovery import LAYOUTS, MAGIC, Listing, list_source, with_its_holdout
 from prefect_augment.sources.images.scan import Folder, inspect_folder
 from prefect_augment.split.assignment import Ledger
 from prefect_augment.split.ledger_io import NEAR_DUPLICATE
+from prefect_augment.storage import Stage, Store, contains
 from prefect_augment.storage.spill import Workspace, give_back, returned_at_once
-from prefect_augment.storage.staging import Stage
-from prefect_augment.storage.store import Store, contains
 
 __all__ = ["ingest"]
 

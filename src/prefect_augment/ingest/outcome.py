@@ -23,14 +23,13 @@ from prefect_augment.ingest.write_index import SplitResult, place_holdout
 from prefect_augment.ingest.write_shards import Dealt, write_staged
 from prefect_augment.params import Source
 from prefect_augment.params.keys import canonical_json
-from prefect_augment.schema.base import BatchInfo, ColumnInfo, DatasetInfo, ShardInfo, SourceFile
+from prefect_augment.schema import BatchInfo, ColumnInfo, DatasetInfo, ShardInfo, SourceFile
 from prefect_augment.shards.parquet import write_shards
 from prefect_augment.sources.discovery import listing_notes, notes_of_files
 from prefect_augment.sources.images.scan import by_folder, shown_path
 from prefect_augment.split.assignment import MIN_COMPARED, PARTS
+from prefect_augment.storage import Stage, sha256_hex
 from prefect_augment.storage.spill import Workspace
-from prefect_augment.storage.staging import Stage
-from prefect_augment.storage.store import sha256_hex
 
 __all__ = ["Ingested"]
 

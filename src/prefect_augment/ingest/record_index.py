@@ -14,10 +14,10 @@ from prefect_augment.ingest.validate_images import Traits
 from prefect_augment.shards.base import write_shard
 from prefect_augment.shards.parquet import ParquetShards
 from prefect_augment.sources.images.validation import THUMB_SIDE
+from prefect_augment.storage import Store
 from prefect_augment.storage.external_sort import PartitionedRows, first_of_bin
 from prefect_augment.storage.keys import KEY, Coded, joined, shared_names, sort_order, taken
 from prefect_augment.storage.spill import Workspace
-from prefect_augment.storage.store import Store
 
 __all__ = ["IndexSpill", "RecordIndex", "index_of", "merge", "read_index"]
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.errors import InputError
-from prefect_augment.schema.base import ImageInfo
+from prefect_augment.schema import ImageInfo
 from prefect_augment.sources.images.columns import image_bytes
 from prefect_augment.sources.images.validation import (
     THUMB_SIDE,

@@ -15,12 +15,12 @@ from prefect_augment.ingest.incremental import n_moved, refuse_moved
 from prefect_augment.ingest.record_index import IndexSpill
 from prefect_augment.ingest.validate import Candidates
 from prefect_augment.ingest.write_shards import ShardLayout, ShardPlanner
-from prefect_augment.schema.base import ImageInfo
+from prefect_augment.schema import ImageInfo
 from prefect_augment.split.assignment import HOLDOUT, PARTS
 from prefect_augment.split.ledger_io import write_ledger
+from prefect_augment.storage import Stage
 from prefect_augment.storage.external_sort import bin_of
 from prefect_augment.storage.keys import KEY, group_ids, joined, sort_order
-from prefect_augment.storage.staging import Stage
 
 __all__ = ["SplitResult", "place_holdout", "write_index"]
 

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from prefect_augment.encoding.columns import ColumnCounts, ColumnSummary
 from prefect_augment.ingest.assign import REASONS
 from prefect_augment.ingest.validate import Candidates
-from prefect_augment.schema.base import ShardInfo
+from prefect_augment.schema import ShardInfo
 from prefect_augment.shards.base import write_shard
 from prefect_augment.shards.parquet import ParquetShards
 from prefect_augment.shards.row_groups import row_groups, rows_per_group
+from prefect_augment.storage import Store
 from prefect_augment.storage.external_sort import PartitionedRows, bin_of, bin_of_row, n_bins_for
 from prefect_augment.storage.keys import KEY, hex_column, sort_order
 from prefect_augment.storage.spill import Spill, Workspace, give_back
-from prefect_augment.storage.store import Store
 
 __all__ = ["Dealt", "Places", "ShardLayout", "ShardPlanner", "write_staged"]
 

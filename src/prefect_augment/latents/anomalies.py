@@ -22,7 +22,7 @@ from prefect_augment.latents.embed import finite
 from prefect_augment.latents.output import Piece
 from prefect_augment.loading.latents import ERROR_MAP
 from prefect_augment.params import Anomalies
-from prefect_augment.schema.base import LatentRef, ShardInfo
+from prefect_augment.schema import LatentRef, ShardInfo
 from prefect_augment.shards.base import label_names
 from prefect_augment.shards.staged import iter_shards
 

@@ -21,7 +21,7 @@ from prefect_augment.latents.base import Job, Progress, Strata, head
 from prefect_augment.latents.embed import column_values, finite, vector_means, vectors, vectors_by
 from prefect_augment.latents.reconstruct import decoding_strata
 from prefect_augment.params import AttributeShift
-from prefect_augment.schema.base import LatentRef, ShardInfo
+from prefect_augment.schema import LatentRef, ShardInfo
 from prefect_augment.synthesis.model_store import Encoder
 from prefect_augment.text import suggestion
 

@@ -20,7 +20,7 @@ from prefect_augment.latents.output import LatentFolder, Piece, add
 from prefect_augment.params import Output
 from prefect_augment.params.base import Params
 from prefect_augment.params.keys import step_key
-from prefect_augment.schema.base import (
+from prefect_augment.schema import (
     DatasetInfo,
     DatasetRef,
     LatentInfo,
@@ -31,7 +31,7 @@ from prefect_augment.schema.base import (
 )
 from prefect_augment.shards.base import label_names
 from prefect_augment.shards.staged import iter_shards, load_info
-from prefect_augment.storage.store import Store, sha256_hex
+from prefect_augment.storage import Store, sha256_hex
 from prefect_augment.synthesis.model_store import Encoder, load_model
 
 __all__ = ["NOT_SUMMED", "Job", "Progress", "Strata", "head", "suffixes"]

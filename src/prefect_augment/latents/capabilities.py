@@ -7,7 +7,7 @@ from pydantic import TypeAdapter
 from prefect_augment.errors import MissingExtraError, ParameterError
 from prefect_augment.params import AutoModel, ModelParams, NoModel
 from prefect_augment.registry import MODELS, load_model_class, resolve_model
-from prefect_augment.schema.base import Modality
+from prefect_augment.schema import Modality
 
 __all__ = ["Ability", "able_model", "check_able"]
 

@@ -14,7 +14,7 @@ from prefect_augment.latents.base import NOT_SUMMED, Job, Progress, Strata, head
 from prefect_augment.latents.embed import finite
 from prefect_augment.latents.output import add_up
 from prefect_augment.params import Classification
-from prefect_augment.schema.base import LatentRef, ShardInfo
+from prefect_augment.schema import LatentRef, ShardInfo
 from prefect_augment.shards.base import label_names
 
 __all__ = ["classify", "posterior"]

@@ -15,7 +15,7 @@ from prefect_augment.latents.adapter import open_view
 from prefect_augment.latents.base import Job, Progress, head
 from prefect_augment.latents.output import Piece
 from prefect_augment.loading.latents import VECTOR, vectors_of
-from prefect_augment.schema.base import LatentRef, ModelRef, ShardInfo
+from prefect_augment.schema import LatentRef, ModelRef, ShardInfo
 from prefect_augment.shards.base import label_names
 from prefect_augment.shards.staged import iter_shards
 from prefect_augment.synthesis.model_store import Encoder

@@ -21,7 +21,7 @@ from prefect_augment.figures.image_grid import (
 from prefect_augment.genmodels.base import MapsAnomalies
 from prefect_augment.latents.base import Job, Strata, suffixes
 from prefect_augment.loading.latents import ERROR_MAP
-from prefect_augment.schema.base import ShardInfo
+from prefect_augment.schema import ShardInfo
 from prefect_augment.shards.base import label_names
 
 __all__ = ["ImageView", "some_records"]

@@ -9,13 +9,11 @@ import pyarrow as pa
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.params import Anomalies
 from prefect_augment.params.keys import step_key
-from prefect_augment.schema.base import DatasetInfo, DatasetRef, Result, ShardInfo
+from prefect_augment.schema import DatasetInfo, DatasetRef, Result, ShardInfo
 from prefect_augment.shards.base import label_names
 from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.shards.stream_writer import write_stream
-from prefect_augment.storage.manifests import read_manifest
-from prefect_augment.storage.staging import Stage
-from prefect_augment.storage.store import Store, sha256_hex
+from prefect_augment.storage import Stage, Store, read_manifest, sha256_hex
 from prefect_augment.text import suggestion
 
 __all__ = ["select_classes", "version_records"]

@@ -15,7 +15,7 @@ from prefect_augment.latents.base import Job, Progress, Strata
 from prefect_augment.latents.embed import column_values, finite, vector_means, vectors, vectors_by
 from prefect_augment.latents.reconstruct import decoding_strata
 from prefect_augment.params import Interpolation
-from prefect_augment.schema.base import LatentRef
+from prefect_augment.schema import LatentRef
 from prefect_augment.synthesis.model_store import Encoder
 
 __all__ = ["interpolate", "way"]

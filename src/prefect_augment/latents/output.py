@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field
 
 from prefect_augment.report.card import CARD
-from prefect_augment.schema.base import (
+from prefect_augment.schema import (
     INDEX,
     LatentInfo,
     LatentRef,
@@ -23,8 +23,7 @@ from prefect_augment.schema.base import (
     ShardInfo,
 )
 from prefect_augment.shards.stream_writer import write_stream
-from prefect_augment.storage.staging import Stage
-from prefect_augment.storage.store import Store, sha256_hex
+from prefect_augment.storage import Stage, Store, sha256_hex
 from prefect_augment.text import markdown_text
 
 __all__ = ["LatentFolder", "Piece", "add", "add_up"]

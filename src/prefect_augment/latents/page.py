@@ -6,10 +6,9 @@ from typing import Any
 
 from prefect_augment.errors import IntegrityError
 from prefect_augment.report.run_summary import where
-from prefect_augment.schema.base import INDEX, LatentInfo, LatentRef, LatentUse
+from prefect_augment.schema import INDEX, LatentInfo, LatentRef, LatentUse
 from prefect_augment.shards.base import open_shard
-from prefect_augment.storage.staging import read_result
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store, read_result
 from prefect_augment.text import markdown_text, number, percent
 
 __all__ = ["latents_page", "latents_sentence"]

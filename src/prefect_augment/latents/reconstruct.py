@@ -16,7 +16,7 @@ from prefect_augment.latents.embed import finite
 from prefect_augment.latents.image_adapter import some_records
 from prefect_augment.latents.output import add_up
 from prefect_augment.params import Denoising, Reconstruction
-from prefect_augment.schema.base import LatentRef, ShardInfo
+from prefect_augment.schema import LatentRef, ShardInfo
 
 __all__ = ["decoding_strata", "denoise", "reconstruct"]
 

@@ -22,8 +22,8 @@ from prefect_augment.params import (
     Reconstruction,
 )
 from prefect_augment.params.base import Params
-from prefect_augment.schema.base import DatasetRef, LatentRef, LatentUse, ModelRef
-from prefect_augment.storage.store import Store
+from prefect_augment.schema import DatasetRef, LatentRef, LatentUse, ModelRef
+from prefect_augment.storage import Store
 
 __all__ = ["USES", "Use", "use_latents"]
 

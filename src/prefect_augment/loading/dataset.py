@@ -17,12 +17,10 @@ from prefect_augment.loading.probabilities import (
     prior_corrected,
     rescaled,
 )
-from prefect_augment.schema.base import Origin, Recipe, ShardInfo
-from prefect_augment.schema.manifest import Manifest
+from prefect_augment.schema import Manifest, Origin, Recipe, ShardInfo
 from prefect_augment.shards.base import check_digest
 from prefect_augment.shards.staged import read_shards
-from prefect_augment.storage.manifests import read_manifest
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store, read_manifest
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,10 +11,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.errors import IntegrityError, SchemaError
-from prefect_augment.schema.base import INDEX, LatentInfo
+from prefect_augment.schema import INDEX, LatentInfo
 from prefect_augment.shards.staged import read_shards
-from prefect_augment.storage.staging import read_result
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store, read_result
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.metrics.calibration import correct_prior, prior_factors
-from prefect_augment.schema.base import Recipe
+from prefect_augment.schema import Recipe
 from prefect_augment.shards.base import label_names
 
 __all__ = ["class_names", "multipliers_of", "prior_corrected", "rescaled"]

@@ -34,11 +34,11 @@ from prefect_augment.loading.sampling_plan import (
     weighted_passes,
 )
 from prefect_augment.loading.torch_records import Records, RowMaker, class_codes
-from prefect_augment.schema.base import Recipe, ShardInfo
+from prefect_augment.schema import Recipe, ShardInfo
 from prefect_augment.shards.base import OpenShard, check_count, open_shard
 from prefect_augment.shards.image_columns import main_image
 from prefect_augment.shards.parquet import LINEAGE
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store
 
 __all__ = ["TorchDataset"]
 

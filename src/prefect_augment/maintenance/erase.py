@@ -19,21 +19,20 @@ from prefect_augment.maintenance.layout import kind_of, named_by, removal_order,
 from prefect_augment.params.keys import step_key
 from prefect_augment.publish.proposal import read_decision
 from prefect_augment.report.card import refresh_card
-from prefect_augment.schema.base import Commit, Result
-from prefect_augment.schema.manifest import Manifest, class_counts
+from prefect_augment.schema import Commit, Manifest, Result, class_counts
 from prefect_augment.shards.base import read_shard
 from prefect_augment.shards.parquet import LINEAGE
-from prefect_augment.storage.leases import lease
-from prefect_augment.storage.manifests import (
+from prefect_augment.storage import (
+    Store,
     commit_next,
     committed,
     find_commit,
+    lease,
     list_versions,
     manifest_path,
     read_manifest,
+    read_result,
 )
-from prefect_augment.storage.staging import read_result
-from prefect_augment.storage.store import Store
 
 __all__ = ["EraseReport", "erase"]
 

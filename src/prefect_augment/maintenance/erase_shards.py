@@ -15,13 +15,11 @@ from prefect_augment.encoding.record_ids import aug_ids, record_keys
 from prefect_augment.errors import EmptyClassError
 from prefect_augment.ingest.holdout import group_names
 from prefect_augment.registry import SHARD_FORMATS, load_shard_format
-from prefect_augment.schema.base import ShardInfo
-from prefect_augment.schema.manifest import Manifest, PublishedFile
+from prefect_augment.schema import Manifest, PublishedFile, ShardInfo
 from prefect_augment.shards.base import open_shard, put_once, read_shard, write_shards
 from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.sources.images.columns import GROUP
-from prefect_augment.storage.manifests import list_versions, read_manifest
-from prefect_augment.storage.store import Store, sha256_hex
+from prefect_augment.storage import Store, list_versions, read_manifest, sha256_hex
 
 __all__ = ["Rewritten", "erased_rows", "rewrite", "rewrite_ledger"]
 

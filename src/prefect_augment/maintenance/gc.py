@@ -19,10 +19,17 @@ from prefect_augment.maintenance.layout import (
 )
 from prefect_augment.publish.proposal import FOLDER as PROPOSALS, read_decision
 from prefect_augment.report.card import refresh_card
-from prefect_augment.schema.base import INDEX, Result
-from prefect_augment.storage.leases import FOLDER as LEASES, lease, modified_at, store_time
-from prefect_augment.storage.manifests import list_versions, manifest_path, read_manifest
-from prefect_augment.storage.store import Store
+from prefect_augment.schema import INDEX, Result
+from prefect_augment.storage import (
+    FOLDER as LEASES,
+    Store,
+    lease,
+    list_versions,
+    manifest_path,
+    modified_at,
+    read_manifest,
+    store_time,
+)
 
 __all__ = ["GcLine", "GcReport", "collect_garbage"]
 

@@ -4,11 +4,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from prefect_augment.schema.base import Decision, Recipe, Result
-from prefect_augment.schema.manifest import Manifest
+from prefect_augment.schema import Decision, Manifest, Recipe, Result
 from prefect_augment.shards.base import read_shard
-from prefect_augment.storage.manifests import list_versions, manifest_path, read_manifest
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store, list_versions, manifest_path, read_manifest
 
 __all__ = ["Inspection", "VersionDiff", "VersionInfo", "diff", "inspect", "versions"]
 

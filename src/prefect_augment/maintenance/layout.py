@@ -8,10 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, get_args
 
-from prefect_augment.schema.base import LatentUse
-from prefect_augment.schema.manifest import Manifest
-from prefect_augment.storage.leases import FOLDER as LEASES, modified_at
-from prefect_augment.storage.store import Store
+from prefect_augment.schema import LatentUse, Manifest
+from prefect_augment.storage import FOLDER as LEASES, Store, modified_at
 
 __all__ = ["kind_of", "named_by", "named_in", "removal_order", "remove", "stage_of"]
 

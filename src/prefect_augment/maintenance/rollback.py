@@ -7,11 +7,15 @@ from functools import partial
 
 from prefect_augment.errors import IntegrityError, ParameterError
 from prefect_augment.report.card import refresh_card
-from prefect_augment.schema.base import Commit
-from prefect_augment.schema.manifest import ROLLED_BACK, Manifest
-from prefect_augment.storage.leases import lease
-from prefect_augment.storage.manifests import commit_next, committed, list_versions, read_manifest
-from prefect_augment.storage.store import Store
+from prefect_augment.schema import ROLLED_BACK, Commit, Manifest
+from prefect_augment.storage import (
+    Store,
+    commit_next,
+    committed,
+    lease,
+    list_versions,
+    read_manifest,
+)
 
 __all__ = ["rollback"]
 

@@ -10,12 +10,10 @@ import pyarrow.compute as pc
 
 from prefect_augment.errors import AugmentError
 from prefect_augment.report.card import CARD, card_is_current, refresh_card
-from prefect_augment.schema.base import Result, ShardInfo
-from prefect_augment.schema.manifest import Manifest, class_counts
+from prefect_augment.schema import Manifest, Result, ShardInfo, class_counts
 from prefect_augment.shards.base import ADVICE, label_names, read_shard
 from prefect_augment.shards.parquet import LINEAGE
-from prefect_augment.storage.manifests import manifest_path, read_manifest
-from prefect_augment.storage.store import Store, sha256_hex
+from prefect_augment.storage import Store, manifest_path, read_manifest, sha256_hex
 
 __all__ = ["Problem", "VerifyReport", "verify"]
 

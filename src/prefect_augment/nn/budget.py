@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.schema.base import Result
+from prefect_augment.schema import Result
 
 __all__ = ["Calibration", "calibrate", "steps_within"]
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, numpy as safetensors_numpy
 
 from prefect_augment.errors import IntegrityError
-from prefect_augment.schema.base import ModelRef, Result
-from prefect_augment.storage.store import Store
+from prefect_augment.schema import ModelRef, Result
+from prefect_augment.storage import Store
 
 __all__ = ["CheckpointRef", "load_checkpoint", "save_checkpoint"]
 

@@ -15,9 +15,9 @@ from prefect_augment.encoding.labels import label_text
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Balance
 from prefect_augment.plan.targets import targets
-from prefect_augment.schema.base import ClassPlan, DatasetInfo
+from prefect_augment.schema import ClassPlan, DatasetInfo
 from prefect_augment.shards.staged import iter_shards
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store
 
 __all__ = ["object_classes"]
 

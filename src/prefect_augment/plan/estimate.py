@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from prefect_augment.nn.machine import NARROW_BELOW
-from prefect_augment.schema.base import Estimate
+from prefect_augment.schema import Estimate
 
 __all__ = ["classifier_steps", "estimate", "estimate_images"]
 

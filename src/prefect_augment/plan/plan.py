@@ -48,18 +48,18 @@ from prefect_augment.plan.targets import (
     plan_classes,
     plan_warnings,
 )
-from prefect_augment.schema.base import (
+from prefect_augment.schema import (
     BalancePlan,
     ClassPlan,
     ColumnInfo,
     DatasetInfo,
     DatasetRef,
     Estimate,
+    Experiment,
     Strategy,
 )
-from prefect_augment.schema.experiment import Experiment
 from prefect_augment.shards.staged import iter_shards, load_info
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store
 from prefect_augment.synthesis.train import why_no_image_model
 from prefect_augment.text import suggestion
 

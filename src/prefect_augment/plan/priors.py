@@ -5,7 +5,7 @@ Their ratio corrects probabilities, see :func:`.correct_prior`.
 
 from collections.abc import Mapping
 
-from prefect_augment.schema.base import BalancePlan, Recipe, Strategy
+from prefect_augment.schema import BalancePlan, Recipe, Strategy
 
 __all__ = ["class_shares", "shares_after_loss", "shares_of", "with_priors"]
 

@@ -1,6 +1,6 @@
 """A recipe in words: what was done and how to train with it, for the log, the card and recipe.json."""
 
-from prefect_augment.schema.base import Strategy
+from prefect_augment.schema import Strategy
 
 __all__ = ["recipe_sentence"]
 

@@ -14,7 +14,7 @@ from prefect_augment.encoding.arrays import N_FOLDS, SMALL_VALIDATION
 from prefect_augment.params import AutoModel, Budget, FlowModel, ModelParams, TreesModel
 from prefect_augment.plan.search_space import N_KEPT, PILOT_FOLDS, PILOT_STEP_SHARE
 from prefect_augment.registry import model_kinds, resolve_model
-from prefect_augment.schema.base import BalancePlan, DatasetInfo, Strategy, StrategyScore
+from prefect_augment.schema import BalancePlan, DatasetInfo, Strategy, StrategyScore
 
 __all__ = [
     "COMPARISON_SHARE",

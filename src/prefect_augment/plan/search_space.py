@@ -16,7 +16,7 @@ from typing import Any
 
 from prefect_augment.params import Classic
 from prefect_augment.plan.strategies import as_trained
-from prefect_augment.schema.base import BalancePlan, Strategy
+from prefect_augment.schema import BalancePlan, Strategy
 
 __all__ = [
     "N_KEPT",

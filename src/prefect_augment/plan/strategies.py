@@ -15,8 +15,14 @@ from prefect_augment.augmentation.image_policy import ImagePolicy
 from prefect_augment.params import Classic, Quality
 from prefect_augment.plan.priors import with_priors
 from prefect_augment.plan.recipe_text import recipe_sentence
-from prefect_augment.schema.base import BalancePlan, Modality, Recipe, Strategy, StrategyScore
-from prefect_augment.schema.experiment import Experiment
+from prefect_augment.schema import (
+    BalancePlan,
+    Experiment,
+    Modality,
+    Recipe,
+    Strategy,
+    StrategyScore,
+)
 
 __all__ = [
     "AMOUNTS",

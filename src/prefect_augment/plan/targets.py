@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from prefect_augment.encoding.strata import stratum_parts
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Balance, ClassTarget
-from prefect_augment.schema.base import ClassPlan, class_order
+from prefect_augment.schema import ClassPlan, class_order
 from prefect_augment.text import suggestion
 
 __all__ = [

@@ -12,9 +12,8 @@ import numpy as np
 
 from prefect_augment.params import Publish
 from prefect_augment.plan.priors import with_priors
-from prefect_augment.schema.base import BalancePlan, Recipe
-from prefect_augment.storage.manifests import latest_version, read_manifest
-from prefect_augment.storage.store import Store
+from prefect_augment.schema import BalancePlan, Recipe
+from prefect_augment.storage import Store, latest_version, read_manifest
 
 __all__ = ["MAX_MOVE", "keep_weights", "shard_weights"]
 

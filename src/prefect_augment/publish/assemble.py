@@ -16,12 +16,11 @@ from prefect_augment.params import Publish
 from prefect_augment.plan.weights import shard_weights
 from prefect_augment.publish.real_records import Copies, Ids, Piece, Real, RecordReader, Source
 from prefect_augment.publish.synthetic_records import classic_records, synthetic_records
-from prefect_augment.schema.base import BalancePlan, DatasetInfo, Origin, Recipe, Split
-from prefect_augment.schema.report import Release
+from prefect_augment.schema import BalancePlan, DatasetInfo, Origin, Recipe, Release, Split
 from prefect_augment.shards.parquet import with_lineage
+from prefect_augment.storage import Store
 from prefect_augment.storage.keys import hash_ids
 from prefect_augment.storage.spill import Workspace
-from prefect_augment.storage.store import Store
 
 __all__ = ["Assembled", "Portion", "Stream", "assemble", "check_settings"]
 

@@ -17,11 +17,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from prefect_augment.errors import IntegrityError, ParameterError
-from prefect_augment.schema.base import Origin, Result, ShardInfo
-from prefect_augment.schema.manifest import Manifest
+from prefect_augment.schema import Manifest, Origin, Result, ShardInfo
 from prefect_augment.shards.stream_writer import drafted
-from prefect_augment.storage.manifests import latest_version, read_manifest
-from prefect_augment.storage.store import Draft, Store, contains, open_store
+from prefect_augment.storage import (
+    Draft,
+    Store,
+    contains,
+    latest_version,
+    open_store,
+    read_manifest,
+)
 from prefect_augment.text import markdown_text
 
 __all__ = ["ExportReport", "check_export", "chosen_shards", "export", "export_newest", "swapped"]

@@ -23,13 +23,11 @@ import yaml
 from prefect_augment.encoding.annotations import OBJECTS
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.publish.export import ExportReport, chosen_shards, swapped
-from prefect_augment.schema.base import Origin, ShardInfo
-from prefect_augment.schema.manifest import Manifest
+from prefect_augment.schema import Manifest, Origin, ShardInfo
 from prefect_augment.shards.image_columns import main_image
 from prefect_augment.shards.staged import iter_shards
 from prefect_augment.sources.images.validation import header_of
-from prefect_augment.storage.manifests import read_manifest
-from prefect_augment.storage.store import Store, contains, open_store
+from prefect_augment.storage import Store, contains, open_store, read_manifest
 
 __all__ = ["export_boxes"]
 

@@ -15,18 +15,16 @@ from prefect_augment.errors import IntegrityError, ParameterError
 from prefect_augment.params import Answer
 from prefect_augment.plan.priors import with_priors
 from prefect_augment.plan.recipe_text import recipe_sentence
-from prefect_augment.schema.base import (
+from prefect_augment.schema import (
     ApprovalDecision,
     BalancePlan,
     Recipe,
+    Release,
     ReportRef,
     Result,
     Verdict,
 )
-from prefect_augment.schema.report import Release
-from prefect_augment.storage.manifests import find_commit
-from prefect_augment.storage.staging import read_result
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store, find_commit, read_result
 from prefect_augment.text import markdown_text, suggestion
 
 __all__ = [

@@ -24,35 +24,34 @@ from prefect_augment.publish.sidecar_files import (
 )
 from prefect_augment.registry import check_shard_format
 from prefect_augment.report.card import refresh_card
-from prefect_augment.schema.base import (
+from prefect_augment.schema import (
     ApprovalDecision,
     Commit,
     DatasetInfo,
     DatasetRef,
+    Manifest,
     ModelRef,
+    PublishedModel,
+    Release,
     ReportRef,
     ShardInfo,
-    class_order,
-)
-from prefect_augment.schema.manifest import (
-    Manifest,
-    PublishedModel,
     class_counts,
+    class_order,
     software_versions,
 )
-from prefect_augment.schema.report import Release
 from prefect_augment.shards.staged import load_info
 from prefect_augment.shards.stream_writer import write_stream
-from prefect_augment.storage.leases import drop_lease, lease
-from prefect_augment.storage.manifests import (
+from prefect_augment.storage import (
+    Store,
     commit,
+    drop_lease,
     find_commit,
     latest_version,
+    lease,
     probe_exclusive,
     read_manifest,
 )
 from prefect_augment.storage.spill import Workspace, give_back, returned_at_once
-from prefect_augment.storage.store import Store
 
 __all__ = ["check_destination", "publish"]
 

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import EmptyClassError
-from prefect_augment.schema.base import Origin, ShardInfo
+from prefect_augment.schema import Origin, ShardInfo
 from prefect_augment.shards.parquet import label_names, select_columns
 from prefect_augment.shards.staged import iter_shards, read_shards
 from prefect_augment.shards.stream_writer import Reordered
+from prefect_augment.storage import Store
 from prefect_augment.storage.external_sort import PartitionedRows, bin_of_number
 from prefect_augment.storage.keys import hash_ids
 from prefect_augment.storage.spill import Workspace
-from prefect_augment.storage.store import Store
 
 __all__ = ["Copies", "Ids", "Piece", "Real", "RecordReader", "Records", "Source"]
 

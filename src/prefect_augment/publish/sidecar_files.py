@@ -12,13 +12,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prefect_augment.errors import CommitConflictError, IntegrityError
-from prefect_augment.schema.base import DatasetInfo, ReportRef, ShardInfo
-from prefect_augment.schema.manifest import Manifest, PublishedFile
+from prefect_augment.schema import DatasetInfo, Manifest, PublishedFile, ReportRef, ShardInfo
 from prefect_augment.shards.base import open_shard, put_once
 from prefect_augment.shards.stream_writer import BATCH_BYTES, BATCH_RECORDS, drafted
 from prefect_augment.split.ledger_io import part_codes
+from prefect_augment.storage import Store, sha256_hex
 from prefect_augment.storage.keys import hash_ids
-from prefect_augment.storage.store import Store, sha256_hex
 
 __all__ = ["check_follows", "copy_files", "copy_ledger", "copy_quarantine", "copy_report"]
 

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.publish.real_records import Ids, Piece, Real, RecordReader, Records
-from prefect_augment.schema.base import DatasetRef, FilterResult, Origin, ShardInfo
+from prefect_augment.schema import DatasetRef, FilterResult, Origin, ShardInfo
 from prefect_augment.shards.base import label_names, open_shard
 from prefect_augment.shards.parquet import conform
 from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.shards.stream_writer import Reordered
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store
 from prefect_augment.synthesis.soft_labels import SHARE
 
 __all__ = ["classic_records", "synthetic_records"]

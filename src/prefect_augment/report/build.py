@@ -27,25 +27,25 @@ from prefect_augment.report.report import (
     build_report,
     markdown_summary,
 )
-from prefect_augment.schema.base import (
+from prefect_augment.schema import (
     ApprovalDecision,
     BalancePlan,
     DatasetInfo,
     FilterResult,
+    Findings,
+    HoldoutResult,
     ModelRef,
     Origin,
     Recipe,
+    Release,
     ReportRef,
     Result,
     Verdict,
+    software_versions,
 )
-from prefect_augment.schema.experiment import HoldoutResult
-from prefect_augment.schema.manifest import software_versions
-from prefect_augment.schema.report import Findings, Release
 from prefect_augment.shards.parquet import label_names, read_shard
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.staging import Stage, read_result
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Stage, Store, read_result
 from prefect_augment.synthesis.resume import read_training
 
 __all__ = ["report"]

@@ -8,11 +8,9 @@ import logging
 
 import yaml
 
-from prefect_augment.schema.base import Recipe, Verdict
-from prefect_augment.schema.manifest import Manifest
+from prefect_augment.schema import Manifest, Recipe, Verdict
 from prefect_augment.shards.parquet import LINEAGE
-from prefect_augment.storage.manifests import latest_version, read_manifest
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store, latest_version, read_manifest
 from prefect_augment.text import markdown_text
 
 __all__ = ["CARD", "card_is_current", "refresh_card", "render_card"]

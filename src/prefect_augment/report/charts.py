@@ -35,8 +35,7 @@ from prefect_augment.figures.style import (
     log_ticks,
     png_bytes,
 )
-from prefect_augment.schema.base import Interval, Origin
-from prefect_augment.schema.report import TrainingCurve
+from prefect_augment.schema import Interval, Origin, TrainingCurve
 
 __all__ = [
     "ClassBar",

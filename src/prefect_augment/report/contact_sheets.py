@@ -19,10 +19,10 @@ from prefect_augment.errors import MissingExtraError, ParameterError
 from prefect_augment.figures.image_grid import CELL, N_COLUMNS, sheet
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Classic, Source
-from prefect_augment.schema.base import BalancePlan, DatasetInfo, FilterResult, ShardInfo
+from prefect_augment.schema import BalancePlan, DatasetInfo, FilterResult, ShardInfo
 from prefect_augment.shards.base import label_names, open_shard
 from prefect_augment.shards.staged import iter_shards, load_info
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store
 
 __all__ = ["NEAREST_RULE", "picture_sheets", "preview"]
 

@@ -9,11 +9,16 @@ from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
 from prefect_augment.errors import IntegrityError, SchemaError
-from prefect_augment.schema.base import Interval, Verdict
-from prefect_augment.schema.manifest import Manifest
-from prefect_augment.schema.report import ClassDrift, Drift, Release, StrategyDrift
-from prefect_augment.storage.manifests import list_versions, read_manifest
-from prefect_augment.storage.store import Store
+from prefect_augment.schema import (
+    ClassDrift,
+    Drift,
+    Interval,
+    Manifest,
+    Release,
+    StrategyDrift,
+    Verdict,
+)
+from prefect_augment.storage import Store, list_versions, read_manifest
 from prefect_augment.text import count, natural_order, percent
 
 __all__ = ["class_drifts", "drift_since", "find_previous"]

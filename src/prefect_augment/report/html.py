@@ -32,7 +32,7 @@ from prefect_augment.report.view_model import (
     published_counts,
     strategy_rows,
 )
-from prefect_augment.schema.base import Interval
+from prefect_augment.schema import Interval
 
 __all__ = ["SECTIONS", "Chart", "draw_charts", "render_page"]
 

@@ -16,10 +16,11 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from prefect_augment.evaluation.metrics.column_shapes import ColumnShape
-from prefect_augment.schema.base import (
+from prefect_augment.schema import (
     BalancePlan,
     ColumnInfo,
     FilterResult,
+    Findings,
     Modality,
     Origin,
     Recipe,
@@ -27,7 +28,6 @@ from prefect_augment.schema.base import (
     StrategyScore,
     Verdict,
 )
-from prefect_augment.schema.report import Findings
 
 __all__ = [
     "Neighbour",

@@ -21,7 +21,7 @@ from prefect_augment.ingest.scan import Scan, scan
 from prefect_augment.ingest.validate import Candidates, find_candidates
 from prefect_augment.ingest.validate_images import image_info, image_notes
 from prefect_augment.params import Source
-from prefect_augment.schema.base import ColumnInfo, ImageInfo, Profile
+from prefect_augment.schema import ColumnInfo, ImageInfo, Profile
 from prefect_augment.sources.discovery import Listing, list_source
 from prefect_augment.sources.images.files import MASKS
 from prefect_augment.split.assignment import MIN_COMPARED, Ledger

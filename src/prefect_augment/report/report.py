@@ -18,7 +18,7 @@ from prefect_augment.evaluation.metrics.column_shapes import (
 )
 from prefect_augment.report.json import Neighbour, ReportData, sheet_files
 from prefect_augment.report.redaction import redact
-from prefect_augment.schema.base import BalancePlan, Result
+from prefect_augment.schema import BalancePlan, Result
 
 __all__ = [
     "ColumnShape",

@@ -10,20 +10,19 @@ from typing import Literal
 from urllib.parse import quote
 
 from prefect_augment.report.redaction import redactor
-from prefect_augment.schema.base import (
+from prefect_augment.schema import (
     ApprovalDecision,
     Commit,
     DatasetRef,
     FilterResult,
+    Manifest,
+    Privacy,
+    Release,
     ReportRef,
     RunResult,
 )
-from prefect_augment.schema.manifest import Manifest
-from prefect_augment.schema.privacy import Privacy
-from prefect_augment.schema.report import Release
 from prefect_augment.shards.staged import load_info
-from prefect_augment.storage.manifests import read_manifest
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store, read_manifest
 from prefect_augment.text import count, duration, markdown_text
 
 Status = Literal["published", "unchanged", "evaluated", "planned", "awaiting_approval", "rejected"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from prefect_augment.report.json import ReportData
-from prefect_augment.schema.base import Difference, EstimatorScore, Interval, Origin, StrategyScore
+from prefect_augment.schema import Difference, EstimatorScore, Interval, Origin, StrategyScore
 from prefect_augment.text import count, natural_order, points
 
 __all__ = [

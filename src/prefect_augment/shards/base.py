@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from prefect_augment.errors import IntegrityError, SchemaError, StorageError
 from prefect_augment.registry import SHARD_FORMATS, load_shard_format
-from prefect_augment.schema.base import Origin, ShardInfo
+from prefect_augment.schema import Origin, ShardInfo
 from prefect_augment.shards.hashing_sink import HashedSink
 from prefect_augment.shards.row_groups import row_groups, rows_per_group
-from prefect_augment.storage.store import Draft, Store, sha256_hex
+from prefect_augment.storage import Draft, Store, sha256_hex
 
 __all__ = [
     "ADVICE",

@@ -5,7 +5,7 @@ from queue import Queue
 from threading import Thread
 from typing import Any
 
-from prefect_augment.storage.store import Draft
+from prefect_augment.storage import Draft
 
 __all__ = ["HashedSink"]
 

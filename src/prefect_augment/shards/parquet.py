@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from prefect_augment.errors import SchemaError
-from prefect_augment.schema.base import Origin
+from prefect_augment.schema import Origin
 from prefect_augment.shards.base import label_names, put_once, read_shard, write_shards
 from prefect_augment.shards.image_columns import image_columns, image_slices
 from prefect_augment.shards.parquet_pages import ImagePages

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from prefect_augment.errors import StorageError
 from prefect_augment.registry import load_shard_format
-from prefect_augment.schema.base import Origin, ShardInfo
+from prefect_augment.schema import Origin, ShardInfo
 from prefect_augment.shards.base import write_shard, write_shards
 from prefect_augment.shards.hashing_sink import HashedSink
 from prefect_augment.shards.row_groups import rows_per_group
+from prefect_augment.storage import Draft, Store
 from prefect_augment.storage.spill import Workspace, disk_space
-from prefect_augment.storage.store import Draft, Store
 
 __all__ = [
     "BATCH_BYTES",

@@ -16,13 +16,11 @@ from pydantic import ValidationError
 from prefect_augment.errors import InputError, StorageError
 from prefect_augment.params import Source
 from prefect_augment.registry import FORMATS
-from prefect_augment.schema.base import INDEX, LatentInfo, ShardInfo
-from prefect_augment.schema.manifest import Manifest
+from prefect_augment.schema import INDEX, LatentInfo, Manifest, ShardInfo
 from prefect_augment.sources.archives import ARCHIVE_ENDINGS
 from prefect_augment.sources.hf_layout import choose_files
 from prefect_augment.sources.images.files import is_ignored, is_image_name, match_segments
-from prefect_augment.storage.manifests import latest_version, read_manifest
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, latest_version, open_store, read_manifest
 
 __all__ = [
     "BROKEN_LINK",

@@ -16,7 +16,7 @@ import yaml
 from prefect_augment.errors import InputError
 from prefect_augment.registry import FORMATS
 from prefect_augment.sources.images.files import SPLIT_NAMES
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Store
 
 __all__ = ["Chosen", "choose_files"]
 

@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from prefect_augment.errors import IntegrityError, SchemaError
-from prefect_augment.schema.base import DatasetInfo
+from prefect_augment.schema import DatasetInfo
 from prefect_augment.shards.base import write_shard
 from prefect_augment.shards.parquet import ParquetShards
 from prefect_augment.sources.images.validation import THUMB_SIDE
 from prefect_augment.split.assignment import PARTS, ImageRows, Ledger
 from prefect_augment.split.ledger import LedgerSpill
+from prefect_augment.storage import Store
 from prefect_augment.storage.keys import (
     KEY,
     Coded,
@@ -30,7 +31,6 @@ from prefect_augment.storage.keys import (
     pairs_of_equals,
     unhex,
 )
-from prefect_augment.storage.store import Store
 
 __all__ = ["NEAR_DUPLICATE", "part_codes", "read_ledger", "split_clusters", "write_ledger"]
 

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from pydantic import ValidationError
 
 from prefect_augment.errors import CommitConflictError, IntegrityError, SchemaError
-from prefect_augment.schema.base import Commit
-from prefect_augment.schema.manifest import SCHEMA_VERSION, Manifest, content_digest
+from prefect_augment.schema import SCHEMA_VERSION, Commit, Manifest, content_digest
 from prefect_augment.storage.store import Store
 
 __all__ = [

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from prefect_augment.errors import IntegrityError
-from prefect_augment.schema.base import DatasetInfo, DatasetRef, Result, ShardInfo
+from prefect_augment.schema import DatasetInfo, DatasetRef, Result, ShardInfo
 from prefect_augment.storage.store import Store, sha256_hex
 
 __all__ = ["Stage", "read_result"]

@@ -18,9 +18,8 @@ from prefect_augment.genmodels.base import (
 )
 from prefect_augment.nn.checkpoints import load_checkpoint, save_checkpoint
 from prefect_augment.registry import load_model_class
-from prefect_augment.schema.base import Modality, ModelRef
-from prefect_augment.storage.staging import Stage
-from prefect_augment.storage.store import Store
+from prefect_augment.schema import Modality, ModelRef
+from prefect_augment.storage import Stage, Store
 
 __all__ = ["Encoder", "copy_model", "image_spec", "keep_model", "load_model", "table_spec"]
 

@@ -10,7 +10,7 @@ from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import IntegrityError, ParameterError
 from prefect_augment.genmodels.base import GenerativeModel
 from prefect_augment.loading.dataset import Dataset, open_dataset
-from prefect_augment.schema.base import ModelRef
+from prefect_augment.schema import ModelRef
 from prefect_augment.synthesis.draw import candidate_seeds, draw_batch
 from prefect_augment.synthesis.model_store import Encoder, load_model
 from prefect_augment.synthesis.soft_labels import drawn_for

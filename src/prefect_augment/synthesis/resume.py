@@ -7,10 +7,8 @@ from typing import Any
 from prefect_augment.errors import IntegrityError
 from prefect_augment.genmodels.base import Arrays, Config
 from prefect_augment.nn.checkpoints import CheckpointRef, load_checkpoint, save_checkpoint
-from prefect_augment.schema.base import ModelRef
-from prefect_augment.schema.report import Training, TrainingCurve
-from prefect_augment.storage.staging import Stage, read_result
-from prefect_augment.storage.store import Store
+from prefect_augment.schema import ModelRef, Training, TrainingCurve
+from prefect_augment.storage import Stage, Store, read_result
 
 __all__ = ["CurveRecorder", "Resume", "read_training"]
 

@@ -8,9 +8,9 @@ import pyarrow.compute as pc
 from pydantic import AliasChoices, Field
 
 from prefect_augment.errors import IntegrityError
-from prefect_augment.schema.base import DatasetInfo, DatasetRef, ModelRef, Result
+from prefect_augment.schema import DatasetInfo, DatasetRef, ModelRef, Result
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.staging import Stage, read_result
+from prefect_augment.storage import Stage, read_result
 from prefect_augment.synthesis.model_store import Encoder, copy_model, load_model
 
 __all__ = ["TrainedOn", "find_previous", "keep_training"]

@@ -19,11 +19,10 @@ from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
 from prefect_augment.params import Constraint
 from prefect_augment.params.keys import step_key
-from prefect_augment.schema.base import DatasetInfo, DatasetRef, ModelRef, Result, ShardInfo
+from prefect_augment.schema import DatasetInfo, DatasetRef, ModelRef, Result, ShardInfo
 from prefect_augment.shards.parquet import write_shards
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage.staging import Stage
-from prefect_augment.storage.store import Store
+from prefect_augment.storage import Stage, Store
 from prefect_augment.synthesis.draw import candidate_seeds, draw_batch, draw_by_rules
 from prefect_augment.synthesis.model_store import load_model
 from prefect_augment.synthesis.novelty import NearRows

@@ -17,7 +17,7 @@ from prefect_augment.encoding.arrays import Matrix
 from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.evaluation.classifiers.soft_label_ensemble import fit_teacher, soft_label_rows
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
-from prefect_augment.schema.base import BalancePlan
+from prefect_augment.schema import BalancePlan
 from prefect_augment.storage.keys import hash_ids
 from prefect_augment.synthesis.subsample import sample_rows
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.genmodels.counter_rng import record_keys
-from prefect_augment.schema.base import DatasetInfo
+from prefect_augment.schema import DatasetInfo
 from prefect_augment.shards.staged import iter_shards, read_part
+from prefect_augment.storage import Store
 from prefect_augment.storage.keys import hash_ids
-from prefect_augment.storage.store import Store
 
 __all__ = ["n_training_records", "read_training_records", "sample_rows", "sample_sizes"]
 

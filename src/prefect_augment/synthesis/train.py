@@ -27,12 +27,10 @@ from prefect_augment.nn.budget import Calibration
 from prefect_augment.params import Budget, ModelParams
 from prefect_augment.params.keys import step_key
 from prefect_augment.registry import load_model_class, model_params, resolve_model
-from prefect_augment.schema.base import DatasetInfo, DatasetRef, Modality, ModelRef
-from prefect_augment.schema.experiment import Experiment
+from prefect_augment.schema import DatasetInfo, DatasetRef, Experiment, Modality, ModelRef
 from prefect_augment.shards.staged import load_info
+from prefect_augment.storage import Stage, Store
 from prefect_augment.storage.spill import give_back
-from prefect_augment.storage.staging import Stage
-from prefect_augment.storage.store import Store
 from prefect_augment.synthesis.model_store import Encoder, image_spec, keep_model, table_spec
 from prefect_augment.synthesis.resume import CurveRecorder, Resume
 from prefect_augment.synthesis.reuse import find_previous, keep_training

@@ -9,7 +9,7 @@ import pytest
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.metrics.decision import StrategyPredictions, decide
-from prefect_augment.schema.base import Strategy
+from prefect_augment.schema import Strategy
 
 CLASSES = ["head", "mid", "tail"]
 N_K = (600, 200, 100)

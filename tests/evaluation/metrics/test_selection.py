@@ -6,7 +6,7 @@ import pytest
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.metrics.selection import choose_strategy
-from prefect_augment.schema.base import Strategy, StrategyScore
+from prefect_augment.schema import Strategy, StrategyScore
 
 
 def scores(name, family, values, *, amount=1.0, n_validation=1000):

@@ -20,7 +20,7 @@ from prefect_augment.evaluation.quality.class_tests import (
 )
 from prefect_augment.evaluation.quality.image_filter import perceptual_hashes
 from prefect_augment.evaluation.quality.prdc import expected_coverage, likeness
-from prefect_augment.schema.base import ClassCheck
+from prefect_augment.schema import ClassCheck
 
 # --- exact tests ---
 

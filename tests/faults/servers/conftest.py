@@ -16,9 +16,8 @@ from support.staging import manifest_of
 from prefect_augment.examples import example_source
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.params import Destination, Evaluation, NoModel
-from prefect_augment.schema.manifest import Manifest
-from prefect_augment.storage.manifests import read_manifest
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.schema import Manifest
+from prefect_augment.storage import Store, open_store, read_manifest
 
 # Looked at when gcsfs is imported: else it asks by gRPC what kind of bucket it has, a minute each time,
 # and the emulator does not answer.

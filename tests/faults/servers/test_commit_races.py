@@ -15,15 +15,16 @@ import pytest
 from prefect_augment.errors import CommitConflictError
 from prefect_augment.examples import example_source
 from prefect_augment.maintenance.verify import verify
-from prefect_augment.schema.manifest import Manifest
-from prefect_augment.storage.manifests import (
+from prefect_augment.schema import Manifest
+from prefect_augment.storage import (
+    Store,
     commit,
     list_versions,
     manifest_path,
+    open_store,
     probe_exclusive,
     read_manifest,
 )
-from prefect_augment.storage.store import Store, open_store
 
 pytestmark = pytest.mark.faults
 

@@ -12,9 +12,8 @@ from prefect_augment.examples import example_source
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Destination, Evaluation, NoModel
-from prefect_augment.schema.base import RunResult
-from prefect_augment.storage.manifests import read_manifest
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.schema import RunResult
+from prefect_augment.storage import Store, open_store, read_manifest
 
 pytestmark = pytest.mark.faults
 

@@ -13,7 +13,7 @@ from prefect_augment.errors import AugmentError, StorageError, TransientError
 from prefect_augment.examples import example_source
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.params import Destination, Evaluation, NoModel
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store
 
 pytestmark = pytest.mark.faults
 

@@ -16,9 +16,8 @@ from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Destination, Evaluation, NoModel
-from prefect_augment.schema.base import RunResult
-from prefect_augment.storage.manifests import list_versions, read_manifest
-from prefect_augment.storage.store import open_store
+from prefect_augment.schema import RunResult
+from prefect_augment.storage import list_versions, open_store, read_manifest
 
 pytestmark = pytest.mark.faults
 

@@ -10,10 +10,8 @@ import pytest
 
 from prefect_augment.errors import StorageError, TransientError
 from prefect_augment.maintenance.gc import collect_garbage
-from prefect_augment.schema.manifest import Manifest
-from prefect_augment.storage.leases import lease, store_time
-from prefect_augment.storage.manifests import commit, list_versions, read_manifest
-from prefect_augment.storage.store import Store
+from prefect_augment.schema import Manifest
+from prefect_augment.storage import Store, commit, lease, list_versions, read_manifest, store_time
 
 pytestmark = pytest.mark.faults
 

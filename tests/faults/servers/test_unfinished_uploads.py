@@ -14,7 +14,7 @@ import pytest
 
 from prefect_augment.errors import TransientError
 from prefect_augment.maintenance.gc import collect_garbage
-from prefect_augment.storage.store import Store, open_store
+from prefect_augment.storage import Store, open_store
 
 pytestmark = pytest.mark.faults
 

@@ -13,10 +13,8 @@ from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Destination, Evaluation, NoModel, Source
 from prefect_augment.report.profile import profile
-from prefect_augment.schema.base import RunResult
-from prefect_augment.schema.manifest import Manifest
-from prefect_augment.storage.manifests import list_versions, read_manifest
-from prefect_augment.storage.store import open_store
+from prefect_augment.schema import Manifest, RunResult
+from prefect_augment.storage import list_versions, open_store, read_manifest
 
 pytestmark = pytest.mark.faults
 

@@ -14,7 +14,7 @@ from scipy.special import ndtr, ndtri, stdtrit
 
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.evaluation.threads import single_threaded
-from prefect_augment.schema.base import Interval
+from prefect_augment.schema import Interval
 
 __all__ = [
     "MAX_UNITS",

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.metrics.bootstrap import Draws, percentiles
-from prefect_augment.schema.base import Interval
-from prefect_augment.schema.experiment import CalibrationScore, StrategyCalibration
+from prefect_augment.schema import CalibrationScore, Interval, StrategyCalibration
 
 __all__ = [
     "calibration_error",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.metrics.bootstrap import Bootstrap, paired_bootstrap
 from prefect_augment.evaluation.metrics.scores import predict_classes, score_predictions
-from prefect_augment.schema.base import (
+from prefect_augment.schema import (
     Decision,
     Difference,
     EstimatorScore,

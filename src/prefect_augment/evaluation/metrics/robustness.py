@@ -17,8 +17,7 @@ from prefect_augment.evaluation.metrics.bootstrap import (
     units_of,
 )
 from prefect_augment.evaluation.metrics.corruptions import Corruption
-from prefect_augment.schema.base import Difference, Interval
-from prefect_augment.schema.experiment import ConditionRow, RobustnessResult
+from prefect_augment.schema import ConditionRow, Difference, Interval, RobustnessResult
 
 __all__ = ["robustness", "rows_to_corrupt"]
 

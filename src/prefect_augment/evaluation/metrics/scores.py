@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from prefect_augment.errors import EmptyClassError, ParameterError
-from prefect_augment.schema.base import EstimatorScore
+from prefect_augment.schema import EstimatorScore
 
 __all__ = ["predict_classes", "score_predictions"]
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.metrics.decision import OnNoGain
-from prefect_augment.schema.base import Strategy, StrategyScore
+from prefect_augment.schema import Strategy, StrategyScore
 
 __all__ = ["TIE", "StrategyChoice", "choose_strategy"]
 

@@ -13,8 +13,7 @@ from prefect_augment.evaluation.metrics.bootstrap import (
     percentiles,
     simultaneous,
 )
-from prefect_augment.schema.base import Interval
-from prefect_augment.schema.experiment import Gap, GroupRow, Shown, SliceResult, SliceRow
+from prefect_augment.schema import Gap, GroupRow, Interval, Shown, SliceResult, SliceRow
 
 __all__ = ["MIN_SLICE", "slices"]
 

@@ -17,12 +17,12 @@ from prefect_augment.evaluation.privacy.membership_inference import (
     exposure,
     measure_distances,
 )
-from prefect_augment.schema.base import Interval
-from prefect_augment.schema.privacy import (
+from prefect_augment.schema import (
     Attack,
     ClassPrivacy,
     Exposure,
     Finding,
+    Interval,
     Privacy,
     PrivacySide,
     Records,

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import beta, norm, rankdata, t
 
 from prefect_augment.evaluation.neighbours import Space, nearest_by_blocks
-from prefect_augment.schema.base import Interval
-from prefect_augment.schema.privacy import Attack, Closeness, Exposure
+from prefect_augment.schema import Attack, Closeness, Exposure, Interval
 
 __all__ = [
     "K_EXPOSED",

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import Limits
 from prefect_augment.evaluation.exact_tests import more_below, more_true
-from prefect_augment.schema.base import ClassCheck, ClassVerdict
+from prefect_augment.schema import ClassCheck, ClassVerdict
 
 __all__ = [
     "CHECKS",

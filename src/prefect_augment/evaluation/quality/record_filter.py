@@ -65,7 +65,7 @@ from prefect_augment.evaluation.quality.near_copies import (
     set_reason,
     training_distances,
 )
-from prefect_augment.schema.base import ClassCheck, ClassFilter, ClassVerdict
+from prefect_augment.schema import ClassCheck, ClassFilter, ClassVerdict
 
 __all__ = ["REASONS", "Measures", "filter_records"]
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from prefect_augment.errors import SourceChangedError, StorageError
 from prefect_augment.params import Source
-from prefect_augment.schema.base import SourceFile
+from prefect_augment.schema import SourceFile
 from prefect_augment.sources.archives import read_archive, too_large
 from prefect_augment.sources.base import BATCH_BYTES, Rejected, SourceRecords
 from prefect_augment.sources.discovery import BROKEN_LINK, Entry, Listing
@@ -32,8 +32,8 @@ from prefect_augment.sources.images.files import (
     wanted,
 )
 from prefect_augment.sources.images.validation import BadImageError, header_of, looks_like
+from prefect_augment.storage import sha256_hex
 from prefect_augment.storage.spill import Spill, Workspace
-from prefect_augment.storage.store import sha256_hex
 
 __all__ = [
     "Folder",
