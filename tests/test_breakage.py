@@ -196,6 +196,7 @@ def resampled(request: pytest.FixtureRequest) -> tuple[pa.Table, pa.Table]:
     return table, made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", HARD)
 def test_a_model_gives_values_of_the_same_type_and_domain(
     resampled: tuple[pa.Table, pa.Table], what: str
@@ -238,6 +239,7 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> tuple[pa.Table, pa.Table
     return real, read_part(store, load_info(drawn, store), ["candidates"]), filtered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", IN_PARQUET)
 def test_the_way_of_rebalance_keeps_type_and_domain(
     staged: tuple[pa.Table, pa.Table, Any], what: str
@@ -289,6 +291,7 @@ def test_columns_of_one_name_and_columns_named_by_numbers() -> None:
     assert made.dtypes.equals(frame.dtypes)
 
 
+@pytest.mark.slow
 def test_a_category_of_very_many_levels_stays_itself() -> None:
     """One-hot encoding of such a column is what fills the memory elsewhere."""
     rng = np.random.default_rng(3)
@@ -317,6 +320,7 @@ def test_rounding_breaks_no_inequality() -> None:
     assert np.array_equal(new["gross"], new["gross"].round(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["trees", "flow"])
 def test_a_flag_that_says_there_is_no_value_is_right(kind: str) -> None:
     """`measured` is false exactly where the value is missing: hypothyroid has six such pairs."""
@@ -345,6 +349,7 @@ def test_a_flag_that_says_there_is_no_value_is_right(kind: str) -> None:
     assert agrees.mean() >= (1.0 if kind == "trees" else 0.97)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["trees", "flow"])
 def test_heavy_tails_and_inflated_zeros_keep_their_quantiles(kind: str) -> None:
     rng = np.random.default_rng(6)
@@ -385,7 +390,7 @@ def test_classes_of_few_rows_come_up_to_what_was_asked(n_rare: int) -> None:
     y = np.repeat([0, 1], [60 - n_rare, n_rare])
     sampler = GenerativeSampler(random_state=0)
     if n_rare < 8:
-        with pytest.warns(UserWarning, match="brought up by copies"):
+        with pytest.warns(UserWarning, match="filled up with copies"):
             made, labels = sampler.fit_resample(frame, y)
         assert sampler.summary_["copied"] == {1: 60 - 2 * n_rare}
         assert set(made["x"][labels == 1]) <= set(frame["x"][y == 1])

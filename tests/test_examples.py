@@ -44,6 +44,7 @@ def test_images_are_gray_and_digits_can_be_told_apart() -> None:
     assert (labels == np.array(test["label"].to_pylist())).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_other_seeds_keep_other_images() -> None:
     assert image_tables(0)[0].equals(image_tables(0)[0])
     assert not image_tables(0)[0].equals(image_tables(1)[0])

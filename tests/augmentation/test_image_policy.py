@@ -179,6 +179,7 @@ def test_order_and_thread_settings_do_not_matter(
     assert dict(map(work, reversed(jobs))) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_worker_processes_make_the_same_bytes(expected: dict[int, bytes], workers: int) -> None:
     jobs = [(place, seed, workers) for place, seed in enumerate(seeds(40))]

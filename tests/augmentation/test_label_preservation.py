@@ -72,6 +72,7 @@ def staged(digits: Path) -> tuple[Store, DatasetRef]:
     return store, ingest(Source(uri=str(digits / "in.parquet"), label="label"), store=store, seed=0)
 
 
+@pytest.mark.slow
 def test_digits_upside_down_are_found_and_leaning_ones_are_not(
     staged: tuple[Store, DatasetRef], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -108,6 +109,7 @@ def test_digits_upside_down_are_found_and_leaning_ones_are_not(
     assert "base64" not in policy_page(bad, store, show_pictures=False)
 
 
+@pytest.mark.slow
 def test_the_flow_refuses_before_anything_is_published(digits: Path, tmp_path: Path) -> None:
     given: dict[str, Any] = {
         "source": Source(uri=str(digits / "in.parquet"), label="label"),
@@ -158,6 +160,7 @@ def test_a_person_reads_which_operation(staged: tuple[Store, DatasetRef]) -> Non
     assert "policy.png" in said
 
 
+@pytest.mark.slow
 def test_a_preview_shows_each_operation_and_publishes_nothing(digits: Path, tmp_path: Path) -> None:
     sheet = preview(Source(uri=str(digits / "in.parquet"), label="label"), Classic(image="texture"))
     picture = Image.open(io.BytesIO(sheet))
@@ -167,5 +170,5 @@ def test_a_preview_shows_each_operation_and_publishes_nothing(digits: Path, tmp_
     assert picture.height - Image.open(io.BytesIO(one)).height == 3 * ROW_HEIGHT
     table = pa.table({"x": np.arange(60.0), "label": ["a", "b"] * 30})
     pq.write_table(table, tmp_path / "t.parquet")
-    with pytest.raises(ParameterError, match="rows of a table"):
+    with pytest.raises(ParameterError, match="the source is a table"):
         preview(Source(uri=str(tmp_path / "t.parquet"), label="label"), Classic())

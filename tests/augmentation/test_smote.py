@@ -62,6 +62,7 @@ def run(
 # --- numbers ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(
     st.lists(st.integers(2, 25), min_size=1, max_size=3),
@@ -225,6 +226,7 @@ def test_nothing_wanted_gives_nothing() -> None:
 # --- determinism --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kinds", ["n" * 20, "nnncc", "ccc"])
 def test_same_seed_gives_the_same_records_with_any_number_of_threads(kinds: str) -> None:
     """Equally near neighbours are many where columns hold two values; threads must not decide."""
@@ -258,6 +260,7 @@ def test_each_stratum_has_a_stream_of_its_own() -> None:
 # --- memory -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kinds", "n_own", "n_new", "levels"),
     [

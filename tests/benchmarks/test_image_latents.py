@@ -84,6 +84,7 @@ def test_ends_are_two_records_of_a_class_and_one_of_each_of_two(image_latents: M
     assert set(ends.within.ravel().tolist()) <= set(rows[1::2].tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["class", "straight"])
 def test_strips_are_those_of_interpolate(
     image_latents: ModuleType, shapes: ModuleType, linear_model: PluginModel, tmp_path: Path,

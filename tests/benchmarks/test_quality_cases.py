@@ -19,6 +19,7 @@ CHECKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("kind", ["table", "image"])
 def test_sound_generators_are_safe_and_every_fault_is_caught(

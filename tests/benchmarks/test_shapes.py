@@ -21,6 +21,7 @@ def test_every_combination_is_drawn_as_often_as_every_other(shapes: ModuleType) 
     assert set(counts.tolist()) == {2}
 
 
+@pytest.mark.slow
 def test_oracle_reads_every_attribute_of_real_pictures(shapes: ModuleType) -> None:
     drawn = shapes.with_attributes(960, 1)
     codes, cover = shapes.read(drawn.images)
@@ -71,6 +72,7 @@ def test_all_forms_of_one_size_have_one_area(shapes: ModuleType) -> None:
     assert sums == pytest.approx([60.0] * 3, rel=0.03)
 
 
+@pytest.mark.slow
 def test_factors_are_drawn_independently(shapes: ModuleType) -> None:
     codes = shapes.with_factors(3000, 0).codes
     correlations = np.corrcoef(codes.T) - np.eye(len(shapes.FACTORS))

@@ -82,6 +82,7 @@ def test_help_lists_the_commands(call: Callable[..., tuple[int, str, str]]) -> N
         assert name in out
 
 
+@pytest.mark.slow
 def test_demo_says_of_both_parts_what_was_found_and_where(
     call: Callable[..., tuple[int, str, str]], demo_calls: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -232,6 +233,7 @@ def test_verify_ends_with_1_where_a_shard_is_damaged(
     assert shard.name in out
 
 
+@pytest.mark.slow
 def test_proposals_are_listed_and_a_wrong_amount_is_refused(
     call: Callable[..., tuple[int, str, str]], published: Path, tmp_path: Path
 ) -> None:

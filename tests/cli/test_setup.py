@@ -133,6 +133,7 @@ def doctored(*arguments: object) -> tuple[int, dict[str, dict[str, Any]]]:
     return code, {c["name"]: c for c in json.loads(out.splitlines()[-1])["checks"]}
 
 
+@pytest.mark.slow
 def test_doctor_finds_this_machine_in_order(
     make_table: Callable[..., pa.Table], tmp_path: Path
 ) -> None:
@@ -171,7 +172,7 @@ def test_an_api_that_does_not_answer_is_a_problem() -> None:
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         (check,) = check_prefect()
     assert check.status == "problem"
-    assert "127.0.0.1:9" in check.found
+    assert "127.0.0.1:9" in check.finding
 
 
 @pytest.mark.flow
@@ -180,7 +181,7 @@ def test_a_server_without_a_work_pool_is_a_warning() -> None:
 
     server, *pools = check_prefect()
     assert server.status == "ok"
-    assert "answers" in server.found
+    assert "answers" in server.finding
     assert pools[0].status == "warning"
     assert "prefect work-pool create" in pools[0].advice or "worker start" in pools[0].advice
 
@@ -191,7 +192,7 @@ def test_a_block_that_is_not_there_is_a_problem() -> None:
 
     block = load_block("remote-file-system/nowhere")
     assert block.failed
-    assert "nowhere" in block.checks[0].found
+    assert "nowhere" in block.checks[0].finding
 
 
 def test_a_python_out_of_range_is_a_problem() -> None:

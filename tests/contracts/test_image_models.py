@@ -93,6 +93,7 @@ def test_every_registered_image_model_is_under_contract() -> None:
     assert set(model_kinds("image")) == set(SMALL)
 
 
+@pytest.mark.slow
 def test_one_image_per_condition_in_their_order(model: GenerativeModel) -> None:
     images = model.sample(CONDITIONS, seeds=seeds(len(CONDITIONS)))
     assert images.shape == (len(CONDITIONS), *SPEC.shape)
@@ -102,6 +103,7 @@ def test_one_image_per_condition_in_their_order(model: GenerativeModel) -> None:
     assert means[2] - means[0] > 40  # 150 apart in the records: the label steers the image
 
 
+@pytest.mark.slow
 def test_same_seed_same_image_and_other_seeds_other_images(model: GenerativeModel) -> None:
     once, again, other = (
         model.sample(CONDITIONS, seeds=seeds(len(CONDITIONS), start)) for start in (-3, -3, 10_000)
@@ -111,6 +113,7 @@ def test_same_seed_same_image_and_other_seeds_other_images(model: GenerativeMode
     assert len({image.tobytes() for image in once}) == len(once)
 
 
+@pytest.mark.slow
 def test_an_image_alone_is_the_one_of_its_batch_within_rounding(model: GenerativeModel) -> None:
     all_at_once = model.sample(CONDITIONS, seeds=seeds(len(CONDITIONS)))
     for i in (0, 1, 7, len(CONDITIONS) - 1):
@@ -131,6 +134,7 @@ def test_threads_do_not_change_the_bits(
     assert once.tobytes() == again.tobytes()
 
 
+@pytest.mark.slow
 def test_fitting_twice_gives_the_same_state(kind: str, model: GenerativeModel) -> None:
     config, arrays = model.state()
     again_config, again = fitted(kind).state()
@@ -154,6 +158,7 @@ def test_state_is_json_and_arrays_and_samples_the_same_bits(
     assert {k: v.tobytes() for k, v in again.items()} == {k: v.tobytes() for k, v in arrays.items()}
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_training_gives_the_bits_of_the_uninterrupted(kind: str) -> None:
     whole_config, whole = fitted(kind, steps=20).state()
     kept: list[tuple[Config, Arrays]] = []
@@ -314,6 +319,7 @@ def test_latent_space_comes_back_from_storage(kind: str, model: GenerativeModel)
     assert loaded.anomaly_scores(X).tobytes() == encodes.anomaly_scores(X).tobytes()
 
 
+@pytest.mark.slow
 def test_the_likeliest_class_is_mostly_the_right_one(model: GenerativeModel) -> None:
     if not isinstance(model, ScoresClasses):
         pytest.skip("does not know how likely an image is")

@@ -124,6 +124,7 @@ def test_every_registered_table_model_is_under_contract() -> None:
     assert set(model_kinds("table")) == set(SMALL)
 
 
+@pytest.mark.slow
 def test_one_record_per_condition_in_their_order(model: GenerativeModel) -> None:
     X = model.sample(CONDITIONS, seeds=seeds(len(CONDITIONS)))
     assert X.shape == (len(CONDITIONS), SPEC.n_columns)
@@ -185,6 +186,7 @@ def test_a_record_at_its_place_does_not_depend_on_the_others(model: GenerativeMo
     assert fewer.tobytes() == all_at_once[:7].tobytes()
 
 
+@pytest.mark.slow
 def test_fitting_twice_gives_the_same_state(kind: str, model: GenerativeModel) -> None:
     config, arrays = model.state()
     again_config, again = fitted(kind, records()).state()
@@ -217,6 +219,7 @@ def test_a_single_class_is_enough(kind: str) -> None:
     assert X.shape == (5, SPEC.n_columns)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_tail", [1, 2, 5])
 def test_a_class_too_small_to_be_sampled_does_not_spoil_the_others(kind: str, n_tail: int) -> None:
     counts = (100, 40, n_tail)
@@ -230,6 +233,7 @@ def test_a_class_too_small_to_be_sampled_does_not_spoil_the_others(kind: str, n_
         assert drawn.size == 0 or seen.min() <= drawn.min() <= drawn.max() <= seen.max()
 
 
+@pytest.mark.slow
 def test_a_class_without_records_among_these_is_no_obstacle(kind: str) -> None:
     """A fold may lack a class that the spec names."""
     data = records()
@@ -267,6 +271,7 @@ def test_params_of_another_model_are_refused(kind: str) -> None:
         load_model_class(kind, modality="table").build(Budget(), SPEC)
 
 
+@pytest.mark.slow
 def test_progress_is_reported_in_steps(kind: str) -> None:
     heard: list[int] = []
     params, budget = SMALL[kind]
@@ -279,6 +284,7 @@ def test_progress_is_reported_in_steps(kind: str) -> None:
     assert heard[-1] == model.n_steps
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_training_gives_the_bits_of_the_uninterrupted(kind: str) -> None:
     params, _ = SMALL[kind]
     if not load_model_class(kind, modality="table").trained_in_steps:
@@ -341,6 +347,7 @@ WAYS: dict[str, tuple[Any, Budget, tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_of_drawing_keeps_the_promises(way: str) -> None:
     kind = way.partition(",")[0]
@@ -373,6 +380,7 @@ def given_model(model: GenerativeModel) -> SamplesWithValues:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [{2: 1.0}, {1: 0.0}, {2: np.nan, 1: 0.0}, {0: 10.5}, {4: 7.0}])
 def test_given_values_are_in_every_record(model: GenerativeModel, given: dict[int, float]) -> None:
     n = 4096

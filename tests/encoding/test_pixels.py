@@ -198,6 +198,7 @@ def test_decompression_bombs_are_refused_by_their_header() -> None:
     assert reason_of(bomb + struct.pack(">I", zlib.crc32(b"IDAT"))) == "image is too large"
 
 
+@pytest.mark.slow
 @given(place=st.integers(0, 10_000), value=st.integers(0, 255), kind=st.integers(0, 4))
 def test_damaged_files_are_decoded_or_refused_and_never_anything_else(
     place: int, value: int, kind: int

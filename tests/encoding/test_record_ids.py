@@ -119,6 +119,7 @@ values = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(rows=values, data=st.data())
 def test_keys_ignore_chunks_and_row_order(
     rows: list[tuple[object, ...]], data: st.DataObject

@@ -106,6 +106,7 @@ def is_countable(column: pa.ChunkedArray) -> bool:
     return max(gaps) // max(1, math.gcd(*gaps)) <= SPAN
 
 
+@pytest.mark.slow
 @given(tables())
 def test_real_records_come_back_exactly(made: tuple[pa.Table, dict[str, str]]) -> None:
     table, kinds = made
@@ -119,6 +120,7 @@ def test_real_records_come_back_exactly(made: tuple[pa.Table, dict[str, str]]) -
     assert encoder.in_domain(encoder.encode(table)).all()
 
 
+@pytest.mark.slow
 @given(tables())
 def test_saved_encoder_gives_the_same_bytes(made: tuple[pa.Table, dict[str, str]]) -> None:
     table, kinds = made
@@ -131,6 +133,7 @@ def test_saved_encoder_gives_the_same_bytes(made: tuple[pa.Table, dict[str, str]
     assert back(table, loaded).equals(back(table, encoder), check_metadata=True)
 
 
+@pytest.mark.slow
 @given(tables(), st.randoms(use_true_random=False))
 def test_encoder_does_not_depend_on_the_order_of_rows(
     made: tuple[pa.Table, dict[str, str]], random: Any
@@ -146,6 +149,7 @@ def test_encoder_does_not_depend_on_the_order_of_rows(
     assert fitted(table.take(order), kinds).digest == fitted(table, kinds).digest
 
 
+@pytest.mark.slow
 @given(tables(), st.lists(st.floats(-1e19, 1e19) | st.just(math.nan), min_size=6, max_size=6))
 def test_any_matrix_gives_records_of_the_domain(
     made: tuple[pa.Table, dict[str, str]], values: list[float]

@@ -94,7 +94,7 @@ def test_multipliers_decide_and_leave_probabilities_alone(data: Any) -> None:
     proba = model.predict_proba(X)
     assert np.array_equal(model.predict(X) == "rare", 19 * proba[:, 1] > proba[:, 0])
     assert np.allclose(proba, LogisticRegression().fit(X, y).predict_proba(X))
-    with pytest.raises(ParameterError, match="say which with estimator"):
+    with pytest.raises(ParameterError, match="not for ''; set estimator"):
         RecipeClassifier(LogisticRegression(), tuned).fit(X, y)
     with pytest.raises(ParameterError, match="LinearSVC gives none"):
         RecipeClassifier(LinearSVC(), tuned, thresholds_of="logistic").fit(X, y)

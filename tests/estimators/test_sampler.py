@@ -155,6 +155,7 @@ def blobs(counts: tuple[int, ...] = (150, 40)) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(loc=y[:, None], size=(len(y), 3)), y
 
 
+@pytest.mark.slow
 def test_pipelines_and_grid_searches_take_it() -> None:
     X, y = blobs()
     pipeline = make_pipeline(
@@ -289,6 +290,7 @@ def test_a_class_that_is_not_there_is_named() -> None:
         sampler.sample({1: 3}, given={"x7": 1})
 
 
+@pytest.mark.slow
 def test_the_page_in_the_docs_runs(
     make_table: Any, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,11 +306,13 @@ def test_the_page_in_the_docs_runs(
     assert set(Counter(names["y_new"]).values()) == {260}
 
 
+@pytest.mark.slow
 def test_the_public_name_is_loaded_on_first_use() -> None:
     code = "import sys, prefect_augment as p; assert 'imblearn' not in sys.modules; p.GenerativeSampler()"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_weighted_rows_are_the_real_ones_and_drawn_ones_of_every_class() -> None:
     X, y = mixed()
     sampler = GenerativeSampler(random_state=0)
@@ -330,6 +334,7 @@ def test_weighted_rows_are_the_real_ones_and_drawn_ones_of_every_class() -> None
     assert 0.4 < sums["ill"] / sums["well"] < 0.6, "half of the way from 1:4 to 1:1"
 
 
+@pytest.mark.slow
 def test_weighted_rows_are_the_same_again_and_keep_constraints() -> None:
     X, y = mixed()
     X = X[["load", "small", "count", "maybe"]]
@@ -343,6 +348,7 @@ def test_weighted_rows_are_the_same_again_and_keep_constraints() -> None:
     assert (first[0]["small"].iloc[N:] > 0).all()
 
 
+@pytest.mark.slow
 def test_classes_too_small_to_learn_keep_their_rows_alone() -> None:
     rng = np.random.default_rng(0)
     y = np.repeat([7, 8, 9], [60, 20, 3])

@@ -34,6 +34,7 @@ def listed(checks: pytest.MarkDecorator) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(names, list(values), **checks.kwargs)
 
 
+@pytest.mark.slow
 @listed(imblearn_checks(SAMPLERS))
 def test_imbalanced_learn_takes_it_for_a_sampler(
     estimator: Any, check: Callable[[Any], None]

@@ -111,6 +111,7 @@ def check(kind: str, table: pa.Table, y: np.ndarray, purpose: str) -> None:
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(tables(), st.sampled_from(["utility", "faithful"]))
 def test_trees_give_any_table_back_in_its_types_counts_and_domains(
@@ -119,6 +120,7 @@ def test_trees_give_any_table_back_in_its_types_counts_and_domains(
     check("trees", *made, purpose)
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(tables())
 def test_a_flow_gives_any_table_back_in_its_types_counts_and_domains(

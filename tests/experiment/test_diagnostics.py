@@ -183,6 +183,7 @@ def test_classes_have_their_difference_with_an_interval(compared: Any) -> None:
     assert (found.class_decisions["rare"] == "accept") == (gain.low > 0)
 
 
+@pytest.mark.slow
 def test_report_and_page_have_a_key_and_a_section_for_each(
     compared: Any, dataset: DatasetRef, planned: BalancePlan, info: HoldoutResult, store: Store
 ) -> None:

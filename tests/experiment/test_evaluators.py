@@ -161,6 +161,7 @@ def test_the_hold_out_has_the_same_form_as_the_training_records(
     assert not set(holdout.keys) & set(evaluator.records.keys)
 
 
+@pytest.mark.slow
 def test_every_strategy_without_a_model_gives_probabilities_of_all_classes(
     evaluator: Evaluator, dataset: DatasetRef
 ) -> None:
@@ -175,6 +176,7 @@ def test_every_strategy_without_a_model_gives_probabilities_of_all_classes(
             assert np.allclose(proba.sum(axis=1), 1)
 
 
+@pytest.mark.slow
 def test_predictions_repeat_bit_for_bit(evaluator: Evaluator) -> None:
     training, validation = rows_of(evaluator)
     strategy = Strategy(name="resampling", family="resampling")
@@ -201,6 +203,7 @@ def test_a_fold_never_scores_a_record_that_it_trained_on(evaluator: Evaluator) -
             assert len(set(folds[evaluator.records.groups == group])) == 1
 
 
+@pytest.mark.slow
 def test_swapped_labels_and_copies_do_not_pass_the_filter(evaluator: Evaluator) -> None:
     training, validation = rows_of(evaluator)
     data = evaluator.records
@@ -245,6 +248,7 @@ def candidates_of(dataset: DatasetRef, info: DatasetInfo, store: Store) -> Datas
     return dataset.model_copy(update={"path": stage.outcome_path, "key": stage.key})
 
 
+@pytest.mark.slow
 def test_candidates_are_filtered_and_read_back_best_first(
     evaluator: Evaluator, dataset: DatasetRef, store: Store
 ) -> None:
@@ -263,6 +267,7 @@ def test_candidates_are_filtered_and_read_back_best_first(
     assert sum(report.kept_counts.values()) == (0 if kept is None else len(kept[0]))
 
 
+@pytest.mark.slow
 def test_strategies_are_scored_chosen_and_confirmed(dataset: DatasetRef, store: Store) -> None:
     """From the plan to the verdict, with the same calls for either kind."""
     asked = experiment_of(
@@ -303,6 +308,7 @@ def test_strategies_are_scored_chosen_and_confirmed(dataset: DatasetRef, store: 
     assert set(diagnostics.calibration.strategies) == {verdict.chosen, verdict.baseline, "as is"}
 
 
+@pytest.mark.slow
 def test_the_hold_out_shows_the_models_strategy_of_a_table_where_another_is_chosen(
     store: Store, make_table: Callable[..., pa.Table], tmp_path: Path
 ) -> None:
@@ -345,6 +351,7 @@ def images(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef
     return ingest(Source(uri=str(path), label="label"), store=store, seed=0)
 
 
+@pytest.mark.slow
 def test_image_strategies_draw_the_balance_that_the_strategy_asks_for(
     images: DatasetRef, store: Store
 ) -> None:
@@ -407,6 +414,7 @@ def test_plan_fits_the_classifiers_steps_to_records_and_budget(
     assert hurried.classifier_steps == 300, "fewer steps than that teach nothing"
 
 
+@pytest.mark.slow
 def test_the_classifier_is_as_wide_as_the_plan_says(images: DatasetRef, store: Store) -> None:
     found = planned(images, store)
     narrow = found.model_copy(update={"classifier_width": 0.25})
@@ -446,6 +454,7 @@ def test_recipe_of_images_says_how_to_train(images: DatasetRef, store: Store) ->
     assert "first 60% of the training steps only" in both.sentence
 
 
+@pytest.mark.slow
 def test_auto_trains_no_image_model_on_a_budget_that_helps_nobody(
     images: DatasetRef, store: Store
 ) -> None:
@@ -476,6 +485,7 @@ def test_images_without_torch_are_refused_with_the_line_to_install_it(
         open_evaluator(store, experiment_of(images, found))
 
 
+@pytest.mark.slow
 def test_near_duplicates_stay_in_one_fold(store: Store, tmp_path: Path) -> None:
     """A picture and its brighter twins: what splits them would score memory."""
     pytest.importorskip("torch")

@@ -90,6 +90,7 @@ def test_a_group_on_both_sides_of_a_holdout_of_ones_own_is_refused(tmp_path: Pat
         ingest(source, store=open_store(str(tmp_path / "out")), seed=0)
 
 
+@pytest.mark.slow
 def test_planted_near_duplicates_of_rows_are_found_and_named_groups_heal_them(
     tmp_path: Path,
 ) -> None:
@@ -143,6 +144,7 @@ def test_nothing_is_fitted_on_the_holdout(tmp_path: Path) -> None:
 # --- how often it is opened -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_holdout_is_opened_once_to_confirm_and_else_only_to_publish_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -353,6 +353,7 @@ def dataset(
     return ingest(Source(uri=str(path), label="state"), store=store, seed=0)
 
 
+@pytest.mark.slow
 def test_pilots_are_scored_on_fewer_folds_and_the_same_every_time(
     dataset: DatasetRef, store: Store
 ) -> None:
@@ -382,6 +383,7 @@ def test_pilots_are_scored_on_fewer_folds_and_the_same_every_time(
     other.fs.rm(other.root, recursive=True)
 
 
+@pytest.mark.slow
 def test_a_model_can_be_trained_for_its_pilots_alone(dataset: DatasetRef, store: Store) -> None:
     asked = RunParams(model=TreesModel(), evaluation=EVALUATION)
     found = plan(dataset, asked, store, compares=False)

@@ -34,6 +34,7 @@ def drawn(png: bytes) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [1, 8, 28, 32, 64, 96, 300])
 def test_every_sheet_is_small_enough_for_an_artifact(size: int, channels: int) -> None:

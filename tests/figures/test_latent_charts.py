@@ -19,6 +19,7 @@ def colours(png: bytes) -> set[tuple[int, ...]]:
     return {colour for _, colour in image.getcolors(1 << 24) or []}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [1, 3, 12])
 def test_a_cloud_of_any_number_of_classes_is_an_artifacts_size(n_classes: int) -> None:
     cloud = Cloud({f"$class_{k}$": RNG.normal(k, 1, (250, 2)) for k in range(n_classes)}, 0.4)
@@ -47,6 +48,7 @@ def test_scores_that_are_all_alike_can_be_drawn(value: float) -> None:
     assert len(scores_chart(Scores(same, same, same[:3], value))) < MAX_BYTES
 
 
+@pytest.mark.slow
 def test_other_classes_are_drawn_only_where_there_are_some() -> None:
     normal = RNG.normal(size=300)
     orange = (213, 94, 0)

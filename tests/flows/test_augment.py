@@ -43,6 +43,7 @@ def test_the_manifest_and_the_card_say_that_nothing_was_compared(
     assert manifest.params["flow"] == "augment"
 
 
+@pytest.mark.slow
 def test_images_are_brought_to_their_targets_with_changed_copies(tmp_path: Path) -> None:
     pytest.importorskip("albumentations", reason="needs the images extra")
     result = augment.fn(
@@ -96,7 +97,7 @@ def test_without_anything_the_example_goes_below_the_home_folder(
 def test_tars_for_a_table_are_refused_before_anything_is_made(
     source: Source, tmp_path: Path
 ) -> None:
-    with pytest.raises(ParameterError, match=r"publish\.format 'webdataset' holds image data"):
+    with pytest.raises(ParameterError, match=r"publish\.format 'webdataset' is for image data"):
         augment.fn(
             source=source,
             destination=Destination(uri=str(tmp_path / "out")),

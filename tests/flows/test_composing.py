@@ -246,6 +246,7 @@ def no_api() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_api")
 def test_every_task_is_a_plain_function_outside_prefect(
     source: Source, destination: Destination, make_table: MakeTable, tmp_path: Path
@@ -303,6 +304,7 @@ def test_classic_records_that_are_given_are_published(
     assert f"{sum(wanted.values())} classic records were added" in published.recipe.sentence
 
 
+@pytest.mark.slow
 def test_soft_labels_bring_each_class_to_its_target_by_weights(
     source: Source, destination: Destination
 ) -> None:

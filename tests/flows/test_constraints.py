@@ -81,6 +81,7 @@ def run(source: Source, folder: Path, *rules: Constraint, **params: Any) -> RunR
     )
 
 
+@pytest.mark.slow
 def test_every_synthetic_record_of_a_run_keeps_what_was_stated(
     source: Source, tmp_path: Path
 ) -> None:
@@ -142,6 +143,7 @@ def test_what_cannot_be_kept_is_told_before_anything_is_trained(
         run(source, tmp_path / "out", rule, plan_only=True)
 
 
+@pytest.mark.slow
 def test_records_of_another_tool_that_break_a_constraint_do_not_pass(
     source: Source, tmp_path: Path, store: Store
 ) -> None:

@@ -100,6 +100,7 @@ def reasons(compared: Evaluated, name: str) -> dict[str, int]:
     return next(c["reasons"] for c in compared.report["candidates"]["classes"] if c["name"] == name)
 
 
+@pytest.mark.slow
 def test_copies_of_training_records_are_caught(copies: Evaluated) -> None:
     assert copies.result.status == "evaluated"
     assert copies.result.verdict is not None
@@ -120,6 +121,7 @@ def test_copies_give_away_who_was_in_the_training_data(copies: Evaluated) -> Non
     assert "protect them like the real records" in copies.page
 
 
+@pytest.mark.slow
 def test_fresh_records_of_the_same_kind_mostly_pass(fresh: Evaluated) -> None:
     dropped = reasons(fresh, "worn")
     assert sum(n for reason, n in dropped.items() if reason != "surplus") < 80
@@ -141,6 +143,7 @@ def test_nothing_is_said_to_be_published(fresh: Evaluated) -> None:
     assert not any("is published" in reason for reason in fresh.result.verdict.reasons)
 
 
+@pytest.mark.slow
 def test_records_with_swapped_labels_do_not_raise_the_score(
     folder: Path, make_table: MakeTable
 ) -> None:
@@ -164,6 +167,7 @@ def test_leak_fails_where_that_is_asked_and_says_what_was_found(
     assert refused.value.values["result"].privacy == "leak"
 
 
+@pytest.mark.slow
 def test_without_a_holdout_nothing_is_claimed(folder: Path, fresh: Evaluated) -> None:
     """Whoever made the records may have had those that are held out here."""
     shows_none = Report(pictures="none")

@@ -43,6 +43,7 @@ def check_weights(folder: Path, manifest: Manifest) -> None:
         assert set(rows["aug_weight"].to_pylist()) == {weight}
 
 
+@pytest.mark.slow
 def test_weights_are_those_of_the_version_before_until_they_would_move_much(
     make_table: MakeTable, tmp_path: Path
 ) -> None:

@@ -84,6 +84,7 @@ def test_a_run_shows_its_picture_and_says_what_came_of_it(asked: dict[str, Any])
     assert open_latents(result.uri).info.summary["normal"] == ["ok"]
 
 
+@pytest.mark.slow
 def test_every_flow_leaves_its_result_beside_the_dataset(
     asked: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -78,6 +78,7 @@ def shards(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted((folder / "data").iterdir())}
 
 
+@pytest.mark.slow
 def test_a_run_publishes_a_version_that_verifies(published: Published) -> None:
     result = published.result
     assert result.status == "published"
@@ -123,6 +124,7 @@ def test_what_comes_back_has_the_source_columns_then_the_lineage(
     assert synthetic["serial"].null_count == synthetic.num_rows, "an identifier is never invented"
 
 
+@pytest.mark.slow
 def test_a_synthetic_record_is_made_again_from_its_lineage(
     published: Published, source: Source, tmp_path: Path
 ) -> None:
@@ -179,6 +181,7 @@ def test_soft_labels_are_rows_whose_weights_are_shares_of_their_class(published:
     assert again.astype(str).equals(expected.astype(str))
 
 
+@pytest.mark.slow
 def test_records_in_another_order_give_the_same_bytes(
     make_table: MakeTable, published: Published, source: Source, tmp_path: Path
 ) -> None:
@@ -194,6 +197,7 @@ def test_records_in_another_order_give_the_same_bytes(
     assert shards(published.folder) == shards(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_rerun_with_nothing_new_publishes_nothing(source: Source, tmp_path: Path) -> None:
     first = run(source, tmp_path / "out")
     second = run(source, tmp_path / "out")
@@ -201,6 +205,7 @@ def test_a_rerun_with_nothing_new_publishes_nothing(source: Source, tmp_path: Pa
     assert list_versions(open_store(str(tmp_path / "out"))) == (1,)
 
 
+@pytest.mark.slow
 def test_a_source_that_grew_keeps_every_record_in_its_part(
     make_table: MakeTable, tmp_path: Path
 ) -> None:
@@ -231,17 +236,20 @@ def test_the_plan_alone_changes_nothing(source: Source, tmp_path: Path) -> None:
     assert result.plan.estimate.seconds > 0
 
 
+@pytest.mark.slow
 def test_a_run_works_on_any_file_system(source: Source) -> None:
     result = run(source, "memory://rebalance/out", model=NoModel())
     assert result.status == "published"
     assert open_dataset("memory://rebalance/out").to_table("holdout").num_rows > 0
 
 
+@pytest.mark.slow
 def test_balancing_by_a_further_column(source: Source, tmp_path: Path) -> None:
     result = run(source, tmp_path / "out", model=NoModel(), balance=Balance(by=["loud"]))
     assert {c.by["loud"] for c in result.plan.classes} == {"true", "false"}
 
 
+@pytest.mark.slow
 def test_copies_are_written_where_asked(source: Source, tmp_path: Path) -> None:
     copies = Publish(materialise="copies")
     result = run(source, tmp_path / "out", model=TreesModel(), evaluation=PUBLISH, publish=copies)
@@ -250,6 +258,7 @@ def test_copies_are_written_where_asked(source: Source, tmp_path: Path) -> None:
     assert set(weights.to_pylist()) == {1.0}
 
 
+@pytest.mark.slow
 def test_a_refused_run_publishes_nothing_and_says_where_its_report_is(
     source: Source, tmp_path: Path
 ) -> None:
@@ -260,12 +269,14 @@ def test_a_refused_run_publishes_nothing_and_says_where_its_report_is(
     assert not list_versions(open_store(str(tmp_path / "out")))
 
 
+@pytest.mark.slow
 def test_no_record_is_shown_where_pictures_are_forbidden(source: Source, tmp_path: Path) -> None:
     unseen = Report(pictures="none")
     result = run(source, tmp_path / "out", model=TreesModel(), evaluation=PUBLISH, report=unseen)
     assert "sn-0-" not in Path(result.report).read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [["a/b", "..", '"quoted"', "<b>bold</b>", "🦆 duck", "it's"]])
 def test_class_names_of_any_kind_survive(tmp_path: Path, labels: list[str]) -> None:
     rng = np.random.default_rng(0)
@@ -299,6 +310,7 @@ def test_a_destination_inside_the_source_is_refused(make_table: MakeTable, tmp_p
         run(Source(uri=str(folder), label="state"), folder / "out")
 
 
+@pytest.mark.slow
 def test_a_destination_with_another_schema_is_refused_before_training(
     make_table: MakeTable, source: Source, tmp_path: Path
 ) -> None:
@@ -308,6 +320,7 @@ def test_a_destination_with_another_schema_is_refused_before_training(
         run(source.model_copy(update={"uri": str(tmp_path / "other.parquet")}), tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_our_own_output_is_a_source_of_its_real_records_only(
     published: Published, tmp_path: Path
 ) -> None:

@@ -113,6 +113,7 @@ def every_record(folder: Path) -> list[dict[str, Any]]:
     return [row for split in dataset.class_counts for row in dataset.to_table(split).to_pylist()]
 
 
+@pytest.mark.slow
 def test_every_readable_file_is_published_unchanged(messy_run: tuple[Any, RunResult, Path]) -> None:
     messy, _, out = messy_run
     real = [row for row in every_record(out) if row["aug_origin"] == "real"]
@@ -205,6 +206,7 @@ def synthetic(folder: Path) -> pa.Table:
     return published(folder).to_table(origins=["synthetic"])
 
 
+@pytest.mark.slow
 def test_synthetic_records_of_the_rare_class_are_published(made: tuple[Path, Path]) -> None:
     found = synthetic(made[1])
     assert found.num_rows >= 4
@@ -255,11 +257,13 @@ def test_what_cannot_be_made_again_is_said(made: tuple[Path, Path]) -> None:
 # --- the same bytes ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_bytes_of_one(made: tuple[Path, Path], tmp_path: Path) -> None:
     run(Source(uri=str(made[0])), tmp_path / "out", model=MODEL, compute=Compute(workers=2))
     assert digests(tmp_path / "out") == digests(made[1])
 
 
+@pytest.mark.slow
 def test_a_folder_written_in_another_order_elsewhere_gives_the_same_bytes(
     made: tuple[Path, Path], messy_images: ModuleType, tmp_path: Path
 ) -> None:
@@ -271,6 +275,7 @@ def test_a_folder_written_in_another_order_elsewhere_gives_the_same_bytes(
     assert content(tmp_path / "out") == content(made[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["parquet", pytest.param("webdataset", marks=pytest.mark.e2e)])
 def test_shards_and_records_in_another_order_give_the_same_bytes(
     messy_images: ModuleType, tmp_path: Path, kind: str

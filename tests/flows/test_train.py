@@ -32,6 +32,7 @@ def test_training_says_what_it_trained_and_publishes_nothing(
     assert not (tmp_path / "out/_manifests").exists()
 
 
+@pytest.mark.slow
 def test_rebalance_with_the_same_parameters_uses_the_model(source: Source, tmp_path: Path) -> None:
     given = {"source": source, "destination": Destination(uri=str(tmp_path / "out"))}
     trained = train.fn(**given, model=TreesModel(min_leaf=10), seed=3)

@@ -86,6 +86,7 @@ def text(tmp_path: Path) -> Path:
     return tmp_path / "in.csv"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["parquet", "text"])
 def test_small_budgets_change_nothing(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

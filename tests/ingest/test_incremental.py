@@ -167,6 +167,7 @@ CASES: dict[str, tuple[list[pa.Table], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_reading_new_files_alone_stages_what_reading_all_would(
     tmp_path: Path,
@@ -314,6 +315,7 @@ def test_garbage_collection_keeps_what_the_next_run_goes_on_from(
     assert read_manifest(store).ingest.split("/")[2] in kept
 
 
+@pytest.mark.slow
 def test_a_batch_of_loose_images_is_what_one_run_saw_first(
     tmp_path: Path,
     publish: Publish,

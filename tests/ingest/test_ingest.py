@@ -378,6 +378,7 @@ scalars = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_generated_tables_come_back_whole(data: st.DataObject) -> None:

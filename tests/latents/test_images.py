@@ -92,6 +92,7 @@ def pictures(store: Store, ref: LatentRef) -> list[np.ndarray]:
 # --- every use ---
 
 
+@pytest.mark.slow
 def test_images_that_are_balanced_within_groups_are_shown_too(
     linear_model: PluginModel, tmp_path: Path
 ) -> None:
@@ -100,6 +101,7 @@ def test_images_that_are_balanced_within_groups_are_shown_too(
         assert len(result(trained.use(use)).info.pictures) >= 1
 
 
+@pytest.mark.slow
 def test_every_use_of_images_has_a_picture_on_its_page(trained: Trained) -> None:
     n_pictures = dict.fromkeys(USES, 1) | {"embeddings": 2, "anomalies": 2, "classes": 0}
     for use, n in n_pictures.items():
@@ -109,6 +111,7 @@ def test_every_use_of_images_has_a_picture_on_its_page(trained: Trained) -> None
         assert len(page) < 500_000
 
 
+@pytest.mark.slow
 def test_images_of_many_kinds_and_sizes_take_the_same_ways(
     linear_model: PluginModel, releases: Any, messy_images: Any, tmp_path: Path
 ) -> None:
@@ -192,6 +195,7 @@ def test_a_shift_of_records_outside_the_shown_part_has_no_picture(trained: Train
     assert pictures(store, ref) == []
 
 
+@pytest.mark.slow
 def test_the_picture_of_a_shift_has_a_row_per_strength_below_the_records(trained: Trained) -> None:
     heights = []
     for strengths in ([0.0], [0.0, 1.0], list(np.linspace(0, 1, 32))):
@@ -209,6 +213,7 @@ def pixels_of(column: pa.ChunkedArray) -> np.ndarray:
 # --- anomalies ---
 
 
+@pytest.mark.slow
 def test_the_map_of_a_flagged_image_is_hottest_where_it_is_spoilt(
     linear_model: PluginModel, tmp_path: Path
 ) -> None:
@@ -271,6 +276,7 @@ def test_denoised_images_are_a_dataset_with_the_columns_of_the_source(trained: T
     assert table["image"].to_pylist() != source["image"].to_pylist()
 
 
+@pytest.mark.slow
 def test_a_denoised_folder_is_a_source_whose_hold_out_stays(trained: Trained) -> None:
     store, dataset, _ = trained
     ref = trained.use("denoised")

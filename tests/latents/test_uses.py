@@ -105,6 +105,7 @@ def test_the_same_use_again_finds_its_result_and_another_model_has_its_own(
     assert trained.use("embeddings") == first
 
 
+@pytest.mark.slow
 def test_a_use_that_was_killed_at_any_write_goes_on_and_ends_with_the_same_bytes(
     trained: Trained,
     dying: Any,
@@ -523,6 +524,7 @@ def test_strata_within_a_class_add_up_to_it(trained: Trained, linear_model: Plug
 # --- other records, and what else lies in the folder ---
 
 
+@pytest.mark.slow
 def test_synthetic_records_and_published_versions_are_embedded_alike(
     trained: Trained, publish_as_is: Callable[..., None]
 ) -> None:
@@ -570,6 +572,7 @@ def test_erasing_records_removes_what_was_made_of_them(
 EVIL = "<img src=x onerror=alert(1)>|[a](b)"
 
 
+@pytest.mark.slow
 def test_pages_show_the_result_and_escape_names(
     linear_model: PluginModel, make_table: Callable[..., pa.Table], tmp_path: Path
 ) -> None:

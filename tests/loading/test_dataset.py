@@ -112,6 +112,7 @@ def test_an_open_dataset_stays_the_version_it_was(store: Store, releases: Module
     assert repr(new) == f"Dataset({store.uri!r}, version=2)"
 
 
+@pytest.mark.slow
 def test_readers_beside_a_writer_see_whole_versions_only(
     store: Store, releases: ModuleType
 ) -> None:
@@ -221,8 +222,8 @@ def test_a_recipe_without_multipliers_changes_nothing(dataset: Dataset) -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"probabilities": [[1.0, 0.0, 0.0]]}, "'boosting', 'logistic'; say which"),
-        ({"probabilities": [[1.0, 0.0, 0.0]], "estimator": "forest"}, "not 'forest'"),
+        ({"probabilities": [[1.0, 0.0, 0.0]]}, "'boosting', 'logistic', not for ''"),
+        ({"probabilities": [[1.0, 0.0, 0.0]], "estimator": "forest"}, "not for 'forest'"),
         ({"probabilities": [[1.0, 0.0]], "estimator": "logistic"}, "a column for each of 3"),
         ({"probabilities": [0.5, 0.5, 0.0], "estimator": "logistic"}, "a column for each of 3"),
         (

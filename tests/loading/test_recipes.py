@@ -67,6 +67,7 @@ def pictures(
     return open_dataset("pictures-balanced")
 
 
+@pytest.mark.slow
 def test_pandas_and_scikit_learn(parts: Dataset) -> None:
     made = run("pandas and scikit-learn")
     assert len(made["train"]) == parts.to_table().num_rows
@@ -91,6 +92,7 @@ def test_datasets(parts: Dataset) -> None:
     assert len(run("Hugging Face datasets")["train"]) == parts.to_table().num_rows
 
 
+@pytest.mark.slow
 def test_torch(pictures: Dataset) -> None:
     """As a script of its own: loader workers are forked, and this process has threads of Prefect's."""
     pytest.importorskip("torch")

@@ -112,6 +112,7 @@ def over_all(dataset: Dataset, *, n_ranks: int, n_workers: int, **asked: Any) ->
 # --- every record once ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_ranks", "n_workers"), [(1, 1), (1, 3), (2, 1), (3, 2), (7, 9)])
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_every_record_comes_once_over_all_ranks_and_workers(
@@ -211,6 +212,7 @@ def test_shuffling_mixes_groups_of_the_whole_split(table: Dataset) -> None:
     assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("persistent", [False, True])
 def test_a_loader_with_processes_gives_every_record_of_each_epoch(
     table: Dataset, persistent: bool
@@ -242,6 +244,7 @@ for epoch in range(2):
     assert first != second
 
 
+@pytest.mark.slow
 def test_ranks_come_from_torch_distributed_and_travel_to_workers(
     table: Dataset, tmp_path: Path
 ) -> None:
@@ -340,6 +343,7 @@ def drawn(dataset: Dataset, *, epochs: int = 1, **asked: Any) -> Counter[str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_recipe_draws_in_proportion_to_the_weights(table: Dataset) -> None:
     found = drawn(table, epochs=60)
     read = table.to_table().select(["aug_id", "aug_weight"]).to_pylist()
@@ -363,6 +367,7 @@ def test_a_recipe_s_draws_are_shared_out_and_the_same_for_any_number_of_readers(
     assert max(map(len, found)) - min(map(len, found)) <= 1
 
 
+@pytest.mark.slow
 def test_repeats_of_a_rare_record_are_spread_over_the_epoch(
     tmp_path: Path, releases: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -408,6 +413,7 @@ def test_the_share_may_end_within_an_epoch(table: Dataset) -> None:
     assert not any(i in made for i in order[28:])
 
 
+@pytest.mark.slow
 def test_classes_keep_their_share_of_the_draws_without_synthetic_records(table: Dataset) -> None:
     stream = with_recipe(table, real_only_finish=0.5).to_torch(columns=["aug_id"], recipe=True)
     stream.set_progress(1.0)
@@ -428,7 +434,7 @@ def test_progress_may_be_told_instead_of_epochs(
     stream = with_recipe(table, real_only_finish=0.6).to_torch(columns=["aug_id"], recipe=True)
     assert any(i in made for i in ids(stream))
     stream.set_epoch(1)
-    assert "say its length with to_torch(epochs=…)" in caplog.text
+    assert "give its length with to_torch(epochs=…)" in caplog.text
     stream.set_progress(0.59)
     assert any(i in made for i in ids(stream))
     stream.set_progress(0.6)
@@ -558,6 +564,7 @@ def test_a_damaged_shard_is_found_before_training_where_asked(table: Dataset) ->
         open_dataset(table.store.uri, verify=True).to_torch()
 
 
+@pytest.mark.slow
 def test_what_is_held_does_not_grow_with_the_data(
     tmp_path: Path, releases: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

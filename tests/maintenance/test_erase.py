@@ -308,6 +308,7 @@ def test_it_waits_for_a_run_that_publishes(two: Store) -> None:
 # --- kills ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_write_leaves_the_old_version_or_the_new_one(
     two_versions: Path, kill_at_every_write: Callable[..., int]
 ) -> None:

@@ -304,6 +304,7 @@ def test_every_object_of_a_dataset_is_of_the_layout(two: Store) -> None:
     assert kind_of("../data/train-real-00000-0123456789ab.parquet") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_old", [False, True])
 def test_a_kill_at_any_removal_leaves_whole_versions(
     store: Store, kill_at_every_write: Callable[..., int], is_old: bool
@@ -326,6 +327,7 @@ def test_a_kill_at_any_removal_leaves_whole_versions(
     assert kill_at_every_write(Path(store.root), job, after) > 5
 
 
+@pytest.mark.slow
 def test_no_receipt_outlives_what_it_describes(
     store: Store, kill_at_every_write: Callable[..., int]
 ) -> None:

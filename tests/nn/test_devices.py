@@ -15,6 +15,7 @@ from prefect_augment.nn.devices import (  # noqa: E402
 
 
 # PyTorch uses what it has deprecated itself when its compiler is imported.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_network_that_cannot_be_compiled_works_as_before(
     caplog: pytest.LogCaptureFixture,

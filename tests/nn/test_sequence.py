@@ -71,6 +71,7 @@ def test_each_stretch_trains_its_part_and_goes_on_from_the_one_before() -> None:
     assert weights(network)[1] == pytest.approx(-2.0, abs=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 30, 59, 61, 80])
 def test_a_run_stopped_in_any_stretch_resumes_with_the_same_bits(stop: int) -> None:
     whole, _ = train_in_turn(stretches(), seed=1, device=Device(), ema_fraction=0.05)

@@ -106,6 +106,7 @@ def test_one_flow_alone_runs_every_night() -> None:
 # --- deployments/ -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_serving_makes_the_same_deployments() -> None:
     made = {d.name: d for d in script("serve").deployments()}
     assert set(made) == {deployment["name"] for deployment in CONTENT["deployments"]}

@@ -59,6 +59,7 @@ def loaded_one_after_another(steps: dict[str, str]) -> dict[str, set[str]]:
     return {name: set(json.loads(line)) for name, line in zip(steps, lines, strict=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", FLOWS)
 def test_flows_load_neither_torch_nor_albumentations(module: str) -> None:
     loaded = loaded_by(module)
@@ -82,6 +83,7 @@ def loaded_by_folder() -> dict[str, set[str]]:
     return loaded_one_after_another(steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", LIBRARY)
 def test_library_below_the_tasks_does_not_load_prefect(
     folder: str, loaded_by_folder: dict[str, set[str]]

@@ -102,6 +102,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_rare_boxes_reach_their_target(published: Path) -> None:
     table = open_dataset(str(published / "out")).to_table(split="train")
     real = table.filter(pa.compute.equal(table["aug_origin"], "real"))
@@ -185,6 +186,7 @@ def test_parts_that_are_not_there_are_not_exported_as_nothing(
     assert not (tmp_path / "files").exists()
 
 
+@pytest.mark.slow
 def test_masks_move_with_their_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_policy, "STEPS", 20)  # two colours are told apart sooner
     rng = np.random.default_rng(3)

@@ -178,6 +178,7 @@ def test_a_local_export_that_is_stopped_leaves_the_earlier_one(
     assert [p.name for p in tmp_path.iterdir()] == ["tree"]
 
 
+@pytest.mark.slow
 def test_an_object_store_s_export_is_one_version_wherever_it_is_sealed(
     two_versions: Path, dying: Callable[[Store, int], Store], killed: type[BaseException]
 ) -> None:

@@ -166,6 +166,7 @@ def answer(store: Store, proposal: str = "", **said: object) -> RunResult:
     return approve.fn(Destination(uri=store.uri), proposal, Answer(**said))
 
 
+@pytest.mark.slow
 def test_nothing_is_published_until_somebody_approves(store: Store) -> None:
     assert list_versions(store) == ()
     (state,) = list_proposals(store)
@@ -183,6 +184,7 @@ def test_nothing_is_published_until_somebody_approves(store: Store) -> None:
     assert "Approved by Ada" in store.read(manifest.report).decode()
 
 
+@pytest.mark.slow
 def test_an_approved_version_is_the_one_that_nobody_was_asked_about(
     store: Store, source: Path, tmp_path: Path
 ) -> None:
@@ -194,6 +196,7 @@ def test_an_approved_version_is_the_one_that_nobody_was_asked_about(
     assert read_manifest(store).content_digest == free.content_digest
 
 
+@pytest.mark.slow
 def test_fewer_records_are_a_prefix_of_those_that_were_compared(
     store: Store, tmp_path: Path
 ) -> None:
@@ -219,6 +222,7 @@ def test_fewer_records_are_a_prefix_of_those_that_were_compared(
     assert decided.amounts == {name: most // 2}
 
 
+@pytest.mark.slow
 def test_a_class_that_is_dropped_has_only_its_real_records(store: Store) -> None:
     (state,) = list_proposals(store)
     result = answer(store, amounts=[ClassAmount(name=name, records=0) for name in state.added])
@@ -233,6 +237,7 @@ def test_raising_an_amount_publishes_nothing_and_decides_nothing(store: Store) -
     assert list_versions(store) == ()
 
 
+@pytest.mark.slow
 def test_a_rejection_is_kept_and_stands(store: Store, source: Path) -> None:
     result = answer(store, decision="reject", by="Ada", comment="too few")
     assert (result.status, result.version) == ("rejected", None)
@@ -252,6 +257,7 @@ def test_a_rejection_is_kept_and_stands(store: Store, source: Path) -> None:
         answer(store, second.proposal, decision="reject", again=True)
 
 
+@pytest.mark.slow
 def test_an_approval_that_was_interrupted_is_finished_by_the_same_command(store: Store) -> None:
     decide(store, read_proposal(store), Answer(by="Ada"))  # and then the process was killed
     proposal = list_proposals(store)[0].id
@@ -259,6 +265,7 @@ def test_an_approval_that_was_interrupted_is_finished_by_the_same_command(store:
     assert answer(store, proposal, by="Ada").status == "unchanged"
 
 
+@pytest.mark.slow
 def test_what_is_published_already_needs_nobody(store: Store, source: Path) -> None:
     answer(store)
     second = rerun(source, store.uri)
@@ -275,6 +282,7 @@ def test_a_proposal_without_records_to_add_asks_for_a_decision_only(store: Store
     assert list(answer_form(plain).model_fields) == ["decision", "comment", "approved_by"]
 
 
+@pytest.mark.slow
 def test_a_proposal_is_found_by_the_start_of_its_id(store: Store) -> None:
     whole = list_proposals(store)[0].id
     assert read_proposal(store, whole[:6]).id == whole

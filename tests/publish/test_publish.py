@@ -353,6 +353,7 @@ class Dying(Store):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_parent", [False, True])
 def test_a_stop_after_any_write_leaves_the_old_version_or_none_and_a_rerun_ends_as_if_nothing_was(
     tmp_path: Path, releases: ModuleType, with_parent: bool
@@ -565,6 +566,7 @@ def test_staged_records_that_are_gone_are_named(store: Store, release: Any) -> N
     assert not list_versions(store)
 
 
+@pytest.mark.slow
 def test_a_quota_that_is_reached_leaves_no_version_and_a_rerun_publishes(
     tmp_path: Path, releases: ModuleType
 ) -> None:

@@ -98,7 +98,7 @@ def test_a_table_is_refused_before_anything_is_written(
 ) -> None:
     release = releases.stage_release(open_store(str(tmp_path / "table")))
     with pytest.raises(
-        ParameterError, match=r"'webdataset' holds image data.*table data.*: parquet"
+        ParameterError, match=r"'webdataset' is for image data.*table data.*: parquet"
     ):
         publish_parts(**{**vars(release), "publish": Publish(format="webdataset")})
     assert not (tmp_path / "table" / "data").exists()

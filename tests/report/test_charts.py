@@ -71,6 +71,7 @@ def all_charts(names: list[str]) -> list[bytes]:
     ]
 
 
+@pytest.mark.slow
 def test_names_that_the_font_cannot_draw_do_not_warn_or_fail() -> None:
     # Warnings are errors here, so a missing glyph or an unclosed "$" would fail this test.
     for png in all_charts(NASTY):
@@ -95,6 +96,7 @@ def test_long_names_end_in_an_ellipsis_and_short_ones_stay() -> None:
     assert drawable("scratch" * 9, width=12).endswith("…")
 
 
+@pytest.mark.slow
 def test_equal_data_give_equal_bytes_also_in_another_process() -> None:
     code = (
         "import hashlib;from prefect_augment.report.charts import *;"
@@ -120,6 +122,7 @@ def test_pictures_carry_no_date_and_no_software_name() -> None:
     assert b"tIME" not in png
 
 
+@pytest.mark.slow
 def test_full_pictures_stay_below_the_size_limit() -> None:
     rng = np.random.default_rng(0)
     names = [f"class number {i:02d} with a long name" for i in range(MAX_ROWS)]

@@ -170,6 +170,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Destined:
     return place
 
 
+@pytest.mark.slow
 def test_the_next_version_says_what_changed_and_keeps_saying_it(published: Destined) -> None:
     place, first = published, read_manifest(open_store(published.folder / "out"), 1)
     assert place.report(first)["drift"] is None

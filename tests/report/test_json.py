@@ -49,6 +49,7 @@ def minimal() -> dict[str, Any]:
     return report_info(ReportData(title="t", label="y"), ())
 
 
+@pytest.mark.slow
 def test_a_report_of_nothing_validates_and_a_wrong_one_does_not() -> None:
     jsonschema.validate(minimal(), published_schema())
     with pytest.raises(jsonschema.ValidationError):

@@ -87,6 +87,7 @@ def test_the_example_depends_on_the_seed_alone() -> None:
     assert example_table(3) != example_table(4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LABELS)
 def test_real_tables_are_usable_and_keep_every_record(shared_data: Path, name: str) -> None:
     source = Source(uri=str(shared_data / "tabular" / f"{name}.parquet"), label=LABELS[name])

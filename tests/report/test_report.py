@@ -310,6 +310,7 @@ def page(files: dict[str, bytes]) -> Page:
     return Page(files["report.html"])
 
 
+@pytest.mark.slow
 def test_report_has_the_page_the_results_the_recipe_and_small_pictures(
     files: dict[str, bytes],
 ) -> None:
@@ -435,6 +436,7 @@ def test_invisible_characters_are_made_visible() -> None:
     assert json.loads(files["report.json"])["counts_before"]["a\x00b"] == {"real": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("coarse_charts")
 def test_equal_data_give_equal_bytes_whatever_the_order_of_mappings() -> None:
     data = full_report()
@@ -478,6 +480,7 @@ def test_results_behind_the_page_are_strict_json_with_sorted_keys(files: dict[st
     assert Recipe.model_validate_json(files["recipe.json"]) == recipe()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("coarse_charts")
 @pytest.mark.parametrize("pictures", ["synthetic", "none"])
 def test_real_values_appear_only_where_pictures_is_real(
@@ -524,6 +527,7 @@ def test_any_part_of_a_run_may_be_missing(missing: dict[str, Any]) -> None:
     assert markdown_summary(data).startswith("## Verdict")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("coarse_charts")
 @pytest.mark.parametrize(
     ("missing", "pictures"),
@@ -578,6 +582,7 @@ def test_undefined_figures_are_dashes_not_nan() -> None:
         assert {"nan", "inf"}.isdisjoint(re.findall(r"\w+", text.lower()))
 
 
+@pytest.mark.slow
 def test_a_thousand_classes_are_all_in_the_table_and_the_rarest_in_the_picture() -> None:
     counts = {f"class {i}": {"real": 5000 - i} for i in range(1000)}
     data = ReportData(title="many", label="y", counts_before=counts, counts_after=counts)
@@ -803,6 +808,7 @@ def image_report(**changes: Any) -> ReportData:
     return full_report(**(fields | changes))
 
 
+@pytest.mark.slow
 def test_images_have_sheets_in_the_page_among_the_files_and_by_name_in_the_results() -> None:
     data = image_report()
     files = build_report(data)
@@ -827,6 +833,7 @@ def test_images_have_no_sections_about_columns() -> None:
     assert "columns' domains" not in page.text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("coarse_charts")
 def test_report_without_pictures_has_no_sheet_anywhere() -> None:
     data = image_report(pictures="none")

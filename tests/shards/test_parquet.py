@@ -136,6 +136,7 @@ def _times(dtype: str, numbers: Any) -> pd.Series:
     return stamps.dt.tz_localize("UTC") if "UTC" in dtype else stamps.astype(dtype)
 
 
+@pytest.mark.slow
 @given(
     columns=st.dictionaries(NAMES, ARROW_TYPES, min_size=1, max_size=6),
     n=st.integers(1, 40),
@@ -167,6 +168,7 @@ def as_text(table: pa.Table) -> list[str]:
     return [repr(row) for row in table.to_pylist()]
 
 
+@pytest.mark.slow
 @given(
     columns=st.dictionaries(NAMES, PANDAS_DTYPES, min_size=1, max_size=6),
     n=st.integers(1, 30),
@@ -436,6 +438,7 @@ def test_pictures_in_other_chunks_give_the_same_shard(store: Store) -> None:
     assert write(store, pa.concat_tables([table, table]).slice(0, 400)) == written
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_in_the_middle_is_said_and_nothing_is_left(
     store: Store, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

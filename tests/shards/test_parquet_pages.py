@@ -139,6 +139,7 @@ def test_views_outlive_the_file(tmp_path: Path) -> None:
     assert [bytes(v or b"") for v in found] == by_arrow(data)
 
 
+@pytest.mark.slow
 def test_damage_gives_the_bytes_that_arrow_reads_or_none() -> None:
     """Of lengths, headers, levels and the footer; what is in an image is as it stands for both."""
     data = ours(images([6, 0, 12, 40, 3] * 4), images([20] * 5))

@@ -75,6 +75,7 @@ NUMBERS = st.integers(-(2**31), 2**31 - 1)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.none() | NUMBERS, st.none() | TEXTS)), st.booleans())
 def test_any_values_come_back(rows: list[tuple[int | None, str | None]], stream: bool) -> None:
     table = pa.table(
@@ -153,6 +154,7 @@ def test_an_empty_file_has_its_columns() -> None:
     assert found.table.num_rows == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True], ids=["file", "stream"])
 def test_a_damaged_file_is_an_error_and_never_a_crash(stream: bool) -> None:
     """Bits flipped anywhere, and the file cut anywhere: whole records, or an error of ours."""

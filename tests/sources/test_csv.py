@@ -245,6 +245,7 @@ def test_a_rare_class_is_never_rejected() -> None:
 field = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=6)
 
 
+@pytest.mark.slow
 @given(rows=st.lists(st.tuples(field, field), min_size=2, max_size=20))
 def test_text_survives_a_round_trip(rows: list[tuple[str, str]]) -> None:
     """Marked with a letter so that no value is a number, a word for missing or blank."""

@@ -54,6 +54,7 @@ def test_a_bomb_is_refused_by_its_header_without_a_warning(messy_images: ModuleT
     assert time.process_time() - start < 2.0  # decoding it would show
 
 
+@pytest.mark.slow
 def test_more_than_pillows_own_limit_may_be_asked_for(messy_images: ModuleType) -> None:
     """Pillow alone warns above 89 megapixels, and in tests a warning is an error."""
     assert check_image(messy_images.bomb(), max_megapixels=200).width == 10_000

@@ -42,6 +42,7 @@ VALUES: dict[str, Any] = {
 KINDS = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "text": pa.string()}
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_what_python_writes_comes_back_with_its_types(data: st.DataObject) -> None:
     kinds = data.draw(st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=4))

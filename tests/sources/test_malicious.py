@@ -261,6 +261,7 @@ BOMBS: dict[str, tuple[Any, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_tar_bomb_is_refused_and_takes_no_memory(
     name: str, tmp_path: Path, class_files: dict[str, bytes]
@@ -275,6 +276,7 @@ def test_a_tar_bomb_is_refused_and_takes_no_memory(
     assert grown < 128
 
 
+@pytest.mark.slow
 def test_image_bombs_are_in_quarantine_and_take_no_memory(
     tmp_path: Path, class_files: dict[str, bytes], messy_images: ModuleType
 ) -> None:
@@ -290,6 +292,7 @@ def test_image_bombs_are_in_quarantine_and_take_no_memory(
     assert grown < 128
 
 
+@pytest.mark.slow
 def test_a_parquet_bomb_is_refused_and_takes_no_memory(tmp_path: Path) -> None:
     """A file of 300 kB that holds 2 GB of text."""
     rows = pa.table({"x": ["a" * MIB] * 8, "label": ["a", "b"] * 4})
@@ -304,6 +307,7 @@ def test_a_parquet_bomb_is_refused_and_takes_no_memory(tmp_path: Path) -> None:
     assert grown < 256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["in.csv.gz", "in.jsonl.gz"])
 def test_text_that_unpacks_to_far_too_much_is_refused(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

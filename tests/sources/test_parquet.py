@@ -185,6 +185,7 @@ def test_a_footer_nested_beyond_measure_is_an_error() -> None:
             read_footer(io.BytesIO(data), len(data), 1 << 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dictionary", "pages", "nested", "list"])
 def test_a_small_file_of_gigabytes_is_refused_and_takes_no_memory(
     kind: str, tmp_path: Path

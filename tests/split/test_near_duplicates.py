@@ -92,6 +92,7 @@ def test_no_image_at_all_is_no_cluster() -> None:
     assert len(clusters) == len(levels) == 0
 
 
+@pytest.mark.slow
 def test_more_images_of_one_hash_than_a_bucket_holds_stay_together() -> None:
     """A still camera: thousands of frames that differ in noise alone."""
     frames = noisy(thumbs(1).repeat(2600, axis=0), 0.6)
@@ -153,6 +154,7 @@ def test_nothing_is_cut_from_a_cluster_that_is_alone() -> None:
     assert not levels[:20].any()
 
 
+@pytest.mark.slow
 def test_real_digits_are_no_copies_of_one_another_and_copies_of_them_are() -> None:
     """At 16x16 pixels, as the demo has them; one shared threshold had half of them in clusters."""
     datasets = pytest.importorskip("sklearn.datasets")

@@ -83,6 +83,7 @@ def run(store: Store, folder: Path, **options: Any) -> tuple[DatasetInfo, dict[s
 # --- one version ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_copy_of_an_image_is_on_its_side(
     tmp_path: Path, store: Store, originals: dict[str, Image.Image], change: str
@@ -169,6 +170,7 @@ def test_near_duplicates_of_a_given_holdout_are_counted_and_kept(
     assert parts["head/003.png"] in ("training", "validation")
 
 
+@pytest.mark.slow
 def test_small_pictures_of_one_kind_are_not_near_for_want_of_clusters(
     tmp_path: Path, store: Store
 ) -> None:
@@ -245,6 +247,7 @@ def publish(store: Store, folder: Path, releases: ModuleType) -> dict[str, str]:
     return run(store, folder)[1]
 
 
+@pytest.mark.slow
 def test_new_images_join_the_side_of_those_that_they_are_near(
     tmp_path: Path, store: Store, originals: dict[str, Image.Image], releases: ModuleType
 ) -> None:
@@ -258,6 +261,7 @@ def test_new_images_join_the_side_of_those_that_they_are_near(
     assert info.extra["n_new"] == len(originals)
 
 
+@pytest.mark.slow
 def test_new_images_join_the_side_of_images_that_are_gone(
     tmp_path: Path, store: Store, originals: dict[str, Image.Image], releases: ModuleType
 ) -> None:

@@ -180,6 +180,7 @@ def test_what_does_not_fit_the_columns_is_told(
         drawn(model, dataset, store, **asked)
 
 
+@pytest.mark.slow
 def test_a_rule_that_hardly_any_draw_keeps_ends_with_the_shares(
     model: ModelRef, dataset: DatasetRef, store: Store
 ) -> None:
@@ -229,6 +230,7 @@ def test_remaking_a_conditioned_record_without_its_values_is_refused() -> None:
         _ordinal(1, "rare", int(seeds[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "label"),
     [

@@ -59,6 +59,7 @@ def asked(data: Matrix, x: list[float], stratum: str) -> tuple[np.ndarray, np.nd
     return X, np.full(len(x), data.strata_names.index(stratum))
 
 
+@pytest.mark.slow
 def test_a_record_stands_for_what_is_likely_in_its_own_cell(
     known: tuple[Matrix, BalancePlan],
 ) -> None:
@@ -76,6 +77,7 @@ def test_a_record_stands_for_what_is_likely_in_its_own_cell(
     assert np.bincount(said.rows, said.shares) == pytest.approx(np.ones(3), abs=0.01)
 
 
+@pytest.mark.slow
 def test_rows_have_the_label_that_they_stand_for_and_an_id_that_says_what_they_were_drawn_for(
     known: tuple[Matrix, BalancePlan],
 ) -> None:
@@ -101,6 +103,7 @@ def test_rows_have_the_label_that_they_stand_for_and_an_id_that_says_what_they_w
         assert by_id == drawn
 
 
+@pytest.mark.slow
 def test_strategies_reach_the_same_effective_counts_with_shares_as_with_records(
     known: tuple[Matrix, BalancePlan],
 ) -> None:
@@ -138,6 +141,7 @@ def test_strategies_reach_the_same_effective_counts_with_shares_as_with_records(
     assert sums[0] == pytest.approx(sums[1])
 
 
+@pytest.mark.slow
 def test_fewer_rows_than_were_compared_keep_the_classes_effective_count(
     known: tuple[Matrix, BalancePlan], dataset: DatasetRef
 ) -> None:

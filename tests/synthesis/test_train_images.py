@@ -121,6 +121,7 @@ def test_model_encoder_and_how_it_was_trained_are_kept(dataset: DatasetRef, stor
     assert "images/s" in heard[-1][1]
 
 
+@pytest.mark.slow
 def test_minutes_become_steps_once_and_reruns_obey_the_receipt(
     dataset: DatasetRef, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +142,7 @@ def test_a_budget_without_room_for_one_step_is_refused(dataset: DatasetRef, stor
         run(dataset, store, budget=Budget(minutes=1e-6, device="cpu"))
 
 
+@pytest.mark.slow
 def test_killed_training_goes_on_from_its_checkpoint_to_the_same_bytes(
     dataset: DatasetRef, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +201,7 @@ def test_candidates_are_images_in_the_source_s_columns(dataset: DatasetRef, stor
         assert record["image"]["path"] == f"synthetic/{record['aug_id']}.png"
 
 
+@pytest.mark.slow
 def test_more_candidates_extend_the_ones_there_are(
     dataset: DatasetRef, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +222,7 @@ def test_more_candidates_extend_the_ones_there_are(
     assert all(many[place] == data for place, data in few.items())
 
 
+@pytest.mark.slow
 def test_auto_declines_small_budgets_and_large_images_and_says_why(
     dataset: DatasetRef, store: Store, tmp_path: Path
 ) -> None:

@@ -8,8 +8,16 @@ import sys
 
 import typer
 
-from prefect_augment.cli.approve import approve
-from prefect_augment.cli.datasets import erase, export, gc, inspect, rollback, verify, versions
+from prefect_augment.cli.datasets import (
+    approve,
+    erase,
+    export,
+    gc,
+    inspect,
+    rollback,
+    verify,
+    versions,
+)
 from prefect_augment.cli.init import doctor, init
 from prefect_augment.cli.latents import (
     anomalies,

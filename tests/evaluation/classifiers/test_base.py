@@ -161,6 +161,7 @@ def test_boosting_does_not_diverge_with_a_class_of_two_records():
     assert min(recall) > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_fits_in_threads_give_the_bytes_of_fits_in_a_row(kind):
     X, y, is_category, n_levels = mixed_table(n=1500)
@@ -235,6 +236,7 @@ def test_many_classes_are_learnt_in_blocks_with_the_same_outcome(monkeypatch):
     assert np.allclose(whole, blocks, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_seeds_beyond_32_bits_are_taken() -> None:
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(60, 2)), rng.integers(0, 2, 60)

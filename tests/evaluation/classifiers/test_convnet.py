@@ -48,6 +48,7 @@ def fit(images, y, **options):
     return fit_image_classifier(images, y, **given)
 
 
+@pytest.mark.slow
 def test_toy_classes_are_learnt():
     estimator = fit(*TRAINING)
     proba = estimator.predict_proba(TEST[0])
@@ -56,6 +57,7 @@ def test_toy_classes_are_learnt():
     assert (proba.argmax(axis=1) == TEST[1]).mean() > 0.95
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_estimator_bit_for_bit():
     a, b, other = (
         fit(*TRAINING, seed=seed, augment_prob=0.5).predict_proba(TEST[0]) for seed in (3, 3, 4)
@@ -64,6 +66,7 @@ def test_same_seed_gives_the_same_estimator_bit_for_bit():
     assert not np.array_equal(a, other)
 
 
+@pytest.mark.slow
 def test_two_estimators_trained_beside_one_another_are_those_trained_alone():
     """Strategies are scored in threads; none may see another's threads or random numbers."""
     before = torch.get_num_threads()
@@ -110,6 +113,7 @@ def test_features_are_the_penultimate_layer_and_do_not_depend_on_the_batch():
     assert estimator.predict_proba(TEST[0][:0]).shape == (0, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["ce", "balanced_softmax"])
 def test_classes_never_seen_have_probability_zero(loss):
     rows = TRAINING[1] != 1
@@ -135,6 +139,7 @@ def test_balanced_softmax_is_its_definition():
     assert float(found) == pytest.approx(np.mean(brute), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_balanced_softmax_lifts_the_tail():
     """Classes that cannot be told apart: as is predicts the head, balanced softmax both."""
     rng = np.random.default_rng(0)

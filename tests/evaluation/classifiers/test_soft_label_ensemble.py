@@ -38,6 +38,7 @@ def on_rings():
     return teacher_of(*rings(400, 0))
 
 
+@pytest.mark.slow
 def test_members_get_shares_by_what_they_say_of_records_they_have_not_seen(on_rings):
     assert on_rings.member_shares["logistic"] < 0.05, "a line cannot tell rings apart"
     assert sum(on_rings.shares) == pytest.approx(1)
@@ -46,6 +47,7 @@ def test_members_get_shares_by_what_they_say_of_records_they_have_not_seen(on_ri
     assert right.mean() > 0.95
 
 
+@pytest.mark.slow
 def test_the_line_leads_where_classes_are_apart_by_one():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(200, 8))
@@ -54,6 +56,7 @@ def test_the_line_leads_where_classes_are_apart_by_one():
     assert shares["logistic"] > shares["boosting"] + shares["forest"]
 
 
+@pytest.mark.slow
 def test_same_records_and_seed_give_the_same_teacher():
     X, y = rings(60, 2)
     one, again, other = (teacher_of(X, y, seed=seed).predict_proba(X) for seed in (0, 0, 1))
@@ -61,6 +64,7 @@ def test_same_records_and_seed_give_the_same_teacher():
     assert (one != other).any()
 
 
+@pytest.mark.slow
 def test_nulls_infinities_levels_and_classes_of_one_record_are_taken():
     rng = np.random.default_rng(0)
     X = np.column_stack(

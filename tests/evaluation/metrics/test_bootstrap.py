@@ -101,6 +101,7 @@ def test_intervals_cover_where_seeds_differ_and_records_do_not(n_seeds):
     assert covered >= 85
 
 
+@pytest.mark.slow
 def test_intervals_cover_over_many_small_classes():
     """The imaginary records' pull towards no difference does not shrink with the number of classes."""
     covered = 0
@@ -160,6 +161,7 @@ def test_nothing_to_compare_is_an_error():
         paired_bootstrap(y, {"a": hits["a"], "b": np.ones((2, 15))}, compared=BOTH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [2, 60])
 def test_intervals_of_many_classes_hold_together(n_classes):
     """Equal strategies: at most about 5 % of repetitions show a difference in any class, however many."""

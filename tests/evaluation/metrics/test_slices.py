@@ -75,6 +75,7 @@ def test_a_gap_that_widens_is_flagged_though_nobody_loses():
     assert flag.startswith("The gap between groups of site widens")
 
 
+@pytest.mark.slow
 def test_strategies_that_are_alike_are_rarely_told_apart_in_any_slice():
     """Together the intervals hold at 95 %: four slices and two groups, 100 repetitions."""
     false = 0
@@ -90,6 +91,7 @@ def test_strategies_that_are_alike_are_rarely_told_apart_in_any_slice():
     assert false <= 10
 
 
+@pytest.mark.slow
 def test_groups_of_many_columns_are_rarely_told_apart_in_any_of_them():
     """Six tables, of five columns and of their combinations: each alone at 95 % made it 16 in 100."""
     false = 0

@@ -86,6 +86,7 @@ def faulty():
     return filtered(candidates, metrics=True, wanted=(0, 60)), names
 
 
+@pytest.mark.slow
 def test_fresh_real_pictures_pass_at_about_the_nominal_rate(faulty):
     outcome, names = faulty
     for reason in ("near copy", "outlier", "label"):
@@ -140,6 +141,7 @@ def test_every_candidate_is_accounted_for(faulty):
     assert {"density", "coverage", "c2st_auc"} <= set(tail.metrics)
 
 
+@pytest.mark.slow
 def test_a_collapsed_generator_is_caught():
     """One good picture again and again: of it, a share as of real ones stays."""
     tail = FRESH.X[FRESH.stratum == 1]
@@ -156,6 +158,7 @@ def test_nothing_to_filter_is_not_an_error():
     assert [c.n_candidates for c in outcome.strata] == [0, 0]
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_outcome():
     a, b = (filtered(FRESH, steps=10, seed=3) for _ in range(2))
     assert np.array_equal(a.reason, b.reason)
@@ -178,6 +181,7 @@ def space():
     return PictureSpace.of(estimator, TRAINING.X, TRAINING.stratum)
 
 
+@pytest.mark.slow
 def test_distance_is_zero_for_equal_pixels_and_for_no_others(space):
     almost = TRAINING.X[:20].copy()
     almost[:, 0, 0, 0] ^= 1

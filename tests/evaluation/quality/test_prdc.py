@@ -63,6 +63,7 @@ def test_too_few_records_have_no_measure():
     assert np.isfinite(density_coverage(normal(2, 0), normal(2, 1))).all()
 
 
+@pytest.mark.slow
 def test_c2st_cannot_tell_equal_distributions_and_tells_others():
     assert c2st_auc(normal(600, 0), normal(600, 1), **NUMERIC) == pytest.approx(0.5, abs=0.05)
     assert c2st_auc(normal(300, 0), normal(300, 1, shift=4), **NUMERIC) > 0.99

@@ -59,6 +59,7 @@ def share(outcome, candidates, reason, stratum=1):
     return float((outcome.reason[candidates.stratum == stratum] == reason).mean())
 
 
+@pytest.mark.slow
 def test_fresh_real_records_pass_at_the_nominal_rate(fresh_outcome):
     """Each of three checks drops about 5 %."""
     for stratum in (0, 1):
@@ -101,6 +102,7 @@ def test_where_real_records_repeat_copies_of_unlike_ones_are_dropped_all_the_sam
     assert (outcome.reason[30:40] != "near copy").all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [10, 20])
 def test_a_class_of_groups_is_held_against_one_record_of_each(size):
     """Five to forty patients with ten or twenty records each; sound ones are records of new patients."""
@@ -164,6 +166,7 @@ def test_a_collapsed_generator_is_caught(fresh_outcome):
     assert outcome.passed[250:].mean() > 0.7
 
 
+@pytest.mark.slow
 def test_candidates_outside_the_domain_are_dropped_first():
     in_domain = np.arange(len(FRESH)) % 2 == 0
     outcome = filtered(FRESH, in_domain=in_domain)
@@ -171,6 +174,7 @@ def test_candidates_outside_the_domain_are_dropped_first():
     assert (outcome.reason[in_domain] != "domain").all()
 
 
+@pytest.mark.slow
 def test_utility_keeps_the_highest_scores_and_faithful_the_first_ordinals(fresh_outcome):
     utility, faithful = fresh_outcome, filtered(FRESH, wanted=(50, 100), purpose="faithful")
     for outcome in (utility, faithful):
@@ -182,6 +186,7 @@ def test_utility_keeps_the_highest_scores_and_faithful_the_first_ordinals(fresh_
     assert np.array_equal(np.flatnonzero(tail & faithful.kept), passed[:100])
 
 
+@pytest.mark.slow
 def test_outcome_does_not_depend_on_the_order_of_records(fresh_outcome):
     rng = np.random.default_rng(0)
     fit_order, validation_order, order = (

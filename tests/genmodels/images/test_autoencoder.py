@@ -73,6 +73,7 @@ def error(images: np.ndarray, others: np.ndarray) -> float:
     return float(np.mean((images / 255.0 - others / 255.0) ** 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_every_variant_brings_new_images_back_and_draws_its_classes(variant: str) -> None:
     model, new = fitted(VARIANTS[variant], steps=200), bars(seed=1)
@@ -112,6 +113,7 @@ def test_deep_layers_are_pretrained_and_killed_there_resume_with_the_same_bits()
         assert values.tobytes() == resumed.state()[1][name].tobytes(), name
 
 
+@pytest.mark.slow
 def test_layers_learnt_one_by_one_are_a_better_start_than_none() -> None:
     """Thirty steps of all layers together, after each has been a machine of its own, and without that."""
 
@@ -123,6 +125,7 @@ def test_layers_learnt_one_by_one_are_a_better_start_than_none() -> None:
     assert left(0.9, 300) < 0.9 * left(0.0, 30)
 
 
+@pytest.mark.slow
 def test_noise_goes_and_the_image_stays(denoising: Autoencoder) -> None:
     clean = bars(seed=1).images
     noise = 127 * np.random.default_rng(0).normal(size=clean.shape)
@@ -148,6 +151,7 @@ def test_a_blot_is_strange_and_the_map_says_where(denoising: Autoencoder) -> Non
     assert inside > 3 * outside
 
 
+@pytest.mark.slow
 def test_sparse_units_keep_the_mean_activation_that_is_asked_for() -> None:
     def mean_of(penalty: float, by: str) -> float:
         params = VARIANTS["sparse"].model_copy(update={"penalty": penalty, "sparse_by": by})
@@ -157,6 +161,7 @@ def test_sparse_units_keep_the_mean_activation_that_is_asked_for() -> None:
     assert mean_of(0.2, "l1") < 0.7 * mean_of(0.0, "l1")
 
 
+@pytest.mark.slow
 def test_a_contractive_encoder_is_flatter_for_codes_of_the_same_spread() -> None:
     def slope(penalty: float) -> float:
         model = fitted(VARIANTS["contractive"].model_copy(update={"penalty": penalty}))
@@ -222,6 +227,7 @@ def test_the_contractive_loss_adds_the_norm_for_codes_and_pixels_of_variance_one
     assert loss == pytest.approx(float(expected.detach()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_draws_between_neighbours_lie_on_the_lines_between_codes_of_the_class() -> None:
     params = VARIANTS["conv"].model_copy(update={"drawn_by": "neighbours"})
     model, data = fitted(params), bars()

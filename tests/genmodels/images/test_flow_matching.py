@@ -239,6 +239,7 @@ def test_small_steps_are_not_shared_among_threads(
     assert model.calibrate(data, replace(context, threads=3)).threads == 3
 
 
+@pytest.mark.slow
 def test_guidance_moves_away_from_the_unlabelled_velocity() -> None:
     plain = fitted(DiffusionModel(width=16))
     guided = Diffusion.build(DiffusionModel(width=16, guidance=2.0), SPEC)
@@ -268,6 +269,7 @@ def test_sizes_and_channels_that_cannot_be_learnt_are_refused(spec: ImageSpec) -
         Diffusion.build(DiffusionModel(), spec)
 
 
+@pytest.mark.slow
 def test_guidance_moves_away_from_an_early_network_that_is_kept() -> None:
     model = fitted(DiffusionModel(width=16, guidance=1.5, guide="early"))
     early, network = model._early, model.network
@@ -286,6 +288,7 @@ def test_guidance_moves_away_from_an_early_network_that_is_kept() -> None:
     assert drawn[0].tobytes() == drawn[1].tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("died", [4, 20])
 def test_a_resumed_run_has_the_same_early_network(died: int) -> None:
     """The early network is kept after 10 of 40 steps: died before and after it."""
@@ -310,6 +313,7 @@ def trained() -> Diffusion:
     return fitted(DiffusionModel(width=16, learning_rate=0.005), steps=100)
 
 
+@pytest.mark.slow
 def test_denoising_brings_images_nearer_and_refuses_no_noise(trained: Diffusion) -> None:
     model = trained
     rng = np.random.default_rng(1)

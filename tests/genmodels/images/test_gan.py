@@ -169,6 +169,7 @@ def test_a_planted_collapse_ends_training_with_the_best_generator(
     assert ImageGan.from_state(config, arrays).stopped == model.stopped
 
 
+@pytest.mark.slow
 def test_healthy_training_is_not_stopped() -> None:
     model = ImageGan.build(GanModel(width=8, n_latent=4), SPEC)
     model.fit(images(), FitContext(seed=0, steps=16, batch_size=8, threads=1))

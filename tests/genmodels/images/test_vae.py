@@ -90,6 +90,7 @@ def test_one_importance_draw_is_the_elbo_with_the_drawn_divergence() -> None:
             torch.testing.assert_close(bounds[:, k], prior - own - vae.nll(images, z))
 
 
+@pytest.mark.slow
 def test_the_bound_grows_towards_the_integral_over_latent_vectors() -> None:
     """In two dimensions p(x | y) can be summed on a grid."""
     vae, rng = network(), torch.Generator().manual_seed(1)
@@ -111,6 +112,7 @@ def test_the_bound_grows_towards_the_integral_over_latent_vectors() -> None:
         assert (few.mean(dim=0) <= found[0] + 0.02).all(), "one draw bounds from below in the mean"
 
 
+@pytest.mark.slow
 def test_the_class_is_told_by_its_likelihood_and_the_corner_by_a_latent_number(model: Vae) -> None:
     data = squares()
     scores = model.class_log_likelihoods(data.images)

@@ -123,6 +123,7 @@ def table(n: int = 600) -> tuple[TableData, TableSpec]:
     return TableData(X, y), spec
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_draws_records_that_keep_the_rule(variant: str) -> None:
     data, spec = table()
@@ -142,6 +143,7 @@ def test_every_variant_draws_records_that_keep_the_rule(variant: str) -> None:
     assert np.corrcoef(back[:, 0], data.X[:, 0])[0, 1] > 0.9
 
 
+@pytest.mark.slow
 def test_penalties_do_what_they_are_named_for() -> None:
     data, spec = table()
 

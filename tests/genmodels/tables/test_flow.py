@@ -49,6 +49,7 @@ def drawn(model: TableFlow, k: int, n: int) -> NDArray[np.float64]:
     return model.sample(np.full(n, k, dtype=np.int64), seeds=np.arange(n, dtype=np.int64))
 
 
+@pytest.mark.slow
 def test_two_gaussians_keep_means_deviations_and_correlation() -> None:
     rng = np.random.default_rng(0)
     y = np.repeat([0, 1], [1500, 300]).astype(np.int64)
@@ -79,6 +80,7 @@ def ruled() -> tuple[TableFlow, TableData]:
     return fitted(TableData(X, y), spec, 900), TableData(X, y)
 
 
+@pytest.mark.slow
 def test_redundant_categories_agree(ruled: tuple[TableFlow, TableData]) -> None:
     X = drawn(ruled[0], 0, 2000)
     assert (X[:, 1] == 4 - X[:, 0]).mean() > 0.97
@@ -271,6 +273,7 @@ def test_progress_counts_rows() -> None:
     assert not any("images" in text for text in heard)
 
 
+@pytest.mark.slow
 def test_noise_is_not_learnt_by_heart() -> None:
     """Few records of many columns and no rule: what is drawn is no nearer than others are."""
     rng = np.random.default_rng(0)
@@ -289,6 +292,7 @@ def test_noise_is_not_learnt_by_heart() -> None:
     assert near <= 0.1
 
 
+@pytest.mark.slow
 def test_a_thousand_columns_are_learnt() -> None:
     rng = np.random.default_rng(0)
     n = 120
@@ -301,6 +305,7 @@ def test_a_thousand_columns_are_learnt() -> None:
     assert np.isin(made[:, :500][~np.isnan(made[:, :500])], np.arange(5)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_category", [True, False])
 def test_columns_of_one_kind_alone_are_learnt(is_category: bool) -> None:
     rng = np.random.default_rng(0)

@@ -57,6 +57,7 @@ def draw(model: TableFlow, given: dict[int, float], k: int = 0, n: int = 2048) -
     return X
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given",
     [{2: 1.0}, {3: 2.0}, {0: 2.5}, {1: 0.0}, {3: np.nan}, {2: 0.0, 3: 0.0, 1: 0.0}, {4: 7.0}],
@@ -71,6 +72,7 @@ def test_every_record_has_the_given_values(model: TableFlow, given: dict[int, fl
         assert len(X) == 2048, "a choice is shown from the start, so that no draw is refused"
 
 
+@pytest.mark.slow
 def test_the_other_columns_follow_a_choice(model: TableFlow) -> None:
     """The level is said after the side and before it: any order of choices was learnt."""
     sides = [draw(model, {3: value})[:, 2].mean() for value in (0.0, 2.0)]
@@ -83,6 +85,7 @@ def test_the_other_columns_follow_a_choice(model: TableFlow) -> None:
     assert (X[:, 1] == 0).mean() == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_other_columns_follow_a_number(model: TableFlow) -> None:
     """As among all that the model draws: those that happen to lie near the value."""
     free = model.sample(np.zeros(10_240, dtype=np.int64), seeds=seeds_from(9, 0, 10_240))

@@ -52,6 +52,7 @@ def barely_trained() -> tuple[TableFlow, TableData]:
     return model, TableData(X, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [0, 1])
 def test_each_columns_own_distribution_is_the_classs(
     barely_trained: tuple[TableFlow, TableData], k: int

@@ -87,6 +87,7 @@ def test_each_loss_moves_its_own_networks() -> None:
     assert all(p.requires_grad for p in network.critic.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", [1, 4])
 def test_no_kind_of_record_is_left_out(pack: int) -> None:
     data, spec = data_of()

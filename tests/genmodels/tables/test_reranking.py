@@ -89,6 +89,7 @@ def fitted(n: int = N, **params: object) -> TableAutoencoder:
     return model
 
 
+@pytest.mark.slow
 def test_few_records_and_one_draw_need_no_choice() -> None:
     def chooses(model: TableAutoencoder) -> bool:
         return any("chooser" in name for name in model.state()[1])

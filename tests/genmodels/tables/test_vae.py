@@ -68,6 +68,7 @@ def ruled() -> tuple[TableVae, TableData]:
     return model, data
 
 
+@pytest.mark.slow
 def test_the_rule_of_each_class_is_kept(ruled: tuple[TableVae, TableData]) -> None:
     for k, sign in ((0, 1), (1, -1)):
         X = ruled[0].sample(np.full(600, k), seeds=np.arange(600, dtype=np.int64))
@@ -114,6 +115,7 @@ def test_the_columns_of_a_step_are_weighted_to_the_whole_record() -> None:
     assert reconstruction.shape == divergence.shape == (500,)
 
 
+@pytest.mark.slow
 def test_noise_is_not_learnt_by_heart() -> None:
     rng = np.random.default_rng(0)
     real, others = rng.normal(size=(2, 500, 5))

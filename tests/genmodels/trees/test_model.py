@@ -156,6 +156,7 @@ def test_categories_of_many_levels_are_drawn_from_those_of_the_class() -> None:
     assert (draw(model, 1, 1000) >= 150).mean() > 0.98
 
 
+@pytest.mark.slow
 def test_fit_is_the_same_on_one_thread_and_on_two(repository: object) -> None:
     code = (
         "import hashlib, numpy as np\n"
@@ -264,6 +265,7 @@ def wide(n: int = 1500, d: int = 96) -> np.ndarray:
     return X
 
 
+@pytest.mark.slow
 def test_in_a_wide_table_what_belongs_together_is_found_and_kept() -> None:
     X = wide()
     d = X.shape[1]
