@@ -249,6 +249,7 @@ def test_the_way_of_rebalance_keeps_type_and_domain(
     assert_right(what, real[what], made[what])
 
 
+@pytest.mark.slow
 def test_the_filter_takes_records_of_all_types(staged: tuple[pa.Table, pa.Table, Any]) -> None:
     _, made, filtered = staged
     (ill,) = (c for c in filtered.classes if c.name == "ill")

@@ -149,6 +149,7 @@ def test_few_images_say_little() -> None:
     assert Flips(100, 20, 1).low == pytest.approx(0.1367, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_person_reads_which_operation(staged: tuple[Store, DatasetRef]) -> None:
     store, dataset = staged
     console = Console(file=io.StringIO(), width=200)

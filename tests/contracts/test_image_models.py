@@ -121,6 +121,7 @@ def test_an_image_alone_is_the_one_of_its_batch_within_rounding(model: Generativ
         assert np.abs(alone[0].astype(int) - all_at_once[i]).max() <= 2
 
 
+@pytest.mark.slow
 def test_threads_do_not_change_the_bits(
     model: GenerativeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +143,7 @@ def test_fitting_twice_gives_the_same_state(kind: str, model: GenerativeModel) -
     assert {k: v.tobytes() for k, v in again.items()} == {k: v.tobytes() for k, v in arrays.items()}
 
 
+@pytest.mark.slow
 def test_state_is_json_and_arrays_and_samples_the_same_bits(
     kind: str, model: GenerativeModel
 ) -> None:
@@ -178,6 +180,7 @@ def test_killed_and_resumed_training_gives_the_bits_of_the_uninterrupted(kind: s
     }
 
 
+@pytest.mark.slow
 def test_an_empty_request_gives_no_image(model: GenerativeModel) -> None:
     images = model.sample(np.empty(0, dtype=np.int64), seeds=np.empty(0, dtype=np.int64))
     assert images.shape == (0, *SPEC.shape)
@@ -209,6 +212,7 @@ def test_fewer_records_than_a_batch_are_enough(kind: str) -> None:
     assert fitted(kind, spec, steps=2).n_steps == 2
 
 
+@pytest.mark.slow
 def test_unknown_classes_missing_seeds_and_no_records_are_refused(
     kind: str, model: GenerativeModel
 ) -> None:
@@ -260,6 +264,7 @@ def encoding(model: GenerativeModel) -> Any:
     return model
 
 
+@pytest.mark.slow
 def test_an_image_embeds_by_its_pixels_alone(model: GenerativeModel) -> None:
     encodes, X = encoding(model), records().images
     Z = encodes.embed(X)
@@ -272,6 +277,7 @@ def test_an_image_embeds_by_its_pixels_alone(model: GenerativeModel) -> None:
     assert encodes.embed(X[:0]).shape == (0, encodes.n_latent)
 
 
+@pytest.mark.slow
 def test_a_decoded_image_is_like_the_one_embedded(model: GenerativeModel) -> None:
     encodes, data = encoding(model), records()
     X = encodes.decode_latents(encodes.embed(data.images), data.y)
@@ -284,6 +290,7 @@ def test_a_decoded_image_is_like_the_one_embedded(model: GenerativeModel) -> Non
     assert (mended.shape, mended.dtype) == (X.shape, X.dtype)
 
 
+@pytest.mark.slow
 def test_what_is_strange_scores_high_and_the_map_shows_it(model: GenerativeModel) -> None:
     encodes, data = encoding(model), records()
     usual = encodes.anomaly_scores(data.images)
@@ -296,6 +303,7 @@ def test_what_is_strange_scores_high_and_the_map_shows_it(model: GenerativeModel
     assert maps.mean() > encodes.anomaly_maps(data.images).mean()
 
 
+@pytest.mark.slow
 def test_latent_vectors_of_another_size_unknown_classes_and_other_images_are_refused(
     model: GenerativeModel,
 ) -> None:
@@ -309,6 +317,7 @@ def test_latent_vectors_of_another_size_unknown_classes_and_other_images_are_ref
         encodes.embed(np.zeros((2, 9, 9, 1), dtype=np.uint8))
 
 
+@pytest.mark.slow
 def test_latent_space_comes_back_from_storage(kind: str, model: GenerativeModel) -> None:
     encodes, X = encoding(model), records().images
     config, arrays = model.state()

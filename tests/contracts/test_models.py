@@ -134,6 +134,7 @@ def test_one_record_per_condition_in_their_order(model: GenerativeModel) -> None
     assert means[1] - means[0] > 5  # the classes' means are 10 apart: the label steers the record
 
 
+@pytest.mark.slow
 def test_values_stay_in_their_columns_domain(model: GenerativeModel) -> None:
     data, X = records(), model.sample(CONDITIONS, seeds=seeds(len(CONDITIONS)))
     seen = set(data.X[~np.isnan(data.X[:, 2]), 2])
@@ -148,11 +149,13 @@ def test_values_stay_in_their_columns_domain(model: GenerativeModel) -> None:
         assert drawn.max() <= np.nanmax(data.X[:, j])
 
 
+@pytest.mark.slow
 def test_missing_values_are_drawn_about_as_often_as_seen(model: GenerativeModel) -> None:
     X = model.sample(np.zeros(2000, dtype=np.int64), seeds=seeds(2000))
     assert np.isnan(X[:, 0]).mean() == pytest.approx(0.2, abs=0.08)
 
 
+@pytest.mark.slow
 def test_same_seed_same_record_and_other_seeds_other_records(model: GenerativeModel) -> None:
     once = model.sample(CONDITIONS, seeds=seeds(len(CONDITIONS)))
     again = model.sample(CONDITIONS, seeds=seeds(len(CONDITIONS)))
@@ -162,6 +165,7 @@ def test_same_seed_same_record_and_other_seeds_other_records(model: GenerativeMo
     assert once.tobytes() != other.tobytes()
 
 
+@pytest.mark.slow
 def test_a_record_does_not_depend_on_the_others_of_its_batch(model: GenerativeModel) -> None:
     """Any candidate can be made again by itself, from model, class and seed."""
     if model.trained_in_steps:
@@ -175,6 +179,7 @@ def test_a_record_does_not_depend_on_the_others_of_its_batch(model: GenerativeMo
         assert alone.tobytes() == all_at_once[i : i + 1].tobytes()
 
 
+@pytest.mark.slow
 def test_a_record_at_its_place_does_not_depend_on_the_others(model: GenerativeModel) -> None:
     """What stages rely on: whole micro-batches are drawn, and what is not wanted is dropped."""
     all_at_once = model.sample(CONDITIONS, seeds=seeds(len(CONDITIONS)))
@@ -194,6 +199,7 @@ def test_fitting_twice_gives_the_same_state(kind: str, model: GenerativeModel) -
     assert {k: v.tobytes() for k, v in again.items()} == {k: v.tobytes() for k, v in arrays.items()}
 
 
+@pytest.mark.slow
 def test_state_is_json_and_arrays_and_samples_the_same_bits(
     kind: str, model: GenerativeModel
 ) -> None:
@@ -207,6 +213,7 @@ def test_state_is_json_and_arrays_and_samples_the_same_bits(
     assert loaded.n_steps == model.n_steps > 0
 
 
+@pytest.mark.slow
 def test_an_empty_request_gives_no_record(model: GenerativeModel) -> None:
     X = model.sample(np.empty(0, dtype=np.int64), seeds=np.empty(0, dtype=np.int64))
     assert X.shape == (0, SPEC.n_columns)
@@ -249,6 +256,7 @@ def test_only_the_class_and_no_column_is_a_table_too(kind: str) -> None:
     assert model.sample(np.array([0, 1, 1]), seeds=seeds(3)).shape == (3, 0)
 
 
+@pytest.mark.slow
 def test_unknown_classes_missing_seeds_and_no_records_are_refused(
     kind: str, model: GenerativeModel
 ) -> None:
@@ -398,6 +406,7 @@ def test_given_values_are_in_every_record(model: GenerativeModel, given: dict[in
     assert same.tobytes() == X.tobytes()
 
 
+@pytest.mark.slow
 def test_a_level_that_was_never_seen_is_neither_drawn_nor_given(model: GenerativeModel) -> None:
     """The encoder knows level 3 from validation records, say; no training record has it."""
     X = model.sample(np.repeat([0, 1, 2], 500), seeds=seeds(1500))
@@ -406,6 +415,7 @@ def test_a_level_that_was_never_seen_is_neither_drawn_nor_given(model: Generativ
         given_model(model).sample_with_values(np.array([0]), seeds=seeds(1), values={2: 3.0})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "auto"])
 def test_a_model_loaded_for_a_device_draws_and_is_kept_again(
     kind: str, model: GenerativeModel, device: str
@@ -446,6 +456,7 @@ def encoding(model: GenerativeModel) -> Encodes:
     return model
 
 
+@pytest.mark.slow
 def test_a_record_embeds_by_its_columns_alone(model: GenerativeModel) -> None:
     encodes, X = encoding(model), records().X
     Z = encodes.embed(X)
@@ -458,6 +469,7 @@ def test_a_record_embeds_by_its_columns_alone(model: GenerativeModel) -> None:
     assert encodes.embed(X[:0]).shape == (0, encodes.n_latent)
 
 
+@pytest.mark.slow
 def test_classes_can_be_told_from_the_latent_vectors(model: GenerativeModel) -> None:
     encodes, data = encoding(model), records()
     Z, rows = encodes.embed(data.X), np.arange(len(data.y)) % 2 == 0
@@ -465,6 +477,7 @@ def test_classes_can_be_told_from_the_latent_vectors(model: GenerativeModel) -> 
     assert estimator.fit(Z[rows], data.y[rows]).score(Z[~rows], data.y[~rows]) > 0.9
 
 
+@pytest.mark.slow
 def test_a_decoded_record_is_like_the_one_embedded(model: GenerativeModel) -> None:
     encodes, data = encoding(model), records()
     X = encodes.decode_latents(encodes.embed(data.X), data.y)
@@ -478,6 +491,7 @@ def test_a_decoded_record_is_like_the_one_embedded(model: GenerativeModel) -> No
     assert again.tobytes() == X.tobytes()
 
 
+@pytest.mark.slow
 def test_strange_records_have_high_anomaly_scores(model: GenerativeModel) -> None:
     encodes, data = encoding(model), records()
     usual = encodes.anomaly_scores(data.X)
@@ -489,6 +503,7 @@ def test_strange_records_have_high_anomaly_scores(model: GenerativeModel) -> Non
     assert (encodes.anomaly_scores(strange) > np.median(usual)).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_what_no_record_had_is_embedded_and_strange_numbers_are_finite(
     model: GenerativeModel,
 ) -> None:
@@ -499,6 +514,7 @@ def test_what_no_record_had_is_embedded_and_strange_numbers_are_finite(
     assert np.isfinite(encodes.anomaly_scores(X)).all()
 
 
+@pytest.mark.slow
 def test_latent_vectors_of_another_size_and_unknown_classes_are_refused(
     model: GenerativeModel,
 ) -> None:
@@ -512,6 +528,7 @@ def test_latent_vectors_of_another_size_and_unknown_classes_are_refused(
         encodes.embed(np.zeros((2, 3)))
 
 
+@pytest.mark.slow
 def test_latent_space_comes_back_from_storage(kind: str, model: GenerativeModel) -> None:
     encodes, X = encoding(model), records().X
     config, arrays = model.state()
@@ -522,6 +539,7 @@ def test_latent_space_comes_back_from_storage(kind: str, model: GenerativeModel)
     assert loaded.anomaly_scores(X).tobytes() == encodes.anomaly_scores(X).tobytes()
 
 
+@pytest.mark.slow
 def test_the_likeliest_class_is_mostly_the_right_one(model: GenerativeModel) -> None:
     if not isinstance(model, ScoresClasses):
         pytest.skip("does not know how likely a record is")

@@ -109,6 +109,7 @@ def test_copies_of_training_records_are_caught(copies: Evaluated) -> None:
     assert reasons(copies, "cracked").get("near copy", 0) > 10
 
 
+@pytest.mark.slow
 def test_copies_give_away_who_was_in_the_training_data(copies: Evaluated) -> None:
     """Of all real records, those in validation too: whoever copied them had them."""
     privacy = copies.report["privacy"]
@@ -130,6 +131,7 @@ def test_fresh_records_of_the_same_kind_mostly_pass(fresh: Evaluated) -> None:
     assert auc["low"] <= 0.5 <= auc["high"]
 
 
+@pytest.mark.slow
 def test_records_given_are_those_filtered_and_those_set_aside(fresh: Evaluated) -> None:
     counts = fresh.result.external
     assert (counts["given"], counts["filtered"], counts["quarantined"]) == (203, 200, 3)
@@ -138,6 +140,7 @@ def test_records_given_are_those_filtered_and_those_set_aside(fresh: Evaluated) 
     assert "is none of the real records" in fresh.page
 
 
+@pytest.mark.slow
 def test_nothing_is_said_to_be_published(fresh: Evaluated) -> None:
     assert fresh.result.verdict is not None
     assert not any("is published" in reason for reason in fresh.result.verdict.reasons)
@@ -156,6 +159,7 @@ def test_records_with_swapped_labels_do_not_raise_the_score(
     assert result.verdict.decision != "accept"
 
 
+@pytest.mark.slow
 def test_leak_fails_where_that_is_asked_and_says_what_was_found(
     copies: Evaluated, folder: Path
 ) -> None:
@@ -180,11 +184,13 @@ def test_without_a_holdout_nothing_is_claimed(folder: Path, fresh: Evaluated) ->
     assert any("class '…' is none of the real records'" in note for note in found.result.notes)
 
 
+@pytest.mark.slow
 def test_holdout_is_read_once(fresh: Evaluated) -> None:
     """For the verdict and for privacy together."""
     assert fresh.parts == ["holdout"]
 
 
+@pytest.mark.slow
 def test_command_line_prints_one_object_and_ends_with_3(
     folder: Path,
     copies: Evaluated,

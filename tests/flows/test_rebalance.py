@@ -106,6 +106,7 @@ def test_a_run_publishes_a_version_that_verifies(published: Published) -> None:
     assert all(t["reason"] for rung in search["rungs"] for t in rung["trials"] if not t["kept"])
 
 
+@pytest.mark.slow
 def test_what_comes_back_has_the_source_columns_then_the_lineage(
     make_table: MakeTable, published: Published
 ) -> None:
@@ -145,6 +146,7 @@ def test_a_synthetic_record_is_made_again_from_its_lineage(
         assert made.to_pylist() == [{k: v for k, v in row.items() if not k.startswith("aug_")}]
 
 
+@pytest.mark.slow
 def test_soft_labels_are_rows_whose_weights_are_shares_of_their_class(published: Published) -> None:
     result = published.result
     dataset = open_dataset(str(published.folder))

@@ -125,6 +125,7 @@ def test_every_readable_file_is_published_unchanged(messy_run: tuple[Any, RunRes
         assert sha256((messy.root / path).read_bytes()) == digest
 
 
+@pytest.mark.slow
 def test_every_other_file_is_in_quarantine_with_its_reason(
     messy_run: tuple[Any, RunResult, Path],
 ) -> None:
@@ -138,6 +139,7 @@ def test_every_other_file_is_in_quarantine_with_its_reason(
     assert len(rows) == result.quarantined == len(messy.quarantined)
 
 
+@pytest.mark.slow
 def test_no_record_is_lost_and_the_version_verifies(messy_run: tuple[Any, RunResult, Path]) -> None:
     messy, result, out = messy_run
     real = sum(n.get("real", 0) for split in result.counts.values() for n in split.values())
@@ -146,6 +148,7 @@ def test_no_record_is_lost_and_the_version_verifies(messy_run: tuple[Any, RunRes
     assert not verify(open_store(str(out))).problems
 
 
+@pytest.mark.slow
 def test_class_names_are_escaped_in_the_report_and_on_the_card(
     messy_run: tuple[Any, RunResult, Path], messy_images: ModuleType
 ) -> None:
@@ -159,6 +162,7 @@ def test_class_names_are_escaped_in_the_report_and_on_the_card(
     assert "émoji" in card
 
 
+@pytest.mark.slow
 def test_datasets_decodes_every_image_of_a_messy_folder(
     messy_run: tuple[Any, RunResult, Path], tmp_path: Path
 ) -> None:
@@ -214,6 +218,7 @@ def test_synthetic_records_of_the_rare_class_are_published(made: tuple[Path, Pat
     assert not verify(open_store(str(made[1]))).problems
 
 
+@pytest.mark.slow
 def test_datasets_decodes_every_image_per_split_and_origin(
     made: tuple[Path, Path], messy_images: ModuleType, tmp_path: Path
 ) -> None:
@@ -229,6 +234,7 @@ def test_datasets_decodes_every_image_per_split_and_origin(
 # --- made again -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_synthetic_image_is_made_again_bit_for_bit_in_its_micro_batch(
     made: tuple[Path, Path],
 ) -> None:
@@ -243,6 +249,7 @@ def test_a_synthetic_image_is_made_again_bit_for_bit_in_its_micro_batch(
     assert remake_records(dataset, []).num_rows == 0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_made_again_is_said(made: tuple[Path, Path]) -> None:
     dataset = published(made[1])
     real = dataset.to_table(origins=["real"])["aug_id"][0].as_py()

@@ -229,6 +229,7 @@ def test_a_class_that_is_dropped_has_only_its_real_records(store: Store) -> None
     assert {o for n in result.counts["train"].values() for o in n} == {"real"}
 
 
+@pytest.mark.slow
 def test_raising_an_amount_publishes_nothing_and_decides_nothing(store: Store) -> None:
     name, most = next(iter(list_proposals(store)[0].added.items()))
     with pytest.raises(ParameterError, match=f"0 to {most} are allowed"):
@@ -272,6 +273,7 @@ def test_what_is_published_already_needs_nobody(store: Store, source: Path) -> N
     assert (second.status, second.version) == ("unchanged", 1)
 
 
+@pytest.mark.slow
 def test_a_proposal_without_records_to_add_asks_for_a_decision_only(store: Store) -> None:
     proposal = read_proposal(store)
     weights = {"synthetic": {}, "classic": {}, "copies": {}}
@@ -293,6 +295,7 @@ def test_a_proposal_is_found_by_the_start_of_its_id(store: Store) -> None:
         read_proposal(store)
 
 
+@pytest.mark.slow
 def test_names_of_classes_are_no_markup_in_what_an_approver_reads(store: Store) -> None:
     proposal: Proposal = read_proposal(store)
     first = proposal.plan.classes[0].model_copy(update={"name": "<img src=x>|**a**"})

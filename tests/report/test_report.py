@@ -329,6 +329,7 @@ def test_report_has_the_page_the_results_the_recipe_and_small_pictures(
         assert len(png) < 200_000
 
 
+@pytest.mark.slow
 def test_page_needs_nothing_from_outside(page: Page) -> None:
     assert {"script", "link", "iframe", "object", "base", "form"}.isdisjoint(
         t for t, _ in page.tags
@@ -341,12 +342,14 @@ def test_page_needs_nothing_from_outside(page: Page) -> None:
     assert len(page.all("img")) == 6
 
 
+@pytest.mark.slow
 def test_page_style_loads_nothing(files: dict[str, bytes]) -> None:
     style = files["report.html"].decode().split("<style>")[1].split("</style>")[0]
     assert "url(" not in style
     assert "@import" not in style
 
 
+@pytest.mark.slow
 def test_links_lead_to_sections_of_the_page(page: Page) -> None:
     ids = {a["id"] for _, a in page.tags if "id" in a}
     targets = {(a["href"] or "").removeprefix("#") for a in page.all("a")}
@@ -354,6 +357,7 @@ def test_links_lead_to_sections_of_the_page(page: Page) -> None:
     assert len(targets) == 8
 
 
+@pytest.mark.slow
 def test_verdict_comes_first_and_says_why(page: Page) -> None:
     text = page.text
     order = [
@@ -378,6 +382,7 @@ def test_verdict_comes_first_and_says_why(page: Page) -> None:
     assert places == sorted(places)
 
 
+@pytest.mark.slow
 def test_user_strings_are_text_and_never_markup(page: Page) -> None:
     assert HOSTILE in page.text
     assert "predictive maintenance <i>" in page.text
@@ -404,6 +409,7 @@ def test_drift_stands_in_the_summary() -> None:
     assert "Drift" not in markdown_summary(full_report())
 
 
+@pytest.mark.slow
 def test_every_class_is_on_the_page_with_its_fate(page: Page) -> None:
     for name in CLASSES:
         assert name in page.text
@@ -411,11 +417,13 @@ def test_every_class_is_on_the_page_with_its_fate(page: Page) -> None:
     assert "looks like another class: 11, near copy: 6" in page.text
 
 
+@pytest.mark.slow
 def test_every_heading_of_a_table_says_what_it_heads(page: Page) -> None:
     scopes = {a.get("scope") for a in page.all("th")}
     assert scopes == {"col", "row", "rowgroup"}
 
 
+@pytest.mark.slow
 def test_pictures_are_described_in_words(page: Page) -> None:
     alts = [a["alt"] or "" for a in page.all("img")]
     assert any("normal: 4,200 to 4,210" in alt for alt in alts)
@@ -463,6 +471,7 @@ def test_equal_data_give_equal_bytes_whatever_the_order_of_mappings() -> None:
     assert build_report(full_report()) == files
 
 
+@pytest.mark.slow
 def test_results_behind_the_page_are_strict_json_with_sorted_keys(files: dict[str, bytes]) -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
@@ -648,6 +657,7 @@ def test_summary_renders_as_plain_text_in_a_markdown_reader() -> None:
         assert name.strip() in rendered.text
 
 
+@pytest.mark.slow
 def test_summary_shows_pictures_inline_where_it_is_given_them(files: dict[str, bytes]) -> None:
     text = markdown_summary(full_report(), images={"class_counts.png": files["class_counts.png"]})
     assert "](data:image/png;base64,iVBOR" in text

@@ -14,6 +14,7 @@ import weakref
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -366,7 +367,8 @@ def test_waits_double_up_to_a_bound_and_are_spread_from_zero(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr("tenacity.nap.time.sleep", slept.append)
+    # Of tenacity alone: with no sleep at all, threads of others would spin.
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=slept.append))
     policy = RetryPolicy(attempts=10, backoff_seconds=0.5, max_seconds=2.0)
     for _ in range(400):
         with pytest.raises(ConnectionResetError):

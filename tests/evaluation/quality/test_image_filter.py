@@ -94,6 +94,7 @@ def test_fresh_real_pictures_pass_at_about_the_nominal_rate(faulty):
     assert outcome.passed[names == "fresh"].mean() > 0.7
 
 
+@pytest.mark.slow
 def test_copies_of_training_pictures_are_caught(faulty):
     outcome, names = faulty
     assert (outcome.reason[names == "copies"] == "near copy").all()
@@ -102,6 +103,7 @@ def test_copies_of_training_pictures_are_caught(faulty):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "least"),
     [("noisy copies", 0.8), ("moved copies", 0.9), ("moved and noisy copies", 0.9)],
@@ -112,12 +114,14 @@ def test_copies_with_a_little_noise_or_moved_by_a_pixel_are_caught(faulty, kind,
     assert (outcome.reason[names == kind] == "near copy").mean() > least
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["other class", "noise"])
 def test_noise_and_pictures_of_another_class_are_caught(faulty, kind):
     outcome, names = faulty
     assert outcome.passed[names == kind].mean() < 0.05
 
 
+@pytest.mark.slow
 def test_utility_keeps_the_best_of_what_passed(faulty):
     outcome, _ = faulty
     assert outcome.kept.sum() == 60
@@ -125,6 +129,7 @@ def test_utility_keeps_the_best_of_what_passed(faulty):
     assert outcome.score[outcome.kept].min() >= outcome.score[surplus].max()
 
 
+@pytest.mark.slow
 def test_the_feature_space_is_named_and_not_called_fid(faulty):
     outcome, _ = faulty
     assert (
@@ -133,6 +138,7 @@ def test_the_feature_space_is_named_and_not_called_fid(faulty):
     assert "fid" not in outcome.feature_space.lower()
 
 
+@pytest.mark.slow
 def test_every_candidate_is_accounted_for(faulty):
     outcome, _ = faulty
     assert set(outcome.reason) <= {"", *REASONS}
@@ -191,6 +197,7 @@ def test_distance_is_zero_for_equal_pixels_and_for_no_others(space):
     assert (np.diag(distances[:, 20:]) > 0).all()
 
 
+@pytest.mark.slow
 def test_distances_are_those_of_all_pairs(space):
     points = space.place(TRAINING.X[:30])
     a, b = points[:10], points[10:]
@@ -202,6 +209,7 @@ def test_distances_are_those_of_all_pairs(space):
     assert np.allclose(space.nearest_others(a), others.min(axis=1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_empty_or_single_set_has_no_neighbours(space):
     points = space.place(TRAINING.X[:3])
     assert np.isinf(space.nearest(points, points[:0])).all()

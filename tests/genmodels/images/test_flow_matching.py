@@ -328,6 +328,7 @@ def test_denoising_brings_images_nearer_and_refuses_no_noise(trained: Diffusion)
         fitted(DiffusionModel(width=16, label_dropout=0.0), steps=1).denoise(noisy, 0.2)
 
 
+@pytest.mark.slow
 def test_images_are_likeliest_in_their_class(trained: Diffusion) -> None:
     model = trained
     images = np.stack([np.full((8, 8, 1), level, np.uint8) for level in (60, 190, 65, 185)])

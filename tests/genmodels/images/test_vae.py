@@ -135,6 +135,7 @@ def test_the_class_is_told_by_its_likelihood_and_the_corner_by_a_latent_number(m
     assert model.elbo(data.images, data.y)[1] > 0
 
 
+@pytest.mark.slow
 def test_informative_numbers_have_a_positive_divergence(model: Vae) -> None:
     nats = model.informative(squares().images)
     assert nats.shape == (3,)
@@ -142,6 +143,7 @@ def test_informative_numbers_have_a_positive_divergence(model: Vae) -> None:
     assert nats.max() > 0
 
 
+@pytest.mark.slow
 def test_strange_images_are_less_likely(model: Vae) -> None:
     data = squares()
     odd = data.images[:40].copy()

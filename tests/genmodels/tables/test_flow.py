@@ -86,18 +86,21 @@ def test_redundant_categories_agree(ruled: tuple[TableFlow, TableData]) -> None:
     assert (X[:, 1] == 4 - X[:, 0]).mean() > 0.97
 
 
+@pytest.mark.slow
 def test_a_flag_goes_with_its_null(ruled: tuple[TableFlow, TableData]) -> None:
     X = drawn(ruled[0], 1, 2000)
     assert (np.isnan(X[:, 3]) == (X[:, 2] == 0)).mean() > 0.97
     assert 0.4 < np.isnan(X[:, 3]).mean() < 0.6
 
 
+@pytest.mark.slow
 def test_numbers_follow_the_categories(ruled: tuple[TableFlow, TableData]) -> None:
     X = drawn(ruled[0], 0, 2000)
     seen = ~np.isnan(X[:, 3])
     assert (np.abs(X[seen, 3] - X[seen, 0]) < 0.6).mean() > 0.8  # a third by chance
 
 
+@pytest.mark.slow
 def test_levels_are_drawn_as_often_as_the_class_has_them(
     ruled: tuple[TableFlow, TableData],
 ) -> None:
@@ -111,6 +114,7 @@ def test_levels_are_drawn_as_often_as_the_class_has_them(
         assert np.abs(ours - theirs).max() < 0.08
 
 
+@pytest.mark.slow
 def test_threads_do_not_change_the_bits(ruled: tuple[TableFlow, TableData]) -> None:
     once, before = drawn(ruled[0], 0, 300), torch.get_num_threads()
     torch.set_num_threads(before + 1)

@@ -76,6 +76,7 @@ def test_the_rule_of_each_class_is_kept(ruled: tuple[TableVae, TableData]) -> No
         assert np.bincount(X[:, 0].astype(int), minlength=3).min() > 140, "levels as often as seen"
 
 
+@pytest.mark.slow
 def test_classes_that_differ_in_a_rule_alone_are_told_apart(
     ruled: tuple[TableVae, TableData],
 ) -> None:
@@ -89,6 +90,7 @@ def test_classes_that_differ_in_a_rule_alone_are_told_apart(
     assert np.median(model.anomaly_scores(strange)) > np.quantile(usual, 0.9)
 
 
+@pytest.mark.slow
 def test_the_two_parts_of_the_elbo_bound_the_likelihood(ruled: tuple[TableVae, TableData]) -> None:
     """More draws of the latent vector make the bound tighter (Burda et al. 2016, theorem 1)."""
     model, data = ruled
