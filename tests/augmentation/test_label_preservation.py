@@ -131,6 +131,7 @@ def test_the_flow_refuses_before_anything_is_published(digits: Path, tmp_path: P
     assert done.status == "published"
 
 
+@pytest.mark.slow
 def test_tables_and_no_policy_are_refused(staged: tuple[Store, DatasetRef], tmp_path: Path) -> None:
     store, dataset = staged
     with pytest.raises(ParameterError, match="there is no policy to check"):

@@ -99,6 +99,7 @@ def test_demo_says_of_both_parts_what_was_found_and_where(
     assert end.count("report.html") == 2
 
 
+@pytest.mark.slow
 def test_demo_ends_with_one_object_of_both_parts(
     call: Callable[..., tuple[int, str, str]], demo_calls: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -109,6 +110,7 @@ def test_demo_ends_with_one_object_of_both_parts(
     assert found["seconds"] >= 0
 
 
+@pytest.mark.slow
 def test_demo_goes_on_with_the_table_where_nothing_for_images_is_installed(
     call: Callable[..., tuple[int, str, str]],
     demo_calls: list[dict[str, Any]],

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # the wheel is built
+
 
 def package_files(repository: Path) -> set[str]:
     """Every module, template and marker of the package, seen through the links."""
@@ -27,7 +29,6 @@ def package_files(repository: Path) -> set[str]:
     }
 
 
-@pytest.mark.slow
 def test_wheel_holds_every_file_of_the_package(wheel: zipfile.ZipFile, repository: Path) -> None:
     expected = package_files(repository)
     # The three rooms behind the links are what a build loses silently.
