@@ -1,7 +1,5 @@
 """What all tests share: an environment of their own, Prefect's harness, the shared data sets."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import shutil
@@ -63,20 +61,17 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 # Two processes take file after file from the list of tests, and none may be left alone with a long one.
 LONGEST_FIRST = (
-    # make e2e
     "e2e/browser/test_cancelling.py",
     "e2e/test_command_line.py",
     "e2e/test_deployments.py",
     "flows/test_image_examples.py",
     "packaging/test_readme.py",
     "e2e/test_approval.py",
-    # make faults
     "faults/test_kill_matrix.py",
     "faults/test_interrupts.py",
     "e2e/test_killed_runs.py",
     "faults/test_killed_images.py",
     "faults/test_full_disk.py",
-    # make test
     "flows/test_rebalance.py",
     "contracts/test_models.py",
     "flows/test_rebalance_images.py",

@@ -4,8 +4,6 @@ The list is that of research/tabular.md, sections 2.4 and 6, and every type that
 them go through the way of the sampler, and through that of `rebalance`: ingest, train, sample, filter.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 import decimal
 from collections import Counter

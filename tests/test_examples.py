@@ -1,7 +1,5 @@
 """The built-in images: small, unbalanced, readable by anyone, and the same each time."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The registry: strings until a model is used, and clear words where it cannot be."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The fast path against albumentations, operation by operation, and what moves with an image."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

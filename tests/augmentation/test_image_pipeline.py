@@ -1,7 +1,5 @@
 """Presets by domain and what they forbid, pipelines as YAML, plug-ins."""
 
-from __future__ import annotations
-
 from importlib.metadata import EntryPoint
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Classic augmentation of images: mild, seeded per record, and the same wherever it runs."""
 
-from __future__ import annotations
-
 import pickle
 from collections import Counter
 from collections.abc import Iterator

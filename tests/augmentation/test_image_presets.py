@@ -1,7 +1,5 @@
 """Policies with wider and narrower ranges: what is scaled, and that the same policy is written and applied."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

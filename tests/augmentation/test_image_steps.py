@@ -1,7 +1,5 @@
 """Images in the augment and report stages: copies with their lineage, sheets that keep to the rules."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections import Counter

@@ -1,7 +1,5 @@
 """A policy that changes what digits are is found; one that keeps them passes; flows refuse or warn."""
 
-from __future__ import annotations
-
 import io
 import logging
 from pathlib import Path

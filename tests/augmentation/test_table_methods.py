@@ -1,7 +1,5 @@
 """Ways of making classic records of tables: what each starts from, and what all of them keep."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

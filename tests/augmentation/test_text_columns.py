@@ -1,7 +1,5 @@
 """Texts in classic records: a text classification set is balanced, and every text is its parent's, changed."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Helpers of benchmarks, which are scripts beside the package and not on the import path."""
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 from types import ModuleType

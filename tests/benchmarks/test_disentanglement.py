@@ -1,7 +1,5 @@
 """MIG and DCI against sums written out, and where the answer is known."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from types import ModuleType

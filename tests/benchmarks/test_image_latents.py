@@ -1,7 +1,5 @@
 """Strips between images: which of them change once, and whether they are those of `interpolate`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import ModuleType
 from typing import Any

@@ -1,7 +1,5 @@
 """Generators whose fault is known, three seeds of each: `benchmarks/quality.py` has some two hundred."""
 
-from __future__ import annotations
-
 from types import ModuleType
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Pictures of shapes show what they are said to show, and the oracle reads it."""
 
-from __future__ import annotations
-
 from types import ModuleType
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The command line, without Prefect: what it prints and how it ends."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """``rollback``, ``gc``, ``export`` and ``erase`` as commands: what they print and how they end."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import ModuleType

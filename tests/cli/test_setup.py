@@ -1,7 +1,5 @@
 """``init`` and ``doctor``: what they write, what they find, and how they end."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location

@@ -1,7 +1,5 @@
 """What every registered model of images promises, whatever its algorithm."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Mapping

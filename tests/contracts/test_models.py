@@ -1,7 +1,5 @@
 """What every registered model promises, whatever its algorithm."""
 
-from __future__ import annotations
-
 import copy
 import json
 from typing import Any

@@ -6,8 +6,6 @@ one in the middle of a stage. Everything that was started is killed at the end, 
 started itself.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

@@ -1,7 +1,5 @@
 """Approval with a real server and a real worker: suspend, answer, resume; no answer; rejection."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The commands as a user types them, with Prefect's own ephemeral API behind them."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Deployed at a real server and run by a real process worker: schedules, crashes, queues, automations."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import sys

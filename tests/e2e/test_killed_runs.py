@@ -5,8 +5,6 @@ checks every digest throughout. The three runs have a destination each and go si
 killed run's turn at its destination lapses after a minute.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """Kinds are found where they are unambiguous, and source.columns goes before them."""
 
-from __future__ import annotations
-
 import datetime as dt
 from decimal import Decimal
 from typing import Any

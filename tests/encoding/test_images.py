@@ -1,7 +1,5 @@
 """The image encoder: one size and one number of channels for models, the source's columns back."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

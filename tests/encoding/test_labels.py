@@ -1,7 +1,5 @@
 """A label is found where only one column can be it; what cannot be a label is refused with advice."""
 
-from __future__ import annotations
-
 import datetime as dt
 from typing import Any
 

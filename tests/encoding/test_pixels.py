@@ -1,7 +1,5 @@
 """Every kind of image file ends as 8-bit gray or RGB, by a stated rule, or as a stated refusal."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

@@ -1,7 +1,5 @@
 """Names of records do not depend on how the records came."""
 
-from __future__ import annotations
-
 import datetime as dt
 from decimal import Decimal
 

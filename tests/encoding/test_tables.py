@@ -1,7 +1,5 @@
 """The encoder gives back what it was given, and nothing that was never there."""
 
-from __future__ import annotations
-
 import datetime as dt
 import decimal
 import math

@@ -1,7 +1,5 @@
 """``RecipeClassifier``: scikit-learn takes it for a classifier, and it does what the recipe says."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """``GenerativeSampler``: rows come back as they were held, classes as asked, and pipelines take it."""
 
-from __future__ import annotations
-
 import pickle
 import re
 import subprocess

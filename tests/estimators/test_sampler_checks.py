@@ -4,8 +4,6 @@ None of them is excepted: what they expect of sparse matrices is that they are r
 pandas' sparse columns that they come back sparse.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

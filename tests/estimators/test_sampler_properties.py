@@ -1,7 +1,5 @@
 """Any table: what comes back is of its types, counts and domains, and the same every time."""
 
-from __future__ import annotations
-
 import warnings
 from collections import Counter
 from typing import Any

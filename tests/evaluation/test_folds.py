@@ -1,7 +1,5 @@
 """Folds: even, whole groups, and the same in any order of the records."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st

@@ -1,7 +1,5 @@
 """Distances worked out by hand, the tree against all pairs, and the rule on near copies."""
 
-from __future__ import annotations
-
 import tracemalloc
 
 import numpy as np

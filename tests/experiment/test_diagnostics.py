@@ -1,7 +1,5 @@
 """What the verdict's one reading of the hold-out says beside it, and how it reaches report and recipe."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The evaluator: one scoring, filter and verdict over tables and images, on tiny data of both."""
 
-from __future__ import annotations
-
 import io
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Planted leaks into the hold-out are impossible or found, and it is opened once in a whole run."""
 
-from __future__ import annotations
-
 import traceback
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What records of a model give away, from staged records to the report and the card."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable

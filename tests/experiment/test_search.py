@@ -1,7 +1,5 @@
 """The search: who survives a rung, what is counted, and that baselines are tried as hard as models."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4

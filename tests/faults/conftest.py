@@ -1,7 +1,5 @@
 """A warm process that forks runs (`warm.py`), and the small table that they rebalance."""
 
-from __future__ import annotations
-
 import json
 import os
 import select

@@ -1,7 +1,5 @@
 """A disk that fills up, at whichever write: said in one sentence, nothing half-written, a rerun ends alike."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

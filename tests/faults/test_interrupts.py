@@ -1,7 +1,5 @@
 """Ctrl-C in each stage: readers see a whole version or none, and the run goes on where it was."""
 
-from __future__ import annotations
-
 import json
 import signal
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ others drawn at random from all that staging and publishing do. They are dealt t
 each run goes on from what the one before left, until the last one ends.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 import re

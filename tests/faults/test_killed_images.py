@@ -1,7 +1,5 @@
 """kill -9 in the middle of a run on images: a rerun goes on from what lies there and ends alike."""
 
-from __future__ import annotations
-
 import re
 import signal
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Two runs to one destination at once, and clocks that are wrong: every version is whole."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -12,8 +12,6 @@ with the random part of temporary names cut out; ``"events"`` names a file that 
 ``"signal": {"at": name, "number": n}`` has the child send itself a signal at that event, once.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

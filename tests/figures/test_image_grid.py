@@ -1,7 +1,5 @@
 """Picture sheets: what a class looks like, small enough for an artifact, safe against any name."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

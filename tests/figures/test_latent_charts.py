@@ -1,7 +1,5 @@
 """Pictures of vectors and of anomaly scores."""
 
-from __future__ import annotations
-
 from io import BytesIO
 
 import numpy as np

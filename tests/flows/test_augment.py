@@ -1,7 +1,5 @@
 """Classic augmentation alone: up to the target, published, and said not to be compared."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Storage by Prefect blocks: which options they give, and that their secrets stay where they are."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

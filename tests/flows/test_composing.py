@@ -1,7 +1,5 @@
 """Our tasks inside flows of other people, in every way that Prefect has of calling a task."""
 
-from __future__ import annotations
-
 import asyncio
 import inspect
 import re

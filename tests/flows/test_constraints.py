@@ -1,7 +1,5 @@
 """Constraints are stated once, and every synthetic record of the whole job keeps them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Evaluating records that another tool made."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A source that grows: what the run says of its weights is what stands in the shards."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

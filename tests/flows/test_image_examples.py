@@ -3,8 +3,6 @@
 Each is a whole run or two, a minute in all: they stand with the tests that go from end to end.
 """
 
-from __future__ import annotations
-
 import re
 import shlex
 import shutil

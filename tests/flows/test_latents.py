@@ -1,7 +1,5 @@
 """Uses of a model's latents as flows, as tasks of other flows, and as commands."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Turns, events and crashes under Prefect's own API."""
 
-from __future__ import annotations
-
 import threading
 import time
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,5 @@
 """The flows under Prefect's own API: parameters, states, log lines, artifacts."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

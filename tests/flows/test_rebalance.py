@@ -1,7 +1,5 @@
 """The whole job, run as a plain function: no Prefect server, the local disk or memory."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The whole job on images, run as a plain function: what comes out, byte by byte."""
 
-from __future__ import annotations
-
 import hashlib
 import html
 import io

@@ -1,7 +1,5 @@
 """Training alone, and the rebalance that finds what was trained."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

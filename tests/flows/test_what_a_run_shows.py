@@ -1,7 +1,5 @@
 """What a person sees of a run: names, summary, messages, artifacts; nothing secret."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A parameter that changes bytes is in the key of a step: a forgotten one would give a stale result."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import typing

@@ -1,7 +1,5 @@
 """The picture of the folders and the table "where is …?" say what is there."""
 
-from __future__ import annotations
-
 import re
 import runpy
 from pathlib import Path
@@ -23,8 +21,8 @@ def test_what_the_table_of_places_names_is_there(repository: Path) -> None:
     for row in rows:
         folder = ""
         for name in re.findall(r"`([\w/]+(?:/|\.py))`", row):
-            # A file without a folder lies in the one that was named before it.
             package = repository / "src" / "prefect_augment"
+            # A file without a folder lies in the one that was named before it.
             places = [repository / name, package / name, package / folder / name]
             assert any(place.exists() for place in places), name
             folder = name.rpartition("/")[0] or folder

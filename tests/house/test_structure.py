@@ -1,7 +1,5 @@
 """The folders stay such that a newcomer finds things: few modules in each, none a slice of another."""
 
-from __future__ import annotations
-
 import ast
 import tomllib
 from collections import Counter, defaultdict

@@ -1,7 +1,5 @@
 """A wrong call from a flow to a task is an error of the type checker, not of the run."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

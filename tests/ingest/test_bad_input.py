@@ -1,7 +1,5 @@
 """Every source that cannot be used is an error that says what was expected, found, and to be done."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Memory is bounded by budgets, and what comes out does not depend on them."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any

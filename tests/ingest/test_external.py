@@ -1,7 +1,5 @@
 """Records of other tools as they come: types lost, columns more or fewer, spelt otherwise, or broken."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 from collections import Counter

@@ -1,7 +1,5 @@
 """Image sources of every kind: each readable file is staged unchanged, every other one accounted for."""
 
-from __future__ import annotations
-
 import io
 import json
 import tarfile

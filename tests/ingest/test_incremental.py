@@ -1,7 +1,5 @@
 """Of a source that grew only what is new is read, and what comes out is what reading all would give."""
 
-from __future__ import annotations
-
 import io
 import shutil
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """A source becomes staged records: all of them, in one part each, the same whatever the way."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections import Counter

@@ -1,7 +1,5 @@
 """What was published decides where records go from then on."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from pathlib import Path

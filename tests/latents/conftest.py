@@ -1,7 +1,5 @@
 """A linear model of the small table."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

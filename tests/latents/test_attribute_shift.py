@@ -1,7 +1,5 @@
 """Attribute arithmetic: the direction from one value of a column to another, added to records."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Uses of a model on images: pictures, maps of where an image is strange, denoising."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any

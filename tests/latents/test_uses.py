@@ -1,7 +1,5 @@
 """Uses of a model's latents: embeddings, anomalies, reconstructions, interpolations, classes."""
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Damage to a published dataset: each kind has its own clear error, from `verify` and from every read."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

@@ -1,7 +1,5 @@
 """The recipes of docs/reading.md, run as they stand there."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """Passes over groups of records, cut among readers: nothing twice, nothing lost, weights met."""
 
-from __future__ import annotations
-
 import numpy as np
 from hypothesis import given, settings, strategies as st
 

@@ -1,7 +1,5 @@
 """The stream for torch: every record once or as the recipe draws them, over workers, ranks and epochs."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import shutil

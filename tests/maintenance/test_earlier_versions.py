@@ -1,7 +1,5 @@
 """What version 0.1 has published and staged is read, checked and continued by this one."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 
@@ -37,7 +35,6 @@ def store(root: Path) -> Store:
 def test_its_records_recipe_and_verdict_are_read(root: Path, store: Store) -> None:
     dataset = open_dataset(root / "published", verify=True)
     manifest = dataset.manifest
-
     assert dataset.to_table().num_rows == 1151
     assert dataset.class_counts["train"]["yes"] == {"real": 32, "synthetic": 203}
     assert dataset.recipe.strategy.family == "model"
@@ -56,10 +53,7 @@ def test_its_files_are_what_its_manifest_says(store: Store) -> None:
 def test_its_model_draws_the_same_records_again(root: Path) -> None:
     dataset = open_dataset(root / "published")
     drawn = dataset.to_table(origins=["synthetic"])
-    ids = drawn["aug_id"].to_pylist()[:20]
-
-    again = remake_records(dataset, ids)
-
+    again = remake_records(dataset, drawn["aug_id"].to_pylist()[:20])
     assert again.equals(drawn.slice(0, 20).select(again.column_names))
 
 
@@ -70,7 +64,6 @@ def test_the_next_version_inherits_its_split(root: Path, store: Store) -> None:
     before = read_ledger(store, open_dataset(root / "published").manifest.ledger.path)
 
     dataset = ingest(Source(uri=str(root / "source"), label="fraud"), store=store, seed=0)
-
     after = read_ledger(store, load_info(dataset, store).ledger)
     parts = dict(zip(after.keys.tolist(), after.parts.tolist(), strict=True))
     assert len(parts) == 430

@@ -1,7 +1,5 @@
 """Minutes into steps, with a clock of our own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

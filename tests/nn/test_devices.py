@@ -1,7 +1,5 @@
 """A network that cannot be compiled is trained as it is."""
 
-from __future__ import annotations
-
 import pytest
 
 torch = pytest.importorskip("torch", reason="the extra 'torch'")

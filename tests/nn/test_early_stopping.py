@@ -1,7 +1,5 @@
 """EarlyStopped training: ends when it should, gives back the best, and draws what an unwatched run draws."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

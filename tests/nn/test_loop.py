@@ -1,7 +1,5 @@
 """The training loop on a problem with a known answer: a straight line."""
 
-from __future__ import annotations
-
 import copy
 import logging
 from collections.abc import Mapping

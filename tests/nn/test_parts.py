@@ -1,7 +1,5 @@
 """Devices, averaged weights and network blocks."""
 
-from __future__ import annotations
-
 import pytest
 
 torch = pytest.importorskip("torch", reason="the extra 'torch'")

@@ -1,7 +1,5 @@
 """Several phases on one network: counted, stopped and resumed as one run."""
 
-from __future__ import annotations
-
 import pytest
 
 torch = pytest.importorskip("torch", reason="the extra 'torch'")

@@ -1,7 +1,5 @@
 """The built wheel."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Another team's repository, with `tasks/` and `flows/` of its own, uses our tasks from the wheel."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """prefect.yaml and deployments/ name flows, parameters, variables and commands that exist."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import re

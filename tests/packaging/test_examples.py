@@ -1,7 +1,5 @@
 """The flows of other teams in examples/, each run from a repository of its own against the built wheel."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

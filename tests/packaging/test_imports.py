@@ -1,7 +1,5 @@
 """Imports stay light and point one way."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """What the README tells a new user to type does what it says."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The wheel holds the whole package, although three of its rooms are links to the root."""
 
-from __future__ import annotations
-
 import zipfile
 from configparser import ConfigParser
 from pathlib import Path

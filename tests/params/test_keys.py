@@ -1,7 +1,5 @@
 """What names the outcome of a step: every parameter that changes bytes counts, and no other."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The form of every flow, and what params say when they cannot be granted."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Detection sets: rare boxes reach their target, boxes agree with pixels, and go out and in again."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections import Counter

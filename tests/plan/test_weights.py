@@ -1,7 +1,5 @@
 """Weights that stay what they were while they hardly move, and shards that keep their names with them."""
 
-from __future__ import annotations
-
 from types import ModuleType
 from typing import Any
 

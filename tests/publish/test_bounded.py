@@ -1,7 +1,5 @@
 """Memory does not grow with the records: what Arrow holds at most, by its own count."""
 
-from __future__ import annotations
-
 import pickle
 import subprocess
 import sys

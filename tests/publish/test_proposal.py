@@ -1,7 +1,5 @@
 """Proposals, decisions, and what lowering an amount does to a recipe."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the search has set goes out: in the recipe, in the weights of records, and in what torch is given."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import ModuleType
 

@@ -1,7 +1,5 @@
 """Datasets published as WebDataset: the same records as with Parquet, for readers of tars."""
 
-from __future__ import annotations
-
 import io
 import json
 import tarfile

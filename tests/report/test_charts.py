@@ -1,7 +1,5 @@
 """The report's pictures: small, equal for equal data, and safe against any name."""
 
-from __future__ import annotations
-
 import io
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Drift: what changed between two versions, told apart from what chance does."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The JSON schema of report.json: published as the results are, and kept to by every report."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

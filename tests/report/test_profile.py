@@ -1,7 +1,5 @@
 """A profile says what is there, also where ingest would refuse it, and writes nothing."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

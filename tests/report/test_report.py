@@ -1,7 +1,5 @@
 """The report: everything a run says, on one page that opens offline, safe against any name."""
 
-from __future__ import annotations
-
 import dataclasses
 import html
 import json

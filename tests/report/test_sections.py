@@ -1,7 +1,5 @@
 """The report's sections, each by itself: what they say, and that names are only text."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Images as views of a Parquet file: the bytes that Arrow reads, or none."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Records that come table by table, and records that are brought into order on disk."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """WebDataset shards: tars that loaders read, and from which our own records come back as they were."""
 
-from __future__ import annotations
-
 import io
 import json
 import tarfile

@@ -1,7 +1,5 @@
 """Annotations beside images: one class per image by a stated rule, all boxes kept."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import zipfile

@@ -1,7 +1,5 @@
 """Archives made to harm, or damaged on the way."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 import zipfile

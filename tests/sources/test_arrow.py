@@ -1,7 +1,5 @@
 """Arrow files in: what Arrow, pandas, polars and `datasets` write comes back to the type."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from datetime import UTC, date, datetime

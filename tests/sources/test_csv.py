@@ -1,7 +1,5 @@
 """CSV is read as it was meant where that can be seen, and every guess is said."""
 
-from __future__ import annotations
-
 import gzip
 import io
 from typing import Any

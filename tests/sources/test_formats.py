@@ -1,7 +1,5 @@
 """Every source format through the real ingest: JSON lines, Arrow, Feather, Hugging Face dataset folders."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

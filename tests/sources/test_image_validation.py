@@ -1,7 +1,5 @@
 """Single images: what is good enough, what is not, and the thumbnail that stands for each."""
 
-from __future__ import annotations
-
 import io
 import time
 import warnings

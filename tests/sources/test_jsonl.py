@@ -1,7 +1,5 @@
 """JSON lines in: what pandas, Arrow and `datasets` write comes back, and no line is lost without a word."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

@@ -1,7 +1,5 @@
 """Sources made to harm, through the real ingest: refused or in quarantine, nothing outside, memory bounded."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import os

@@ -1,7 +1,5 @@
 """Parquet files whose footer lies, and small ones that hold gigabytes: refused before they are read."""
 
-from __future__ import annotations
-
 import io
 import subprocess
 import sys

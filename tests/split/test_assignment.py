@@ -1,7 +1,5 @@
 """The split is sticky, free of order, and fills the shares."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from dataclasses import replace

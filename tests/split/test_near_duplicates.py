@@ -1,7 +1,5 @@
 """Near-duplicate clusters of images that were made to be alike, or not."""
 
-from __future__ import annotations
-
 import io
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Near-duplicates stay on one side of the split, now and in every later version."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path

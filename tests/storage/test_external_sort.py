@@ -1,7 +1,5 @@
 """Rows that are put aside in bins come back whole, in their order, and bins follow the keys."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

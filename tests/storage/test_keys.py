@@ -1,7 +1,5 @@
 """Arrays of keys and codes say the same as lists of texts."""
 
-from __future__ import annotations
-
 import numpy as np
 import pyarrow as pa
 import pytest

@@ -1,7 +1,5 @@
 """What is put aside comes back as it was, from memory or from disk, and leaves nothing behind."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

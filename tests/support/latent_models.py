@@ -1,7 +1,5 @@
 """A small linear model with a latent space, for tests of what is done with one."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, Self
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A trained model beside its records, as tests put its latents to use."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 

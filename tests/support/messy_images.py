@@ -4,8 +4,6 @@ Loaded through the fixture `messy_images`, because importlib mode puts no folder
 path.
 """
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass, field
 from pathlib import Path

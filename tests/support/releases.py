@@ -4,8 +4,6 @@ They stage through the real storage, staging and shard code; only what ingest, t
 filter would have found out is made up.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

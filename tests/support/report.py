@@ -1,7 +1,5 @@
 """A section of the report's page by itself."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A reader's batches as one, for tests that compare whole files."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import numpy as np

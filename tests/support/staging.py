@@ -1,7 +1,5 @@
 """Records as ingest stages them, and plans for them, without reading any source."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """The steps of a run from their parts, as tests put them together."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

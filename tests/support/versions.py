@@ -1,7 +1,5 @@
 """What tests of changing a published dataset share: a dataset of two versions, and kills."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Rows near to a training record: as rare as asked for, with equal ones as frequent as among real records."""
 
-from __future__ import annotations
-
 import numpy as np
 import pyarrow as pa
 import pytest

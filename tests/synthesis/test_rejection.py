@@ -1,7 +1,5 @@
 """Given values and constraints: kept by every staged record, and refused by name where they cannot be."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Sample: exact counts, stable seeds, the source's columns, and records made again."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

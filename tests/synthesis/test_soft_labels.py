@@ -1,7 +1,5 @@
 """Soft labels of staged records: which rows a drawn record becomes, and what they are called."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Which training records a model is fitted on where there are more than it needs."""
 
-from __future__ import annotations
-
 import logging
 from types import ModuleType
 

@@ -1,7 +1,5 @@
 """Train: what is learnt, from which records, and what is kept of it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Train and sample on staged images: receipts, resume, micro-batches, and when not to."""
 
-from __future__ import annotations
-
 import io
 from collections import Counter
 from collections.abc import Callable

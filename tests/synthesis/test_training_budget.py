@@ -1,7 +1,5 @@
 """What training will take, as it is said before it starts."""
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np

@@ -5,8 +5,6 @@ makes are random. The names of the form's fields are read from the deployment, s
 in `params.py` does not break a test.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator
@@ -58,7 +56,7 @@ def working(deployed: Any, module_worker: Any) -> Any:
 
 
 @pytest.fixture
-def ui(working: Any, browser: Any, screenshots: Path) -> Iterator[Ui]:
+def ui(working: Any, browser: Any, screenshots: Path) -> "Iterator[Ui]":
     """A fresh page of the UI; nothing that is not on loopback is asked for."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(30_000)
@@ -90,20 +88,20 @@ class Ui:
         self._go(f"deployments/deployment/{self.server.deployment_id(name)}")
         self.page.get_by_role("button", name="Run", exact=True).first.wait_for()
 
-    def open_form(self, name: str = REBALANCE) -> Form:
+    def open_form(self, name: str = REBALANCE) -> "Form":
         """Go from a deployment's page to its form, as a person does."""
         self.page.get_by_role("button", name="Run", exact=True).first.click()
         self.page.get_by_role("menuitem", name="Custom run").click()
         return self._form(name)
 
-    def open_filled_form(self, parameters: dict[str, Any], name: str = REBALANCE) -> Form:
+    def open_filled_form(self, parameters: dict[str, Any], name: str = REBALANCE) -> "Form":
         """Open the form by a link that fills it."""
         given = quote(json.dumps(parameters))
         where = f"deployments/deployment/{self.server.deployment_id(name)}/run"
         self._go(f"{where}?parameters={given}")
         return self._form(name)
 
-    def _form(self, name: str) -> Form:
+    def _form(self, name: str) -> "Form":
         self.page.get_by_role("button", name="Submit").wait_for()
         self.page.get_by_text("Enforce Parameter Schema").wait_for()
         with self.server.client() as client:

@@ -1,7 +1,5 @@
 """A person looks at what was compared, and rejects it, or approves less of it, in the dialog."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

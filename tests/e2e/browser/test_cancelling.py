@@ -1,7 +1,5 @@
 """A run that is cancelled in every stage, from the UI and through the API, and retried to its end."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

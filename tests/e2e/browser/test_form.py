@@ -1,7 +1,5 @@
 """A person fills the form, watches the run, and looks at what it made."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

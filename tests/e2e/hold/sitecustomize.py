@@ -10,8 +10,6 @@ that compares strategies of images is trained for so many steps, and with ``$FEW
 of a small ensemble, the fixture `quick_runs`'s.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import importlib.abc
 import importlib.util

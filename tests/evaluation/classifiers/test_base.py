@@ -1,7 +1,5 @@
 """The estimators: what they survive, and that they are repeatable."""
 
-from __future__ import annotations
-
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor

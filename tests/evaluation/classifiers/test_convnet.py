@@ -1,7 +1,5 @@
 """The classifier of images on toy pictures: deterministic, balanced draws, a loss with a known value."""
 
-from __future__ import annotations
-
 import threading
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Bins before boosting: the same trees as scikit-learn's own bins, to the last bit."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier

@@ -1,7 +1,5 @@
 """Soft labels: the ensemble, its shares, and the rows and weights that come of it."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Intervals: they cover what is known, are paired, and stay honest with few records."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

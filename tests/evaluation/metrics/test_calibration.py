@@ -1,7 +1,5 @@
 """Calibration: known answers, and the correction that undoes a change of class shares."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

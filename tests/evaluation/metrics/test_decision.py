@@ -1,7 +1,5 @@
 """The hold-out's verdict: its truth table, its guard, and what it publishes."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

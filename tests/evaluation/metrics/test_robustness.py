@@ -1,7 +1,5 @@
 """Corrupted hold-out records: what corruptions do, and what is said of the strategies."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

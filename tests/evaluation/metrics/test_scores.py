@@ -1,7 +1,5 @@
 """Scores against scikit-learn and against numbers worked out by hand."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from sklearn.metrics import (

@@ -1,7 +1,5 @@
 """The choice among strategies on validation records."""
 
-from __future__ import annotations
-
 import pytest
 
 from prefect_augment.errors import ParameterError

@@ -1,7 +1,5 @@
 """Groups: a planted harm is flagged, chance is not, and small slices say nothing."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Threshold tuning: finds what is there, and nothing where nothing is."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

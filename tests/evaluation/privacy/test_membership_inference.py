@@ -1,7 +1,5 @@
 """Known answers: a generator that copies, one that is the true distribution, and noise in between."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Classes as a whole: exact tests against simulation, and what makes a class unsafe."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy.stats import fisher_exact

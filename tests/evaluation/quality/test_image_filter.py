@@ -1,7 +1,5 @@
 """Image generators whose fault is known meet the filter that must catch it, on 8x8 pictures."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Density, coverage and the two-sample test on sets whose likeness is known."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

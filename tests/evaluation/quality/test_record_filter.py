@@ -1,7 +1,5 @@
 """Generators whose fault is known meet the filter that must catch it."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """The servers of these tests, each started once and only where a test needs it."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import sys

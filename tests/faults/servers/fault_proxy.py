@@ -1,7 +1,5 @@
 """A proxy before an object store that does what networks and busy stores do: on purpose, and counted."""
 
-from __future__ import annotations
-
 import http.client
 import random
 import re
@@ -59,7 +57,7 @@ class FaultProxy:
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
 
-    def __enter__(self) -> FaultProxy:
+    def __enter__(self) -> "FaultProxy":
         self.thread.start()
         return self
 

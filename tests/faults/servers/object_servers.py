@@ -5,8 +5,6 @@ takes conditions and ignores them; Azurite speaks Azure, the GCS emulator Google
 and without users. They are installed by the script beside this file.
 """
 
-from __future__ import annotations
-
 import base64
 import getpass
 import os

@@ -1,7 +1,5 @@
 """Many committers at once: every version has one winner and is whole, also where the answer is lost."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """A proxy between us and the store fails on purpose: the same bytes, or a clear end after few attempts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

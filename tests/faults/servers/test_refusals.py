@@ -1,7 +1,5 @@
 """Wrong credentials, missing permissions, places that are not there: named at once, before any training."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The server dies under a run: it goes on when the server is back, or the next run does."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path

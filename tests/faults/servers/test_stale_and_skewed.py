@@ -1,7 +1,5 @@
 """Listings from before and clocks that are wrong: neither decides what is committed or removed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A client that dies while it uploads: nobody sees anything of it, and `gc` drops what it left."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

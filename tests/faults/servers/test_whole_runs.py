@@ -1,7 +1,5 @@
 """Source, staging and destination in object stores: the same run, the same bytes as on the local disk."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Autoencoders of images: every variant learns what it is named for, from a few shapes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

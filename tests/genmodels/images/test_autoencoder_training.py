@@ -1,7 +1,5 @@
 """Contrastive divergence beside the expectation of its gradient over every state of the hidden units."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

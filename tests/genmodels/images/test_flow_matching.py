@@ -1,7 +1,5 @@
 """Flow matching where the answer is known: Gaussians, whose velocity has a closed form."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 from functools import partial

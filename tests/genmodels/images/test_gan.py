@@ -1,7 +1,5 @@
 """The game of generator and critic against brute force, moves that do not leak, and a planted collapse."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The ELBO of images beside its terms worked out one by one, and what a small model learns."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

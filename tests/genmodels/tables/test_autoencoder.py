@@ -1,7 +1,5 @@
 """Densities of latent vectors where the answer is known, and what keeps autoencoders from copying."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

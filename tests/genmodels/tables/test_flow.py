@@ -1,7 +1,5 @@
 """Flow matching of tables where the answer is known: rules, Gaussians, posteriors by hand."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray

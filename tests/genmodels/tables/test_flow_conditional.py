@@ -1,7 +1,5 @@
 """Given values in a flow: every record has them, and the other columns follow."""
 
-from __future__ import annotations
-
 from math import comb
 
 import numpy as np

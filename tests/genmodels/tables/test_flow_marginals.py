@@ -1,7 +1,5 @@
 """Margins of a flow's draws: as the training records have them, however little was learnt."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray

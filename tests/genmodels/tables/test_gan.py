@@ -1,7 +1,5 @@
 """Adversarial networks of tables: penalties and distances by hand, and what is drawn."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Choices and scores of a table: what comes back is what went in, and the rest lies where it may."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What is taken of several draws, where it is known which ones stray."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

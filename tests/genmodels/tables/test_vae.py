@@ -1,7 +1,5 @@
 """Variational autoencoder of tables: likelihoods by hand, and what is drawn where the answer is known."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

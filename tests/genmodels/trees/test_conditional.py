@@ -1,7 +1,5 @@
 """Given values: every record has them, and the columns before and after follow as they should."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """What counts as too near, and that trees of few records do not give these back."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray

@@ -1,7 +1,5 @@
 """Sequential trees: known distributions come back, and the descent is scikit-learn's."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 
