@@ -29,6 +29,7 @@ from prefect_augment.cli.app import app
 from prefect_augment.flows.latents import anomalies, shift_attribute
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.maintenance.verify import verify
+from prefect_augment.nn import machine
 from prefect_augment.params import Balance, Budget, Destination, DiffusionModel, Evaluation
 from prefect_augment.plan import estimate as estimates
 from prefect_augment.schema import RunResult
@@ -67,7 +68,7 @@ def run_section(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(estimates, "_STEPS_RANGE", (3, 3))
-    monkeypatch.setattr(estimates, "_CLASSIFIER_SIDES", (8, 32))
+    monkeypatch.setattr(machine, "_CLASSIFIER_SIDES", (8, 32))
     for flow in (rebalance, anomalies, shift_attribute):
         monkeypatch.setattr(prefect_augment, flow.fn.__name__, _reduced(flow.fn), raising=False)
 
