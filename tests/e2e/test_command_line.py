@@ -141,7 +141,7 @@ def test_a_version_that_waits_is_published_by_the_command(
     answer = ["approve", tmp_path / "out", waiting["proposal"][:8], "--by", "Ada", "--json"]
     raised = prefect_augment(*answer, "--amount", "cracked=999", home=home)
     assert raised.returncode == 2
-    assert "999 records were asked for" in " ".join(raised.stderr.split())
+    assert "999 records were requested" in " ".join(raised.stderr.split())
     done = prefect_augment(*answer, "--amount", "cracked=2", home=home)
     assert done.returncode == 0, done.stderr[-3000:]
     result = last_line(done)
