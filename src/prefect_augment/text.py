@@ -1,10 +1,11 @@
-"""Numbers and user strings as in the report, the card and the artifacts."""
+"""Numbers and user strings as in the report, the card and the artifacts; and YAML from anybody."""
 
 import difflib
 import html
 import math
 import re
 from collections.abc import Collection
+from typing import Any
 
 from prefect_augment.schema import Interval, class_order
 
@@ -16,6 +17,7 @@ __all__ = [
     "interval_number",
     "interval_percent",
     "interval_points",
+    "load_yaml",
     "markdown_text",
     "natural_order",
     "number",
@@ -142,3 +144,20 @@ def suggestion(name: str, known: Collection[str], *, n_shown: int = 20) -> str:
         f" and {len(ordered) - n_shown} more" * (len(ordered) > n_shown)
     )
     return (f"did you mean {near[0]!r}? " if near else "") + f"There are: {shown}"
+
+
+MAX_YAML_BYTES = 8 << 20
+
+
+def load_yaml(data: str | bytes) -> Any:
+    """Read YAML that anybody may have written; ValueError if it is malformed, nested too deeply or too large."""
+    import yaml  # not at the start of the command line
+
+    if len(data) > MAX_YAML_BYTES:
+        raise ValueError(f"it has {len(data):,} bytes, and at most {MAX_YAML_BYTES:,} are read")
+    try:
+        return yaml.safe_load(data)
+    except RecursionError as exc:
+        raise ValueError("it is nested too deeply") from exc
+    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        raise ValueError(" ".join(str(exc).split())) from exc

@@ -161,6 +161,8 @@ def test_patterns_of_flips_in_yaml_are_independent() -> None:
     ("text", "message"),
     [
         ("- [", "no YAML"),
+        ("[" * 600, "no YAML: it is nested too deeply"),
+        ("#" * (8 << 20) + "\n\n", "no YAML: it has 8,388,610 bytes"),
         ("5", "is int; expected a list"),
         ("[]", "expected a list"),
         ("- 7", r"policy\[0\] is 7; expected an operation's name"),

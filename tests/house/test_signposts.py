@@ -15,8 +15,8 @@ def test_the_picture_of_the_folders_is_drawn_from_the_imports_as_they_are(reposi
 
 def test_what_the_table_of_places_names_is_there(repository: Path) -> None:
     page = (repository / "docs" / "architecture.md").read_text()
-    table = page[page.index("## Where is") : page.index("## What travels")]
-    rows = [line for line in table.splitlines() if line.startswith("|")][2:]
+    table = page[page.index("## Where is") : page.index("## What travels")].splitlines()
+    rows = [line for line in table if line.startswith("|")][2:]
     assert len(rows) == 15
     for row in rows:
         folder = ""

@@ -29,12 +29,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.annotations import Targets
 from prefect_augment.errors import MissingExtraError, ParameterError
-from prefect_augment.text import suggestion
+from prefect_augment.text import load_yaml, suggestion
 
 __all__ = [
     "CONTAINERS",
@@ -284,10 +283,9 @@ def read_pipeline(text: str) -> tuple[Operation, ...]:
     Raises ParameterError if the text is no YAML or no pipeline; the message names the entry.
     """
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as exc:
-        problem = " ".join(str(exc).split())
-        raise ParameterError(f"classic.policy is no YAML: {problem}.") from exc
+        value = load_yaml(text)
+    except ValueError as exc:
+        raise ParameterError(f"classic.policy is no YAML: {exc}.") from exc
     if isinstance(value, dict) and "transform" in value:  # written by albumentations.save
         value = [value["transform"]]
     if not isinstance(value, list) or not value:

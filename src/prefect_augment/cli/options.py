@@ -107,12 +107,12 @@ def read_params(path: Path | None) -> dict[str, Any]:
     """Return the content of a parameters file; empty without one."""
     if path is None:
         return {}
-    import yaml
+    from prefect_augment.text import load_yaml
 
     try:
-        data = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as exc:
-        raise ParameterError(f"{path} is not readable YAML: {exc}") from exc
+        data = load_yaml(path.read_bytes())
+    except ValueError as exc:
+        raise ParameterError(f"{path} is not readable YAML: {exc}.") from exc
     if not isinstance(data, dict):
         raise ParameterError(f"{path} must hold a mapping such as 'balance: {{target: median}}'.")
     return data

@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from prefect_augment.errors import InputError
 from prefect_augment.registry import FORMATS
 from prefect_augment.sources.images.files import SPLIT_NAMES
 from prefect_augment.storage import Store
+from prefect_augment.text import load_yaml
 
 __all__ = ["Chosen", "choose_files"]
 
@@ -165,8 +164,8 @@ def _configs(card: bytes) -> list[dict[str, Any]]:
     """Return the front matter's configurations that name their files."""
     match = re.match(rb"(?:\xef\xbb\xbf)?---\r?\n(.*?)\r?\n---", card, re.DOTALL)
     try:
-        front = yaml.safe_load(match[1]) if match else None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError):
+        front = load_yaml(match[1]) if match else None
+    except ValueError:
         return []  # a page that is no dataset card
     configs = front.get("configs") if isinstance(front, dict) else None
     if not isinstance(configs, list):

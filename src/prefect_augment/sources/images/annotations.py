@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree as ET
 
-import yaml
-
 from prefect_augment.errors import InputError
 from prefect_augment.params import Source
 from prefect_augment.sources.images.files import (
@@ -25,6 +23,7 @@ from prefect_augment.sources.images.files import (
 )
 from prefect_augment.sources.images.metadata import metadata_labels
 from prefect_augment.sources.images.validation import BadImageError, header_of
+from prefect_augment.text import load_yaml
 
 __all__ = ["read_labels"]
 
@@ -391,8 +390,8 @@ def _yolo_names(members: Sequence[Member]) -> tuple[dict[int, str], set[str]]:
         if ending_of(name) not in (".yaml", ".yml"):
             continue
         try:
-            value = yaml.safe_load(member.data)
-        except (yaml.YAMLError, UnicodeDecodeError):
+            value = load_yaml(member.data)
+        except ValueError:
             continue
         names = value.get("names") if isinstance(value, dict) else None
         if isinstance(names, list):
