@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -37,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Set the environment before any test module imports Prefect, which reads it once."""
     home = tempfile.mkdtemp(prefix="prefect-augment-tests-")
     config.stash[_temporary_home] = home
+    config.pluginmanager.register(_SharedSetup())
     # A developer's own server, profile and credentials stay out of the tests.
     for name in [name for name in os.environ if name.startswith(("PREFECT_", "AWS_", "AZURE_"))]:
         del os.environ[name]
@@ -92,9 +94,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
-# --- make test stays fast ---
-
-CPU_LIMIT = 1.0  # seconds of a test, and of what is set up for it alone
+CPU_LIMIT = 1.0  # seconds of a test, and of what is set up for it alone, on a quiet machine
 
 _shared_setup = 0.0  # seconds that fixtures of the session took during one test's set-up
 
@@ -104,16 +104,19 @@ def _cpu_seconds() -> float:
     return sum(os.times()[:4])
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
-    """Count the seconds of fixtures that all tests share apart from those of the test that came first."""
-    global _shared_setup
-    before, counted = _cpu_seconds(), _shared_setup
-    try:
-        return (yield)
-    finally:
-        if fixturedef.scope == "session":
-            _shared_setup = counted + _cpu_seconds() - before
+class _SharedSetup:
+    """A plug-in of its own: fixtures of the session do not call the hooks of this folder."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Generator[None, object, object]:
+        """Count the seconds of fixtures that all tests share apart from those of the test that came first."""
+        global _shared_setup
+        before, counted = _cpu_seconds(), _shared_setup
+        try:
+            return (yield)
+        finally:
+            if fixturedef.scope == "session":
+                _shared_setup = counted + _cpu_seconds() - before
 
 
 def _limit_cpu(item: pytest.Item, step: str) -> Generator[None, object, object]:
@@ -124,12 +127,23 @@ def _limit_cpu(item: pytest.Item, step: str) -> Generator[None, object, object]:
     # The first test that imports a library is not slow for that.
     first_import = len(sys.modules) > n_modules + 20
     marked = any(item.get_closest_marker(name) for name in ("slow", "e2e", "faults"))
-    if seconds > CPU_LIMIT and not marked and not first_import:
+    if (
+        seconds > CPU_LIMIT
+        and not marked
+        and not first_import
+        and seconds / _slowness() > CPU_LIMIT
+    ):
         pytest.fail(
-            f"the {step} took {seconds:.1f} s of CPU time and a test of `make test` has {CPU_LIMIT:g}: "
-            "make it smaller, share its set-up, or mark it slow"
+            f"the {step} took {seconds:.1f} s of CPU time: make it smaller, share it, or mark it slow"
         )
     return result
+
+
+def _slowness() -> float:
+    """How much longer than 26 ms, the time of a quiet core in 2026, a loop takes on a core that others use too."""
+    before = time.process_time()
+    sum(i * i for i in range(500_000))
+    return max(1.0, (time.process_time() - before) / 0.026)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -220,8 +234,6 @@ def linear_model(monkeypatch: pytest.MonkeyPatch) -> PluginModel:
     return PluginModel(name="linear")
 
 
-# --- a small table of every common type, whose classes can be told apart ---
-
 COUNTS = {"ok": 260, "worn": 60, "cracked": 26, "lost": 2}
 
 
@@ -263,9 +275,6 @@ def source(make_table: Callable[..., pa.Table], tmp_path: Path) -> Source:
     return Source(uri=str(tmp_path / "in.parquet"), label="state")
 
 
-# --- a destination ---
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "out"))
@@ -290,16 +299,11 @@ def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]
     opened.fs.rm(opened.root, recursive=True) if opened.fs.exists(opened.root) else None
 
 
-# --- quick runs ---
-
-
 @pytest.fixture(scope="module")
 def quick_runs() -> Iterator[None]:
     """Soft labels by an ensemble of few members, and coarse charts: most of a small run's time.
 
-    For tests of what runs do around it. What the whole ensemble says and how charts look is tested where
-    they are made (`evaluation/classifiers/test_soft_label_ensemble.py`, `report/test_charts.py`); runs of the
-    command line and of the README are whole in `make e2e`.
+    For tests of what runs do around it; runs of the command line and of the README are whole in `make e2e`.
     """
     from prefect_augment.evaluation.classifiers import soft_label_ensemble as soft_labels
     from prefect_augment.figures import style as drawing
@@ -311,8 +315,6 @@ def quick_runs() -> Iterator[None]:
         patch.setattr(drawing, "DOTS_PER_INCH", (40,))
         yield
 
-
-# --- a browser ---
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

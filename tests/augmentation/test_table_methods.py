@@ -42,6 +42,7 @@ def run(
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.integers(1, 15), min_size=1, max_size=3),

@@ -23,13 +23,8 @@ REPLACED = {
 }
 RETIRED = {word for words in REPLACED.values() for word in words.split()}
 
-# Exception -> why the word is right there.
-ALLOWED = {
-    "FileNotFoundError": "Python's",
-    "ModuleNotFoundError": "Python's",
-    "PackageNotFoundError": "Python's",
-    "ObjectNotFound": "Prefect's",
-}
+# Python's, and Prefect's.
+ALLOWED = {"FileNotFoundError", "ModuleNotFoundError", "PackageNotFoundError", "ObjectNotFound"}
 
 # Text -> why.
 ALLOWED_TEXTS = {"not judged": "how version 0.1 stored `not tested`"}

@@ -173,6 +173,7 @@ def test_a_contractive_encoder_is_flatter_for_codes_of_the_same_spread() -> None
     assert slope(10.0) < 0.7 * slope(0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conv", [False, True])
 def test_the_contractive_estimate_is_the_exact_norm_of_an_encoder_of_images(conv: bool) -> None:
     torch.manual_seed(0)
