@@ -55,17 +55,16 @@ def nightly(folder: str):
     drawn = sample_classes(dataset, model, {"leak": 50})
     kept = filter_candidates(experiment, drawn)
     experiment = experiment.model_copy(update={"candidates": kept})
-    return publish_dataset(Release(experiment=experiment, models=(model.result(),)))
+    return publish_dataset(Release(experiment=experiment, models=(model.result(),))), kept
 
 
 if __name__ == "__main__":
-    commit = nightly(sys.argv[1])
+    commit, kept = nightly(sys.argv[1])
     dataset = prefect_augment.open_dataset(f"{sys.argv[1]}/balanced")
     origins = dataset.to_table("train", columns=["aug_origin"])["aug_origin"].to_pylist()
     print(json.dumps({
-        "package": prefect_augment.__file__,
-        "version": commit.version,
-        "synthetic": origins.count("synthetic"),
+        "package": prefect_augment.__file__, "version": commit.version, "synthetic": origins.count("synthetic"),
+        "kept": sum(shard.n_records for shard in kept.kept),
     }))
 """
 
@@ -98,4 +97,4 @@ def test_another_repository_composes_our_tasks(wheel: zipfile.ZipFile, tmp_path:
     result = json.loads(done.stdout.strip().splitlines()[-1])
     assert Path(result["package"]).is_relative_to(installed), "the wheel is what was tested"
     assert result["version"] == 1
-    assert result["synthetic"] > 0
+    assert result["synthetic"] == result["kept"] >= 50

@@ -29,7 +29,7 @@ from prefect_augment.loading.probabilities import (
     class_names,
     multipliers_of,
     prior_corrected,
-    rescaled,
+    reweighted,
 )
 from prefect_augment.schema import Recipe
 
@@ -161,7 +161,7 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
             return np.asarray(self.estimator_.predict(X))
         names = self._names(recipe)
         proba = self._as_trained(recipe, names, self.estimator_.predict_proba(X))
-        proba = rescaled(proba, names, multipliers_of(recipe, self.thresholds_of, names))
+        proba = reweighted(proba, names, multipliers_of(recipe, self.thresholds_of, names))
         return np.asarray(self.classes_[proba.argmax(axis=1)])
 
     @available_if(_gives_probabilities)  # type: ignore[untyped-decorator]
@@ -231,7 +231,7 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
             return proba
         # Trained without weights: correct here for what the loss would have corrected.
         factors = [recipe.prior_train[name] / (recipe.prior_true[name] or 1.0) for name in names]
-        return rescaled(proba, names, np.array(factors))
+        return reweighted(proba, names, np.array(factors))
 
     def _fit_drawn(self, X: Any, y: Any, weights: Any) -> None:
         """Train on as many records, drawn in proportion to their weights."""

@@ -15,7 +15,7 @@ from prefect_augment.loading.probabilities import (
     class_names,
     multipliers_of,
     prior_corrected,
-    rescaled,
+    reweighted,
 )
 from prefect_augment.schema import Manifest, Origin, Recipe, ShardInfo
 from prefect_augment.shards.base import check_digest
@@ -317,7 +317,7 @@ class Dataset:
         >>> prediction = model.classes_[proba.argmax(axis=1)]  # doctest: +SKIP
         """
         names = self._known(classes)
-        return rescaled(probabilities, names, multipliers_of(self.recipe, estimator, names))
+        return reweighted(probabilities, names, multipliers_of(self.recipe, estimator, names))
 
     def correct_prior(
         self,

@@ -12,7 +12,7 @@ from prefect_augment.evaluation.metrics.calibration import correct_prior, prior_
 from prefect_augment.schema import Recipe
 from prefect_augment.shards.base import label_names
 
-__all__ = ["class_names", "multipliers_of", "prior_corrected", "rescaled"]
+__all__ = ["class_names", "multipliers_of", "prior_corrected", "reweighted"]
 
 Float = NDArray[np.float64]
 
@@ -42,7 +42,7 @@ def multipliers_of(recipe: Recipe, estimator: str, names: Sequence[str]) -> Floa
     return np.array([tuned[estimator].get(name, 1.0) for name in names])
 
 
-def rescaled(probabilities: ArrayLike, names: Sequence[str], factors: Float) -> Float:
+def reweighted(probabilities: ArrayLike, names: Sequence[str], factors: Float) -> Float:
     """Return probabilities times a factor per class, rows summing to 1; ParameterError for other columns."""
     proba = np.asarray(probabilities, dtype=np.float64)
     if proba.ndim != 2 or proba.shape[1] != len(names):
@@ -75,5 +75,5 @@ def prior_corrected(
                 f"prior {what}; give a number of 0 or more for each of: {', '.join(map(repr, names))}."
             )
     if not recipe.prior_train:  # written by an older version
-        return rescaled(probabilities, names, np.ones(len(names)))
-    return rescaled(probabilities, names, prior_factors(names, shares, recipe.prior_train))
+        return reweighted(probabilities, names, np.ones(len(names)))
+    return reweighted(probabilities, names, prior_factors(names, shares, recipe.prior_train))

@@ -7,7 +7,7 @@ from functools import partial
 
 from prefect_augment.errors import IntegrityError, ParameterError
 from prefect_augment.report.card import refresh_card
-from prefect_augment.schema import ROLLED_BACK, Commit, Manifest
+from prefect_augment.schema import ROLLED_BACK, SCHEMA_VERSION, Commit, Manifest
 from prefect_augment.storage import (
     Store,
     commit_next,
@@ -62,6 +62,7 @@ def _again(target: Manifest, version: int, parent: Manifest | None) -> Manifest:
     notes = [other for other in target.notes if not other.startswith(ROLLED_BACK)]
     return target.model_copy(
         update={
+            "schema_version": SCHEMA_VERSION,  # fields are written under today's names
             "version": version,
             "parent": None if parent is None else parent.version,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
