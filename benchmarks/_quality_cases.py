@@ -376,6 +376,6 @@ def answer(w: World, fault: str) -> Answer:
         unsafe=tuple(k for k, c in enumerate(outcome.strata) if c.verdict == "unsafe"),
         faulty=faulty,
         failed={name: n for name, n in failed.items() if n},
-        n_compared=sum(c.verdict != "not judged" for c in outcome.strata),
+        n_compared=sum(c.verdict != "not tested" for c in outcome.strata),
         dropped=float((~outcome.passed[of]).mean()),
     )

@@ -26,6 +26,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,11 @@ def ours(width: int, *, batch: int, device: str, name: str, **params: Any) -> di
     model = Diffusion.build(DiffusionModel(width=width, **params), spec)
     context = FitContext(seed=0, steps=1_000_000, device=device, batch_size=batch)
     phase, where = model._phase(ImageData(images, y), context)
-    is_compiled = model.params.compile and compiled(phase.network, model._example(phase, 0), where)
+    is_compiled = False
+    if model.params.compile:
+        generator = loop.step_generator(0, "compile", 0, phase.device)
+        loss = partial(phase.loss, "velocity", phase.batch("velocity", generator))
+        is_compiled = compiled(phase.network, loss, where)
     with where.settings():
         run = loop._Run(phase, context.steps, 0, where, 0.05, 1.0)
         training, spread = images_per_second(run.take_step, batch, device)
@@ -111,7 +116,7 @@ def ours(width: int, *, batch: int, device: str, name: str, **params: Any) -> di
         "name": name,
         "parameters": count(phase.network),
         "precision": where.precision,
-        "compiled": bool(is_compiled),
+        "compiled": is_compiled,
         "training": training,
         "training_spread": spread,
         "sampling": sampling,

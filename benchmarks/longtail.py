@@ -32,11 +32,11 @@ from torch import Tensor, nn
 
 from prefect_augment.evaluation.classifiers.batch_transforms import ClassicRanges, classic_batch
 from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap
-from prefect_augment.evaluation.quality.prdc import density_coverage
+from prefect_augment.evaluation.quality.prdc import likeness
 from prefect_augment.genmodels.base import ImageData, ImageSpec
 from prefect_augment.params import Budget, DiffusionModel
-from prefect_augment.synthesis.effort import TRAINING_SHARE
 from prefect_augment.synthesis.train import fit_model
+from prefect_augment.synthesis.training_budget import TRAINING_SHARE
 
 BATCH = 128
 TRAIN_SHARE = 0.75  # of the minutes; the rest draws and filters
@@ -177,11 +177,11 @@ class LongTail:
         near[of_judged] = reference.near_copies(features[of_judged], y[of_judged])
         for k in compared:
             own = y == k
-            density, coverage = density_coverage(real[real_y == k], features[own])
+            alike = likeness(real[real_y == k], features[own])
             rows.append({
                 "class": self.classes[k], "real": int(self.counts[k]), "made": int(own.sum()),
-                "fidelity": float(np.mean(said[own] == k)), "density": density,
-                "coverage": coverage, "near_copies": float(near[own].mean()),
+                "fidelity": float(np.mean(said[own] == k)), "density": alike.density,
+                "coverage": alike.coverage, "near_copies": float(near[own].mean()),
             })  # fmt: skip
         return rows
 

@@ -90,13 +90,17 @@ def test_the_same_seed_makes_the_same_records(method: str) -> None:
     assert np.array_equal(more.X[5:], first.X), "another class draws for itself"
 
 
+def starts(X: Any, strata: Any, method: Any) -> Any:
+    return start_weights(
+        X, strata, {1: 1}, method=method, is_category=np.zeros(3, bool),
+        n_levels=np.zeros(3, np.int64), k_neighbors=5, max_memory_mib=1024,
+    )  # fmt: skip
+
+
 def test_borderline_starts_where_imbalanced_learn_finds_danger() -> None:
     X, strata = overlapping()
     X = X / X.std(axis=0)
-    weights, notes = start_weights(
-        X, strata, {1: 1}, method="borderline", is_category=np.zeros(3, bool),
-        n_levels=np.zeros(3, np.int64), k_neighbors=5, max_memory_mib=1024,
-    )  # fmt: skip
+    weights, notes = starts(X, strata, "borderline")
     theirs = BorderlineSMOTE(random_state=0)
     theirs.fit_resample(X, strata)
     danger = theirs._in_danger_noise(theirs.nn_m_, X[strata == 1], 1, strata, kind="danger")
@@ -110,10 +114,7 @@ def test_adasyn_starts_as_often_as_other_classes_are_near() -> None:
     """Brute force."""
     X, strata = overlapping()
     X = X / X.std(axis=0)
-    weights, _ = start_weights(
-        X, strata, {1: 1}, method="adasyn", is_category=np.zeros(3, bool),
-        n_levels=np.zeros(3, np.int64), k_neighbors=5, max_memory_mib=1024,
-    )  # fmt: skip
+    weights, _ = starts(X, strata, "adasyn")
     distances = np.linalg.norm(X[strata == 1][:, None] - X[None], axis=2)
     nearest = distances.argsort(axis=1)[:, 1:6]
     assert weights[strata == 1] == pytest.approx((strata[nearest] != 1).mean(axis=1))

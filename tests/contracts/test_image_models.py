@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.latent_models import assert_embeds_alone, encoding
 
 torch = pytest.importorskip("torch", reason="the extra 'torch'")
 
@@ -15,7 +16,6 @@ from prefect_augment.errors import AugmentError  # noqa: E402
 from prefect_augment.genmodels.base import (  # noqa: E402
     Arrays,
     Config,
-    Encodes,
     FitContext,
     GenerativeModel,
     ImageData,
@@ -256,23 +256,9 @@ def test_calibration_says_how_the_machine_trains_and_is_obeyed(kind: str) -> Non
     assert given.threads == 1
 
 
-def encoding(model: GenerativeModel) -> Any:
-    if not isinstance(model, Encodes):
-        pytest.skip("has no latent space")
-    return model
-
-
 @pytest.mark.slow
 def test_an_image_embeds_by_its_pixels_alone(model: GenerativeModel) -> None:
-    encodes, X = encoding(model), records().images
-    Z = encodes.embed(X)
-    assert Z.shape == (len(X), encodes.n_latent)
-    assert Z.dtype == np.float32
-    assert np.isfinite(Z).all()
-    order = np.random.default_rng(0).permutation(len(X))
-    np.testing.assert_allclose(encodes.embed(X[order]), Z[order], atol=1e-4)
-    np.testing.assert_allclose(encodes.embed(X[5:6]), Z[5:6], atol=1e-4)
-    assert encodes.embed(X[:0]).shape == (0, encodes.n_latent)
+    assert_embeds_alone(encoding(model), records().images)
 
 
 @pytest.mark.slow

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from support.latent_models import assert_embeds_alone, encoding
 
 from prefect_augment.errors import AugmentError
 from prefect_augment.genmodels.base import (
     Arrays,
     Calibrates,
     Config,
-    Encodes,
     FitContext,
     GenerativeModel,
     SamplesWithValues,
@@ -448,23 +448,9 @@ def test_a_model_trained_on_a_gpu_draws_on_the_cpu(kind: str) -> None:
     assert np.isnan(drawn[1][:, 5]).all()
 
 
-def encoding(model: GenerativeModel) -> Encodes:
-    if not isinstance(model, Encodes):
-        pytest.skip("has no latent space")
-    return model
-
-
 @pytest.mark.slow
 def test_a_record_embeds_by_its_columns_alone(model: GenerativeModel) -> None:
-    encodes, X = encoding(model), records().X
-    Z = encodes.embed(X)
-    assert Z.shape == (len(X), encodes.n_latent)
-    assert Z.dtype == np.float32
-    assert np.isfinite(Z).all()
-    order = np.random.default_rng(0).permutation(len(X))
-    np.testing.assert_allclose(encodes.embed(X[order]), Z[order], atol=1e-4)
-    np.testing.assert_allclose(encodes.embed(X[5:6]), Z[5:6], atol=1e-4)
-    assert encodes.embed(X[:0]).shape == (0, encodes.n_latent)
+    assert_embeds_alone(encoding(model), records().X)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The folders stay such that a newcomer finds things: few modules in each, none a slice of another."""
 
 import ast
+import importlib
 import tomllib
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -52,6 +53,17 @@ def test_no_small_module_is_a_slice_of_the_only_one_that_imports_it(
         and len(path.read_text().splitlines()) < LEAST_LINES
     }
     assert slices == set()
+
+
+@pytest.mark.slow
+def test_what_benchmarks_and_examples_import_is_there() -> None:
+    root, package = PACKAGE.parents[1], "prefect_augment"
+    for path in (*root.glob("benchmarks/*.py"), *root.glob("examples/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith(package):
+                for name in node.names:
+                    there = hasattr(importlib.import_module(str(node.module)), name.name)
+                    assert there, f"{path}:{node.lineno}: {name.name}"
 
 
 def test_every_folder_has_its_line_in_the_layers(modules: dict[str, Path]) -> None:

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from support.latents import Trained, fit, result, staged
 
-from prefect_augment.errors import ParameterError, SchemaError
+from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
 from prefect_augment.latents import base as base_module
 from prefect_augment.latents.inputs import select_classes, version_records
@@ -255,16 +255,6 @@ def test_a_model_without_a_latent_space_says_which_have_one(trained: Trained) ->
     trees = fit(store, dataset, TreesModel())
     with pytest.raises(ParameterError, match="'trees' has no latent space"):
         shift(trained._replace(model=trees))
-
-
-def test_a_label_named_like_the_strength_is_refused(
-    linear_model: PluginModel, make_table: Callable[..., pa.Table], tmp_path: Path
-) -> None:
-    table = make_table()
-    names = ["aug_strength" if name == "state" else name for name in table.column_names]
-    store, dataset = staged(table.rename_columns(names), tmp_path, label="aug_strength")
-    with pytest.raises(SchemaError, match="named 'aug_strength'"):
-        shift(Trained(store, dataset, fit(store, dataset, linear_model)))
 
 
 # --- what people see ---

@@ -39,6 +39,7 @@ from prefect_augment.maintenance.erase import erase
 from prefect_augment.maintenance.gc import collect_garbage
 from prefect_augment.params import (
     Anomalies,
+    AttributeShift,
     AutoModel,
     Classification,
     Interpolation,
@@ -177,14 +178,18 @@ def test_records_of_a_shard_are_read_some_at_a_time(
     np.testing.assert_allclose(again["score"], whole["score"])
 
 
+@pytest.mark.parametrize(
+    ("use", "column", "params"),
+    [("anomalies", "score", None), ("shifts", "aug_strength", AttributeShift(start="ok"))],
+)
 def test_a_label_named_like_a_column_of_the_result_is_refused(
-    linear_model: PluginModel, make_table: Callable[..., pa.Table], tmp_path: Path
+    use: Any, column: str, params: Any, linear_model: PluginModel, make_table: Any, tmp_path: Path
 ) -> None:
     table = make_table()
-    names = ["score" if name == "state" else name for name in table.column_names]
-    store, dataset = staged(table.rename_columns(names), tmp_path, label="score")
-    with pytest.raises(SchemaError, match="label column is named 'score'"):
-        Trained(store, dataset, fit(store, dataset, linear_model)).use("anomalies")
+    names = [column if name == "state" else name for name in table.column_names]
+    store, dataset = staged(table.rename_columns(names), tmp_path, label=column)
+    with pytest.raises(SchemaError, match=f"named '{column}'"):
+        Trained(store, dataset, fit(store, dataset, linear_model)).use(use, params)
 
 
 def test_a_folder_without_an_index_is_refused(trained: Trained) -> None:

@@ -192,7 +192,7 @@ def test_labels_of_other_types_are_found_by_their_names(values: list[Any]) -> No
     assert maker.codes(pa.table({"y": column})) == [0, 1]
 
 
-def test_bytes_and_a_policy_that_changes_pictures_exclude_one_another(
+def test_a_policy_with_bytes_or_without_its_mask_or_of_another_release_is_refused(
     tmp_path: Path, releases: ModuleType, messy_images: ModuleType
 ) -> None:
     pytest.importorskip("albumentations", reason="needs the extra 'images'")
@@ -201,6 +201,10 @@ def test_bytes_and_a_policy_that_changes_pictures_exclude_one_another(
     )
     with pytest.raises(ParameterError, match="decode=False gives their bytes"):
         dataset.to_torch(recipe=True, decode=False)
+    with pytest.raises(ParameterError, match="'mask' where they were"):
+        dataset.to_torch(columns=["image", "mask"], recipe=True)
+    with pytest.raises(ParameterError, match="'wild' is not one of this release's"):
+        with_recipe(dataset, classic_policy="wild").to_torch(recipe=True)
 
 
 def test_shuffling_mixes_groups_of_the_whole_split(table: Dataset) -> None:
@@ -539,19 +543,6 @@ def test_progress_and_epochs_are_checked(table: Dataset) -> None:
 def test_an_unknown_column_is_named(table: Dataset) -> None:
     with pytest.raises(SchemaError, match="no column 'nope'"):
         table.to_torch(columns=["nope"])
-
-
-def test_a_policy_without_its_mask_or_of_another_release_is_refused(
-    tmp_path: Path, releases: ModuleType, messy_images: ModuleType
-) -> None:
-    pytest.importorskip("albumentations", reason="needs the extra 'images'")
-    dataset = publish_images(
-        tmp_path, releases, messy_images, classic_policy="safe", classic_prob=0.5
-    )
-    with pytest.raises(ParameterError, match="'mask' where they were"):
-        dataset.to_torch(columns=["image", "mask"], recipe=True)
-    with pytest.raises(ParameterError, match="'wild' is not one of this release's"):
-        with_recipe(dataset, classic_policy="wild").to_torch(recipe=True)
 
 
 def test_a_damaged_shard_is_found_before_training_where_asked(table: Dataset) -> None:

@@ -3,11 +3,13 @@
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from prefect_augment.genmodels.base import (
     Arrays,
     Config,
+    Encodes,
     FitContext,
     ImageData,
     ImageSpec,
@@ -105,3 +107,22 @@ class LinearModel:
     def from_state(cls, config: Config, arrays: Arrays, *, device: str = "cpu") -> Self:
         spec = (ImageSpec if config["image"] else TableSpec).from_config(config["spec"])
         return cls(spec, arrays)
+
+
+def encoding(model: Any) -> Any:
+    """The model, if it has a latent space."""
+    if not isinstance(model, Encodes):
+        pytest.skip("has no latent space")
+    return model
+
+
+def assert_embeds_alone(encodes: Any, X: Any) -> None:
+    """A record's vector is the same whatever stands beside it."""
+    Z = encodes.embed(X)
+    assert Z.shape == (len(X), encodes.n_latent)
+    assert Z.dtype == np.float32
+    assert np.isfinite(Z).all()
+    order = np.random.default_rng(0).permutation(len(X))
+    np.testing.assert_allclose(encodes.embed(X[order]), Z[order], atol=1e-4)
+    np.testing.assert_allclose(encodes.embed(X[5:6]), Z[5:6], atol=1e-4)
+    assert encodes.embed(X[:0]).shape == (0, encodes.n_latent)

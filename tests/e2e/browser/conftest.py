@@ -5,6 +5,7 @@ makes are random. The names of the form's fields are read from the deployment, s
 in `params.py` does not break a test.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ def working(deployed: Any, module_worker: Any) -> Any:
 def ui(working: Any, browser: Any, screenshots: Path) -> "Iterator[Ui]":
     """A fresh page of the UI; nothing that is not on loopback is asked for."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(120_000)  # on a busy machine
     # The UI itself asks its vendor's host for settings, whatever it is told.
     page.route("**/*", lambda route: route.continue_() if _local(route) else route.abort())
     yield Ui(page, working, screenshots)
@@ -90,8 +91,7 @@ class Ui:
 
     def open_form(self, name: str = REBALANCE) -> "Form":
         """Go from a deployment's page to its form, as a person does."""
-        self.page.get_by_role("button", name="Run", exact=True).first.click()
-        self.page.get_by_role("menuitem", name="Custom run").click()
+        self._choose(self.page.get_by_role("button", name="Run", exact=True).first, "Custom run")
         return self._form(name)
 
     def open_filled_form(self, parameters: dict[str, Any], name: str = REBALANCE) -> "Form":
@@ -139,8 +139,19 @@ class Ui:
 
     def menu(self, item: str) -> None:
         """Choose from the menu of the run's page."""
-        self.page.get_by_role("button", name="Open menu").first.click()
-        self.page.get_by_role("menuitem", name=item).click()
+        self._choose(self.page.get_by_role("button", name="Open menu").first, item)
+
+    def _choose(self, button: Any, item: str) -> None:
+        """Choose from a button's menu; a click while the page still redraws itself is lost."""
+        from playwright.sync_api import TimeoutError as NotShownError
+
+        for _ in range(20):
+            button.click()
+            with contextlib.suppress(NotShownError):
+                self.page.get_by_role("menuitem", name=item).click(timeout=6_000)
+                return
+            self.page.keyboard.press("Escape")
+        raise AssertionError(f"the menu has no {item!r}")
 
     def cancel_run(self) -> None:
         """Cancel the run whose page is open."""

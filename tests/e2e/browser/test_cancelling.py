@@ -18,8 +18,7 @@ from prefect_augment.errors import IntegrityError
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.storage import open_store, read_manifest
 
-# A browser on a busy machine misses a click now and then: run once more, and counted.
-pytestmark = [pytest.mark.e2e, pytest.mark.flaky(reruns=1)]
+pytestmark = pytest.mark.e2e
 
 PARAMETERS: dict[str, Any] = {
     "model": {"kind": "diffusion", "width": 16, "sampler_steps": 10, "guidance": 2.0},

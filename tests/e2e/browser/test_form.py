@@ -11,8 +11,7 @@ import pytest
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.storage import open_store, read_manifest
 
-# A browser on a busy machine misses a click now and then: run once more, and counted.
-pytestmark = [pytest.mark.e2e, pytest.mark.flaky(reruns=1)]
+pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
