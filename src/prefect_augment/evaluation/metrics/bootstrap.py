@@ -45,54 +45,106 @@ class Bootstrap:
 
     strategies: tuple[str, ...]
     classes: Int  # (n_present,) codes of the compared classes that have records
-    recall: Float  # (n_strategies, n_present) plain estimates, mean over seeds
-    draws: Float  # (n_bootstrap, n_strategies, n_present)
+    by_seed: Float  # (n_seeds, n_strategies, n_present) plain estimates
+    draws: (
+        Float  # (n_bootstrap, n_strategies, n_present) of the mean over seeds, records drawn anew
+    )
     n_units: Int  # (n_present,) records of each class, or groups that hold any
+    units: "_Units"
+
+    @property
+    def recall(self) -> Float:
+        """Plain estimates, mean over seeds, shape (n_strategies, n_present)."""
+        return np.asarray(self.by_seed.mean(axis=0))
 
     def balanced_accuracy(self, strategy: str) -> Interval:
         """Mean recall of a strategy with its 95 % interval."""
-        a = self.strategies.index(strategy)
-        estimate, draws = self.recall[a].mean(), self.draws[:, a].mean(axis=1)
-        return percentiles(estimate, self._centred(estimate, draws))
+        weights = self._weights({strategy: 1 / len(self.classes)})
+        return self._interval(weights, self._centred(weights))
 
     def difference(self, strategy: str, against: str) -> Interval:
         """Balanced accuracy of ``strategy`` minus that of ``against``, paired by record and seed."""
-        a, b = self.strategies.index(strategy), self.strategies.index(against)
-        estimate = (self.recall[a] - self.recall[b]).mean()
-        draws = (self.draws[:, a] - self.draws[:, b]).mean(axis=1)
-        return percentiles(estimate, self._centred(estimate, draws))
-
-    def _centred(self, estimate: float, draws: Float) -> Float:
-        """Remove the imaginary records' pull from a mean over many classes, but for a few classes' part.
-
-        They pull every class towards no difference. For few classes that is cautious. In a mean
-        over many the pull stays while the spread shrinks, and with some tens of small classes the
-        interval would miss the truth. The spread that they add is kept.
-        """
-        pull = float(draws.mean()) - estimate
-        return draws - max(0.0, 1.0 - FEW_CLASSES / len(self.classes)) * pull
+        share = 1 / len(self.classes)
+        weights = self._weights({strategy: share}) + self._weights({against: -share})
+        return self._interval(weights, self._centred(weights))
 
     def worst_recall_difference(self, strategy: str, against: str) -> Interval:
         """Lowest recall over the classes of ``strategy`` minus that of ``against``."""
         a, b = self.strategies.index(strategy), self.strategies.index(against)
-        estimate = self.recall[a].min() - self.recall[b].min()
-        return percentiles(estimate, self.draws[:, a].min(axis=1) - self.draws[:, b].min(axis=1))
+        worst_a, worst_b = self.recall[a].argmin(), self.recall[b].argmin()
+        weights = self._weights({strategy: 1}, worst_a) + self._weights({against: -1}, worst_b)
+        return self._interval(weights, self.draws[:, a].min(axis=1) - self.draws[:, b].min(axis=1))
 
     def class_recall(self, strategy: str) -> dict[int, Interval]:
         """Recall of each class code with its own 95 % interval, not corrected for their number."""
         a = self.strategies.index(strategy)
         return {
-            int(k): percentiles(self.recall[a, j], self.draws[:, a, j])
+            int(k): self._interval(self._weights({strategy: 1}, j), self.draws[:, a, j])
             for j, k in enumerate(self.classes)
         }
 
     def class_difference(self, strategy: str, against: str) -> dict[int, Interval]:
         """Difference in recall per class code; together the intervals hold at 95 % (max-T)."""
         a, b = self.strategies.index(strategy), self.strategies.index(against)
-        intervals = simultaneous(
-            self.recall[a] - self.recall[b], self.draws[:, a] - self.draws[:, b], self.n_units
-        )
+        draws = self.draws[:, a] - self.draws[:, b]
+        wider = [
+            self._wider(
+                self._weights({strategy: 1}, j) + self._weights({against: -1}, j), draws[:, j]
+            )
+            for j in range(len(self.classes))
+        ]
+        centre = draws.mean(axis=0)
+        draws = centre + wider * (draws - centre)
+        intervals = simultaneous(self.recall[a] - self.recall[b], draws, self.n_units)
         return {int(k): i for k, i in zip(self.classes, intervals, strict=True)}
+
+    def _weights(self, of: Mapping[str, float], only: Any = slice(None)) -> Float:
+        """Weights of a sum of recalls, shape (n_strategies, n_present); of one class with ``only``."""
+        weights = np.zeros((len(self.strategies), len(self.classes)))
+        for strategy, weight in of.items():
+            weights[self.strategies.index(strategy), only] = weight
+        return weights
+
+    def _centred(self, weights: Float) -> Float:
+        """Draws of a mean over classes, without the imaginary records' pull but for a few classes' part.
+
+        They pull every class towards no difference. For few classes that is cautious. In a mean
+        over many the pull stays while the spread shrinks, and with some tens of small classes the
+        interval would miss the truth. The spread that they add is kept.
+        """
+        draws = np.tensordot(self.draws, weights, 2)
+        pull = float(draws.mean() - (self.recall * weights).sum())
+        return np.asarray(draws - max(0.0, 1.0 - FEW_CLASSES / len(self.classes)) * pull)
+
+    def _interval(self, weights: Float, draws: Float) -> Interval:
+        """Percentiles of the records' draws, as much wider as the training seeds make them."""
+        centre = draws.mean()
+        wider = centre + self._wider(weights, draws) * (draws - centre)
+        return percentiles(float((self.recall * weights).sum()), wider)
+
+    def _wider(self, weights: Float, draws: Float) -> float:
+        """How many times wider than by records alone the interval of a sum of recalls is.
+
+        Records and seeds are crossed: each seed's estimator is tested on the same records. The
+        spread between seeds has two parts, the seeds' own and chance in single records, which the
+        draws of the mean over seeds hold already. The first is the ANOVA component (Searle et al.
+        1992, section 4.3); few seeds tell little of it, hence Student's t with the degrees of
+        freedom of Satterthwaite (1946). Drawing seeds beside records counts the second part twice
+        (Owen 2007, "The pigeonhole bootstrap").
+        """
+        per_seed = np.tensordot(self.by_seed, weights, 2)
+        n_seeds, records = len(per_seed), float(draws.var())
+        if n_seeds == 1 or records == 0:
+            return 1.0
+        between = float(per_seed.var(ddof=1))
+        seeds = max(0.0, between - self.units.interaction(weights, n_seeds)) / n_seeds
+        if seeds == 0:
+            return 1.0
+        total = records + seeds
+        freedom = total**2 / (
+            records**2 / max(1, self.n_units.sum() - 1) + (between / n_seeds) ** 2 / (n_seeds - 1)
+        )
+        return float(np.sqrt(total / records) * stdtrit(freedom, 0.975) / ndtri(0.975))
 
 
 def simultaneous(
@@ -136,7 +188,7 @@ def paired_bootstrap(
     n_bootstrap: int = 2000,
     seed: int = 0,
 ) -> Bootstrap:
-    """Bootstrap of all strategies' recalls over groups (or records) and seeds, with the same draws for all.
+    """Bootstrap of all strategies' recalls over groups (or records), with the same draws for all.
 
     ``hits`` are the shares of estimators that are right about a record under a seed.
     EmptyClassError if no record belongs to a compared class; ParameterError if the strategies'
@@ -148,7 +200,7 @@ def paired_bootstrap(
     spread at all, so each class also gets ``PRIOR_RECORDS`` (two) imaginary records, spread over
     all ways in which the strategies can be right or wrong: with three records in a class, nothing
     is shown (Agresti & Min 2005, "Simple improved confidence intervals for comparing matched
-    proportions"). For seeds see :func:`.seed_weights`.
+    proportions"). Training seeds are a crossed effect: :meth:`Bootstrap.difference`.
     """
     strategies = tuple(hits)
     shapes = {hits[strategy].shape for strategy in strategies}
@@ -178,9 +230,9 @@ def paired_bootstrap(
         draws = _draw_recalls(units, len(classes), len(strategies), n_seeds, n_bootstrap, rng)
     n_k = np.bincount(y_dense)
     recall = np.stack([np.bincount(y_dense, weights=column) / n_k for column in flat.T])
-    by_strategy = recall.reshape(len(strategies), n_seeds, len(classes)).mean(axis=1)
+    by_seed = recall.reshape(len(strategies), n_seeds, len(classes)).swapaxes(0, 1)
     n_units = np.bincount(units.klass, weights=units.size[units.unit], minlength=len(classes))
-    return Bootstrap(strategies, classes, by_strategy, draws, n_units.astype(np.int64))
+    return Bootstrap(strategies, classes, by_seed, draws, n_units.astype(np.int64), units)
 
 
 @dataclass(frozen=True)
@@ -191,7 +243,33 @@ class _Units:
     unit: Int  # (n_entries,) an entry is one unit's records of one class
     klass: Int  # (n_entries,)
     n: Float  # (n_entries,) records
-    hits: Float  # (n_entries, n_columns) sums of hits
+    hits: Float  # (n_entries, n_strategies * n_seeds) sums of hits
+
+    def interaction(self, weights: Float, n_seeds: int) -> float:
+        """Variance that chance in single units gives a sum of recalls of one seed.
+
+        ``weights`` (n_strategies, n_classes). Residuals of units and seeds, by class where a unit
+        has one class.
+        """
+        n_k = np.bincount(self.klass, weights=self.n * self.size[self.unit])
+        by_strategy = self.hits.reshape(len(self.hits), len(weights), n_seeds)
+        parts = np.einsum("eas,ea->es", by_strategy, (weights / n_k).T[self.klass])
+        n_units = len(self.size)
+        values = np.stack(
+            [np.bincount(self.unit, weights=part, minlength=n_units) for part in parts.T], axis=1
+        )  # (n_units, n_seeds)
+        stratum = np.full(n_units, weights.shape[1])
+        stratum[self.unit] = self.klass
+        stratum[np.bincount(self.unit, minlength=n_units) > 1] = weights.shape[1]
+        variance = 0.0
+        for g in np.unique(stratum):
+            rows = stratum == g
+            size, of_units = self.size[rows], values[rows]
+            n = size.sum()
+            residuals = of_units - of_units.mean(axis=1, keepdims=True)
+            residuals -= np.average(residuals, axis=0, weights=size)
+            variance += n / max(1.0, n - 1) * float(size @ (residuals**2).sum(axis=1))
+        return variance / (n_seeds - 1)
 
 
 def _units_of_records(y: Int, flat: Float) -> _Units:
@@ -233,7 +311,6 @@ def _draw_recalls(
     for start in range(0, n_bootstrap, chunk):
         n_draws = min(chunk, n_bootstrap - start)
         weight = rng.standard_gamma(units.size, size=(n_draws, len(units.size)))
-        seed_weight = seed_weights(n_seeds, n_draws, rng)
         for k, entries in enumerate(of_class):
             w = weight[:, units.unit[entries]]
             right = (w @ units.hits[entries]).reshape(n_draws, n_strategies, n_seeds)
@@ -242,7 +319,7 @@ def _draw_recalls(
             per_unit = np.average(units.n[entries], weights=units.size[units.unit[entries]])
             shape = np.full(len(cells), PRIOR_RECORDS / len(cells))
             prior = per_unit * rng.standard_gamma(shape, size=(n_draws, len(cells)))
-            right_mean = (right * seed_weight[:, None, :]).sum(axis=2) + prior @ cells
+            right_mean = right.mean(axis=2) + prior @ cells
             share = right_mean / (total + prior.sum(axis=1))[:, None]
             draws[start : start + n_draws, :, k] = share.clip(0.0, 1.0)
     return draws
