@@ -29,7 +29,12 @@ from prefect_augment.report.run_summary import summarise, with_external
 from prefect_augment.schema import Experiment, Findings, Release, RunResult
 from prefect_augment.tasks._events import emit_refused
 from prefect_augment.tasks._runtime import conclude, open_root, run, run_log
-from prefect_augment.tasks.compare import choose_strategy, confirm_choice, filter_candidates
+from prefect_augment.tasks.compare import (
+    choose_strategy,
+    confirm_choice,
+    filter_candidates,
+    score_strategy,
+)
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.publish import write_report
@@ -100,7 +105,10 @@ def evaluate(
         best = run(choose_strategy, search.scores)
         choice = best.model_copy(update={"chosen": EXTERNAL, "model": EXTERNAL})
         confirms = baselines.model_copy(update={"candidates": filtered}).with_seeds(search.n_seeds)
-        verdict = run(confirm_choice, confirms, choice, search.scores, workers=compute.workers)
+        tuned = run(score_strategy, experiment, EXTERNAL, 0)
+        verdict = run(
+            confirm_choice, confirms, choice, [*search.scores, tuned], workers=compute.workers
+        )
         # Of the records that the verdict has read the hold-out for.
         privacy = stored_privacy(store, dataset, filtered)
         release = Release(

@@ -129,7 +129,7 @@ def _plan(source: Source, destination: Destination, params: RunParams) -> Experi
 def _release(experiment: Experiment, comparison: Comparison) -> Release:
     """Write the winner down as a recipe, with the evidence for it."""
     verdict = comparison.verdict
-    logger.info("Verdict: %s. %s", verdict.decision, " ".join(verdict.reasons))
+    logger.info("%s", " ".join((*verdict.answers, *verdict.reasons)))
     recipe = make_recipe(experiment, comparison.strategy, comparison.scores)
     publish, store = experiment.params.publish, open_root(experiment.dataset)
     return Release(

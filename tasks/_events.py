@@ -56,6 +56,7 @@ def emit_published(store: Store, commit: Commit) -> None:
         "n_records": totals,
         "counts": manifest.class_counts if few else {},
         "verdict": manifest.verdict.decision if manifest.verdict else "not compared",
+        "answers": list(manifest.verdict.answers) if manifest.verdict else [],
         "reasons": list(manifest.verdict.reasons) if manifest.verdict else [],
         "recipe": manifest.recipe.strategy.name,
         "sentence": manifest.recipe.sentence,
@@ -70,6 +71,7 @@ def emit_refused(uri: str, verdict: Verdict, report: ReportRef) -> None:
     payload = {
         "uri": uri,
         "verdict": verdict.decision,
+        "answers": list(verdict.answers),
         "reasons": list(verdict.reasons),
         "strategy": verdict.chosen,
         "report": f"{report.root}/{report.prefix}/report.html",

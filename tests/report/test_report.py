@@ -557,7 +557,7 @@ def test_pictures_are_drawn_of_what_there_is(missing: dict[str, Any], pictures: 
 def test_a_refused_run_says_that_nothing_was_published() -> None:
     data = full_report(status="refused", verdict=verdict(decision="reject"))
     text = text_of(data)
-    assert "Reject" in text
+    assert "Loss shown" in text
     assert "so nothing was published" in text
     assert "How to read it" not in text
     assert "**Published.**" not in markdown_summary(data)
@@ -573,8 +573,8 @@ def test_no_gain_is_said_where_the_strategies_are_one_and_the_same() -> None:
         decision="inconclusive", chosen="as is", baseline="as is", published="as is", differences=()
     )
     data = full_report(verdict=same)
-    assert "There was no gain to show" in text_of(data)
-    assert "no gain to show" in markdown_summary(data)
+    assert "No gain shown" in text_of(data)
+    assert "Verdict: no gain shown" in markdown_summary(data)
 
 
 def test_undefined_figures_are_dashes_not_nan() -> None:
@@ -623,7 +623,7 @@ def test_weights_alone_are_shown_as_what_they_make_of_each_class() -> None:
 
 def test_summary_says_verdict_classes_strategies_and_recipe() -> None:
     text = markdown_summary(full_report())
-    assert text.startswith("## Verdict: accept\n")
+    assert text.startswith("## Verdict: gain shown\n")
     assert "| normal | 4,200 | 4,210 | 90.0 (88.0 to 92.0) | 93.0 (91.0 to 95.0) |" in text
     assert "| SMOTE + trees | 78.7 |" in text
     assert "Differences below 2.0 points cannot be told from chance" in text

@@ -88,9 +88,9 @@ def show_demo(
         verdict, place = result.verdict, escape(places[name])
         assert verdict is not None
         word = "published" if result.status == "published" else "there already"
-        colour, reason = COLOURS[verdict.decision], escape(verdict.reasons[0])
+        colour = COLOURS[verdict.decision]
         lines = (
-            f"- [bold]{name}[/]: version {result.version} {word}. [{colour}]{verdict.decision}[/]: {reason}",
+            f"- [bold]{name}[/]: version {result.version} {word}. [{colour}]{escape(verdict.headline)}[/]",
             f"  Look at it: {escape(result.report)}",
             f"  and with: prefect-augment inspect {place}",
         )
@@ -319,8 +319,9 @@ def _show_verdict(console: Console, verdict: Verdict | None) -> None:
             _interval(difference.interval, sign=True),
         )
     console.print(table)
-    colour = COLOURS[verdict.decision]
-    console.print(f"[bold {colour}]{verdict.decision}[/]: {escape(' '.join(verdict.reasons))}")
+    console.print(f"[bold {COLOURS[verdict.decision]}]{escape(verdict.headline)}[/]")
+    for sentence in (*verdict.answers[1:], *verdict.reasons):
+        console.print(escape(sentence))
 
 
 def _interval(interval: Interval, *, sign: bool = False) -> str:

@@ -16,13 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import Labelled, Matrix, Records
-from prefect_augment.evaluation.metrics.decision import StrategyPredictions, decide, inconclusive
+from prefect_augment.evaluation.metrics.decision import decide, inconclusive
+from prefect_augment.evaluation.metrics.out_of_fold import OutOfFold
+from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.privacy.holdout_leaks import holdout_leaks
 from prefect_augment.experiment.diagnostics import Copies, Holdout, corrupted_copies, diagnose
 from prefect_augment.experiment.evaluator import Evaluator, Synthetic, kept_synthetic
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.privacy import measure_external
+from prefect_augment.experiment.score import read_hits
 from prefect_augment.params import RunParams
 from prefect_augment.plan.strategies import as_trained
 from prefect_augment.schema import (
@@ -108,14 +111,16 @@ def _confirm(
         chosen=choice.chosen.name,
         baseline=choice.baseline.name,
         as_is=choice.as_is.name,
-        model=shown.name if shown else None,
+        model=choice.model.name if choice.model else None,
         on_no_gain=evaluation.on_no_gain,
+        require=experiment.params.publish.require,
         max_recall_loss=evaluation.max_recall_loss,
         n_bootstrap=evaluation.n_bootstrap,
         seed=run_seed,
         groups=records.groups,
         twins=np.isin(records.content, data.content),
         not_compared={c.label: c.note for c in evaluator.plan.classes if not c.compared and c.note},
+        out_of_fold=_out_of_fold(evaluator, scores, store),
     )
     leaks = _leaks(data, records)
     for leak in leaks:
@@ -160,6 +165,33 @@ def without_comparison(plan: BalancePlan) -> tuple[Strategy, Verdict]:
         not_compared=not_compared,
     )
     return strategy, verdict
+
+
+def _out_of_fold(
+    evaluator: Evaluator, scores: Sequence[StrategyScore], store: Store
+) -> OutOfFold | None:
+    """What the search's predictions of validation records, or of all by folds, say; None without them."""
+    data, evaluation = evaluator.records, evaluator.experiment.params.evaluation
+    by_strategy: dict[str, list[NDArray[np.float64]]] = {}
+    # Whoever made external records may have seen these.
+    own = [s for s in scores if s.path and s.strategy.family != "external"]
+    for score in sorted(own, key=lambda s: s.seed):
+        by_strategy.setdefault(score.strategy.name, []).append(read_hits(score, store))
+    if not by_strategy:
+        return None
+    every = np.concatenate(list(by_strategy.values()))
+    rows = np.flatnonzero(~np.isnan(every).any(axis=0))
+    n_folds = max(1, len(own[0].folds))
+    return OutOfFold(
+        data.y[rows],
+        {name: np.stack(hits)[:, rows] for name, hits in by_strategy.items()},
+        n_folds=n_folds,
+        test_share=len(rows) / n_folds / max(1, int(data.compared[data.y].sum())),
+        models=frozenset(s.strategy.name for s in own if s.strategy.has_model),
+        groups=None if data.groups is None else data.groups[rows],
+        n_bootstrap=evaluation.n_bootstrap,
+        seed=evaluator.experiment.params.seed,
+    )
 
 
 Requested = Mapping[str, dict[str, NDArray[np.float64]]]  # strategy -> estimator -> multipliers
@@ -207,7 +239,12 @@ def _predict_strategies(
     ).items():
         corrupted |= hits
         for name in names_of[trained]:
-            predictions[name] = StrategyPredictions(strategies[name], proba, multipliers[name])
+            predictions[name] = StrategyPredictions(
+                strategies[name],
+                proba,
+                multipliers[name],
+                is_fixed=reading.evaluator.is_fixed(trained),
+            )
     return predictions, corrupted
 
 
@@ -301,6 +338,13 @@ def _multipliers(
 LEAKS = ("leak", "gap")
 
 
+def _helps(verdict: Verdict) -> bool:
+    """Whether what was tried is published: synthetic records, or where there are none any gain."""
+    if verdict.synthetic == "not tried":
+        return verdict.decision == "accept"
+    return verdict.published == verdict.chosen and verdict.synthetic in ("proven", "preferred")
+
+
 def refusal_reason(
     params: RunParams, verdict: Verdict | None, privacy: Privacy | None, *, goes_out: bool
 ) -> str:
@@ -308,10 +352,9 @@ def refusal_reason(
 
     ``goes_out``: the synthetic records are to be published, or are themselves what is evaluated.
     """
-    fails = params.evaluation.on_no_gain == "fail"
-    if fails and verdict is not None and verdict.decision != "accept":
-        reasons = " ".join(verdict.reasons)
-        return f"the verdict is {verdict.decision} and evaluation.on_no_gain is 'fail'. {reasons}"
+    if params.evaluation.on_no_gain == "fail" and verdict is not None and not _helps(verdict):
+        answers = " ".join((*verdict.answers, *verdict.reasons))
+        return f"synthetic records did not help, and evaluation.on_no_gain is 'fail'. {answers}"
     fails = params.quality.on_leak == "fail" and goes_out
     if fails and privacy is not None and privacy.finding in LEAKS:
         return f"the synthetic records leak and quality.on_leak is 'fail'. {privacy.sentence}"

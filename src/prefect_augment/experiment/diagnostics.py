@@ -27,7 +27,7 @@ from prefect_augment.evaluation.metrics.corruptions import (
     Corruption,
     Scale,
 )
-from prefect_augment.evaluation.metrics.decision import StrategyPredictions
+from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
 from prefect_augment.evaluation.metrics.robustness import robustness, rows_to_corrupt
 from prefect_augment.evaluation.metrics.scores import predict_classes
 from prefect_augment.evaluation.metrics.slices import slices
@@ -174,16 +174,14 @@ def _slices(
 ) -> SliceResult:
     data, params = holdout.records, evaluator.experiment.params
     as_is = next(name for name, p in predictions.items() if p.strategy.family == "as_is")
-    # Where the data are published as they are, show what the chosen strategy would have done.
-    after = verdict.published if verdict.published != as_is else verdict.chosen
     return slices(
         data.y,
-        {name: predictions[name].hits(data.y) for name in {as_is, after}},
+        {name: predictions[name].hits(data.y) for name in {as_is, verdict.shown}},
         holdout.by,
         classes=data.classes,
         compared=evaluator.records.compared,
         before=as_is,
-        after=after,
+        after=verdict.shown,
         groups=data.groups,
         n_bootstrap=params.evaluation.n_bootstrap,
         seed=params.seed,

@@ -1,7 +1,9 @@
 """Score every strategy with the same estimators and steps on validation records; then choose."""
 
+import io
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +26,7 @@ from prefect_augment.schema import (
 )
 from prefect_augment.storage import Stage, Store
 
-__all__ = ["choose", "out_of_fold", "published_strategy", "score", "score_predicted"]
+__all__ = ["choose", "out_of_fold", "published_strategy", "read_hits", "score", "score_predicted"]
 
 Predictions = dict[str, NDArray[np.float64]]  # estimator -> probabilities, shape (n, n_classes)
 
@@ -38,13 +40,13 @@ def score(experiment: Experiment, strategy: Strategy, seed: int, store: Store) -
     """
     own = experiment.params.seed * 1000 + seed
     stage = Stage(store, "score", experiment.key("score", strategy, seed=own))
-    return stage.run(StrategyScore, lambda: _score(experiment, strategy, seed, own, store))
+    return stage.run(StrategyScore, lambda: _score(experiment, strategy, seed, own, stage))
 
 
 def _score(
-    experiment: Experiment, strategy: Strategy, seed: int, own: int, store: Store
+    experiment: Experiment, strategy: Strategy, seed: int, own: int, stage: Stage
 ) -> StrategyScore:
-    started = time.monotonic()
+    started, store = time.monotonic(), stage.store
     evaluator = open_evaluator(store, experiment)
     folds = evaluator.folds(seed=own, has_candidates=experiment.candidates is not None)
     if seed and evaluator.is_fixed(strategy) and folds.min() < 0:
@@ -52,14 +54,41 @@ def _score(
         return score(experiment, strategy, 0, store).model_copy(update={"seed": seed})
     amounts = AMOUNTS if strategy.amount == 0 else (strategy.amount,)
     strategies = [strategy.model_copy(update={"amount": amount}) for amount in amounts]
-    candidates = kept_synthetic(evaluator, store) if strategy.has_model else None
-    predicted = out_of_fold(evaluator, strategies, folds, candidates=candidates, seed=own)
+    candidates, draw = None, None
+    if strategy.family == "external":
+        # Whoever made them may have seen these records: the scores choose nothing, the thresholds serve.
+        external = kept_synthetic(evaluator, store, with_dropped=True)
+        assert external is not None
+        draw = partial(_the_same, external)
+    elif strategy.has_model:
+        candidates = kept_synthetic(evaluator, store)
+    predicted = out_of_fold(
+        evaluator, strategies, folds, candidates=candidates, seed=own, draw=draw
+    )
     scored = [
         score_predicted(evaluator.records, a, p, folds, seed=seed)
         for a, p in zip(strategies, predicted, strict=True)
     ]
-    best = max(scored, key=lambda s: s.score)
-    return best.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
+    best, hits = max(scored, key=lambda s: s[0].score)
+    path = f"{stage.prefix}/hits.npy"
+    store.put(path, _as_bytes(hits))
+    return best.model_copy(update={"seconds": round(time.monotonic() - started, 3), "path": path})
+
+
+def read_hits(score: StrategyScore, store: Store) -> NDArray[np.float64]:
+    """Share of estimators that were right about each record, out of fold; NaN for the others, (n_records,)."""
+    loaded = np.load(io.BytesIO(store.read(score.path)), allow_pickle=False)
+    return np.asarray(loaded, dtype=np.float64)
+
+
+def _as_bytes(values: NDArray[np.float64]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values.astype(np.float32), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _the_same(synthetic: Synthetic, rows: NDArray[np.int64], seed: int) -> Synthetic:
+    return synthetic
 
 
 def choose(scores: Sequence[StrategyScore], *, prefer_model: bool = False) -> Choice:
@@ -143,13 +172,18 @@ def score_predicted(
     folds: NDArray[np.int64],
     *,
     seed: int,
-) -> StrategyScore:
-    """Score one strategy's predictions over the compared classes, on all folds together and on each."""
+) -> tuple[StrategyScore, NDArray[np.float64]]:
+    """Score one strategy's predictions over the compared classes, on all folds together and on each.
+
+    Also returns the share of estimators that are right about each record, NaN where none is counted.
+    """
     rows = np.flatnonzero((folds >= 0) & data.compared[data.y])
     y = data.y[rows]
     estimators: dict[str, EstimatorScore] = {}
     thresholds: dict[str, dict[str, float]] = {}
     fold_recalls: list[list[float]] = []
+    hits = np.full(len(data.y), np.nan)
+    hits[rows] = 0.0
     for name, proba in predictions.items():
         multipliers = None
         if strategy.tune_threshold:
@@ -163,8 +197,9 @@ def score_predicted(
             y, proba[rows], classes=data.classes, compared=data.compared, multipliers=multipliers
         )
         correct = predict_classes(proba[rows], multipliers) == y
+        hits[rows] += correct / len(predictions)
         fold_recalls.append(_recalls(y, correct, folds[rows]))
-    return StrategyScore(
+    score = StrategyScore(
         strategy=strategy,
         seed=seed,
         score=float(np.mean([s.balanced_accuracy for s in estimators.values()])),
@@ -174,6 +209,7 @@ def score_predicted(
         n_validation=len(rows),
         folds=tuple(float(x) for x in np.mean(fold_recalls, axis=0)),
     )
+    return score, hits
 
 
 def _recalls(

@@ -85,7 +85,7 @@ def _pilot(
         draw=None if budget is None else partial(_draw, evaluator, budget),
     )
     scores = [
-        score_predicted(evaluator.records, strategy, proba, folds, seed=0)
+        score_predicted(evaluator.records, strategy, proba, folds, seed=0)[0]
         for strategy, proba in zip(strategies, predicted, strict=True)
     ]
     seconds = round((time.monotonic() - started) / len(scores), 3)

@@ -40,6 +40,7 @@ class Inspection(Result):
     n_quarantined: int
     recipe: Recipe
     decision: Decision | None
+    answers: tuple[str, ...]
     reasons: tuple[str, ...]
     report: str
     holdout_uri: str
@@ -113,6 +114,7 @@ def inspect(store: Store, version: int | None = None) -> Inspection:
         n_quarantined=manifest.n_quarantined,
         recipe=manifest.recipe,
         decision=manifest.verdict.decision if manifest.verdict else None,
+        answers=manifest.verdict.answers if manifest.verdict else (),
         reasons=manifest.verdict.reasons if manifest.verdict else (),
         report=manifest.report,
         holdout_uri=manifest.holdout_uri,

@@ -56,11 +56,11 @@ class Evaluation(Params):
     """Settings of each strategy that are tried on validation records; 0: eight, and of images fewer where scoring them
     all would take too long."""
     max_recall_loss: float = Field(default=0.02, ge=0.0, le=1.0)
-    """Worst-class recall may not fall by more than this."""
+    """Synthetic records count as harmful where the worst class is shown to lose more recall than this."""
     n_bootstrap: int = Field(default=2000, ge=100, le=100_000)
     """Resamples behind each interval."""
     on_no_gain: Literal["recipe", "fail", "publish"] = "recipe"
-    """When the model does not help: publish the best baseline's recipe, fail, or publish anyway."""
+    """When synthetic records do not help: publish the best recipe without them, fail, or publish them anyway."""
 
 
 class Quality(Params):
@@ -159,6 +159,9 @@ class Publish(Params):
     """At most so many records in a shard."""
     shard_mib: int = Field(default=128, ge=1, le=4096)
     """About so many MiB in a shard."""
+    require: Literal["proven", "preferred"] = "proven"
+    """What synthetic records need before they are published. proven: their gain over the best way without them lies
+    above chance. preferred: a gain is likely, and a loss of a point has a chance below 10 %."""
     export: str = ""
     """Also write the newest version to this folder or URL, as a plain tree for engines that read by glob
     (<split>/part-….parquet). The folder holds nothing else; an earlier export is replaced."""

@@ -1,11 +1,10 @@
 """The search space: settings of each strategy that are tried on validation records.
 
-Baselines and strategies with a model get equally many settings (:data:`N_SETTINGS`), since a badly
-set baseline would flatter every generative model. Every prefix of the list is a sensible list.
+A badly set baseline would flatter every generative model, so all that can be set of a baseline is
+searched: thresholds are tuned for every setting. Every prefix of the list is a sensible list.
 Settings are:
 
 - how far towards balance (:attr:`Strategy.amount <prefect_augment.schema.base.Strategy.amount>`);
-- whether decision thresholds are tuned;
 - for classic augmentation on the fly: share of images and strength (``classic_prob``, ``classic_strength``);
 - for synthetic records: how many per real one, their weight, and until when they are drawn
   (``per_real``, ``synthetic_weight``, ``real_only_finish``).
@@ -36,11 +35,8 @@ N_KEPT = 4  # strategies that are scored in full after the pilots
 # With soft labels 2 records per real one are drawn, and their weight is searched.
 _SOFT_LABEL_WEIGHTS = (1.0, 0.5, 0.25, 2.5)  # 2, 1, 1/2 and 5 per real one
 
-# (amount, tune_threshold) of a strategy that draws or weights real records, or SMOTE's.
-_PLAIN = (
-    *((1.0, False), (0.5, False), (0.5, True), (1.0, True)),
-    *((0.75, False), (0.25, True), (0.25, False), (0.75, True)),
-)
+# Amounts of a strategy that draws or weights real records, or SMOTE's.
+_PLAIN = (1.0, 0.5, 0.75, 0.25)
 # (amount, image_prob given times, strength) of classic augmentation on the fly; None: all images.
 _CLASSIC: tuple[tuple[float, float | None, float], ...] = (
     *((1.0, 1.0, 1.0), (0.5, 1.0, 1.0), (1.0, None, 1.0), (1.0, 1.0, 2.0)),
@@ -56,10 +52,8 @@ _MODEL: tuple[dict[str, Any], ...] = (
     {"amount": 1.0, "per_real": 2.0},
     {"amount": 1.0, "synthetic_weight": 0.5},
     {"amount": 0.5, "per_real": 1.0},
-    {"amount": 0.5, "tune_threshold": True},
 )
-_IMAGE_MODEL = (*_MODEL[:5], {"amount": 1.0, "synthetic_weight": 0.5}, {"amount": 1.0, "real_only_finish": 1.0},
-                {"amount": 0.5, "per_real": 1.0})  # fmt: skip
+_IMAGE_MODEL = (*_MODEL[:6], {"amount": 1.0, "real_only_finish": 1.0}, _MODEL[6])
 
 
 def settings(
@@ -86,7 +80,7 @@ def _settings(strategy: Strategy, plan: BalancePlan, classic: Classic) -> Iterab
         return _of_model(_IMAGE_MODEL if on_images else _MODEL, _most_per_real(plan))
     if strategy.classic_prob:
         return _on_the_fly(strategy, classic)
-    return ({"amount": amount, "tune_threshold": tuned} for amount, tuned in _PLAIN)
+    return ({"amount": amount} for amount in _PLAIN)
 
 
 def _of_soft_labels() -> Iterable[dict[str, Any]]:

@@ -155,7 +155,7 @@ def _draw(
         notes=info.notes,
         columns=info.columns,
         part_counts=info.part_counts,
-        strategy_scores=release.scores,
+        strategy_scores=tuple(s.model_copy(update={"path": ""}) for s in release.scores),
         verdict=verdict,
         recipe=recipe,
         candidates=candidates,

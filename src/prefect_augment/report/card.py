@@ -128,9 +128,9 @@ def _verdict(verdict: Verdict | None) -> list[str]:
     if verdict is None:
         return ["Verdict: none; the recipe was not compared on a hold-out."]
     return [
-        f"Verdict on {verdict.n_holdout} hold-out records: **{verdict.decision}**.",
+        f"**{markdown_text(verdict.headline)}** Compared on {verdict.n_holdout} hold-out records.",
         "",
-        *(f"- {markdown_text(reason)}" for reason in verdict.reasons),
+        *(f"- {markdown_text(reason)}" for reason in (*verdict.answers[1:], *verdict.reasons)),
     ]
 
 

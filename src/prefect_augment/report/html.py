@@ -224,17 +224,17 @@ def _holdout_charts(data: ReportData) -> list[Chart]:
 
 
 def _recall_chart(data: ReportData, rows: Sequence[ClassRow]) -> list[Chart]:
-    compared = [r for r in rows if r.recall_as_is or r.recall_chosen][-charts.MAX_ROWS :]
+    compared = [r for r in rows if r.recall_as_is or r.recall_shown][-charts.MAX_ROWS :]
     if data.verdict is None or not compared:
         return []
     png = charts.recall_chart(
-        [charts.RecallRow(r.name, r.recall_as_is, r.recall_chosen, r.number) for r in compared],
+        [charts.RecallRow(r.name, r.recall_as_is, r.recall_shown, r.number) for r in compared],
         before=as_is_strategy(data) or "as is",
-        after=data.verdict.chosen,
+        after=data.verdict.shown,
     )
     details = "; ".join(
         f"{formats.visible(r.name)}: {formats.interval_percent(r.recall_as_is)} to "
-        f"{formats.interval_percent(r.recall_chosen)}"
+        f"{formats.interval_percent(r.recall_shown)}"
         for r in compared
     )
     return [Chart("recall", "class_recall.png", f"Recall per class in percent. {details}.", png)]

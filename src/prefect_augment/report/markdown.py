@@ -78,12 +78,12 @@ def _classes(data: ReportData) -> list[str]:
             count(row.before),
             count(row.total) if after_known else MISSING,
             interval_percent(row.recall_as_is),
-            interval_percent(row.recall_chosen),
+            interval_percent(row.recall_shown),
             markdown_text(row.decision or MISSING),
         )
         for row in rows[:MAX_CLASS_ROWS]
     ]
-    head = ("Class", "Before", "After", "Recall as is, %", "Recall chosen, %", "Decision")
+    head = ("Class", "Before", "After", "Recall as is, %", "Recall then, %", "Decision")
     blocks = [
         f"### Classes of {markdown_text(data.label)}",
         _table(head, cells, numbers=range(1, 5)),

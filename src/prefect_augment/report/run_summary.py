@@ -10,6 +10,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from prefect_augment.report.redaction import redactor
+from prefect_augment.report.view_model import WORDS
 from prefect_augment.schema import (
     ApprovalDecision,
     Commit,
@@ -135,7 +136,7 @@ MAX_SHARDS = 20
 
 def outcome_sentence(result: RunResult, root: str) -> str:
     """What became of a run, and what to do next if anything; ``root`` is the destination."""
-    verdict = f" Verdict: {result.verdict.decision}." if result.verdict else ""
+    verdict = f" {' '.join(result.verdict.answers)}" if result.verdict else ""
     if result.status == "published":
         n = sum(sum(origins.values()) for origins in result.counts.get("train", {}).values())
         recipe = f" Recipe: {result.recipe.strategy.name}." if result.recipe else ""
@@ -164,8 +165,11 @@ def run_page(result: RunResult, root: str, manifest: Manifest | None) -> str:
     """A page of escaped markdown: the verdict, the version, counts before and after, links."""
     blocks = []
     if result.verdict is not None:
-        reasons = markdown_text(" ".join(result.verdict.reasons))
-        blocks.append(f"## Verdict: {result.verdict.decision}\n\n{reasons}")
+        answers = [
+            f"- {markdown_text(a)}" for a in (*result.verdict.answers, *result.verdict.reasons)
+        ]
+        word = WORDS[result.verdict.decision].lower()
+        blocks.append(f"## Verdict: {word}\n\n" + "\n".join(answers))
     blocks.append(f"**{markdown_text(outcome_sentence(result, root))}**")
     if result.recipe is not None:
         blocks.append(f"How to read it: {markdown_text(result.recipe.sentence)}")

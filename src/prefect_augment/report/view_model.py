@@ -10,9 +10,10 @@ from statistics import fmean
 
 from prefect_augment.report.json import ReportData
 from prefect_augment.schema import Difference, EstimatorScore, Interval, Origin, StrategyScore
-from prefect_augment.text import count, natural_order, points
+from prefect_augment.text import count, natural_order
 
 __all__ = [
+    "WORDS",
     "ClassRow",
     "Headline",
     "StrategyRow",
@@ -24,6 +25,8 @@ __all__ = [
     "strategy_rows",
 ]
 
+WORDS = {"accept": "Gain shown", "reject": "Loss shown", "inconclusive": "No gain shown"}
+SAFETY = {"none shown": "yes, as far as one attack shows", "leak": "no", "gap": "no"}
 ORIGINS: tuple[Origin, ...] = ("real", "copy", "classic", "synthetic")
 
 
@@ -48,7 +51,7 @@ class ClassRow:
     weighted: float | None
     n_holdout: int | None
     recall_as_is: Interval | None
-    recall_chosen: Interval | None
+    recall_shown: Interval | None
     decision: str
     why_not_compared: str
     n_candidates: int | None
@@ -109,39 +112,31 @@ def headline(data: ReportData) -> Headline:
             "No comparison on held-out real records was run, so nothing here shows whether the data helps.",
             (),
         )
-    lead = {
-        "accept": "The chosen strategy holds up on held-out real records",
-        "reject": "The chosen strategy does not hold up on held-out real records",
-        "inconclusive": "The held-out real records cannot tell the chosen strategy from the one it "
-        "was compared with",
-    }[verdict.decision]
-    difference = main_difference(data)
-    if difference is None and verdict.decision == "inconclusive":
-        sentence = (
-            "There was no gain to show on held-out real records "
-            f"({count(verdict.n_holdout)} records)."
-        )
-    elif difference is None:
-        sentence = f"{lead} ({count(verdict.n_holdout)} records)."
-    else:
-        sentence = (
-            f"{lead}: “{difference.strategy}” scored {points(difference.interval.estimate)} points of "
-            f"balanced accuracy against “{difference.against}” (95 % interval "
-            f"{points(difference.interval.low)} to {points(difference.interval.high)}, "
-            f"{count(verdict.n_holdout)} records)."
-        )
+    sentence = verdict.headline
     if data.status == "refused":
         sentence += " The run was set to fail in this case, so nothing was published."
-    return Headline(verdict.decision, verdict.decision.capitalize(), sentence, verdict.reasons)
+    rest = (*verdict.answers[1:], safety(data), *verdict.reasons)
+    reasons = tuple(reason for reason in rest if reason and reason != verdict.headline)
+    return Headline(verdict.decision, WORDS[verdict.decision], sentence, reasons)
+
+
+def safety(data: ReportData) -> str:
+    """The third answer, whether synthetic records are safe to publish; empty where none would be."""
+    privacy, verdict = data.findings.privacy, data.verdict
+    publishes = (
+        data.recipe.synthetic if data.recipe else verdict and verdict.synthetic != "not tried"
+    )
+    if privacy is None or not publishes:
+        return ""
+    return f"Safe to publish: {SAFETY.get(privacy.finding, 'not known')}. {privacy.sentence}"
 
 
 def main_difference(data: ReportData) -> Difference | None:
-    """The comparison that the verdict is about; None where both strategies are the same."""
+    """The gain of what is published over the data as they are; without one, the comparison that was made."""
     verdict = data.verdict
     if verdict is None or not verdict.differences:
         return None
-    pairs = {(d.strategy, d.against): d for d in verdict.differences}
-    return pairs.get((verdict.chosen, verdict.baseline), verdict.differences[0])
+    return verdict.gain or verdict.differences[0]
 
 
 def as_is_strategy(data: ReportData) -> str | None:
@@ -179,7 +174,7 @@ def _class_row(
 ) -> ClassRow:
     verdict, filter_sum = data.verdict, filtered.get(name)
     recall = verdict.class_recall if verdict else {}
-    chosen = recall.get(verdict.chosen, {}) if verdict else {}
+    chosen = recall.get(verdict.shown, {}) if verdict else {}
     not_compared = {**data.not_compared, **(verdict.not_compared if verdict else {})}
     decision = verdict.class_decisions.get(name, "") if verdict else ""
     holdout = data.part_counts.get("holdout")
@@ -191,7 +186,7 @@ def _class_row(
         weighted=_weighted(data, name, before),
         n_holdout=None if holdout is None else holdout.get(name, 0),
         recall_as_is=recall.get(as_is_strategy(data) or "", {}).get(name),
-        recall_chosen=chosen.get(name),
+        recall_shown=chosen.get(name),
         decision="not compared" if name in not_compared and not decision else decision,
         why_not_compared=not_compared.get(name, ""),
         n_candidates=filter_sum.n_candidates if filter_sum else None,

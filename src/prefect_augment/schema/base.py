@@ -74,6 +74,7 @@ StrategyFamily = Annotated[
     ),  # stored so before 0.2
 ]
 Decision = Literal["accept", "reject", "inconclusive"]
+SyntheticAnswer = Literal["proven", "preferred", "no gain shown", "harmful", "not tried"]
 CheckName = Literal["domain", "copies", "noise", "labels", "collapse"]
 LatentUse = Literal[
     "embeddings", "anomalies", "reconstructions", "denoised", "interpolations", "shifts", "classes"
@@ -513,11 +514,24 @@ class Difference(Result):
     interval: Interval
 
 
+class Change(Result):
+    """What a score is with the data as they are, and under the recipe that is published."""
+
+    name: str  # "recall of cracked", "macro-F1"
+    before: float
+    after: float
+
+
 class Verdict(Result):
     """The confirmation on hold-out records that nothing else has read."""
 
-    decision: Decision
+    decision: Decision  # of what is published, against the data as they are
+    # Of the best strategy with synthetic records, against the best one without.
+    synthetic: SyntheticAnswer = "not tried"
+    answers: tuple[str, ...] = ()  # what to use and what it brings; whether synthetic records help
     reasons: tuple[str, ...]
+    gain: Difference | None = None  # what is published less as is
+    price: tuple[Change, ...] = ()  # scores that the gain costs
     chosen: str
     baseline: str
     published: str
@@ -542,6 +556,16 @@ class Verdict(Result):
     diagnostics: str = Field(
         default="", validation_alias=AliasChoices("diagnostics", "further")
     )  # path of the HoldoutResult of the same reading, relative to the root
+
+    @property
+    def shown(self) -> str:
+        """The strategy whose classes and groups are shown: what is published, or what was tried instead."""
+        return self.published if self.gain else self.chosen
+
+    @property
+    def headline(self) -> str:
+        """The first answer; verdicts of 0.1 have their first reason instead."""
+        return next(iter((*self.answers, *self.reasons)), self.decision)
 
     def without_paths(self) -> "Verdict":
         """Return the verdict without a receipt's path, which depends on where records came from."""

@@ -62,11 +62,11 @@ class Bootstrap:
         weights = self._weights({strategy: 1 / len(self.classes)})
         return self._interval(weights, self._centred(weights))
 
-    def difference(self, strategy: str, against: str) -> Interval:
-        """Balanced accuracy of ``strategy`` minus that of ``against``, paired by record and seed."""
+    def difference(self, strategy: str, against: str, *, level: float = 0.95) -> Interval:
+        """Balanced accuracy of ``strategy`` minus that of ``against``, paired by record."""
         share = 1 / len(self.classes)
         weights = self._weights({strategy: share}) + self._weights({against: -share})
-        return self._interval(weights, self._centred(weights))
+        return self._interval(weights, self._centred(weights), level)
 
     def worst_recall_difference(self, strategy: str, against: str) -> Interval:
         """Lowest recall over the classes of ``strategy`` minus that of ``against``."""
@@ -116,35 +116,38 @@ class Bootstrap:
         pull = float(draws.mean() - (self.recall * weights).sum())
         return np.asarray(draws - max(0.0, 1.0 - FEW_CLASSES / len(self.classes)) * pull)
 
-    def _interval(self, weights: Float, draws: Float) -> Interval:
+    def _interval(self, weights: Float, draws: Float, level: float = 0.95) -> Interval:
         """Percentiles of the records' draws, as much wider as the training seeds make them."""
         centre = draws.mean()
-        wider = centre + self._wider(weights, draws) * (draws - centre)
-        return percentiles(float((self.recall * weights).sum()), wider)
+        wider = centre + self._wider(weights, draws, level) * (draws - centre)
+        return percentiles(float((self.recall * weights).sum()), wider, level=level)
 
-    def _wider(self, weights: Float, draws: Float) -> float:
+    def _wider(self, weights: Float, draws: Float, level: float = 0.95) -> float:
         """How many times wider than by records alone the interval of a sum of recalls is.
 
         Records and seeds are crossed: each seed's estimator is tested on the same records. The
-        spread between seeds has two parts, the seeds' own and chance in single records, which the
-        draws of the mean over seeds hold already. The first is the ANOVA component (Searle et al.
-        1992, section 4.3); few seeds tell little of it, hence Student's t with the degrees of
-        freedom of Satterthwaite (1946). Drawing seeds beside records counts the second part twice
-        (Owen 2007, "The pigeonhole bootstrap").
+        spread between a strategy's seeds has two parts, the seeds' own and chance in single
+        records, which the draws of the mean over seeds hold already. The first is the ANOVA
+        component (Searle et al. 1992, section 4.3); few seeds tell little of it, hence Student's t
+        with the degrees of freedom of Satterthwaite (1946). Two strategies draw their training
+        apart, so their components add up. Drawing seeds beside records counts the second part
+        twice (Owen 2007, "The pigeonhole bootstrap").
         """
-        per_seed = np.tensordot(self.by_seed, weights, 2)
-        n_seeds, records = len(per_seed), float(draws.var())
+        n_seeds, records = len(self.by_seed), float(draws.var())
         if n_seeds == 1 or records == 0:
             return 1.0
-        between = float(per_seed.var(ddof=1))
-        seeds = max(0.0, between - self.units.interaction(weights, n_seeds)) / n_seeds
+        seeds, uncertain = 0.0, records**2 / max(1, self.n_units.sum() - 1)
+        for a in np.flatnonzero(weights.any(axis=1)):
+            own = np.zeros_like(weights)
+            own[a] = weights[a]
+            between = float(np.tensordot(self.by_seed, own, 2).var(ddof=1))
+            seeds += max(0.0, between - self.units.interaction(own, n_seeds)) / n_seeds
+            uncertain += (between / n_seeds) ** 2 / (n_seeds - 1)
         if seeds == 0:
             return 1.0
         total = records + seeds
-        freedom = total**2 / (
-            records**2 / max(1, self.n_units.sum() - 1) + (between / n_seeds) ** 2 / (n_seeds - 1)
-        )
-        return float(np.sqrt(total / records) * stdtrit(freedom, 0.975) / ndtri(0.975))
+        tail = (1 + level) / 2
+        return float(np.sqrt(total / records) * stdtrit(total**2 / uncertain, tail) / ndtri(tail))
 
 
 def simultaneous(

@@ -1,83 +1,42 @@
-"""What the hold-out says about the chosen strategy.
+"""What the hold-out answers: what to use and what it brings, and whether synthetic records help.
 
 The comparison is fixed beforehand: the chosen strategy, the best baseline (a strategy without
 synthetic records) and as is. This module reads predictions and trains nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.metrics.bootstrap import Bootstrap, paired_bootstrap
-from prefect_augment.evaluation.metrics.scores import predict_classes, score_predictions
-from prefect_augment.schema import (
-    Decision,
-    Difference,
-    EstimatorScore,
-    Interval,
-    Strategy,
-    Verdict,
+from prefect_augment.evaluation.metrics.answers import (
+    Comparison,
+    on_synthetic,
+    price,
+    side,
+    what_to_use,
 )
+from prefect_augment.evaluation.metrics.bootstrap import Bootstrap, paired_bootstrap
+from prefect_augment.evaluation.metrics.out_of_fold import OutOfFold
+from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
+from prefect_augment.schema import Difference, Interval, SyntheticAnswer, Verdict
 
-__all__ = ["OnNoGain", "StrategyPredictions", "decide", "inconclusive"]
+__all__ = ["OnNoGain", "Require", "decide", "inconclusive"]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 OnNoGain = Literal["recipe", "fail", "publish"]
+Require = Literal["proven", "preferred"]
 
-
-@dataclass(frozen=True)
-class StrategyPredictions:
-    """A strategy's probabilities on the hold-out, per estimator."""
-
-    strategy: Strategy
-    proba: dict[str, Float]  # (n_seeds, n_records, n_classes), the same seeds for all strategies
-    multipliers: dict[str, Float] = field(default_factory=dict)  # (n_seeds, n_classes), if tuned
-
-    @property
-    def n_seeds(self) -> int:
-        """Seeds that the strategy was trained with."""
-        return len(next(iter(self.proba.values())))
-
-    def hits(self, y: Int) -> Float:
-        """Share of estimators that are right, shape (n_seeds, n_records)."""
-        hits: Float = np.mean(
-            [
-                [
-                    predict_classes(proba, self._multipliers(name, s)) == y
-                    for s, proba in enumerate(per_seed)
-                ]
-                for name, per_seed in self.proba.items()
-            ],
-            axis=0,
-        )
-        return hits
-
-    def scores(self, y: Int, classes: Sequence[str], compared: Bool) -> dict[str, EstimatorScore]:
-        """Per estimator, mean over seeds."""
-        return {
-            name: _mean_score(
-                [
-                    score_predictions(
-                        y,
-                        proba,
-                        classes=classes,
-                        compared=compared,
-                        multipliers=self._multipliers(name, s),
-                    )
-                    for s, proba in enumerate(per_seed)
-                ]
-            )
-            for name, per_seed in self.proba.items()
-        }
-
-    def _multipliers(self, estimator: str, seed: int) -> Float | None:
-        return self.multipliers[estimator][seed] if estimator in self.multipliers else None
+# What a sceptic expects of synthetic records before the comparison: most generators harm most
+# classifiers a little (docs/verdict.md has the measurement). Mean and standard deviation of the gain.
+PRIOR_MEAN, PRIOR_SD = -0.005, 0.02
+# "preferred": a loss of a point is less likely than this.
+LOSS, MAX_CHANCE_OF_LOSS = 0.01, 0.1
 
 
 def decide(
@@ -91,28 +50,34 @@ def decide(
     as_is: str,
     model: str | None = None,  # best strategy with synthetic records: shown, without a vote
     on_no_gain: OnNoGain = "recipe",
+    require: Require = "proven",
     max_recall_loss: float = 0.02,
+    level: float = 0.95,  # of the interval that shows whether synthetic records help
     n_bootstrap: int = 2000,
     seed: int = 0,
     groups: Any = None,
     twins: Bool | None = None,  # (n_records,) values that also occur in the training part
     not_compared: Mapping[str, str] | None = None,  # reason by class
+    out_of_fold: OutOfFold | None = None,  # of the search
 ) -> Verdict:
-    """The verdict of the hold-out on the chosen strategy.
+    """The verdict of the hold-out: two answers, and what is published.
 
-    ``accept`` where the 95 % interval of the difference lies above 0 and the worst recall does not
-    fall by more than ``max_recall_loss``; ``reject`` where the interval lies below 0, or the
-    interval of the worst recall's fall lies beyond that loss; ``inconclusive`` otherwise, and with
-    fewer than two compared classes. A chosen strategy with synthetic records is compared with the
-    baseline, a chosen baseline with as is. Class differences and the decisions on them are
-    corrected for the number of classes (max-T).
+    Gains are measured on the hold-out and out of fold together, where ``out_of_fold`` has both
+    strategies. Synthetic records are ``proven`` where the interval of their gain over the best
+    baseline lies above 0, the hold-out alone has a gain, the worst class is not shown to lose more
+    than ``max_recall_loss`` against as is, and strategies that draw were trained with several
+    seeds; ``harmful`` where the interval lies below 0 or the worst class is shown to lose more;
+    ``preferred`` where a sceptic expects a gain and a loss of a point has a chance below 10 %; else
+    ``no gain shown``. The chosen strategy is
+    published where ``require`` is met, and with ``on_no_gain="publish"`` whatever the answer.
+    Otherwise it gives way to the best baseline, or to as is where that baseline is shown to be
+    worse. (The caller raises for ``fail``.)
 
-    With ``on_no_gain="publish"`` the chosen strategy is published whatever the verdict. Otherwise a
-    strategy that is not accepted gives way to the best baseline, or to as is where that baseline is
-    worse. (The caller raises for ``fail``.) ParameterError if a strategy has no predictions.
+    ``decision`` is about what is published, against the data as they are: ``accept`` where its
+    interval lies above 0, ``reject`` below, else ``inconclusive``. Class differences are corrected
+    for the number of classes (max-T). ParameterError if a strategy has no predictions.
     """
-    shown = [] if model is None else [model]
-    for name in (chosen, baseline, as_is, *shown):
+    for name in (chosen, baseline, as_is):
         if name not in predictions:
             raise ParameterError(
                 f"no hold-out predictions of strategy {name!r}, only of {sorted(predictions)}."
@@ -138,54 +103,64 @@ def decide(
         y, hits, compared=compared, groups=groups, n_bootstrap=n_bootstrap, seed=seed
     )
     boots = dict.fromkeys(names, boot)
-    if model is not None and model not in names:
+    if model and model in predictions and model not in names:
         # On its own: draws depend on all strategies in them, and one that is only shown must not decide.
         hits[model] = predictions[model].hits(y)
         boots[model] = paired_bootstrap(
-            y, {name: hits[name] for name in (model, baseline)},
+            y, {name: hits[name] for name in (model, baseline, as_is)},
             compared=compared, groups=groups, n_bootstrap=n_bootstrap, seed=seed,
         )  # fmt: skip
 
-    # The decision and its consequence.
-    has_model = predictions[chosen].strategy.has_model
-    against = baseline if has_model else as_is
-    decision, reasons = _decision(
-        boot, chosen, against, as_is, max_recall_loss, int(compared.sum())
+    # The answers and their consequence.
+    of = Comparison(
+        boot, predictions, chosen, baseline, as_is, max_recall_loss, level, int(compared.sum()),
+        out_of_fold,
+    )  # fmt: skip
+    shown = chosen if of.has_model else model
+    synthetic = _synthetic_answer(of, shown, boots.get(shown or ""))
+    published = _what_to_publish(of, synthetic, on_no_gain, require)
+    scores = {name: predictions[name].scores(y, classes, compared) for name in boots}
+    gain = None
+    if published != as_is:
+        interval = of.difference(published, as_is)
+        gain = Difference(strategy=published, against=as_is, interval=interval)
+    costs = price(scores[published], scores[as_is])
+    decision = side(gain.interval) if gain and of.n_compared > 1 else "inconclusive"
+    answers = (
+        what_to_use(of, published, gain, costs),
+        *([on_synthetic(of, synthetic, shown, boots.get(shown))] if shown else []),
     )
-    published, why = _what_to_publish(
-        boot, decision, has_model, chosen, baseline, as_is, on_no_gain
-    )
-    if predictions[chosen].strategy.family == "external":
-        why = _advice_on_external(decision, published)
 
     # What else the report shows.
-    pairs = dict.fromkeys(
-        [(chosen, against), (chosen, as_is), (baseline, as_is), *((m, baseline) for m in shown)]
-    )
-    differences = tuple(
-        Difference(strategy=a, against=b, interval=boots[a].difference(a, b))
-        for a, b in pairs
-        if a != b
-    )
+    against = baseline if of.has_model else as_is
+    pairs = [(published, as_is), (chosen, against), (chosen, as_is), (baseline, as_is)]
+    pairs += [(shown, baseline)] if shown in boots else []
+    differences = [_difference(boots, a, b) for a, b in dict.fromkeys(pairs) if a != b]
     gap = boot.difference(chosen, against)
-    of_class = {classes[k]: i for k, i in boot.class_difference(chosen, against).items()}
+    # A strategy and itself do not differ: nothing could have been detected.
+    detectable = (gap.high - gap.low) / 2 if chosen != against else 1.0
+    by_class = boot.class_difference(published if gain else chosen, as_is)
+    of_class = {classes[k]: i for k, i in by_class.items()}
     alone = np.zeros(len(y), dtype=bool) if twins is None else ~twins & compared[y]
     return Verdict(
         decision=decision,
-        reasons=(*reasons, why),
+        synthetic=synthetic,
+        answers=answers,
+        reasons=tuple(_reasons(of, published, detectable, on_no_gain)),
+        gain=gain,
+        price=costs,
         chosen=chosen,
         baseline=baseline,
         published=published,
-        strategies={name: predictions[name].scores(y, classes, compared) for name in boots},
+        strategies=scores,
         balanced_accuracy={name: b.balanced_accuracy(name) for name, b in boots.items()},
-        differences=differences,
-        # A strategy and itself do not differ: nothing could have been detected.
-        minimum_detectable_effect=(gap.high - gap.low) / 2 if chosen != against else 1.0,
+        differences=tuple(differences),
+        minimum_detectable_effect=detectable,
         class_recall={
             name: {classes[k]: i for k, i in b.class_recall(name).items()}
             for name, b in boots.items()
         },
-        class_decisions={name: _side(i) for name, i in of_class.items()},
+        class_decisions={name: side(i) for name, i in of_class.items()},
         class_differences=of_class,
         not_compared=why_not,
         n_holdout=len(y),
@@ -197,66 +172,73 @@ def decide(
     )
 
 
-def _decision(
-    boot: Bootstrap, chosen: str, against: str, as_is: str, max_recall_loss: float, n_compared: int
-) -> tuple[Decision, list[str]]:
-    """Decision on ``chosen`` and the reasons for it."""
-    if n_compared < 2:
-        return "inconclusive", ["Only one class can be compared: its recall alone shows no gain."]
-    if chosen == against:
-        return "inconclusive", [
-            f"No strategy did better on validation records than {chosen}, so there is no gain to show."
-        ]
-    gap = boot.difference(chosen, against)
-    side = _side(gap)
-    verb = {"accept": "raises", "reject": "lowers", "inconclusive": "does not clearly change"}[side]
-    detectable = 100 * (gap.high - gap.low) / 2
-    reasons = [
-        f"{chosen} {verb} balanced accuracy against {against}: {_points(gap)}.",
-        f"Effects below {detectable:.1f} points cannot be told from chance on this hold-out.",
-    ]
-    worst = boot.worst_recall_difference(chosen, as_is)
-    if chosen == as_is or worst.estimate >= -max_recall_loss:
-        return side, reasons
-    reasons.append(
-        f"The worst class's recall changes by {_points(worst)} against {as_is}; a loss of "
-        f"{100 * max_recall_loss:.1f} points is allowed."
-    )
-    exceeds = worst.high < -max_recall_loss
-    return "reject" if exceeds or side == "reject" else "inconclusive", reasons
+def _synthetic_answer(of: Comparison, shown: str | None, boot: Bootstrap | None) -> SyntheticAnswer:
+    """Whether the synthetic records of strategy ``shown`` help over the best way without them."""
+    if shown is None:
+        return "not tried"
+    if boot is None or of.n_compared < 2:
+        return "no gain shown"
+    gap = of.difference(shown, of.baseline, boot=boot, level=of.level)
+    confirmed = boot.difference(shown, of.baseline).estimate > 0
+    worst = boot.worst_recall_difference(shown, of.as_is)
+    if gap.high < 0 or worst.high < -of.max_recall_loss:
+        return "harmful"
+    if not of.has_model:  # validation did not choose it, so a gain here is one of two looks
+        return "no gain shown"
+    pair = [of.predictions[name] for name in (shown, of.baseline)]
+    if gap.low > 0 and confirmed and (pair[0].n_seeds > 1 or all(p.is_fixed for p in pair)):
+        return "proven"
+    is_guarded = worst.estimate >= -of.max_recall_loss
+    return "preferred" if is_guarded and _is_preferred(gap, of.level) else "no gain shown"
+
+
+def _is_preferred(gap: Interval, level: float) -> bool:
+    """Whether a sceptic expects a gain, and hardly a loss (normal prior, normal likelihood)."""
+    variance = ((gap.high - gap.low) / 2 / ndtri((1 + level) / 2)) ** 2
+    if variance == 0:
+        return gap.estimate > 0
+    precision = 1 / variance + 1 / PRIOR_SD**2
+    mean = (gap.estimate / variance + PRIOR_MEAN / PRIOR_SD**2) / precision
+    chance_of_loss = float(ndtr((-LOSS - mean) * np.sqrt(precision)))
+    return mean > 0 and chance_of_loss < MAX_CHANCE_OF_LOSS
 
 
 def _what_to_publish(
-    boot: Bootstrap,
-    decision: Decision,
-    has_model: bool,
-    chosen: str,
-    baseline: str,
-    as_is: str,
-    on_no_gain: OnNoGain,
-) -> tuple[str, str]:
-    if decision == "accept":
-        return chosen, f"The recipe of {chosen} is published."
-    if on_no_gain == "publish":
-        return (
-            chosen,
-            f"The recipe of {chosen} is published all the same, because on_no_gain is publish.",
+    of: Comparison, synthetic: SyntheticAnswer, on_no_gain: OnNoGain, require: Require
+) -> str:
+    """The strategy whose recipe is published."""
+    enough = ("proven",) if require == "proven" else ("proven", "preferred")
+    if on_no_gain == "publish" or (of.has_model and synthetic in enough):
+        return of.chosen
+    is_worse = of.baseline != of.as_is and (
+        side(of.boot.difference(of.baseline, of.as_is)) == "reject"
+        or of.boot.worst_recall_difference(of.baseline, of.as_is).high < -of.max_recall_loss
+    )
+    return of.as_is if is_worse else of.baseline
+
+
+def _reasons(of: Comparison, published: str, detectable: float, on_no_gain: OnNoGain) -> list[str]:
+    """What the answers rest on, and what follows for the version."""
+    reasons = []
+    if of.n_compared > 1 and detectable < 1:
+        reasons.append(
+            f"Effects below {100 * detectable:.1f} points cannot be told from chance on this hold-out."
         )
-    is_worse = decision == "reject" and not has_model
-    is_worse = is_worse or _side(boot.difference(baseline, as_is)) == "reject"
-    strategy = as_is if is_worse else baseline
-    detail = f", as {baseline} is shown to be worse" if is_worse else ", the best baseline"
-    if on_no_gain == "fail":
-        return strategy, f"on_no_gain is fail; otherwise {strategy}{detail}, would be published."
-    return strategy, f"The recipe of {strategy} is published{detail}."
+    if of.is_external:
+        return reasons
+    if published == of.chosen and on_no_gain == "publish":
+        return [
+            *reasons,
+            f"{published} is published whatever the answers, because on_no_gain is publish.",
+        ]
+    if on_no_gain == "fail" and published != of.chosen:
+        return [*reasons, f"on_no_gain is fail; otherwise {published} would be published."]
+    return [*reasons, f"The recipe of {published} is published."]
 
 
-def _advice_on_external(decision: Decision, published: str) -> str:
-    """What to do with external synthetic records; none of them is published."""
-    if decision == "accept":
-        return "Train on the real records together with these."
-    advice = "Do without them" if decision == "reject" else "Nothing speaks for them so far"
-    return f"{advice}: of the other strategies use {published}."
+def _difference(boots: Mapping[str, Bootstrap], strategy: str, against: str) -> Difference:
+    interval = boots[strategy].difference(strategy, against)
+    return Difference(strategy=strategy, against=against, interval=interval)
 
 
 def inconclusive(
@@ -272,6 +254,7 @@ def inconclusive(
     """The verdict of a run in which no class can be compared."""
     return Verdict(
         decision="inconclusive",
+        answers=reasons[:1],
         reasons=reasons,
         chosen=chosen,
         baseline=baseline,
@@ -298,33 +281,7 @@ def _why_not_compared(
     return reasons
 
 
-def _side(interval: Interval) -> Decision:
-    if interval.low > 0:
-        return "accept"
-    return "reject" if interval.high < 0 else "inconclusive"
-
-
-def _points(interval: Interval) -> str:
-    e, low, high = (100 * v for v in (interval.estimate, interval.low, interval.high))
-    return f"{e:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})"
-
-
 def _balanced(y: Int, hits: Float, rows: Bool) -> float:
     """Balanced accuracy, mean over estimators and seeds, on some of the records."""
     y, hit_rate = y[rows], hits[:, rows].mean(axis=0)
     return float(np.mean([hit_rate[y == k].mean() for k in np.unique(y)]))
-
-
-def _mean_score(scores: list[EstimatorScore]) -> EstimatorScore:
-    """Mean over seeds; the worst class is that of the mean recalls."""
-    recall = {k: float(np.mean([s.recall[k] for s in scores])) for k in scores[0].recall}
-    worst = min(recall, key=lambda k: recall[k])
-    return EstimatorScore(
-        balanced_accuracy=float(np.mean([s.balanced_accuracy for s in scores])),
-        macro_f1=float(np.mean([s.macro_f1 for s in scores])),
-        auprc=float(np.mean([s.auprc for s in scores])),
-        worst_recall=recall[worst],
-        worst_class=worst,
-        brier=float(np.mean([s.brier for s in scores])),
-        recall=recall,
-    )

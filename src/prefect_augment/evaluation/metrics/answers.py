@@ -1,0 +1,144 @@
+"""The answers of a verdict in sentences: what to use, what it brings and costs, whether synthetic records help."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from prefect_augment.evaluation.metrics.bootstrap import Bootstrap
+from prefect_augment.evaluation.metrics.out_of_fold import OutOfFold, pooled
+from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
+from prefect_augment.schema import (
+    Change,
+    Decision,
+    Difference,
+    EstimatorScore,
+    Interval,
+    SyntheticAnswer,
+)
+
+__all__ = ["Comparison", "on_synthetic", "price", "side", "what_to_use"]
+
+# Scores that fall by less than this are no price worth a word; so many are named.
+LEAST_PRICE, MAX_PRICES = 0.01, 3
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The strategies that the hold-out compares, and what may be published."""
+
+    boot: Bootstrap
+    predictions: Mapping[str, StrategyPredictions]
+    chosen: str
+    baseline: str
+    as_is: str
+    max_recall_loss: float
+    level: float
+    n_compared: int
+    out_of_fold: OutOfFold | None = None
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the chosen strategy has synthetic records."""
+        return self.predictions[self.chosen].strategy.has_model
+
+    @property
+    def is_external(self) -> bool:
+        """Whether the chosen strategy has records that somebody else made."""
+        return self.predictions[self.chosen].strategy.family == "external"
+
+    def difference(
+        self, strategy: str, against: str, *, boot: Bootstrap | None = None, level: float = 0.95
+    ) -> Interval:
+        """On the hold-out and, where the strategies were scored so, out of fold, weighted by precision."""
+        interval = (boot or self.boot).difference(strategy, against, level=level)
+        earlier = self.out_of_fold
+        if earlier is None or not {strategy, against} <= earlier.hits.keys():
+            return interval
+        return pooled([interval, earlier.difference(strategy, against, level=level)], level=level)
+
+
+def what_to_use(
+    of: Comparison, published: str, gain: Difference | None, price: Sequence[Change]
+) -> str:
+    """The first answer: the strategy, what it brings over the data as they are, and its price."""
+    if of.n_compared < 2:
+        return (
+            f"Use {published}: only one class can be compared, and its recall alone shows no gain."
+        )
+    if gain is None:
+        why = "nothing else did better on validation records"
+        if of.chosen != of.as_is:
+            tried = of.baseline if of.baseline != of.as_is else of.chosen
+            why = f"with {tried} {_change(of.difference(tried, of.as_is))}"
+        return f"Use the data as they are: {why}."
+    is_external = of.is_external and published == of.chosen
+    use = "the external records beside the real ones" if is_external else published
+    chance = ", which may be chance" if side(gain.interval) == "inconclusive" else ""
+    answer = f"Use {use}: {_change(gain.interval)} against the data as they are{chance}."
+    falls = ", ".join(f"{c.name} {100 * c.before:.1f} to {100 * c.after:.1f}" for c in price)
+    return f"{answer} Its price: {falls}." if falls else answer
+
+
+def on_synthetic(
+    of: Comparison, synthetic: SyntheticAnswer, shown: str, boot: Bootstrap | None
+) -> str:
+    """The second answer: what strategy ``shown`` brings over the best way without synthetic records."""
+    if boot is None:
+        return (
+            f"Synthetic records: no gain shown, since {shown} did no better than {of.baseline} on "
+            "validation records."
+        )
+    lead = {
+        "proven": "Synthetic records help, and this is proven",
+        "preferred": "Synthetic records: preferred, not proven",
+        "harmful": "Synthetic records do harm",
+    }.get(synthetic, "Synthetic records: no gain shown")
+    gap = of.difference(shown, of.baseline, boot=boot, level=of.level)
+    answer = f"{lead}: with {shown} {_change(gap, of.level)} against {of.baseline}, the best way without them."
+    worst = boot.worst_recall_difference(shown, of.as_is)
+    if worst.high < -of.max_recall_loss:
+        answer += f" The worst recall changes by {_points(worst)}; {100 * of.max_recall_loss:.1f} may be lost."
+    return answer
+
+
+def price(
+    published: Mapping[str, EstimatorScore], as_is: Mapping[str, EstimatorScore]
+) -> tuple[Change, ...]:
+    """Scores by estimator that are worse than as is by a point or more, the largest loss first."""
+
+    def change(name: str, value: Callable[[EstimatorScore], float]) -> Change:
+        before, after = (
+            float(np.mean([value(s) for s in of.values()])) for of in (as_is, published)
+        )
+        return Change(name=name, before=before, after=after)
+
+    losses = [
+        *(
+            (1, change("macro-F1", lambda s: s.macro_f1)),
+            (1, change("average precision", lambda s: s.auprc)),
+        ),
+        (-1, change("Brier score", lambda s: s.brier)),
+        *(
+            (1, change(f"recall of {label}", lambda s, label=label: s.recall[label]))  # type: ignore[misc]
+            for label in next(iter(as_is.values())).recall
+        ),
+    ]
+    losses.sort(key=lambda loss: loss[0] * (loss[1].after - loss[1].before))
+    return tuple(c for sign, c in losses if sign * (c.before - c.after) >= LEAST_PRICE)[:MAX_PRICES]
+
+
+def side(interval: Interval) -> Decision:
+    """On which side of no difference an interval lies."""
+    if interval.low > 0:
+        return "accept"
+    return "reject" if interval.high < 0 else "inconclusive"
+
+
+def _change(interval: Interval, level: float = 0.95) -> str:
+    return f"balanced accuracy changes by {_points(interval, level)}"
+
+
+def _points(interval: Interval, level: float = 0.95) -> str:
+    e, low, high = (100 * v for v in (interval.estimate, interval.low, interval.high))
+    return f"{e:+.1f} points ({100 * level:.4g} % interval {low:+.1f} to {high:+.1f})"

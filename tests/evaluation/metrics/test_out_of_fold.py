@@ -1,0 +1,63 @@
+"""Evidence of the search's out-of-fold predictions: its width, the price of choosing, and pooling."""
+
+import numpy as np
+import pytest
+
+from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap
+from prefect_augment.evaluation.metrics.out_of_fold import OutOfFold, pooled
+from prefect_augment.schema import Interval
+
+Y = np.repeat([0, 1], [900, 100])
+
+
+def hits(rng, recalls, *, n_seeds=1):
+    return (rng.random((n_seeds, len(Y))) < np.array(recalls)[Y]).astype(float)
+
+
+def evidence(of, *, n_folds=5, **kwargs):
+    share = kwargs.pop("test_share", 1 / n_folds)
+    return OutOfFold(Y, of, n_folds, share, n_bootstrap=400, **kwargs)
+
+
+@pytest.mark.parametrize(("n_folds", "test_share", "widen"), [(5, 0.2, 1.5), (1, 0.2, 1.118)])
+def test_folds_that_share_training_records_widen_the_interval(n_folds, test_share, widen):
+    """Nadeau and Bengio: 1 / 5 + 1 / 4 of a fold's variance instead of 1 / 5."""
+    rng = np.random.default_rng(0)
+    of = {"as is": hits(rng, (0.9, 0.5)), "weights": hits(rng, (0.8, 0.8))}
+    boot = paired_bootstrap(Y, of, compared=np.ones(2, bool), n_bootstrap=400)
+    records = boot.difference("weights", "as is")
+    found = evidence(of, n_folds=n_folds, test_share=test_share).difference("weights", "as is")
+    assert found.estimate == pytest.approx(records.estimate)
+    assert found.high - found.low == pytest.approx(widen * (records.high - records.low), rel=0.03)
+
+
+def test_the_best_of_many_equal_strategies_is_not_taken_at_its_word():
+    found = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        of = {name: hits(rng, (0.9, 0.6)) for name in ("as is", "a", "b", "c", "d", "e")}
+        balanced = {name: np.mean([h[0, k == Y].mean() for k in (0, 1)]) for name, h in of.items()}
+        best = max("abcde", key=lambda name: balanced[name])
+        plain = balanced[best] - balanced["as is"]
+        found.append((plain, evidence(of, seed=seed).difference(best, "as is").estimate))
+    plain, corrected = np.mean(found, axis=0)
+    assert plain > 0.02, "the luckiest of five"
+    assert abs(corrected) < 0.4 * plain
+
+
+def test_a_strategy_without_rivals_needs_no_correction():
+    rng = np.random.default_rng(1)
+    of = {"weights": hits(rng, (0.8, 0.6)), "trees": hits(rng, (0.8, 0.9), n_seeds=3)}
+    found = evidence(of, models={"trees"}).difference("trees", "weights")
+    recalls = [of[n][:1, k == Y].mean() for n in ("trees", "weights") for k in (0, 1)]
+    assert found.estimate == pytest.approx((recalls[0] + recalls[1] - recalls[2] - recalls[3]) / 2)
+
+
+def test_pooled_estimates_weigh_by_precision():
+    wide = Interval(estimate=0.10, low=0.00, high=0.20)
+    narrow = Interval(estimate=0.01, low=-0.04, high=0.06)
+    found = pooled([wide, narrow])
+    assert found.estimate == pytest.approx((0.10 + 4 * 0.01) / 5)
+    assert (found.high - found.low) / 2 == pytest.approx(0.1 / np.sqrt(5))
+    exact = Interval(estimate=0.0, low=0.0, high=0.0)
+    assert pooled([wide, exact]) == exact
