@@ -34,6 +34,12 @@ def image_latents(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleTy
     return _helper("_image_latents", repository, monkeypatch)
 
 
+@pytest.fixture
+def evidence(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Many looks at one hold-out: `benchmarks/_evidence_looks.py`."""
+    return _helper("_evidence_looks", repository, monkeypatch)
+
+
 def _helper(name: str, repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
     return importlib.import_module(name)

@@ -16,6 +16,7 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.experiment import confirmation, diagnostics
 from prefect_augment.experiment.confirmation import confirm
 from prefect_augment.experiment.evaluators import open_evaluator
+from prefect_augment.experiment.looks import Looks
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.params import Balance, Evaluation, NoModel, Report, RunParams, Source
@@ -32,7 +33,7 @@ from prefect_augment.schema import (
     Strategy,
     Verdict,
 )
-from prefect_augment.shards.staged import read_part
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Store, open_store, read_result
 
 EVALUATION = Evaluation(n_seeds=2, n_bootstrap=200, estimators=["logistic"])
@@ -109,6 +110,31 @@ def info(compared: tuple[Verdict, list[Any]], store: Store) -> HoldoutResult:
 
 def test_everything_comes_from_one_reading_of_the_hold_out(compared: Any) -> None:
     assert compared[1] == [["holdout"]]
+
+
+def test_a_look_is_counted_before_the_hold_out_is_read(
+    compared: Any,
+    dataset: DatasetRef,
+    planned: BalancePlan,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    look = compared[0].look
+    assert (look.number, look.n_holdout, look.level) == (1, compared[0].n_holdout, 0.95)
+
+    def killed(where: Store, info: Any, parts: Any, columns: Any = None) -> pa.Table:
+        if "holdout" in parts:
+            raise KeyboardInterrupt
+        return read_part(where, info, parts, columns)
+
+    monkeypatch.setattr(confirmation, "read_part", killed)
+    other = Choice(chosen=AS_IS, baseline=AS_IS, as_is=AS_IS, model=None, scores={}, reason="")
+    experiment = asked(dataset, planned)
+    with pytest.raises(KeyboardInterrupt):
+        confirm(experiment, other, [], store)
+    looks = Looks(store, load_info(dataset, store))
+    assert looks.take("another").number == 3
+    assert looks.take(experiment.key("confirm", other)).number == 2, "a rerun is the same look"
 
 
 def test_corrupted_records_score_lower_and_strategies_are_compared_on_each(

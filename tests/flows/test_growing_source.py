@@ -2,17 +2,20 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from prefect_augment.errors import RefusedError
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.loading.dataset import open_dataset
-from prefect_augment.params import Destination, NoModel, Source
-from prefect_augment.schema import Manifest
+from prefect_augment.params import Destination, Evaluation, NoModel, Source
+from prefect_augment.schema import Look, Manifest
 from prefect_augment.storage import open_store, read_manifest
 
 MakeTable = Callable[..., pa.Table]
@@ -20,10 +23,10 @@ MakeTable = Callable[..., pa.Table]
 SMALL = {"ok": 60, "worn": 9}
 
 
-def run(folder: Path) -> Manifest:
+def run(folder: Path, **params: Any) -> Manifest:
     source = Source(uri=str(folder / "in"), label="state")
     destination = Destination(uri=str(folder / "out"))
-    rebalance.fn(source=source, destination=destination, model=NoModel())
+    rebalance.fn(source=source, destination=destination, model=NoModel(), **params)
     return read_manifest(open_store(folder / "out"))
 
 
@@ -67,3 +70,31 @@ def test_weights_are_those_of_the_version_before_until_they_would_move_much(
     check_weights(tmp_path, third)
     assert third.recipe.weights_from is None
     assert third.weights["ok"] > 1.2 * first.weights["ok"]
+
+
+@pytest.mark.slow
+def test_every_comparison_is_a_look_also_that_of_a_run_that_may_publish_nothing(
+    make_table: MakeTable, tmp_path: Path
+) -> None:
+    quick = Evaluation(estimators=["logistic"], n_seeds=1, n_bootstrap=200, n_settings=1)
+
+    def look(evaluation: Evaluation = quick) -> Look:
+        verdict = run(tmp_path, evaluation=evaluation).verdict
+        assert verdict is not None
+        assert verdict.look is not None
+        return verdict.look
+
+    (tmp_path / "in").mkdir()
+    pq.write_table(make_table(), tmp_path / "in" / "a.parquet")
+    first = look()
+    assert (first.number, first.level) == (1, 0.95)
+    assert look() == first, "a rerun is the same look"
+
+    pq.write_table(make_table(seed=5), tmp_path / "in" / "b.parquet")
+    with suppress(RefusedError):
+        run(tmp_path, evaluation=quick.model_copy(update={"on_no_gain": "fail"}))
+    third = look()
+    assert (third.number, third.n_new) == (3, 0), "the second look has seen the new records"
+    assert third.sentence in (tmp_path / "out" / "README.md").read_text()
+    page = read_manifest(open_store(tmp_path / "out")).report
+    assert third.sentence in (tmp_path / "out" / page).read_text()

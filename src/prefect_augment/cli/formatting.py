@@ -322,6 +322,8 @@ def _show_verdict(console: Console, verdict: Verdict | None) -> None:
     console.print(f"[bold {COLOURS[verdict.decision]}]{escape(verdict.headline)}[/]")
     for sentence in (*verdict.answers[1:], *verdict.reasons):
         console.print(escape(sentence))
+    if verdict.look is not None:
+        console.print(verdict.look.sentence, highlight=False)
 
 
 def _interval(interval: Interval, *, sign: bool = False) -> str:

@@ -24,6 +24,7 @@ from prefect_augment.evaluation.privacy.holdout_leaks import holdout_leaks
 from prefect_augment.experiment.diagnostics import Copies, Holdout, corrupted_copies, diagnose
 from prefect_augment.experiment.evaluator import Evaluator, Synthetic, kept_synthetic
 from prefect_augment.experiment.evaluators import open_evaluator
+from prefect_augment.experiment.looks import Looks
 from prefect_augment.experiment.privacy import measure_external
 from prefect_augment.experiment.score import read_hits
 from prefect_augment.params import RunParams
@@ -65,7 +66,9 @@ def confirm(
     synthetic records is shown too, whatever is published. The same reading and estimators serve
     robustness, recall per group of ``balance.by`` and calibration
     (:mod:`prefect_augment.experiment.diagnostics`). ``scores`` bring the tuned thresholds. The
-    verdict is stored, so that the hold-out is read once for these inputs.
+    verdict is stored, so that the hold-out is read once for these inputs. It is one look among all
+    at this hold-out, which fixes the level of the deciding interval
+    (:mod:`prefect_augment.experiment.looks`).
     """
     stage = Stage(store, "confirm", experiment.key("confirm", choice))
     return stage.run(Verdict, lambda: _confirm(experiment, choice, scores, stage, workers))
@@ -81,6 +84,8 @@ def _confirm(
     store, evaluation, run_seed = stage.store, experiment.params.evaluation, experiment.params.seed
     evaluator = open_evaluator(store, experiment)
     data = evaluator.records
+    looks = Looks(store, evaluator.info)
+    look = looks.take(stage.key)  # before the hold-out is read
     holdout = Holdout.of(evaluator, read_part(store, evaluator.info, ["holdout"]))
     records, is_external = holdout.records, choice.chosen.family == "external"
     if is_external and experiment.candidates is not None:
@@ -115,6 +120,7 @@ def _confirm(
         on_no_gain=evaluation.on_no_gain,
         require=experiment.params.publish.require,
         max_recall_loss=evaluation.max_recall_loss,
+        level=look.level,
         n_bootstrap=evaluation.n_bootstrap,
         seed=run_seed,
         groups=records.groups,
@@ -138,8 +144,10 @@ def _confirm(
             candidates=candidates,
         ),
     )
+    if verdict.synthetic == "proven":
+        looks.mark_proven(look)
     diagnostics = f"{stage.prefix}/{DIAGNOSTICS}.json"
-    return verdict.model_copy(update={"leaks": leaks, "diagnostics": diagnostics})
+    return verdict.model_copy(update={"look": look, "leaks": leaks, "diagnostics": diagnostics})
 
 
 def without_comparison(plan: BalancePlan) -> tuple[Strategy, Verdict]:

@@ -70,7 +70,7 @@ def collect_garbage(
 ) -> GcReport:
     """Remove objects that no manifest, no open proposal and no stage in use names.
 
-    Proposals, their decisions and foreign files always stay.
+    Proposals, their decisions, looks at the hold-out and foreign files always stay.
 
     Parameters
     ----------
@@ -209,7 +209,7 @@ def _plan(
         kind = kind_of(path)
         if kind is None:
             plan.unknown.append(path)
-        elif kind in ("card", "proposal"):
+        elif kind in ("card", "look", "proposal"):
             plan.kept[path] = "always kept"
         elif kind == "manifest":
             if path not in going:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from prefect_augment.schema import Decision, Manifest, Recipe, Result
+from prefect_augment.schema import Decision, Look, Manifest, Recipe, Result
 from prefect_augment.shards.base import read_shard
 from prefect_augment.storage import Store, list_versions, manifest_path, read_manifest
 
@@ -42,6 +42,7 @@ class Inspection(Result):
     decision: Decision | None
     answers: tuple[str, ...]
     reasons: tuple[str, ...]
+    look: Look | None  # which look at the hold-out it was
     report: str
     holdout_uri: str
     software: dict[str, str]
@@ -116,6 +117,7 @@ def inspect(store: Store, version: int | None = None) -> Inspection:
         decision=manifest.verdict.decision if manifest.verdict else None,
         answers=manifest.verdict.answers if manifest.verdict else (),
         reasons=manifest.verdict.reasons if manifest.verdict else (),
+        look=manifest.verdict.look if manifest.verdict else None,
         report=manifest.report,
         holdout_uri=manifest.holdout_uri,
         software=manifest.software,

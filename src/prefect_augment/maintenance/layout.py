@@ -27,6 +27,7 @@ _KINDS = {
         "ledger": rf"_splits/{_VERSIONED}\.parquet",
         "report": rf"_reports/{_VERSIONED}/.+",
         "quarantine": rf"_quarantine/{_SHARD}",
+        "look": rf"_looks/{_DIGEST}/\d{{8}}(\.proven)?\.json",
         "proposal": r"_proposals/[0-9a-f]+(\.decision(-\d+)?)?\.json",
         "lease": rf"{LEASES}/[^/]+\.json",
         "latents": rf"_({'|'.join(get_args(LatentUse))})/[^/]+/.+",

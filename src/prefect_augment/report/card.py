@@ -128,7 +128,8 @@ def _verdict(verdict: Verdict | None) -> list[str]:
     if verdict is None:
         return ["Verdict: none; the recipe was not compared on a hold-out."]
     return [
-        f"**{markdown_text(verdict.headline)}** Compared on {verdict.n_holdout} hold-out records.",
+        f"**{markdown_text(verdict.headline)}** Compared on {verdict.n_holdout} hold-out records."
+        + (f" {verdict.look.sentence}" if verdict.look else ""),
         "",
         *(f"- {markdown_text(reason)}" for reason in (*verdict.answers[1:], *verdict.reasons)),
     ]

@@ -138,6 +138,8 @@ def _holdout(data: ReportData) -> list[str]:
         f"Differences below {effect(verdict.minimum_detectable_effect)} points cannot be told "
         f"from chance with {count(verdict.n_holdout)} hold-out records."
     )
+    if verdict.look is not None:
+        blocks.append(verdict.look.sentence)
     return blocks
 
 

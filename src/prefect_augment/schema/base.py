@@ -35,6 +35,7 @@ __all__ = [
     "LatentRef",
     "LatentResult",
     "LatentUse",
+    "Look",
     "Modality",
     "ModelRef",
     "Origin",
@@ -522,6 +523,60 @@ class Change(Result):
     after: float
 
 
+class Look(Result):
+    """One reading of the hold-out that can lead to a decision, among all of this dataset's."""
+
+    number: int  # 1 for the first
+    n_holdout: int  # records that it reads
+    n_new: int  # records or groups that arrived since the look before; all of them at the first
+    unit: Literal["record", "group"] = "record"
+    level: float  # of the deciding interval, two-sided, in (0, 1)
+
+    @property
+    def alpha(self) -> float:
+        """Chance of a false ``proven`` that the look may spend: one side of its interval."""
+        return (1 - self.level) / 2
+
+    @property
+    def sentence(self) -> str:
+        """Which look it was, what is new, and what it takes to be proven.
+
+        Examples
+        --------
+        >>> Look(number=3, n_holdout=1400, n_new=212, level=0.989).sentence
+        'Third look at this hold-out; 212 of 1,400 records are new since the last one; proven needs a 98.9 % interval.'
+        """
+        if self.number == 1:
+            news = f"all {self.n_holdout:,} records are new"
+        elif self.unit == "record":
+            news = f"{self.n_new:,} of {self.n_holdout:,} records are new since the last one"
+        else:
+            news = f"{self.n_new:,} groups of its {self.n_holdout:,} records are new since the last one"
+        return (
+            f"{_ordinal(self.number)} look at this hold-out; {news}; "
+            f"proven needs a {_level(self.level)} % interval."
+        )
+
+
+_ORDINALS = (
+    "First", "Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh", "Eighth", "Ninth", "Tenth",
+)  # fmt: skip
+
+
+def _ordinal(n: int) -> str:
+    """The number as a word that starts a sentence, from 11 on with digits."""
+    if n <= len(_ORDINALS):
+        return _ORDINALS[n - 1]
+    ending = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n}{ending}"
+
+
+def _level(level: float) -> str:
+    """A level in percent, with two significant digits of what is missing to 100 %."""
+    digits = max(1, 1 - math.floor(math.log10(100 * (1 - level))))
+    return f"{100 * level:.{digits}f}".rstrip("0").rstrip(".")
+
+
 class Verdict(Result):
     """The confirmation on hold-out records that nothing else has read."""
 
@@ -552,6 +607,7 @@ class Verdict(Result):
     n_seeds: int
     without_twins: dict[str, float] = Field(default_factory=dict)  # strategy -> balanced accuracy
     n_without_twins: int = 0
+    look: Look | None = None  # None without a comparison, and in versions before 0.2
     leaks: tuple[str, ...] = ()  # signs of training records in the hold-out
     diagnostics: str = Field(
         default="", validation_alias=AliasChoices("diagnostics", "further")

@@ -4,8 +4,9 @@ An image's row also has its near-duplicate cluster and a thumbnail (1 kB before 
 versions find near-duplicates of images that the source no longer has.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from prefect_augment.shards.base import write_shard
 from prefect_augment.shards.parquet import ParquetShards
 from prefect_augment.sources.images.validation import THUMB_SIDE
 from prefect_augment.split.assignment import PARTS, ImageRows, Ledger
-from prefect_augment.split.ledger import LedgerSpill
+from prefect_augment.split.ledger import HOLDOUT, LedgerSpill
 from prefect_augment.storage import Store
 from prefect_augment.storage.keys import (
     KEY,
@@ -32,7 +33,14 @@ from prefect_augment.storage.keys import (
     unhex,
 )
 
-__all__ = ["NEAR_DUPLICATE", "part_codes", "read_ledger", "split_clusters", "write_ledger"]
+__all__ = [
+    "NEAR_DUPLICATE",
+    "holdout_entries",
+    "part_codes",
+    "read_ledger",
+    "split_clusters",
+    "write_ledger",
+]
 
 #: Unit of a ledger whose near-duplicate images stay together.
 NEAR_DUPLICATE = "near-duplicate"
@@ -137,13 +145,18 @@ def read_ledger(store: Store, path: str) -> Ledger:
 
     Raises IntegrityError if it is missing or damaged: without it, hold-out records could enter training.
     """
+    with _opened(store, path) as (file, metadata):
+        return _read(file, metadata)
+
+
+@contextmanager
+def _opened(store: Store, path: str) -> Iterator[tuple[pq.ParquetFile, dict[str, str]]]:
+    """Open a ledger with its metadata; IntegrityError if it is missing or damaged."""
     try:
         with store.open(path) as raw:
             file = pq.ParquetFile(raw)
-            metadata = {
-                k.decode(): v.decode() for k, v in (file.schema_arrow.metadata or {}).items()
-            }
-            return _read(file, metadata)
+            metadata = file.schema_arrow.metadata or {}
+            yield file, {k.decode(): v.decode() for k, v in metadata.items()}
     except (FileNotFoundError, pa.ArrowException, KeyError, ValueError) as exc:
         raise IntegrityError(
             f"the split ledger {store.uri}/{path} cannot be read ({type(exc).__name__}: {exc}); restore it, or "
@@ -152,12 +165,29 @@ def read_ledger(store: Store, path: str) -> Ledger:
         ) from exc
 
 
+def holdout_entries(store: Store, path: str) -> tuple[int, Literal["record", "group"]]:
+    """Return how many records or groups the hold-out has ever held, and which of the two they are.
+
+    Entries stay when records leave the source, so the number does not fall, except by an erasure.
+    """
+    with _opened(store, path) as (file, metadata):
+        n = sum(
+            pc.sum(pc.equal(batch["part"], PARTS[HOLDOUT])).as_py() or 0
+            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=["part"])
+        )
+        return n, "group" if _is_grouped(metadata) else "record"
+
+
 def part_codes(parts: pa.Array) -> pa.Int8Array:
     """Return stored names of parts as positions in :data:`.PARTS`."""
     codes = pc.index_in(parts, value_set=pa.array(_STORED_PARTS))
     if codes.null_count:
         raise ValueError("a part is none of training, validation and holdout")
     return pa.array(codes.to_numpy() % len(PARTS), type=pa.int8())
+
+
+def _is_grouped(metadata: Mapping[str, str]) -> bool:
+    return metadata["unit"].startswith(("group:", "pattern:"))
 
 
 def _read(file: pq.ParquetFile, metadata: dict[str, str]) -> Ledger:
@@ -169,8 +199,7 @@ def _read(file: pq.ParquetFile, metadata: dict[str, str]) -> Ledger:
             f"the dataset's ledger has thumbnails of {schema.field('thumb').type.byte_width} bytes "
             f"and this version compares {THUMB_BYTES}; publish to a new folder."
         )
-    is_text = metadata["unit"].startswith(("group:", "pattern:"))
-    read: Callable[[pa.Array], NDArray[Any]] = _as_objects if is_text else unhex
+    read: Callable[[pa.Array], NDArray[Any]] = _as_objects if _is_grouped(metadata) else unhex
     columns: dict[str, list[Any]] = {name: [] for name in schema.names}
     label_names: dict[str, int] = {}
     for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):

@@ -1,0 +1,23 @@
+"""The simulation of many looks at one hold-out, with few of them."""
+
+from types import ModuleType
+
+import pytest
+
+
+def test_with_the_rule_looks_after_the_first_are_harder(evidence: ModuleType) -> None:
+    levels = evidence.level_rule([300] * 5)
+    assert levels == sorted(levels)
+    assert levels[0] == pytest.approx(0.95)
+    assert sum((1 - level) / 2 for level in levels) < 0.05
+    assert evidence.level_rule([300] * 4 + [3000])[-1] < levels[-1]
+
+
+def test_the_rule_finds_a_false_proven_no_more_often_than_no_rule(evidence: ModuleType) -> None:
+    found = evidence.any_false_proven([800] * 6, n_seeds=1, repetitions=12)
+    assert found["at the first look"] <= found["with"] < found["without"]
+
+
+def test_the_rule_loses_little_of_the_power_where_records_arrive(evidence: ModuleType) -> None:
+    found = evidence.sequences(n=1000)["twice as many at look 20, look 20"]
+    assert found["rule"] > 2 * max(found["k^-1.2"], found["k^-1.6"], found["k^-2.0"])
