@@ -5,10 +5,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel
 
 from prefect_augment.augmentation.label_preservation import needs_check
 from prefect_augment.errors import InputError, ParameterError
+from prefect_augment.evaluation.metrics.chosen_measure import check_metric, measure_of
 from prefect_augment.examples import example_source
 from prefect_augment.params import AutoModel, Destination, NoModel, RunParams, Source
 from prefect_augment.publish.export import check_export
@@ -23,6 +25,7 @@ from prefect_augment.tasks.augment import check_image_policy
 __all__ = [
     "as_json",
     "check_before_work",
+    "check_measure",
     "check_parameters",
     "check_seed",
     "default_destination",
@@ -74,6 +77,8 @@ def check_parameters(
             f"budget.minutes={budget.minutes:g} is {budget.minutes * 60:.2g} seconds, too little for one step of "
             f"any model; give at least {MINIMUM_SECONDS / 60:.2g}, or budget.steps instead."
         )
+    if compares:
+        check_metric(params.evaluation.metric)
     if compares and params.balance.unit == "object":
         raise ParameterError(
             "balance.unit is 'object', and strategies are compared by the classes of whole images, not by boxes; "
@@ -96,8 +101,23 @@ def check_seed(seed: int) -> None:
         raise ParameterError(f"seed is {seed}; expected a whole number from 0 to {LARGEST_SEED}.")
 
 
+def check_measure(experiment: Experiment) -> None:
+    """Raise ParameterError for a metric that these classes do not have, or that fails on them."""
+    n_real: dict[str, int] = {}
+    for c in experiment.plan.classes:
+        n_real[c.label] = n_real.get(c.label, 0) + c.n_real
+    compared = {c.label for c in experiment.plan.classes if c.compared}
+    measure_of(
+        experiment.params.evaluation.metric,
+        classes=tuple(n_real),
+        compared=np.array([label in compared for label in n_real]),
+        counts=np.array(list(n_real.values()), dtype=np.int64),
+    )
+
+
 def check_before_work(experiment: Experiment) -> None:
-    """Refuse a destination, format or policy that cannot be published, before anything is trained."""
+    """Refuse a metric, destination, format or policy that cannot be used, before anything is trained."""
+    check_measure(experiment)
     dataset, params = experiment.dataset, experiment.params
     store = open_root(dataset)
     check_destination(store, dataset)

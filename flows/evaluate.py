@@ -6,10 +6,11 @@ from prefect import flow
 
 from prefect_augment.augmentation.text import check_comparable
 from prefect_augment.errors import ParameterError, RefusedError
+from prefect_augment.evaluation.metrics.chosen_measure import check_metric
 from prefect_augment.experiment.confirmation import refusal_reason
 from prefect_augment.experiment.privacy import stored_privacy
 from prefect_augment.flows._compare import search_strategies
-from prefect_augment.flows._inputs import check_seed
+from prefect_augment.flows._inputs import check_measure, check_seed
 from prefect_augment.ingest.external import plan_of_external
 from prefect_augment.params import (
     Balance,
@@ -78,6 +79,7 @@ def evaluate(
             "synthetic is empty; give the file, folder or URL of the records to evaluate."
         )
     check_seed(seed)
+    check_metric(evaluation.metric)
     params = RunParams(
         balance=balance, model=NoModel(), classic=classic, budget=budget, evaluation=evaluation,
         quality=quality, report=report, seed=seed,
@@ -88,6 +90,7 @@ def evaluate(
         check_comparable(dataset, store)
         plan = run(plan_balance, dataset, params)
         baselines = Experiment(dataset=dataset, plan=plan, params=params)
+        check_measure(baselines)
         external = run(
             import_synthetic,
             dataset,

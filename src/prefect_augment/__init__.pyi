@@ -42,6 +42,8 @@ from .params import (
     GanModel as GanModel,
     Inequality as Inequality,
     Interpolation as Interpolation,
+    Metric as Metric,
+    Mistake as Mistake,
     NoModel as NoModel,
     Output as Output,
     PluginModel as PluginModel,

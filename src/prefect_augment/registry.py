@@ -2,14 +2,16 @@
 
 A model has its kind in the params, ``module:Class`` per modality, and the extra that its imports need. Other
 packages register models in the entry-point group ``prefect_augment.models``, chosen by ``PluginModel``; such a
-class may have a pydantic class ``Params``, which then validates the options.
+class may have a pydantic class ``Params``, which then validates the options. A function of somebody else's is
+found the same way, in a group of its own (:func:`load_function`).
 """
 
 import importlib
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -23,8 +25,10 @@ from prefect_augment.params import (
     TreesModel,
 )
 from prefect_augment.schema import Modality
+from prefect_augment.text import suggestion
 
 __all__ = [
+    "ALLOW_IMPORT_PATHS",
     "ENTRY_POINTS",
     "FORMATS",
     "MODELS",
@@ -33,6 +37,7 @@ __all__ = [
     "ModelEntry",
     "ShardEntry",
     "check_shard_format",
+    "load_function",
     "load_model_class",
     "load_reader",
     "load_shard_format",
@@ -42,6 +47,8 @@ __all__ = [
 ]
 
 ENTRY_POINTS = "prefect_augment.models"
+# A form must not run whatever a user types: the worker's environment has to allow it.
+ALLOW_IMPORT_PATHS = "PREFECT_AUGMENT_ALLOW_IMPORT_PATHS"
 
 
 @dataclass(frozen=True)
@@ -219,6 +226,38 @@ def check_shard_format(name: str, *, modality: Modality) -> None:
             f"{modality} data; choose one of: {', '.join(formats)}.",
             format=name,
         )
+
+
+def load_function(name: str, *, group: str, field: str) -> Callable[..., Any]:
+    """Return a user's function: an entry point of ``group``, or ``module:function`` where that is allowed.
+
+    ``field`` is the parameter that named it, for messages. Raises ParameterError if there is none, it
+    cannot be imported, or it is no function.
+    """
+    points = {point.name: point for point in entry_points(group=group)}
+    try:
+        if name in points:
+            function = points[name].load()
+        elif ":" in name and os.environ.get(ALLOW_IMPORT_PATHS):
+            module, _, attribute = name.partition(":")
+            function = getattr(importlib.import_module(module), attribute)
+        elif ":" in name:
+            raise ParameterError(
+                f"{field} {name!r} is an import path, which this worker does not follow: set {ALLOW_IMPORT_PATHS}=1 in "
+                f"its environment, or offer the function in the entry-point group {group!r}."
+            )
+        else:
+            raise ParameterError(
+                f"there is no {field} {name!r} in the entry-point group {group!r}; "
+                f"{suggestion(name, sorted(points)) if points else 'no installed package offers any'}."
+            )
+    except (ImportError, AttributeError) as exc:
+        raise ParameterError(
+            f"{field} {name!r} cannot be imported: {exc}; fix or reinstall its package."
+        ) from exc
+    if not callable(function):
+        raise ParameterError(f"{field} {name!r} is {type(function).__name__} and no function.")
+    return cast("Callable[..., Any]", function)
 
 
 def _load(target: str, *, what: str, extra: str) -> Any:

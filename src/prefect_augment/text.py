@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from prefect_augment.schema import Interval, class_order
+from prefect_augment.schema import Interval, MeasureInfo, class_order
 
 __all__ = [
     "MISSING",
@@ -44,6 +44,11 @@ def number(x: float | None) -> str:
 def percent(x: float | None) -> str:
     """A share in [0, 1] in percent with one digit, without the sign."""
     return MISSING if x is None or not math.isfinite(x) else f"{100 * x:.1f}".replace("-", "−")
+
+
+def measured(x: float | None, measure: MeasureInfo) -> str:
+    """A value of a measure in its unit, which a heading names."""
+    return percent(x) if measure.unit == "points" else number(x)
 
 
 def points(x: float | None) -> str:

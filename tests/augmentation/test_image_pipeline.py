@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 albumentations = pytest.importorskip("albumentations", reason="needs the extra 'images'")
 
+from prefect_augment import registry  # noqa: E402
 from prefect_augment.augmentation import (  # noqa: E402
     image_policy as images,
-    plugins,
 )
 from prefect_augment.augmentation.image_pipeline import flattened, read_pipeline  # noqa: E402
 from prefect_augment.augmentation.image_policy import (  # noqa: E402
@@ -20,9 +20,9 @@ from prefect_augment.augmentation.image_policy import (  # noqa: E402
     record_seed,
 )
 from prefect_augment.augmentation.image_presets import DOMAINS, check_allowed  # noqa: E402
-from prefect_augment.augmentation.plugins import ALLOW_IMPORT_PATHS  # noqa: E402
 from prefect_augment.errors import ParameterError  # noqa: E402
 from prefect_augment.params import Classic  # noqa: E402
+from prefect_augment.registry import ALLOW_IMPORT_PATHS  # noqa: E402
 
 albumentations = pytest.importorskip("albumentations", reason="needs the extra 'images'")
 
@@ -228,7 +228,7 @@ def _plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     points = [EntryPoint(n, f"{__name__}:{n}", images.ENTRY_POINTS) for n in ("darker", "broken")]
     for point in points:
         monkeypatch.setattr(type(point), "load", lambda self: globals()[self.name], raising=True)
-    monkeypatch.setattr(plugins, "entry_points", lambda group: points)
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
 
 
 @pytest.mark.usefixtures("_plugins")

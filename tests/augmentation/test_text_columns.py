@@ -8,8 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment import open_dataset
-from prefect_augment.augmentation import plugins
+from prefect_augment import open_dataset, registry
 from prefect_augment.augmentation.text import ENTRY_POINTS, changed, text_changer
 from prefect_augment.errors import InputError, ParameterError
 from prefect_augment.flows.augment import augment
@@ -114,7 +113,7 @@ class Shouting:
 
 def test_a_users_own_function(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        plugins, "entry_points", lambda group: [Shouting()] if group == ENTRY_POINTS else []
+        registry, "entry_points", lambda group: [Shouting()] if group == ENTRY_POINTS else []
     )
     change = text_changer(Classic(text_plugin="loud"))
     assert change is not None

@@ -27,11 +27,11 @@ from prefect_augment.augmentation.image_pipeline import (
     read_pipeline,
 )
 from prefect_augment.augmentation.image_presets import DOMAINS, PRESETS, check_allowed, stronger
-from prefect_augment.augmentation.plugins import load_function
 from prefect_augment.encoding.annotations import MIN_VISIBILITY, Targets
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Classic
 from prefect_augment.params.keys import canonical_json
+from prefect_augment.registry import load_function
 
 __all__ = ["ENTRY_POINTS", "PRESETS", "ImagePolicy", "Operation", "Targets", "record_seed"]
 

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefect_augment.augmentation.plugins import load_function
 from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.errors import InputError, ParameterError
 from prefect_augment.params import Classic
+from prefect_augment.registry import load_function
 from prefect_augment.schema import ColumnInfo, DatasetInfo, DatasetRef
 from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.storage import Store

@@ -285,9 +285,9 @@ def _show_classes(console: Console, result: RunResult) -> None:
 def _show_strategies(console: Console, scores: tuple[StrategyScore, ...]) -> None:
     if not scores:
         return
-    estimators = list(scores[0].estimators)
+    estimators, measure = list(scores[0].estimators), scores[0].measure
     table = Table(
-        "strategy", "amount", "seeds", "balanced accuracy", title="Strategies on validation records"
+        "strategy", "amount", "seeds", measure.title, title="Strategies on validation records"
     )
     for name in estimators:
         table.add_column(f"{name}\nbal. acc. / macro-F1 / AUPRC", justify="right")
@@ -295,7 +295,7 @@ def _show_strategies(console: Console, scores: tuple[StrategyScore, ...]) -> Non
     for score in scores:
         by_strategy.setdefault(score.strategy.name, []).append(score)
     for name, group in by_strategy.items():
-        values = [s.score for s in group]
+        values = [measure.shown(s.score) for s in group]
         spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
         first = group[0]
         cells = [

@@ -22,7 +22,12 @@ from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.privacy.holdout_leaks import holdout_leaks
 from prefect_augment.experiment.diagnostics import Copies, Holdout, corrupted_copies, diagnose
-from prefect_augment.experiment.evaluator import Evaluator, Synthetic, kept_synthetic
+from prefect_augment.experiment.evaluator import (
+    Evaluator,
+    Synthetic,
+    chosen_measure,
+    kept_synthetic,
+)
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.looks import Looks
 from prefect_augment.experiment.privacy import measure_external
@@ -112,6 +117,7 @@ def _confirm(
         records.y,
         predictions,
         classes=data.classes,
+        measure=chosen_measure(evaluator),
         compared=data.compared,
         chosen=choice.chosen.name,
         baseline=choice.baseline.name,

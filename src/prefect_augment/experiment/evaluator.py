@@ -24,6 +24,8 @@ from prefect_augment.encoding.arrays import (
 )
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.evaluation.folds import stratified_folds
+from prefect_augment.evaluation.metrics.chosen_measure import measure_of
+from prefect_augment.evaluation.metrics.measures import Measure
 from prefect_augment.evaluation.neighbours import Space
 from prefect_augment.params import Quality, RunParams
 from prefect_augment.schema import BalancePlan, DatasetInfo, Experiment, Strategy
@@ -37,6 +39,7 @@ __all__ = [
     "OfExperiment",
     "Synthetic",
     "best_first",
+    "chosen_measure",
     "filter_request",
     "groups_of",
     "kept_synthetic",
@@ -175,6 +178,17 @@ def kept_synthetic(
         evaluator.encode(table),
         np.array([index[s] for s in strata], dtype=np.int64),
         table[SHARE].to_numpy() if share_column else None,
+    )
+
+
+def chosen_measure(evaluator: Evaluator) -> Measure:
+    """The measure that decides the comparison (``evaluation.metric``), the same on every part of the data."""
+    data = evaluator.records
+    return measure_of(
+        evaluator.experiment.params.evaluation.metric,
+        classes=data.classes,
+        compared=data.compared,
+        counts=np.bincount(data.y, minlength=len(data.classes)),
     )
 
 

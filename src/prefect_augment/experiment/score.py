@@ -10,10 +10,17 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import N_FOLDS, Records
 from prefect_augment.evaluation.folds import stratified_folds
+from prefect_augment.evaluation.metrics.measures import Measure
 from prefect_augment.evaluation.metrics.scores import predict_classes, score_predictions
 from prefect_augment.evaluation.metrics.selection import choose_strategy
 from prefect_augment.evaluation.metrics.thresholds import cross_fitted_multipliers, tune_multipliers
-from prefect_augment.experiment.evaluator import Evaluator, Synthetic, groups_of, kept_synthetic
+from prefect_augment.experiment.evaluator import (
+    Evaluator,
+    Synthetic,
+    chosen_measure,
+    groups_of,
+    kept_synthetic,
+)
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.plan.strategies import AMOUNTS, as_trained
 from prefect_augment.schema import (
@@ -65,8 +72,9 @@ def _score(
     predicted = out_of_fold(
         evaluator, strategies, folds, candidates=candidates, seed=own, draw=draw
     )
+    measure = chosen_measure(evaluator)
     scored = [
-        score_predicted(evaluator.records, a, p, folds, seed=seed)
+        score_predicted(evaluator.records, a, p, folds, seed=seed, measure=measure)
         for a, p in zip(strategies, predicted, strict=True)
     ]
     best, hits = max(scored, key=lambda s: s[0].score)
@@ -172,16 +180,19 @@ def score_predicted(
     folds: NDArray[np.int64],
     *,
     seed: int,
+    measure: Measure,
 ) -> tuple[StrategyScore, NDArray[np.float64]]:
     """Score one strategy's predictions over the compared classes, on all folds together and on each.
 
-    Also returns the share of estimators that are right about each record, NaN where none is counted.
+    The score is the mean of ``measure`` over the estimators, its negative where lower is better, and
+    0 where it is undefined, which the records decide and no strategy. Also returns the share of
+    estimators that are right about each record, NaN where none is counted.
     """
     rows = np.flatnonzero((folds >= 0) & data.compared[data.y])
     y = data.y[rows]
     estimators: dict[str, EstimatorScore] = {}
     thresholds: dict[str, dict[str, float]] = {}
-    fold_recalls: list[list[float]] = []
+    of_folds: list[list[float]] = []
     hits = np.full(len(data.y), np.nan)
     hits[rows] = 0.0
     for name, proba in predictions.items():
@@ -190,38 +201,40 @@ def score_predicted(
             inner = stratified_folds(
                 y, groups=groups_of(data, rows), n_folds=N_FOLDS, seed=seed, keys=data.keys[rows]
             )
-            multipliers = cross_fitted_multipliers(y, proba[rows], inner, compared=data.compared)
-            tuned = tune_multipliers(y, proba[rows], compared=data.compared)
+            multipliers = cross_fitted_multipliers(y, proba[rows], inner, data.compared, measure)
+            tuned = tune_multipliers(y, proba[rows], compared=data.compared, measure=measure)
             thresholds[name] = {c: float(m) for c, m in zip(data.classes, tuned, strict=True)}
         estimators[name] = score_predictions(
-            y, proba[rows], classes=data.classes, compared=data.compared, multipliers=multipliers
-        )
-        correct = predict_classes(proba[rows], multipliers) == y
-        hits[rows] += correct / len(predictions)
-        fold_recalls.append(_recalls(y, correct, folds[rows]))
+            y, proba[rows], classes=data.classes, compared=data.compared, multipliers=multipliers,
+            measure=measure,
+        )  # fmt: skip
+        decided = predict_classes(proba[rows], multipliers)
+        hits[rows] += (decided == y) / len(predictions)
+        of_folds.append(_on_each(measure, y, proba[rows], decided, folds[rows]))
     score = StrategyScore(
         strategy=strategy,
         seed=seed,
-        score=float(np.mean([s.balanced_accuracy for s in estimators.values()])),
+        score=float(np.mean([measure.oriented(s.metric or 0.0) for s in estimators.values()])),
+        measure=measure.info,
         estimators=estimators,
         thresholds=thresholds,
         n_train=int(np.sum(folds != 0)),
         n_validation=len(rows),
-        folds=tuple(float(x) for x in np.mean(fold_recalls, axis=0)),
+        folds=tuple(float(x) for x in np.mean(of_folds, axis=0)),
     )
     return score, hits
 
 
-def _recalls(
-    y: NDArray[np.int64], correct: NDArray[np.bool_], folds: NDArray[np.int64]
+def _on_each(
+    measure: Measure,
+    y: NDArray[np.int64],
+    proba: NDArray[np.float64],
+    decided: NDArray[np.int64],
+    folds: NDArray[np.int64],
 ) -> list[float]:
-    """Mean recall on each fold over the classes that occur there; empty for a single fold."""
+    """The measure, higher being better, on each fold where it is defined; empty for a single fold."""
     numbers = np.unique(folds)
     if len(numbers) < 2:
         return []
-    recalls = []
-    for fold in numbers:
-        here = folds == fold
-        n = np.bincount(y[here])
-        recalls.append(float(np.mean(np.bincount(y[here], correct[here])[n > 0] / n[n > 0])))
-    return recalls
+    values = [measure.value(y[f], proba[f], decided[f]) for f in (folds == n for n in numbers)]
+    return [measure.oriented(value) for value in values if np.isfinite(value)]

@@ -18,8 +18,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.evaluation.metrics.selection import TIE
-from prefect_augment.experiment.evaluator import Evaluator, Synthetic, kept_synthetic
+from prefect_augment.evaluation.metrics.selection import scale_of, tie_width
+from prefect_augment.experiment.evaluator import (
+    Evaluator,
+    Synthetic,
+    chosen_measure,
+    kept_synthetic,
+)
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.score import out_of_fold, score_predicted
 from prefect_augment.experiment.table_evaluator import TableEvaluator, draw_synthetic
@@ -84,8 +89,9 @@ def _pilot(
         step_share=PILOT_STEP_SHARE,
         draw=None if budget is None else partial(_draw, evaluator, budget),
     )
+    measure = chosen_measure(evaluator)
     scores = [
-        score_predicted(evaluator.records, strategy, proba, folds, seed=0)[0]
+        score_predicted(evaluator.records, strategy, proba, folds, seed=0, measure=measure)[0]
         for strategy, proba in zip(strategies, predicted, strict=True)
     ]
     seconds = round((time.monotonic() - started) / len(scores), 3)
@@ -102,24 +108,24 @@ def best_settings(pilots: Sequence[StrategyScore]) -> list[StrategyScore]:
 
     Of settings that tie with the strategy's highest score the first is taken: the best of eight on
     few records is the luckiest one. Two tie where they differ by at most
-    :data:`~prefect_augment.evaluation.metrics.selection.TIE`, one record's worth of score, or one
-    standard error of their difference over the folds.
+    :func:`~prefect_augment.evaluation.metrics.selection.tie_width`, or one standard error of their
+    difference over the folds.
     """
     by_strategy: dict[str, list[StrategyScore]] = {}
     for score in pilots:
         by_strategy.setdefault(score.strategy.name, []).append(score)
-    best = []
+    best, scale = [], scale_of(pilots)
     for scores in by_strategy.values():
         top = max(scores, key=lambda s: s.score)
-        best.append(next(s for s in scores if top.score - s.score <= _tie(top, s)))
+        best.append(next(s for s in scores if top.score - s.score <= _tie(top, s, scale)))
     return sorted(best, key=lambda s: -s.score)
 
 
-def _tie(top: StrategyScore, other: StrategyScore) -> float:
+def _tie(top: StrategyScore, other: StrategyScore, scale: float) -> float:
     """Difference up to which two settings of a strategy count as equal."""
     if top is other:
         return 0.0
-    width = max(TIE, 1.0 / max(1, top.n_validation))
+    width = tie_width(top, scale)
     if len(top.folds) < 2:
         return width
     gaps = np.subtract(top.folds, other.folds)

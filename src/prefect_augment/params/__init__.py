@@ -16,6 +16,7 @@ from prefect_augment.params.latents import (
     Output,
     Reconstruction,
 )
+from prefect_augment.params.metrics import Metric, Mistake
 from prefect_augment.params.models import (
     AutoencoderModel,
     AutoModel,
@@ -67,6 +68,8 @@ __all__ = [
     "GanModel",
     "Inequality",
     "Interpolation",
+    "Metric",
+    "Mistake",
     "ModelParams",
     "NoModel",
     "Output",

@@ -26,7 +26,7 @@ class Step:
 
 
 #: Each fold of a table trains the model, samples and filters again.
-_DRAWS = ("model", "classic", "evaluation.estimators", "quality")
+_SCORES = ("model", "classic", "evaluation.estimators", "evaluation.metric", "quality")
 
 STEPS: dict[str, Step] = {
     "ingest": Step(5, ("source",)),
@@ -43,12 +43,12 @@ STEPS: dict[str, Step] = {
     "filter": Step(5, ("quality",)),
     "privacy": Step(3),
     "draws": Step(1, ("model", "quality")),
-    "pilot": Step(4, _DRAWS),
-    "score": Step(5, _DRAWS),
+    "pilot": Step(5, _SCORES),
+    "score": Step(6, _SCORES),
     "confirm": Step(
         7,
         (
-            *_DRAWS,
+            *_SCORES,
             "evaluation.n_seeds",
             "evaluation.max_recall_loss",
             "evaluation.n_bootstrap",

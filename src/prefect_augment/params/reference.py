@@ -104,14 +104,17 @@ def _section(title: str, group: type[Params]) -> str:
         ]
         lines.append("")
     for name, field in fields.items():
+        each = "Each of " if get_origin(field.annotation) is list else ""
         for inner in _inner(field.annotation):
             kind = f", kind `{_kind(inner)}`" if _kind(inner) else ""
-            lines.append(_section(f"Each of `{name}`{kind}:", inner))
+            lines.append(_section(f"{each}`{name}`{kind}:", inner))
     return "\n".join(lines)
 
 
 def _values(field: FieldInfo) -> str:
     annotation = field.annotation
+    if isinstance(annotation, type) and issubclass(annotation, Params):
+        return "as below"
     if get_origin(annotation) is list:
         (item,) = get_args(annotation)
         of = _choices(item)
@@ -144,6 +147,8 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if isinstance(value, list | tuple | str) and not value:
         return "empty"
+    if isinstance(value, Params):
+        return f"`{next(iter(dict(value).values()))}`"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if isinstance(value, list | tuple):
@@ -162,6 +167,8 @@ def _kind(model: type[Params]) -> str:
 
 
 def _inner(annotation: Any) -> Iterator[type[Params]]:
+    if isinstance(annotation, type) and issubclass(annotation, Params):
+        yield annotation
     for item in get_args(annotation) if get_origin(annotation) is list else ():
         yield from _members(item)
 

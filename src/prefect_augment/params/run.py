@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from prefect_augment.params.balance import Balance, Classic
 from prefect_augment.params.base import Params
 from prefect_augment.params.constraints import Constraint
+from prefect_augment.params.metrics import Metric
 from prefect_augment.params.models import AutoModel, ModelParams
 
 __all__ = [
@@ -50,6 +51,8 @@ class Evaluation(Params):
 
     estimators: list[Estimator] = Field(default=["boosting", "logistic"], min_length=1)
     """Classifiers that score each strategy: gradient boosting, logistic regression."""
+    metric: Metric = Metric()
+    """The measure that decides; the others are reported."""
     n_seeds: int = Field(default=3, ge=1, le=20)
     """Seeds for the best three strategies and the last comparison."""
     n_settings: int = Field(default=0, ge=0, le=8)

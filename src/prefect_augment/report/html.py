@@ -32,7 +32,7 @@ from prefect_augment.report.view_model import (
     published_counts,
     strategy_rows,
 )
-from prefect_augment.schema import Interval
+from prefect_augment.schema import Interval, MeasureInfo
 
 __all__ = ["SECTIONS", "Chart", "draw_charts", "render_page"]
 
@@ -43,6 +43,7 @@ FILTERS = (
     "interval_number",
     "interval_percent",
     "interval_points",
+    "measured",
     "number",
     "percent",
     "points",
@@ -161,23 +162,26 @@ def _validation_chart(rows: Sequence[StrategyRow]) -> list[Chart]:
     if not rows:
         return []
     shown = rows[: charts.MAX_ROWS]
+    measure = rows[0].measure
+    times = 100 if measure.unit == "points" else 1
     forest = [
         charts.ForestRow(
             r.name,
-            charts.in_percent(r.spread),
-            tuple(100 * s for s in r.scores),
+            charts.in_percent(r.spread) if times == 100 else r.spread,
+            tuple(times * s for s in r.scores),
             _short_mark(r.mark),
         )
         for r in shown
     ]
-    label = "balanced accuracy on validation records, %"
+    label = f"{measure.title} on validation records{', %' if times == 100 else ''}"
     png = charts.forest_chart(forest, label=label, legend="mean, lowest to highest seed")
-    details = "; ".join(f"{r.name}: {formats.percent(r.score)} %" for r in shown)
+    unit = " %" if times == 100 else ""
+    details = "; ".join(f"{r.name}: {formats.measured(r.score, measure)}{unit}" for r in shown)
     return [
         Chart(
             "validation",
             "strategies_validation.png",
-            f"Balanced accuracy of each strategy on validation records. {details}.",
+            f"{measure.title[:1].upper()}{measure.title[1:]} of each strategy on validation records. {details}.",
             png,
         )
     ]
@@ -321,6 +325,7 @@ def _context(
         "charts": by_section,
         "rows": rows,
         "strategies": strategies,
+        "measure": strategies[0].measure if strategies else MeasureInfo(),
         "families": _families_used(strategies, data),
         "has_times": any(strategy.seconds for strategy in strategies),
         "has_amounts": any(amount != 1.0 for strategy in strategies for amount in strategy.amounts),

@@ -17,6 +17,7 @@ from prefect_augment.text import (
     interval_percent,
     interval_points,
     markdown_text,
+    measured,
     percent,
 )
 
@@ -100,7 +101,7 @@ def _strategies(data: ReportData) -> list[str]:
     cells = [
         (
             markdown_text(row.name),
-            percent(row.score),
+            measured(row.score, row.measure),
             percent(row.macro_f1),
             percent(row.worst_recall),
             str(len(row.scores)),
@@ -110,7 +111,7 @@ def _strategies(data: ReportData) -> list[str]:
     ]
     head = (
         "Strategy (on validation records)",
-        "Balanced accuracy, %",
+        markdown_text(rows[0].measure.heading),
         "Macro-F1, %",
         "Worst recall, %",
         "Seeds",

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from prefect_augment.report.json import ReportData
-from prefect_augment.schema import Difference, EstimatorScore, Interval, Origin, StrategyScore
+from prefect_augment.schema import (
+    Difference,
+    EstimatorScore,
+    Interval,
+    MeasureInfo,
+    Origin,
+    StrategyScore,
+)
 from prefect_augment.text import count, natural_order
 
 __all__ = [
@@ -78,7 +85,8 @@ class StrategyRow:
     family: str
     mark: str  # chosen | baseline | as is | ""
     amounts: tuple[float, ...]  # towards full balance, which is 1
-    scores: tuple[float, ...]  # balanced accuracy per seed
+    measure: MeasureInfo
+    scores: tuple[float, ...]  # its value per seed
     macro_f1: float
     auprc: float
     worst_recall: float
@@ -89,7 +97,7 @@ class StrategyRow:
 
     @property
     def score(self) -> float:
-        """Balanced accuracy, mean over the seeds."""
+        """The measure that decides, mean over the seeds."""
         return fmean(self.scores)
 
     @property
@@ -282,7 +290,7 @@ def strategy_rows(data: ReportData) -> tuple[StrategyRow, ...]:
     rows = [
         _strategy_row(data, name, sorted(g, key=lambda s: s.seed)) for name, g in groups.items()
     ]
-    return tuple(sorted(rows, key=lambda r: (-r.score, r.name)))
+    return tuple(sorted(rows, key=lambda r: (-r.measure.shown(r.score), r.name)))
 
 
 def _strategy_row(data: ReportData, name: str, scores: Sequence[StrategyScore]) -> StrategyRow:
@@ -292,7 +300,8 @@ def _strategy_row(data: ReportData, name: str, scores: Sequence[StrategyScore]) 
         family=scores[0].strategy.family,
         mark=_mark(data, name, scores[0].strategy.family),
         amounts=tuple(sorted({s.strategy.amount for s in scores})),
-        scores=tuple(s.score for s in scores),
+        measure=scores[0].measure,
+        scores=tuple(s.measure.shown(s.score) for s in scores),
         macro_f1=_mean(s.macro_f1 for s in estimators),
         auprc=_mean(s.auprc for s in estimators),
         worst_recall=_mean(s.worst_recall for s in estimators),

@@ -36,6 +36,7 @@ __all__ = [
     "LatentResult",
     "LatentUse",
     "Look",
+    "MeasureInfo",
     "Modality",
     "ModelRef",
     "Origin",
@@ -431,7 +432,7 @@ class Strategy(Result):
 
 
 class EstimatorScore(Result):
-    """One estimator's scores over the compared classes; all in [0, 1]."""
+    """One estimator's scores over the compared classes; in [0, 1] but for ``metric`` and ``log_loss``."""
 
     balanced_accuracy: float
     macro_f1: float
@@ -440,6 +441,27 @@ class EstimatorScore(Result):
     worst_class: str
     brier: float
     recall: dict[str, float]
+    # None where undefined, as of one class, and in earlier versions.
+    metric: float | None = None  # the value of evaluation.metric
+    roc_auc: float | None = None  # mean over the classes, each against the rest
+    log_loss: float | None = None
+
+
+class MeasureInfo(Result):
+    """The measure that decides (``evaluation.metric``), in words."""
+
+    title: str = "balanced accuracy"
+    unit: Literal["points", "plain"] = "points"  # points: in [0, 1], shown times 100
+    higher_is_better: bool = True
+
+    @property
+    def heading(self) -> str:
+        """Title for a column, with the unit."""
+        return f"{self.title[:1].upper()}{self.title[1:]}" + (", %" * (self.unit == "points"))
+
+    def shown(self, score: float) -> float:
+        """The value behind a score, of which higher is better."""
+        return score if self.higher_is_better else -score
 
 
 class StrategyScore(Result):
@@ -447,7 +469,8 @@ class StrategyScore(Result):
 
     strategy: Strategy = Field(validation_alias=AliasChoices("strategy", "arm"))
     seed: int
-    score: float  # balanced accuracy, mean over the estimators
+    score: float  # by the measure, mean over the estimators; negative where lower is better
+    measure: MeasureInfo = MeasureInfo()
     estimators: dict[str, EstimatorScore] = Field(
         validation_alias=AliasChoices("estimators", "learners")
     )
@@ -585,7 +608,10 @@ class Verdict(Result):
     synthetic: SyntheticAnswer = "not tried"
     answers: tuple[str, ...] = ()  # what to use and what it brings; whether synthetic records help
     reasons: tuple[str, ...]
-    gain: Difference | None = None  # what is published less as is
+    measure: MeasureInfo = MeasureInfo()  # of the answers
+    gain: Difference | None = (
+        None  # what is published less as is, by the measure; above 0 is better
+    )
     price: tuple[Change, ...] = ()  # scores that the gain costs
     chosen: str
     baseline: str

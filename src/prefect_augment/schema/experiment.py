@@ -91,7 +91,7 @@ class Trial(Result):
 
     strategy: Strategy
     model: str = ""  # kind of the generative model, of strategies that have one
-    score: float  # balanced accuracy on validation records, mean over estimators, folds and seeds
+    score: float  # as StrategyScore.score, on validation records, mean over estimators, folds and seeds
     spread: float | None  # standard deviation over these folds and seeds; None for one
     n_scores: int  # folds times seeds
     seconds: float = 0.0  # 0 with budget.steps, for equal bytes

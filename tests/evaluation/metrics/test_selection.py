@@ -3,17 +3,21 @@
 import pytest
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.metrics.selection import choose_strategy
-from prefect_augment.schema import Strategy, StrategyScore
+from prefect_augment.evaluation.metrics.selection import choose_strategy, scale_of
+from prefect_augment.schema import MeasureInfo, Strategy, StrategyScore
+
+BALANCED = MeasureInfo()
+COST = MeasureInfo(title="mean cost", unit="plain", higher_is_better=False)
 
 
-def scores(name, family, values, *, amount=1.0, n_validation=1000):
+def scores(name, family, values, *, amount=1.0, n_validation=1000, measure=BALANCED):
     strategy = Strategy(name=name, family=family, amount=amount)
     return [
         StrategyScore(
             strategy=strategy,
             seed=s,
             score=v,
+            measure=measure,
             estimators={},
             n_train=100,
             n_validation=n_validation,
@@ -121,3 +125,15 @@ def test_where_a_noisy_model_ties_with_as_is_the_best_baseline_is_compared():
     )
     assert choice.best == choice.baseline
     assert choice.best.name == "weights"
+
+
+def test_ties_of_costs_are_relative_to_the_data_as_they_are():
+    """A mean cost of 800 that falls by 3 % is a gain; one that falls by 0.1 % is a tie."""
+    for unit in (1000.0, 0.001):
+        as_is = scores("as is", "as_is", [-0.8 * unit], measure=COST)
+        trees = scores("trees", "model", [-0.776 * unit], measure=COST)
+        assert choose_strategy(as_is + trees).best.name == "trees"
+        trees = scores("trees", "model", [-0.7992 * unit], measure=COST)
+        assert choose_strategy(as_is + trees).best.name == "as is"
+        assert scale_of(as_is + trees) == pytest.approx(0.8 * unit)
+        assert scale_of(trees) == pytest.approx(0.7992 * unit)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prefect_augment.evaluation.metrics.bootstrap import Bootstrap
+from prefect_augment.evaluation.metrics.measure_draws import MeasureDraws
 from prefect_augment.evaluation.metrics.out_of_fold import OutOfFold, pooled
 from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
 from prefect_augment.schema import (
@@ -14,6 +15,7 @@ from prefect_augment.schema import (
     Difference,
     EstimatorScore,
     Interval,
+    MeasureInfo,
     SyntheticAnswer,
 )
 
@@ -35,7 +37,9 @@ class Comparison:
     max_recall_loss: float
     level: float
     n_compared: int
+    measure: MeasureInfo
     out_of_fold: OutOfFold | None = None
+    measured: MeasureDraws | None = None  # of a measure other than balanced accuracy
 
     @property
     def has_model(self) -> bool:
@@ -47,15 +51,30 @@ class Comparison:
         """Whether the chosen strategy has records that somebody else made."""
         return self.predictions[self.chosen].strategy.family == "external"
 
+    @property
+    def unit(self) -> float:
+        """What a share of 1 is in the measure: of a cost or loss, what it is with the data as they are."""
+        if self.measured is None or self.measure.unit == "points":
+            return 1.0
+        return abs(float(self.measured.values[self.as_is].mean())) or 1.0
+
     def difference(
         self, strategy: str, against: str, *, boot: Bootstrap | None = None, level: float = 0.95
     ) -> Interval:
-        """On the hold-out and, where the strategies were scored so, out of fold, weighted by precision."""
-        interval = (boot or self.boot).difference(strategy, against, level=level)
+        """By the measure, higher being better: on the hold-out, and out of fold where that is known."""
+        interval = self.on_holdout(strategy, against, boot=boot, level=level)
         earlier = self.out_of_fold
-        if earlier is None or not {strategy, against} <= earlier.hits.keys():
+        if self.measured or earlier is None or not {strategy, against} <= earlier.hits.keys():
             return interval
         return pooled([interval, earlier.difference(strategy, against, level=level)], level=level)
+
+    def on_holdout(
+        self, strategy: str, against: str, *, boot: Bootstrap | None = None, level: float = 0.95
+    ) -> Interval:
+        """By the measure, higher being better, on the hold-out alone."""
+        if self.measured is not None:
+            return self.measured.difference(strategy, against, level=level)
+        return (boot or self.boot).difference(strategy, against, level=level)
 
 
 def what_to_use(
@@ -70,12 +89,12 @@ def what_to_use(
         why = "nothing else did better on validation records"
         if of.chosen != of.as_is:
             tried = of.baseline if of.baseline != of.as_is else of.chosen
-            why = f"with {tried} {_change(of.difference(tried, of.as_is))}"
+            why = f"with {tried} {_change(of, of.difference(tried, of.as_is))}"
         return f"Use the data as they are: {why}."
     is_external = of.is_external and published == of.chosen
     use = "the external records beside the real ones" if is_external else published
     chance = ", which may be chance" if side(gain.interval) == "inconclusive" else ""
-    answer = f"Use {use}: {_change(gain.interval)} against the data as they are{chance}."
+    answer = f"Use {use}: {_change(of, gain.interval)} against the data as they are{chance}."
     falls = ", ".join(f"{c.name} {100 * c.before:.1f} to {100 * c.after:.1f}" for c in price)
     return f"{answer} Its price: {falls}." if falls else answer
 
@@ -95,7 +114,7 @@ def on_synthetic(
         "harmful": "Synthetic records do harm",
     }.get(synthetic, "Synthetic records: no gain shown")
     gap = of.difference(shown, of.baseline, boot=boot, level=of.level)
-    answer = f"{lead}: with {shown} {_change(gap, of.level)} against {of.baseline}, the best way without them."
+    answer = f"{lead}: with {shown} {_change(of, gap, of.level)} against {of.baseline}, the best way without them."
     worst = boot.worst_recall_difference(shown, of.as_is)
     if worst.high < -of.max_recall_loss:
         answer += f" The worst recall changes by {_points(worst)}; {100 * of.max_recall_loss:.1f} may be lost."
@@ -135,8 +154,14 @@ def side(interval: Interval) -> Decision:
     return "reject" if interval.high < 0 else "inconclusive"
 
 
-def _change(interval: Interval, level: float = 0.95) -> str:
-    return f"balanced accuracy changes by {_points(interval, level)}"
+def _change(of: Comparison, interval: Interval, level: float = 0.95) -> str:
+    measure = of.measure
+    if not measure.higher_is_better:
+        interval = Interval(estimate=-interval.estimate, low=-interval.high, high=-interval.low)
+    if measure.unit == "points":
+        return f"{measure.title} changes by {_points(interval, level)}"
+    e, low, high = interval.estimate, interval.low, interval.high
+    return f"{measure.title} changes by {e:+.3g} ({100 * level:.4g} % interval {low:+.3g} to {high:+.3g})"
 
 
 def _points(interval: Interval, level: float = 0.95) -> str:

@@ -4,7 +4,7 @@ One set of draws serves all strategies, so differences are paired by record and 
 two levels: groups of records (single records where there are no groups) and training seeds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,9 @@ __all__ = [
     "percentiles",
     "seed_weights",
     "simultaneous",
+    "stretched",
     "units_of",
+    "wider_by_seeds",
 ]
 
 Float = NDArray[np.float64]
@@ -118,36 +120,64 @@ class Bootstrap:
 
     def _interval(self, weights: Float, draws: Float, level: float = 0.95) -> Interval:
         """Percentiles of the records' draws, as much wider as the training seeds make them."""
-        centre = draws.mean()
-        wider = centre + self._wider(weights, draws, level) * (draws - centre)
-        return percentiles(float((self.recall * weights).sum()), wider, level=level)
+        estimate = float((self.recall * weights).sum())
+        return stretched(estimate, draws, self._wider(weights, draws, level), level=level)
 
     def _wider(self, weights: Float, draws: Float, level: float = 0.95) -> float:
-        """How many times wider than by records alone the interval of a sum of recalls is.
-
-        Records and seeds are crossed: each seed's estimator is tested on the same records. The
-        spread between a strategy's seeds has two parts, the seeds' own and chance in single
-        records, which the draws of the mean over seeds hold already. The first is the ANOVA
-        component (Searle et al. 1992, section 4.3); few seeds tell little of it, hence Student's t
-        with the degrees of freedom of Satterthwaite (1946). Two strategies draw their training
-        apart, so their components add up. Drawing seeds beside records counts the second part
-        twice (Owen 2007, "The pigeonhole bootstrap").
-        """
-        n_seeds, records = len(self.by_seed), float(draws.var())
-        if n_seeds == 1 or records == 0:
-            return 1.0
-        seeds, uncertain = 0.0, records**2 / max(1, self.n_units.sum() - 1)
-        for a in np.flatnonzero(weights.any(axis=1)):
+        """:func:`wider_by_seeds` for a sum of recalls."""
+        n_seeds, seeds = len(self.by_seed), []
+        for a in np.flatnonzero(weights.any(axis=1)) if n_seeds > 1 else ():
             own = np.zeros_like(weights)
             own[a] = weights[a]
             between = float(np.tensordot(self.by_seed, own, 2).var(ddof=1))
-            seeds += max(0.0, between - self.units.interaction(own, n_seeds)) / n_seeds
-            uncertain += (between / n_seeds) ** 2 / (n_seeds - 1)
-        if seeds == 0:
-            return 1.0
-        total = records + seeds
-        tail = (1 + level) / 2
-        return float(np.sqrt(total / records) * stdtrit(total**2 / uncertain, tail) / ndtri(tail))
+            seeds.append((between, self.units.interaction(own, n_seeds)))
+        n_units = int(self.n_units.sum())
+        return wider_by_seeds(float(draws.var()), seeds, n_seeds, n_units, level=level)
+
+
+LEAST_FREEDOM = 3  # Student's t has hardly a tail to speak of below that
+
+
+def wider_by_seeds(
+    records: float,  # variance of the mean over seeds that the records have
+    seeds: Sequence[
+        tuple[float, float]
+    ],  # per strategy: variance between seeds, and chance's part of it
+    n_seeds: int,
+    n_units: int,
+    *,
+    level: float,
+) -> float:
+    """How many times wider than by records alone an interval of a difference is.
+
+    Records and seeds are crossed: each seed's estimator is tested on the same records. The spread
+    between a strategy's seeds has two parts, the seeds' own and chance in single records, which the
+    records' variance of the mean over seeds holds already. The first is the ANOVA component (Searle
+    et al. 1992, section 4.3); few seeds tell little of it, hence Student's t with the degrees of
+    freedom of Satterthwaite (1946). Two strategies draw their training apart, so their components
+    add up. Drawing seeds beside records counts the second part twice (Owen 2007, "The pigeonhole
+    bootstrap").
+    """
+    own = sum(max(0.0, between - chance) for between, chance in seeds) / n_seeds
+    if records == 0 or own == 0:
+        return 1.0
+    uncertain = records**2 / max(1, n_units - 1)
+    uncertain += sum((between / n_seeds) ** 2 / (n_seeds - 1) for between, _ in seeds)
+    total, tail = records + own, (1 + level) / 2
+    freedom = max(LEAST_FREEDOM, total**2 / uncertain)
+    return float(np.sqrt(total / records) * stdtrit(freedom, tail) / ndtri(tail))
+
+
+def stretched(estimate: float, draws: Float, factor: float, *, level: float) -> Interval:
+    """Percentile interval of draws that are ``factor`` times as far from their mean.
+
+    Beyond 95 % the draws are too few for their own tails: the 95 % interval is stretched as a normal
+    distribution's would be.
+    """
+    centre = draws.mean()
+    if level > 0.95:
+        factor *= float(ndtri((1 + level) / 2) / ndtri(0.975))
+    return percentiles(estimate, centre + factor * (draws - centre), level=min(level, 0.95))
 
 
 def simultaneous(

@@ -5,6 +5,7 @@ synthetic records) and as is. This module reads predictions and trains nothing.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,9 +21,11 @@ from prefect_augment.evaluation.metrics.answers import (
     what_to_use,
 )
 from prefect_augment.evaluation.metrics.bootstrap import Bootstrap, paired_bootstrap
+from prefect_augment.evaluation.metrics.measure_draws import MeasureDraws
+from prefect_augment.evaluation.metrics.measures import Measure
 from prefect_augment.evaluation.metrics.out_of_fold import OutOfFold
 from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
-from prefect_augment.schema import Difference, Interval, SyntheticAnswer, Verdict
+from prefect_augment.schema import Difference, Interval, MeasureInfo, SyntheticAnswer, Verdict
 
 __all__ = ["OnNoGain", "Require", "decide", "inconclusive"]
 
@@ -44,6 +47,7 @@ def decide(
     predictions: Mapping[str, StrategyPredictions],  # by strategy name
     *,
     classes: Sequence[str],
+    measure: Measure | None = None,  # balanced accuracy by default
     compared: Bool,  # (n_classes,); classes without a hold-out record are removed here
     chosen: str,
     baseline: str,
@@ -114,12 +118,18 @@ def decide(
     # The answers and their consequence.
     of = Comparison(
         boot, predictions, chosen, baseline, as_is, max_recall_loss, level, int(compared.sum()),
-        out_of_fold,
+        MeasureInfo(), out_of_fold,
     )  # fmt: skip
+    if measure is not None and measure.info != MeasureInfo():
+        every = {name: predictions[name] for name in boots}
+        measured = MeasureDraws.of(
+            y, every, measure, groups=groups, n_bootstrap=n_bootstrap, seed=seed
+        )
+        of = replace(of, measure=measure.info, measured=measured)
     shown = chosen if of.has_model else model
     synthetic = _synthetic_answer(of, shown, boots.get(shown or ""))
     published = _what_to_publish(of, synthetic, on_no_gain, require)
-    scores = {name: predictions[name].scores(y, classes, compared) for name in boots}
+    scores = {name: predictions[name].scores(y, classes, compared, measure) for name in boots}
     gain = None
     if published != as_is:
         interval = of.difference(published, as_is)
@@ -147,6 +157,7 @@ def decide(
         synthetic=synthetic,
         answers=answers,
         reasons=tuple(_reasons(of, published, detectable, on_no_gain)),
+        measure=of.measure,
         gain=gain,
         price=costs,
         chosen=chosen,
@@ -178,10 +189,12 @@ def _synthetic_answer(of: Comparison, shown: str | None, boot: Bootstrap | None)
         return "not tried"
     if boot is None or of.n_compared < 2:
         return "no gain shown"
-    gap = of.difference(shown, of.baseline, boot=boot, level=of.level)
-    confirmed = boot.difference(shown, of.baseline).estimate > 0
+    gap, plain = (
+        of.difference(shown, of.baseline, boot=boot, level=level) for level in (of.level, 0.95)
+    )
+    confirmed = of.on_holdout(shown, of.baseline, boot=boot).estimate > 0
     worst = boot.worst_recall_difference(shown, of.as_is)
-    if gap.high < 0 or worst.high < -of.max_recall_loss:
+    if plain.high < 0 or worst.high < -of.max_recall_loss:
         return "harmful"
     if not of.has_model:  # validation did not choose it, so a gain here is one of two looks
         return "no gain shown"
@@ -189,16 +202,17 @@ def _synthetic_answer(of: Comparison, shown: str | None, boot: Bootstrap | None)
     if gap.low > 0 and confirmed and (pair[0].n_seeds > 1 or all(p.is_fixed for p in pair)):
         return "proven"
     is_guarded = worst.estimate >= -of.max_recall_loss
-    return "preferred" if is_guarded and _is_preferred(gap, of.level) else "no gain shown"
+    return "preferred" if is_guarded and _is_preferred(plain, of.unit) else "no gain shown"
 
 
-def _is_preferred(gap: Interval, level: float) -> bool:
+def _is_preferred(gap: Interval, unit: float) -> bool:
     """Whether a sceptic expects a gain, and hardly a loss (normal prior, normal likelihood)."""
-    variance = ((gap.high - gap.low) / 2 / ndtri((1 + level) / 2)) ** 2
+    estimate, half = gap.estimate / unit, (gap.high - gap.low) / 2 / unit
+    variance = (half / ndtri(0.975)) ** 2
     if variance == 0:
-        return gap.estimate > 0
+        return estimate > 0
     precision = 1 / variance + 1 / PRIOR_SD**2
-    mean = (gap.estimate / variance + PRIOR_MEAN / PRIOR_SD**2) / precision
+    mean = (estimate / variance + PRIOR_MEAN / PRIOR_SD**2) / precision
     chance_of_loss = float(ndtr((-LOSS - mean) * np.sqrt(precision)))
     return mean > 0 and chance_of_loss < MAX_CHANCE_OF_LOSS
 
@@ -211,7 +225,7 @@ def _what_to_publish(
     if on_no_gain == "publish" or (of.has_model and synthetic in enough):
         return of.chosen
     is_worse = of.baseline != of.as_is and (
-        side(of.boot.difference(of.baseline, of.as_is)) == "reject"
+        side(of.difference(of.baseline, of.as_is)) == "reject"
         or of.boot.worst_recall_difference(of.baseline, of.as_is).high < -of.max_recall_loss
     )
     return of.as_is if is_worse else of.baseline

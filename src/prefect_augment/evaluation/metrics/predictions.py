@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.evaluation.metrics.scores import predict_classes, score_predictions
+from prefect_augment.evaluation.metrics.measures import Measure
+from prefect_augment.evaluation.metrics.scores import (
+    mean_score,
+    predict_classes,
+    score_predictions,
+)
 from prefect_augment.schema import EstimatorScore, Strategy
 
 __all__ = ["StrategyPredictions"]
@@ -44,10 +49,19 @@ class StrategyPredictions:
         )
         return hits
 
-    def scores(self, y: Int, classes: Sequence[str], compared: Bool) -> dict[str, EstimatorScore]:
+    def decided(self, seed: int) -> list[tuple[Float, Int]]:
+        """Each estimator's probabilities and decisions under a seed."""
+        return [
+            (per_seed[seed], predict_classes(per_seed[seed], self._multipliers(name, seed)))
+            for name, per_seed in self.proba.items()
+        ]
+
+    def scores(
+        self, y: Int, classes: Sequence[str], compared: Bool, measure: Measure | None = None
+    ) -> dict[str, EstimatorScore]:
         """Per estimator, mean over seeds."""
         return {
-            name: _mean_score(
+            name: mean_score(
                 [
                     score_predictions(
                         y,
@@ -55,6 +69,7 @@ class StrategyPredictions:
                         classes=classes,
                         compared=compared,
                         multipliers=self._multipliers(name, s),
+                        measure=measure,
                     )
                     for s, proba in enumerate(per_seed)
                 ]
@@ -64,18 +79,3 @@ class StrategyPredictions:
 
     def _multipliers(self, estimator: str, seed: int) -> Float | None:
         return self.multipliers[estimator][seed] if estimator in self.multipliers else None
-
-
-def _mean_score(scores: list[EstimatorScore]) -> EstimatorScore:
-    """Mean over seeds; the worst class is that of the mean recalls."""
-    recall = {k: float(np.mean([s.recall[k] for s in scores])) for k in scores[0].recall}
-    worst = min(recall, key=lambda k: recall[k])
-    return EstimatorScore(
-        balanced_accuracy=float(np.mean([s.balanced_accuracy for s in scores])),
-        macro_f1=float(np.mean([s.macro_f1 for s in scores])),
-        auprc=float(np.mean([s.auprc for s in scores])),
-        worst_recall=recall[worst],
-        worst_class=worst,
-        brier=float(np.mean([s.brier for s in scores])),
-        recall=recall,
-    )

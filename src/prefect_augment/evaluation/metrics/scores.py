@@ -5,15 +5,23 @@ counts as wrong. Class codes are ``0 .. n_classes - 1``.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score
 
 from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.evaluation.metrics.measures import (
+    Measure,
+    average_precision,
+    balanced_accuracy,
+    brier,
+    log_loss,
+    roc_auc,
+)
 from prefect_augment.schema import EstimatorScore
 
-__all__ = ["predict_classes", "score_predictions"]
+__all__ = ["mean_score", "predict_classes", "score_predictions"]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -37,15 +45,17 @@ def score_predictions(
     classes: Sequence[str],
     compared: Bool,  # (n_classes,) classes that count
     multipliers: Float | None = None,
+    measure: Measure | None = None,
 ) -> EstimatorScore:
-    """Balanced accuracy and other scores over the compared classes that occur in ``y``; all in [0, 1].
+    """Balanced accuracy and other scores over the compared classes that occur in ``y``.
 
     ``balanced_accuracy`` is the mean recall (Brodersen et al. 2010); ``macro_f1`` the mean F1, 0
     for a class never predicted; ``auprc`` the mean average precision of the classes other than the
     largest (1 for a single class); ``brier`` half the mean squared distance between probabilities
     and truth, which for two classes is Brier's own score (Brier 1950); ``worst_class`` the first
-    class with the lowest recall. ``multipliers`` change decisions (accuracy, F1, recall), not the
-    probabilities behind AUPRC and the Brier score. ParameterError if the shapes do not fit
+    class with the lowest recall; ``metric`` the value of ``measure`` (balanced accuracy without one).
+    ``multipliers`` change decisions (accuracy, F1, recall), not the probabilities behind AUPRC, ROC
+    AUC, log loss and the Brier score. ParameterError if the shapes do not fit
     together; EmptyClassError if no record belongs to a compared class.
     """
     _check_shapes(y, proba, classes, compared)
@@ -68,30 +78,43 @@ def score_predictions(
     recall = n_right[present] / n_true[present]
     f1 = 2 * n_right[present] / (n_true[present] + n_predicted[present])
     worst = int(np.argmin(recall))
+
+    def value(of: Measure) -> float | None:
+        result = of.value(y, proba, predicted)
+        return result if np.isfinite(result) else None
+
     return EstimatorScore(
         balanced_accuracy=float(recall.mean()),
         macro_f1=float(f1.mean()),
-        auprc=_auprc(y, proba, present, n_true),
+        auprc=1.0 if len(present) == 1 else average_precision(compared).value(y, proba, predicted),
         worst_recall=float(recall[worst]),
         worst_class=classes[int(present[worst])],
-        brier=_brier(y, proba),
+        brier=brier(compared).value(y, proba, predicted),
         recall={classes[int(k)]: float(r) for k, r in zip(present, recall, strict=True)},
+        metric=value(measure or balanced_accuracy(compared)),
+        roc_auc=value(roc_auc(compared)),
+        log_loss=value(log_loss(compared)),
     )
 
 
-def _auprc(y: Int, proba: Float, present: Int, n_true: Int) -> float:
-    """Mean average precision of the classes other than the largest."""
-    largest = present[np.argmax(n_true[present])]
-    rarer = [k for k in present if k != largest]
-    if not rarer:
-        return 1.0
-    return float(np.mean([average_precision_score(y == k, proba[:, k]) for k in rarer]))
+def mean_score(scores: Sequence[EstimatorScore]) -> EstimatorScore:
+    """Mean of an estimator's scores over seeds, on the same records; the worst class is that of the mean recalls."""
+    recall = {k: float(np.mean([s.recall[k] for s in scores])) for k in scores[0].recall}
+    worst = min(recall, key=lambda k: recall[k])
+
+    def mean(name: str) -> Any:
+        values = [getattr(s, name) for s in scores]
+        return None if None in values else float(np.mean(values))
+
+    return EstimatorScore(
+        **{name: mean(name) for name in EstimatorScore.model_fields if name not in _OF_RECALL},
+        worst_recall=recall[worst],
+        worst_class=worst,
+        recall=recall,
+    )
 
 
-def _brier(y: Int, proba: Float) -> float:
-    """Half of the mean over records of sum_k (p_k - [y = k])^2."""
-    of_truth = proba[np.arange(len(y)), y]
-    return float(np.mean((proba**2).sum(axis=1) - 2 * of_truth + 1) / 2)
+_OF_RECALL = ("recall", "worst_recall", "worst_class")
 
 
 def _check_shapes(y: Int, proba: Float, classes: Sequence[str], compared: Bool) -> None:

@@ -9,7 +9,7 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.metrics.decision import OnNoGain
 from prefect_augment.schema import Strategy, StrategyScore
 
-__all__ = ["TIE", "StrategyChoice", "choose_strategy"]
+__all__ = ["TIE", "StrategyChoice", "choose_strategy", "scale_of", "tie_width"]
 
 SIMPLEST_FIRST = (
     "as_is",
@@ -33,7 +33,7 @@ class StrategyChoice:
     best: Strategy
     baseline: Strategy  # the best one without synthetic records
     model: Strategy | None  # the best one with synthetic records
-    mean: dict[str, float]  # score by strategy name, in [0, 1]
+    mean: dict[str, float]  # score by strategy name; higher is better
     n_seeds: dict[str, int]
     reason: str
 
@@ -48,8 +48,8 @@ def choose_strategy(scores: Sequence[StrategyScore]) -> StrategyChoice:
     Where some strategies have more seeds than others (the finalists), only those can win, so that
     none wins by one lucky seed. Among strategies that tie with the top the simplest wins, in the
     order of ``SIMPLEST_FIRST``, then the smaller amount. Two tie when their means differ by at most
-    0.002, one record's worth of score, or one standard error of their difference over common seeds,
-    whichever is largest. ParameterError without a baseline.
+    :func:`tie_width`, or one standard error of their difference over common seeds, whichever is
+    larger. ParameterError without a baseline.
     """
     per_strategy: dict[str, list[StrategyScore]] = {}
     for score in sorted(scores, key=lambda s: (s.strategy.name, s.seed)):
@@ -61,12 +61,13 @@ def choose_strategy(scores: Sequence[StrategyScore]) -> StrategyChoice:
             "no strategy without synthetic records was scored, so there is nothing to compare with; "
             "score at least 'as is'."
         )
-    best, baseline = _elect(list(per_strategy.values())), _elect(baselines)
+    scale = scale_of(scores)
+    best, baseline = _elect(list(per_strategy.values()), scale), _elect(baselines, scale)
     if not best.has_model:
         # A baseline that ties with a noisy model may not tie with the baselines' own best, and what is
         # confirmed has to be what would be published.
         best = baseline
-    model = _elect(models) if models else None
+    model = _elect(models, scale) if models else None
     mean = {name: _mean(s) for name, s in per_strategy.items()}
     top = max(mean, key=lambda name: mean[name])
     reason = f"{best.name} has a mean score of {mean[best.name]:.3f} on validation records"
@@ -82,20 +83,38 @@ def choose_strategy(scores: Sequence[StrategyScore]) -> StrategyChoice:
     )
 
 
-def _elect(candidates: list[list[StrategyScore]]) -> Strategy:
+def scale_of(scores: Sequence[StrategyScore]) -> float:
+    """The unit of small differences: 1 for scores in [0, 1], for others the score of as is, in size.
+
+    Without as is it is the largest score. Costs, losses and users' functions have scales of their own.
+    """
+    if all(s.measure.unit == "points" for s in scores):
+        return 1.0
+    as_is = [abs(s.score) for s in scores if s.strategy.family == "as_is"]
+    return float(np.mean(as_is)) if as_is else max(abs(s.score) for s in scores)
+
+
+def tie_width(score: StrategyScore, scale: float) -> float:
+    """Difference up to which two scores are a tie: :data:`TIE`, or what one record is worth, times the scale.
+
+    One record of a class of average size moves balanced accuracy by 1 / n_validation.
+    """
+    return scale * max(TIE, 1.0 / max(1, score.n_validation))
+
+
+def _elect(candidates: list[list[StrategyScore]], scale: float) -> Strategy:
     """Simplest of the strategies that tie with the one of the highest mean."""
     most = max(len(s) for s in candidates)
     finalists = sorted(
         (s for s in candidates if len(s) == most), key=lambda s: _simplicity(s[0].strategy)
     )
     top = max(finalists, key=_mean)  # the simplest, where means are equal
-    return next(s for s in finalists if _mean(top) - _mean(s) <= _tie_width(top, s))[0].strategy
+    return next(s for s in finalists if _mean(top) - _mean(s) <= _tie(top, s, scale))[0].strategy
 
 
-def _tie_width(a: list[StrategyScore], b: list[StrategyScore]) -> float:
+def _tie(a: list[StrategyScore], b: list[StrategyScore], scale: float) -> float:
     """Difference in mean score up to which two strategies count as equal."""
-    # One record of a class of average size moves balanced accuracy by 1 / n_val.
-    width = max(TIE, 1.0 / a[0].n_validation) if a[0].n_validation else TIE
+    width = tie_width(a[0], scale)
     of_seed = {s.seed: s.score for s in b}
     gaps = [s.score - of_seed[s.seed] for s in a if s.seed in of_seed]
     if len(gaps) < 2:
