@@ -12,6 +12,7 @@ from prefect_augment.augmentation.label_preservation import needs_check
 from prefect_augment.errors import InputError, ParameterError
 from prefect_augment.evaluation.metrics.chosen_measure import check_metric, measure_of
 from prefect_augment.examples import example_source
+from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.params import AutoModel, Destination, NoModel, RunParams, Source
 from prefect_augment.publish.export import check_export
 from prefect_augment.publish.publish import check_destination
@@ -31,6 +32,7 @@ __all__ = [
     "default_destination",
     "default_source",
     "running",
+    "try_estimators",
 ]
 
 # The fastest fit of the fastest model on a small table takes about this long.
@@ -123,10 +125,17 @@ def check_before_work(experiment: Experiment) -> None:
     check_destination(store, dataset)
     if params.publish.export:
         check_export(store, params.publish.export)
+    try_estimators(experiment)
     check_shard_format(params.publish.format, modality=dataset.modality)
     if needs_check(params.classic, dataset, params.balance):
         shows = params.report.pictures == "real"
         run(check_image_policy, dataset, params.classic, seed=params.seed, show_pictures=shows)
+
+
+def try_estimators(experiment: Experiment) -> None:
+    """Refuse an estimator of the user's that fails on these records, before anything is trained."""
+    if experiment.params.evaluation.own_estimators:
+        open_evaluator(open_root(experiment.dataset), experiment).try_estimators()
 
 
 def as_json(params: RunParams, *others: BaseModel) -> dict[str, Any]:

@@ -6,11 +6,12 @@ from prefect import flow
 
 from prefect_augment.augmentation.text import check_comparable
 from prefect_augment.errors import ParameterError, RefusedError
+from prefect_augment.evaluation.classifiers.own_estimator import check_estimators, check_modality
 from prefect_augment.evaluation.metrics.chosen_measure import check_metric
 from prefect_augment.experiment.confirmation import refusal_reason
 from prefect_augment.experiment.privacy import stored_privacy
 from prefect_augment.flows._compare import search_strategies
-from prefect_augment.flows._inputs import check_measure, check_seed
+from prefect_augment.flows._inputs import check_measure, check_seed, try_estimators
 from prefect_augment.ingest.external import plan_of_external
 from prefect_augment.params import (
     Balance,
@@ -81,16 +82,18 @@ def evaluate(
     check_seed(seed)
     check_metric(evaluation.metric)
     params = RunParams(
-        balance=balance, model=NoModel(), classic=classic, budget=budget, evaluation=evaluation,
-        quality=quality, report=report, seed=seed,
+        balance=balance, model=NoModel(), classic=classic, budget=budget,
+        evaluation=check_estimators(evaluation), quality=quality, report=report, seed=seed,
     )  # fmt: skip
     with run_log():
         dataset = run(ingest_dataset, source, destination, seed=seed)
+        check_modality(params.evaluation, dataset.modality)
         store = open_root(dataset)
         check_comparable(dataset, store)
         plan = run(plan_balance, dataset, params)
         baselines = Experiment(dataset=dataset, plan=plan, params=params)
         check_measure(baselines)
+        try_estimators(baselines)
         external = run(
             import_synthetic,
             dataset,

@@ -7,6 +7,7 @@ from prefect import flow
 
 from prefect_augment.augmentation.text import check_comparable
 from prefect_augment.errors import RefusedError
+from prefect_augment.evaluation.classifiers.own_estimator import check_estimators, check_modality
 from prefect_augment.experiment.confirmation import refusal_reason
 from prefect_augment.flows._approval import announce, publish_or_ask
 from prefect_augment.flows._compare import Comparison, compare, synthesize
@@ -87,8 +88,8 @@ def rebalance(
     """
     started = time.monotonic()
     params = RunParams(
-        balance=balance, model=model, classic=classic, budget=budget, evaluation=evaluation,
-        quality=quality, publish=publish, report=report, seed=seed,
+        balance=balance, model=model, classic=classic, budget=budget,
+        evaluation=check_estimators(evaluation), quality=quality, publish=publish, report=report, seed=seed,
     )  # fmt: skip
     check_parameters(source, destination, params, compares=True)
     destination = default_destination(destination, source)
@@ -118,6 +119,7 @@ def _plan(source: Source, destination: Destination, params: RunParams) -> Experi
         quality = params.quality.model_copy(update={"labels": "hard"})
         params = params.model_copy(update={"quality": quality})
     dataset = run(ingest_dataset, source, destination, seed=params.seed)
+    check_modality(params.evaluation, dataset.modality)
     check_comparable(dataset, open_root(dataset))
     plan = run(plan_balance, dataset, params, searched=True)
     if params.quality.constraints:  # SMOTE does not keep constraints

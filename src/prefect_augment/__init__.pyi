@@ -46,6 +46,7 @@ from .params import (
     Mistake as Mistake,
     NoModel as NoModel,
     Output as Output,
+    OwnEstimator as OwnEstimator,
     PluginModel as PluginModel,
     Positive as Positive,
     Publish as Publish,

@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 albumentations = pytest.importorskip("albumentations", reason="needs the extra 'images'")
 
 from prefect_augment import registry  # noqa: E402
-from prefect_augment.augmentation import (  # noqa: E402
-    image_policy as images,
-)
+from prefect_augment.augmentation import image_policy as images  # noqa: E402
 from prefect_augment.augmentation.image_pipeline import flattened, read_pipeline  # noqa: E402
 from prefect_augment.augmentation.image_policy import (  # noqa: E402
     PRESETS,

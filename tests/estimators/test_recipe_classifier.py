@@ -18,7 +18,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from support.staging import recipe_of
 
-from prefect_augment import RecipeClassifier
+from prefect_augment import Evaluation, RecipeClassifier
 from prefect_augment.errors import ParameterError
 from prefect_augment.schema import Recipe
 
@@ -93,9 +93,52 @@ def test_multipliers_decide_and_leave_probabilities_alone(data: Any) -> None:
     assert np.array_equal(model.predict(X) == "rare", 19 * proba[:, 1] > proba[:, 0])
     assert np.allclose(proba, LogisticRegression().fit(X, y).predict_proba(X))
     with pytest.raises(ParameterError, match="not for ''; set estimator"):
-        RecipeClassifier(LogisticRegression(), tuned).fit(X, y)
+        RecipeClassifier(LogisticRegression(), tuned, thresholds="recipe").fit(X, y)
     with pytest.raises(ParameterError, match="LinearSVC gives none"):
         RecipeClassifier(LinearSVC(), tuned, thresholds_of="logistic").fit(X, y)
+
+
+def test_thresholds_are_fitted_for_the_estimator_that_uses_them(data: Any) -> None:
+    """Those of another one would be wrong: here they would find no rare record at all."""
+    X, y = data
+    foreign = {"boosting": {"rare": 0.01}}
+    tuned = recipe("threshold", prior_train=TRUE, thresholds=foreign)
+    model = RecipeClassifier(LogisticRegression(), tuned, random_state=0).fit(X, y)
+    assert balanced_accuracy_score(y, model.predict(X)) == pytest.approx(0.841, abs=0.02)
+    assert np.array_equal(model.multipliers_, clone(model).fit(X, y).multipliers_)
+    lent = model.set_params(thresholds="recipe").fit(X, y)
+    assert (lent.predict(X) == "common").all()
+    with pytest.raises(ParameterError, match="choose 'fit' or 'recipe'"):
+        model.set_params(thresholds="best").fit(X, y)
+
+
+def test_the_estimator_that_was_compared_keeps_the_recipes_thresholds(data: Any) -> None:
+    X, y = data
+    compared = make_pipeline(StandardScaler(), LogisticRegression())
+    own = Evaluation(estimators=[compared]).own_estimators[0]
+    tuned = recipe(
+        "threshold",
+        prior_train=TRUE,
+        thresholds={own.title: {"rare": 7.0}},
+        estimators={own.title: own.digest},
+    )
+    assert RecipeClassifier(compared, tuned).fit(X, y).multipliers_.tolist() == [1.0, 7.0]
+    other = clone(compared).set_params(logisticregression__C=0.01)
+    assert RecipeClassifier(other, tuned).fit(X, y).multipliers_[1] != 7.0
+
+
+def test_a_class_with_fewer_records_than_folds_keeps_its_probability() -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(60, 1)), np.array(["a"] * 45 + ["b"] * 13 + ["c"] * 2)
+    shares = {"a": 45 / 60, "b": 13 / 60, "c": 2 / 60}
+    tuned = recipe(
+        "threshold",
+        prior_true=shares,
+        prior_train=shares,
+        thresholds={"boosting": {"b": 2.0, "c": 9.0}},
+    )
+    model = RecipeClassifier(LogisticRegression(), tuned, random_state=0).fit(X, y)
+    assert model.multipliers_[2] == 1.0
 
 
 def test_another_prior_moves_probabilities_to_it(data: Any) -> None:

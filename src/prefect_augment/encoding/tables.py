@@ -22,6 +22,7 @@ from prefect_augment.encoding.strata import (
     stored_schema,
     stratum_codes,
     stratum_column,
+    stratum_parts,
     stratum_values,
     table_strata,
 )
@@ -171,6 +172,26 @@ class TableEncoder(StoredEncoder):
                 column = stratum_column(field, self._strata, codes)
             values.append(conform_column(field, column, self._dictionaries))
         return pa.table(values, schema=pa.schema(fields, self.schema.metadata))
+
+    def decode_learnt(self, X: NDArray[np.float64]) -> pa.Table:
+        """Return a matrix (n, n_columns) as the learnt columns alone, in their types; any value may be null."""
+        fields = [self.schema.field(name).with_nullable(True) for name in self.names]
+        return pa.table(
+            [
+                conform_column(f, self._codecs[f.name].decode(X[:, j]), self._dictionaries)
+                for j, f in enumerate(fields)
+            ],
+            schema=pa.schema(fields),
+        )
+
+    def labels(self, classes: Sequence[str]) -> NDArray[Any]:
+        """Return classes by their names as values of the label column, shape (n_classes,); None if never seen."""
+        values = {
+            stratum_parts(name, self.by)[0]: v[self.label] for name, v in self._strata.items()
+        }
+        kind = value_type(self.schema.field(self.label).type)
+        column = values_from_json([values.get(name) for name in classes], kind)
+        return np.asarray(column.to_pandas())
 
     def in_domain(self, X: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Tell which rows of a matrix hold only values of their columns' domains, shape (n,).

@@ -1,13 +1,11 @@
 """``RecipeClassifier``: a scikit-learn classifier trained and read by a published recipe."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
-from sklearn.pipeline import Pipeline
 from sklearn.utils import (
     _safe_indexing,
     assert_all_finite,
@@ -18,24 +16,27 @@ from sklearn.utils import (
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
-    _check_sample_weight,
-    check_array,
     check_is_fitted,
-    has_fit_parameter,
 )
 
 from prefect_augment.errors import ParameterError
+from prefect_augment.evaluation.classifiers.own_estimator import fit_weighted
+from prefect_augment.evaluation.folds import stratified_folds
+from prefect_augment.evaluation.metrics.thresholds import tune_multipliers
 from prefect_augment.loading.probabilities import (
     class_names,
     multipliers_of,
     prior_corrected,
     reweighted,
 )
+from prefect_augment.params.estimators import estimator_digest
 from prefect_augment.schema import Recipe
 
 __all__ = ["RecipeClassifier"]
 
 Float = NDArray[np.float64]
+
+N_FOLDS = 5
 
 
 def _gives_probabilities(self: "RecipeClassifier") -> bool:
@@ -46,8 +47,8 @@ def _gives_probabilities(self: "RecipeClassifier") -> bool:
 class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier under the recipe that won the comparison.
 
-    Training weights records by the recipe. :meth:`predict` decides as in the comparison on the
-    hold-out, with the recipe's multipliers if it has any. :meth:`predict_proba` corrects the prior:
+    Training weights records by the recipe. :meth:`predict` multiplies probabilities before it takes the
+    largest, where the recipe has tuned thresholds. :meth:`predict_proba` corrects the prior:
     its probabilities hold where classes are as frequent as in the source. So the predicted class need
     not be the most probable one, which for a rare class is the point of the recipe.
 
@@ -59,21 +60,28 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
     recipe : Recipe, dict or None, default=None
         ``dataset.recipe``, or the content of a ``recipe.json``. None trains and predicts like the
         estimator alone.
+    thresholds : {"fit", "recipe"}, default="fit"
+        Where the recipe has tuned thresholds. ``fit`` tunes them for ``estimator``, on the out-of-fold
+        probabilities of five stratified folds of the training records; five further fits. The very
+        estimator that was compared keeps the recipe's. ``recipe`` takes those of ``thresholds_of``.
     thresholds_of : str, default=""
         Classifier of the comparison whose multipliers to use, the one most like ``estimator``
-        (``boosting``, ``logistic``); optional where there is one, or no multipliers.
+        (``boosting``, ``logistic``), whatever ``thresholds`` says; optional where there is one.
     prior : dict or None, default=None
         Class shares where the classifier is used, if others than the source's.
     correct_prior : bool, default=True
         False gives probabilities as trained.
     random_state : int, RandomState or None, default=None
-        Of the draws, for estimators that take no weights.
+        Of the folds, and of the draws for estimators that take no weights.
 
     Attributes
     ----------
     estimator_ : classifier
         The fitted one.
     classes_ : ndarray, shape (n_classes,)
+    multipliers_ : ndarray, shape (n_classes,)
+        Of the probabilities in :meth:`predict`; where there is a recipe. Fitted ones are 1 for classes
+        with fewer records than folds.
     n_features_in_ : int
         Where the estimator has it; ``feature_names_in_`` likewise.
 
@@ -95,6 +103,7 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         estimator: Any,
         recipe: Any = None,
         *,
+        thresholds: str = "fit",
         thresholds_of: str = "",
         prior: Any = None,
         correct_prior: bool = True,
@@ -102,6 +111,7 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
     ) -> None:
         self.estimator = estimator
         self.recipe = recipe
+        self.thresholds = thresholds
         self.thresholds_of = thresholds_of
         self.prior = prior
         self.correct_prior = correct_prior
@@ -122,34 +132,31 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         Raises
         ------
         ParameterError
-            If recipe, thresholds_of or prior do not fit the classes.
+            If recipe, thresholds, thresholds_of or prior do not fit the classes.
         """
+        if self.thresholds not in ("fit", "recipe"):
+            raise ParameterError(f"thresholds={self.thresholds!r}; choose 'fit' or 'recipe'.")
         recipe = self._recipe()
         if recipe is not None:  # else the estimator checks it
             assert_all_finite(column_or_1d(y))
             check_classification_targets(y)
         weights = self._weights(recipe, y) if sample_weight is None else sample_weight
         self.estimator_ = clone(self.estimator)
-        parameter = _weight_parameter(self.estimator_)
-        if weights is None:
-            self.estimator_.fit(X, y)
-        elif parameter:
-            self.estimator_.fit(X, y, **{parameter: weights})
-        else:
-            self._fit_drawn(X, y, weights)
+        rng = check_random_state(self.random_state)
+        fit_weighted(self.estimator_, X, y, weights, rng)
         self.classes_ = self.estimator_.classes_
         for name in ("n_features_in_", "feature_names_in_"):
             if hasattr(self.estimator_, name):
                 setattr(self, name, getattr(self.estimator_, name))
         if recipe is not None:
             names = self._names(recipe)
-            multipliers_of(recipe, self.thresholds_of, names)  # refuses an unknown thresholds_of
             prior_corrected(np.ones((1, len(names))), recipe, names, self.prior)
             if recipe.thresholds and not hasattr(self.estimator_, "predict_proba"):
                 raise ParameterError(
                     f"the recipe multiplies probabilities, and {type(self.estimator).__name__} gives none; choose a "
                     "classifier with predict_proba, such as CalibratedClassifierCV around it."
                 )
+            self.multipliers_ = self._multipliers(recipe, names, X, y, weights)
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:
@@ -161,7 +168,7 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
             return np.asarray(self.estimator_.predict(X))
         names = self._names(recipe)
         proba = self._as_trained(recipe, names, self.estimator_.predict_proba(X))
-        proba = reweighted(proba, names, multipliers_of(recipe, self.thresholds_of, names))
+        proba = reweighted(proba, names, self.multipliers_)
         return np.asarray(self.classes_[proba.argmax(axis=1)])
 
     @available_if(_gives_probabilities)  # type: ignore[untyped-decorator]
@@ -225,6 +232,39 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         weights = (shares / np.bincount(codes))[codes]
         return np.asarray(weights / weights.mean())
 
+    def _multipliers(
+        self, recipe: Recipe, names: tuple[str, ...], X: Any, y: Any, weights: Any
+    ) -> Float:
+        """The recipe's multipliers, or those of out-of-fold probabilities."""
+        of = self.thresholds_of or self._compared_as(recipe)
+        if of or self.thresholds == "recipe" or not recipe.thresholds:
+            return multipliers_of(recipe, of, names)
+        y, weights = column_or_1d(y), None if weights is None else np.asarray(weights)
+        codes = np.searchsorted(self.classes_, y)
+        rng = check_random_state(self.random_state)
+        keys = [str(i) for i in range(len(y))]
+        folds = stratified_folds(codes, None, N_FOLDS, int(rng.randint(2**31 - 1)), keys)
+        proba = np.zeros((len(y), len(names)))
+        for fold in range(N_FOLDS):
+            train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+            estimator, of_train = clone(self.estimator), None if weights is None else weights[train]
+            fit_weighted(estimator, _safe_indexing(X, train), y[train], of_train, rng)
+            known = np.searchsorted(self.classes_, estimator.classes_)
+            proba[np.ix_(test, known)] = estimator.predict_proba(_safe_indexing(X, test))
+        return tune_multipliers(
+            codes,
+            self._as_trained(recipe, names, proba),
+            compared=np.bincount(codes, minlength=len(names)) >= N_FOLDS,
+        )
+
+    def _compared_as(self, recipe: Recipe) -> str:
+        """The name that this very estimator had in the comparison; empty if it was not compared."""
+        try:
+            digest = estimator_digest(self.estimator) if recipe.estimators else ""
+        except ValueError:  # it cannot be hashed, so it was not compared
+            return ""
+        return next((name for name, own in recipe.estimators.items() if own == digest), "")
+
     def _as_trained(self, recipe: Recipe, names: tuple[str, ...], proba: Float) -> Float:
         """Probabilities with the class shares that the recipe trains with."""
         if recipe.loss != "balanced_softmax" or not recipe.prior_train:
@@ -232,36 +272,3 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         # Trained without weights: correct here for what the loss would have corrected.
         factors = [recipe.prior_train[name] / (recipe.prior_true[name] or 1.0) for name in names]
         return reweighted(proba, names, np.array(factors))
-
-    def _fit_drawn(self, X: Any, y: Any, weights: Any) -> None:
-        """Train on as many records, drawn in proportion to their weights."""
-        if not hasattr(X, "columns"):  # a frame's columns are known by their names
-            X = check_array(X, dtype=None, ensure_all_finite=False)
-        y = np.asarray(y)
-        weights = _check_sample_weight(weights, X, ensure_non_negative=True)
-        rng = check_random_state(self.random_state)
-        # One of each class first, so that none is unknown to the estimator.
-        rows_by_class = [np.flatnonzero((y == name) & (weights > 0)) for name in np.unique(y)]
-        first = [
-            rng.choice(rows, p=weights[rows] / weights[rows].sum())
-            for rows in rows_by_class
-            if rows.size
-        ]
-        drawn = rng.choice(len(y), size=len(y) - len(first), p=weights / weights.sum())
-        rows = np.concatenate([np.array(first, dtype=np.int64), drawn])
-        self.estimator_.fit(_safe_indexing(X, rows), y[rows])
-
-
-def _weight_parameter(estimator: Any) -> str:
-    """The name of the weights in fit; empty where there are none."""
-    if isinstance(estimator, Pipeline):
-        name, last = estimator.steps[-1]
-        return f"{name}__sample_weight" if has_fit_parameter(last, "sample_weight") else ""
-    if has_fit_parameter(estimator, "sample_weight"):
-        return "sample_weight"
-    parameters = inspect.signature(estimator.fit).parameters.values()
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return ""
-    # A wrapper, such as a search, passes its arguments on to the inner estimator.
-    wrapped = getattr(estimator, "estimator", None)
-    return "sample_weight" if wrapped is None else _weight_parameter(wrapped)

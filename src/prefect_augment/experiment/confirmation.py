@@ -153,7 +153,8 @@ def _confirm(
     if verdict.synthetic == "proven":
         looks.mark_proven(look)
     diagnostics = f"{stage.prefix}/{DIAGNOSTICS}.json"
-    return verdict.model_copy(update={"look": look, "leaks": leaks, "diagnostics": diagnostics})
+    found = {"look": look, "leaks": leaks, "diagnostics": diagnostics}
+    return verdict.model_copy(update=found | {"estimators": evaluator.estimator_infos})
 
 
 def without_comparison(plan: BalancePlan) -> tuple[Strategy, Verdict]:

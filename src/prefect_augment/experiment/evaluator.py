@@ -28,7 +28,13 @@ from prefect_augment.evaluation.metrics.chosen_measure import measure_of
 from prefect_augment.evaluation.metrics.measures import Measure
 from prefect_augment.evaluation.neighbours import Space
 from prefect_augment.params import Quality, RunParams
-from prefect_augment.schema import BalancePlan, DatasetInfo, Experiment, Strategy
+from prefect_augment.schema import (
+    BalancePlan,
+    DatasetInfo,
+    EstimatorInfo,
+    Experiment,
+    Strategy,
+)
 from prefect_augment.shards.staged import read_shards
 from prefect_augment.storage import Store
 from prefect_augment.synthesis.soft_labels import SHARE
@@ -84,6 +90,15 @@ class Evaluator(Protocol):
     @property
     def estimators(self) -> tuple[str, ...]:
         """Names of the classifiers that a strategy trains."""
+        ...
+
+    @property
+    def estimator_infos(self) -> dict[str, EstimatorInfo]:
+        """Package, version and digest of each of them, by name."""
+        ...
+
+    def try_estimators(self) -> None:
+        """Raise ParameterError for an estimator of the user's that fails on the first records."""
         ...
 
     def read(self, table: pa.Table) -> Records:

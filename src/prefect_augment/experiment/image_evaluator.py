@@ -8,6 +8,8 @@ and Pillow.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,12 @@ from prefect_augment.encoding.images import encode_column
 from prefect_augment.encoding.pixels import resize
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.classifiers.batch_transforms import ClassicRanges
-from prefect_augment.evaluation.classifiers.convnet import fit_image_classifier
+from prefect_augment.evaluation.classifiers.convnet import (
+    MakeNetwork,
+    fit_image_classifier,
+    own_network,
+)
+from prefect_augment.evaluation.classifiers.own_estimator import estimator_infos, make_network
 from prefect_augment.evaluation.quality.image_filter import ShiftSpace, filter_images
 from prefect_augment.experiment.evaluator import (
     FilterQuery,
@@ -37,8 +44,15 @@ from prefect_augment.experiment.evaluator import (
 )
 from prefect_augment.experiment.training_set import drawn_training_set
 from prefect_augment.nn.machine import classifier_size
-from prefect_augment.params import Classic
-from prefect_augment.schema import BalancePlan, DatasetInfo, Experiment, ImageInfo, Strategy
+from prefect_augment.params import Classic, Evaluation, OwnEstimator
+from prefect_augment.schema import (
+    BalancePlan,
+    DatasetInfo,
+    EstimatorInfo,
+    Experiment,
+    ImageInfo,
+    Strategy,
+)
 from prefect_augment.split.ledger_io import split_clusters
 from prefect_augment.storage import Store
 
@@ -73,6 +87,10 @@ def _change(classic: Classic, strategy: Strategy) -> Callable[[Images, Int], Ima
     return change
 
 
+def _make_own(own: OwnEstimator, n_classes: int, size: int, channels: int) -> Any:
+    return make_network(own, n_classes=n_classes, size=size, channels=channels)
+
+
 def open_evaluator(store: Store, info: DatasetInfo, experiment: Experiment) -> "ImageEvaluator":
     """The evaluator of staged images."""
     if info.image is None:
@@ -104,8 +122,29 @@ class ImageEvaluator(OfExperiment):
 
     @property
     def estimators(self) -> tuple[str, ...]:
-        """One classifier; the spread over seeds includes its own randomness."""
-        return (ESTIMATOR,)
+        """One classifier, or the user's networks; the spread over seeds includes their own randomness."""
+        return tuple(self._networks)
+
+    @property
+    def estimator_infos(self) -> dict[str, EstimatorInfo]:
+        """Package, version and digest of each, by name."""
+        if own := self.params.evaluation.own_estimators:
+            return estimator_infos(Evaluation(estimators=[*own]))
+        return {ESTIMATOR: EstimatorInfo(package="torch", version=version("torch"))}
+
+    def try_estimators(self) -> None:
+        """Make the user's networks once, and ask each about two images."""
+        for make in self._networks.values():
+            if make is not None:
+                own_network(make, len(self.records.classes), self.records.X.shape[1:], seed=0)
+
+    @property
+    def _networks(self) -> dict[str, MakeNetwork | None]:
+        """What makes each network, by its name; None for the built-in one."""
+        networks: dict[str, MakeNetwork | None] = {}
+        for own in self.params.evaluation.own_estimators:
+            networks[own.title] = partial(_make_own, own)
+        return networks or {ESTIMATOR: None}
 
     def read(self, table: pa.Table) -> Records:
         """Staged records of another part."""
@@ -155,25 +194,27 @@ class ImageEvaluator(OfExperiment):
         )
         y = data.class_of_stratum(self.plan)[drawn.strata]
         counts = np.bincount(y, minlength=len(data.classes)).astype(np.float64)
-        estimator = fit_image_classifier(
-            drawn.X,
-            y,
-            n_classes=len(data.classes),
-            steps=max(1, round(step_share * self.plan.classifier_steps)),
-            seed=seed,
-            weights=drawn.weights,
-            loss="balanced_softmax" if strategy.family == "loss" else "ce",
-            # Half of the amount is half of the log prior.
-            prior=np.where(counts > 0, counts**strategy.amount, 0.0),
-            augment_prob=strategy.classic_prob,
-            ranges=_ranges(self.params.classic, strategy),
-            change=_change(self.params.classic, strategy) if strategy.classic_prob else None,
-            synthetic=drawn.synthetic,
-            real_only_finish=strategy.real_only_finish,
-            width=self.plan.classifier_width,
-            device=self.params.budget.device,
-        )
-        yield ESTIMATOR, estimator.predict_proba(X)
+        for name, make in self._networks.items():
+            estimator = fit_image_classifier(
+                drawn.X,
+                y,
+                n_classes=len(data.classes),
+                steps=max(1, round(step_share * self.plan.classifier_steps)),
+                seed=seed,
+                weights=drawn.weights,
+                loss="balanced_softmax" if strategy.family == "loss" else "ce",
+                # Half of the amount is half of the log prior.
+                prior=np.where(counts > 0, counts**strategy.amount, 0.0),
+                augment_prob=strategy.classic_prob,
+                ranges=_ranges(self.params.classic, strategy),
+                change=_change(self.params.classic, strategy) if strategy.classic_prob else None,
+                synthetic=drawn.synthetic,
+                real_only_finish=strategy.real_only_finish,
+                width=self.plan.classifier_width,
+                device=self.params.budget.device,
+                make=make,
+            )
+            yield name, estimator.predict_proba(X)
 
     def plain_space(self, X: NDArray[Any]) -> ShiftSpace:
         """Pixels: features of a network trained on the training records would tell them from validation."""

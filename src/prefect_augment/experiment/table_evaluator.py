@@ -26,7 +26,9 @@ from prefect_augment.encoding.arrays import (
     to_matrix,
     training_matrix,
 )
-from prefect_augment.evaluation.classifiers.base import fit_estimator
+from prefect_augment.evaluation.classifiers.base import Estimator
+from prefect_augment.evaluation.classifiers.own_estimator import estimator_infos, fit_own
+from prefect_augment.evaluation.classifiers.tree_ensembles import fit_named
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.quality.table_filter import filter_table
@@ -42,10 +44,10 @@ from prefect_augment.experiment.evaluator import (
 )
 from prefect_augment.experiment.training_set import build_training_set
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, GenerativeModel, TableData
-from prefect_augment.params import Budget, NoModel
+from prefect_augment.params import Budget, NoModel, OwnEstimator
 from prefect_augment.plan.strategies import candidates_wanted
 from prefect_augment.registry import load_model_class
-from prefect_augment.schema import DatasetInfo, Experiment, Strategy
+from prefect_augment.schema import DatasetInfo, EstimatorInfo, Experiment, Strategy
 from prefect_augment.storage import Store
 from prefect_augment.storage.keys import hash_ids
 from prefect_augment.synthesis.draw import candidate_seeds
@@ -63,6 +65,8 @@ Int = NDArray[np.int64]
 
 # Families that add no record: they give every seed the same training set.
 FIXED = ("as_is", "threshold", "weights", "external")
+N_TRIED = 200  # records per class that the user's estimators are tried on
+SEEDLESS = ("boosting", "logistic", "lightgbm", "xgboost")  # estimators that draw nothing
 
 
 def open_evaluator(store: Store, info: DatasetInfo, experiment: Experiment) -> "TableEvaluator":
@@ -81,7 +85,29 @@ class TableEvaluator(OfExperiment):
     @property
     def estimators(self) -> tuple[str, ...]:
         """The estimators in ``evaluation.estimators``."""
-        return tuple(self.params.evaluation.estimators)
+        named = self.params.evaluation.estimators
+        return tuple(e if isinstance(e, str) else e.title for e in named)
+
+    @property
+    def estimator_infos(self) -> dict[str, EstimatorInfo]:
+        """Package, version and digest of each estimator, by name."""
+        return estimator_infos(self.params.evaluation)
+
+    def try_estimators(self) -> None:
+        """Fit and ask the user's estimators once, on a few records of every class."""
+        data = self.records
+        rows = np.concatenate(
+            [np.flatnonzero(data.y == k)[:N_TRIED] for k in range(len(data.classes))]
+        )
+        for own in self.params.evaluation.own_estimators:
+            self._fit_own(own, data.X[rows], data.y[rows], None, 0).predict_proba(data.X[rows])
+
+    def _fit_own(
+        self, own: OwnEstimator, X: NDArray[np.float64], y: Int, weights: Any, seed: int
+    ) -> Estimator:
+        encoder, labels = self.records.encoder, self.records.encoder.labels(self.records.classes)
+        decode = encoder.decode_learnt
+        return fit_own(own, X, y, weights=weights, decode=decode, labels=labels, seed=seed)
 
     @property
     def has_slow_model(self) -> bool:
@@ -121,16 +147,18 @@ class TableEvaluator(OfExperiment):
         return score_folds(self.records, n_folds=1 if alone else N_FOLDS, seed=seed)
 
     def is_fixed(self, strategy: Strategy) -> bool:
-        """Whether the strategy draws nothing: equal records give equal estimators."""
-        return strategy.family in FIXED
+        """Whether neither strategy nor estimators draw: equal records give equal estimators."""
+        draws = any(e not in SEEDLESS for e in self.params.evaluation.estimators)
+        return strategy.family in FIXED and not draws
 
     def synthetic(self, rows: Int, *, candidates: Synthetic | None, seed: int) -> Synthetic:
         """Records of a model that is fitted on ``rows`` alone.
 
         For a model trained in steps these are the run's own candidates, under every seed. They were
-        made from training records alone, and :meth:`folds` then scores validation records only.
+        made from training records alone, and :meth:`folds` then scores validation records only. Another
+        tool's records are the same under every seed, too.
         """
-        if self.has_slow_model:
+        if self.has_slow_model or isinstance(self.params.model, NoModel):
             if candidates is None:
                 return Synthetic(
                     np.empty((0, self.records.X.shape[1])), np.empty(0, dtype=np.int64)
@@ -163,19 +191,23 @@ class TableEvaluator(OfExperiment):
             seed=seed,
         )
         labels = data.class_of_stratum(self.plan)[training.strata]
-        for name in self.params.evaluation.estimators:
-            estimator = fit_estimator(
-                name,
-                training.X,
-                labels,
-                weights=training.weights,
-                is_category=data.is_category,
-                n_levels=data.n_levels,
-                n_classes=len(data.classes),
-                seed=seed,
-                step_share=step_share,
-            )
-            yield name, estimator.predict_proba(X)
+        for requested in self.params.evaluation.estimators:
+            if isinstance(requested, str):
+                estimator = fit_named(
+                    requested,
+                    training.X,
+                    labels,
+                    weights=training.weights,
+                    is_category=data.is_category,
+                    n_levels=data.n_levels,
+                    n_classes=len(data.classes),
+                    seed=seed,
+                    step_share=step_share,
+                )
+                yield requested, estimator.predict_proba(X)
+                continue
+            own = self._fit_own(requested, training.X, labels, training.weights, seed)
+            yield requested.title, own.predict_proba(X)
 
     def plain_space(self, X: NDArray[np.float64]) -> FeatureSpace:
         """The filter's distance, scaled by these records."""

@@ -7,6 +7,7 @@ The text below each field is its description in the form. ``Optional`` and ``dic
 from prefect_augment.params.balance import Balance, Classic, ClassTarget
 from prefect_augment.params.constraints import Combination, Constraint, Inequality, Positive, Unique
 from prefect_augment.params.data import ColumnOverride, Destination, Source
+from prefect_augment.params.estimators import OwnEstimator
 from prefect_augment.params.latents import (
     Anomalies,
     AttributeShift,
@@ -73,6 +74,7 @@ __all__ = [
     "ModelParams",
     "NoModel",
     "Output",
+    "OwnEstimator",
     "PluginModel",
     "PluginOption",
     "Positive",

@@ -20,6 +20,7 @@ __all__ = [
     "PluginOption",
     "TreesModel",
     "VaeModel",
+    "options_from_mapping",
 ]
 
 
@@ -316,6 +317,13 @@ class PluginOption(Params):
             return self.value
 
 
+def options_from_mapping(options: Any) -> Any:
+    """Return a mapping as a list for :class:`PluginOption`; anything else as it is."""
+    if not isinstance(options, Mapping):
+        return options
+    return [{"name": name, "value": _as_value(value)} for name, value in options.items()]
+
+
 class PluginModel(Params):
     """A model that another package registers under the entry-point group ``prefect_augment.models``."""
 
@@ -329,9 +337,7 @@ class PluginModel(Params):
     @classmethod
     def _from_mapping(cls, options: Any) -> Any:
         """Also take a mapping, as options are written in Python and YAML."""
-        if not isinstance(options, Mapping):
-            return options
-        return [{"name": name, "value": _as_value(value)} for name, value in options.items()]
+        return options_from_mapping(options)
 
     @model_validator(mode="after")
     def _each_once(self) -> "PluginModel":

@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -125,6 +125,11 @@ def _values(field: FieldInfo) -> str:
 def _choices(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
+    if get_origin(annotation) is Union:
+        choices = [c for member in get_args(annotation) if (c := _choices(member))]
+        return f"{', '.join(choices)}, or as below" if choices else ""
+    if get_origin(annotation) is Annotated:
+        return _choices(get_args(annotation)[0])
     names = {str: "text", int: "whole number", float: "number", bool: "`true`, `false`"}
     return names.get(annotation, "")
 

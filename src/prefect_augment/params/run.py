@@ -1,12 +1,13 @@
 """What a run may spend, how strategies are compared, who approves the result, and what is written."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from prefect_augment.params.balance import Balance, Classic
 from prefect_augment.params.base import Params
 from prefect_augment.params.constraints import Constraint
+from prefect_augment.params.estimators import Estimator, OwnEstimator, as_estimators
 from prefect_augment.params.metrics import Metric
 from prefect_augment.params.models import AutoModel, ModelParams
 
@@ -16,15 +17,11 @@ __all__ = [
     "Budget",
     "ClassAmount",
     "Compute",
-    "Estimator",
     "Publish",
     "Quality",
     "Report",
     "RunParams",
 ]
-
-
-Estimator = Literal["boosting", "logistic"]
 
 
 class Budget(Params):
@@ -49,8 +46,11 @@ class Budget(Params):
 class Evaluation(Params):
     """How strategies are compared, and what the comparison decides."""
 
-    estimators: list[Estimator] = Field(default=["boosting", "logistic"], min_length=1)
-    """Classifiers that score each strategy: gradient boosting, logistic regression."""
+    estimators: list[Annotated[Estimator, Field(title="by name")] | OwnEstimator] = Field(
+        default=["boosting", "logistic"], min_length=1
+    )
+    """Classifiers that score each strategy. Tables: names (lightgbm, xgboost and catboost have to be installed), or one
+    of your own, which then decides alone. Images: a network of your own, or else a small convolutional one."""
     metric: Metric = Metric()
     """The measure that decides; the others are reported."""
     n_seeds: int = Field(default=3, ge=1, le=20)
@@ -64,6 +64,31 @@ class Evaluation(Params):
     """Resamples behind each interval."""
     on_no_gain: Literal["recipe", "fail", "publish"] = "recipe"
     """When synthetic records do not help: publish the best recipe without them, fail, or publish them anyway."""
+
+    @field_validator("estimators", mode="before")
+    @classmethod
+    def _from_objects(cls, estimators: Any) -> Any:
+        """Also take scikit-learn classifiers and factories of torch modules, from Python."""
+        return as_estimators(estimators)
+
+    @model_validator(mode="after")
+    def _own_decides_alone(self) -> Self:
+        own = self.own_estimators
+        names = [e if isinstance(e, str) else e.title for e in self.estimators]
+        if own and len(own) < len(names):
+            raise ValueError(
+                f"estimators has {own[0].title!r} of your own, which decides alone; leave out "
+                f"{next(e for e in self.estimators if isinstance(e, str))!r} and the other names."
+            )
+        if len(names) != len(set(names)):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"estimators names {twice!r} twice; give each its own name.")
+        return self
+
+    @property
+    def own_estimators(self) -> list[OwnEstimator]:
+        """The estimators that are not built in."""
+        return [e for e in self.estimators if isinstance(e, OwnEstimator)]
 
 
 class Quality(Params):

@@ -257,6 +257,7 @@ def make_recipe(
         classic={k: w.classic for k, w in wanted.items() if w.classic},
         copies={k: n for k, n in n_copies.items() if n},
         thresholds=next((s.thresholds for s in scores if s.strategy == strategy), {}),
+        estimators={e.title: e.digest for e in experiment.params.evaluation.own_estimators},
         loss="balanced_softmax" if strategy.family == "loss" else "cross_entropy",
         classic_policy=name,
         classic_config=policy.info if policy else {},

@@ -505,6 +505,7 @@ class Recipe(Result):
     classic: dict[str, int]
     copies: dict[str, int]
     thresholds: dict[str, dict[str, float]] = Field(default_factory=dict)
+    estimators: dict[str, str] = Field(default_factory=dict)  # name -> digest, of the user's own
     loss: Literal["cross_entropy", "balanced_softmax"] = "cross_entropy"
     classic_policy: str = ""  # applied to records as they are drawn; empty for none
     # The policy's operations, its digest and the libraries' versions, also of written copies; empty for presets of
@@ -600,6 +601,16 @@ def _level(level: float) -> str:
     return f"{100 * level:.{digits}f}".rstrip("0").rstrip(".")
 
 
+class EstimatorInfo(Result):
+    """What a comparison trained, by its name in the results."""
+
+    package: str  # scikit-learn, torch, or what the user's estimator comes from
+    version: str = ""
+    digest: str = (
+        ""  # sha256 of class, parameters and versions of the user's own; empty for built-in ones
+    )
+
+
 class Verdict(Result):
     """The confirmation on hold-out records that nothing else has read."""
 
@@ -631,6 +642,7 @@ class Verdict(Result):
     )  # class -> why
     n_holdout: int
     n_seeds: int
+    estimators: dict[str, EstimatorInfo] = Field(default_factory=dict)  # by name
     without_twins: dict[str, float] = Field(default_factory=dict)  # strategy -> balanced accuracy
     n_without_twins: int = 0
     look: Look | None = None  # None without a comparison, and in versions before 0.2

@@ -282,7 +282,7 @@ def test_another_measure_decides_in_its_own_unit():
         counts=np.array(N_K),
     )
     by_recall, by_cost = verdict(recalls), verdict(recalls, measure=cost, on_no_gain="publish")
-    assert (by_recall.synthetic, by_cost.synthetic) == ("harmful", "harmful")
+    assert (by_recall.synthetic, by_cost.synthetic) == ("proven", "harmful")
     assert by_cost.decision == "reject"
     assert by_cost.gain.interval.estimate == pytest.approx(-(600 * 0.1 * 10 - 45) / 900, rel=0.02)
     assert "mean cost changes by +0.6" in by_cost.answers[0]

@@ -1,4 +1,4 @@
-"""The classifiers of tables that every strategy trains: gradient boosting and logistic regression.
+"""The classifiers of tables that every strategy trains unless others are named: boosting and logistic regression.
 
 All strategies use the same settings and number of steps, without early stopping, so that they
 differ in records and weights alone. Training uses one thread, so results do not depend on the
@@ -22,12 +22,18 @@ from prefect_augment.evaluation.threads import single_threaded
 
 __all__ = [
     "Classifier",
+    "Columns",
+    "Constant",
+    "Design",
     "Estimator",
     "EstimatorKind",
+    "FitMatrix",
     "TrainClassifier",
     "balanced_weights",
     "checked_weights",
     "fit_estimator",
+    "fit_on_matrix",
+    "n_trees",
 ]
 
 Float = NDArray[np.float64]
@@ -84,27 +90,53 @@ def fit_estimator(
     """
     if kind not in ("boosting", "logistic"):
         raise ParameterError(f"estimator {kind!r} is unknown; choose 'boosting' or 'logistic'.")
+
+    def fit(X: Float, y: Int, weights: Float, columns: Columns) -> _Boosting | _Logistic:
+        if kind == "logistic":
+            return _fit_logistic(X, y, weights, columns)
+        n = n_trees(n_iterations, n_classes, step_share)
+        return _fit_boosting(X, y, weights, columns, n, seed)
+
+    return fit_on_matrix(
+        fit, X, y, weights=weights, is_category=is_category, n_levels=n_levels, n_classes=n_classes
+    )
+
+
+def fit_on_matrix(
+    fit: "FitMatrix",
+    X: Float,
+    y: Int,
+    *,
+    weights: Float | None,
+    is_category: Bool,
+    n_levels: Int,
+    n_classes: int,
+) -> Estimator:
+    """What :func:`fit_estimator` does, with another ``fit``.
+
+    ``fit`` gets the records of positive weight without infinite values, dense class codes, weights of
+    mean 1 and the :class:`Columns`; its result has ``predict_proba`` over the dense codes.
+    """
     weights = checked_weights(weights, len(y))
     used = weights > 0
     X, y, weights = X[used], y[used], weights[used]
     weights = weights / weights.mean()  # regularisation must not depend on the weights' scale
 
-    columns = _Columns.of(X, is_category, n_levels)
+    columns = Columns.of(X, is_category, n_levels)
     codes, y_dense = np.unique(y, return_inverse=True)
     if len(codes) == 1 or not len(columns.kept):
         share = np.bincount(y, weights=weights, minlength=n_classes)
-        return _Constant(share / share.sum())
-    X = columns.take(X)
-    inner: _Boosting | _Logistic
+        return Constant(share / share.sum())
     with single_threaded():
-        if kind == "boosting":
-            trees_per_iteration = n_classes if n_classes > 2 else 1
-            n_iterations = max(10, min(n_iterations, BOOSTING_MAX_TREES // trees_per_iteration))
-            n_iterations = max(1, round(step_share * n_iterations))
-            inner = _fit_boosting(X, y_dense, weights, columns, n_iterations, seed)
-        else:
-            inner = _fit_logistic(X, y_dense, weights, columns)
+        inner = fit(columns.take(X), y_dense, weights, columns)
     return _OverAllClasses(inner, columns, codes, n_classes)
+
+
+def n_trees(n_iterations: int, n_classes: int, step_share: float) -> int:
+    """Iterations of boosting: fewer with many classes, and a share of them for a pilot."""
+    trees_per_iteration = n_classes if n_classes > 2 else 1
+    n_iterations = max(10, min(n_iterations, BOOSTING_MAX_TREES // trees_per_iteration))
+    return max(1, round(step_share * n_iterations))
 
 
 def checked_weights(weights: Float | None, n: int) -> Float:
@@ -124,7 +156,7 @@ def balanced_weights(y: Int) -> Float:
 
 
 @dataclass(frozen=True)
-class _Columns:
+class Columns:
     """Properties of the training columns that later records are treated by."""
 
     kept: Int  # columns that hold a value
@@ -134,7 +166,8 @@ class _Columns:
     n_levels: Int
 
     @classmethod
-    def of(cls, X: Float, is_category: Bool, n_levels: Int) -> "_Columns":
+    def of(cls, X: Float, is_category: Bool, n_levels: Int) -> "Columns":
+        """The properties of these records."""
         # HistGradientBoosting cannot bin an all-null column: it fails with a message on windows.
         finite = np.isfinite(X)
         kept = np.flatnonzero(finite.any(axis=0))
@@ -150,13 +183,18 @@ class _Columns:
 
 
 @dataclass(frozen=True)
-class _Constant:
+class Constant:
     """Predicts the same probabilities for every record."""
 
     share: Float
 
     def predict_proba(self, X: Float) -> Float:
+        """The share of every class, shape (n_records, n_classes)."""
         return np.tile(self.share, (len(X), 1))
+
+
+# (X, dense class codes, weights, columns) -> classifier.
+FitMatrix = Callable[[Float, Int, Float, Columns], Any]
 
 
 @dataclass(frozen=True)
@@ -164,7 +202,7 @@ class _OverAllClasses:
     """Spreads a classifier's probabilities over all classes; 0 for those that it does not know."""
 
     inner: Any
-    columns: _Columns
+    columns: Columns
     codes: Int
     n_classes: int
 
@@ -177,7 +215,7 @@ class _OverAllClasses:
 
 
 def _fit_boosting(
-    X: Float, y: Int, weights: Float, columns: _Columns, n_iterations: int, seed: int
+    X: Float, y: Int, weights: Float, columns: Columns, n_iterations: int, seed: int
 ) -> "_Boosting":
     native = columns.is_category & (columns.n_levels <= NATIVE_LEVELS)
     bins = Bins.of(X, weights, ~native)
@@ -202,13 +240,13 @@ class _Boosting:
         return probabilities
 
 
-def _fit_logistic(X: Float, y: Int, weights: Float, columns: _Columns) -> "_Logistic":
+def _fit_logistic(X: Float, y: Int, weights: Float, columns: Columns) -> "_Logistic":
     """Minimise the weighted cross-entropy plus an L2 penalty by L-BFGS.
 
     scikit-learn's LogisticRegression has the same loss, but warns when it reaches its iteration
     limit, and silencing one warning is not safe in threads before Python 3.14.
     """
-    design = _Design.of(X, weights, columns)
+    design = Design.of(X, weights, columns)
     numbers, levels = design.transform(X)
     n_known = int(y.max()) + 1
     if len(y) * n_known > MANY_PROBABILITIES:
@@ -289,7 +327,7 @@ def _loss_in_blocks(numbers: Float, levels: Any, y: Int, weights: Float, n_known
 
 @dataclass(frozen=True)
 class _Logistic:
-    design: "_Design"
+    design: "Design"
     coef: Float  # (n_design_columns + 1, n_classes), the intercept last
 
     def predict_proba(self, X: Float) -> Float:
@@ -306,7 +344,7 @@ def _squarable(values: Float) -> Float:
 
 
 @dataclass(frozen=True)
-class _Design:
+class Design:
     """The design matrix of a linear model: dense numbers and sparse one-hot levels."""
 
     numeric: Int
@@ -319,7 +357,8 @@ class _Design:
     n_level_columns: int
 
     @classmethod
-    def of(cls, X: Float, weights: Float, columns: _Columns) -> "_Design":
+    def of(cls, X: Float, weights: Float, columns: Columns) -> "Design":
+        """The design of these training records."""
         numeric = np.flatnonzero(~columns.is_category)
         category = np.flatnonzero(columns.is_category)
         values = _squarable(X[:, numeric])
@@ -343,6 +382,7 @@ class _Design:
         return cls(numeric, category, with_null, median, mean, scale, tuple(level_column), n)
 
     def transform(self, X: Float) -> tuple[Float, sparse.csr_matrix]:
+        """Standardised numbers with their indicators of nulls, and one-hot levels."""
         values = _squarable(X[:, self.numeric])
         filled = np.where(np.isnan(values), self.median, values)
         numbers = np.hstack([(filled - self.mean) / self.scale, np.isnan(X[:, self.with_null])])

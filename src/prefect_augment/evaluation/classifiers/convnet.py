@@ -9,7 +9,7 @@ and two strategies can train side by side. Needs torch.
 import math
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,9 +30,11 @@ __all__ = [
     "BATCH_SIZE",
     "ConvNet",
     "ImageClassifier",
+    "MakeNetwork",
     "balanced_softmax_loss",
     "fit_image_classifier",
     "one_torch_thread",
+    "own_network",
 ]
 
 Float = NDArray[np.float64]
@@ -41,6 +43,7 @@ Bool = NDArray[np.bool_]
 Images = NDArray[np.uint8]
 Loss = Literal["ce", "balanced_softmax"]
 Change = Callable[[Images, Int], Images]
+MakeNetwork = Callable[[int, int, int], nn.Module]
 
 BATCH_SIZE = 128
 # AdamW with one cycle, as the prototype had it (research on images, section 9).
@@ -71,6 +74,8 @@ def fit_image_classifier(
     batch_size: int = BATCH_SIZE,
     width: float = 1.0,  # times the channels; at most half with fewer than 2,000 records
     device: str = "cpu",
+    make: MakeNetwork
+    | None = None,  # (n_classes, size, channels) -> another network; width is not used
 ) -> "ImageClassifier":
     """Train a convolutional classifier on batches that are drawn with replacement.
 
@@ -88,7 +93,11 @@ def fit_image_classifier(
     scale = _value_scale(images)
     if (weights > 0).sum() < NARROW_BELOW:
         width = min(width, 0.5)
-    network = _make_network(images, n_classes, width=width, seed=seed)
+    network: nn.Module
+    if make is None:
+        network = _make_network(images, n_classes, width=width, seed=seed)
+    else:
+        network = own_network(make, n_classes, images.shape[1:], seed=seed)
     phase = _Classifying(
         network=network.to(where.torch, memory_format=torch.channels_last),
         images=torch.from_numpy(np.ascontiguousarray(images)).to(where.torch),
@@ -104,10 +113,36 @@ def fit_image_classifier(
         change=change,
         batch_size=batch_size,
     )
-    with one_torch_thread():
+    with one_torch_thread(), nullcontext() if make is None else _global_draws(seed, where):
         train(phase, steps=steps, seed=seed, device=where, max_norm=0.0)
     seen = np.bincount(y[weights > 0], minlength=n_classes) > 0
     return ImageClassifier(phase.network, seen, scale, where)
+
+
+def own_network(
+    make: MakeNetwork, n_classes: int, shape: tuple[int, ...], *, seed: int
+) -> nn.Module:
+    """A network of the user's for images of ``shape`` (height, width, channels), tried once.
+
+    The seed decides its weights. ParameterError unless it gives logits of shape (n, n_classes).
+    """
+    with _global_draws(seed):
+        network = make(n_classes, shape[0], shape[2])
+        try:
+            with torch.no_grad():
+                logits = network.eval()(torch.zeros(2, shape[2], *shape[:2]))
+        except (RuntimeError, ValueError, TypeError) as exc:
+            raise ParameterError(
+                f"the network {type(network).__name__} fails on images of shape (2, {shape[2]}, {shape[0]}, "
+                f"{shape[1]}): {exc}"
+            ) from exc
+    shape_of_logits = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if shape_of_logits != (2, n_classes):
+        raise ParameterError(
+            f"the network {type(network).__name__} gives {shape_of_logits} for two images; expected logits of shape "
+            f"(2, {n_classes}), a column for each class."
+        )
+    return network.train()
 
 
 def balanced_softmax_loss(logits: Tensor, y: Tensor, log_prior: Tensor) -> Tensor:
@@ -123,31 +158,39 @@ def balanced_softmax_loss(logits: Tensor, y: Tensor, log_prior: Tensor) -> Tenso
 class ImageClassifier:
     """A trained classifier of images."""
 
-    network: "ConvNet"
+    network: nn.Module
     seen: Bool  # (n_classes,) classes that it was trained on
     scale: tuple[float, float]  # mean and standard deviation of the training values, in [0, 1]
     device: Device
 
     def predict_proba(self, images: Images, /) -> Float:
         """Probability of every class, shape (n, n_classes); 0 for a class never seen."""
-        head = self.network.head
-        weight, bias = (p.detach().double().cpu().numpy() for p in (head.weight, head.bias))
-        logits = self.features(images).astype(np.float64) @ weight.T + bias
+        if isinstance(self.network, ConvNet):
+            head = self.network.head
+            weight, bias = (p.detach().double().cpu().numpy() for p in (head.weight, head.bias))
+            logits = self.features(images).astype(np.float64) @ weight.T + bias
+        else:
+            logits = self._outputs(self.network, images, len(self.seen)).astype(np.float64)
         logits[:, ~self.seen] = -np.inf
         odds = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
         proba: Float = odds / odds.sum(axis=1, keepdims=True)
         return proba
 
     def features(self, images: Images, /) -> NDArray[np.float32]:
-        """Penultimate layer, float32 of shape (n, n_features)."""
-        features = [np.zeros((0, self.network.n_features), dtype=np.float32)]
+        """Penultimate layer of the built-in network, float32 of shape (n, n_features)."""
+        assert isinstance(self.network, ConvNet)
+        return self._outputs(self.network.body, images, self.network.n_features)
+
+    def _outputs(self, network: nn.Module, images: Images, n: int) -> NDArray[np.float32]:
+        """The ``n`` outputs of a network, or of a part of it, for each image."""
+        outputs = [np.zeros((0, n), dtype=np.float32)]
         # Without autocast: bfloat16's three digits would blur the distance of a near copy.
         with one_torch_thread(), torch.inference_mode():
             for start in range(0, len(images), PREDICT_BATCH):
                 batch = torch.from_numpy(images[start : start + PREDICT_BATCH])
                 x = _scaled(_to_batch(batch.to(self.device.torch)), self.scale)
-                features.append(self.network.body(x).float().cpu().numpy())
-        return np.concatenate(features)
+                outputs.append(network(x).float().cpu().numpy())
+        return np.concatenate(outputs)
 
 
 class ConvNet(nn.Module):
@@ -308,6 +351,21 @@ def _to_batch(images: Tensor) -> Tensor:
 
 def _scaled(x: Tensor, scale: tuple[float, float]) -> Tensor:
     return ((x - scale[0]) / scale[1]).contiguous(memory_format=torch.channels_last)
+
+
+_global_lock = threading.RLock()
+
+
+@contextmanager
+def _global_draws(seed: int, device: Device | None = None) -> Iterator[None]:
+    """Torch's global generator from the seed, for initial weights and dropout of the user's networks.
+
+    All threads share it, so only one of them is in here at a time.
+    """
+    on_gpu = device is not None and device.torch.type == "cuda"
+    with _global_lock, torch.random.fork_rng([torch.cuda.current_device()] if on_gpu else []):
+        torch.manual_seed(seed)
+        yield
 
 
 _lock = threading.Lock()
