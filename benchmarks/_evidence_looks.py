@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from scipy.special import zeta
 from scipy.stats import norm
 
-from prefect_augment.evaluation.metrics.alpha_spending import FIRST, spent_alpha
 from prefect_augment.evaluation.metrics.bootstrap import Bootstrap, paired_bootstrap, percentiles
+from prefect_augment.evaluation.verdict.alpha_spending import FIRST, spent_alpha
 
 __all__ = ["any_false_proven", "level_rule", "looks", "power"]
 

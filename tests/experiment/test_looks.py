@@ -150,7 +150,7 @@ def test_another_dataset_in_the_same_folder_has_its_own_count(store: Store) -> N
     assert Looks(store, info(store, schema_digest="other")).take("one").number == 1
 
 
-# --- earlier versions, and what removes objects ----------------------------------------------
+# --- previous versions, and what removes objects ----------------------------------------------
 
 
 def test_versions_from_before_looks_were_counted_are_looks(store: Store) -> None:

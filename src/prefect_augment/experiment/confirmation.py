@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import Labelled, Matrix, Records
-from prefect_augment.evaluation.metrics.decision import decide, inconclusive
-from prefect_augment.evaluation.metrics.out_of_fold import OutOfFold
 from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.privacy.holdout_leaks import holdout_leaks
+from prefect_augment.evaluation.verdict.decision import decide, inconclusive
+from prefect_augment.evaluation.verdict.out_of_fold import OutOfFold
 from prefect_augment.experiment.diagnostics import Copies, Holdout, corrupted_copies, diagnose
 from prefect_augment.experiment.evaluator import (
     Evaluator,
@@ -153,8 +153,8 @@ def _confirm(
     if verdict.synthetic == "proven":
         looks.mark_proven(look)
     diagnostics = f"{stage.prefix}/{DIAGNOSTICS}.json"
-    found = {"look": look, "leaks": leaks, "diagnostics": diagnostics}
-    return verdict.model_copy(update=found | {"estimators": evaluator.estimator_infos})
+    known = {"look": look, "leaks": leaks, "diagnostics": diagnostics}
+    return verdict.model_copy(update=known | {"estimators": evaluator.estimator_infos})
 
 
 def without_comparison(plan: BalancePlan) -> tuple[Strategy, Verdict]:

@@ -8,7 +8,7 @@ is new is the growth of the ledger's hold-out, which runs that were not publishe
 """
 
 from prefect_augment.errors import CommitConflictError
-from prefect_augment.evaluation.metrics.alpha_spending import spent_alpha
+from prefect_augment.evaluation.verdict.alpha_spending import spent_alpha
 from prefect_augment.params.keys import canonical_json
 from prefect_augment.schema import DatasetInfo, Look, Result
 from prefect_augment.split.ledger_io import holdout_entries
@@ -32,7 +32,7 @@ class _Recorded(Result):
     look: Look
     n_first: int  # records or groups that the hold-out had held at the first look
     n_held: int  # and at this one
-    earlier: tuple[str, ...] = ()  # keys of the looks that are stored before it, in their order
+    previous: tuple[str, ...] = ()  # keys of the looks that are stored before it, in their order
 
 
 class Looks:
@@ -55,7 +55,7 @@ class Looks:
         """
         last = self._last()
         for _ in range(_MAX_ATTEMPTS):
-            if last is not None and key in (*last.earlier, last.key):
+            if last is not None and key in (*last.previous, last.key):
                 return self._recorded(last, key).look
             mine = self._next(last, key)
             path = self._path(mine.look.number)
@@ -97,8 +97,8 @@ class Looks:
             unit=unit,
             level=1 - 2 * alpha,
         )
-        earlier = () if last is None else (*last.earlier, last.key)
-        return _Recorded(key=key, look=look, n_first=n_first, n_held=n_held, earlier=earlier)
+        previous = () if last is None else (*last.previous, last.key)
+        return _Recorded(key=key, look=look, n_first=n_first, n_held=n_held, previous=previous)
 
     def _published(self) -> tuple[int, int]:
         """Looks of versions that were published before looks were counted, and the hold-out's size then.
@@ -112,7 +112,7 @@ class Looks:
         newest = manifests[-1]
         if (newest.label, newest.source_schema) != self.dataset:
             return 0, 0
-        # A version that was rolled back to, or that lacks erased records, has an earlier one's verdict.
+        # A version that was rolled back to, or that lacks erased records, has an previous one's verdict.
         verdicts = [m.verdict for m in manifests if m.verdict and m.verdict.n_holdout]
         n = len({v.to_json() for v in verdicts}) + versions[-1] - len(versions)
         n = max(n, *(v.look.number for v in verdicts if v.look), 0)  # of a copy without the looks
@@ -139,7 +139,7 @@ class Looks:
     def _recorded(self, last: _Recorded, key: str) -> _Recorded:
         if key == last.key:
             return last
-        number = last.look.number - len(last.earlier) + last.earlier.index(key)
+        number = last.look.number - len(last.previous) + last.previous.index(key)
         recorded = read_result(self.store, self._path(number), _Recorded)
         assert recorded is not None
         return recorded

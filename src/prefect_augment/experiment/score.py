@@ -12,8 +12,8 @@ from prefect_augment.encoding.arrays import N_FOLDS, Records
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.metrics.measures import Measure
 from prefect_augment.evaluation.metrics.scores import predict_classes, score_predictions
-from prefect_augment.evaluation.metrics.selection import choose_strategy
 from prefect_augment.evaluation.metrics.thresholds import cross_fitted_multipliers, tune_multipliers
+from prefect_augment.evaluation.verdict.selection import choose_strategy
 from prefect_augment.experiment.evaluator import (
     Evaluator,
     Synthetic,

@@ -18,7 +18,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.evaluation.metrics.selection import scale_of, tie_width
+from prefect_augment.evaluation.verdict.selection import scale_of, tie_width
 from prefect_augment.experiment.evaluator import (
     Evaluator,
     Synthetic,
@@ -108,7 +108,7 @@ def best_settings(pilots: Sequence[StrategyScore]) -> list[StrategyScore]:
 
     Of settings that tie with the strategy's highest score the first is taken: the best of eight on
     few records is the luckiest one. Two tie where they differ by at most
-    :func:`~prefect_augment.evaluation.metrics.selection.tie_width`, or one standard error of their
+    :func:`~prefect_augment.evaluation.verdict.selection.tie_width`, or one standard error of their
     difference over the folds.
     """
     by_strategy: dict[str, list[StrategyScore]] = {}

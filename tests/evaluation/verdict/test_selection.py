@@ -3,7 +3,7 @@
 import pytest
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.metrics.selection import choose_strategy, scale_of
+from prefect_augment.evaluation.verdict.selection import choose_strategy, scale_of
 from prefect_augment.schema import MeasureInfo, Strategy, StrategyScore
 
 BALANCED = MeasureInfo()

@@ -7,8 +7,8 @@ import numpy as np
 
 from prefect_augment.evaluation.metrics.bootstrap import Bootstrap
 from prefect_augment.evaluation.metrics.measure_draws import MeasureDraws
-from prefect_augment.evaluation.metrics.out_of_fold import OutOfFold, pooled
 from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
+from prefect_augment.evaluation.verdict.out_of_fold import OutOfFold, pooled
 from prefect_augment.schema import (
     Change,
     Decision,
@@ -63,10 +63,10 @@ class Comparison:
     ) -> Interval:
         """By the measure, higher being better: on the hold-out, and out of fold where that is known."""
         interval = self.on_holdout(strategy, against, boot=boot, level=level)
-        earlier = self.out_of_fold
-        if self.measured or earlier is None or not {strategy, against} <= earlier.hits.keys():
+        of_search = self.out_of_fold
+        if self.measured or of_search is None or not {strategy, against} <= of_search.hits.keys():
             return interval
-        return pooled([interval, earlier.difference(strategy, against, level=level)], level=level)
+        return pooled([interval, of_search.difference(strategy, against, level=level)], level=level)
 
     def on_holdout(
         self, strategy: str, against: str, *, boot: Bootstrap | None = None, level: float = 0.95

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.metrics.alpha_spending import FAMILYWISE_ERROR, FIRST, spent_alpha
+from prefect_augment.evaluation.verdict.alpha_spending import FAMILYWISE_ERROR, FIRST, spent_alpha
 
 
 def spent(sizes: list[int], proven: set[int] = frozenset()) -> list[float]:  # type: ignore[assignment]

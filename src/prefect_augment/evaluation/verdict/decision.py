@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.metrics.answers import (
+from prefect_augment.evaluation.metrics.bootstrap import Bootstrap, paired_bootstrap
+from prefect_augment.evaluation.metrics.measure_draws import MeasureDraws
+from prefect_augment.evaluation.metrics.measures import Measure
+from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
+from prefect_augment.evaluation.verdict.answers import (
     Comparison,
     on_synthetic,
     price,
     side,
     what_to_use,
 )
-from prefect_augment.evaluation.metrics.bootstrap import Bootstrap, paired_bootstrap
-from prefect_augment.evaluation.metrics.measure_draws import MeasureDraws
-from prefect_augment.evaluation.metrics.measures import Measure
-from prefect_augment.evaluation.metrics.out_of_fold import OutOfFold
-from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
+from prefect_augment.evaluation.verdict.out_of_fold import OutOfFold
 from prefect_augment.schema import Difference, Interval, MeasureInfo, SyntheticAnswer, Verdict
 
 __all__ = ["OnNoGain", "Require", "decide", "inconclusive"]

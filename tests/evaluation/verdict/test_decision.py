@@ -8,8 +8,8 @@ import pytest
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.metrics.chosen_measure import measure_of
-from prefect_augment.evaluation.metrics.decision import decide
 from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
+from prefect_augment.evaluation.verdict.decision import decide
 from prefect_augment.params.metrics import Metric
 from prefect_augment.schema import Strategy
 

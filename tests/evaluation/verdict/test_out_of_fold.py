@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap
-from prefect_augment.evaluation.metrics.out_of_fold import OutOfFold, pooled
+from prefect_augment.evaluation.verdict.out_of_fold import OutOfFold, pooled
 from prefect_augment.schema import Interval
 
 Y = np.repeat([0, 1], [900, 100])

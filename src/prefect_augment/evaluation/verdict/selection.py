@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.metrics.decision import OnNoGain
+from prefect_augment.evaluation.verdict.decision import OnNoGain
 from prefect_augment.schema import Strategy, StrategyScore
 
 __all__ = ["TIE", "StrategyChoice", "choose_strategy", "scale_of", "tie_width"]
