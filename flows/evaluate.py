@@ -8,6 +8,7 @@ from prefect_augment.augmentation.text import check_comparable
 from prefect_augment.errors import ParameterError, RefusedError
 from prefect_augment.evaluation.classifiers.own_estimator import check_estimators, check_modality
 from prefect_augment.evaluation.metrics.chosen_measure import check_metric
+from prefect_augment.evaluation.verdict.answers import with_safety
 from prefect_augment.experiment.confirmation import refusal_reason
 from prefect_augment.experiment.privacy import stored_privacy
 from prefect_augment.flows._compare import search_strategies
@@ -119,7 +120,7 @@ def evaluate(
         privacy = stored_privacy(store, dataset, filtered)
         release = Release(
             experiment=experiment,
-            verdict=verdict,
+            verdict=with_safety(verdict, privacy),
             scores=tuple(search.scores),
             findings=Findings(privacy=privacy),
         )

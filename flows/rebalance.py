@@ -8,6 +8,7 @@ from prefect import flow
 from prefect_augment.augmentation.text import check_comparable
 from prefect_augment.errors import RefusedError
 from prefect_augment.evaluation.classifiers.own_estimator import check_estimators, check_modality
+from prefect_augment.evaluation.verdict.answers import with_safety
 from prefect_augment.experiment.confirmation import refusal_reason
 from prefect_augment.flows._approval import announce, publish_or_ask
 from prefect_augment.flows._compare import Comparison, compare, synthesize
@@ -131,8 +132,10 @@ def _plan(source: Source, destination: Destination, params: RunParams) -> Experi
 def _release(experiment: Experiment, comparison: Comparison) -> Release:
     """Write the winner down as a recipe, with the evidence for it."""
     verdict = comparison.verdict
-    logger.info("%s", " ".join((*verdict.answers, *verdict.reasons)))
     recipe = make_recipe(experiment, comparison.strategy, comparison.scores)
+    if recipe.synthetic:
+        verdict = with_safety(verdict, comparison.findings.privacy)
+    logger.info("%s", " ".join((*verdict.answers, *verdict.reasons)))
     publish, store = experiment.params.publish, open_root(experiment.dataset)
     return Release(
         experiment=experiment,

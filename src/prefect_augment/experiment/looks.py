@@ -112,7 +112,7 @@ class Looks:
         newest = manifests[-1]
         if (newest.label, newest.source_schema) != self.dataset:
             return 0, 0
-        # A version that was rolled back to, or that lacks erased records, has an previous one's verdict.
+        # A version that was rolled back to, or that lacks erased records, has a previous one's verdict.
         verdicts = [m.verdict for m in manifests if m.verdict and m.verdict.n_holdout]
         n = len({v.to_json() for v in verdicts}) + versions[-1] - len(versions)
         n = max(n, *(v.look.number for v in verdicts if v.look), 0)  # of a copy without the looks

@@ -33,7 +33,6 @@ __all__ = [
 ]
 
 WORDS = {"accept": "Gain shown", "reject": "Loss shown", "inconclusive": "No gain shown"}
-SAFETY = {"none shown": "yes, as far as one attack shows", "leak": "no", "gap": "no"}
 ORIGINS: tuple[Origin, ...] = ("real", "copy", "classic", "synthetic")
 
 
@@ -123,20 +122,9 @@ def headline(data: ReportData) -> Headline:
     sentence = verdict.headline
     if data.status == "refused":
         sentence += " The run was set to fail in this case, so nothing was published."
-    rest = (*verdict.answers[1:], safety(data), *verdict.reasons)
-    reasons = tuple(reason for reason in rest if reason and reason != verdict.headline)
+    rest = (*verdict.answers[1:], *verdict.reasons)
+    reasons = tuple(reason for reason in rest if reason != verdict.headline)
     return Headline(verdict.decision, WORDS[verdict.decision], sentence, reasons)
-
-
-def safety(data: ReportData) -> str:
-    """The third answer, whether synthetic records are safe to publish; empty where none would be."""
-    privacy, verdict = data.findings.privacy, data.verdict
-    publishes = (
-        data.recipe.synthetic if data.recipe else verdict and verdict.synthetic != "not tried"
-    )
-    if privacy is None or not publishes:
-        return ""
-    return f"Safe to publish: {SAFETY.get(privacy.finding, 'not known')}. {privacy.sentence}"
 
 
 def main_difference(data: ReportData) -> Difference | None:

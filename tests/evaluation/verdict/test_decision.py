@@ -9,9 +9,10 @@ import pytest
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.metrics.chosen_measure import measure_of
 from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
+from prefect_augment.evaluation.verdict.answers import with_safety
 from prefect_augment.evaluation.verdict.decision import decide
 from prefect_augment.params.metrics import Metric
-from prefect_augment.schema import Strategy
+from prefect_augment.schema import Privacy, Strategy
 
 CLASSES = ["head", "mid", "tail"]
 N_K = (600, 200, 100)
@@ -286,3 +287,15 @@ def test_another_measure_decides_in_its_own_unit():
     assert by_cost.decision == "reject"
     assert by_cost.gain.interval.estimate == pytest.approx(-(600 * 0.1 * 10 - 45) / 900, rel=0.02)
     assert "mean cost changes by +0.6" in by_cost.answers[0]
+
+
+@pytest.mark.parametrize(
+    ("finding", "answer"),
+    [("none shown", "yes, as far as"), ("leak", "no. Told apart."), ("too few", "not known")],
+)
+def test_the_third_answer_is_whether_records_are_safe_to_publish(finding, answer):
+    found = verdict({"trees": BETTER, "weights": MIDDLING, "as is": MIDDLING})
+    privacy = Privacy.model_construct(finding=finding, sentence="Told apart.")
+    assert with_safety(found, privacy).answers[:2] == found.answers
+    assert with_safety(found, privacy).answers[2].startswith(f"Safe to publish: {answer}")
+    assert with_safety(found, None) == found

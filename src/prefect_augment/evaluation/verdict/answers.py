@@ -16,10 +16,12 @@ from prefect_augment.schema import (
     EstimatorScore,
     Interval,
     MeasureInfo,
+    Privacy,
     SyntheticAnswer,
+    Verdict,
 )
 
-__all__ = ["Comparison", "on_synthetic", "price", "side", "what_to_use"]
+__all__ = ["Comparison", "on_synthetic", "price", "side", "what_to_use", "with_safety"]
 
 # Scores that fall by less than this are no price worth a word; so many are named.
 LEAST_PRICE, MAX_PRICES = 0.01, 3
@@ -119,6 +121,15 @@ def on_synthetic(
     if worst.high < -of.max_recall_loss:
         answer += f" The worst recall changes by {_points(worst)}; {100 * of.max_recall_loss:.1f} may be lost."
     return answer
+
+
+def with_safety(verdict: Verdict, privacy: Privacy | None) -> Verdict:
+    """Add the third answer, for synthetic records that go out; none where they were not attacked."""
+    if privacy is None:
+        return verdict
+    answer = {"none shown": "yes, as far as this attack shows", "leak": "no", "gap": "no"}
+    safe = f"Safe to publish: {answer.get(privacy.finding, 'not known')}. {privacy.sentence}"
+    return verdict.model_copy(update={"answers": (*verdict.answers, safe)})
 
 
 def price(
