@@ -10,10 +10,7 @@ the level rule are the product's own.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import zeta
 from scipy.stats import norm
 
-from prefect_augment.evaluation.metrics.bootstrap import Bootstrap, paired_bootstrap, percentiles
+from prefect_augment.evaluation.metrics.bootstrap import Bootstrap, paired_bootstrap
 from prefect_augment.evaluation.verdict.alpha_spending import FIRST, spent_alpha
 
 __all__ = ["any_false_proven", "level_rule", "looks", "power"]
@@ -174,24 +171,4 @@ def _compare(
 
 def _is_proven(boot: Bootstrap, level: float) -> bool:
     """Whether the interval of the difference lies above 0."""
-    # TODO(20): boot.difference("chosen", "baseline", level=level), once it takes a level.
-    a, b = (boot.strategies.index(name) for name in ("chosen", "baseline"))
-    draws = (boot.draws[:, a] - boot.draws[:, b]).mean(axis=1)
-    return percentiles((boot.recall[a] - boot.recall[b]).mean(), draws, level=level).low > 0
-
-
-def main() -> None:
-    """Print the measurements."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="ten repetitions instead of 200")
-    parser.add_argument("--json", type=Path, help="write the measurements here too")
-    args = parser.parse_args()
-    measured = looks(repetitions=10 if args.quick else 200)
-    text = json.dumps(measured, indent=1)
-    print(text)
-    if args.json:
-        args.json.write_text(text + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    return boot.difference("chosen", "baseline", level=level).low > 0

@@ -40,6 +40,12 @@ def evidence(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return _helper("_evidence_looks", repository, monkeypatch)
 
 
+@pytest.fixture
+def intervals(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Intervals where the truth is known: `benchmarks/evidence.py`."""
+    return _helper("evidence", repository, monkeypatch)
+
+
 def _helper(name: str, repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
     return importlib.import_module(name)

@@ -21,3 +21,17 @@ def test_the_rule_finds_a_false_proven_no_more_often_than_no_rule(evidence: Modu
 def test_the_rule_loses_little_of_the_power_where_records_arrive(evidence: ModuleType) -> None:
     found = evidence.sequences(n=1000)["twice as many at look 20, look 20"]
     assert found["rule"] > 2 * max(found["k^-1.2"], found["k^-1.6"], found["k^-2.0"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n_seeds", "draws"), [(3, "both"), (3, "one"), (1, "none")])
+def test_intervals_cover_the_truth_and_are_not_much_wider_than_they_have_to_be(
+    intervals: ModuleType, n_seeds: int, draws: str
+) -> None:
+    """The quick form of the benchmark; its bounds leave room for 60 repetitions."""
+    setting = intervals.Setting(1000, n_seeds, 0.02 * (draws != "none"), draws)
+    found = intervals.measure(setting, 60, seed=1)
+    assert 0.90 <= found["coverage"] <= 0.995
+    assert found["width"] < 1.25
+    assert found["false"] <= 0.085
+    assert found["power"] > 0.25
