@@ -623,6 +623,7 @@ class Verdict(Result):
     gain: Difference | None = (
         None  # what is published less as is, by the measure; above 0 is better
     )
+    by_estimator: dict[str, Interval] = Field(default_factory=dict)  # the same, on the hold-out
     price: tuple[Change, ...] = ()  # scores that the gain costs
     chosen: str
     baseline: str

@@ -299,3 +299,17 @@ def test_the_third_answer_is_whether_records_are_safe_to_publish(finding, answer
     assert with_safety(found, privacy).answers[:2] == found.answers
     assert with_safety(found, privacy).answers[2].startswith(f"Safe to publish: {answer}")
     assert with_safety(found, None) == found
+
+
+def test_a_loss_of_one_estimator_does_not_hide_in_the_mean():
+    better, worse = strategy("weights", (1.0, 1.0, 1.0)), strategy("weights", WORSE)
+    proba = {"boosting": better.proba["boosting"], "logistic": worse.proba["logistic"]}
+    of = {"as is": strategy("as is", MIDDLING), "weights": replace(better, proba=proba)}
+    found = decide(
+        Y, of, classes=CLASSES, compared=np.ones(3, bool), chosen="weights", baseline="weights",
+        as_is="as is", n_bootstrap=300,
+    )  # fmt: skip
+    assert found.gain.interval.estimate == pytest.approx(0.05)
+    gains = {name: i.estimate for name, i in found.by_estimator.items()}
+    assert gains == pytest.approx({"boosting": 0.2, "logistic": -0.1})
+    assert found.reasons[0].startswith("logistic loses by it: with weights its balanced accuracy")

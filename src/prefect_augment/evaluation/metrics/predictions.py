@@ -1,7 +1,7 @@
 """What a strategy's estimators predict on records that they were not trained on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,10 @@ class StrategyPredictions:
     def n_seeds(self) -> int:
         """Seeds that the strategy was trained with."""
         return len(next(iter(self.proba.values())))
+
+    def of(self, estimator: str) -> "StrategyPredictions":
+        """The same of one estimator."""
+        return replace(self, proba={estimator: self.proba[estimator]})
 
     def hits(self, y: Int) -> Float:
         """Share of estimators that are right, shape (n_seeds, n_records)."""

@@ -21,7 +21,15 @@ from prefect_augment.schema import (
     Verdict,
 )
 
-__all__ = ["Comparison", "on_synthetic", "price", "side", "what_to_use", "with_safety"]
+__all__ = [
+    "Comparison",
+    "losses_by_estimator",
+    "on_synthetic",
+    "price",
+    "side",
+    "what_to_use",
+    "with_safety",
+]
 
 # Scores that fall by less than this are no price worth a word; so many are named.
 LEAST_PRICE, MAX_PRICES = 0.01, 3
@@ -121,6 +129,15 @@ def on_synthetic(
     if worst.high < -of.max_recall_loss:
         answer += f" The worst recall changes by {_points(worst)}; {100 * of.max_recall_loss:.1f} may be lost."
     return answer
+
+
+def losses_by_estimator(of: Comparison, gains: Mapping[str, Interval], published: str) -> list[str]:
+    """A sentence for each estimator to which what is published is shown to do harm; a mean would hide it."""
+    return [
+        f"{estimator} loses by it: with {published} its {_change(of, gain)} against the data as they are."
+        for estimator, gain in gains.items()
+        if gain.high < 0
+    ]
 
 
 def with_safety(verdict: Verdict, privacy: Privacy | None) -> Verdict:

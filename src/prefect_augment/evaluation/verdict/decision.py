@@ -19,6 +19,7 @@ from prefect_augment.evaluation.metrics.measures import Measure
 from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
 from prefect_augment.evaluation.verdict.answers import (
     Comparison,
+    losses_by_estimator,
     on_synthetic,
     price,
     side,
@@ -136,6 +137,13 @@ def decide(
         gain = Difference(strategy=published, against=as_is, interval=interval)
     costs = price(scores[published], scores[as_is])
     decision = side(gain.interval) if gain and of.n_compared > 1 else "inconclusive"
+    by_estimator: dict[str, Interval] = {}
+    for estimator in predictions[published].proba if gain else ():
+        alone = {name: predictions[name].of(estimator) for name in (published, as_is)}
+        by_estimator[estimator] = _gain(
+            y, alone, published, as_is, measure if of.measured else None,
+            compared=compared, groups=groups, n_bootstrap=n_bootstrap, seed=seed,
+        )  # fmt: skip
     answers = (
         what_to_use(of, published, gain, costs),
         *([on_synthetic(of, synthetic, shown, boots.get(shown))] if shown else []),
@@ -146,19 +154,23 @@ def decide(
     pairs = [(published, as_is), (chosen, against), (chosen, as_is), (baseline, as_is)]
     pairs += [(shown, baseline)] if shown in boots else []
     differences = [_difference(boots, a, b) for a, b in dict.fromkeys(pairs) if a != b]
-    gap = boot.difference(chosen, against)
+    gap = of.on_holdout(chosen, against)
     # A strategy and itself do not differ: nothing could have been detected.
     detectable = (gap.high - gap.low) / 2 if chosen != against else 1.0
     by_class = boot.class_difference(published if gain else chosen, as_is)
     of_class = {classes[k]: i for k, i in by_class.items()}
-    alone = np.zeros(len(y), dtype=bool) if twins is None else ~twins & compared[y]
+    untwinned = np.zeros(len(y), dtype=bool) if twins is None else ~twins & compared[y]
     return Verdict(
         decision=decision,
         synthetic=synthetic,
         answers=answers,
-        reasons=tuple(_reasons(of, published, detectable, on_no_gain)),
+        reasons=(
+            *losses_by_estimator(of, by_estimator, published),
+            *_reasons(of, published, detectable, on_no_gain),
+        ),
         measure=of.measure,
         gain=gain,
+        by_estimator=by_estimator,
         price=costs,
         chosen=chosen,
         baseline=baseline,
@@ -176,10 +188,10 @@ def decide(
         not_compared=why_not,
         n_holdout=len(y),
         n_seeds=predictions[chosen].n_seeds,
-        without_twins={name: _balanced(y, hits[name], alone) for name in boots}
-        if alone.any()
+        without_twins={name: _balanced(y, hits[name], untwinned) for name in boots}
+        if untwinned.any()
         else {},
-        n_without_twins=int(alone.sum()),
+        n_without_twins=int(untwinned.sum()),
     )
 
 
@@ -231,10 +243,35 @@ def _what_to_publish(
     return of.as_is if is_worse else of.baseline
 
 
+def _gain(
+    y: Int,
+    predictions: Mapping[str, StrategyPredictions],
+    strategy: str,
+    against: str,
+    measure: Measure | None,
+    *,
+    compared: Bool,
+    groups: Any,
+    n_bootstrap: int,
+    seed: int,
+) -> Interval:
+    """One strategy less another on the hold-out, by the measure or balanced accuracy."""
+    if measure is not None:
+        draws = MeasureDraws.of(
+            y, predictions, measure, groups=groups, n_bootstrap=n_bootstrap, seed=seed
+        )
+        return draws.difference(strategy, against)
+    hits = {name: of.hits(y) for name, of in predictions.items()}
+    boot = paired_bootstrap(
+        y, hits, compared=compared, groups=groups, n_bootstrap=n_bootstrap, seed=seed
+    )
+    return boot.difference(strategy, against)
+
+
 def _reasons(of: Comparison, published: str, detectable: float, on_no_gain: OnNoGain) -> list[str]:
     """What the answers rest on, and what follows for the version."""
     reasons = []
-    if of.n_compared > 1 and detectable < 1:
+    if of.n_compared > 1 and detectable < 1 and of.measure.unit == "points":
         reasons.append(
             f"Effects below {100 * detectable:.1f} points cannot be told from chance on this hold-out."
         )
