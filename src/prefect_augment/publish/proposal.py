@@ -227,7 +227,8 @@ def request_markdown(proposal: Proposal, *, report_link: str) -> str:
     names = markdown_text(", ".join(compared[:20]) or "none") + (" …" if len(compared) > 20 else "")
     added = added_records(recipe)
     lines = [
-        *(f"**{markdown_text(answer)}**" for answer in verdict.answers),
+        f"**Verdict: {verdict.word}.** {markdown_text(verdict.headline)}",
+        *(markdown_text(answer) for answer in verdict.answers[1:]),
         markdown_text(" ".join(verdict.reasons)),
         "",
         f"Recipe: {markdown_text(recipe.strategy.name)}. {markdown_text(recipe.sentence)}",

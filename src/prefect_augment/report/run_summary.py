@@ -10,7 +10,6 @@ from typing import Literal
 from urllib.parse import quote
 
 from prefect_augment.report.redaction import redactor
-from prefect_augment.report.view_model import WORDS
 from prefect_augment.schema import (
     ApprovalDecision,
     Commit,
@@ -168,8 +167,7 @@ def run_page(result: RunResult, root: str, manifest: Manifest | None) -> str:
         answers = [
             f"- {markdown_text(a)}" for a in (*result.verdict.answers, *result.verdict.reasons)
         ]
-        word = WORDS[result.verdict.decision].lower()
-        blocks.append(f"## Verdict: {word}\n\n" + "\n".join(answers))
+        blocks.append(f"## Verdict: {result.verdict.word}\n\n" + "\n".join(answers))
     blocks.append(f"**{markdown_text(outcome_sentence(result, root))}**")
     if result.recipe is not None:
         blocks.append(f"How to read it: {markdown_text(result.recipe.sentence)}")

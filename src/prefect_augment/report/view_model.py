@@ -20,7 +20,6 @@ from prefect_augment.schema import (
 from prefect_augment.text import count, natural_order
 
 __all__ = [
-    "WORDS",
     "ClassRow",
     "Headline",
     "StrategyRow",
@@ -32,7 +31,6 @@ __all__ = [
     "strategy_rows",
 ]
 
-WORDS = {"accept": "Gain shown", "reject": "Loss shown", "inconclusive": "No gain shown"}
 ORIGINS: tuple[Origin, ...] = ("real", "copy", "classic", "synthetic")
 
 
@@ -124,7 +122,7 @@ def headline(data: ReportData) -> Headline:
         sentence += " The run was set to fail in this case, so nothing was published."
     rest = (*verdict.answers[1:], *verdict.reasons)
     reasons = tuple(reason for reason in rest if reason != verdict.headline)
-    return Headline(verdict.decision, WORDS[verdict.decision], sentence, reasons)
+    return Headline(verdict.decision, verdict.word.capitalize(), sentence, reasons)
 
 
 def main_difference(data: ReportData) -> Difference | None:

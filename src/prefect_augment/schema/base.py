@@ -658,6 +658,12 @@ class Verdict(Result):
         return self.published if self.gain else self.chosen
 
     @property
+    def word(self) -> str:
+        """The decision as people read it."""
+        words = {"accept": "gain shown", "reject": "loss shown", "inconclusive": "no gain shown"}
+        return words[self.decision]
+
+    @property
     def headline(self) -> str:
         """The first answer; verdicts of 0.1 have their first reason instead."""
         return next(iter((*self.answers, *self.reasons)), self.decision)
