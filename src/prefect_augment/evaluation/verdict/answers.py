@@ -194,4 +194,5 @@ def _change(of: Comparison, interval: Interval, level: float = 0.95) -> str:
 
 def _points(interval: Interval, level: float = 0.95) -> str:
     e, low, high = (100 * v for v in (interval.estimate, interval.low, interval.high))
+    e, low, high = (round(v, 1) + 0.0 for v in (e, low, high))  # no "-0.0"
     return f"{e:+.1f} points ({100 * level:.4g} % interval {low:+.1f} to {high:+.1f})"
