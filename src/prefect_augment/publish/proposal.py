@@ -228,8 +228,8 @@ def request_markdown(proposal: Proposal, *, report_link: str) -> str:
     added = added_records(recipe)
     lines = [
         f"**Verdict: {verdict.word}.** {markdown_text(verdict.headline)}",
-        *(markdown_text(answer) for answer in verdict.answers[1:]),
-        markdown_text(" ".join(verdict.reasons)),
+        "",
+        *(f"- {markdown_text(s)}" for s in (*verdict.answers[1:], *verdict.reasons)),
         "",
         f"Recipe: {markdown_text(recipe.strategy.name)}. {markdown_text(recipe.sentence)}",
         "",

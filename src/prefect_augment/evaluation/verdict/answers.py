@@ -145,7 +145,8 @@ def with_safety(verdict: Verdict, privacy: Privacy | None) -> Verdict:
     if privacy is None:
         return verdict
     answer = {"none shown": "yes, as far as this attack shows", "leak": "no", "gap": "no"}
-    safe = f"Safe to publish: {answer.get(privacy.finding, 'not known')}. {privacy.sentence}"
+    why = privacy.sentence.split(". ")[0].rstrip(".")  # the report has the rest
+    safe = f"Safe to publish: {answer.get(privacy.finding, 'not known')}. {why}."
     return verdict.model_copy(update={"answers": (*verdict.answers, safe)})
 
 
