@@ -135,7 +135,7 @@ def _release(experiment: Experiment, comparison: Comparison) -> Release:
     recipe = make_recipe(experiment, comparison.strategy, comparison.scores)
     if recipe.synthetic:
         verdict = with_safety(verdict, comparison.findings.privacy)
-    logger.info("Verdict: %s. %s", verdict.word, " ".join((*verdict.answers, *verdict.reasons)))
+    logger.info("Verdict: %s. %s", verdict.word, " ".join((verdict.headline, *verdict.details)))
     publish, store = experiment.params.publish, open_root(experiment.dataset)
     return Release(
         experiment=experiment,

@@ -320,7 +320,7 @@ def _show_verdict(console: Console, verdict: Verdict | None) -> None:
         )
     console.print(table)
     console.print(f"[bold {COLOURS[verdict.decision]}]{escape(verdict.headline)}[/]")
-    for sentence in (*verdict.answers[1:], *verdict.reasons):
+    for sentence in verdict.details:
         console.print(escape(sentence))
     if verdict.look is not None:
         console.print(verdict.look.sentence, highlight=False)

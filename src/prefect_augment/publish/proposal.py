@@ -229,7 +229,7 @@ def request_markdown(proposal: Proposal, *, report_link: str) -> str:
     lines = [
         f"**Verdict: {verdict.word}.** {markdown_text(verdict.headline)}",
         "",
-        *(f"- {markdown_text(s)}" for s in (*verdict.answers[1:], *verdict.reasons)),
+        *(f"- {markdown_text(s)}" for s in verdict.details),
         "",
         f"Recipe: {markdown_text(recipe.strategy.name)}. {markdown_text(recipe.sentence)}",
         "",

@@ -131,7 +131,7 @@ def _verdict(verdict: Verdict | None) -> list[str]:
         f"**{markdown_text(verdict.headline)}** Compared on {verdict.n_holdout} hold-out records."
         + (f" {verdict.look.sentence}" if verdict.look else ""),
         "",
-        *(f"- {markdown_text(reason)}" for reason in (*verdict.answers[1:], *verdict.reasons)),
+        *(f"- {markdown_text(reason)}" for reason in verdict.details),
     ]
 
 

@@ -164,10 +164,9 @@ def run_page(result: RunResult, root: str, manifest: Manifest | None) -> str:
     """A page of escaped markdown: the verdict, the version, counts before and after, links."""
     blocks = []
     if result.verdict is not None:
-        answers = [
-            f"- {markdown_text(a)}" for a in (*result.verdict.answers, *result.verdict.reasons)
-        ]
-        blocks.append(f"## Verdict: {result.verdict.word}\n\n" + "\n".join(answers))
+        verdict = result.verdict
+        answers = [f"- {markdown_text(a)}" for a in (verdict.headline, *verdict.details)]
+        blocks.append(f"## Verdict: {verdict.word}\n\n" + "\n".join(answers))
     blocks.append(f"**{markdown_text(outcome_sentence(result, root))}**")
     if result.recipe is not None:
         blocks.append(f"How to read it: {markdown_text(result.recipe.sentence)}")

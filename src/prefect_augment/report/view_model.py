@@ -120,9 +120,7 @@ def headline(data: ReportData) -> Headline:
     sentence = verdict.headline
     if data.status == "refused":
         sentence += " The run was set to fail in this case, so nothing was published."
-    rest = (*verdict.answers[1:], *verdict.reasons)
-    reasons = tuple(reason for reason in rest if reason != verdict.headline)
-    return Headline(verdict.decision, verdict.word.capitalize(), sentence, reasons)
+    return Headline(verdict.decision, verdict.word.capitalize(), sentence, verdict.details)
 
 
 def main_difference(data: ReportData) -> Difference | None:

@@ -668,6 +668,11 @@ class Verdict(Result):
         """The first answer; verdicts of 0.1 have their first reason instead."""
         return next(iter((*self.answers, *self.reasons)), self.decision)
 
+    @property
+    def details(self) -> tuple[str, ...]:
+        """All other answers, then the reasons."""
+        return tuple(s for s in (*self.answers, *self.reasons) if s != self.headline)
+
     def without_paths(self) -> "Verdict":
         """Return the verdict without a receipt's path, which depends on where records came from."""
         return self.model_copy(update={"diagnostics": ""})

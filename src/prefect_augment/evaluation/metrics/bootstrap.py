@@ -135,7 +135,7 @@ class Bootstrap:
         return wider_by_seeds(float(draws.var()), seeds, n_seeds, n_units, level=level)
 
 
-LEAST_FREEDOM = 3  # Student's t has hardly a tail to speak of below that
+LEAST_FREEDOM = 3  # with fewer, Student's t has no end at the levels of later looks
 
 
 def wider_by_seeds(

@@ -1,6 +1,6 @@
 """The answers of a verdict in sentences: what to use, what it brings and costs, whether synthetic records help."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,7 @@ __all__ = [
 
 # Scores that fall by less than this are no price worth a word; so many are named.
 LEAST_PRICE, MAX_PRICES = 0.01, 3
+BRIER = "Brier score"  # the only one of which less is better
 
 
 @dataclass(frozen=True)
@@ -155,25 +156,22 @@ def price(
 ) -> tuple[Change, ...]:
     """Scores by estimator that are worse than as is by a point or more, the largest loss first."""
 
-    def change(name: str, value: Callable[[EstimatorScore], float]) -> Change:
-        before, after = (
-            float(np.mean([value(s) for s in of.values()])) for of in (as_is, published)
-        )
-        return Change(name=name, before=before, after=after)
+    def means(scores: Mapping[str, EstimatorScore]) -> dict[str, float]:
+        named = [
+            {
+                "macro-F1": score.macro_f1,
+                "average precision": score.auprc,
+                BRIER: score.brier,
+                **{f"recall of {label}": recall for label, recall in score.recall.items()},
+            }
+            for score in scores.values()
+        ]
+        return {name: float(np.mean([of[name] for of in named])) for name in named[0]}
 
-    losses = [
-        *(
-            (1, change("macro-F1", lambda s: s.macro_f1)),
-            (1, change("average precision", lambda s: s.auprc)),
-        ),
-        (-1, change("Brier score", lambda s: s.brier)),
-        *(
-            (1, change(f"recall of {label}", lambda s, label=label: s.recall[label]))  # type: ignore[misc]
-            for label in next(iter(as_is.values())).recall
-        ),
-    ]
-    losses.sort(key=lambda loss: loss[0] * (loss[1].after - loss[1].before))
-    return tuple(c for sign, c in losses if sign * (c.before - c.after) >= LEAST_PRICE)[:MAX_PRICES]
+    before, after = means(as_is), means(published)
+    losses = {n: (after[n] - before[n]) * (1 if n == BRIER else -1) for n in before}
+    worst = sorted((n for n in losses if losses[n] >= LEAST_PRICE), key=lambda n: -losses[n])
+    return tuple(Change(name=n, before=before[n], after=after[n]) for n in worst[:MAX_PRICES])
 
 
 def side(interval: Interval) -> Decision:

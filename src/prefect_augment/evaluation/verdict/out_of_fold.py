@@ -59,10 +59,17 @@ class OutOfFold:
             estimate=estimate, low=max(-1.0, centre - half), high=min(1.0, centre + half)
         )
 
+    @cached_property
+    def _boots(self) -> dict[tuple[str, str], Bootstrap]:
+        """Those that were made already: the rules and the sentences ask for the same pairs."""
+        return {}
+
     def _bootstrap(self, strategy: str, against: str) -> Bootstrap:
+        if (strategy, against) in self._boots:
+            return self._boots[strategy, against]
         n_seeds = min(len(self.hits[name]) for name in (strategy, against))
         hits = {name: self.hits[name][:n_seeds] for name in (strategy, against)}
-        return paired_bootstrap(
+        boot = paired_bootstrap(
             self.y,
             hits,
             compared=np.ones(int(self.y.max()) + 1, dtype=bool),
@@ -70,6 +77,7 @@ class OutOfFold:
             n_bootstrap=self.n_bootstrap,
             seed=self.seed,
         )
+        return self._boots.setdefault((strategy, against), boot)
 
     def _of_fresh_records(self, against: str, rivals: Collection[str]) -> float:
         """Mean gain over ``against`` of the strategy that looks best, on records that did not choose it."""
