@@ -4,7 +4,7 @@ A badly set baseline would flatter every generative model, so all that can be se
 searched: thresholds are tuned for every setting. Every prefix of the list is a sensible list.
 Settings are:
 
-- how far towards balance (:attr:`Strategy.amount <prefect_augment.schema.base.Strategy.amount>`);
+- how far towards balance (:attr:`Strategy.amount <prefect_augment.schema.comparison.Strategy.amount>`);
 - for classic augmentation on the fly: share of images and strength (``classic_prob``, ``classic_strength``);
 - for synthetic records: how many per real one, their weight, and until when they are drawn
   (``per_real``, ``synthetic_weight``, ``real_only_finish``).

@@ -14,12 +14,11 @@ from prefect_augment.params.run import Budget, RunParams
 from prefect_augment.schema.base import (
     BalancePlan,
     DatasetRef,
-    Difference,
     FilterResult,
     Interval,
     Result,
-    Strategy,
 )
+from prefect_augment.schema.comparison import Difference, Strategy
 
 __all__ = [
     "CalibrationResult",

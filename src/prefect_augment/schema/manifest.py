@@ -15,16 +15,15 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, AliasChoices, Field
 
 from prefect_augment.schema.base import (
-    ApprovalDecision,
     ClassFilter,
     ClassPlan,
     ColumnInfo,
-    Recipe,
     Result,
     ShardInfo,
-    Verdict,
     class_order,
 )
+from prefect_augment.schema.comparison import Recipe, Verdict
+from prefect_augment.schema.run import ApprovalDecision
 
 __all__ = [
     "SCHEMA_VERSION",

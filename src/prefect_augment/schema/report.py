@@ -12,11 +12,9 @@ from prefect_augment.schema.base import (
     DatasetRef,
     Interval,
     ModelRef,
-    Recipe,
     Result,
-    StrategyScore,
-    Verdict,
 )
+from prefect_augment.schema.comparison import Recipe, StrategyScore, Verdict
 from prefect_augment.schema.experiment import (
     CalibrationResult,
     Experiment,

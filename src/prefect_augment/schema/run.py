@@ -1,0 +1,86 @@
+"""What a person decided, what was published, and the result of a run."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from prefect_augment.schema.base import BalancePlan, ModelRef, Result
+from prefect_augment.schema.comparison import Recipe, StrategyScore, Verdict
+
+__all__ = [
+    "ApprovalDecision",
+    "Commit",
+    "RunResult",
+    "TrainResult",
+]
+
+
+class ApprovalDecision(Result):
+    """A person's final decision on a proposal."""
+
+    decision: Literal["approve", "reject"]
+    by: str = ""  # who, if known
+    comment: str = ""
+    amounts: dict[str, int] = Field(default_factory=dict)  # stratum -> records, where lowered
+    decided_at: str  # UTC, ISO 8601
+    run: str = ""  # the suspended flow run; empty if a command or another flow decided
+
+    @property
+    def sentence(self) -> str:
+        """Who decided what and why, for the log, the card and the report."""
+        who = f" by {self.by}" if self.by else ""
+        word = "Approved" if self.decision == "approve" else "Rejected"
+        text = f"{word}{who} on {self.decided_at[:10]}."
+        if self.amounts:
+            lowered = ", ".join(f"{name} to {n:,}" for name, n in sorted(self.amounts.items()))
+            text += f" Lowered: {lowered}."
+        # Quoted, because more sentences may follow.
+        return f"{text} Comment: “{self.comment}”." if self.comment else text
+
+
+class Commit(Result):
+    """A published version."""
+
+    root: str
+    version: int
+    manifest: str  # path relative to root
+    content_digest: str
+    created: bool  # False: the same inputs had been published before
+
+
+class RunResult(Result):
+    """Outcome of a run, as ``--json`` prints it."""
+
+    status: Literal[
+        "published", "unchanged", "evaluated", "planned", "awaiting_approval", "rejected"
+    ]
+    version: int | None
+    manifest: str
+    counts: dict[str, dict[str, dict[str, int]]]  # split -> class -> origin -> records
+    quarantined: int
+    plan: BalancePlan
+    strategies: tuple[StrategyScore, ...]
+    recipe: Recipe | None
+    verdict: Verdict | None
+    report: str
+    seconds: float
+    peak_rss_bytes: int
+    notes: tuple[str, ...] = ()
+    proposal: str = ""  # id, where one was made
+    approval: ApprovalDecision | None = None
+    # Of another tool's records: given, quarantined, filtered, and of those passed and kept.
+    external: dict[str, int] = Field(default_factory=dict)
+    privacy: str = ""  # result of the attack on the synthetic records: leak, gap, none shown …
+
+
+class TrainResult(Result):
+    """Outcome of a training run, as ``train --json`` prints it."""
+
+    status: Literal["trained", "unchanged"]  # unchanged: the same model existed
+    model: ModelRef
+    plan: BalancePlan
+    n_records: int  # of the source, hold-out included
+    quarantined: int
+    seconds: float
+    peak_rss_bytes: int
+    notes: tuple[str, ...] = ()
