@@ -309,7 +309,6 @@ def quick_runs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(soft_labels, "N_FOLDS", 2)
         patch.setattr(soft_labels, "FOREST_TREES", 10)
-        patch.setattr(soft_labels, "BOOSTING_ITERATIONS", 10)
         patch.setattr(drawing, "DOTS_PER_INCH", (40,))
         yield
 

@@ -246,7 +246,7 @@ def warm_up() -> None:
     """
     from prefect_augment.evaluation.classifiers import soft_label_ensemble as soft_labels
 
-    soft_labels.N_FOLDS, soft_labels.FOREST_TREES, soft_labels.BOOSTING_ITERATIONS = 2, 10, 10
+    soft_labels.N_FOLDS, soft_labels.FOREST_TREES = 2, 10
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from prefect_augment.experiment.evaluator import (
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.looks import Looks
 from prefect_augment.experiment.privacy import measure_external
-from prefect_augment.experiment.score import read_hits
+from prefect_augment.experiment.score import predicted_out_of_fold
 from prefect_augment.params import RunParams
 from prefect_augment.plan.strategies import as_trained
 from prefect_augment.schema import (
@@ -39,6 +39,7 @@ from prefect_augment.schema import (
     Choice,
     Experiment,
     HoldoutResult,
+    MeasureInfo,
     Privacy,
     Strategy,
     StrategyScore,
@@ -187,22 +188,25 @@ def _out_of_fold(
 ) -> OutOfFold | None:
     """What the search's predictions of validation records, or of all by folds, say; None without them."""
     data, evaluation = evaluator.records, evaluator.experiment.params.evaluation
-    by_strategy: dict[str, list[NDArray[np.float64]]] = {}
+    measure = chosen_measure(evaluator)
+    by_strategy: dict[str, list[StrategyScore]] = {}
     # Whoever made external records may have seen these.
     own = [s for s in scores if s.path and s.strategy.family != "external"]
-    for score in sorted(own, key=lambda s: s.seed):
-        by_strategy.setdefault(score.strategy.name, []).append(read_hits(score, store))
-    if not by_strategy:
+    if not own:
         return None
-    every = np.concatenate(list(by_strategy.values()))
-    rows = np.flatnonzero(~np.isnan(every).any(axis=0))
+    for score in sorted(own, key=lambda s: s.seed):
+        by_strategy.setdefault(score.strategy.name, []).append(score)
+    predictions = {}
+    for name, of in by_strategy.items():
+        rows, predictions[name] = predicted_out_of_fold(evaluator, of, store)
     n_folds = max(1, len(own[0].folds))
     return OutOfFold(
         data.y[rows],
-        {name: np.stack(hits)[:, rows] for name, hits in by_strategy.items()},
+        predictions,
         n_folds=n_folds,
         test_share=len(rows) / n_folds / max(1, int(data.compared[data.y].sum())),
         models=frozenset(s.strategy.name for s in own if s.strategy.has_model),
+        measure=None if measure.info == MeasureInfo() else measure,
         groups=None if data.groups is None else data.groups[rows],
         n_bootstrap=evaluation.n_bootstrap,
         seed=evaluator.experiment.params.seed,

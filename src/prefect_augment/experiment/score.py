@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from prefect_augment.encoding.arrays import N_FOLDS, Records
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.metrics.measures import Measure
+from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
 from prefect_augment.evaluation.metrics.scores import predict_classes, score_predictions
 from prefect_augment.evaluation.metrics.thresholds import cross_fitted_multipliers, tune_multipliers
 from prefect_augment.evaluation.verdict.selection import choose_strategy
@@ -27,13 +28,21 @@ from prefect_augment.schema import (
     Choice,
     EstimatorScore,
     Experiment,
+    Result,
     Strategy,
     StrategyScore,
     Verdict,
 )
 from prefect_augment.storage import Stage, Store
 
-__all__ = ["choose", "out_of_fold", "published_strategy", "read_hits", "score", "score_predicted"]
+__all__ = [
+    "choose",
+    "out_of_fold",
+    "predicted_out_of_fold",
+    "published_strategy",
+    "score",
+    "score_predicted",
+]
 
 Predictions = dict[str, NDArray[np.float64]]  # estimator -> probabilities, shape (n, n_classes)
 
@@ -47,46 +56,111 @@ def score(experiment: Experiment, strategy: Strategy, seed: int, store: Store) -
     """
     own = experiment.params.seed * 1000 + seed
     stage = Stage(store, "score", experiment.key("score", strategy, seed=own))
-    return stage.run(StrategyScore, lambda: _score(experiment, strategy, seed, own, stage))
+    return stage.run(StrategyScore, lambda: _score(experiment, strategy, seed, own, store))
 
 
 def _score(
-    experiment: Experiment, strategy: Strategy, seed: int, own: int, stage: Stage
+    experiment: Experiment, strategy: Strategy, seed: int, own: int, store: Store
 ) -> StrategyScore:
-    started, store = time.monotonic(), stage.store
+    started = time.monotonic()
     evaluator = open_evaluator(store, experiment)
-    folds = evaluator.folds(seed=own, has_candidates=experiment.candidates is not None)
+    folds = _folds(evaluator, own)
     if seed and evaluator.is_fixed(strategy) and folds.min() < 0:
         # One split and nothing random: another seed would do the same work again.
         return score(experiment, strategy, 0, store).model_copy(update={"seed": seed})
     amounts = AMOUNTS if strategy.amount == 0 else (strategy.amount,)
-    strategies = [strategy.model_copy(update={"amount": amount}) for amount in amounts]
-    candidates, draw = None, None
-    if strategy.family == "external":
-        # Whoever made them may have seen these records: the scores choose nothing, the thresholds serve.
-        external = kept_synthetic(evaluator, store, with_dropped=True)
-        assert external is not None
-        draw = partial(_the_same, external)
-    elif strategy.has_model:
-        candidates = kept_synthetic(evaluator, store)
-    predicted = out_of_fold(
-        evaluator, strategies, folds, candidates=candidates, seed=own, draw=draw
+    measure, scored = chosen_measure(evaluator), []
+    for amount in amounts:
+        one = strategy.model_copy(update={"amount": amount})
+        path = _predict(evaluator, as_trained(one), own, store).path
+        predicted = _read(evaluator, path, folds, store)
+        result = score_predicted(evaluator, one, predicted, folds, seed=seed, measure=measure)
+        scored.append(result.model_copy(update={"path": path}))
+    best = max(scored, key=lambda s: s.score)
+    return best.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
+
+
+class _Predicted(Result):
+    """The receipt of out-of-fold predictions."""
+
+    path: str  # an array (n_estimators, n_predicted, n_classes)
+
+
+def _predict(evaluator: Evaluator, strategy: Strategy, own: int, store: Store) -> _Predicted:
+    """Out-of-fold probabilities, which strategies that differ in thresholds alone share."""
+    experiment = evaluator.experiment
+    stage = Stage(store, "predict", experiment.key("predict", strategy, seed=own))
+
+    def build() -> _Predicted:
+        folds, candidates, draw = _folds(evaluator, own), None, None
+        if strategy.family == "external":
+            # Whoever made them may have seen these records: the scores choose nothing, the thresholds serve.
+            external = kept_synthetic(evaluator, store, with_dropped=True)
+            assert external is not None
+            draw = partial(_the_same, external)
+        elif strategy.has_model:
+            candidates = kept_synthetic(evaluator, store)
+        (predicted,) = out_of_fold(
+            evaluator, [strategy], folds, candidates=candidates, seed=own, draw=draw
+        )
+        rows, path = folds >= 0, f"{stage.prefix}/probabilities.npy"
+        store.put(path, _as_bytes(np.stack([proba[rows] for proba in predicted.values()])))
+        return _Predicted(path=path)
+
+    return stage.run(_Predicted, build)
+
+
+def _folds(evaluator: Evaluator, own: int) -> NDArray[np.int64]:
+    return evaluator.folds(seed=own, has_candidates=evaluator.experiment.candidates is not None)
+
+
+def _read(evaluator: Evaluator, path: str, folds: NDArray[np.int64], store: Store) -> Predictions:
+    """Probabilities by estimator, (n_records, n_classes); NaN for records that only train."""
+    data, loaded = evaluator.records, np.load(io.BytesIO(store.read(path)), allow_pickle=False)
+    predicted = {}
+    for name, proba in zip(evaluator.estimators, loaded, strict=True):
+        predicted[name] = np.full((len(data.y), len(data.classes)), np.nan)
+        predicted[name][folds >= 0] = proba
+    return predicted
+
+
+def predicted_out_of_fold(
+    evaluator: Evaluator, scores: Sequence[StrategyScore], store: Store
+) -> tuple[NDArray[np.int64], StrategyPredictions]:
+    """What one strategy predicted with each of its seeds, and the rows of the compared records."""
+    data, strategy, measure = evaluator.records, scores[0].strategy, chosen_measure(evaluator)
+    proba: dict[str, list[NDArray[np.float64]]] = {}
+    tuned: dict[str, list[NDArray[np.float64]]] = {}
+    for score in scores:
+        folds = _folds(evaluator, evaluator.experiment.params.seed * 1000 + score.seed)
+        rows = _scored_rows(data, folds)
+        for name, every in _read(evaluator, score.path, folds, store).items():
+            proba.setdefault(name, []).append(every[rows])
+            if strategy.tune_threshold:
+                of_folds = _cross_fitted(data, every[rows], rows, score.seed, measure)
+                tuned.setdefault(name, []).append(of_folds)
+    stacked = {name: np.stack(of) for name, of in proba.items()}
+    multipliers = {name: np.stack(of) for name, of in tuned.items()}
+    return rows, StrategyPredictions(strategy, stacked, multipliers)
+
+
+def _scored_rows(data: Records, folds: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.flatnonzero((folds >= 0) & data.compared[data.y])
+
+
+def _cross_fitted(
+    data: Records,
+    proba: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    seed: int,
+    measure: Measure,
+) -> NDArray[np.float64]:
+    """Multipliers of each record that were tuned without it, shape (n_rows, n_classes)."""
+    y = data.y[rows]
+    inner = stratified_folds(
+        y, groups=groups_of(data, rows), n_folds=N_FOLDS, seed=seed, keys=data.keys[rows]
     )
-    measure = chosen_measure(evaluator)
-    scored = [
-        score_predicted(evaluator.records, a, p, folds, seed=seed, measure=measure)
-        for a, p in zip(strategies, predicted, strict=True)
-    ]
-    best, hits = max(scored, key=lambda s: s[0].score)
-    path = f"{stage.prefix}/hits.npy"
-    store.put(path, _as_bytes(hits))
-    return best.model_copy(update={"seconds": round(time.monotonic() - started, 3), "path": path})
-
-
-def read_hits(score: StrategyScore, store: Store) -> NDArray[np.float64]:
-    """Share of estimators that were right about each record, out of fold; NaN for the others, (n_records,)."""
-    loaded = np.load(io.BytesIO(store.read(score.path)), allow_pickle=False)
-    return np.asarray(loaded, dtype=np.float64)
+    return cross_fitted_multipliers(y, proba, inner, data.compared, measure)
 
 
 def _as_bytes(values: NDArray[np.float64]) -> bytes:
@@ -174,34 +248,29 @@ def out_of_fold(
 
 
 def score_predicted(
-    data: Records,
+    evaluator: Evaluator,
     strategy: Strategy,
     predictions: Predictions,
     folds: NDArray[np.int64],
     *,
     seed: int,
     measure: Measure,
-) -> tuple[StrategyScore, NDArray[np.float64]]:
+) -> StrategyScore:
     """Score one strategy's predictions over the compared classes, on all folds together and on each.
 
     The score is the mean of ``measure`` over the estimators, its negative where lower is better, and
-    0 where it is undefined, which the records decide and no strategy. Also returns the share of
-    estimators that are right about each record, NaN where none is counted.
+    0 where it is undefined, which the records decide and no strategy.
     """
-    rows = np.flatnonzero((folds >= 0) & data.compared[data.y])
+    data = evaluator.records
+    rows = _scored_rows(data, folds)
     y = data.y[rows]
     estimators: dict[str, EstimatorScore] = {}
     thresholds: dict[str, dict[str, float]] = {}
     of_folds: list[list[float]] = []
-    hits = np.full(len(data.y), np.nan)
-    hits[rows] = 0.0
     for name, proba in predictions.items():
         multipliers = None
         if strategy.tune_threshold:
-            inner = stratified_folds(
-                y, groups=groups_of(data, rows), n_folds=N_FOLDS, seed=seed, keys=data.keys[rows]
-            )
-            multipliers = cross_fitted_multipliers(y, proba[rows], inner, data.compared, measure)
+            multipliers = _cross_fitted(data, proba[rows], rows, seed, measure)
             tuned = tune_multipliers(y, proba[rows], compared=data.compared, measure=measure)
             thresholds[name] = {c: float(m) for c, m in zip(data.classes, tuned, strict=True)}
         estimators[name] = score_predictions(
@@ -209,9 +278,8 @@ def score_predicted(
             measure=measure,
         )  # fmt: skip
         decided = predict_classes(proba[rows], multipliers)
-        hits[rows] += (decided == y) / len(predictions)
         of_folds.append(_on_each(measure, y, proba[rows], decided, folds[rows]))
-    score = StrategyScore(
+    return StrategyScore(
         strategy=strategy,
         seed=seed,
         score=float(np.mean([measure.oriented(s.metric or 0.0) for s in estimators.values()])),
@@ -222,7 +290,6 @@ def score_predicted(
         n_validation=len(rows),
         folds=tuple(float(x) for x in np.mean(of_folds, axis=0)),
     )
-    return score, hits
 
 
 def _on_each(

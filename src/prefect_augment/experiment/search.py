@@ -3,7 +3,7 @@
 1. *Pilots*: every setting of every strategy, a third of the estimators' steps, one seed, three of
 the five folds where strategies are compared by folds. 2. *Full*: the best setting of the best four
 strategies, all steps, all folds, one seed. As is and the best strategy with synthetic records
-always go on, since both are compared on the hold-out. 3. *Seeds*: the best three of these and as
+always go on, since both are compared on the hold-out. 3. *Seeds*: the best two of these and as
 is, with all seeds.
 
 Counts and scores decide. With a budget in minutes, the time decides how many strategies and seeds
@@ -45,7 +45,7 @@ from prefect_augment.synthesis.training_budget import effective_budget
 
 __all__ = ["N_FINALISTS", "best_settings", "finalists", "pilot", "rung", "survivors", "with_choice"]
 
-N_FINALISTS = 3  # strategies that are scored with all seeds, beside as is
+N_FINALISTS = 2  # strategies that are scored with all seeds, beside as is
 
 
 class _Pilots(Result):
@@ -91,7 +91,7 @@ def _pilot(
     )
     measure = chosen_measure(evaluator)
     scores = [
-        score_predicted(evaluator.records, strategy, proba, folds, seed=0, measure=measure)[0]
+        score_predicted(evaluator, strategy, proba, folds, seed=0, measure=measure)
         for strategy, proba in zip(strategies, predicted, strict=True)
     ]
     seconds = round((time.monotonic() - started) / len(scores), 3)

@@ -40,13 +40,14 @@ STEPS: dict[str, Step] = {
         6, ("model", "budget.minutes", "budget.steps", "budget.batch_size", "budget.reuse_growth")
     ),
     "sample": Step(2),
-    "filter": Step(5, ("quality",)),
+    "filter": Step(6, ("quality",)),
     "privacy": Step(3),
-    "draws": Step(1, ("model", "quality")),
-    "pilot": Step(5, _SCORES),
-    "score": Step(6, _SCORES),
+    "draws": Step(2, ("model", "quality")),
+    "pilot": Step(6, _SCORES),
+    "predict": Step(1, _SCORES),
+    "score": Step(7, _SCORES),
     "confirm": Step(
-        7,
+        8,
         (
             *_SCORES,
             "evaluation.n_seeds",

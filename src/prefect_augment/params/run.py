@@ -54,10 +54,10 @@ class Evaluation(Params):
     metric: Metric = Metric()
     """The measure that decides; the others are reported."""
     n_seeds: int = Field(default=3, ge=1, le=20)
-    """Seeds for the best three strategies and the last comparison."""
+    """Seeds for the best two strategies and the last comparison."""
     n_settings: int = Field(default=0, ge=0, le=8)
-    """Settings of each strategy that are tried on validation records; 0: eight, and of images fewer where scoring them
-    all would take too long."""
+    """Settings of each strategy that are tried on validation records; 0: four; of images eight or two, by the
+    time that scoring them takes."""
     max_recall_loss: float = Field(default=0.02, ge=0.0, le=1.0)
     """Synthetic records count as harmful where the worst class is shown to lose more recall than this."""
     n_bootstrap: int = Field(default=2000, ge=100, le=100_000)

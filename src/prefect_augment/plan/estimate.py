@@ -10,18 +10,18 @@ __all__ = ["classifier_steps", "estimate", "estimate_images"]
 
 # Fitted by eye to single-thread fits on two shared cores, 2026-11: 300 to 100,000 records, 7 to 100
 # columns, 2 to 8 classes, 0.1 to 14 seconds a fit; then to the processor time of whole runs.
-_TREE_SECONDS = 0.1  # a gradient boosting fit of two classes, which grows a tree per iteration
+_TREE_SECONDS = 0.05  # a gradient boosting fit of two classes, which grows a tree per iteration
 _TREES_POWER = 0.7  # more classes grow one each, but smaller ones
-_TREE_COLUMN_SECONDS = 6e-3
-_TREE_VALUE_SECONDS = 1.4e-6
-_LOGISTIC_VALUE_SECONDS = 1.5e-7  # a logistic regression fit, per value and class
+_TREE_COLUMN_SECONDS = 3e-3
+_TREE_VALUE_SECONDS = 6e-7
+_LOGISTIC_VALUE_SECONDS = 5e-8  # a logistic regression fit, per value and class
 _DRAW_FITS = 2.0  # fitting the model, drawing and filtering, in boosting fits
 _START_SECONDS = 25.0  # imports, orchestration, ingest, report, publishing: of a small table
 _VALUE_SECONDS = 1e-6  # the same, per value of the table
 _START_BYTES = 450 * 1024**2  # of a process that has imported what a run imports
 _COPIES = 48  # float64 copies of the matrix and similar arrays that a run holds at the same time
 _REPORT_BYTES = 400_000
-_N_FINALISTS = 3  # strategies that are run with all seeds, and on the hold-out
+_N_FINALISTS = 2  # strategies that are run with all seeds, and on the hold-out
 
 
 def estimate(
@@ -33,14 +33,14 @@ def estimate(
     n_added: int,  # classic and synthetic records planned
     n_strategies: int,  # each amount counted
     n_folds: int,  # times a strategy is trained for one score
-    n_seeds: int,  # of the best three strategies and of the confirmation
+    n_seeds: int,  # of the best two strategies and of the confirmation
     n_estimators: int,
     n_model_strategies: int,
 ) -> Estimate:
     """Rough needs of a run on a table, right within a factor of about three.
 
     Processor seconds, bytes written by publishing, peak memory in bytes. A fit of gradient boosting
-    takes trees**0.7 x (0.1 + 0.006 columns + 1.4e-6 values) seconds, with a tree per class where
+    takes trees**0.7 x (0.05 + 0.003 columns + 6e-7 values) seconds, with a tree per class where
     there are more than two; all else follows from counts.
     """
     n_trained = n_records + n_added

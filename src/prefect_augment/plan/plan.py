@@ -35,6 +35,7 @@ from prefect_augment.plan.schedule import COMPARISON_SHARE
 from prefect_augment.plan.search_space import (
     N_KEPT,
     N_SETTINGS,
+    N_TABLE_SETTINGS,
     PILOT_FOLDS,
     PILOT_STEP_SHARE,
     n_trained,
@@ -155,7 +156,7 @@ def _plan(
         expected = _estimate(
             info, classes, evaluation, can_sample=can_sample, soft_labels=soft_labels
         )
-        comparison = {"n_settings": evaluation.n_settings or N_SETTINGS}
+        comparison = {"n_settings": evaluation.n_settings or N_TABLE_SETTINGS}
     return BalancePlan(
         rule=_rule_text(balance, soft_labels=soft_labels),
         classes=classes,
@@ -360,7 +361,8 @@ def _estimate(
     model = "model" if can_sample else None
     strategies = make_strategies("table", model=model, classic=Classic(), soft_labels=soft_labels)
     n_folds = 1 if _rarest(info) >= SMALL_VALIDATION["table"] else N_FOLDS
-    n_pilots = _n_pilots(strategies, classes, most=evaluation.n_settings, soft_labels=soft_labels)
+    most = evaluation.n_settings or N_TABLE_SETTINGS
+    n_pilots = _n_pilots(strategies, classes, most=most, soft_labels=soft_labels)
     pilots = n_pilots * min(n_folds, PILOT_FOLDS) / n_folds
     return estimate(
         n_records=sum(sum(part.values()) for part in info.part_counts.values()),

@@ -20,6 +20,7 @@ from prefect_augment.schema import BalancePlan, Strategy
 __all__ = [
     "N_KEPT",
     "N_SETTINGS",
+    "N_TABLE_SETTINGS",
     "PILOT_FOLDS",
     "PILOT_STEP_SHARE",
     "n_trained",
@@ -27,13 +28,18 @@ __all__ = [
     "settings",
 ]
 
-# Most of one strategy. Plans of images lower it where the budget is short.
+# Most of one strategy. Tables have half as many: on few records the best of eight is the luckiest one, and with
+# tuned thresholds settings differ little. Plans of images lower it where the budget is short.
 N_SETTINGS = 8
+N_TABLE_SETTINGS = 4
 # Of pilots: share of an estimator's steps, and folds of five (validation alone stays validation alone).
 PILOT_STEP_SHARE, PILOT_FOLDS = 1 / 3, 3
 N_KEPT = 4  # strategies that are scored in full after the pilots
-# With soft labels 2 records per real one are drawn, and their weight is searched.
-_SOFT_LABEL_WEIGHTS = (1.0, 0.5, 0.25, 2.5)  # 2, 1, 1/2 and 5 per real one
+# (amount, weight) with soft labels: 2 records per real one are drawn, which count as 2, 1, 1/2 or 5.
+_SOFT_LABELS = (
+    *((1.0, 1.0), (0.5, 0.5), (1.0, 0.25), (0.5, 1.0)),
+    *((1.0, 0.5), (0.5, 0.25), (1.0, 2.5), (0.5, 2.5)),
+)
 
 # Amounts of a strategy that draws or weights real records, or SMOTE's.
 _PLAIN = (1.0, 0.5, 0.75, 0.25)
@@ -84,9 +90,7 @@ def _settings(strategy: Strategy, plan: BalancePlan, classic: Classic) -> Iterab
 
 
 def _of_soft_labels() -> Iterable[dict[str, Any]]:
-    for weight in _SOFT_LABEL_WEIGHTS:
-        for amount in (1.0, 0.5):
-            yield {"amount": amount, "synthetic_weight": weight}
+    return ({"amount": amount, "synthetic_weight": weight} for amount, weight in _SOFT_LABELS)
 
 
 def _of_model(tried: Sequence[dict[str, Any]], most: float) -> Iterable[dict[str, Any]]:

@@ -63,7 +63,7 @@ def _shorten_comparing(module: ModuleType) -> None:
 
 
 def _teach_less(module: ModuleType) -> None:
-    for name, n in {"N_FOLDS": 2, "FOREST_TREES": 10, "BOOSTING_ITERATIONS": 10}.items():
+    for name, n in {"N_FOLDS": 2, "FOREST_TREES": 10}.items():
         setattr(module, name, n)
 
 

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap
+from prefect_augment.evaluation.metrics.measures import balanced_accuracy, log_loss
+from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
 from prefect_augment.evaluation.verdict.out_of_fold import OutOfFold, pooled
-from prefect_augment.schema import Interval
+from prefect_augment.schema import Interval, Strategy
 
 Y = np.repeat([0, 1], [900, 100])
 
@@ -16,7 +18,19 @@ def hits(rng, recalls, *, n_seeds=1):
 
 def evidence(of, *, n_folds=5, **kwargs):
     share = kwargs.pop("test_share", 1 / n_folds)
-    return OutOfFold(Y, of, n_folds, share, n_bootstrap=400, **kwargs)
+    predictions = {
+        name: StrategyPredictions(
+            Strategy(name=name, family="as_is"), {"one": probabilities(right)}
+        )
+        for name, right in of.items()
+    }
+    return OutOfFold(Y, predictions, n_folds, share, n_bootstrap=400, **kwargs)
+
+
+def probabilities(right):
+    """Of an estimator that is right where ``right`` is 1, (n_seeds, n_records, 2)."""
+    of_second = 0.5 + 0.4 * np.where(right == 1, 1, -1) * np.where(Y == 1, 1, -1)
+    return np.stack([1 - of_second, of_second], axis=2)
 
 
 @pytest.mark.parametrize(("n_folds", "test_share", "widen"), [(5, 0.2, 1.5), (1, 0.2, 1.118)])
@@ -61,3 +75,16 @@ def test_pooled_estimates_weigh_by_precision():
     assert (found.high - found.low) / 2 == pytest.approx(0.1 / np.sqrt(5))
     exact = Interval(estimate=0.0, low=0.0, high=0.0)
     assert pooled([wide, exact]) == exact
+
+
+def test_another_measure_has_out_of_fold_evidence_too():
+    rng = np.random.default_rng(2)
+    of = {"as is": hits(rng, (0.9, 0.5)), "weights": hits(rng, (0.8, 0.8))}
+    compared = np.ones(2, bool)
+    default = evidence(of).difference("weights", "as is")
+    named = evidence(of, measure=balanced_accuracy(compared)).difference("weights", "as is")
+    assert named.estimate == pytest.approx(default.estimate)
+    assert named.high - named.low == pytest.approx(default.high - default.low, rel=0.15)
+    loss = evidence(of, measure=log_loss(compared)).difference("weights", "as is")
+    wrong = [np.mean(of[name] == 0) for name in ("weights", "as is")]
+    assert loss.estimate == pytest.approx((wrong[1] - wrong[0]) * np.log(9)), "less loss is a gain"

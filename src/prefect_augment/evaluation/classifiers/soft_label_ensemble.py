@@ -25,10 +25,10 @@ Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
 MEMBERS = ("boosting", "forest", "logistic")
-N_FOLDS = 5
-BOOSTING_ITERATIONS = 60  # an ensemble's member may be coarser than a classifier that stands alone
+# Five folds and a hundred trees take three times as long, for 0.001 less of log loss.
+N_FOLDS = 3
 LARGEST = 1e30
-FOREST_TREES = 100
+FOREST_TREES = 20
 FOREST_LEAF = 3
 MIXING_ROUNDS = 200
 # Shares are whole multiples of this: their sums are exact, and smaller shares only add rows.
@@ -153,7 +153,7 @@ def _in_range(X: Float) -> Float:
 def _members(X: Float, y: Int, *, seed: int, **columns: Any) -> tuple[Classifier, ...]:
     """One classifier of each kind in :data:`MEMBERS`."""
     columns |= {"weights": None, "seed": seed}
-    boosting = fit_estimator("boosting", X, y, n_iterations=BOOSTING_ITERATIONS, **columns)
+    boosting = fit_estimator("boosting", X, y, **columns)
     with single_threaded():
         forest = _Forest.of(X, y, columns["n_classes"], seed)
     return boosting, forest, fit_estimator("logistic", X, y, **columns)

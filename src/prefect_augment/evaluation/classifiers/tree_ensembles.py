@@ -1,6 +1,6 @@
 """Tree ensembles on the matrix of a table: random forest, LightGBM, XGBoost, CatBoost.
 
-Each has its library's defaults, as many trees as the built-in boosting, one thread and no early
+Each has its library's defaults, a hundred trees (fewer from six classes on), one thread and no early
 stopping. LightGBM, XGBoost and CatBoost read nulls and categories as they are; a random forest reads
 the design of logistic regression (nulls as the median with an indicator, one-hot categories).
 """
@@ -18,7 +18,6 @@ from sklearn.ensemble import RandomForestClassifier
 
 from prefect_augment.errors import MissingExtraError
 from prefect_augment.evaluation.classifiers.base import (
-    BOOSTING_ITERATIONS,
     Columns,
     Design,
     Estimator,
@@ -34,7 +33,7 @@ Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
-FOREST_TREES = 100
+N_TREES = 100
 LARGEST = 1e30  # within single precision, which forest and XGBoost compute in
 OPTIONAL = ("lightgbm", "xgboost", "catboost")  # packages of the same name
 
@@ -80,7 +79,7 @@ def fit_named(
     if kind == "boosting" or kind == "logistic":
         return fit_estimator(kind, X, y, seed=seed, step_share=step_share, **columns)
     check_installed(kind)
-    n = n_trees(BOOSTING_ITERATIONS, n_classes if kind in OPTIONAL else 2, step_share)
+    n = n_trees(N_TREES, n_classes if kind in OPTIONAL else 2, step_share)
     return fit_on_matrix(partial(_FITS[kind], n=n, seed=seed & 0x7FFFFFFF), X, y, **columns)
 
 

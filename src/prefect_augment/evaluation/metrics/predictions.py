@@ -27,7 +27,8 @@ class StrategyPredictions:
 
     strategy: Strategy
     proba: dict[str, Float]  # (n_seeds, n_records, n_classes), the same seeds for all strategies
-    multipliers: dict[str, Float] = field(default_factory=dict)  # (n_seeds, n_classes), if tuned
+    # (n_seeds, n_classes), if tuned; (n_seeds, n_records, n_classes) where each fold has its own.
+    multipliers: dict[str, Float] = field(default_factory=dict)
     is_fixed: bool = False  # draws nothing, so every seed is the same estimator
 
     @property
@@ -38,6 +39,12 @@ class StrategyPredictions:
     def of(self, estimator: str) -> "StrategyPredictions":
         """The same of one estimator."""
         return replace(self, proba={estimator: self.proba[estimator]})
+
+    def first(self, n_seeds: int) -> "StrategyPredictions":
+        """The same of the first seeds."""
+        proba = {name: values[:n_seeds] for name, values in self.proba.items()}
+        multipliers = {name: values[:n_seeds] for name, values in self.multipliers.items()}
+        return replace(self, proba=proba, multipliers=multipliers)
 
     def hits(self, y: Int) -> Float:
         """Share of estimators that are right, shape (n_seeds, n_records)."""

@@ -75,9 +75,10 @@ class Comparison:
         """By the measure, higher being better: on the hold-out, and out of fold where that is known."""
         interval = self.on_holdout(strategy, against, boot=boot, level=level)
         of_search = self.out_of_fold
-        if self.measured or of_search is None or not {strategy, against} <= of_search.hits.keys():
+        if of_search is None or not {strategy, against} <= of_search.predictions.keys():
             return interval
-        return pooled([interval, of_search.difference(strategy, against, level=level)], level=level)
+        more = of_search.difference(strategy, against, level=level)
+        return pooled([interval, more], of_search.measure, level=level)
 
     def on_holdout(
         self, strategy: str, against: str, *, boot: Bootstrap | None = None, level: float = 0.95

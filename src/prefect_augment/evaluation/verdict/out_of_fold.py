@@ -16,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from prefect_augment.evaluation.metrics.bootstrap import Bootstrap, paired_bootstrap, units_of
+from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap, units_of
+from prefect_augment.evaluation.metrics.measure_draws import MeasureDraws
+from prefect_augment.evaluation.metrics.measures import Measure
+from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
 from prefect_augment.schema import Interval
 
 __all__ = ["OutOfFold", "pooled"]
@@ -25,29 +28,32 @@ Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
-N_CHOICES = 400  # bootstrap samples in which the choice is repeated
+# Bootstrap samples in which the choice is repeated; of a scorer that takes milliseconds for each.
+N_CHOICES, N_SLOW_CHOICES = 400, 40
 
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """Which records each strategy was right about while it had not trained on them."""
+    """What each strategy predicted of records that it had not trained on."""
 
     y: Int  # (n_records,) codes of compared classes
-    hits: Mapping[str, Float]  # by strategy, (n_seeds, n_records): share of right estimators
+    # By strategy; a threshold is that of the other folds, so multipliers are (n_seeds, n_records, n_classes).
+    predictions: Mapping[str, StrategyPredictions]
     n_folds: int  # 1: one part of the records was predicted
     test_share: float  # of the records, in one fold
     models: Collection[str] = ()  # the strategies with synthetic records
+    measure: Measure | None = None  # balanced accuracy by default
     groups: Any = None  # (n_records,)
     n_bootstrap: int = 2000
     seed: int = 0
 
     def difference(self, strategy: str, against: str, *, level: float = 0.95) -> Interval:
-        """Balanced accuracy of ``strategy``, chosen by these predictions, less that of ``against``."""
-        interval = self._bootstrap(strategy, against).difference(strategy, against, level=level)
+        """The measure, higher being better, of ``strategy``, chosen by these predictions, less that of ``against``."""
+        interval = self._difference(strategy, against, level)
         # Chosen from its like: of strategies with a model the best, of all others the best but the reference.
         rivals = [
             name
-            for name in self.hits
+            for name in self.predictions
             if name != against and (name in self.models or strategy not in self.models)
         ]
         estimate = min(interval.estimate, self._of_fresh_records(against, rivals))
@@ -55,29 +61,36 @@ class OutOfFold:
         widen = np.sqrt(1 + self.n_folds * self.test_share / (1 - self.test_share))
         half = widen * (interval.high - interval.low) / 2
         centre = (interval.high + interval.low) / 2 + estimate - interval.estimate
-        return Interval(
-            estimate=estimate, low=max(-1.0, centre - half), high=min(1.0, centre + half)
-        )
+        return _bounded(estimate, centre, half, self.measure)
 
     @cached_property
-    def _boots(self) -> dict[tuple[str, str], Bootstrap]:
+    def _known(self) -> dict[tuple[str, str, float], Interval]:
         """Those that were made already: the rules and the sentences ask for the same pairs."""
         return {}
 
-    def _bootstrap(self, strategy: str, against: str) -> Bootstrap:
-        if (strategy, against) in self._boots:
-            return self._boots[strategy, against]
-        n_seeds = min(len(self.hits[name]) for name in (strategy, against))
-        hits = {name: self.hits[name][:n_seeds] for name in (strategy, against)}
-        boot = paired_bootstrap(
-            self.y,
-            hits,
-            compared=np.ones(int(self.y.max()) + 1, dtype=bool),
-            groups=self.groups,
-            n_bootstrap=self.n_bootstrap,
-            seed=self.seed,
-        )
-        return self._boots.setdefault((strategy, against), boot)
+    def _difference(self, strategy: str, against: str, level: float) -> Interval:
+        """With the records drawn anew, before folds and the choice are thought of."""
+        key = (strategy, against, level)
+        if key in self._known:
+            return self._known[key]
+        pair = {name: self.predictions[name] for name in (strategy, against)}
+        n_seeds = min(of.n_seeds for of in pair.values())
+        pair = {name: of.first(n_seeds) for name, of in pair.items()}
+        drawn: dict[str, Any] = {
+            "groups": self.groups,
+            "n_bootstrap": self.n_bootstrap,
+            "seed": self.seed,
+        }
+        if self.measure is not None:
+            draws = MeasureDraws.of(self.y, pair, self.measure, **drawn)
+            interval = draws.difference(strategy, against, level=level)
+        else:
+            hits = {name: of.hits(self.y) for name, of in pair.items()}
+            boot = paired_bootstrap(
+                self.y, hits, compared=np.ones(int(self.y.max()) + 1, dtype=bool), **drawn
+            )
+            interval = boot.difference(strategy, against, level=level)
+        return self._known.setdefault(key, interval)
 
     def _of_fresh_records(self, against: str, rivals: Collection[str]) -> float:
         """Mean gain over ``against`` of the strategy that looks best, on records that did not choose it."""
@@ -90,16 +103,28 @@ class OutOfFold:
 
     @cached_property
     def _resampled(self) -> dict[str, Float]:
-        """Balanced accuracy of each strategy on the records drawn and on those left out, (2, n_choices)."""
+        """Each strategy's measure on the records drawn and on those left out, (2, n_choices)."""
         unit = units_of(len(self.y), self.groups, seed=self.seed)
         rng = np.random.default_rng([self.seed, 2])
-        drawn = rng.poisson(1.0, (N_CHOICES, int(unit.max()) + 1)).astype(np.float64)
+        is_slow = self.measure is not None and not self.measure.vectorised
+        shape = (N_SLOW_CHOICES if is_slow else N_CHOICES, int(unit.max()) + 1)
+        drawn = rng.poisson(1.0, shape).astype(np.float64)
+        both = (drawn, (drawn == 0).astype(np.float64))
         return {
-            name: np.stack(
-                [self._balanced(hits.mean(axis=0), unit, w) for w in (drawn, drawn == 0)]
-            )
-            for name, hits in self.hits.items()
+            name: np.stack([self._measured(of, unit, weights) for weights in both])
+            for name, of in self.predictions.items()
         }
+
+    def _measured(self, of: StrategyPredictions, unit: Int, weights: Float) -> Float:
+        """Mean over estimators and seeds of the measure in each draw, shape (n_draws,)."""
+        if self.measure is None:
+            return self._balanced(of.hits(self.y).mean(axis=0), unit, weights)
+        values = [
+            self.measure.values(self.y, *pair, weights, unit=unit)
+            for seed in range(of.n_seeds)
+            for pair in of.decided(seed)
+        ]
+        return np.asarray(self.measure.oriented(np.mean(values, axis=0)))
 
     def _balanced(self, right: Float, unit: Int, weights: Any) -> Float:
         """Mean recall in each draw, over the classes that occur in it, shape (n_draws,)."""
@@ -115,7 +140,9 @@ class OutOfFold:
         return np.asarray(np.nanmean(recalls, axis=0))
 
 
-def pooled(intervals: Collection[Interval], *, level: float = 0.95) -> Interval:
+def pooled(
+    intervals: Collection[Interval], measure: Measure | None = None, *, level: float = 0.95
+) -> Interval:
     """One interval from several estimates of the same difference, weighted by their precision."""
     z = float(ndtri((1 + level) / 2))
     variances = np.array([((i.high - i.low) / 2 / z) ** 2 for i in intervals])
@@ -123,7 +150,12 @@ def pooled(intervals: Collection[Interval], *, level: float = 0.95) -> Interval:
         return next(i for i, v in zip(intervals, variances, strict=True) if v == 0)
     precision = 1 / variances
     estimate = float(np.average([i.estimate for i in intervals], weights=precision))
-    half = z / float(np.sqrt(precision.sum()))
-    return Interval(
-        estimate=estimate, low=max(-1.0, estimate - half), high=min(1.0, estimate + half)
-    )
+    return _bounded(estimate, estimate, z / float(np.sqrt(precision.sum())), measure)
+
+
+def _bounded(estimate: float, centre: float, half: float, measure: Measure | None) -> Interval:
+    """An interval around ``centre``; a share's difference lies within [-1, 1], a cost's anywhere."""
+    low, high = centre - half, centre + half
+    if measure is None or measure.info.unit == "points":
+        low, high = max(-1.0, low), min(1.0, high)
+    return Interval(estimate=estimate, low=low, high=high)
