@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from prefect_augment.evaluation.verdict.answers import first_answer
 from prefect_augment.experiment.confirmation import without_comparison
+from prefect_augment.experiment.evaluators import open_evaluator
+from prefect_augment.experiment.out_of_fold import evidence
 from prefect_augment.experiment.score import published_strategy
 from prefect_augment.experiment.search import best_settings, finalists, rung, survivors, with_choice
 from prefect_augment.params import ModelParams
@@ -18,9 +21,10 @@ from prefect_augment.plan.schedule import (
     training_budget,
 )
 from prefect_augment.plan.search_space import PILOT_STEP_SHARE, pilot_groups, settings
-from prefect_augment.plan.strategies import candidates_wanted, make_strategies
+from prefect_augment.plan.strategies import as_trained, candidates_wanted, make_strategies
 from prefect_augment.registry import load_model_class, resolve_model
 from prefect_augment.schema import (
+    BalancePlan,
     Experiment,
     Findings,
     ModelRef,
@@ -44,7 +48,15 @@ from prefect_augment.tasks.compare import (
 from prefect_augment.tasks.sample import sample_classes
 from prefect_augment.tasks.train import train_model
 
-__all__ = ["Comparison", "Search", "Synthesis", "compare", "search_strategies", "synthesize"]
+__all__ = [
+    "Comparison",
+    "Search",
+    "Synthesis",
+    "compare",
+    "compare_first",
+    "search_strategies",
+    "synthesize",
+]
 
 
 logger = logging.getLogger(__name__)
@@ -108,10 +120,34 @@ def synthesize(experiment: Experiment, *, workers: int) -> Synthesis:
     return Synthesis(trains, model, privacy, pilots, skipped)
 
 
-def compare(synthesis: Synthesis, *, workers: int) -> Comparison:
-    """Choose a strategy on validation records and confirm it on the hold-out."""
+def compare_first(experiment: Experiment) -> list[StrategyScore]:
+    """Score the data as they are with and without tuned thresholds, and say what these bring.
+
+    It takes seconds, so the first answer is there before any model is trained.
+    """
+    if not _is_comparable(experiment.plan):
+        return []
+    modality, classic = experiment.dataset.modality, experiment.params.classic
+    strategies = make_strategies(modality, model=None, classic=classic)
+    as_is, threshold = (s for s in strategies if s.family in ("as_is", "threshold"))
+    scores = [run(score_strategy, experiment, strategy, 0) for strategy in (as_is, threshold)]
+    store = open_root(experiment.dataset)
+    found = evidence(open_evaluator(store, experiment), scores, store)
+    if found is not None:
+        logger.info("%s", first_answer(found, threshold.name, as_is.name))
+    return scores
+
+
+def _is_comparable(plan: BalancePlan) -> bool:
+    return len({c.label for c in plan.classes if c.compared}) > 1
+
+
+def compare(
+    synthesis: Synthesis, first: Sequence[StrategyScore] = (), *, workers: int
+) -> Comparison:
+    """Choose a strategy on validation records and confirm it on the hold-out; ``first`` are known scores."""
     experiment, plan = synthesis.experiment, synthesis.experiment.plan
-    if len({c.label for c in plan.classes if c.compared}) < 2:
+    if not _is_comparable(plan):
         strategy, verdict = without_comparison(plan)
         return Comparison(strategy, verdict, findings=Findings(privacy=synthesis.privacy))
     modality, params = experiment.dataset.modality, experiment.params
@@ -121,7 +157,7 @@ def compare(synthesis: Synthesis, *, workers: int) -> Comparison:
         modality, model=kind, classic=params.classic, soft_labels=plan.soft_labels
     )
     search = search_strategies(
-        experiment, strategies, workers=workers, model=kind or "", pilots=synthesis.pilots
+        experiment, strategies, first, workers=workers, model=kind or "", pilots=synthesis.pilots
     )
     prefer_model = params.evaluation.on_no_gain == "publish"
     choice = run(choose_strategy, search.scores, prefer_model=prefer_model)
@@ -137,6 +173,7 @@ def compare(synthesis: Synthesis, *, workers: int) -> Comparison:
 def search_strategies(
     experiment: Experiment,
     strategies: Sequence[Strategy],
+    first: Sequence[StrategyScore] = (),
     *,
     workers: int,
     model: str = "",
@@ -145,7 +182,8 @@ def search_strategies(
     """Try every setting of all strategies, the best strategies in full, and the best of these with all seeds.
 
     ``strategies`` come simplest first. A budget in minutes decides how many of them go on and with how
-    many seeds. ``pilots`` are those of generative models compared before; ``model`` is named in the report.
+    many seeds. ``first`` are known scores; ``pilots`` are those of generative models compared before; ``model``
+    is named in the report.
     """
     plan, params = experiment.plan, experiment.params
     trains_network = (
@@ -157,9 +195,16 @@ def search_strategies(
         params.budget, workers=workers, trains_network=trains_network, spent=spent
     )
 
+    known = {(score.strategy, score.seed): score for score in first}
+
     def score_all(pairs: Sequence[tuple[Strategy, int]]) -> list[StrategyScore]:
-        calls = [call(score_strategy, experiment, strategy, seed) for strategy, seed in pairs]
-        return run_each(calls, workers=workers)
+        # Strategies that differ in thresholds alone share their predictions, so one of them goes first.
+        of_trained = {(as_trained(s), seed): (s, seed) for s, seed in reversed(pairs)}
+        for group in (list(of_trained.values())[::-1], pairs):
+            left = [pair for pair in group if pair not in known]
+            calls = [call(score_strategy, experiment, strategy, seed) for strategy, seed in left]
+            known.update(zip(left, run_each(calls, workers=workers), strict=True))
+        return [known[pair] for pair in pairs]
 
     # Pilots: every setting of every strategy.
     copies = params.publish.materialise == "copies"
@@ -169,10 +214,10 @@ def search_strategies(
     # In full: the best setting of the best strategies.
     n_kept = schedule.n_kept(tried, best_settings(tried))
     kept = survivors(tried, n_kept=n_kept)
-    first = score_all([(strategy, 0) for strategy in kept])
+    full = score_all([(strategy, 0) for strategy in kept])
     # All seeds: the best of these.
-    last = finalists(first)
-    n_seeds = schedule.n_seeds(tried, first, last, most=params.evaluation.n_seeds)
+    last = finalists(full)
+    n_seeds = schedule.n_seeds(tried, full, last, most=params.evaluation.n_seeds)
     if n_seeds == 1:  # no further seeds to score: all of them are finalists
         last = kept
     rest = score_all([(strategy, i) for strategy in last for i in range(1, n_seeds)])
@@ -180,12 +225,12 @@ def search_strategies(
     why = {"": f"the best setting of its strategy, and not of the best {n_kept} strategies"}
     rungs = [*pilots, as_rung("pilots", tried, kept, step_share=PILOT_STEP_SHARE, reasons=why)]
     why = {"": f"not of the best {len(last) - 1} strategies"}
-    rungs.append(as_rung("in full", first, last, reasons=why))
+    rungs.append(as_rung("in full", full, last, reasons=why))
     if rest:
-        scores = [score for score in [*first, *rest] if score.strategy in last]
+        scores = [score for score in [*full, *rest] if score.strategy in last]
         rungs.append(as_rung("all seeds", scores, last, reasons={}))
     result = SearchResult(rungs=tuple(rungs), n_settings=plan.n_settings)
-    return Search([*first, *rest], n_seeds, result)
+    return Search([*full, *rest], n_seeds, result)
 
 
 def _choose_model(

@@ -11,7 +11,7 @@ from prefect_augment.evaluation.classifiers.own_estimator import check_estimator
 from prefect_augment.evaluation.verdict.answers import with_safety
 from prefect_augment.experiment.confirmation import refusal_reason
 from prefect_augment.flows._approval import announce, publish_or_ask
-from prefect_augment.flows._compare import Comparison, compare, synthesize
+from prefect_augment.flows._compare import Comparison, compare, compare_first, synthesize
 from prefect_augment.flows._inputs import (
     as_json,
     check_before_work,
@@ -103,8 +103,9 @@ def rebalance(
             result = summarise(Release(experiment=experiment), status="planned", started=started)
             return conclude(result, experiment.dataset)
         check_before_work(experiment)
+        first = compare_first(experiment)
         synthesis = synthesize(experiment, workers=compute.workers)
-        comparison = compare(synthesis, workers=compute.workers)
+        comparison = compare(synthesis, first, workers=compute.workers)
         models = (synthesis.model,) if synthesis.model else ()
         release = _release(synthesis.experiment, comparison).model_copy(
             update={"models": models, "requested": as_json(params, source, destination, approval)}

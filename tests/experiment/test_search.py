@@ -8,8 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.staging import class_plan, plan_of as plan_of_classes
-from support.steps import experiment_of
+from support.steps import candidates_with, experiment_of
 
+from prefect_augment.evaluation.verdict.answers import first_answer
+from prefect_augment.experiment.evaluators import open_evaluator
+from prefect_augment.experiment.out_of_fold import evidence
+from prefect_augment.experiment.score import score as score_strategy
 from prefect_augment.experiment.search import (
     best_settings,
     finalists,
@@ -379,6 +383,28 @@ def test_pilots_are_scored_on_fewer_folds_and_the_same_every_time(
         s.model_copy(update={"seconds": 0}) for s in scores
     ]
     other.fs.rm(other.root, recursive=True)
+
+
+def test_a_strategy_with_and_without_thresholds_trains_once_and_before_any_model(
+    dataset: DatasetRef, store: Store
+) -> None:
+    """Scores without synthetic records do not wait for them, and are found again beside them."""
+    params = RunParams(model=TreesModel(), evaluation=EVALUATION)
+    planned = plan(dataset, params, store, compares=False)
+    asked = experiment_of(dataset, planned, model=TreesModel(), evaluation=EVALUATION)
+    as_is, threshold = make_strategies("table", model=None, classic=Classic())[:2]
+    first = [score_strategy(asked, strategy, 0, store) for strategy in (as_is, threshold)]
+    assert first[0].path == first[1].path
+    assert len(store.fs.glob(store.full("_staging/predict/*/probabilities.npy"))) == 1
+    later = asked.with_model(model_of("trees")).model_copy(
+        update={"candidates": candidates_with({"cracked": 9})}
+    )
+    assert [score_strategy(later, strategy, 0, store) for strategy in (as_is, threshold)] == first
+    found = evidence(open_evaluator(store, asked), first, store)
+    assert found is not None
+    answer = first_answer(found, "threshold", "as is")
+    assert answer.startswith("First comparison, on ")
+    assert "with threshold balanced accuracy changes by " in answer
 
 
 @pytest.mark.slow

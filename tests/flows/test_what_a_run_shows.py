@@ -72,6 +72,13 @@ def task_names(state: State[Any]) -> list[str]:
     return [run.name for run in runs]
 
 
+def messages(state: State[Any]) -> list[str]:
+    run_id = state.state_details.flow_run_id
+    with get_client(sync_client=True) as client:
+        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id])))
+    return [line.message for line in sorted(logs, key=lambda line: line.timestamp)]
+
+
 def test_a_run_ends_with_a_summary_and_an_approval_with_another(
     source: Source, tmp_path: Path
 ) -> None:
@@ -102,16 +109,23 @@ def test_a_run_ends_with_a_summary_and_an_approval_with_another(
             assert "<img src=x" not in artifact.data, artifact.key
             assert "[a](b)" not in artifact.data, artifact.key
 
+    said = messages(state)
+    early = [i for i, line in enumerate(said) if line.startswith("First comparison")]
+    trained = [i for i, line in enumerate(said) if line.startswith("Training ")]
+    assert early < trained, "what is known without a model is said before one is trained"
+
     names = task_names(state)
     sampled = [name for name in names if name.startswith("sample ")]
     assert any("<img src=x" in name for name in sampled), names
     assert any(name.startswith("score ") and name.endswith("seed 0") for name in names), names
     assert "train trees, seed 0" in names
 
-    said = approve(Destination(uri=str(tmp_path / "out")), "", Answer(by="Ada"), return_state=True)
-    assert said.result().version == 1
-    assert "Approved by Ada" in (said.message or "")
-    assert any(a.key == f"{slug}-summary" for a in artifacts(said))
+    answer = approve(
+        Destination(uri=str(tmp_path / "out")), "", Answer(by="Ada"), return_state=True
+    )
+    assert answer.result().version == 1
+    assert "Approved by Ada" in (answer.message or "")
+    assert any(a.key == f"{slug}-summary" for a in artifacts(answer))
 
 
 def test_a_flow_that_calls_ours_gets_its_result(source: Source, tmp_path: Path) -> None:
@@ -174,11 +188,10 @@ def test_a_block_opens_source_and_destination_and_its_secret_stays_inside(
         assert secret.encode() not in memory.cat(path), path
     assert secret not in caplog.text
     assert secret not in json.dumps([a.data for a in artifacts(state)])
-    run_id = state.state_details.flow_run_id
     with get_client(sync_client=True) as client:
-        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id])))
-        assert secret not in json.dumps(client.read_flow_run(run_id).parameters)
-    assert secret not in " ".join(line.message for line in logs)
+        flow_run = client.read_flow_run(state.state_details.flow_run_id)
+    assert secret not in json.dumps(flow_run.parameters)
+    assert secret not in " ".join(messages(state))
 
 
 def test_a_task_names_its_ten_largest_classes_and_counts_the_rest() -> None:

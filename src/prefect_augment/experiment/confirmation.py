@@ -20,7 +20,6 @@ from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.privacy.holdout_leaks import holdout_leaks
 from prefect_augment.evaluation.verdict.decision import decide, inconclusive
-from prefect_augment.evaluation.verdict.out_of_fold import OutOfFold
 from prefect_augment.experiment.diagnostics import Copies, Holdout, corrupted_copies, diagnose
 from prefect_augment.experiment.evaluator import (
     Evaluator,
@@ -30,8 +29,8 @@ from prefect_augment.experiment.evaluator import (
 )
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.looks import Looks
+from prefect_augment.experiment.out_of_fold import evidence
 from prefect_augment.experiment.privacy import measure_external
-from prefect_augment.experiment.score import predicted_out_of_fold
 from prefect_augment.params import RunParams
 from prefect_augment.plan.strategies import as_trained
 from prefect_augment.schema import (
@@ -39,7 +38,6 @@ from prefect_augment.schema import (
     Choice,
     Experiment,
     HoldoutResult,
-    MeasureInfo,
     Privacy,
     Strategy,
     StrategyScore,
@@ -133,7 +131,7 @@ def _confirm(
         groups=records.groups,
         twins=np.isin(records.content, data.content),
         not_compared={c.label: c.note for c in evaluator.plan.classes if not c.compared and c.note},
-        out_of_fold=_out_of_fold(evaluator, scores, store),
+        out_of_fold=evidence(evaluator, scores, store),
     )
     leaks = _leaks(data, records)
     for leak in leaks:
@@ -181,36 +179,6 @@ def without_comparison(plan: BalancePlan) -> tuple[Strategy, Verdict]:
         not_compared=not_compared,
     )
     return strategy, verdict
-
-
-def _out_of_fold(
-    evaluator: Evaluator, scores: Sequence[StrategyScore], store: Store
-) -> OutOfFold | None:
-    """What the search's predictions of validation records, or of all by folds, say; None without them."""
-    data, evaluation = evaluator.records, evaluator.experiment.params.evaluation
-    measure = chosen_measure(evaluator)
-    by_strategy: dict[str, list[StrategyScore]] = {}
-    # Whoever made external records may have seen these.
-    own = [s for s in scores if s.path and s.strategy.family != "external"]
-    if not own:
-        return None
-    for score in sorted(own, key=lambda s: s.seed):
-        by_strategy.setdefault(score.strategy.name, []).append(score)
-    predictions = {}
-    for name, of in by_strategy.items():
-        rows, predictions[name] = predicted_out_of_fold(evaluator, of, store)
-    n_folds = max(1, len(own[0].folds))
-    return OutOfFold(
-        data.y[rows],
-        predictions,
-        n_folds=n_folds,
-        test_share=len(rows) / n_folds / max(1, int(data.compared[data.y].sum())),
-        models=frozenset(s.strategy.name for s in own if s.strategy.has_model),
-        measure=None if measure.info == MeasureInfo() else measure,
-        groups=None if data.groups is None else data.groups[rows],
-        n_bootstrap=evaluation.n_bootstrap,
-        seed=evaluator.experiment.params.seed,
-    )
 
 
 Requested = Mapping[str, dict[str, NDArray[np.float64]]]  # strategy -> estimator -> multipliers

@@ -28,6 +28,7 @@ from prefect_augment.evaluation.metrics.chosen_measure import measure_of
 from prefect_augment.evaluation.metrics.measures import Measure
 from prefect_augment.evaluation.neighbours import Space
 from prefect_augment.params import Quality, RunParams
+from prefect_augment.registry import resolve_model
 from prefect_augment.schema import (
     BalancePlan,
     DatasetInfo,
@@ -48,6 +49,7 @@ __all__ = [
     "chosen_measure",
     "filter_request",
     "groups_of",
+    "has_candidates",
     "kept_synthetic",
     "rarest_in_validation",
     "score_folds",
@@ -194,6 +196,12 @@ def kept_synthetic(
         np.array([index[s] for s in strata], dtype=np.int64),
         table[SHARE].to_numpy() if share_column else None,
     )
+
+
+def has_candidates(experiment: Experiment) -> bool:
+    """Whether a model's candidates are compared in this run: those there are, or those that are planned."""
+    kind = resolve_model(experiment.params.model, modality=experiment.dataset.modality)
+    return experiment.candidates is not None or bool(kind and experiment.plan.n_synthetic)
 
 
 def chosen_measure(evaluator: Evaluator) -> Measure:

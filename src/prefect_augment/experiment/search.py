@@ -26,7 +26,8 @@ from prefect_augment.experiment.evaluator import (
     kept_synthetic,
 )
 from prefect_augment.experiment.evaluators import open_evaluator
-from prefect_augment.experiment.score import out_of_fold, score_predicted
+from prefect_augment.experiment.out_of_fold import folds_of, out_of_fold, score_key
+from prefect_augment.experiment.score import score_predicted
 from prefect_augment.experiment.table_evaluator import TableEvaluator, draw_synthetic
 from prefect_augment.params import Budget
 from prefect_augment.plan.search_space import N_KEPT, PILOT_FOLDS, PILOT_STEP_SHARE
@@ -67,7 +68,8 @@ def pilot(
     records. ``seconds`` of each score is its share of the time of all.
     """
     own = None if budget is None else effective_budget(budget)
-    key = experiment.key("pilot", list(strategies), PILOT_STEP_SHARE, PILOT_FOLDS, own)
+    inputs = (PILOT_STEP_SHARE, PILOT_FOLDS, own)
+    key = score_key(experiment, "pilot", strategies, *inputs, seed=experiment.params.seed)
     stage = Stage(store, "pilot", key)
     return stage.run(_Pilots, lambda: _pilot(experiment, strategies, store, budget)).scores
 
@@ -77,8 +79,7 @@ def _pilot(
 ) -> _Pilots:
     started, seed = time.monotonic(), experiment.params.seed * 1000
     evaluator = open_evaluator(store, experiment)
-    has_candidates = experiment.candidates is not None or budget is not None
-    folds = evaluator.folds(seed=seed, has_candidates=has_candidates)
+    folds = folds_of(evaluator, seed)
     folds = np.where(folds < PILOT_FOLDS, folds, -1)
     predicted = out_of_fold(
         evaluator,

@@ -23,6 +23,7 @@ from prefect_augment.schema import (
 
 __all__ = [
     "Comparison",
+    "first_answer",
     "losses_by_estimator",
     "on_synthetic",
     "price",
@@ -89,6 +90,16 @@ class Comparison:
         return (boot or self.boot).difference(strategy, against, level=level)
 
 
+def first_answer(of: OutOfFold, strategy: str, against: str) -> str:
+    """What one strategy brings on the validation records alone, before others and the hold-out are known."""
+    measure = of.measure.info if of.measure else MeasureInfo()
+    change = _change(measure, of.difference(strategy, against))
+    return (
+        f"First comparison, on {len(of.y):,} validation records: with {strategy} {change} against {against}. "
+        "What else is tried has to do better; the hold-out then decides."
+    )
+
+
 def what_to_use(
     of: Comparison, published: str, gain: Difference | None, price: Sequence[Change]
 ) -> str:
@@ -101,12 +112,14 @@ def what_to_use(
         why = "nothing else did better on validation records"
         if of.chosen != of.as_is:
             tried = of.baseline if of.baseline != of.as_is else of.chosen
-            why = f"with {tried} {_change(of, of.difference(tried, of.as_is))}"
+            why = f"with {tried} {_change(of.measure, of.difference(tried, of.as_is))}"
         return f"Use the data as they are: {why}."
     is_external = of.is_external and published == of.chosen
     use = "the external records beside the real ones" if is_external else published
     chance = ", which may be chance" if side(gain.interval) == "inconclusive" else ""
-    answer = f"Use {use}: {_change(of, gain.interval)} against the data as they are{chance}."
+    answer = (
+        f"Use {use}: {_change(of.measure, gain.interval)} against the data as they are{chance}."
+    )
     falls = ", ".join(f"{c.name} {100 * c.before:.1f} to {100 * c.after:.1f}" for c in price)
     return f"{answer} Its price: {falls}." if falls else answer
 
@@ -126,7 +139,8 @@ def on_synthetic(
         "harmful": "Synthetic records do harm",
     }.get(synthetic, "Synthetic records: no gain shown")
     gap = of.difference(shown, of.baseline, boot=boot, level=of.level)
-    answer = f"{lead}: with {shown} {_change(of, gap, of.level)} against {of.baseline}, the best way without them."
+    change = _change(of.measure, gap, of.level)
+    answer = f"{lead}: with {shown} {change} against {of.baseline}, the best way without them."
     worst = boot.worst_recall_difference(shown, of.as_is)
     if worst.high < -of.max_recall_loss:
         answer += f" The worst recall changes by {_points(worst)}; {100 * of.max_recall_loss:.1f} may be lost."
@@ -136,7 +150,7 @@ def on_synthetic(
 def losses_by_estimator(of: Comparison, gains: Mapping[str, Interval], published: str) -> list[str]:
     """A sentence for each estimator to which what is published is shown to do harm; a mean would hide it."""
     return [
-        f"{estimator} loses by it: with {published} its {_change(of, gain)} against the data as they are."
+        f"{estimator} loses by it: with {published} its {_change(of.measure, gain)} against the data as they are."
         for estimator, gain in gains.items()
         if gain.high < 0
     ]
@@ -182,8 +196,7 @@ def side(interval: Interval) -> Decision:
     return "reject" if interval.high < 0 else "inconclusive"
 
 
-def _change(of: Comparison, interval: Interval, level: float = 0.95) -> str:
-    measure = of.measure
+def _change(measure: MeasureInfo, interval: Interval, level: float = 0.95) -> str:
     if not measure.higher_is_better:
         interval = Interval(estimate=-interval.estimate, low=-interval.high, high=-interval.low)
     if measure.unit == "points":

@@ -1,0 +1,231 @@
+"""Out-of-fold predictions: what strategies predict of records that they were not trained on.
+
+They are staged once, for the score, for strategies that differ in thresholds alone, and as evidence
+beside the hold-out's.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefect_augment.encoding.arrays import N_FOLDS, Records
+from prefect_augment.evaluation.folds import stratified_folds
+from prefect_augment.evaluation.metrics.measures import Measure
+from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
+from prefect_augment.evaluation.metrics.thresholds import cross_fitted_multipliers
+from prefect_augment.evaluation.verdict.out_of_fold import OutOfFold
+from prefect_augment.experiment.evaluator import (
+    Evaluator,
+    Synthetic,
+    chosen_measure,
+    groups_of,
+    has_candidates,
+    kept_synthetic,
+)
+from prefect_augment.params import NoModel
+from prefect_augment.plan.strategies import as_trained
+from prefect_augment.schema import Experiment, MeasureInfo, Result, Strategy, StrategyScore
+from prefect_augment.storage import Stage, Store
+
+__all__ = [
+    "Predictions",
+    "cross_fitted",
+    "evidence",
+    "folds_of",
+    "out_of_fold",
+    "predict",
+    "read",
+    "score_key",
+    "scored_rows",
+]
+
+Predictions = dict[str, NDArray[np.float64]]  # estimator -> probabilities, shape (n, n_classes)
+
+
+def score_key(
+    experiment: Experiment, step: str, strategies: Sequence[Strategy], *inputs: object, seed: int
+) -> str:
+    """Name of a step's outcome; strategies without synthetic records are scored before there are any."""
+    if any(s.has_model or s.family == "external" for s in strategies):
+        return experiment.key(step, list(strategies), *inputs, seed=seed)
+    alone = experiment.with_model(NoModel()).model_copy(update={"candidates": None})
+    return alone.key(step, list(strategies), has_candidates(experiment), *inputs, seed=seed)
+
+
+def out_of_fold(
+    evaluator: Evaluator,
+    strategies: Sequence[Strategy],
+    folds: NDArray[np.int64],
+    *,
+    candidates: Synthetic | None,
+    seed: int,
+    step_share: float = 1.0,
+    draw: Callable[[NDArray[np.int64], int], Synthetic] | None = None,
+) -> list[Predictions]:
+    """Each strategy's out-of-fold probabilities.
+
+    All strategies have synthetic records, or none. They share each fold's synthetic records, and
+    strategies that differ in thresholds alone share their estimators. ``folds`` are -1 for records
+    that only train. ``draw`` makes synthetic records from (rows, seed), instead of the evaluator.
+    """
+    data = evaluator.records
+    shape = (len(data.y), len(data.classes))
+    predictions: list[Predictions] = [
+        {name: np.full(shape, np.nan) for name in evaluator.estimators} for _ in strategies
+    ]
+    for fold in range(folds.max() + 1):
+        train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        synthetic = None
+        if strategies[0].has_model:
+            inner = seed * 100 + fold
+            synthetic = (
+                draw(train, inner)
+                if draw
+                else evaluator.synthetic(train, candidates=candidates, seed=inner)
+            )
+        done: dict[Strategy, dict[str, NDArray[np.float64]]] = {}
+        for strategy, out in zip(strategies, predictions, strict=True):
+            plain = as_trained(strategy)
+            if plain not in done:
+                done[plain] = dict(
+                    evaluator.predictions(
+                        strategy,
+                        train,
+                        data.X[test],
+                        synthetic=synthetic,
+                        seed=seed,
+                        step_share=step_share,
+                    )
+                )
+            for name, proba in done[plain].items():
+                out[name][test] = proba
+    return predictions
+
+
+class _Predicted(Result):
+    """The receipt of out-of-fold predictions."""
+
+    path: str  # an array (n_estimators, n_predicted, n_classes)
+
+
+def predict(evaluator: Evaluator, strategy: Strategy, own: int, store: Store) -> str:
+    """Path of the out-of-fold probabilities, which strategies that differ in thresholds alone share."""
+    stage = Stage(
+        store, "predict", score_key(evaluator.experiment, "predict", [strategy], seed=own)
+    )
+
+    def build() -> _Predicted:
+        candidates, draw, folds = None, None, folds_of(evaluator, own)
+        if strategy.family == "external":
+            # Whoever made them may have seen these records: the scores choose nothing, the thresholds serve.
+            external = kept_synthetic(evaluator, store, with_dropped=True)
+            assert external is not None
+            draw = partial(_the_same, external)
+        elif strategy.has_model:
+            candidates = kept_synthetic(evaluator, store)
+        (predicted,) = out_of_fold(
+            evaluator, [strategy], folds, candidates=candidates, seed=own, draw=draw
+        )
+        rows, path = folds >= 0, f"{stage.prefix}/probabilities.npy"
+        store.put(path, _as_bytes(np.stack([proba[rows] for proba in predicted.values()])))
+        return _Predicted(path=path)
+
+    return stage.run(_Predicted, build).path
+
+
+def folds_of(evaluator: Evaluator, own: int) -> NDArray[np.int64]:
+    """Fold of each record under a seed; -1 for records that only train."""
+    return evaluator.folds(seed=own, has_candidates=has_candidates(evaluator.experiment))
+
+
+def read(evaluator: Evaluator, path: str, folds: NDArray[np.int64], store: Store) -> Predictions:
+    """Probabilities by estimator, (n_records, n_classes); NaN for records that only train."""
+    data, loaded = evaluator.records, np.load(io.BytesIO(store.read(path)), allow_pickle=False)
+    predicted = {}
+    for name, proba in zip(evaluator.estimators, loaded, strict=True):
+        predicted[name] = np.full((len(data.y), len(data.classes)), np.nan)
+        predicted[name][folds >= 0] = proba
+    return predicted
+
+
+def _of_strategy(
+    evaluator: Evaluator, scores: Sequence[StrategyScore], store: Store
+) -> tuple[NDArray[np.int64], StrategyPredictions]:
+    """What one strategy predicted with each of its seeds, and the rows of the compared records."""
+    data, strategy, measure = evaluator.records, scores[0].strategy, chosen_measure(evaluator)
+    proba: dict[str, list[NDArray[np.float64]]] = {}
+    tuned: dict[str, list[NDArray[np.float64]]] = {}
+    for score in scores:
+        folds = folds_of(evaluator, evaluator.experiment.params.seed * 1000 + score.seed)
+        rows = scored_rows(data, folds)
+        for name, every in read(evaluator, score.path, folds, store).items():
+            proba.setdefault(name, []).append(every[rows])
+            if strategy.tune_threshold:
+                of_folds = cross_fitted(data, every[rows], rows, score.seed, measure)
+                tuned.setdefault(name, []).append(of_folds)
+    stacked = {name: np.stack(of) for name, of in proba.items()}
+    multipliers = {name: np.stack(of) for name, of in tuned.items()}
+    return rows, StrategyPredictions(strategy, stacked, multipliers)
+
+
+def scored_rows(data: Records, folds: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows of the compared records that are predicted."""
+    return np.flatnonzero((folds >= 0) & data.compared[data.y])
+
+
+def cross_fitted(
+    data: Records,
+    proba: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    seed: int,
+    measure: Measure,
+) -> NDArray[np.float64]:
+    """Multipliers of each record that were tuned without it, shape (n_rows, n_classes)."""
+    y = data.y[rows]
+    inner = stratified_folds(
+        y, groups=groups_of(data, rows), n_folds=N_FOLDS, seed=seed, keys=data.keys[rows]
+    )
+    return cross_fitted_multipliers(y, proba, inner, data.compared, measure)
+
+
+def _as_bytes(values: NDArray[np.float64]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values.astype(np.float32), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _the_same(synthetic: Synthetic, rows: NDArray[np.int64], seed: int) -> Synthetic:
+    return synthetic
+
+
+def evidence(
+    evaluator: Evaluator, scores: Sequence[StrategyScore], store: Store
+) -> OutOfFold | None:
+    """What the search's predictions of validation records, or of all by folds, say; None without them."""
+    data, evaluation = evaluator.records, evaluator.experiment.params.evaluation
+    measure = chosen_measure(evaluator)
+    by_strategy: dict[str, list[StrategyScore]] = {}
+    # Whoever made external records may have seen these.
+    own = [s for s in scores if s.path and s.strategy.family != "external"]
+    if not own:
+        return None
+    for score in sorted(own, key=lambda s: s.seed):
+        by_strategy.setdefault(score.strategy.name, []).append(score)
+    predictions = {}
+    for name, of in by_strategy.items():
+        rows, predictions[name] = _of_strategy(evaluator, of, store)
+    n_folds = max(1, len(own[0].folds))
+    return OutOfFold(
+        data.y[rows],
+        predictions,
+        n_folds=n_folds,
+        test_share=len(rows) / n_folds / max(1, int(data.compared[data.y].sum())),
+        models=frozenset(s.strategy.name for s in own if s.strategy.has_model),
+        measure=None if measure.info == MeasureInfo() else measure,
+        groups=None if data.groups is None else data.groups[rows],
+        n_bootstrap=evaluation.n_bootstrap,
+        seed=evaluator.experiment.params.seed,
+    )
