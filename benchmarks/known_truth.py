@@ -156,7 +156,7 @@ def answer_of(name: str, seed: int, kind: str, n_source: int, n_given: int) -> d
         "n_given": given.num_rows,
         "synthetic": result.verdict.synthetic,
         "answer": result.verdict.answers[1],
-        "privacy": result.privacy.finding if result.privacy else "",
+        "privacy": result.privacy,
     }
 
 

@@ -225,6 +225,7 @@ def search_strategies(
     why = {"": f"the best setting of its strategy, and not of the best {n_kept} strategies"}
     rungs = [*pilots, as_rung("pilots", tried, kept, step_share=PILOT_STEP_SHARE, reasons=why)]
     why = {"": f"not of the best {len(last) - 1} strategies"}
+    why |= {s.name: "a control: what soft labels know" for s in strategies if s.is_control}
     rungs.append(as_rung("in full", full, last, reasons=why))
     if rest:
         scores = [score for score in [*full, *rest] if score.strategy in last]

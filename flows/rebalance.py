@@ -8,7 +8,7 @@ from prefect import flow
 from prefect_augment.augmentation.text import check_comparable
 from prefect_augment.errors import RefusedError
 from prefect_augment.evaluation.classifiers.own_estimator import check_estimators, check_modality
-from prefect_augment.evaluation.verdict.answers import with_safety
+from prefect_augment.evaluation.verdict.answers import with_controls, with_safety
 from prefect_augment.experiment.confirmation import refusal_reason
 from prefect_augment.flows._approval import announce, publish_or_ask
 from prefect_augment.flows._compare import Comparison, compare, compare_first, synthesize
@@ -132,7 +132,7 @@ def _plan(source: Source, destination: Destination, params: RunParams) -> Experi
 
 def _release(experiment: Experiment, comparison: Comparison) -> Release:
     """Write the winner down as a recipe, with the evidence for it."""
-    verdict = comparison.verdict
+    verdict = with_controls(comparison.verdict, comparison.scores)
     recipe = make_recipe(experiment, comparison.strategy, comparison.scores)
     if recipe.synthetic:
         verdict = with_safety(verdict, comparison.findings.privacy)

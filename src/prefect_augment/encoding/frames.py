@@ -60,6 +60,16 @@ class Layout:
         )
         return cls(kind, names, X.columns, dtypes, missing)
 
+    def with_classes(
+        self, X: Any, names: Sequence[str], codes: NDArray[np.int64]
+    ) -> tuple[pa.Table, str]:
+        """Return records as an Arrow table with their classes as the last column, and its name."""
+        table, label = self.to_arrow(X), "class"
+        while label in table.column_names:
+            label += "_"
+        labels = pa.array(names, pa.string()).take(pa.array(codes))
+        return table.append_column(pa.field(label, labels.type, nullable=False), labels), label
+
     def to_arrow(self, X: Any) -> pa.Table:
         """Return records of this layout as an Arrow table; raises SchemaError for a column of mixed types."""
         if self.kind == "arrow":

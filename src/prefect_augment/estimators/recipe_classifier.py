@@ -19,8 +19,12 @@ from sklearn.utils.validation import (
     check_is_fitted,
 )
 
+from prefect_augment.encoding.columns import describe_columns
+from prefect_augment.encoding.frames import Layout
+from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.classifiers.own_estimator import fit_weighted
+from prefect_augment.evaluation.classifiers.soft_label_ensemble import fit_teacher, own_label_rows
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.metrics.thresholds import tune_multipliers
 from prefect_augment.loading.probabilities import (
@@ -37,6 +41,27 @@ __all__ = ["RecipeClassifier"]
 Float = NDArray[np.float64]
 
 N_FOLDS = 5
+
+
+def _soft_labelled(
+    X: Any, y: NDArray[Any], *, seed: int
+) -> tuple[NDArray[np.int64], NDArray[Any], Float]:
+    """A row for each record and class that it may belong to: record, class and the class's share."""
+    classes, codes = np.unique(y, return_inverse=True)
+    table, label = Layout.of(X).with_classes(X, class_names(list(classes)), codes)
+    columns = describe_columns(table, label=label, overrides=[])
+    encoder = TableEncoder.fit(table, columns=columns, label=label)
+    matrix = encoder.encode(table)
+    teacher = fit_teacher(
+        matrix,
+        codes,
+        is_category=encoder.is_category,
+        n_levels=encoder.n_levels,
+        n_classes=len(classes),
+        seed=seed,
+    )
+    rows, labels, shares = own_label_rows(teacher.of_training, codes)
+    return rows, classes[labels], shares
 
 
 def _gives_probabilities(self: "RecipeClassifier") -> bool:
@@ -127,7 +152,8 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         sample_weight : array-like, shape (n_records,), optional
             ``dataset.sample_weight()``, for the records of ``dataset.to_table()``, used unchanged.
             Without it every class of ``y`` is weighted to its share in the recipe, which must not
-            have soft labels.
+            have synthetic records with soft labels. A recipe of soft labels of the real records weighs
+            the rows that it makes of them by the classes' shares, whatever is given.
 
         Raises
         ------
@@ -140,10 +166,12 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         if recipe is not None:  # else the estimator checks it
             assert_all_finite(column_or_1d(y))
             check_classification_targets(y)
-        weights = self._weights(recipe, y) if sample_weight is None else sample_weight
-        self.estimator_ = clone(self.estimator)
         rng = check_random_state(self.random_state)
-        fit_weighted(self.estimator_, X, y, weights, rng)
+        relabels = recipe is not None and recipe.strategy.family == "soft_labels"
+        weights = sample_weight
+        if sample_weight is None and not relabels:
+            weights = self._weights(recipe, y)
+        self.estimator_ = self._fitted(recipe, X, y, weights, rng)
         self.classes_ = self.estimator_.classes_
         for name in ("n_features_in_", "feature_names_in_"):
             if hasattr(self.estimator_, name):
@@ -210,8 +238,11 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
             )
         return names
 
-    def _weights(self, recipe: Recipe | None, y: Any) -> Float | None:
-        """Weight each class of ``y`` to its share in the recipe; None where nothing is weighted."""
+    def _weights(self, recipe: Recipe | None, y: Any, counts: Float | None = None) -> Float | None:
+        """Weight each class of ``y`` to its share in the recipe; None where nothing is weighted.
+
+        ``counts`` is what each record counts before, 1 by default.
+        """
         if recipe is None or recipe.loss == "balanced_softmax":
             return None
         if not recipe.prior_train or recipe.shares:
@@ -220,7 +251,8 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
                 f"the recipe {problem}; pass sample_weight=dataset.sample_weight() with the records of "
                 "dataset.to_table()."
             )
-        if all(abs(recipe.prior_train[k] - p) < 1e-9 for k, p in recipe.prior_true.items()):
+        same = all(abs(recipe.prior_train[k] - p) < 1e-9 for k, p in recipe.prior_true.items())
+        if same and counts is None:
             return None
         classes, codes = np.unique(np.asarray(y), return_inverse=True)
         names = class_names(list(classes))
@@ -229,8 +261,19 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
             name = names[int(np.argmin(shares))]
             known = ", ".join(map(repr, recipe.prior_train))
             raise ParameterError(f"class {name!r} is none of the recipe's: {known}.")
-        weights = (shares / np.bincount(codes))[codes]
+        counts = np.ones(len(codes)) if counts is None else counts
+        weights = counts * (shares / np.bincount(codes, counts))[codes]
         return np.asarray(weights / weights.mean())
+
+    def _fitted(self, recipe: Recipe | None, X: Any, y: Any, weights: Any, rng: Any) -> Any:
+        """A clone of the estimator that was trained on these records."""
+        estimator = clone(self.estimator)
+        if recipe is not None and recipe.strategy.family == "soft_labels":
+            y = column_or_1d(y)
+            rows, y, shares = _soft_labelled(X, y, seed=int(rng.randint(2**31 - 1)))
+            X, weights = _safe_indexing(X, rows), self._weights(recipe, y, shares)
+        fit_weighted(estimator, X, y, weights, rng)
+        return estimator
 
     def _multipliers(
         self, recipe: Recipe, names: tuple[str, ...], X: Any, y: Any, weights: Any
@@ -247,8 +290,8 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         proba = np.zeros((len(y), len(names)))
         for fold in range(N_FOLDS):
             train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-            estimator, of_train = clone(self.estimator), None if weights is None else weights[train]
-            fit_weighted(estimator, _safe_indexing(X, train), y[train], of_train, rng)
+            of_train = None if weights is None else weights[train]
+            estimator = self._fitted(recipe, _safe_indexing(X, train), y[train], of_train, rng)
             known = np.searchsorted(self.classes_, estimator.classes_)
             proba[np.ix_(test, known)] = estimator.predict_proba(_safe_indexing(X, test))
         return tune_multipliers(

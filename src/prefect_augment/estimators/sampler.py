@@ -363,12 +363,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         self.classes_, codes = np.unique(y, return_inverse=True)
         names = tuple(map(str, self.classes_.tolist()))
         self._layout = Layout.of(X)
-        table = self._layout.to_arrow(X)
-        label = "class"
-        while label in table.column_names:
-            label += "_"
-        labels = pa.array(names, pa.string()).take(pa.array(codes))
-        table = table.append_column(pa.field(label, labels.type, nullable=False), labels)
+        table, label = self._layout.with_classes(X, names, codes)
         overrides = TypeAdapter(list[ColumnOverride]).validate_python(list(self.columns or []))
         for override in overrides:
             if override.kind == "drop":

@@ -135,8 +135,10 @@ def _tie(top: StrategyScore, other: StrategyScore, scale: float) -> float:
 
 def survivors(pilots: Sequence[StrategyScore], *, n_kept: int = N_KEPT) -> list[Strategy]:
     """The settings that are scored in full: the best ``n_kept`` strategies, as is, the best with a model."""
-    ranked = best_settings(pilots)
+    best = best_settings(pilots)
+    ranked = [score for score in best if not score.strategy.is_control]
     kept = [score.strategy for score in ranked[:n_kept]]
+    kept += [score.strategy for score in best if score.strategy.is_control]
     kept += [s.strategy for s in ranked if s.strategy.family == "as_is"]
     kept += [s.strategy for s in ranked if s.strategy.has_model][:1]
     order = [score.strategy for score in pilots]
@@ -145,7 +147,8 @@ def survivors(pilots: Sequence[StrategyScore], *, n_kept: int = N_KEPT) -> list[
 
 def finalists(full: Sequence[StrategyScore]) -> list[Strategy]:
     """The strategies that are scored with all seeds: as is and the best of the others."""
-    ranked = sorted(full, key=lambda s: (s.strategy.family != "as_is", -s.score))
+    eligible = (score for score in full if not score.strategy.is_control)
+    ranked = sorted(eligible, key=lambda s: (s.strategy.family != "as_is", -s.score))
     return [score.strategy for score in ranked[: N_FINALISTS + 1]]
 
 

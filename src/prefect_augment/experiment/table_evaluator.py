@@ -7,11 +7,11 @@ only: image models take too long.)
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -53,7 +53,7 @@ from prefect_augment.storage.keys import hash_ids
 from prefect_augment.synthesis.draw import candidate_seeds
 from prefect_augment.synthesis.model_store import table_spec
 from prefect_augment.synthesis.rejection import Rules, draw_kept
-from prefect_augment.synthesis.soft_labels import expand
+from prefect_augment.synthesis.soft_labels import Ensemble, expand, learn, relabel
 from prefect_augment.synthesis.subsample import sample_rows
 from prefect_augment.synthesis.train import fit_model
 from prefect_augment.synthesis.training_budget import effective_budget
@@ -62,6 +62,7 @@ __all__ = ["TableEvaluator", "draw_synthetic", "open_evaluator"]
 
 
 Int = NDArray[np.int64]
+T = TypeVar("T")
 
 # Families that add no record: they give every seed the same training set.
 FIXED = ("as_is", "threshold", "weights", "external")
@@ -177,7 +178,15 @@ class TableEvaluator(OfExperiment):
         step_share: float = 1.0,
     ) -> Iterator[tuple[str, NDArray[np.float64]]]:
         """Fit each estimator on the strategy's training set."""
-        data = self.records
+        data, labels = self.records, None
+        if strategy.family in ("soft_labels", "ensemble"):
+            ensemble = learn_ensemble(self, rows, seed=seed)
+            labels = relabel(data, self.plan, rows, ensemble)
+        if strategy.is_control:
+            proba = ensemble.predict_proba(X)
+            proba /= proba.sum(axis=1, keepdims=True)
+            yield from ((name, proba) for name in self.estimators)
+            return
         training = build_training_set(
             strategy,
             data.X[rows],
@@ -185,18 +194,19 @@ class TableEvaluator(OfExperiment):
             names=data.strata_names,
             plan=self.plan,
             synthetic=synthetic,
+            labels=labels,
             is_category=data.is_category,
             n_levels=data.n_levels,
             classic=self.params.classic,
             seed=seed,
         )
-        labels = data.class_of_stratum(self.plan)[training.strata]
+        y = data.class_of_stratum(self.plan)[training.strata]
         for requested in self.params.evaluation.estimators:
             if isinstance(requested, str):
                 estimator = fit_named(
                     requested,
                     training.X,
-                    labels,
+                    y,
                     weights=training.weights,
                     is_category=data.is_category,
                     n_levels=data.n_levels,
@@ -206,7 +216,7 @@ class TableEvaluator(OfExperiment):
                 )
                 yield requested, estimator.predict_proba(X)
                 continue
-            own = self._fit_own(requested, training.X, labels, training.weights, seed)
+            own = self._fit_own(requested, training.X, y, training.weights, seed)
             yield requested.title, own.predict_proba(X)
 
     def plain_space(self, X: NDArray[np.float64]) -> FeatureSpace:
@@ -234,10 +244,31 @@ class TableEvaluator(OfExperiment):
 
 
 VALIDATION_FOLDS = 5  # one of them serves as validation
-# Pilots, full scores and mixtures use the same draws one after the other.
-MAX_RECENT = 8
-_recent: OrderedDict[str, Synthetic] = OrderedDict()
+# Pilots, full scores and mixtures use the same draws and ensembles one after the other.
+MAX_RECENT = 16
+_recent: OrderedDict[str, Any] = OrderedDict()
 _recent_lock = Lock()
+
+
+def _remembered(key: str, make: Callable[[], T]) -> T:
+    """What was made under this key not long ago, or now."""
+    with _recent_lock:
+        if key in _recent:
+            _recent.move_to_end(key)
+            known: T = _recent[key]
+            return known
+    made = make()
+    with _recent_lock:
+        _recent[key] = made
+        while len(_recent) > MAX_RECENT:
+            _recent.popitem(last=False)
+    return made
+
+
+def learn_ensemble(evaluator: TableEvaluator, rows: Int, *, seed: int) -> Ensemble:
+    """The ensemble that gives soft labels, fitted on some rows."""
+    key = f"ensemble {_key(evaluator, rows, seed, None)}"
+    return _remembered(key, lambda: learn(evaluator.records, rows, seed=seed))
 
 
 def draw_synthetic(
@@ -248,16 +279,7 @@ def draw_synthetic(
     The plan's wanted records are scaled to the rows. ``budget`` is for models trained in steps.
     """
     key = _key(evaluator, rows, seed, budget)
-    with _recent_lock:
-        if key in _recent:
-            _recent.move_to_end(key)
-            return _recent[key]
-    synthetic = _draw_synthetic(evaluator, rows, seed=seed, budget=budget)
-    with _recent_lock:
-        _recent[key] = synthetic
-        while len(_recent) > MAX_RECENT:
-            _recent.popitem(last=False)
-    return synthetic
+    return _remembered(key, lambda: _draw_synthetic(evaluator, rows, seed=seed, budget=budget))
 
 
 def _key(

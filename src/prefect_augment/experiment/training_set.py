@@ -12,7 +12,7 @@ from prefect_augment.experiment.evaluator import Synthetic
 from prefect_augment.params import Classic
 from prefect_augment.plan.strategies import Wanted, wanted_records
 from prefect_augment.schema import BalancePlan, Strategy
-from prefect_augment.synthesis.soft_labels import share_sums
+from prefect_augment.synthesis.soft_labels import Expansion, share_sums
 
 __all__ = ["DrawnSet", "TrainingSet", "build_training_set", "drawn_training_set", "wanted_with"]
 
@@ -34,6 +34,7 @@ def build_training_set(
     names: tuple[str, ...],
     plan: BalancePlan,
     synthetic: Synthetic | None,
+    labels: Expansion | None = None,
     is_category: NDArray[np.bool_],
     n_levels: NDArray[np.int64],
     classic: Classic,
@@ -42,9 +43,14 @@ def build_training_set(
     """Training set of one strategy: real records first, then synthetic, SMOTE records and copies.
 
     Strata are indices into ``names``. Model strategies need the ``synthetic`` records that passed
-    the filter.
+    the filter; with soft ``labels`` a real record has a row for each class that it may belong to.
     """
     wanted = wanted_with(strategy, _counts(strata, names), plan, synthetic, names)
+    if labels is not None:
+        counted = np.bincount(labels.strata, weights=labels.shares, minlength=len(names))
+        effective = np.array([wanted[k].effective if k in wanted else 0.0 for k in names])
+        weights = labels.shares * (effective / np.maximum(counted, 1e-9))[labels.strata]
+        return TrainingSet(X[labels.rows], labels.strata, weights / weights.mean())
     parts_X, parts_s, shares = [X], [strata], np.ones(0)
     if strategy.has_model and synthetic is not None:
         rows = _first_of_each(

@@ -33,6 +33,13 @@ def recipe_sentence(
             f"{times}the logarithm of the class's share of the training records to each logit."
         )
         return " ".join([softmax, *_on_the_fly(strategy, policy)])
+    if strategy.family == "soft_labels":
+        return (
+            "No record was added. Train by RecipeClassifier, which gives each real record a share of every class "
+            "that it may belong to, half by its own label and half by an ensemble that has not seen it, and weighs "
+            f"classes {strategy.amount:.0%} of the way (on a log scale) to the largest one. The column aug_weight "
+            "has these weights alone."
+        )
     added = []
     synthetic = "rows of synthetic" if soft_labels else "synthetic"
     method = strategy.name.partition(" + ")[0]  # of records of tables, e.g. SMOTE

@@ -70,7 +70,9 @@ def make_strategies(
     """The strategies for a kind of data, simplest first; amount 0 means: search :data:`AMOUNTS`.
 
     ``model`` is the kind of generative model whose candidates there are. With ``soft_labels``
-    synthetic records are not mixed with SMOTE records, which would contradict their labels.
+    synthetic records are not mixed with SMOTE records, which would contradict their labels. Two
+    strategies then show what the labels bring alone: soft labels of the real records, and the
+    ensemble that gives them in the place of the estimators, a control that is never published.
     """
     if modality == "image":
         return image_strategies(
@@ -91,6 +93,11 @@ def table_strategies(
     ]
     if classic:
         strategies.append(Strategy(name=classic, family="classic", amount=0.0))
+    if model and soft_labels:
+        strategies += [
+            Strategy(name="soft labels", family="soft_labels", amount=0.0),
+            Strategy(name="ensemble", family="ensemble", amount=1.0),
+        ]
     if model:
         strategies.append(Strategy(name=model, family="model", amount=0.0))
     if model and classic and not soft_labels:

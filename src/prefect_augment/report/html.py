@@ -84,6 +84,8 @@ FAMILIES = {
     "resampling": "records of rare classes drawn more often",
     "classic": "records made by interpolating between neighbours of a class (SMOTE)",
     "model": "synthetic records drawn from the generative model",
+    "soft_labels": "real records, half by their own label and half by an ensemble's probabilities",
+    "ensemble": "a control: the ensemble behind soft labels, in the place of the estimators",
     "mixture": "synthetic records together with interpolated ones",
     "external": "the external synthetic records as they are",
 }

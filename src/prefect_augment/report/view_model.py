@@ -298,6 +298,8 @@ def _strategy_row(data: ReportData, name: str, scores: Sequence[StrategyScore]) 
 
 def _mark(data: ReportData, name: str, family: str) -> str:
     verdict, recipe = data.verdict, data.recipe
+    if family == "ensemble":
+        return "control"
     if name == (verdict.chosen if verdict else recipe.strategy.name if recipe else None):
         return "chosen"
     if verdict is not None and name == verdict.baseline:

@@ -32,6 +32,8 @@ StrategyFamily = Annotated[
         "loss",
         "resampling",
         "classic",
+        "soft_labels",
+        "ensemble",
         "model",
         "mixture",
         "external",
@@ -66,6 +68,11 @@ class Strategy(Result):
         return self.family in ("model", "mixture", "external")
 
     @property
+    def is_control(self) -> bool:
+        """Whether it only shows where a gain comes from: the ensemble behind soft labels, in the estimators' place."""
+        return self.family == "ensemble"
+
+    @property
     def setting(self) -> str:
         """The settings in words.
 
@@ -75,7 +82,7 @@ class Strategy(Result):
         'amount 0.5, 2 per real'
         """
         words = []
-        if self.family not in ("as_is", "threshold", "external"):
+        if self.family not in ("as_is", "threshold", "external", "ensemble"):
             words.append(f"amount {self.amount:g}")
         if self.per_real:
             words.append(f"{self.per_real:g} per real")

@@ -15,13 +15,28 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import Matrix
 from prefect_augment.encoding.record_ids import derived_ids
-from prefect_augment.evaluation.classifiers.soft_label_ensemble import fit_teacher, soft_label_rows
+from prefect_augment.evaluation.classifiers.soft_label_ensemble import (
+    Teacher,
+    fit_teacher,
+    own_label_rows,
+    soft_label_rows,
+)
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
 from prefect_augment.schema import BalancePlan
 from prefect_augment.storage.keys import hash_ids
 from prefect_augment.synthesis.subsample import sample_rows
 
-__all__ = ["SHARE", "Expansion", "drawn_for", "expand", "expanded_rows", "share_sums"]
+__all__ = [
+    "SHARE",
+    "Ensemble",
+    "Expansion",
+    "drawn_for",
+    "expand",
+    "expanded_rows",
+    "learn",
+    "relabel",
+    "share_sums",
+]
 
 # Column of kept records: the weight of a row.
 SHARE = "aug_share"
@@ -42,14 +57,21 @@ class Expansion:
     teacher: dict[str, float]  # the ensemble's make-up, for the report
 
 
-def expand(
-    data: Matrix, plan: BalancePlan, training: Int, X: Float, strata: Int, *, seed: int
-) -> Expansion:
-    """Estimate which classes the drawn records ``X`` (n, n_columns) may belong to.
+@dataclass(frozen=True)
+class Ensemble:
+    """What some real records teach about classes."""
 
-    The ensemble learns from the rows ``training`` of the real records ``data``. ``strata`` (n,) are
-    what the records were drawn for. A record never leaves its cell of ``balance.by``.
-    """
+    teacher: Teacher
+    learnt: Int  # rows of the records that it was fitted on
+    prior: Float  # (n_classes,) corrects for large classes of which only some records were learnt
+
+    def predict_proba(self, X: Float) -> Float:
+        """Probability of every class, up to a factor per record, shape (n_records, n_classes)."""
+        return self.teacher.predict_proba(X) * self.prior
+
+
+def learn(data: Matrix, training: Int, *, seed: int) -> Ensemble:
+    """Fit the ensemble on the rows ``training`` of the real records, at most :data:`MAX_LEARNT` of them."""
     hashes = hash_ids(pa.array(data.keys[training], pa.string()))
     learnt = training[sample_rows(data.strata[training], hashes, most=MAX_LEARNT, seed=seed)]
     n_classes = len(data.classes)
@@ -61,15 +83,55 @@ def expand(
         n_classes=n_classes,
         seed=seed,
     )
-    # Correct for large classes of which only some records were learnt.
     of_all, of_learnt = (
         np.bincount(data.y[rows], minlength=n_classes) for rows in (training, learnt)
     )
-    place = _place_of_class(
-        data, plan, np.bincount(data.strata[training], minlength=len(plan.classes))
-    )
-    class_strata = place[strata]
-    proba = teacher.predict_proba(X) * (of_all / np.maximum(1, of_learnt))
+    return Ensemble(teacher, learnt, of_all / np.maximum(1, of_learnt))
+
+
+def relabel(data: Matrix, plan: BalancePlan, training: Int, ensemble: Ensemble) -> Expansion:
+    """Estimate which classes the real records ``training`` may belong to besides their own.
+
+    Each is judged by members that have not seen it. Rows are places in ``training``; a record never
+    leaves its cell of ``balance.by``.
+    """
+    order = np.argsort(ensemble.learnt)
+    place = order[
+        np.minimum(np.searchsorted(ensemble.learnt, training, sorter=order), len(order) - 1)
+    ]
+    is_learnt = ensemble.learnt[place] == training
+    proba = np.empty((len(training), len(data.classes)))
+    proba[is_learnt] = ensemble.teacher.of_training[place[is_learnt]] * ensemble.prior
+    proba[~is_learnt] = ensemble.predict_proba(data.X[training[~is_learnt]])
+    class_strata = _class_strata(data, plan, training, data.strata[training])
+    proba = np.where(class_strata >= 0, proba, 0.0)
+    proba /= np.maximum(proba.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    rows, classes, shares = own_label_rows(proba, data.y[training])
+    strata = class_strata[rows, classes]
+    own = classes == data.y[training][rows]
+    strata[own] = data.strata[training][
+        rows[own]
+    ]  # also of a stratum too small for others' records
+    return Expansion(rows, strata, shares, ensemble.teacher.member_shares)
+
+
+def _class_strata(data: Matrix, plan: BalancePlan, training: Int, strata: Int) -> Int:
+    """Stratum of every class in the cell of each record, (n_records, n_classes); -1 if it has too few."""
+    counts = np.bincount(data.strata[training], minlength=len(plan.classes))
+    return _place_of_class(data, plan, counts)[strata]
+
+
+def expand(
+    data: Matrix, plan: BalancePlan, training: Int, X: Float, strata: Int, *, seed: int
+) -> Expansion:
+    """Estimate which classes the drawn records ``X`` (n, n_columns) may belong to.
+
+    The ensemble learns from the rows ``training`` of the real records ``data``. ``strata`` (n,) are
+    what the records were drawn for. A record never leaves its cell of ``balance.by``.
+    """
+    ensemble = learn(data, training, seed=seed)
+    teacher, class_strata = ensemble.teacher, _class_strata(data, plan, training, strata)
+    proba = ensemble.predict_proba(X)
     own = data.class_of_stratum(plan)[strata]
     rows, classes, shares = soft_label_rows(np.where(class_strata >= 0, proba, 0.0), own)
     return Expansion(rows, class_strata[rows, classes], shares, teacher.member_shares)

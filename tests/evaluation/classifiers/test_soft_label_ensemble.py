@@ -6,6 +6,7 @@ import pytest
 from prefect_augment.evaluation.classifiers.soft_label_ensemble import (
     class_balanced_weights,
     fit_teacher,
+    own_label_rows,
     soft_label_rows,
 )
 
@@ -106,3 +107,24 @@ def test_classes_come_so_far_to_the_largest(amount, sums):
     assert weights.mean() == pytest.approx(1)
     found = np.bincount(y, weights=weights)
     assert found / found[0] * 8 == pytest.approx(sums)
+
+
+@pytest.mark.slow
+def test_training_records_are_judged_by_members_that_have_not_seen_them():
+    """A record whose label is wrong is found out, which an ensemble that had learnt it could not."""
+    X, y = rings(300, 3)
+    wrong = np.flatnonzero(y == 0)[:15]
+    y_given = y.copy()
+    y_given[wrong] = 1
+    of_training = teacher_of(X, y_given).of_training
+    assert of_training.sum(axis=1) == pytest.approx(1)
+    assert (of_training[wrong, 1] < 0.5).mean() > 0.8
+
+
+def test_a_real_record_keeps_half_of_its_own_label():
+    proba = np.array([[0.9, 0.1, 0.0], [0.2, 0.5, 0.3]])
+    rows, classes, shares = own_label_rows(proba, np.array([1, 1]))
+    assert rows.tolist() == [0, 0, 1, 1, 1]
+    assert classes.tolist() == [0, 1, 0, 1, 2]
+    assert shares == pytest.approx([0.45, 0.55, 0.1, 0.75, 0.15], abs=1 / 1024)
+    assert (proba == [[0.9, 0.1, 0.0], [0.2, 0.5, 0.3]]).all(), "the caller's array stays as it was"

@@ -17,6 +17,7 @@ from prefect_augment.schema import (
     Interval,
     MeasureInfo,
     Privacy,
+    StrategyScore,
     SyntheticAnswer,
     Verdict,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "price",
     "side",
     "what_to_use",
+    "with_controls",
     "with_safety",
 ]
 
@@ -164,6 +166,27 @@ def with_safety(verdict: Verdict, privacy: Privacy | None) -> Verdict:
     why = privacy.sentence.split(". ")[0].rstrip(".")  # the report has the rest
     safe = f"Safe to publish: {answer.get(privacy.finding, 'not known')}. {why}."
     return verdict.model_copy(update={"answers": (*verdict.answers, safe)})
+
+
+def with_controls(verdict: Verdict, scores: Sequence[StrategyScore]) -> Verdict:
+    """Add where a gain by soft labels comes from, on validation records, if they were tried."""
+    first = {s.strategy.family: s for s in scores if s.seed == 0}
+    if not {"ensemble", "model"} <= first.keys():
+        return verdict
+    named = {
+        verdict.baseline: next(s for s in scores if s.strategy.name == verdict.baseline),
+        "soft labels of the real records alone": first.get("soft_labels"),
+        "the ensemble that gives the labels, itself": first["ensemble"],
+        f"with {first['model'].strategy.name}": first["model"],
+    }
+    parts = ", ".join(f"{name} {_shown(score)}" for name, score in named.items() if score)
+    reason = f"What soft labels bring, by {verdict.measure.title} on validation records: {parts}."
+    return verdict.model_copy(update={"reasons": (*verdict.reasons, reason)})
+
+
+def _shown(score: StrategyScore) -> str:
+    value = score.score if score.measure.higher_is_better else -score.score
+    return f"{100 * value:.1f}" if score.measure.unit == "points" else f"{value:.3g}"
 
 
 def price(

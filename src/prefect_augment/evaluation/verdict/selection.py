@@ -18,6 +18,7 @@ SIMPLEST_FIRST = (
     "loss",
     "resampling",
     "classic",
+    "soft_labels",
     "model",
     "mixture",
 )
@@ -53,6 +54,8 @@ def choose_strategy(scores: Sequence[StrategyScore]) -> StrategyChoice:
     """
     per_strategy: dict[str, list[StrategyScore]] = {}
     for score in sorted(scores, key=lambda s: (s.strategy.name, s.seed)):
+        if score.strategy.is_control:
+            continue
         per_strategy.setdefault(score.strategy.name, []).append(score)
     baselines = [s for s in per_strategy.values() if not s[0].strategy.has_model]
     models = [s for s in per_strategy.values() if s[0].strategy.has_model]
