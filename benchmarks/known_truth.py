@@ -94,6 +94,7 @@ def true_gain(name: str, seed: int) -> dict[str, Any]:
             "set": name,
             "seed": seed,
             "synthetic": verdict.synthetic,
+            "answer": verdict.answers[-1],
             "published": verdict.published,
             "chosen": choice.chosen.name,
             "has_model": choice.chosen.has_model,
