@@ -173,12 +173,29 @@ def summary_of_draws(found: list[dict[str, Any]]) -> dict[str, float]:
     chosen = np.array([d["has_model"] for d in found])
     summary = {"draws": len(found), "mean true gain, points": 100 * gain.mean()}
     summary["truly better"] = float((gain > 0).mean())
+    published = np.array([d[_kind_published(d)] for d in found])
+    over = {
+        k: np.array([d[k] for d in found]) - [d["as_is"] for d in found]
+        for k in ("baseline", "model")
+    }
+    best = np.maximum(over["baseline"], over["model"])
+    summary["published over as is, points"] = 100 * float(
+        (published - [d["as_is"] for d in found]).mean()
+    )
+    summary["the truly better of both over as is, points"] = 100 * float(best.mean())
     for title, out in (("proven", proven & chosen), ("preferred", preferred & chosen)):
         summary[f"{title}: published"] = float(out.mean())
         summary[f"{title}: share of the mean gain"] = float((gain * out).sum() / gain.sum())
         summary[f"{title}: false"] = float((out & (gain <= 0)).mean())
         summary[f"{title}: true loss above a point"] = float((out & (gain < -LOSS)).mean())
     return summary
+
+
+def _kind_published(draw: dict[str, Any]) -> str:
+    if draw["published"] == "as is":
+        return "as_is"
+    published_model = draw["has_model"] and draw["published"] == draw["chosen"]
+    return "model" if published_model else "baseline"
 
 
 def main() -> None:
