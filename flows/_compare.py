@@ -132,9 +132,9 @@ def compare_first(experiment: Experiment) -> list[StrategyScore]:
     as_is, threshold = (s for s in strategies if s.family in ("as_is", "threshold"))
     scores = [run(score_strategy, experiment, strategy, 0) for strategy in (as_is, threshold)]
     store = open_root(experiment.dataset)
-    found = evidence(open_evaluator(store, experiment), scores, store)
-    if found is not None:
-        logger.info("%s", first_answer(found, threshold.name, as_is.name))
+    of_search = evidence(open_evaluator(store, experiment), scores, store)
+    if of_search is not None:
+        logger.info("%s", first_answer(of_search, threshold.name, as_is.name))
     return scores
 
 

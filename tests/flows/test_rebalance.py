@@ -93,8 +93,12 @@ def test_a_run_publishes_a_version_that_verifies(published: Published) -> None:
     search = json.loads(Path(result.report).with_name("report.json").read_text())["search"]
     pilots, full = search["rungs"]
     assert {t["strategy"]["name"] for t in pilots["trials"]} == {
-        *("as is", "threshold", "class weights", "resampling", "SMOTE", "trees")
+        *("as is", "threshold", "class weights", "resampling", "SMOTE", "trees"),
+        *("soft labels", "ensemble"),
     }
+    (control,) = (t for t in full["trials"] if t["strategy"]["name"] == "ensemble")
+    assert not control["kept"], "it is shown, and never published"
+    assert "the ensemble that gives the labels, itself" in " ".join(result.verdict.reasons)
     assert [t["strategy"] for t in pilots["trials"] if t["kept"]] == [
         t["strategy"] for t in full["trials"]
     ]

@@ -257,12 +257,12 @@ def _remembered(key: str, make: Callable[[], T]) -> T:
             _recent.move_to_end(key)
             known: T = _recent[key]
             return known
-    made = make()
+    result = make()
     with _recent_lock:
-        _recent[key] = made
+        _recent[key] = result
         while len(_recent) > MAX_RECENT:
             _recent.popitem(last=False)
-    return made
+    return result
 
 
 def learn_ensemble(evaluator: TableEvaluator, rows: Int, *, seed: int) -> Ensemble:
