@@ -157,6 +157,7 @@ def answer_of(name: str, seed: int, kind: str, n_source: int, n_given: int) -> d
         "n_given": given.num_rows,
         "synthetic": result.verdict.synthetic,
         "answer": result.verdict.answers[1],
+        "leaks": [line[:5] for line in result.verdict.leaks],
         "privacy": result.privacy,
     }
 
@@ -236,7 +237,8 @@ def main() -> None:
                 name,
                 kind,
                 dict(Counter(d["synthetic"] for d in of)),
-                dict(Counter(d["privacy"] for d in of)),
+                "leaks named:",
+                sum("Leak:" in d["leaks"] for d in of),
             )
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -183,6 +183,22 @@ def test_without_a_holdout_nothing_is_claimed(folder: Path, fresh: Evaluated) ->
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_copies_of_the_holdout_are_named_as_a_leak_and_prove_nothing(folder: Path) -> None:
+    """Whoever copies all rare records has copied those of the hold-out, which would then be found for sure."""
+    real = pq.read_table(folder / "real.parquet")
+    rare = of_class(real, "cracked")
+    given = folder / "copied.parquet"
+    pq.write_table(pa.concat_tables([rare] * 5), given)
+    verdict = evaluate_file(folder, given, holdout=False).result.verdict
+    assert verdict is not None
+    assert verdict.synthetic == "no gain shown"
+    assert verdict.decision == "inconclusive"
+    (leak,) = (line for line in verdict.leaks if line.startswith("Leak: "))
+    assert "hold-out records of cracked are among the external records" in leak
+    assert verdict.answers[0] == leak
+
+
 def test_holdout_is_read_once(fresh: Evaluated) -> None:
     """For the verdict and for privacy together."""
     assert fresh.parts == ["holdout"]

@@ -134,6 +134,11 @@ def _confirm(
         out_of_fold=evidence(evaluator, scores, store),
     )
     leaks = _leaks(data, records)
+    copied = _copied(data, records, candidates) if is_external and candidates else ""
+    if copied:
+        leaks = (*leaks, copied)
+        nothing = {"synthetic": "no gain shown", "decision": "inconclusive", "answers": (copied,)}
+        verdict = verdict.model_copy(update=nothing)
     for leak in leaks:
         logger.warning("%s", leak)
     stage.item(
@@ -298,6 +303,32 @@ def _over_seeds(values: list[NDArray[np.float64]], n_seeds: int) -> NDArray[np.f
     if len(values) == 1:
         return np.broadcast_to(values[0], (n_seeds, *values[0].shape))
     return np.stack(values)
+
+
+# Hold-out records that are among the external ones by chance, beyond those that have a real twin.
+MAX_COPIED = 0.02
+
+
+def _copied(data: Records, holdout: Records, external: Synthetic) -> str:
+    """Whether whoever made the external records has copied the hold-out, in a sentence; empty if not.
+
+    The share of hold-out records that are among the external ones, value for value, is compared with
+    the share that are among the real training records, class by class.
+    """
+    synthetic, real = ({row.tobytes() for row in X} for X in (external.X, data.X))
+    rows = [row.tobytes() for row in holdout.X]
+    is_copied = np.array([row in synthetic for row in rows])
+    has_twin = np.array([row in real for row in rows])
+    for k in np.unique(holdout.y):
+        of_class = holdout.y == k
+        n, n_twins = int(is_copied[of_class].sum()), int((is_copied & has_twin)[of_class].sum())
+        if n - n_twins > max(2, MAX_COPIED * of_class.sum()):
+            return (
+                f"Leak: {n} of {int(of_class.sum())} hold-out records of {data.classes[k]} are among the external "
+                "records, value for value. Whoever made them has seen the hold-out, so it cannot tell whether they "
+                "help; make them from other records, or give a hold-out that was kept apart (source.holdout_uri)."
+            )
+    return ""
 
 
 def _leaks(data: Records, holdout: Records) -> tuple[str, ...]:

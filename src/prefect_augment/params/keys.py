@@ -47,7 +47,7 @@ STEPS: dict[str, Step] = {
     "predict": Step(1, _SCORES),
     "score": Step(7, _SCORES),
     "confirm": Step(
-        8,
+        9,
         (
             *_SCORES,
             "evaluation.n_seeds",
