@@ -183,7 +183,6 @@ def test_without_a_holdout_nothing_is_claimed(folder: Path, fresh: Evaluated) ->
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_copies_of_the_holdout_are_named_as_a_leak_and_prove_nothing(folder: Path) -> None:
     """Whoever copies all rare records has copied those of the hold-out, which would then be found for sure."""
     real = pq.read_table(folder / "real.parquet")
@@ -199,6 +198,7 @@ def test_copies_of_the_holdout_are_named_as_a_leak_and_prove_nothing(folder: Pat
     assert verdict.answers[0] == leak
 
 
+@pytest.mark.slow
 def test_holdout_is_read_once(fresh: Evaluated) -> None:
     """For the verdict and for privacy together."""
     assert fresh.parts == ["holdout"]
