@@ -400,8 +400,11 @@ def test_a_strategy_with_and_without_thresholds_trains_once_and_before_any_model
         update={"candidates": candidates_with({"cracked": 9})}
     )
     assert [score_strategy(later, strategy, 0, store) for strategy in (as_is, threshold)] == first
-    found = evidence(open_evaluator(store, asked), first, store)
+    ensemble = Strategy(name="ensemble", family="ensemble", tune_threshold=True)
+    control = first[1].model_copy(update={"strategy": ensemble})
+    found = evidence(open_evaluator(store, asked), [*first, control], store)
     assert found is not None
+    assert set(found.predictions) == {"as is", "threshold"}, "a control could not be chosen"
     answer = first_answer(found, "threshold", "as is")
     assert answer.startswith("First comparison, on ")
     assert "with threshold balanced accuracy changes by " in answer

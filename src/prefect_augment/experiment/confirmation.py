@@ -305,15 +305,14 @@ def _over_seeds(values: list[NDArray[np.float64]], n_seeds: int) -> NDArray[np.f
     return np.stack(values)
 
 
-# Hold-out records that are among the external ones by chance, beyond those that have a real twin.
+# Share of a class's hold-out records that external ones may repeat by chance.
 MAX_COPIED = 0.02
 
 
 def _copied(data: Records, holdout: Records, external: Synthetic) -> str:
     """Whether whoever made the external records has copied the hold-out, in a sentence; empty if not.
 
-    The share of hold-out records that are among the external ones, value for value, is compared with
-    the share that are among the real training records, class by class.
+    Hold-out records that are also among the real training records do not count.
     """
     synthetic, real = ({row.tobytes() for row in X} for X in (external.X, data.X))
     rows = [row.tobytes() for row in holdout.X]
@@ -326,7 +325,7 @@ def _copied(data: Records, holdout: Records, external: Synthetic) -> str:
             return (
                 f"Leak: {n} of {int(of_class.sum())} hold-out records of {data.classes[k]} are among the external "
                 "records, value for value. Whoever made them has seen the hold-out, so it cannot tell whether they "
-                "help; make them from other records, or give a hold-out that was kept apart (source.holdout_uri)."
+                "help. Make them from other records, or give a hold-out that was kept apart (source.holdout_uri)."
             )
     return ""
 

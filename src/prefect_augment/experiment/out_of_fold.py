@@ -208,8 +208,12 @@ def evidence(
     data, evaluation = evaluator.records, evaluator.experiment.params.evaluation
     measure = chosen_measure(evaluator)
     by_strategy: dict[str, list[StrategyScore]] = {}
-    # Whoever made external records may have seen these.
-    own = [s for s in scores if s.path and s.strategy.family != "external"]
+    # Whoever made external records may have seen these; a control is no rival that could have been chosen.
+    own = [
+        s
+        for s in scores
+        if s.path and s.strategy.family != "external" and not s.strategy.is_control
+    ]
     if not own:
         return None
     for score in sorted(own, key=lambda s: s.seed):

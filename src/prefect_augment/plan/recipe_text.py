@@ -36,9 +36,9 @@ def recipe_sentence(
     if strategy.family == "soft_labels":
         return (
             "No record was added. Train by RecipeClassifier, which gives each real record a share of every class "
-            "that it may belong to, half by its own label and half by an ensemble that has not seen it, and weighs "
-            f"classes {strategy.amount:.0%} of the way (on a log scale) to the largest one. The column aug_weight "
-            "has these weights alone."
+            "that it may belong to. Half of it is by the record's own label, half by an ensemble that has not seen "
+            f"it. Weights bring every class {strategy.amount:.0%} of the way (on a log scale) to the largest one; the "
+            "column aug_weight has these alone."
         )
     added = []
     synthetic = "rows of synthetic" if soft_labels else "synthetic"

@@ -175,7 +175,9 @@ def with_controls(verdict: Verdict, scores: Sequence[StrategyScore]) -> Verdict:
         return verdict
     named = {
         verdict.baseline: next(s for s in scores if s.strategy.name == verdict.baseline),
-        "soft labels of the real records alone": first.get("soft_labels"),
+        "soft labels of the real records alone": None
+        if verdict.baseline == "soft labels"
+        else first.get("soft_labels"),
         "the ensemble that gives the labels, itself": first["ensemble"],
         f"with {first['model'].strategy.name}": first["model"],
     }
