@@ -131,6 +131,14 @@ def test_saved_encoder_gives_the_same_bytes(made: tuple[pa.Table, dict[str, str]
     assert back(table, loaded).equals(back(table, encoder), check_metadata=True)
 
 
+def test_two_zeros_in_any_order_give_one_encoder() -> None:
+    either, other = ([0.0, 0.0, -0.0], [-0.0, 0.0, 0.0])
+    digests = {
+        fitted(one_column(values, pa.float32()), {"x": "numeric"}).digest for values in (either, other)
+    }
+    assert len(digests) == 1
+
+
 @pytest.mark.slow
 @given(tables(), st.randoms(use_true_random=False))
 def test_encoder_does_not_depend_on_the_order_of_rows(

@@ -203,7 +203,8 @@ def _fit_floats(values: pa.Array, *, nullable: bool) -> NumberCodec:
     if not len(seen):
         return NumberCodec(values.type, missing)
     dtype = values.type.to_pandas_dtype()
-    bounds = float(seen.min()), float(seen.max())
+    # Of 0.0 and -0.0 the first row's would be the smallest: adding zero leaves one of them.
+    bounds = float(seen.min()) + 0.0, float(seen.max()) + 0.0
     decimals = _decimals(seen, dtype)
     if decimals is None:
         return NumberCodec(values.type, missing, minimum=bounds[0], maximum=bounds[1])
