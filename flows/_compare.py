@@ -11,7 +11,14 @@ from prefect_augment.experiment.confirmation import without_comparison
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.out_of_fold import evidence
 from prefect_augment.experiment.score import published_strategy
-from prefect_augment.experiment.search import best_settings, finalists, rung, survivors, with_choice
+from prefect_augment.experiment.search import (
+    best_kind,
+    best_settings,
+    finalists,
+    rung,
+    survivors,
+    with_choice,
+)
 from prefect_augment.params import ModelParams
 from prefect_augment.plan.schedule import (
     Schedule,
@@ -237,7 +244,7 @@ def search_strategies(
 def _choose_model(
     experiment: Experiment, *, workers: int
 ) -> tuple[ModelParams, tuple[Rung, ...], dict[str, str]]:
-    """Return the requested model or, where several suit the records, the one with the best pilot.
+    """Return the requested model or, where several suit the records, the cheapest of those with the best pilot.
 
     Also returns the pilots, and the reason by kind of model that was not tried.
     """
@@ -259,14 +266,14 @@ def _choose_model(
         for kind in candidates
     ]
     pilots = run_each(calls, workers=workers)
-    best = max(range(len(candidates)), key=lambda i: max(s.score for s in pilots[i]))
+    best = best_kind(pilots)
     trials = [
         rung(
             "models",
             scores,
             [max(scores, key=lambda s: s.score).strategy] if i == best else [],
             step_share=PILOT_STEP_SHARE,
-            reasons={"": f"{candidates[best]} scored higher"},
+            reasons={"": f"{candidates[best]} scored higher, or as high at less cost"},
             timed=not params.budget.steps,
             model=kind,
         )

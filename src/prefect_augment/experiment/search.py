@@ -44,7 +44,7 @@ from prefect_augment.schema import (
 from prefect_augment.storage import Stage, Store
 from prefect_augment.synthesis.training_budget import effective_budget
 
-__all__ = ["N_FINALISTS", "best_settings", "finalists", "pilot", "rung", "survivors", "with_choice"]
+__all__ = ["N_FINALISTS", "best_kind", "best_settings", "finalists", "pilot", "rung", "survivors", "with_choice"]
 
 N_FINALISTS = 2  # strategies that are scored with all seeds, beside as is
 
@@ -120,6 +120,13 @@ def best_settings(pilots: Sequence[StrategyScore]) -> list[StrategyScore]:
         top = max(scores, key=lambda s: s.score)
         best.append(next(s for s in scores if top.score - s.score <= _tie(top, s, scale)))
     return sorted(best, key=lambda s: -s.score)
+
+
+def best_kind(pilots: Sequence[Sequence[StrategyScore]]) -> int:
+    """Index of the kind of model to train: of those that tie with the best pilot the first, and cheapest."""
+    best = [max(scores, key=lambda s: s.score) for scores in pilots]
+    top, scale = max(best, key=lambda s: s.score), scale_of(best)
+    return next(i for i, s in enumerate(best) if top.score - s.score <= _tie(top, s, scale))
 
 
 def _tie(top: StrategyScore, other: StrategyScore, scale: float) -> float:

@@ -45,6 +45,7 @@ from prefect_augment.experiment.evaluator import (
 from prefect_augment.experiment.training_set import build_training_set
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, GenerativeModel, TableData
 from prefect_augment.params import Budget, NoModel, OwnEstimator
+from prefect_augment.plan.schedule import PILOT_SHARE
 from prefect_augment.plan.strategies import candidates_wanted
 from prefect_augment.registry import load_model_class
 from prefect_augment.schema import DatasetInfo, EstimatorInfo, Experiment, Strategy
@@ -276,7 +277,7 @@ def draw_synthetic(
 ) -> Synthetic:
     """Fit the model on some rows, draw records in matrix form, and keep those that pass the filter.
 
-    The plan's wanted records are scaled to the rows. ``budget`` is for models trained in steps.
+    The plan's wanted records are scaled to the rows. A ``budget`` is that of a pilot.
     """
     key = _key(evaluator, rows, seed, budget)
     return _remembered(key, lambda: _draw_synthetic(evaluator, rows, seed=seed, budget=budget))
@@ -317,6 +318,7 @@ def _draw_synthetic(
         evaluator.params.model,
         seed,
         budget=budget,
+        share=1.0 if budget is None else PILOT_SHARE,
     )
     share = len(rows) / len(data.y)
     names = [

@@ -183,12 +183,14 @@ def fit_model(
     seed: int,
     *,
     budget: Budget | None = None,
+    share: float = 1.0,
     on_progress: Progress | None = None,
 ) -> GenerativeModel:
     """Fit a model on records in memory; nothing is stored, so nothing can be resumed.
 
     ``spec`` comes from :func:`.table_spec` or :func:`.image_spec`, with the counts of these
-    records; ``budget`` is for models trained in steps.
+    records. ``budget`` is for models trained in steps; a pilot takes only a ``share`` of those that
+    a whole training would find useful, however large the budget is.
     """
     budget = budget or Budget()
     modality: Modality = "image" if isinstance(spec, ImageSpec) else "table"
@@ -197,7 +199,7 @@ def fit_model(
     model: GenerativeModel = model_class.build(model_params(params, modality=modality), spec)
     context = plain_context(budget, seed)
     if isinstance(model, Calibrates):
-        context = calibrated_context(calibrate(model, data, budget, seed), seed)
+        context = calibrated_context(calibrate(model, data, budget, seed, share=share), seed)
     n_steps = context.steps or (spec.n_columns if isinstance(spec, TableSpec) else 1)
     report = _progress(on_progress, n_steps, unit=_UNITS[modality])
     model.fit(data, replace(context, report=report))

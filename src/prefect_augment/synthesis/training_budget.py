@@ -1,6 +1,7 @@
 """Training budget: steps, batch size, device, precision and threads of a run."""
 
 import logging
+import math
 from typing import Any
 
 from prefect_augment.errors import ParameterError
@@ -51,7 +52,12 @@ def check_budget(model_class: Any, budget: Budget, kind: str | None) -> None:
 
 
 def calibrate(
-    model: Calibrates, data: TableData | ImageData, budget: Budget, seed: int
+    model: Calibrates,
+    data: TableData | ImageData,
+    budget: Budget,
+    seed: int,
+    *,
+    share: float = 1.0,  # of the steps after which the model only memorises
 ) -> Calibration:
     """Steps, batch size, device, precision and threads of a run; measures a step for minutes."""
     calibration = model.calibrate(data, plain_context(budget, seed))
@@ -60,7 +66,8 @@ def calibrate(
         whole = budget.minutes * 60 * TRAINING_SHARE
         seconds = max(whole - calibration.fixed_seconds, STEPS_SHARE * whole)
         steps = steps_within(seconds, calibration.seconds_per_step)
-    return calibration.model_copy(update={"steps": min(steps, calibration.most_steps or steps)})
+    most = math.ceil(share * calibration.most_steps) or steps
+    return calibration.model_copy(update={"steps": min(steps, most)})
 
 
 def announce(
