@@ -42,8 +42,8 @@ STEPS: dict[str, Step] = {
     "sample": Step(2),
     "filter": Step(6, ("quality",)),
     "privacy": Step(3),
-    "draws": Step(2, ("model", "quality")),
-    "pilot": Step(6, _SCORES),
+    "draws": Step(3, ("model", "quality")),
+    "pilot": Step(7, _SCORES),
     "predict": Step(1, _SCORES),
     "score": Step(7, _SCORES),
     "confirm": Step(
