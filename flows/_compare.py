@@ -161,7 +161,11 @@ def compare(
     has_candidates = experiment.candidates is not None
     kind = resolve_model(params.model, modality=modality) if has_candidates else None
     strategies = make_strategies(
-        modality, model=kind, classic=params.classic, soft_labels=plan.soft_labels
+        modality,
+        model=kind,
+        classic=params.classic,
+        soft_labels=plan.soft_labels,
+        bagging=bool(params.evaluation.own_estimators),
     )
     search = search_strategies(
         experiment, strategies, first, workers=workers, model=kind or "", pilots=synthesis.pilots

@@ -249,3 +249,21 @@ def test_a_recipe_of_soft_labels_relabels_real_records_and_weighs_the_classes() 
     weights = np.ones(len(y))
     again = RecipeClassifier(tree, soft, random_state=0).fit(X, y, sample_weight=weights)
     assert (again.predict_proba(X) == relabelled.predict_proba(X)).all(), "the recipe weighs"
+
+
+def test_a_recipe_of_bags_trains_the_estimator_on_each(data: Any) -> None:
+    X, y = data[0][:1500], data[1][:1500]
+    bagged = recipe("bagging", thresholds={"boosting": {"common": 1.0, "rare": 1.0}})
+    model = RecipeClassifier(
+        DecisionTreeClassifier(random_state=0), bagged, correct_prior=False, random_state=0
+    )
+    members = model.set_params(thresholds="recipe").fit(X, y).estimator_.members
+    assert len(members) == 10
+    assert len({member.tree_.node_count for member in members}) > 1, "each saw other records"
+    assert model.predict_proba(X)[:, 1].mean() > 2 * np.mean(y == "rare"), "bags are balanced"
+    tree = RecipeClassifier(DecisionTreeClassifier(random_state=0), recipe(), random_state=0)
+    test, right = data[0][1500:], data[1][1500:]
+    scores = [balanced_accuracy_score(right, m.fit(X, y).predict(test)) for m in (tree, model)]
+    assert scores[1] > scores[0] + 0.1
+    again = clone(model).fit(X, y)
+    assert (again.predict_proba(X) == model.predict_proba(X)).all()

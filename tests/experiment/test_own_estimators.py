@@ -59,10 +59,11 @@ def test_a_pipeline_decides_a_comparison_and_is_named_in_the_evidence(
     (own,) = asked.params.evaluation.own_estimators
     strategies = [
         s
-        for s in make_strategies("table", model=None, classic=Classic())
-        if s.family in ("as_is", "weights", "threshold")
+        for s in make_strategies("table", model=None, classic=Classic(), bagging=True)
+        if s.family in ("as_is", "weights", "threshold", "bagging")
     ]
     scores = [score(asked, strategy, 0, store) for strategy in strategies]
+    assert len({s.score for s in scores}) == 4, "bags are trained, too"
     assert {tuple(s.estimators) for s in scores} == {("LogisticRegression",)}
     verdict = confirm(asked, choose(scores), scores, store)
     assert set(verdict.strategies["as is"]) == {"LogisticRegression"}

@@ -23,6 +23,7 @@ from prefect_augment.encoding.columns import describe_columns
 from prefect_augment.encoding.frames import Layout
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import ParameterError
+from prefect_augment.evaluation.classifiers.bagging import Bagged, bags
 from prefect_augment.evaluation.classifiers.own_estimator import fit_weighted
 from prefect_augment.evaluation.classifiers.soft_label_ensemble import fit_teacher, own_label_rows
 from prefect_augment.evaluation.folds import stratified_folds
@@ -179,7 +180,7 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         if recipe is not None:
             names = self._names(recipe)
             prior_corrected(np.ones((1, len(names))), recipe, names, self.prior)
-            if recipe.thresholds and not hasattr(self.estimator_, "predict_proba"):
+            if recipe.thresholds and not hasattr(self.estimator, "predict_proba"):
                 raise ParameterError(
                     f"the recipe multiplies probabilities, and {type(self.estimator).__name__} gives none; choose a "
                     "classifier with predict_proba, such as CalibratedClassifierCV around it."
@@ -267,8 +268,15 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
 
     def _fitted(self, recipe: Recipe | None, X: Any, y: Any, weights: Any, rng: Any) -> Any:
         """A clone of the estimator that was trained on these records."""
+        family = "" if recipe is None else recipe.strategy.family
+        if family == "bagging":
+            y, members = column_or_1d(y), []
+            for bag in bags(y, weights, seed=int(rng.randint(2**31 - 1))):
+                members.append(clone(self.estimator))
+                fit_weighted(members[-1], _safe_indexing(X, bag), y[bag], None, rng)
+            return Bagged(tuple(members))
         estimator = clone(self.estimator)
-        if recipe is not None and recipe.strategy.family == "soft_labels":
+        if recipe is not None and family == "soft_labels":
             y = column_or_1d(y)
             rows, y, shares = _soft_labelled(X, y, seed=int(rng.randint(2**31 - 1)))
             X, weights = _safe_indexing(X, rows), self._weights(recipe, y, shares)

@@ -44,7 +44,16 @@ from prefect_augment.schema import (
 from prefect_augment.storage import Stage, Store
 from prefect_augment.synthesis.training_budget import effective_budget
 
-__all__ = ["N_FINALISTS", "best_kind", "best_settings", "finalists", "pilot", "rung", "survivors", "with_choice"]
+__all__ = [
+    "N_FINALISTS",
+    "best_kind",
+    "best_settings",
+    "finalists",
+    "pilot",
+    "rung",
+    "survivors",
+    "with_choice",
+]
 
 N_FINALISTS = 2  # strategies that are scored with all seeds, beside as is
 

@@ -26,6 +26,7 @@ from prefect_augment.encoding.arrays import (
     to_matrix,
     training_matrix,
 )
+from prefect_augment.evaluation.classifiers.bagging import Bagged, bags, n_bags
 from prefect_augment.evaluation.classifiers.base import Estimator
 from prefect_augment.evaluation.classifiers.own_estimator import estimator_infos, fit_own
 from prefect_augment.evaluation.classifiers.tree_ensembles import fit_named
@@ -45,6 +46,7 @@ from prefect_augment.experiment.evaluator import (
 from prefect_augment.experiment.training_set import build_training_set
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, GenerativeModel, TableData
 from prefect_augment.params import Budget, NoModel, OwnEstimator
+from prefect_augment.params.estimators import Estimator as EstimatorName
 from prefect_augment.plan.schedule import PILOT_SHARE
 from prefect_augment.plan.strategies import candidates_wanted
 from prefect_augment.registry import load_model_class
@@ -103,6 +105,30 @@ class TableEvaluator(OfExperiment):
         )
         for own in self.params.evaluation.own_estimators:
             self._fit_own(own, data.X[rows], data.y[rows], None, 0).predict_proba(data.X[rows])
+
+    def _fit(
+        self,
+        requested: EstimatorName | OwnEstimator,
+        X: NDArray[np.float64],
+        y: Int,
+        weights: NDArray[np.float64] | None,
+        seed: int,
+        *,
+        step_share: float,
+    ) -> Estimator:
+        if not isinstance(requested, str):
+            return self._fit_own(requested, X, y, weights, seed)
+        return fit_named(
+            requested,
+            X,
+            y,
+            weights=weights,
+            is_category=self.records.is_category,
+            n_levels=self.records.n_levels,
+            n_classes=len(self.records.classes),
+            seed=seed,
+            step_share=step_share,
+        )
 
     def _fit_own(
         self, own: OwnEstimator, X: NDArray[np.float64], y: Int, weights: Any, seed: int
@@ -203,22 +229,14 @@ class TableEvaluator(OfExperiment):
         )
         y = data.class_of_stratum(self.plan)[training.strata]
         for requested in self.params.evaluation.estimators:
-            if isinstance(requested, str):
-                estimator = fit_named(
-                    requested,
-                    training.X,
-                    y,
-                    weights=training.weights,
-                    is_category=data.is_category,
-                    n_levels=data.n_levels,
-                    n_classes=len(data.classes),
-                    seed=seed,
-                    step_share=step_share,
-                )
-                yield requested, estimator.predict_proba(X)
+            name = requested if isinstance(requested, str) else requested.title
+            fit = partial(self._fit, requested, step_share=step_share)
+            if strategy.family != "bagging":
+                yield name, fit(training.X, y, training.weights, seed).predict_proba(X)
                 continue
-            own = self._fit_own(requested, training.X, y, training.weights, seed)
-            yield requested.title, own.predict_proba(X)
+            drawn = bags(training.strata, training.weights, n=n_bags(step_share), seed=seed)
+            members = [fit(training.X[bag], y[bag], None, seed + i) for i, bag in enumerate(drawn)]
+            yield name, Bagged(tuple(members)).predict_proba(X)
 
     def plain_space(self, X: NDArray[np.float64]) -> FeatureSpace:
         """The filter's distance, scaled by these records."""

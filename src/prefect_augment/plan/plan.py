@@ -11,6 +11,7 @@ from prefect_augment.encoding.arrays import N_FEWER_FOLDS, N_FOLDS, SMALL_VALIDA
 from prefect_augment.encoding.columns import did_you_mean, listing
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import MissingExtraError, ParameterError
+from prefect_augment.evaluation.classifiers.bagging import N_BAGS
 from prefect_augment.evaluation.quality.constraints import (
     check_types,
     columns_of,
@@ -359,7 +360,10 @@ def _estimate(
 ) -> Estimate:
     """Needs of a run on a table, from what the score stage will train."""
     model = "model" if can_sample else None
-    strategies = make_strategies("table", model=model, classic=Classic(), soft_labels=soft_labels)
+    own = bool(evaluation.own_estimators)
+    strategies = make_strategies(
+        "table", model=model, classic=Classic(), soft_labels=soft_labels, bagging=own
+    )
     n_folds = 1 if _rarest(info) >= SMALL_VALIDATION["table"] else N_FOLDS
     most = evaluation.n_settings or N_TABLE_SETTINGS
     n_pilots = _n_pilots(strategies, classes, most=most, soft_labels=soft_labels)
@@ -370,7 +374,9 @@ def _estimate(
         n_columns=sum(column.kind in ("numeric", "category") for column in info.columns),
         n_classes=len({entry.label for entry in classes}),
         n_added=sum(max(entry.target - entry.n_real, entry.n_synthetic) for entry in classes),
-        n_strategies=math.ceil(pilots * PILOT_STEP_SHARE) + min(len(strategies), N_KEPT + 2),
+        n_strategies=math.ceil(pilots * PILOT_STEP_SHARE)
+        + min(len(strategies), N_KEPT + 2)
+        + N_BAGS * own,  # one strategy trains that many
         n_folds=n_folds,
         n_seeds=evaluation.n_seeds,
         n_estimators=len(evaluation.estimators),

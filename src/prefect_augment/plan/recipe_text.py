@@ -40,6 +40,12 @@ def recipe_sentence(
             f"it. Weights bring every class {strategy.amount:.0%} of the way (on a log scale) to the largest one; the "
             "column aug_weight has these alone."
         )
+    if strategy.family == "bagging":
+        return (
+            "No record was added. Train by RecipeClassifier, which trains the estimator on each of ten bags of records "
+            f"and takes the mean. Bags have fewer records of frequent classes: {strategy.amount:.0%} of the way (on a "
+            "log scale) to the smallest one. The column aug_weight has the same balance without the bags."
+        )
     added = []
     synthetic = "rows of synthetic" if soft_labels else "synthetic"
     method = strategy.name.partition(" + ")[0]  # of records of tables, e.g. SMOTE

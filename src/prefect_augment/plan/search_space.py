@@ -43,6 +43,8 @@ _SOFT_LABELS = (
 
 # Amounts of a strategy that draws or weights real records, or SMOTE's.
 _PLAIN = (1.0, 0.5, 0.75, 0.25)
+# Of bags: one that is balanced in full has lost most records of the frequent classes.
+_BAGGING = (0.25, 0.5, 0.1, 1.0)
 # (amount, image_prob given times, strength) of classic augmentation on the fly; None: all images.
 _CLASSIC: tuple[tuple[float, float | None, float], ...] = (
     *((1.0, 1.0, 1.0), (0.5, 1.0, 1.0), (1.0, None, 1.0), (1.0, 1.0, 2.0)),
@@ -86,7 +88,8 @@ def _settings(strategy: Strategy, plan: BalancePlan, classic: Classic) -> Iterab
         return _of_model(_IMAGE_MODEL if on_images else _MODEL, _most_per_real(plan))
     if strategy.classic_prob:
         return _on_the_fly(strategy, classic)
-    return ({"amount": amount} for amount in _PLAIN)
+    amounts = _BAGGING if strategy.family == "bagging" else _PLAIN
+    return ({"amount": amount} for amount in amounts)
 
 
 def _of_soft_labels() -> Iterable[dict[str, Any]]:

@@ -65,7 +65,12 @@ EXTERNAL = Strategy(name="external records", family="external", tune_threshold=T
 
 
 def make_strategies(
-    modality: Modality, *, model: str | None, classic: Classic, soft_labels: bool = False
+    modality: Modality,
+    *,
+    model: str | None,
+    classic: Classic,
+    soft_labels: bool = False,
+    bagging: bool = False,
 ) -> tuple[Strategy, ...]:
     """The strategies for a kind of data, simplest first; amount 0 means: search :data:`AMOUNTS`.
 
@@ -73,17 +78,19 @@ def make_strategies(
     synthetic records are not mixed with SMOTE records, which would contradict their labels. Two
     strategies then show what the labels bring alone: soft labels of the real records, and the
     ensemble that gives them in the place of the estimators, a control that is never published.
+    ``bagging`` is for estimators of the user's: the built-in ones gain nothing by bags, which take as
+    long as all other strategies together.
     """
     if modality == "image":
         return image_strategies(
             model=model, classic_prob=classic.image_prob if classic.image != "none" else 0.0
         )
     title = TITLES.get(classic.table, "")
-    return table_strategies(model=model, classic=title, soft_labels=soft_labels)
+    return table_strategies(model=model, classic=title, soft_labels=soft_labels, bagging=bagging)
 
 
 def table_strategies(
-    *, model: str | None, classic: str, soft_labels: bool = False
+    *, model: str | None, classic: str, soft_labels: bool = False, bagging: bool = False
 ) -> tuple[Strategy, ...]:
     """The strategies for a table, simplest first; amount 0 means: search :data:`AMOUNTS`."""
     strategies = [
@@ -93,6 +100,8 @@ def table_strategies(
     ]
     if classic:
         strategies.append(Strategy(name=classic, family="classic", amount=0.0))
+    if bagging:
+        strategies.append(Strategy(name="balanced bagging", family="bagging", amount=0.0))
     if model and soft_labels:
         strategies += [
             Strategy(name="soft labels", family="soft_labels", amount=0.0),

@@ -32,6 +32,7 @@ StrategyFamily = Annotated[
         "loss",
         "resampling",
         "classic",
+        "bagging",
         "soft_labels",
         "ensemble",
         "model",

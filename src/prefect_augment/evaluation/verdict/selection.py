@@ -18,6 +18,7 @@ SIMPLEST_FIRST = (
     "loss",
     "resampling",
     "classic",
+    "bagging",
     "soft_labels",
     "model",
     "mixture",
