@@ -5,6 +5,7 @@ import html
 import math
 import re
 from collections.abc import Collection
+from functools import cache
 from typing import Any
 
 from prefect_augment.schema import Interval, MeasureInfo, class_order
@@ -152,17 +153,41 @@ def suggestion(name: str, known: Collection[str], *, n_shown: int = 20) -> str:
 
 
 MAX_YAML_BYTES = 8 << 20
+MAX_YAML_DEPTH = 50
 
 
 def load_yaml(data: str | bytes) -> Any:
-    """Read YAML that anybody may have written; ValueError if it is malformed, nested too deeply or too large."""
+    """Read YAML that anybody may have written.
+
+    ValueError if it is malformed, nested too deeply or too large, or has aliases: a few of them stand for
+    more values than fit into memory.
+    """
     import yaml  # not at the start of the command line
 
     if len(data) > MAX_YAML_BYTES:
         raise ValueError(f"it has {len(data):,} bytes, and at most {MAX_YAML_BYTES:,} are read")
     try:
-        return yaml.safe_load(data)
-    except RecursionError as exc:
-        raise ValueError("it is nested too deeply") from exc
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        return yaml.load(data, _loader())  # noqa: S506 - a safe one
+    except (yaml.YAMLError, UnicodeDecodeError, ArithmeticError, LookupError, TypeError) as exc:
         raise ValueError(" ".join(str(exc).split())) from exc
+
+
+@cache
+def _loader() -> Any:
+    """YAML's safe loader, without aliases and with a bound on nesting."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise ValueError("it has an alias (*name); write the value out instead")
+            if self.depth == MAX_YAML_DEPTH:
+                raise ValueError("it is nested too deeply")
+            self.depth += 1
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
+    return Loader

@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,8 @@ from prefect_augment.errors import InputError
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
 from prefect_augment.shards.staged import load_info, read_part
+from prefect_augment.sources.images.annotations import read_labels
+from prefect_augment.sources.images.files import Member
 from prefect_augment.storage import Store
 
 # Image number to its objects: (class, x, y, width, height); 24x20 pixels.
@@ -240,6 +243,66 @@ def test_coco_that_lacks_a_field_says_which(images: Path, store: Store) -> None:
         InputError, match=r"instances.json is not whole COCO: KeyError 'category_id'"
     ):
         ingest(Source(uri=str(images)), store=store, seed=0)
+
+
+DEEP = b"[" * 5_000
+READ = ("read", "not Pascal VOC")  # without the file
+# What came in from outside and ended whole runs: (files beside the image a.png, what becomes of them).
+HOSTILE: dict[str, tuple[dict[str, bytes], str]] = {
+    "a class of 400 digits": ({"a.txt": b"9" * 400 + b" 0.5 0.5 0.1 0.1"}, "no YOLO labels"),
+    "names by a digit that is no number": (
+        {"a.txt": b"0 .5 .5 .1 .1", "data.yaml": "names: {²: cat}".encode()},
+        "read",
+    ),
+    "names nested without end": (
+        {"a.txt": b"0 .5 .5 .1 .1", "data.yaml": b"names: " + DEEP},
+        "read",
+    ),
+    "a day that is none": ({"a.txt": b"0 .5 .5 .1 .1", "data.yaml": b"date: 2024-99-99"}, "read"),
+    "aliases that stand for 9 ** 11 values": (
+        {
+            "a.txt": b"0 .5 .5 .1 .1",
+            "data.yaml": b"x0: &x0 [a]\n"
+            + b"".join(
+                b"x%d: &x%d [%s]\n" % (i, i, b",".join([b"*x%d" % (i - 1)] * 9))
+                for i in range(1, 12)
+            )
+            + b"names: *x11",
+        },
+        "read",
+    ),
+    "COCO nested without end": ({"x.json": b'{"annotations": ' + DEEP}, "no COCO file"),
+    "a box of 400 digits": (
+        {
+            "x.json": b'{"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 1, "name": "c"}], '
+            b'"annotations": [{"image_id": 1, "category_id": 1, "bbox": [1%s, 1, 1, 1]}]}'
+            % (b"0" * 400)
+        },
+        "x.json is not whole COCO: OverflowError",
+    ),
+    "a WebDataset member nested without end": ({"a.json": DEEP}, "no image has a .cls or .json"),
+    "XML in an encoding that is none": (
+        {"a.xml": b'<?xml version="1.0" encoding="hex"?><annotation/>'},
+        "not Pascal VOC",
+    ),
+}
+
+
+@pytest.mark.parametrize("files", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_file_beside_an_image_is_named_or_passed_over(
+    files: tuple[dict[str, bytes], str], messy_images: ModuleType
+) -> None:
+    beside, says = files
+    images = {"a.png": messy_images.encode(messy_images.picture(0, SIZE))}
+    members = [Member(path, i, data) for i, (path, data) in enumerate((images | beside).items())]
+    layout: Any = {".txt": "yolo", ".xml": "voc"}.get(next(iter(beside))[-4:], "coco")
+    layout = "webdataset" if "a.json" in beside else layout
+    with suppress(InputError):  # the layout is looked for, too
+        read_labels(members, Source(uri="x"))
+    expected = nullcontext() if says in READ else pytest.raises(InputError, match=says)
+    with expected:
+        labels = read_labels(members, Source(uri="x", format=layout))
+        assert says == "read" or says in " ".join(labels.notes)
 
 
 def test_xml_with_entities_is_not_parsed(images: Path, store: Store) -> None:

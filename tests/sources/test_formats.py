@@ -279,6 +279,25 @@ def test_a_card_that_names_files_outside_its_folder_or_none_is_refused(
         ingested(tmp_path, tmp_path / "in")
 
 
+@pytest.mark.parametrize("stars", ["*a" * 14 + "*b.csv", "**/" * 30 + "b.csv"])
+def test_a_glob_of_many_stars_is_matched_in_no_time(stars: str, tmp_path: Path) -> None:
+    folder = tmp_path.joinpath(*["a"] * 30)
+    folder.mkdir(parents=True)
+    (folder / "c.csv").touch()
+    (tmp_path / ("a" * 200 + ".csv")).touch()
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- data_files: '{stars}'\n---\n")
+    with pytest.raises(InputError, match="the folder has no such file"):
+        choose(tmp_path)
+
+
+def test_a_card_with_aliases_is_no_card(tmp_path: Path) -> None:
+    """A few of them stand for more values than fit into memory."""
+    (tmp_path / "one.csv").touch()
+    front = "x: &x [a]\nconfigs:\n- {config_name: *x, data_files: one.csv}\n"
+    (tmp_path / "README.md").write_text(f"---\n{front}---\n")
+    assert choose(tmp_path) is None
+
+
 def test_one_of_several_configurations_has_to_be_named(tmp_path: Path) -> None:
     configs: list[dict[str, Any]] = [
         {"config_name": name, "data_files": f"{name}/*.csv"} for name in ("de", "en")

@@ -1,6 +1,7 @@
 """Single images: what is good enough, what is not, and the thumbnail that stands for each."""
 
 import io
+import struct
 import time
 import warnings
 from types import ModuleType
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from prefect_augment.encoding.pixels import decode_image
+from prefect_augment.errors import UndecodableError
 from prefect_augment.sources.images.validation import BadImageError, check_image, looks_like
 
 
@@ -50,6 +53,26 @@ def test_a_bomb_is_refused_by_its_header_without_a_warning(messy_images: ModuleT
     assert refused.value.detail == "10000 x 10000 px"
     assert not caught
     assert time.process_time() - start < 2.0  # decoding it would show
+
+
+def frames_beyond_any_limit() -> list[bytes]:
+    """A GIF of 35 bytes with a frame of 65,535 squared, and a WebP with a canvas of 16,383 squared."""
+    frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x02\x02\x44\x01\x00\x3b"
+    gif = b"GIF89a" + struct.pack("<HHBBB", 16, 16, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff" + frame
+    animated = io.BytesIO()
+    red, blue = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    red.save(animated, "WEBP", save_all=True, append_images=[blue])
+    webp = bytearray(animated.getvalue())
+    canvas = webp.index(b"VP8X") + 12
+    webp[canvas : canvas + 6] = (16382).to_bytes(3, "little") * 2
+    return [gif, bytes(webp)]
+
+
+@pytest.mark.parametrize("data", frames_beyond_any_limit(), ids=["gif", "webp"])
+def test_pillow_s_own_alarm_is_a_reason_and_no_end_of_the_run(data: bytes) -> None:
+    assert reason_of(data) == "undecodable"
+    with pytest.raises(UndecodableError):
+        decode_image(data)
 
 
 @pytest.mark.slow

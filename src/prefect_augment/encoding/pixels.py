@@ -63,6 +63,7 @@ _DECODER_ERRORS = (
     EOFError,
     struct.error,
     zlib.error,
+    Image.DecompressionBombError,  # some decoders ask on their own, for a frame or a canvas
     Warning,  # where warnings are errors
 )
 

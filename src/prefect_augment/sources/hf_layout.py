@@ -13,7 +13,7 @@ from typing import Any
 
 from prefect_augment.errors import InputError
 from prefect_augment.registry import FORMATS
-from prefect_augment.sources.images.files import SPLIT_NAMES
+from prefect_augment.sources.images.files import SPLIT_NAMES, match_segments
 from prefect_augment.storage import Store
 from prefect_augment.text import load_yaml
 
@@ -146,7 +146,7 @@ def _card_splits(paths: Sequence[str], store: Store) -> dict[str, list[str]]:
         return {}
     splits: dict[str, list[str]] = {}
     for split, patterns in _data_files(_chosen_config(configs, store).get("data_files")):
-        matching = [p for p in paths if any(_glob(pattern).fullmatch(p) for pattern in patterns)]
+        matching = [p for p in paths if any(_is_named(p, pattern) for pattern in patterns)]
         if not matching:
             raise InputError(
                 f"{store.uri}/{CARD} lists {_listed(patterns)} as the files of the split {split!r}, and the folder "
@@ -203,11 +203,8 @@ def _data_files(listed: Any) -> list[tuple[str, list[str]]]:
     return splits
 
 
-def _glob(pattern: str) -> re.Pattern[str]:
-    """Compile a glob: ``*`` and ``?`` stay within one segment, ``**`` spans any number."""
-    signs = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
-    return re.compile("".join(signs.get(part, re.escape(part)) for part in parts))
+def _is_named(path: str, pattern: str) -> bool:
+    return path == pattern or match_segments(path.split("/"), pattern.split("/"))
 
 
 def _named_splits(paths: Sequence[str]) -> dict[str, list[str]]:

@@ -5,6 +5,7 @@ images. All boxes stay in ``objects``.
 """
 
 import json
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -127,18 +128,20 @@ def _is_not_real(data: bytes) -> bool:
     """Tell whether one of our .json files marks its record as a copy, classic or synthetic."""
     if b"aug_origin" not in data:
         return False
-    try:
-        record = json.loads(data)
-    except ValueError:
-        return False
+    record = _json(data)
     return isinstance(record, dict) and record.get("aug_origin", "real") != "real"
 
 
-def _json_label(data: bytes, field: str) -> str:
+def _json(data: bytes) -> Any:
+    """Return the value, None if it is no JSON, or nested too deeply to be a label."""
     try:
-        record = json.loads(data)
-    except ValueError:
-        return ""
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _json_label(data: bytes, field: str) -> str:
+    record = _json(data)
     if not isinstance(record, dict):
         return ""
     for name in (field, *LABEL_FIELDS):
@@ -221,10 +224,7 @@ def _is_coco(member: Member) -> bool:
 
 
 def _coco(member: Member) -> dict[str, Any] | None:
-    try:
-        value = json.loads(member.data)
-    except ValueError:
-        return None
+    value = _json(member.data)
     lists = ("images", "annotations", "categories")
     if isinstance(value, dict) and all(isinstance(value.get(name), list) for name in lists):
         return value
@@ -250,7 +250,7 @@ def _coco_labels(members: Sequence[Member], source: Source) -> Labels:
                 if path is not None:
                     box = [float(v) for v in annotation.get("bbox") or ()]
                     boxes[path].append((names[annotation["category_id"]], box))
-        except (KeyError, TypeError, ValueError) as exc:
+        except (LookupError, TypeError, ValueError, ArithmeticError) as exc:
             raise InputError(
                 f"{member.path} is not whole COCO: {type(exc).__name__} {exc}; expected images (id, file_name), "
                 "categories (id, name) and annotations (image_id, category_id, bbox).",
@@ -317,8 +317,8 @@ def _voc_boxes(data: bytes) -> tuple[str, list[Box]] | None:
             name = thing.findtext("name", "").strip()
             if name:
                 boxes.append((name, box))
-    except (ET.ParseError, ValueError):
-        return None
+    except (ET.ParseError, ValueError, LookupError, ArithmeticError, RecursionError):
+        return None  # an unknown encoding is a LookupError
     return root.findtext("filename", "").strip(), boxes
 
 
@@ -334,9 +334,10 @@ def _yolo_lines(data: bytes) -> list[list[float]] | None:
     if not all(YOLO_LINE.match(line) for line in lines):
         return None
     try:
-        return [[float(v) for v in line.split()] for line in lines]
+        numbers = [[float(v) for v in line.split()] for line in lines]
     except ValueError:
         return None
+    return numbers if all(math.isfinite(line[0]) for line in numbers) else None
 
 
 def _yolo_labels(members: Sequence[Member], source: Source) -> Labels:
@@ -396,7 +397,7 @@ def _yolo_names(members: Sequence[Member]) -> tuple[dict[int, str], set[str]]:
         names = value.get("names") if isinstance(value, dict) else None
         if isinstance(names, list):
             return dict(enumerate(map(str, names))), {member.path}
-        if isinstance(names, dict) and all(str(k).isdigit() for k in names):
+        if isinstance(names, dict) and all(str(k).isdecimal() for k in names):
             return {int(k): str(v) for k, v in names.items()}, {member.path}
     return {}, set()
 

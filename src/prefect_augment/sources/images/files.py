@@ -257,11 +257,15 @@ def matches(path: str, pattern: str) -> bool:
 
 def match_segments(path: list[str], pattern: list[str]) -> bool:
     """Match a glob by segments: ``*`` stays within one, ``**`` spans any number."""
-    if not pattern:
-        return not path
-    if pattern[0] == "**":
-        return any(match_segments(path[i:], pattern[1:]) for i in range(len(path) + 1))
-    return bool(path) and fnmatchcase(path[0], pattern[0]) and match_segments(path[1:], pattern[1:])
+    reached = {0}  # how many segments of the path the pattern so far may have taken
+    for part in pattern:
+        if part == "**":
+            reached = set(range(min(reached), len(path) + 1))
+        else:
+            reached = {i + 1 for i in reached if i < len(path) and fnmatchcase(path[i], part)}
+        if not reached:
+            return False
+    return len(path) in reached
 
 
 def wanted(path: str, source: Source) -> bool:

@@ -52,6 +52,13 @@ DECODE_ERRORS = (
 )
 
 
+def _decode_errors() -> tuple[type[Exception], ...]:
+    """:data:`DECODE_ERRORS`, and what some decoders of Pillow raise for a frame or canvas of many pixels."""
+    from PIL import Image
+
+    return *DECODE_ERRORS, Image.DecompressionBombError
+
+
 class BadImageError(Exception):
     """Invalid image bytes; ``reason`` is one of few, ``detail`` says more."""
 
@@ -105,7 +112,7 @@ def header_of(data: bytes) -> ImageFile.ImageFile:
         try:
             file.seek(0)
             return factory(file, "")
-        except DECODE_ERRORS as exc:
+        except _decode_errors() as exc:
             detail = f"{name}: {exc}"
     raise BadImageError("undecodable", detail)
 
@@ -144,14 +151,14 @@ def _decode(image: ImageFile.ImageFile) -> int:
     """Decode all pixels and return the EXIF orientation."""
     try:
         image.load()
-    except DECODE_ERRORS as exc:
+    except _decode_errors() as exc:
         text = str(exc)
         cut = any(word in text.lower() for word in ("truncated", "unexpected end", "not enough"))
         raise BadImageError("truncated" if cut else "undecodable", text) from exc
     try:
         # A tag that cannot be read is no orientation; the pixels are whole all the same.
         orientation = image.getexif().get(ORIENTATION, UPRIGHT)
-    except DECODE_ERRORS:
+    except _decode_errors():
         return UPRIGHT
     return orientation if orientation in range(1, 9) else UPRIGHT
 
