@@ -301,7 +301,7 @@ def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]
 def quick_runs() -> Iterator[None]:
     """Soft labels by an ensemble of few members, and coarse charts: most of a small run's time.
 
-    For tests of what runs do around it; runs of the command line and of the README are whole in `make e2e`.
+    For tests of what runs do around it; the run of the README is whole in `make e2e`.
     """
     from prefect_augment.evaluation.classifiers import soft_label_ensemble as soft_labels
     from prefect_augment.figures import style as drawing

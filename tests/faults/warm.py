@@ -126,7 +126,7 @@ def rebalance_images(job: dict[str, Any]) -> int:
         source=Source(uri=job["source"]),
         destination=Destination(uri=job["destination"]),
         model=DiffusionModel(width=16, sampler_steps=2),
-        budget=Budget(steps=120, batch_size=16, device="cpu", checkpoint_seconds=0),
+        budget=Budget(steps=40, batch_size=16, device="cpu", checkpoint_seconds=0),
         evaluation=Evaluation(n_seeds=1, n_settings=1, n_bootstrap=100, on_no_gain="publish"),
         quality=Quality(near_copy_quantile=0.0, fidelity_quantile=0.0),
     )
@@ -251,7 +251,10 @@ IMPORTED = (
     "prefect_augment.report.markdown",
 )
 OF_IMAGES = (
+    "albumentations",
+    "torch._dynamo",  # which an optimizer imports
     "prefect_augment.evaluation.classifiers.convnet",
+    "prefect_augment.experiment.image_evaluator",
     "prefect_augment.genmodels.images.flow_matching",
 )
 

@@ -21,8 +21,8 @@ from prefect_augment.storage import open_store, read_manifest
 pytestmark = pytest.mark.e2e
 
 PARAMETERS: dict[str, Any] = {
-    "model": {"kind": "diffusion", "width": 16, "sampler_steps": 10, "guidance": 2.0},
-    "budget": {"steps": 300, "batch_size": 16, "checkpoint_seconds": 0, "device": "cpu"},
+    "model": {"kind": "diffusion", "width": 16, "sampler_steps": 2, "guidance": 2.0},
+    "budget": {"steps": 90, "batch_size": 16, "checkpoint_seconds": 0, "device": "cpu"},
     "evaluation": {"n_seeds": 1, "n_settings": 1, "n_bootstrap": 200, "on_no_gain": "publish"},
     "classic": {"image": "none"},
     "compute": {"workers": 1},
@@ -32,7 +32,7 @@ SHORT = {"CLASSIFIER_STEPS": "20"}
 
 
 @pytest.fixture(scope="module")
-def module_worker(deployed: Any) -> Iterator[Any]:
+def worker(deployed: Any) -> Iterator[Any]:
     """The worker of this test."""
     worker = deployed.worker(env=SHORT)
     yield worker
@@ -130,7 +130,7 @@ def test_a_run_cancelled_in_every_stage_and_retried_ends_with_the_same_bytes(
     ui.open_filled_form({**PARAMETERS, **uris})
 
     # In training, from the UI, a third of the way.
-    with ui.server.hold(destination, "_staging/train/*/resume/*.json", after=100) as held:
+    with ui.server.hold(destination, "_staging/train/*/resume/*.json", after=30) as held:
         run_id = ui.submit()
         run = Watched(ui.server, run_id)
         ui.leave()
