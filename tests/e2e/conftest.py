@@ -340,9 +340,10 @@ def _free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server for all tests of this folder; give deployments and destinations names of your own."""
     home = tmp_path_factory.mktemp("prefect-server")
+    shutil.copy(empty_database, home / "prefect.db")
     server = Server(home)
     try:
         server.start()
