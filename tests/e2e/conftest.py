@@ -131,6 +131,7 @@ class Server:
             "HOLD_WRITES": str(home / "barriers"),
             # The run of the README is as users have it (see hold/).
             "QUICK_RUNS": "1",
+            "CLASSIFIER_STEPS": "20",
             # The embedded default of source and destination lies below the home folder.
             "HOME": str(home),
         }
@@ -157,23 +158,17 @@ class Server:
         except httpx.TransportError:
             return False
 
-    def spawn(
-        self, words: Sequence[str], name: str, *, env: dict[str, str] | None = None
-    ) -> Process:
+    def spawn(self, words: Sequence[str], name: str) -> Process:
         """Start `python -m words…` with this server's environment; killed at the end."""
         log = self.home / f"{name}-{len(self._processes)}.log"
-        process = Process(
-            [sys.executable, "-m", *words], {**self.env, **(env or {})}, log, self.home
-        )
+        process = Process([sys.executable, "-m", *words], self.env, log, self.home)
         self._processes.append(process)
         return process
 
-    def worker(
-        self, pool: str = "local-process", *, limit: int = 3, env: dict[str, str] | None = None
-    ) -> Process:
+    def worker(self, pool: str = "local-process", *, limit: int = 3) -> Process:
         """Start a process worker; `.kill()` ends it with -9, flow runs and all; `.stop()` asks."""
         words = ["prefect", "worker", "start", "--pool", pool, "--type", "process"]
-        return self.spawn([*words, "--limit", str(limit)], f"worker-{pool}", env=env)
+        return self.spawn([*words, "--limit", str(limit)], f"worker-{pool}")
 
     def close(self) -> None:
         """End everything that was started here."""

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -27,16 +27,6 @@ PARAMETERS: dict[str, Any] = {
     "classic": {"image": "none"},
     "compute": {"workers": 1},
 }
-# Strategies are compared by a network of few steps: here nobody reads its scores.
-SHORT = {"CLASSIFIER_STEPS": "20"}
-
-
-@pytest.fixture(scope="module")
-def worker(deployed: Any) -> Iterator[Any]:
-    """The worker of this test."""
-    worker = deployed.worker(env=SHORT)
-    yield worker
-    worker.kill()
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +50,7 @@ def undisturbed(working: Any, digits: Path, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "params.yaml").write_text(json.dumps(PARAMETERS))  # JSON is YAML
     words = ["prefect_augment.cli.app", "rebalance", str(digits), str(folder / "out")]
-    process = working.spawn(
-        [*words, "--params", str(folder / "params.yaml")], "undisturbed", env=SHORT
-    )
+    process = working.spawn([*words, "--params", str(folder / "params.yaml")], "undisturbed")
 
     def finished() -> Path:
         assert process.popen.wait(timeout=300) == 0, process.output()[-3000:]
