@@ -165,10 +165,10 @@ class Server:
         self._processes.append(process)
         return process
 
-    def worker(self, pool: str = "local-process", *, limit: int = 3) -> Process:
+    def worker(self, pool: str = "local-process") -> Process:
         """Start a process worker; `.kill()` ends it with -9, flow runs and all; `.stop()` asks."""
         words = ["prefect", "worker", "start", "--pool", pool, "--type", "process"]
-        return self.spawn([*words, "--limit", str(limit)], f"worker-{pool}")
+        return self.spawn([*words, "--limit", "3"], f"worker-{pool}")
 
     def close(self) -> None:
         """End everything that was started here."""
