@@ -116,7 +116,7 @@ def test_demo_publishes_a_table_and_images_with_a_compared_generator(
 ) -> None:
     """The generator is trained as for users; what compares is shorter, as the quickstart's run is whole."""
     path = os.pathsep.join([str(HOLD), *filter(None, [os.environ.get("PYTHONPATH")])])
-    short = {"PYTHONPATH": path, "CLASSIFIER_STEPS": "60", "QUICK_RUNS": "1"}
+    short = {"PYTHONPATH": path, "CLASSIFIER_STEPS": "40", "QUICK_RUNS": "1"}
     done = prefect_augment("demo", tmp_path, "--json", timeout=900, **own, **short)
     assert done.returncode == 0, done.stderr[-3000:]
     found = last_line(done)
