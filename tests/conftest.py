@@ -3,11 +3,12 @@
 import importlib
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -166,13 +167,32 @@ def _write_later(file: int) -> None:
 
 
 @pytest.fixture(scope="session")
-def prefect_harness() -> Iterator[None]:
-    """Prefect's API with a database of its own, started once for all tests marked ``flow``."""
-    from prefect.testing.utilities import prefect_test_harness
+def empty_database() -> Path:
+    """What a Prefect server makes at its first start in six seconds of a core; kept for the next ones."""
+    path = REPOSITORY / "build" / f"prefect-{version('prefect')}.db"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as home:
+            words = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
+            subprocess.run(words, env={**os.environ, "PREFECT_HOME": home}, check=True)
+            Path(home, "prefect.db").replace(path)  # another process may have been as quick
+    return path
 
-    # On a busy machine the server has been seen to take 52 seconds.
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
+
+@pytest.fixture(scope="session")
+def prefect_harness(
+    empty_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Prefect's API with a database of its own, started once for all tests marked ``flow``."""
+    from prefect.testing import utilities
+
+    folder = tmp_path_factory.mktemp("harness")
+    shutil.copy(empty_database, folder / "prefect-test.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utilities, "mkdtemp", lambda: str(folder))
+        # On a busy machine the server has been seen to take 52 seconds.
+        with utilities.prefect_test_harness(server_startup_timeout=120):
+            yield
 
 
 @pytest.fixture(autouse=True)
@@ -301,7 +321,7 @@ def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]
 def quick_runs() -> Iterator[None]:
     """Soft labels by an ensemble of few members, and coarse charts: most of a small run's time.
 
-    For tests of what runs do around it; runs of the command line and of the README are whole in `make e2e`.
+    For tests of what runs do around it; the run of the README is whole in `make e2e`.
     """
     from prefect_augment.evaluation.classifiers import soft_label_ensemble as soft_labels
     from prefect_augment.figures import style as drawing

@@ -151,6 +151,7 @@ def test_a_wrong_label_ends_with_2_and_a_suggestion(
     [
         ("source: {uri: a, labell: b}", ["profile", "x"], "labell"),
         ("budget: {minutes: 5}", ["rebalance", "a", "b", "--minutes", "0"], "budget.minutes"),
+        ("budget: {minutes: 5}", ["rebalance", "a", "b", "--target", "best"], "median"),
         *(
             (
                 text,

@@ -1,9 +1,9 @@
 """A real Prefect server and real process workers on loopback, for all tests of this folder.
 
-`server` is started once; `server.worker(pool)` starts a worker, `server.deploy(folder)` deploys,
-`server.run(name)` makes a run of a deployment, `server.wait(run)` waits for its end, `server.hold(folder, paths)` keeps
-one in the middle of a stage. Everything that was started is killed at the end, with whatever it
-started itself.
+`server` is started once; `server.worker(pool)` starts a worker, `server.deploy()` deploys what the
+repository names, `server.add(name, …)` a deployment of a test's own, `server.run(name)` makes a run of
+one, `server.wait(run)` waits for its end, `server.hold(folder, paths)` keeps one in the middle of a stage.
+Everything that was started is killed at the end, with whatever it started itself.
 """
 
 import ctypes
@@ -129,8 +129,9 @@ class Server:
                 [str(REPOSITORY / "src"), str(HOLD), *filter(None, [os.environ.get("PYTHONPATH")])]
             ),
             "HOLD_WRITES": str(home / "barriers"),
-            # Runs of the command line and the README are as users have them (see hold/).
-            "FEW_MEMBERS": "1",
+            # The run of the README is as users have it (see hold/).
+            "QUICK_RUNS": "1",
+            "CLASSIFIER_STEPS": "20",
             # The embedded default of source and destination lies below the home folder.
             "HOME": str(home),
         }
@@ -157,23 +158,17 @@ class Server:
         except httpx.TransportError:
             return False
 
-    def spawn(
-        self, words: Sequence[str], name: str, *, env: dict[str, str] | None = None
-    ) -> Process:
+    def spawn(self, words: Sequence[str], name: str) -> Process:
         """Start `python -m words…` with this server's environment; killed at the end."""
         log = self.home / f"{name}-{len(self._processes)}.log"
-        process = Process(
-            [sys.executable, "-m", *words], {**self.env, **(env or {})}, log, self.home
-        )
+        process = Process([sys.executable, "-m", *words], self.env, log, self.home)
         self._processes.append(process)
         return process
 
-    def worker(
-        self, pool: str = "local-process", *, limit: int = 3, env: dict[str, str] | None = None
-    ) -> Process:
+    def worker(self, pool: str = "local-process") -> Process:
         """Start a process worker; `.kill()` ends it with -9, flow runs and all; `.stop()` asks."""
         words = ["prefect", "worker", "start", "--pool", pool, "--type", "process"]
-        return self.spawn([*words, "--limit", str(limit)], f"worker-{pool}", env=env)
+        return self.spawn([*words, "--limit", "3"], f"worker-{pool}")
 
     def close(self) -> None:
         """End everything that was started here."""
@@ -220,9 +215,30 @@ class Server:
         with self.client() as client, suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=content))
 
-    def deploy(self, folder: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-        """Deploy everything in a folder's prefect.yaml."""
-        return self.prefect("--no-prompt", "deploy", "--all", cwd=folder)
+    def deploy(self) -> subprocess.CompletedProcess[str]:
+        """Deploy everything in the repository's prefect.yaml."""
+        return self.prefect("--no-prompt", "deploy", "--all", cwd=REPOSITORY)
+
+    def add(
+        self,
+        name: str,
+        flow: str,
+        parameters: dict[str, Any],
+        *,
+        pool: str = "local-process",
+        **more: Any,
+    ) -> None:
+        """Make a deployment `flow/name` of one of our flows, and its pool."""
+        self.pool(pool)
+        with self.client() as client:
+            client.create_deployment(
+                flow_id=client.create_flow_from_name(flow),
+                name=name,
+                entrypoint=f"prefect_augment.flows.{flow}:{flow}",
+                parameters=parameters,
+                work_pool_name=pool,
+                **more,
+            )
 
     @contextmanager
     def here(self) -> Iterator[None]:
@@ -319,9 +335,10 @@ def _free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server for all tests of this folder; give deployments and destinations names of your own."""
     home = tmp_path_factory.mktemp("prefect-server")
+    shutil.copy(empty_database, home / "prefect.db")
     server = Server(home)
     try:
         server.start()
@@ -339,9 +356,9 @@ def deployed(server: Server) -> Server:
     return server
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def worker(server: Server) -> Iterator[Process]:
-    """A worker of the pool `local-process` for one test."""
+    """A worker of the pool `local-process` for the tests of a module."""
     server.pool("local-process")
     process = server.worker("local-process")
     yield process

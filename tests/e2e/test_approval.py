@@ -42,16 +42,7 @@ def deployed_rebalance(server: Any, make_table: Callable[..., pa.Table], tmp_pat
         "approval": {"ask": True},
     }
     name = f"approval-{tmp_path.name.replace('_', '-')}"
-    deployment = {
-        "name": name,
-        "entrypoint": "prefect_augment.flows.rebalance:rebalance",
-        "parameters": parameters,
-        "work_pool": {"name": "local-process"},
-    }
-    # JSON is YAML.
-    (tmp_path / "prefect.yaml").write_text(json.dumps({"pull": [], "deployments": [deployment]}))
-    server.pool("local-process")
-    server.deploy(tmp_path)
+    server.add(name, "rebalance", parameters)
     return f"rebalance/{name}"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,21 +12,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prefect.settings import PREFECT_API_URL
 
 pytestmark = pytest.mark.e2e
 
 
+HOLD = Path(__file__).parent / "hold"
+GIVEN = ["--label", "state", "--model", "trees"]
+
+
 def prefect_augment(
-    *arguments: object, home: Path, timeout: float = 400
+    *arguments: object, timeout: float = 400, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-    }
     return subprocess.run(
         [sys.executable, "-m", "prefect_augment.cli.app", *map(str, arguments)],
-        env=environment,
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -37,27 +38,48 @@ def last_line(done: subprocess.CompletedProcess[str]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's own: Prefect's database in it is made by the first command."""
-    return tmp_path_factory.mktemp("home")
+def own(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A user's home, where the first command makes Prefect's database, and each its API."""
+    home = str(tmp_path_factory.mktemp("home"))
+    return {"PREFECT_HOME": home, "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true"}
+
+
+@pytest.fixture(scope="module")
+def api(prefect_harness: None) -> dict[str, str]:
+    """A server that is there already, which spares a command the start of its own."""
+    return {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
+
+
+@pytest.fixture(scope="module")
+def folder(make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table, and parameters of few comparisons."""
+    folder = tmp_path_factory.mktemp("inputs")
+    pq.write_table(make_table(), folder / "in.parquet")
+    quick = "evaluation: {n_seeds: 1, n_settings: 1, n_bootstrap: 200, estimators: [logistic]}\n"
+    (folder / "quick.yaml").write_text(quick)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def waiting(folder: Path, own: dict[str, str]) -> dict[str, Any]:
+    """What a run says that leaves a proposal, `out`: all is compared, and nothing published."""
+    given = [*GIVEN, "--on-no-gain", "publish", "--params", folder / "quick.yaml"]
+    given += ["--require-approval", "--json"]
+    done = prefect_augment("rebalance", folder / "in.parquet", folder / "out", *given, **own)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result: dict[str, Any] = last_line(done)
+    return result
 
 
 @pytest.fixture
-def table(make_table: Callable[..., pa.Table], tmp_path: Path) -> Path:
-    pq.write_table(make_table(), tmp_path / "in.parquet")
-    return tmp_path / "in.parquet"
+def compared(waiting: dict[str, Any], folder: Path, tmp_path: Path) -> list[object]:
+    """A table, a copy of the destination where its strategies have been compared, and the parameters."""
+    out = shutil.copytree(folder / "out", tmp_path / "out")
+    return [folder / "in.parquet", out, *GIVEN, "--params", folder / "quick.yaml"]
 
 
-@pytest.fixture
-def quick(tmp_path: Path) -> Path:
-    path = tmp_path / "quick.yaml"
-    path.write_text("evaluation: {n_seeds: 1, n_bootstrap: 200, estimators: [logistic]}\n")
-    return path
-
-
-def test_rebalance_then_verify(table: Path, quick: Path, tmp_path: Path, home: Path) -> None:
-    given = ["--label", "state", "--model", "trees", "--on-no-gain", "publish", "--params", quick]
-    done = prefect_augment("rebalance", table, tmp_path / "out", *given, "--json", home=home)
+def test_rebalance_then_verify(compared: list[object], tmp_path: Path, api: dict[str, str]) -> None:
+    done = prefect_augment("rebalance", *compared, "--on-no-gain", "publish", "--json", **api)
     assert done.returncode == 0, done.stderr[-3000:]
     result = last_line(done)
     assert result["version"] == 1
@@ -67,33 +89,35 @@ def test_rebalance_then_verify(table: Path, quick: Path, tmp_path: Path, home: P
         assert name in result
     assert result["peak_rss_bytes"] > 0
 
-    checked = prefect_augment("verify", tmp_path / "out", "--json", home=home)
+    checked = prefect_augment("verify", tmp_path / "out", "--json", **api)
     assert checked.returncode == 0, checked.stderr
     assert last_line(checked)["problems"] == []
 
 
-def test_the_plan_alone_is_shown_as_a_table(table: Path, tmp_path: Path, home: Path) -> None:
-    done = prefect_augment(
-        "rebalance", table, tmp_path / "out", "--label", "state", "--plan-only", home=home
-    )
+def test_the_plan_alone_is_shown_as_a_table(
+    folder: Path, tmp_path: Path, api: dict[str, str]
+) -> None:
+    given = ["--label", "state", "--plan-only"]
+    done = prefect_augment("rebalance", folder / "in.parquet", tmp_path / "out", *given, **api)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Estimate" in done.stdout
     assert "cracked" in done.stdout
     assert not (tmp_path / "out" / "_manifests").exists()
 
 
-def test_a_refused_run_ends_with_3(table: Path, quick: Path, tmp_path: Path, home: Path) -> None:
-    given = ["--label", "state", "--on-no-gain", "fail", "--params", quick]
-    done = prefect_augment("rebalance", table, tmp_path / "out", *given, home=home)
+def test_a_refused_run_ends_with_3(compared: list[object], api: dict[str, str]) -> None:
+    done = prefect_augment("rebalance", *compared, "--on-no-gain", "fail", **api)
     assert done.returncode == 3, done.stderr[-3000:]
     assert "report.html" in done.stderr.replace("\n", "")
 
 
 def test_demo_publishes_a_table_and_images_with_a_compared_generator(
-    tmp_path: Path, home: Path
+    tmp_path: Path, own: dict[str, str]
 ) -> None:
-    """It ends within about three minutes on two free cores, and these may be shared."""
-    done = prefect_augment("demo", tmp_path, "--json", home=home, timeout=900)
+    """The generator is trained as for users; what compares is shorter, as the quickstart's run is whole."""
+    path = os.pathsep.join([str(HOLD), *filter(None, [os.environ.get("PYTHONPATH")])])
+    short = {"PYTHONPATH": path, "CLASSIFIER_STEPS": "40", "QUICK_RUNS": "1"}
+    done = prefect_augment("demo", tmp_path, "--json", timeout=900, **own, **short)
     assert done.returncode == 0, done.stderr[-3000:]
     found = last_line(done)
     for name in ("table", "images"):
@@ -113,37 +137,29 @@ def test_demo_publishes_a_table_and_images_with_a_compared_generator(
     sheets = [path.name for path in report.parent.glob("*.png")]
     assert any("eight" in name or "sheet" in name for name in sheets), sheets
 
-    checked = prefect_augment("verify", tmp_path / "images", home=home)
+    checked = prefect_augment("verify", tmp_path / "images")
     assert checked.returncode == 0, checked.stderr
 
 
-def test_bad_input_ends_with_2_and_says_what_to_do(table: Path, tmp_path: Path, home: Path) -> None:
-    done = prefect_augment("rebalance", table, tmp_path / "out", "--label", "stat", home=home)
+def test_bad_input_ends_with_2_and_says_what_to_do(
+    folder: Path, tmp_path: Path, own: dict[str, str]
+) -> None:
+    given = [folder / "in.parquet", tmp_path / "out", "--label", "stat"]
+    done = prefect_augment("rebalance", *given, **own)
     assert done.returncode == 2
     assert "did you mean 'state'" in " ".join(done.stderr.split())
-    done = prefect_augment(
-        "rebalance", table, tmp_path / "out", "--label", "state", "--target", "best", home=home
-    )
-    assert done.returncode == 2
-    assert "median" in done.stderr
 
 
 def test_a_version_that_waits_is_published_by_the_command(
-    table: Path, quick: Path, tmp_path: Path, home: Path
+    waiting: dict[str, Any], compared: list[object], api: dict[str, str]
 ) -> None:
-    given = ["--label", "state", "--model", "trees", "--on-no-gain", "publish", "--params", quick]
-    done = prefect_augment(
-        *("rebalance", table, tmp_path / "out", *given, "--require-approval", "--json"), home=home
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    waiting = last_line(done)
     assert (waiting["status"], waiting["version"]) == ("awaiting_approval", None)
 
-    answer = ["approve", tmp_path / "out", waiting["proposal"][:8], "--by", "Ada", "--json"]
-    raised = prefect_augment(*answer, "--amount", "cracked=999", home=home)
+    answer = ["approve", compared[1], waiting["proposal"][:8], "--by", "Ada", "--json"]
+    raised = prefect_augment(*answer, "--amount", "cracked=999", **api)
     assert raised.returncode == 2
     assert "999 records were requested" in " ".join(raised.stderr.split())
-    done = prefect_augment(*answer, "--amount", "cracked=2", home=home)
+    done = prefect_augment(*answer, "--amount", "cracked=2", **api)
     assert done.returncode == 0, done.stderr[-3000:]
     result = last_line(done)
     assert result["status"] == "published"

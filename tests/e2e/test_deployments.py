@@ -40,6 +40,7 @@ pytestmark = pytest.mark.e2e
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 POOL = "local-process"
+KILLED = "killed"  # whose worker is killed
 # Compared by the quick estimator alone.
 QUICK = {"n_seeds": 1, "n_settings": 1, "n_bootstrap": 100, "estimators": ["logistic"]}
 # Two heartbeats fit in, if only just: the least that Prefect sends is one in 30 seconds.
@@ -57,25 +58,6 @@ def automations() -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture
-def deploy(server: Any) -> Callable[..., None]:
-    """Make a deployment of the test's own: `deploy(name, flow, parameters, …)`."""
-
-    def do(name: str, flow: str, parameters: dict[str, Any], **more: Any) -> None:
-        server.pool(POOL)
-        with server.client() as client:
-            client.create_deployment(
-                flow_id=client.create_flow_from_name(flow),
-                name=name,
-                entrypoint=f"prefect_augment.flows.{flow}:{flow}",
-                parameters=parameters,
-                work_pool_name=POOL,
-                **more,
-            )
-
-    return do
 
 
 @contextmanager
@@ -139,7 +121,6 @@ def test_work_pools_take_their_templates(server: Any) -> None:
 def test_a_schedule_publishes_finds_nothing_new_then_extends_the_split(
     server: Any,
     worker: Any,
-    deploy: Callable[..., None],
     make_table: Callable[..., pa.Table],
     tmp_path: Path,
 ) -> None:
@@ -154,7 +135,7 @@ def test_a_schedule_publishes_finds_nothing_new_then_extends_the_split(
         "model": {"kind": "none"},
         "evaluation": QUICK,
     }
-    deploy(
+    server.add(
         "scheduled",
         "rebalance",
         parameters,
@@ -195,9 +176,8 @@ def test_a_schedule_publishes_finds_nothing_new_then_extends_the_split(
         (tmp_path / "2.parquet").rename(source / "2.parquet")
         server.until(lambda: latest_version(store) == 2, what="version 2")
     finally:
-        with server.client() as client:
-            for schedule in client.read_deployment_schedules(deployment):
-                client.delete_deployment_schedule(deployment, schedule.id)
+        with server.client() as client:  # with it go its runs that are due
+            client.delete_deployment(deployment)
     after = open_dataset(str(out))
     for split, ids in old.items():
         assert ids < set(after.to_table(split)["aug_id"].to_pylist()), f"{split} was extended"
@@ -220,38 +200,30 @@ def digits(folder: Path) -> Path:
 
 
 @pytest.fixture
-def slow_training(tmp_path: Path) -> dict[str, Any]:
-    """Parameters of a run that trains for about half a minute, with a checkpoint at every step."""
+def training(tmp_path: Path) -> dict[str, Any]:
+    """Parameters of a run that is training and little else, with a checkpoint at every step."""
     pytest.importorskip("torch", reason="needs the torch extra")
     return {
-        # All eights are one group, on one side of the split, so there is nothing to compare and the
-        # run is training and little else.
+        # All eights are one group, on one side of the split, so there is nothing to compare.
         "source": {"uri": str(digits(tmp_path / "source")), "group_pattern": r"(8(?=/)|0/\d+)"},
         "balance": {"target": "majority"},
         "model": {"kind": "diffusion", "size": 8, "width": 16, "sampler_steps": 1},
-        "budget": {
-            "steps": 600,
-            "minutes": 0.2,
-            "batch_size": 16,
-            "device": "cpu",
-            "checkpoint_seconds": 0,
-        },
+        "budget": {"steps": 60, "batch_size": 16, "device": "cpu", "checkpoint_seconds": 0},
         "seed": 1,
     }
 
 
 def test_a_run_whose_worker_was_killed_in_training_ends_from_its_checkpoint(
     server: Any,
-    deploy: Callable[..., None],
-    slow_training: dict[str, Any],
+    training: dict[str, Any],
     automations: ModuleType,
     tmp_path: Path,
 ) -> None:
     tag = "augment-killed"
     out = tmp_path / "out"
     evaluation = {"n_seeds": 1, "n_settings": 1, "n_bootstrap": 100, "on_no_gain": "publish"}
-    parameters = {**slow_training, "destination": {"uri": str(out)}, "evaluation": evaluation}
-    deploy("killed", "rebalance", parameters, tags=[tag])
+    parameters = {**training, "destination": {"uri": str(out)}, "evaluation": evaluation}
+    server.add("killed", "rebalance", parameters, pool=KILLED, tags=[tag])
     with server.client() as client:
         wanted = [
             automations.zombies(tag, silence_seconds=SILENCE_SECONDS),
@@ -259,7 +231,7 @@ def test_a_run_whose_worker_was_killed_in_training_ends_from_its_checkpoint(
         ]
         automations.install(wanted, client)
 
-    worker = server.worker(POOL)
+    worker = server.worker(KILLED)
     with server.hold(out, "_staging/train/*/resume/*.json", after=20) as held:
         run = server.run("rebalance/killed")
         with tracing(server, run):
@@ -271,7 +243,7 @@ def test_a_run_whose_worker_was_killed_in_training_ends_from_its_checkpoint(
         assert server.read(run).state_name == "Running", "nobody was left to say otherwise"
         assert latest_version(open_store(str(out))) is None
 
-        another = server.worker(POOL)
+        another = server.worker(KILLED)
         # It is Crashed for a moment, until the other automation has heard of it.
         ended = server.wait(run, ["COMPLETED", "FAILED", "CANCELLED"])
         another.stop()
@@ -300,16 +272,14 @@ def test_a_run_whose_worker_was_killed_in_training_ends_from_its_checkpoint(
 def test_two_runs_tagged_gpu_take_the_gpu_one_after_the_other(
     server: Any,
     worker: Any,
-    deploy: Callable[..., None],
-    slow_training: dict[str, Any],
+    training: dict[str, Any],
     tmp_path: Path,
 ) -> None:
     """On a machine without one, the tag asks for the slot."""
-    budget = {**slow_training["budget"], "steps": 60}
     runs = []
     for name in ("gpu-one", "gpu-two"):
-        given = {"destination": {"uri": str(tmp_path / name)}, "budget": budget}
-        deploy(name, "train", {**slow_training, **given}, tags=["gpu"])
+        out = {"destination": {"uri": str(tmp_path / name)}}
+        server.add(name, "train", {**training, **out}, tags=["gpu"])
     for name in ("gpu-one", "gpu-two"):
         runs.append(server.run(f"train/{name}"))
     with tracing(server, *runs):
@@ -362,7 +332,6 @@ def webhook() -> Iterator[tuple[str, list[str]]]:
 def test_a_published_version_runs_another_deployment_and_a_refused_one_is_told(
     server: Any,
     worker: Any,
-    deploy: Callable[..., None],
     automations: ModuleType,
     webhook: tuple[str, list[str]],
     make_table: Callable[..., pa.Table],
@@ -371,15 +340,17 @@ def test_a_published_version_runs_another_deployment_and_a_refused_one_is_told(
     url, heard = webhook
     pq.write_table(make_table(), tmp_path / "in.parquet")
     source = {"uri": str(tmp_path / "in.parquet"), "label": "state"}
-    deploy("publishes", "augment", {"source": source, "destination": {"uri": str(tmp_path / "a")}})
-    deploy("refused", "rebalance", {
+    server.add(
+        "publishes", "augment", {"source": source, "destination": {"uri": str(tmp_path / "a")}}
+    )
+    server.add("refused", "rebalance", {
         "source": source,
         "destination": {"uri": str(tmp_path / "b")},
         "model": {"kind": "none"},
         "evaluation": {**QUICK, "on_no_gain": "fail"},
     })  # fmt: skip
     # Of what was published, a model is trained: the template puts the event's payload into its form.
-    deploy("follows", "train", {"destination": {"uri": str(tmp_path / "c")}})
+    server.add("follows", "train", {"destination": {"uri": str(tmp_path / "c")}})
     with server.here(), server.client() as client:
         CustomWebhookNotificationBlock(name="people", url=url, json_data={"text": "{{body}}"}).save(
             "people", overwrite=True

@@ -110,7 +110,8 @@ def test_runs_killed_in_three_stages_and_run_again_end_with_the_same_bytes(
     run_here(source, template)
     expected = read_manifest(open_store(str(template)), 2)
 
-    deploy(server, source)
+    given = {"source": {"uri": str(source), "label": "kind"}, "model": {"kind": "trees"}}
+    server.add(NAME, "rebalance", {**given, "evaluation": QUICK}, pool=POOL)
     readers = {name: Reader(out) for name, out in outs.items()}
     for reader in readers.values():
         reader.start()
@@ -144,22 +145,6 @@ def test_runs_killed_in_three_stages_and_run_again_end_with_the_same_bytes(
 
 POOL = "killed-runs"
 NAME = "killed-in-three-stages"
-
-
-def deploy(server: Any, source: Path) -> None:
-    server.pool(POOL)
-    with server.client() as client:
-        client.create_deployment(
-            flow_id=client.create_flow_from_name("rebalance"),
-            name=NAME,
-            entrypoint="prefect_augment.flows.rebalance:rebalance",
-            parameters={
-                "source": {"uri": str(source), "label": "kind"},
-                "model": {"kind": "trees"},
-                "evaluation": QUICK,
-            },
-            work_pool_name=POOL,
-        )
 
 
 def start(server: Any, out: Path) -> Any:

@@ -13,6 +13,7 @@ with the random part of temporary names cut out; ``"events"`` names a file that 
 """
 
 import ctypes
+import importlib
 import json
 import os
 import re
@@ -125,7 +126,7 @@ def rebalance_images(job: dict[str, Any]) -> int:
         source=Source(uri=job["source"]),
         destination=Destination(uri=job["destination"]),
         model=DiffusionModel(width=16, sampler_steps=2),
-        budget=Budget(steps=120, batch_size=16, device="cpu", checkpoint_seconds=0),
+        budget=Budget(steps=40, batch_size=16, device="cpu", checkpoint_seconds=0),
         evaluation=Evaluation(n_seeds=1, n_settings=1, n_bootstrap=100, on_no_gain="publish"),
         quality=Quality(near_copy_quantile=0.0, fidelity_quantile=0.0),
     )
@@ -239,21 +240,44 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     return {"pid": pid, "code": os.waitstatus_to_exitcode(status)}
 
 
-def warm_up() -> None:
-    """Import what a run imports, and compute nothing: threads do not survive a fork.
+IMPORTED = (
+    "prefect_augment.cli.app",
+    "prefect_augment.cli.rebalance",
+    "prefect_augment.flows.rebalance",
+    "prefect_augment.genmodels.trees.model",
+    "prefect_augment.loading.dataset",
+    "prefect_augment.report.charts",
+    "prefect_augment.report.html",
+    "prefect_augment.report.markdown",
+)
+OF_IMAGES = (
+    "albumentations",
+    "torch._dynamo",  # which an optimizer imports
+    "prefect_augment.evaluation.classifiers.convnet",
+    "prefect_augment.experiment.image_evaluator",
+    "prefect_augment.genmodels.images.flow_matching",
+)
 
-    Soft labels are those of an ensemble of few members, the same in every run.
+
+def warm_up() -> None:
+    """Import what a run imports, which takes half of its time, and compute nothing: threads do not survive a fork.
+
+    Soft labels are those of a small ensemble and charts coarse, as by `quick_runs`, the same in every run.
     """
+    for name in IMPORTED + OF_IMAGES * ("images" in sys.argv):
+        importlib.import_module(name)
     from prefect_augment.evaluation.classifiers import soft_label_ensemble as soft_labels
+    from prefect_augment.figures import style
+    from prefect_augment.report.html import environment
 
     soft_labels.N_FOLDS, soft_labels.FOREST_TREES = 2, 10
+    style.DOTS_PER_INCH = (40,)
+    for template in environment().list_templates():
+        environment().get_template(template)
 
 
 def main() -> None:
     warm_up()
-    if "images" in sys.argv:
-        import prefect_augment.evaluation.classifiers.convnet
-        import prefect_augment.genmodels.images.flow_matching  # noqa: F401
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), flush=True)

@@ -43,15 +43,7 @@ def screenshots() -> Path:
 
 
 @pytest.fixture(scope="module")
-def module_worker(deployed: Any) -> Iterator[Any]:
-    """One worker for the tests of a module."""
-    worker = deployed.worker()
-    yield worker
-    worker.kill()
-
-
-@pytest.fixture(scope="module")
-def working(deployed: Any, module_worker: Any) -> Any:
+def working(deployed: Any, worker: Any) -> Any:
     """The server with our deployments and a worker."""
     return deployed
 

@@ -89,9 +89,9 @@ def send(ui: Any, dialog: Any) -> None:
 
 
 def test_a_rejected_run_publishes_nothing(
-    ui: Any, module_worker: Any, parameters: dict[str, Any], store: Store
+    ui: Any, worker: Any, parameters: dict[str, Any], store: Store
 ) -> None:
-    run_id = suspend(ui, module_worker, parameters, "ask")
+    run_id = suspend(ui, worker, parameters, "ask")
     ui.shot("30-suspended")
     dialog = ui.open_answer()
     dialog.get_by_text("Verdict", exact=False).first.wait_for()
@@ -107,9 +107,9 @@ def test_a_rejected_run_publishes_nothing(
 
 
 def test_an_approved_run_publishes_the_lowered_amount(
-    ui: Any, module_worker: Any, parameters: dict[str, Any], store: Store
+    ui: Any, worker: Any, parameters: dict[str, Any], store: Store
 ) -> None:
-    run_id = suspend(ui, module_worker, parameters, "ask", "ask_again")
+    run_id = suspend(ui, worker, parameters, "ask", "ask_again")
     dialog = ui.open_answer()
     amount = dialog.get_by_label(re.compile("^Add to cracked"))
     proposed = int(amount.input_value())

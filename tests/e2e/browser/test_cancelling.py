@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -21,22 +21,12 @@ from prefect_augment.storage import open_store, read_manifest
 pytestmark = pytest.mark.e2e
 
 PARAMETERS: dict[str, Any] = {
-    "model": {"kind": "diffusion", "width": 16, "sampler_steps": 10, "guidance": 2.0},
-    "budget": {"steps": 300, "batch_size": 16, "checkpoint_seconds": 0, "device": "cpu"},
+    "model": {"kind": "diffusion", "width": 16, "sampler_steps": 2, "guidance": 2.0},
+    "budget": {"steps": 90, "batch_size": 16, "checkpoint_seconds": 0, "device": "cpu"},
     "evaluation": {"n_seeds": 1, "n_settings": 1, "n_bootstrap": 200, "on_no_gain": "publish"},
     "classic": {"image": "none"},
     "compute": {"workers": 1},
 }
-# Strategies are compared by a network of few steps: here nobody reads its scores.
-SHORT = {"CLASSIFIER_STEPS": "20"}
-
-
-@pytest.fixture(scope="module")
-def module_worker(deployed: Any) -> Iterator[Any]:
-    """The worker of this test."""
-    worker = deployed.worker(env=SHORT)
-    yield worker
-    worker.kill()
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +50,7 @@ def undisturbed(working: Any, digits: Path, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "params.yaml").write_text(json.dumps(PARAMETERS))  # JSON is YAML
     words = ["prefect_augment.cli.app", "rebalance", str(digits), str(folder / "out")]
-    process = working.spawn(
-        [*words, "--params", str(folder / "params.yaml")], "undisturbed", env=SHORT
-    )
+    process = working.spawn([*words, "--params", str(folder / "params.yaml")], "undisturbed")
 
     def finished() -> Path:
         assert process.popen.wait(timeout=300) == 0, process.output()[-3000:]
@@ -130,7 +118,7 @@ def test_a_run_cancelled_in_every_stage_and_retried_ends_with_the_same_bytes(
     ui.open_filled_form({**PARAMETERS, **uris})
 
     # In training, from the UI, a third of the way.
-    with ui.server.hold(destination, "_staging/train/*/resume/*.json", after=100) as held:
+    with ui.server.hold(destination, "_staging/train/*/resume/*.json", after=30) as held:
         run_id = ui.submit()
         run = Watched(ui.server, run_id)
         ui.leave()

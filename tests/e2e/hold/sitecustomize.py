@@ -6,8 +6,8 @@ such writes go through. The next one leaves its process's id beside the barrier,
 the barrier is there, as it would for a store that is slow to answer.
 
 Runs are also made shorter where nobody looks at what is computed: with ``$CLASSIFIER_STEPS`` the network
-that compares strategies of images is trained for so many steps, and with ``$FEW_MEMBERS`` soft labels are those
-of a small ensemble, the fixture `quick_runs`'s.
+that compares strategies of images is trained for so many steps, and with ``$QUICK_RUNS`` soft labels are those of
+a small ensemble and charts coarse, as by the fixture `quick_runs`.
 """
 
 import fnmatch
@@ -67,6 +67,10 @@ def _teach_less(module: ModuleType) -> None:
         setattr(module, name, n)
 
 
+def _draw_coarsely(module: ModuleType) -> None:
+    module.DOTS_PER_INCH = (40,)  # type: ignore[attr-defined]
+
+
 class _Loader(importlib.abc.Loader):
     def __init__(self, loader: importlib.abc.Loader, change: Change) -> None:
         self.loader, self.change = loader, change
@@ -97,11 +101,12 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-CHANGES = {
-    "HOLD_WRITES": ("prefect_augment.storage.store", _hold_writes),
-    "CLASSIFIER_STEPS": ("prefect_augment.plan.estimate", _shorten_comparing),
-    "FEW_MEMBERS": ("prefect_augment.evaluation.classifiers.soft_label_ensemble", _teach_less),
-}
-for variable, (name, change) in CHANGES.items():
+CHANGES = (
+    ("HOLD_WRITES", "prefect_augment.storage.store", _hold_writes),
+    ("CLASSIFIER_STEPS", "prefect_augment.plan.estimate", _shorten_comparing),
+    ("QUICK_RUNS", "prefect_augment.evaluation.classifiers.soft_label_ensemble", _teach_less),
+    ("QUICK_RUNS", "prefect_augment.figures.style", _draw_coarsely),
+)
+for variable, name, change in CHANGES:
     if os.environ.get(variable):
         sys.meta_path.insert(0, _Finder(name, change))
