@@ -1,6 +1,6 @@
-"""kill -9 at 80 places of two runs, a reader at work throughout: old or new, never torn, and a rerun ends alike.
+"""kill -9 at 50 places of a run, a reader at work throughout: old or new, never torn, and a rerun ends alike.
 
-50 of them with soft labels, as is the default, and 30 with hard ones, which write by the same code elsewhere.
+Once with soft labels, as is the default, and once with hard ones.
 
 The runs are children of `warm.py`, which kill themselves at a named change of the destination. Places
 are taken from an undisturbed run: before and after the outcome of every stage and the manifest, and
@@ -27,7 +27,7 @@ from prefect_augment.storage import latest_version, open_store, read_manifest
 
 pytestmark = pytest.mark.faults
 
-N_KILLS = {"soft": 50, "hard": 30}
+N_KILLS = 50
 N_DESTINATIONS = 6
 DEADLINE_SECONDS = 300
 # All that a run with a generative model has at least, by its labels: SMOTE is mixed with hard ones alone.
@@ -113,7 +113,7 @@ def runs(
     )
 
 
-def choose(events: tuple[str, ...], labels: str) -> list[str]:
+def choose(events: tuple[str, ...], stages: tuple[str, ...]) -> list[str]:
     """Choose where to kill: the boundaries of all stages and of the commit, and others at random."""
     first: dict[str, int] = {}  # the same name again is the same place of a later run
     for i, event in enumerate(events):
@@ -126,10 +126,10 @@ def choose(events: tuple[str, ...], labels: str) -> list[str]:
             boundaries[f"{'after' if ends[1] == 'remove' else 'before'} {ends[2]}"] = event
         elif "_manifests/" in event or "README" in event:
             boundaries[event] = event
-    assert {f"before {stage}" for stage in STAGES[labels]} <= set(boundaries)
+    assert {f"before {stage}" for stage in stages} <= set(boundaries)
     named = set(boundaries.values())
     others = [event for event in first if event not in named]
-    chosen = random.Random(0).sample(others, N_KILLS[labels] - len(named))
+    chosen = random.Random(0).sample(others, N_KILLS - len(named))
     return sorted([*named, *chosen], key=first.__getitem__)
 
 
@@ -182,8 +182,8 @@ def reader(runs: Runs, warm: Any, destination: Path, tmp_path: Path) -> Iterator
 def test_a_run_killed_at_any_change_shows_the_old_version_or_the_new_and_a_rerun_ends_alike(
     n: int, runs: Runs, warm: Any, destination: Path, reader: Reader
 ) -> None:
-    places = choose(runs.events, runs.labels)
-    assert len(places) == N_KILLS[runs.labels]
+    places = choose(runs.events, STAGES[runs.labels])
+    assert len(places) == N_KILLS
     for place in places[n::N_DESTINATIONS]:
         at = {"at": place, "number": signal.SIGKILL}
         code, log = warm.run("rebalance", **runs.job(destination), signal=at)
