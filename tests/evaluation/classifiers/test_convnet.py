@@ -203,6 +203,29 @@ def test_the_finish_draws_real_records_and_keeps_the_classes_shares():
         assert np.bincount(y, shares) == pytest.approx([1 / 3] * 3, abs=0.03)
 
 
+def test_deferred_weights_count_after_their_share_of_the_steps():
+    y = np.repeat([0, 1, 2], [150, 40, 10])
+    training = phase(y, balanced_weights(y))
+    training.n_deferred = 8
+    before, after = (np.bincount(y, drawn(training, step, 200)) for step in (7, 8))
+    assert before == pytest.approx([0.75, 0.2, 0.05], abs=0.03)
+    assert after == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
+@pytest.mark.parametrize("loss", ["ce", "balanced_softmax"])
+def test_mixing_and_smoothing_leave_a_class_without_records_at_zero(loss):
+    rows = TRAINING[1] != 1
+    options = {"loss": loss, "mixing": "cutmix", "mixing_prob": 0.5, "steps": 3}
+    first, again = (
+        fit(TRAINING[0][rows], TRAINING[1][rows], smoothing=np.array([0.3, 0.0, 0.1]), **options)
+        for _ in range(2)
+    )
+    proba = first.predict_proba(TEST[0])
+    assert np.isfinite(proba).all()
+    assert (proba[:, 1] == 0).all()
+    assert np.array_equal(proba, again.predict_proba(TEST[0]))
+
+
 def test_learning_rate_rises_to_one_and_ends_at_almost_nothing():
     training = phase(np.zeros(3, dtype=np.int64))
     factors = [training.lr_factor(step, 100) for step in range(100)]

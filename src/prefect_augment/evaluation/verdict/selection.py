@@ -130,4 +130,5 @@ def _mean(scores: list[StrategyScore]) -> float:
 
 
 def _simplicity(strategy: Strategy) -> tuple[int, float, str]:
-    return SIMPLEST_FIRST.index(strategy.family), strategy.amount, strategy.name
+    family = "classic" if strategy.has_further else strategy.family
+    return SIMPLEST_FIRST.index(family), strategy.amount, strategy.name
