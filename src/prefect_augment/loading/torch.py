@@ -156,16 +156,12 @@ class TorchDataset(IterableDataset):
             raise ParameterError(f"epoch is {epoch}; epochs count from 0.")
         unknown = self._epochs is None and self._progress[1] < 0
         if epoch and unknown and (self._finish < 1 or self._deferred):
-            what = (
-                f"draws without weights in the first {self._deferred:.0%} of the training"
-                if self._deferred
-                else f"draws synthetic records in the first {self._finish:.0%} of the training only"
-            )
             logger.warning(
-                "The recipe %s: give its length with to_torch(epochs=…), or its progress with set_progress(share). "
-                "Until then they are drawn%s.",
-                what,
-                " by weight" if self._deferred else "",
+                "The recipe draws %s in the first %.0f %% of the training only: give its length with "
+                "to_torch(epochs=…), or its progress with set_progress(share). Until then they are drawn %s.",
+                "without weights" if self._deferred else "synthetic records",
+                100 * (self._deferred or self._finish),
+                "by weight" if self._deferred else "throughout",
             )
         self._progress[0] = float(epoch)
 

@@ -114,8 +114,8 @@ def _most_per_real(plan: BalancePlan) -> float:
 
 
 def _on_the_fly(strategy: Strategy, classic: Classic) -> Iterable[dict[str, Any]]:
-    # The user's own pipeline or function has its own strength; TrivialAugment has none.
-    own = bool(classic.policy or classic.plugin or classic.image == "trivial")
+    # The user's own pipeline or function has its own strength; TrivialAugment and RandAugment have none.
+    own = bool(classic.policy or classic.plugin or classic.image in ("trivial", "random"))
     for amount, times, strength in _CLASSIC:
         if own and strength in _OTHER_STRENGTHS:
             continue
