@@ -148,18 +148,18 @@ def test_p_and_strength_of_classic_augmentation_are_searched() -> None:
     assert {one.classic_strength for one in own} == {1.0}, "a pipeline goes as far as it says"
 
 
-def test_further_strategies_of_images_are_searched_and_counted() -> None:
+def test_strategies_of_images_on_request_are_searched_and_counted() -> None:
     """Each by the amount and by what it is about, with the user's own policy."""
     classic = Classic(image_strategies=list(get_args(ImageStrategy)), image_prob=0.4)
-    further = make_strategies("image", model=None, classic=classic)[6:]
-    assert [one.name for one in further] == classic.image_strategies
-    for strategy in further:
+    asked = make_strategies("image", model=None, classic=classic)[6:]
+    assert [one.name for one in asked] == classic.image_strategies
+    for strategy in asked:
         found = settings(strategy, plan=plan_of(), classic=classic)
         assert found[0] == strategy.model_copy(update={"amount": 1.0}), "its own setting first"
         assert len(found) == n_trained(found) == 4
         assert {one.amount for one in found} == {0.5, 1.0}
         assert {one.classic_prob for one in found} == {0.4}
-        assert all(one.has_further and not one.has_model for one in found)
+        assert all(one.is_on_request and not one.has_model for one in found)
 
 
 def test_copies_leave_no_record_that_counts_less_than_another() -> None:

@@ -75,13 +75,12 @@ def _one_of_14(m: float) -> Operation:
     factor = (round(1 - 0.9 * m, 6), round(1 + 0.9 * m, 6))
 
     def affine(name: str, x: float, y: float) -> Operation:
-        return _op(
-            "Affine", **{name: {"x": (0.0 - x, x), "y": (0.0 - y, y)}}, border_mode=REFLECT_101
-        )
+        ranges: Any = {name: {"x": (0.0 - x, x), "y": (0.0 - y, y)}}
+        return _op("Affine", **ranges, border_mode=REFLECT_101)
 
-    def colour(**changed: tuple[float, float]) -> Operation:
-        same = dict.fromkeys(("brightness", "contrast", "saturation"), (1.0, 1.0))
-        return _op("ColorJitter", **{**same, "hue": (0.0, 0.0), **changed})
+    def colour(name: str) -> Operation:
+        same: Any = dict.fromkeys(("brightness", "contrast", "saturation"), (1.0, 1.0))
+        return _op("ColorJitter", **{**same, name: factor}, hue=(0.0, 0.0))
 
     operations = (
         _op("NoOp"),
@@ -90,9 +89,9 @@ def _one_of_14(m: float) -> Operation:
         affine("translate_percent", 0.3 * m, 0.0),
         affine("translate_percent", 0.0, 0.3 * m),
         _op("Rotate", limit=(-30.0 * m, 30.0 * m), border_mode=REFLECT_101),
-        colour(brightness=factor),
-        colour(saturation=factor),
-        colour(contrast=factor),
+        colour("brightness"),
+        colour("saturation"),
+        colour("contrast"),
         _op("Sharpen", alpha=(0.0, 0.9 * m)),
         _op("Posterize", num_bits=(8 - round(4 * m), 8)),
         _op("Solarize", threshold_range=(1 - m, 1.0)),

@@ -51,16 +51,18 @@ def shares_trained(shares: Mapping[str, float], strategy: Strategy) -> dict[str,
 
     ``shares`` are those of the draws. A partner's class is drawn evenly from those in its batch.
     """
-    found = dict(shares)
+    trained = dict(shares)
     if mixed := strategy.mixing_prob * _PARTNER[strategy.mixing]:
         in_batch = {name: 1 - (1 - min(1.0, share)) ** _BATCH for name, share in shares.items()}
         total = sum(in_batch.values()) or 1.0
-        found = {k: (1 - mixed) * share + mixed * in_batch[k] / total for k, share in found.items()}
+        trained = {
+            k: (1 - mixed) * share + mixed * in_batch[k] / total for k, share in trained.items()
+        }
     if strategy.family == "loss":
-        found = {k: v / shares[k] ** strategy.amount if v else 0.0 for k, v in found.items()}
-        total = sum(found.values()) or 1.0
-        found = {k: v / total for k, v in found.items()}
-    return found
+        trained = {k: v / shares[k] ** strategy.amount if v else 0.0 for k, v in trained.items()}
+        total = sum(trained.values()) or 1.0
+        trained = {k: v / total for k, v in trained.items()}
+    return trained
 
 
 def smoothing_by_class(

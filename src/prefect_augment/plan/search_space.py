@@ -51,7 +51,7 @@ _CLASSIC: tuple[tuple[float, float | None, float], ...] = (
     *((1.0, None, 2.0), (1.0, 0.5, 1.0), (0.5, None, 1.0), (1.0, 1.0, 0.5)),
 )
 # (amount, value) of the field that a strategy of Classic.image_strategies is about.
-_FURTHER = {
+_ON_REQUEST = {
     "mixing_prob": ((1.0, 0.5), (0.5, 0.5), (1.0, 1.0), (1.0, 0.25)),
     "deferred": ((1.0, 0.6), (0.5, 0.6), (1.0, 0.8), (1.0, 0.4)),
     "smoothing": ((1.0, 0.3), (0.5, 0.3), (1.0, 0.1), (0.5, 0.1)),
@@ -92,7 +92,7 @@ def _settings(strategy: Strategy, plan: BalancePlan, classic: Classic) -> Iterab
     if strategy.has_model:
         on_images = strategy.real_only_finish < 1
         return _of_model(_IMAGE_MODEL if on_images else _MODEL, _most_per_real(plan))
-    for name, tried in _FURTHER.items():
+    for name, tried in _ON_REQUEST.items():
         if getattr(strategy, name):
             return ({"amount": amount, name: value} for amount, value in tried)
     if strategy.classic_prob:

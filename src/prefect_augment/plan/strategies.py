@@ -62,7 +62,7 @@ SYNTHETIC_SHARE_OF_STEPS = 0.6
 NATURAL = ("as_is", "threshold", "loss", "external")
 
 # Strategies of classic.image_strategies. On draws as the records are, CutMix with a rare partner is CMO.
-FURTHER: dict[str, dict[str, Any]] = {
+ON_REQUEST: dict[str, dict[str, Any]] = {
     "CMO": {"family": "loss", "mixing": "cutmix", "mixing_prob": 0.5},
     "CutMix": {"family": "weights", "mixing": "cutmix", "mixing_prob": 0.5},
     "mixup": {"family": "weights", "mixing": "mixup", "mixing_prob": 0.5},
@@ -87,7 +87,7 @@ def make_strategies(
         return image_strategies(
             model=model,
             classic_prob=classic.image_prob if classic.image != "none" else 0.0,
-            further=classic.image_strategies,
+            on_request=classic.image_strategies,
         )
     title = TITLES.get(classic.table, "")
     return table_strategies(model=model, classic=title, soft_labels=soft_labels)
@@ -117,11 +117,11 @@ def table_strategies(
 
 
 def image_strategies(
-    *, model: str | None, classic_prob: float, further: Iterable[str] = ()
+    *, model: str | None, classic_prob: float, on_request: Iterable[str] = ()
 ) -> tuple[Strategy, ...]:
     """The strategies for images, simplest first; amount 0 means: search :data:`AMOUNTS`.
 
-    ``further`` are names of :data:`FURTHER`, which have the classic policy where there is one. Logit
+    ``on_request`` are names of :data:`ON_REQUEST`, which have the classic policy where there is one. Logit
     adjustment after training (Menon et al. 2021, section 4.1) has no strategy of its own: tuned
     thresholds do it, and balanced softmax is its loss.
     """
@@ -136,9 +136,9 @@ def image_strategies(
             Strategy(name="resampling + classic", family="classic", **on_the_fly),
             Strategy(name="balanced softmax + classic", family="loss", **on_the_fly),
         ]
-    for name in dict.fromkeys(further):
+    for name in dict.fromkeys(on_request):
         strategies.append(
-            Strategy(name=name, amount=0.0, classic_prob=classic_prob, **FURTHER[name])
+            Strategy(name=name, amount=0.0, classic_prob=classic_prob, **ON_REQUEST[name])
         )
     if model:
         with_model = Strategy(

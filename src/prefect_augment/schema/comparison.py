@@ -74,7 +74,7 @@ class Strategy(Result):
         return self.family in ("model", "mixture", "external")
 
     @property
-    def has_further(self) -> bool:
+    def is_on_request(self) -> bool:
         """Whether images are mixed, labels smoothed, or weights come late."""
         return bool(self.mixing or self.smoothing or self.deferred)
 
