@@ -10,12 +10,15 @@ from prefect_augment.errors import EmptyClassError, ParameterError
 
 torch = pytest.importorskip("torch")
 
+from prefect_augment.evaluation.classifiers import convnet  # noqa: E402 - as below
 from prefect_augment.evaluation.classifiers.base import balanced_weights  # noqa: E402 - as below
 from prefect_augment.evaluation.classifiers.batch_transforms import (  # noqa: E402 - needs torch
     ClassicRanges,
     classic_batch,
 )
 from prefect_augment.evaluation.classifiers.convnet import (  # noqa: E402 - needs torch
+    OWN_PEAK_RATE,
+    PEAK_RATE,
     ConvNet,
     _Classifying,
     _draws,
@@ -327,3 +330,15 @@ def test_brightness_and_contrast_stay_in_their_ranges():
     spread = (contrast[:, 0, 3, 0] - contrast[:, 0, 0, 0]) / 0.4
     assert 1.09 < float(spread.max()) <= 1.1001
     assert torch.allclose(contrast.mean(dim=(1, 2, 3)), torch.tensor(0.5), atol=1e-5)
+
+
+def test_the_users_network_keeps_the_lower_rate(monkeypatch):
+    rates = []
+
+    def trained(phase, **_):
+        rates.append(phase.make_optimizers()["classifier"].param_groups[0]["lr"])
+
+    monkeypatch.setattr(convnet, "train", trained)
+    fit(*TRAINING)
+    fit(*TRAINING, make=lambda k, size, channels: ConvNet(channels, k, side=size, width=0.5))
+    assert rates == [PEAK_RATE, OWN_PEAK_RATE]
