@@ -53,8 +53,9 @@ MakeNetwork = Callable[[int, int, int], nn.Module]
 
 BATCH_SIZE = 128
 # AdamW with one cycle, as the prototype had it (research on images, section 9). For the built-in network twice the
-# prototype's rate is worth three points in as many steps on cifar10lt and magnetic_tile (12e-3 is worse on the latter,
-# and so are a shorter warm-up and averaged weights); the user's may need the lower one.
+# prototype's rate is worth about three points on magnetic_tile and in short training on cifar10lt, half a point in
+# 730 steps; 12e-3 loses that on the former. The user's network may need the lower rate. A shorter warm-up lost points,
+# and averaged weights brought none (docs/search.md).
 PEAK_RATE, OWN_PEAK_RATE = 6e-3, 3e-3
 WEIGHT_DECAY = 1e-2
 WARM_UP = 0.3  # share of the steps
