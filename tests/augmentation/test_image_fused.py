@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_left_to_albumentations(name: str, arguments: dict[
     assert fused(pipeline.nodes) is None
 
 
-@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"none", "trivial"}))
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"none", "trivial", "random"}))
 def test_presets_take_the_fast_path(name: str) -> None:
     assert fused(Pipeline(PRESETS[name], size=(32, 32)).nodes) is not None
 
@@ -290,7 +290,7 @@ def test_images_without_boxes_pass() -> None:
         assert (len(moved.boxes), len(moved.keypoints), moved.masks) == (0, 0, ())
 
 
-@pytest.mark.parametrize("preset", ["safe", "natural", "medical", "trivial"])
+@pytest.mark.parametrize("preset", ["safe", "natural", "medical", "trivial", "random"])
 def test_a_batch_is_what_each_image_alone_would_be(preset: str) -> None:
     policy = ImagePolicy.from_params(Classic(image=preset, image_prob=0.6))
     images = [picture(), picture()[:40, :52], picture()[..., :1].copy()] * 4

@@ -11,7 +11,7 @@ from prefect_augment.augmentation.image_presets import DOMAINS, check_allowed, s
 from prefect_augment.evaluation.classifiers.batch_transforms import ClassicRanges
 from prefect_augment.params import Classic
 
-SCALABLE = [name for name in DOMAINS if name not in ("none", "trivial")]
+SCALABLE = [name for name in DOMAINS if name not in ("none", "trivial", "random")]
 
 
 def picture() -> np.ndarray:

@@ -21,7 +21,7 @@ from prefect_augment.ingest.ingest import ingest
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.params import Balance, Evaluation, NoModel, Report, RunParams, Source
 from prefect_augment.plan.plan import plan
-from prefect_augment.plan.priors import class_shares, shares_after_loss
+from prefect_augment.plan.priors import class_shares, shares_trained
 from prefect_augment.plan.strategies import make_recipe
 from prefect_augment.report.build import report
 from prefect_augment.schema import (
@@ -253,9 +253,9 @@ def test_card_and_dataset_have_the_correction(releases: ModuleType, tmp_path: Pa
 
 def test_what_balanced_softmax_leaves_of_the_prior() -> None:
     shares = {"a": 0.9, "b": 0.1}
-    whole = shares_after_loss(shares, Strategy(name="loss", family="loss", amount=1.0))
+    whole = shares_trained(shares, Strategy(name="loss", family="loss", amount=1.0))
     assert whole == pytest.approx({"a": 0.5, "b": 0.5})
-    half = shares_after_loss(shares, Strategy(name="loss", family="loss", amount=0.5))
+    half = shares_trained(shares, Strategy(name="loss", family="loss", amount=0.5))
     assert half["a"] / half["b"] == pytest.approx(3)
 
 

@@ -356,7 +356,8 @@ def test_image_strategies_draw_the_balance_that_the_strategy_asks_for(
     found = planned(images, store)
     data = open_evaluator(store, experiment_of(images, found)).records
     synthetic = Synthetic(data.X[data.y == 1][:30], np.full(30, 1))
-    for strategy in make_strategies("image", model="diffusion", classic=Classic()):
+    classic = Classic(image_strategies=["CMO", "deferred re-weighting"])
+    for strategy in make_strategies("image", model="diffusion", classic=classic):
         strategy = strategy.model_copy(update={"amount": 1.0})
         drawn = drawn_training_set(
             strategy,
@@ -410,6 +411,33 @@ def test_plan_fits_the_classifiers_steps_to_records_and_budget(
     assert 0 < found.estimate.comparison_seconds < found.estimate.seconds
     hurried = plan(images, asked.model_copy(update={"budget": Budget(minutes=0.01)}), store)
     assert hurried.classifier_steps == 300, "fewer steps than that teach nothing"
+
+
+@pytest.mark.slow
+def test_strategies_on_request_train_as_they_say(images: DatasetRef, store: Store) -> None:
+    """Mixing, smoothing and late weights each make another classifier than the plain strategy, the same by seed."""
+    short = planned(images, store).model_copy(update={"classifier_steps": 4})
+    classic = Classic(image_strategies=["CMO", "CutMix", "label-aware smoothing"])
+    evaluator = open_evaluator(
+        store, experiment_of(images, short, evaluation=EVALUATION, budget=ON_CPU, classic=classic)
+    )
+    training, validation = rows_of(evaluator)
+
+    def said(strategy: Strategy) -> Any:
+        X = evaluator.records.X[validation]
+        return dict(evaluator.predictions(strategy, training, X, synthetic=None, seed=0))
+
+    asked = [
+        one.model_copy(update={"amount": 1.0})
+        for one in make_strategies("image", model=None, classic=classic)[-3:]
+    ]
+    changed = {one.name: said(one)["convolutional"] for one in asked}
+    none = {"mixing": "", "smoothing": 0.0}
+    plain = {one.name: said(one.model_copy(update=none))["convolutional"] for one in asked}
+    for name, proba in changed.items():
+        assert np.allclose(proba.sum(axis=1), 1), name
+        assert not np.allclose(proba, plain[name]), name
+    assert np.array_equal(said(asked[0])["convolutional"], changed["CMO"])
 
 
 @pytest.mark.slow

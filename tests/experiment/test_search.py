@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 from uuid import uuid4
 
 import pyarrow as pa
@@ -33,6 +34,7 @@ from prefect_augment.params import (
     Source,
     TreesModel,
 )
+from prefect_augment.params.balance import ImageStrategy
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.schedule import (
     Schedule,
@@ -144,6 +146,20 @@ def test_p_and_strength_of_classic_augmentation_are_searched() -> None:
     assert found[0].classic_prob == 0.4, "the user's own first"
     own = settings(strategy, plan=plan_of(), classic=Classic(policy="- HorizontalFlip: {p: 0.5}"))
     assert {one.classic_strength for one in own} == {1.0}, "a pipeline goes as far as it says"
+
+
+def test_strategies_of_images_on_request_are_searched_and_counted() -> None:
+    """Each by the amount and by what it is about, with the user's own policy."""
+    classic = Classic(image_strategies=list(get_args(ImageStrategy)), image_prob=0.4)
+    asked = make_strategies("image", model=None, classic=classic)[6:]
+    assert [one.name for one in asked] == classic.image_strategies
+    for strategy in asked:
+        found = settings(strategy, plan=plan_of(), classic=classic)
+        assert found[0] == strategy.model_copy(update={"amount": 1.0}), "its own setting first"
+        assert len(found) == n_trained(found) == 4
+        assert {one.amount for one in found} == {0.5, 1.0}
+        assert {one.classic_prob for one in found} == {0.4}
+        assert all(one.is_on_request and not one.has_model for one in found)
 
 
 def test_copies_leave_no_record_that_counts_less_than_another() -> None:

@@ -494,6 +494,113 @@ def test_repeated_draws_of_a_picture_are_changed_differently(
     assert all(len(set(pictures)) == len(pictures) for pictures in repeated)
 
 
+def mixing_images(tmp_path: Path, releases: ModuleType, messy_images: ModuleType) -> Dataset:
+    return publish_images(
+        tmp_path, releases, messy_images, synthetic={}, classic={}, class_weight={},
+        mixing="cutmix", mixing_prob=1.0, smoothing={"a": 0.3, "b": 0.0},
+    )  # fmt: skip
+
+
+def square(image: Any) -> Any:
+    """A picture as 8 by 8 numbers."""
+    return torch.nn.functional.interpolate(image[None].float(), (8, 8))[0]
+
+
+def test_a_recipe_that_mixes_is_applied_to_batches(
+    tmp_path: Path, releases: ModuleType, messy_images: ModuleType
+) -> None:
+    """By seed, epoch and the batch's values; hard labels become shares that sum to one."""
+    dataset = mixing_images(tmp_path, releases, messy_images)
+    plain = dataset.to_torch(channels=3, transform=square)
+    records = list(plain)[:12]
+    assert not plain.soft_targets
+    x, y = plain.collate(records)
+    assert y.tolist() == [y for _, y in records]
+
+    def mixed(seed: int = 0, epoch: int = 0) -> tuple[Any, Any]:
+        stream = dataset.to_torch(channels=3, transform=square, recipe=True, seed=seed)
+        stream.set_epoch(epoch)
+        assert stream.soft_targets
+        return stream.collate(records)
+
+    images, targets = mixed()
+    assert targets.shape == (12, len(plain.classes))
+    assert torch.allclose(targets.sum(dim=1), torch.ones(12))
+    assert not torch.equal(images, x)
+    assert all(torch.equal(a, b) for a, b in zip(mixed(), (images, targets), strict=True))
+    for other in (mixed(seed=1), mixed(epoch=1)):
+        assert not torch.equal(other[0], images)
+
+
+def test_other_columns_stay_beside_mixed_pictures_and_masks_are_refused(
+    tmp_path: Path, releases: ModuleType, messy_images: ModuleType
+) -> None:
+    dataset = mixing_images(tmp_path, releases, messy_images)
+
+    def only_the_picture(x: dict[str, Any]) -> dict[str, Any]:
+        return {**x, "image": square(x["image"])}
+
+    stream = dataset.to_torch(
+        columns=["image", "aug_id"], channels=3, recipe=True, transform=only_the_picture
+    )
+    records = list(stream)[:12]
+    x, _ = stream.collate(records)
+    assert x["aug_id"] == [one["aug_id"] for one, _ in records]
+    assert not torch.equal(x["image"], torch.stack([one["image"] for one, _ in records]))
+    with pytest.raises(ParameterError, match="'mask' where they were"):
+        dataset.to_torch(columns=["image", "mask"], recipe=True)
+
+
+@pytest.mark.slow
+def test_a_network_trains_on_the_batches_of_a_recipe_that_mixes(
+    tmp_path: Path, releases: ModuleType, messy_images: ModuleType
+) -> None:
+    dataset = with_recipe(
+        mixing_images(tmp_path, releases, messy_images),
+        loss="balanced_softmax",
+        mixing="mixup",
+        mixing_prob=0.5,
+    )
+    stream = dataset.to_torch(channels=3, recipe=True, transform=square)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, len(stream.classes)))
+    torch.nn.init.zeros_(network[1].weight)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    losses = []
+    for epoch in range(15):
+        stream.set_epoch(epoch)
+        loader = torch.utils.data.DataLoader(stream, batch_size=16, collate_fn=stream.collate)
+        losses.append(0.0)
+        for images, targets in loader:
+            logits = network(images / 255) + stream.log_prior
+            loss = torch.nn.functional.cross_entropy(logits, targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[-1] += loss.item()
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+
+def test_deferred_weights_count_in_the_last_part_of_the_training(table: Dataset) -> None:
+    rare = table.classes.index(TAIL)
+    n = sum(table.class_counts["train"][TAIL].values())
+
+    def drawn(stream: Any, epoch: int) -> int:
+        stream.set_epoch(epoch)
+        assert len(list(stream)) == len(stream)
+        return sum(y == rare for _, y in stream)
+
+    plain = table.to_torch(columns=["aug_id"], recipe=True)
+    late = with_recipe(table, deferred=0.5).to_torch(columns=["aug_id"], recipe=True, epochs=4)
+    by_weight = [drawn(plain, epoch) for epoch in range(4)]
+    found = [drawn(late, epoch) for epoch in range(4)]
+    assert all(abs(k - n) <= 1 for k in found[:2]), "as the records are"
+    assert min(by_weight) > n + 1
+    assert all(abs(k - by_weight[0]) <= 2 for k in found[2:])
+    late.set_progress(0.1)
+    assert abs(drawn(late, 3) - n) <= 1
+
+
 def test_what_the_training_loop_has_to_do_is_said(table: Dataset) -> None:
     stream = table.to_torch(recipe=True)
     assert (stream.loss, stream.thresholds, stream.log_prior) == ("cross_entropy", {}, None)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import pyarrow.compute as pc
 import pytest
@@ -11,9 +12,11 @@ from support.steps import candidates_with, experiment_of, publish_parts
 from prefect_augment.augmentation.image_policy import ImagePolicy
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.params import Classic, Publish
-from prefect_augment.plan.strategies import make_recipe, wanted_records
+from prefect_augment.params.balance import ImageStrategy
+from prefect_augment.plan.priors import shares_trained, smoothing_by_class
+from prefect_augment.plan.strategies import make_recipe, make_strategies, wanted_records
 from prefect_augment.publish.proposal import lowered
-from prefect_augment.schema import BalancePlan, DatasetRef, Strategy
+from prefect_augment.schema import BalancePlan, DatasetRef, Recipe, Strategy
 from prefect_augment.storage import Store, open_store
 
 DATASET = DatasetRef(
@@ -96,6 +99,46 @@ def test_the_recipe_holds_the_policy_as_far_as_it_was_searched(plan: BalancePlan
     assert "2 times as far" in found.sentence
     assert "25%" in found.sentence
     assert "balanced softmax" in found.sentence
+
+
+@pytest.mark.parametrize("name", get_args(ImageStrategy))
+def test_a_recipe_holds_what_is_mixed_smoothed_and_deferred(plan: BalancePlan, name: str) -> None:
+    pytest.importorskip("albumentations", reason="needs the extra 'images'")
+    classic = Classic(image_strategies=[name])  # type: ignore[list-item]
+    one = make_strategies("image", model=None, classic=classic)[-1]
+    recipe = make_recipe(
+        experiment_of(DATASET, plan, classic=classic), one.model_copy(update={"amount": 1.0}), []
+    )
+    stored = recipe.model_dump_json()
+    assert Recipe.model_validate_json(stored).model_dump_json() == stored
+    assert (recipe.mixing, recipe.mixing_prob, recipe.deferred) == (
+        one.mixing,
+        one.mixing_prob,
+        one.deferred,
+    )
+    assert recipe.smoothing == ({"common": one.smoothing, "rare": 0.0} if one.smoothing else {})
+    assert recipe.classic_policy == "safe"
+    balanced = recipe.class_weight["rare"] == pytest.approx(10 * recipe.class_weight["common"])
+    assert balanced != (recipe.loss == "balanced_softmax"), "balanced once, by weight or by loss"
+    said = {"mixing": "with a partner", "deferred": "in the first 60%", "smoothing": "Give 30%"}
+    for field, words in said.items():
+        assert (words in recipe.sentence) == bool(getattr(one, field))
+
+
+def test_mixing_moves_the_class_shares_that_a_network_learns() -> None:
+    """Half of the records mixed, half of each the partner's: a quarter of the labels is drawn evenly."""
+    shares = {"common": 0.9, "rare": 0.1}
+    mixup = Strategy(name="mixup", family="weights", mixing="mixup", mixing_prob=0.5)
+    assert shares_trained(shares, mixup) == pytest.approx({"common": 0.8, "rare": 0.2}, abs=1e-6)
+    loss = mixup.model_copy(update={"family": "loss", "amount": 1.0})
+    assert shares_trained(shares, loss)["rare"] == pytest.approx(2 / (2 + 0.8 / 0.9))
+
+
+def test_labels_of_large_classes_are_smoothed_most() -> None:
+    """Zhong et al. 2021, section 3.3: a quarter of a sine from the smallest class to the largest."""
+    found = smoothing_by_class([100, 55, 10, 0], 0.4)
+    assert found == pytest.approx([0.4, 0.4 * 0.5**0.5, 0.0, 0.0])
+    assert not smoothing_by_class([7, 7], 0.4).any()
 
 
 def test_torch_is_given_pictures_changed_as_far_as_the_recipe_says(

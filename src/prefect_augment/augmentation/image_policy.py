@@ -1,7 +1,7 @@
 """Classic augmentation of images: a policy, and a copy of an image under a seed.
 
 A policy's operations are albumentations'. If all of them fit one warp, one colour matrix and one blur
-(every preset but ``trivial``), :mod:`.image_fused` does them, else albumentations
+(every preset but ``trivial`` and ``random``), :mod:`.image_fused` does them, else albumentations
 (:mod:`.image_pipeline`). Either way a record's copy depends on its seed alone.
 """
 

@@ -65,28 +65,41 @@ _WARPS = ("ElasticTransform", "GridDistortion", "OpticalDistortion", "ThinPlateS
           "PiecewiseAffine")  # fmt: skip
 _CROPS = ("RandomResizedCrop", "RandomCrop", "CenterCrop", "RandomSizedCrop", "CropAndPad")
 
-# TrivialAugment (Müller & Hutter 2021, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", table
-# of the space "RA"): one of 14 operations, equally likely, with a uniform magnitude.
-_TRIVIAL = Operation(
-    "OneOf",
-    {"p": 1.0},
-    (
+
+def _one_of_14(m: float) -> Operation:
+    """One of 14 operations, equally likely, with a uniform magnitude up to the share ``m`` of the full one.
+
+    Müller & Hutter 2021, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", table of
+    the space "RA".
+    """
+    factor = (round(1 - 0.9 * m, 6), round(1 + 0.9 * m, 6))
+
+    def affine(name: str, x: float, y: float) -> Operation:
+        ranges: Any = {name: {"x": (0.0 - x, x), "y": (0.0 - y, y)}}
+        return _op("Affine", **ranges, border_mode=REFLECT_101)
+
+    def colour(name: str) -> Operation:
+        same: Any = dict.fromkeys(("brightness", "contrast", "saturation"), (1.0, 1.0))
+        return _op("ColorJitter", **{**same, name: factor}, hue=(0.0, 0.0))
+
+    operations = (
         _op("NoOp"),
-        _op("Affine", shear={"x": (-17.0, 17.0), "y": (0.0, 0.0)}, border_mode=REFLECT_101),
-        _op("Affine", shear={"x": (0.0, 0.0), "y": (-17.0, 17.0)}, border_mode=REFLECT_101),
-        _op("Affine", translate_percent={"x": (-0.3, 0.3), "y": (0.0, 0.0)}, border_mode=REFLECT_101),
-        _op("Affine", translate_percent={"x": (0.0, 0.0), "y": (-0.3, 0.3)}, border_mode=REFLECT_101),
-        _op("Rotate", limit=(-30.0, 30.0), border_mode=REFLECT_101),
-        _op("ColorJitter", brightness=(0.1, 1.9), contrast=(1.0, 1.0), saturation=(1.0, 1.0), hue=(0.0, 0.0)),
-        _op("ColorJitter", brightness=(1.0, 1.0), contrast=(1.0, 1.0), saturation=(0.1, 1.9), hue=(0.0, 0.0)),
-        _op("ColorJitter", brightness=(1.0, 1.0), contrast=(0.1, 1.9), saturation=(1.0, 1.0), hue=(0.0, 0.0)),
-        _op("Sharpen", alpha=(0.0, 0.9)),
-        _op("Posterize", num_bits=(4, 8)),
-        _op("Solarize", threshold_range=(0.0, 1.0)),
+        affine("shear", 17.0 * m, 0.0),
+        affine("shear", 0.0, 17.0 * m),
+        affine("translate_percent", 0.3 * m, 0.0),
+        affine("translate_percent", 0.0, 0.3 * m),
+        _op("Rotate", limit=(-30.0 * m, 30.0 * m), border_mode=REFLECT_101),
+        colour("brightness"),
+        colour("saturation"),
+        colour("contrast"),
+        _op("Sharpen", alpha=(0.0, 0.9 * m)),
+        _op("Posterize", num_bits=(8 - round(4 * m), 8)),
+        _op("Solarize", threshold_range=(1 - m, 1.0)),
         _op("AutoContrast"),
         _op("Equalize"),
-    ),
-)  # fmt: skip
+    )
+    return Operation("OneOf", {"p": 1.0}, operations)
+
 
 DOMAINS: dict[str, Domain] = {
     "none": Domain("Images are not augmented.", ()),
@@ -150,7 +163,14 @@ DOMAINS: dict[str, Domain] = {
     ),
     "trivial": Domain(
         "one of 14 operations of any strength (TrivialAugment), which include solarising, posterising and equalising",
-        (_TRIVIAL,),
+        (_one_of_14(1.0),),
+    ),
+    "random": Domain(
+        "two of 14 operations one after the other, each up to a third of its full strength (RandAugment); they include "
+        "solarising, posterising and equalising",
+        # Cubuk et al. 2020, "RandAugment: Practical Automated Data Augmentation", section 4: a random magnitude up to
+        # the level, here 10 of 30, does as well as a constant one.
+        (_one_of_14(1 / 3), _one_of_14(1 / 3)),
     ),
 }  # fmt: skip
 

@@ -33,7 +33,7 @@ from prefect_augment.evaluation.metrics.scores import predict_classes
 from prefect_augment.evaluation.metrics.slices import slices
 from prefect_augment.experiment.evaluator import Evaluator, Synthetic
 from prefect_augment.experiment.training_set import wanted_with
-from prefect_augment.plan.priors import class_shares, shares_after_loss, shares_of
+from prefect_augment.plan.priors import class_shares, shares_of, shares_trained
 from prefect_augment.schema import (
     CalibrationResult,
     HoldoutResult,
@@ -263,7 +263,7 @@ def _training_shares(
     synthetic = candidates if strategy.has_model else None
     wanted = wanted_with(strategy, counts, plan, synthetic, names)
     effective = shares_of(plan, {name: w.effective for name, w in wanted.items()})
-    return shares_after_loss(effective, strategy) if strategy.family == "loss" else effective
+    return shares_trained(effective, strategy)
 
 
 def _sentence(info: CalibrationResult) -> str:

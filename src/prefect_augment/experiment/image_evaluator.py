@@ -45,6 +45,7 @@ from prefect_augment.experiment.evaluator import (
 from prefect_augment.experiment.training_set import drawn_training_set
 from prefect_augment.nn.machine import classifier_size
 from prefect_augment.params import Classic, Evaluation, OwnEstimator
+from prefect_augment.plan.priors import smoothing_by_class
 from prefect_augment.schema import (
     BalancePlan,
     DatasetInfo,
@@ -194,6 +195,9 @@ class ImageEvaluator(OfExperiment):
         )
         y = data.class_of_stratum(self.plan)[drawn.strata]
         counts = np.bincount(y, minlength=len(data.classes)).astype(np.float64)
+        smoothing = None
+        if strategy.smoothing:
+            smoothing = smoothing_by_class(counts, strategy.smoothing)
         for name, make in self._networks.items():
             estimator = fit_image_classifier(
                 drawn.X,
@@ -208,6 +212,10 @@ class ImageEvaluator(OfExperiment):
                 augment_prob=strategy.classic_prob,
                 ranges=_ranges(self.params.classic, strategy),
                 change=_change(self.params.classic, strategy) if strategy.classic_prob else None,
+                mixing=strategy.mixing,
+                mixing_prob=strategy.mixing_prob,
+                smoothing=smoothing,
+                deferred=strategy.deferred,
                 synthetic=drawn.synthetic,
                 real_only_finish=strategy.real_only_finish,
                 width=self.plan.classifier_width,

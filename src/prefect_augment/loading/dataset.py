@@ -217,7 +217,8 @@ class Dataset:
         recipe : bool
             Apply the published recipe: draw by ``aug_weight``, change images by its classic policy, and draw
             synthetic records only in the first part of training (give its length by ``epochs`` or
-            ``set_progress``). The training loop applies the stream's ``loss``, ``log_prior`` and ``thresholds``.
+            ``set_progress``). The training loop applies the stream's ``loss``, ``log_prior`` and ``thresholds``;
+            the stream's ``collate``, as the loader's ``collate_fn``, mixes records and smooths labels.
         transform : callable, optional
             Applied to ``x``, after the recipe.
         shuffle : bool, optional
@@ -248,7 +249,9 @@ class Dataset:
         Examples
         --------
         >>> records = dataset.to_torch(recipe=True, epochs=30)  # doctest: +SKIP
-        >>> loader = torch.utils.data.DataLoader(records, batch_size=128, num_workers=4)  # doctest: +SKIP
+        >>> loader = torch.utils.data.DataLoader(
+        ...     records, batch_size=128, num_workers=4, collate_fn=records.collate
+        ... )  # doctest: +SKIP
         """
         try:
             from prefect_augment.loading.torch import TorchDataset

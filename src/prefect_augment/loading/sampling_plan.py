@@ -17,6 +17,7 @@ __all__ = [
     "Pass",
     "Reader",
     "draw_rows",
+    "natural_weights",
     "one_pass",
     "real_only_weights",
     "repeat_numbers",
@@ -199,3 +200,14 @@ def real_only_weights(weights: Float, synthetic: NDArray[np.bool_]) -> tuple[Flo
     factor = np.divide(total, real, out=np.zeros_like(total), where=real > 0)
     kept = np.where(synthetic[:, None], np.where(real > 0, 0.0, weights), weights * factor)
     return kept, factor
+
+
+def natural_weights(weights: Float, n_of_class: Int) -> tuple[Float, Float]:
+    """Return weights with which each class is drawn as often as it has records.
+
+    ``weights`` are sums per group and class, shape (n_groups, n_classes). Also returns each class's factor,
+    shape (n_classes,).
+    """
+    total = weights.sum(axis=0)
+    factor = np.divide(n_of_class, total, out=np.zeros_like(total), where=total > 0)
+    return weights * factor, factor

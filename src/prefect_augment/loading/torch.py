@@ -7,7 +7,8 @@ images.
 
 import functools
 import logging
-from collections import Counter, OrderedDict
+import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,15 +20,21 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from prefect_augment.augmentation.image_policy import PRESETS, ImagePolicy, record_seed
 from prefect_augment.errors import ParameterError, SchemaError
+from prefect_augment.evaluation.classifiers.mixing import (
+    LEAST_LOG_PRIOR,
+    mix_batch,
+    soft_targets,
+)
 from prefect_augment.loading.sampling_plan import (
     Part,
     Pass,
     Reader,
     draw_rows,
+    natural_weights,
     one_pass,
     real_only_weights,
     repeat_numbers,
@@ -54,7 +61,7 @@ OPENERS = 8
 # Several passes of an epoch may draw the same record; every draw gets its own number.
 DRAWS_PER_PASS, PASSES_PER_EPOCH = 1 << 32, 1 << 8
 # Purpose of random numbers, the last word of a seed; not 0, which a seed ignores.
-FOR_PASSES, FOR_ROWS, FOR_BLOCKS = 1, 2, 3
+FOR_PASSES, FOR_ROWS, FOR_BLOCKS, FOR_BATCHES = 1, 2, 3, 4
 
 
 class TorchDataset(IterableDataset):
@@ -72,7 +79,9 @@ class TorchDataset(IterableDataset):
         ``cross_entropy`` or ``balanced_softmax``.
     log_prior : Tensor of float32, shape (n_classes,), or None
         For the balanced softmax: add it to the logits in training only. Minus infinity for a class without
-        records.
+        records, or with soft targets a number that stands for it.
+    soft_targets : bool
+        Whether :meth:`collate` gives class shares: the recipe mixes records or smooths labels.
     thresholds : dict
         Estimator to class to multiplier of the predicted probability; empty if none was tuned. See
         :meth:`~prefect_augment.loading.dataset.Dataset.apply_thresholds`.
@@ -118,6 +127,7 @@ class TorchDataset(IterableDataset):
         schema = self._groups.schema
         self.features = _features(schema, columns, label)
         self._policy = _policy(recipe, schema, self.features)
+        self.soft_targets = recipe is not None and bool(recipe.mixing or recipe.smoothing)
         self._rows_of = RowMaker(
             schema, self.features, label, self.classes, channels, decode, transform
         )
@@ -129,7 +139,9 @@ class TorchDataset(IterableDataset):
         images = self._rows_of.images  # read separately
         plain = [name for name in self.features if name not in images]
         self._columns = list(dict.fromkeys([*plain, label, *lineage]))
-        self.log_prior = _log_prior(recipe, shards, self.classes)
+        self.log_prior = _log_prior(recipe, self._groups.n_of_class)
+        if self.log_prior is not None and self.soft_targets:
+            self.log_prior = self.log_prior.clamp(min=LEAST_LOG_PRIOR)
         # Epoch and progress of training; shared, so that persistent workers see changes.
         self._progress = torch.tensor([0.0, -1.0], dtype=torch.float64).share_memory_()
 
@@ -142,11 +154,14 @@ class TorchDataset(IterableDataset):
         """
         if epoch < 0:
             raise ParameterError(f"epoch is {epoch}; epochs count from 0.")
-        if epoch and self._finish < 1 and self._epochs is None and self._progress[1] < 0:
+        unknown = self._epochs is None and self._progress[1] < 0
+        if epoch and unknown and (self._finish < 1 or self._deferred):
             logger.warning(
-                "The recipe draws synthetic records in the first %.0f %% of the training only: give its length with "
-                "to_torch(epochs=…), or its progress with set_progress(share). Until then they are drawn.",
-                100 * self._finish,
+                "The recipe draws %s in the first %.0f %% of the training only: give its length with "
+                "to_torch(epochs=…), or its progress with set_progress(share). Until then they are drawn %s.",
+                "without weights" if self._deferred else "synthetic records",
+                100 * (self._deferred or self._finish),
+                "by weight" if self._deferred else "throughout",
             )
         self._progress[0] = float(epoch)
 
@@ -166,15 +181,23 @@ class TorchDataset(IterableDataset):
             return 1.0
         return self.recipe.real_only_finish
 
-    def _n_with_synthetic(self, epoch: int) -> int:
-        """Number of the epoch's records, the first ones, that may be synthetic."""
-        n, finish, share = self._groups.n_records, self._finish, float(self._progress[1])
+    @property
+    def _deferred(self) -> float:
+        """Share of training that draws without weights."""
+        return 0.0 if self.recipe is None else self.recipe.deferred
+
+    def _n_within(self, finish: float, epoch: int, *, unknown: int) -> int:
+        """Number of the epoch's records, the first ones, within the share ``finish`` of the training.
+
+        ``unknown``: the number where neither epochs nor progress say how far the training is.
+        """
+        n, share = self._groups.n_records, float(self._progress[1])
         if finish >= 1:
             return n
         if share >= 0:
             return n if share < finish else 0
         if self._epochs is None:
-            return n
+            return unknown
         return round(n * min(1.0, max(0.0, finish * self._epochs - epoch)))
 
     # --- records ---
@@ -207,8 +230,15 @@ class TorchDataset(IterableDataset):
         rng = self._rng(epoch, FOR_PASSES)
         if self.recipe is None:
             return [one_pass(groups.n_rows, rng)]
-        n = self._n_with_synthetic(epoch)
         largest = groups.largest.max()
+        if self._deferred:
+            n = self._n_within(self._deferred, epoch, unknown=0)
+            weights, factor = natural_weights(groups.weights, groups.n_of_class)
+            most = (groups.largest * factor).max()
+            passes = weighted_passes(n, weights.sum(axis=1), most, rng, factor=factor)
+            rest, weights = groups.n_records - n, groups.weights.sum(axis=1)
+            return passes + weighted_passes(rest, weights, largest, rng, number=len(passes))
+        n = self._n_within(self._finish, epoch, unknown=groups.n_records)
         passes = weighted_passes(n, groups.weights.sum(axis=1), largest, rng)
         if n < groups.n_records:
             weights, factor = real_only_weights(groups.weights, groups.synthetic)
@@ -272,10 +302,50 @@ class TorchDataset(IterableDataset):
         weights = table["aug_weight"].to_numpy().astype(np.float64)
         if one.factor is not None:
             factor = one.factor[self._rows_of.codes(table)]
-            is_synthetic = self._groups.synthetic[group]
+            is_synthetic = self._groups.synthetic[group] and not self._deferred
             weights = np.where(factor > 0, 0.0, weights) if is_synthetic else weights * factor
         rng = self._rng(epoch, one.number, group, FOR_ROWS)
         return draw_rows(one, place, weights, rng)
+
+    # --- batches ---
+
+    def collate(self, records: Sequence[tuple[Any, int]]) -> tuple[Any, Tensor]:
+        """One batch as the recipe mixes it, for ``DataLoader(..., collate_fn=stream.collate)``.
+
+        Parameters
+        ----------
+        records : sequence of (x, y)
+            What the stream yields, ``transform`` applied; images of one size.
+
+        Returns
+        -------
+        x
+            As torch's ``default_collate`` stacks it; of images some are mixed with another of the batch.
+        y : Tensor
+            int64 of shape (n,) where the recipe neither mixes nor smooths; else class shares, float32 of
+            shape (n, n_classes), which sum to one. ``cross_entropy`` takes both.
+
+        Notes
+        -----
+        Seed, epoch and the batch's own values decide, and neither the worker nor the order of batches.
+        See :func:`~prefect_augment.evaluation.classifiers.mixing.mix_batch`: the comparison mixed so.
+        """
+        x, y = default_collate([(x, y) for x, y in records])
+        recipe = self.recipe
+        if recipe is None or not self.soft_targets:
+            return x, y
+        smoothing = torch.tensor([recipe.smoothing.get(name, 0.0) for name in self.classes])
+        targets = soft_targets(y, torch.from_numpy(self._groups.n_of_class > 0), smoothing)
+        if not recipe.mixing:
+            return x, targets
+        images = x[self._rows_of.main] if isinstance(x, dict) else x
+        content = zlib.crc32(images.numpy().tobytes())
+        words = self._rng(int(self._progress[0]), content, FOR_BATCHES)
+        rng = torch.Generator().manual_seed(int(words.integers(2**63)))
+        mixed, targets = mix_batch(
+            images, y, targets, rng, mixing=recipe.mixing, prob=recipe.mixing_prob
+        )
+        return ({**x, self._rows_of.main: mixed} if isinstance(x, dict) else mixed), targets
 
     def _rng(self, *words: int) -> np.random.Generator:
         return np.random.default_rng((self._seed % 2**64, *words))
@@ -332,18 +402,20 @@ def _policy(
 ) -> ImagePolicy | None:
     """Return the recipe's classic policy if it has one and the image is read."""
     image = main_image(schema)
-    if recipe is None or not recipe.classic_policy or image not in features:
+    if recipe is None or not (recipe.classic_policy or recipe.mixing) or image not in features:
         return None
-    if not recipe.classic_config and recipe.classic_policy not in PRESETS:
-        raise ParameterError(
-            f"the recipe's classic policy {recipe.classic_policy!r} is not one of this release's "
-            f"({', '.join(PRESETS)}); upgrade prefect-augment, or read with recipe=False."
-        )
     beside = [f for f in features if f != image and pa.types.is_nested(schema.field(f).type)]
     if beside:
         raise ParameterError(
             f"the recipe moves the image and would leave {', '.join(map(repr, beside))} where they were; leave them "
             "out of columns, or read with recipe=False and change both yourself."
+        )
+    if not recipe.classic_policy:
+        return None
+    if not recipe.classic_config and recipe.classic_policy not in PRESETS:
+        raise ParameterError(
+            f"the recipe's classic policy {recipe.classic_policy!r} is not one of this release's "
+            f"({', '.join(PRESETS)}); upgrade prefect-augment, or read with recipe=False."
         )
     if recipe.classic_config:
         policy = ImagePolicy.from_config({**recipe.classic_config, "prob": recipe.classic_prob})
@@ -353,18 +425,13 @@ def _policy(
     return policy
 
 
-def _log_prior(
-    recipe: Recipe | None, shards: Sequence[ShardInfo], classes: Sequence[str]
-) -> Tensor | None:
+def _log_prior(recipe: Recipe | None, n_of_class: Int) -> Tensor | None:
     """Return the logarithm of each class's share of the records, to the power of the strategy's amount."""
     if recipe is None or recipe.loss != "balanced_softmax":
         return None
-    counts: Counter[str] = Counter()
-    for shard in shards:
-        counts.update(shard.class_counts)
-    n = np.array([counts[name] for name in classes], dtype=np.float64)
+    n = n_of_class.astype(np.float64)
     prior = np.where(n > 0, n**recipe.strategy.amount, 0.0)
-    log_prior = np.full(len(classes), -np.inf)
+    log_prior = np.full(len(n), -np.inf)
     np.log(prior / prior.sum(), out=log_prior, where=prior > 0)
     return torch.from_numpy(log_prior.astype(np.float32))
 
@@ -386,6 +453,7 @@ class _Groups:
         Float  # (n_groups, n_classes) sums of aug_weight; no columns if nothing is drawn by weight
     )
     largest: Float  # (n_classes,) largest aug_weight
+    n_of_class: Int  # (n_classes,) records
 
     @property
     def n_records(self) -> int:
@@ -436,6 +504,9 @@ def _read_groups(
         synthetic=np.repeat([s.origin == "synthetic" for s in shards], n_groups),
         weights=np.concatenate([sums for _, _, sums, _ in read]),
         largest=np.max([largest for _, _, _, largest in read], axis=0),
+        n_of_class=np.array(
+            [sum(s.class_counts.get(name, 0) for s in shards) for name in classes], dtype=np.int64
+        ),
     )
 
 

@@ -59,6 +59,9 @@ class Balance(Params):
         return self
 
 
+ImageStrategy = Literal["CMO", "CutMix", "mixup", "deferred re-weighting", "label-aware smoothing"]
+
+
 class Classic(Params):
     """Classic augmentation: the SMOTE family on tables, small changes of images."""
 
@@ -80,11 +83,19 @@ class Classic(Params):
     max_memory_mib: int = Field(default=2048, ge=64)
     """Refuse, with advice, when the estimate of the memory needed is above this."""
     image: Literal[
-        "safe", "natural", "characters", "medical", "texture", "vehicles", "trivial", "none"
+        "safe",
+        "natural",
+        "characters",
+        "medical",
+        "texture",
+        "vehicles",
+        "trivial",
+        "random",
+        "none",
     ] = "safe"
     """What is done to images. safe: turns by up to 10 degrees, scales by up to a tenth, shifts by up to 7 %, changes
     brightness and contrast by up to a tenth, never flips. Presets of a domain do more, and forbid what would change a
-    label there; trivial is TrivialAugment."""
+    label there; trivial is TrivialAugment, random is RandAugment."""
     policy: str = ""
     """A pipeline of albumentations as YAML, instead of a preset's operations; the preset named above still forbids.
     Example: '- Rotate: {limit: 5, p: 1.0}'."""
@@ -99,6 +110,10 @@ class Classic(Params):
     """Images with boxes: a box of which a smaller share of the area stays in the image is left out."""
     image_prob: float = Field(default=0.5, gt=0.0, le=1.0)
     """How many of the images that a classifier sees are changed at all."""
+    image_strategies: list[ImageStrategy] = Field(default=[])
+    """Strategies of images beside the usual ones. CMO pastes a rectangle of a rare class's image into any other, under
+    balanced softmax. CutMix and mixup do so, or take a mean of both, on images drawn evenly. Deferred re-weighting
+    draws evenly in the last part of the training only; label-aware smoothing trusts labels of large classes less."""
 
     @model_validator(mode="after")
     def _one_policy(self) -> "Classic":

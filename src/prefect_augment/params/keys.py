@@ -35,19 +35,19 @@ STEPS: dict[str, Step] = {
     "import": Step(5, ("source.max_megapixels",)),
     # A plan has no stored outcome; it is an input of the steps below.
     "plan": Step(1, ("balance", "budget.minutes", "budget.steps", "evaluation.n_settings")),
-    "check_policy": Step(2, ("classic.max_label_damage",)),
+    "check_policy": Step(3, ("classic.max_label_damage",)),
     "train": Step(
         6, ("model", "budget.minutes", "budget.steps", "budget.batch_size", "budget.reuse_growth")
     ),
     "sample": Step(2),
-    "filter": Step(6, ("quality",)),
+    "filter": Step(7, ("quality",)),
     "privacy": Step(3),
     "draws": Step(3, ("model", "quality")),
     "pilot": Step(7, _SCORES),
-    "predict": Step(1, _SCORES),
-    "score": Step(7, _SCORES),
+    "predict": Step(2, _SCORES),
+    "score": Step(8, _SCORES),
     "confirm": Step(
-        9,
+        10,
         (
             *_SCORES,
             "evaluation.n_seeds",

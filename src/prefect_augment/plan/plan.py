@@ -398,7 +398,9 @@ def _estimate_images(
     n_train = counts.get("training", 0) + counts.get("validation", 0)
     # With a model's candidates, or enough validation records, strategies are compared on validation alone.
     alone = has_model or _rarest(info) >= SMALL_VALIDATION["image"]
-    strategies = make_strategies("image", model="model" if has_model else None, classic=Classic())
+    strategies = make_strategies(
+        "image", model="model" if has_model else None, classic=params.classic
+    )
     folds = (1,) if alone else (N_FOLDS, N_FEWER_FOLDS, 1)
     seconds = math.inf if budget is None or budget.steps else 60 * COMPARISON_SHARE * budget.minutes
     widths = (1.0, 0.5) if n_train >= NARROW_BELOW else (1.0,)

@@ -57,7 +57,7 @@ def recipe_sentence(
         what += ", a record once for each class that it may belong to"
     if copies:
         how = "rare classes are duplicated, so read the train split as it is"
-    elif strategy.classic_prob or strategy.real_only_finish < 1:
+    elif strategy.classic_prob or strategy.real_only_finish < 1 or strategy.is_on_request:
         how = "draw records in proportion to the column aug_weight"
     else:
         how = "train with the column aug_weight as sample_weight (or draw records in proportion to it)"
@@ -90,5 +90,20 @@ def _on_the_fly(strategy: Strategy, policy: str) -> list[str]:
         )
         sentences.append(
             f"Apply the classic policy {policy!r}{far} to {strategy.classic_prob:.0%} of the records as they are drawn."
+        )
+    if strategy.deferred:
+        sentences.append(
+            f"Draw without weights in the first {strategy.deferred:.0%} of the training steps."
+        )
+    if strategy.mixing:
+        how = "a weighted mean" if strategy.mixing == "mixup" else "a rectangle of it pasted in"
+        sentences.append(
+            f"Mix {strategy.mixing_prob:.0%} of the records of a batch with a partner ({how}), and their labels in "
+            "proportion. The partner's class is drawn evenly from those in the batch (to_torch(recipe=True).collate)."
+        )
+    if strategy.smoothing:
+        sentences.append(
+            f"Give {strategy.smoothing:.0%} of the largest class's label to the other classes, of a smaller class's "
+            "less, and of the smallest's none, by smoothing in recipe.json. to_torch(recipe=True).collate does."
         )
     return sentences

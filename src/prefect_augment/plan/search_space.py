@@ -6,6 +6,8 @@ Settings are:
 
 - how far towards balance (:attr:`Strategy.amount <prefect_augment.schema.comparison.Strategy.amount>`);
 - for classic augmentation on the fly: share of images and strength (``classic_prob``, ``classic_strength``);
+- for images mixed in pairs: the share of them; for deferred re-weighting: from when on; for label-aware
+  smoothing: how much (``mixing_prob``, ``deferred``, ``smoothing``);
 - for synthetic records: how many per real one, their weight, and until when they are drawn
   (``per_real``, ``synthetic_weight``, ``real_only_finish``).
 """
@@ -50,6 +52,12 @@ _CLASSIC: tuple[tuple[float, float | None, float], ...] = (
     *((1.0, 1.0, 1.0), (0.5, 1.0, 1.0), (1.0, None, 1.0), (1.0, 1.0, 2.0)),
     *((1.0, None, 2.0), (1.0, 0.5, 1.0), (0.5, None, 1.0), (1.0, 1.0, 0.5)),
 )
+# (amount, value) of the field that a strategy of Classic.image_strategies is about.
+_ON_REQUEST = {
+    "mixing_prob": ((1.0, 0.5), (0.5, 0.5), (1.0, 1.0), (1.0, 0.25)),
+    "deferred": ((1.0, 0.6), (0.5, 0.6), (1.0, 0.8), (1.0, 0.4)),
+    "smoothing": ((1.0, 0.3), (0.5, 0.3), (1.0, 0.1), (0.5, 0.1)),
+}
 _OTHER_STRENGTHS = (2.0, 0.5)  # than the policy's own
 # Settings of a strategy with a model; missing fields are the strategy's own.
 _MODEL: tuple[dict[str, Any], ...] = (
@@ -86,6 +94,9 @@ def _settings(strategy: Strategy, plan: BalancePlan, classic: Classic) -> Iterab
     if strategy.has_model:
         on_images = strategy.real_only_finish < 1
         return _of_model(_IMAGE_MODEL if on_images else _MODEL, _most_per_real(plan))
+    for name, tried in _ON_REQUEST.items():
+        if getattr(strategy, name):
+            return ({"amount": amount, name: value} for amount, value in tried)
     if strategy.classic_prob:
         return _on_the_fly(strategy, classic)
     amounts = _BAGGING if strategy.family == "bagging" else _PLAIN
@@ -106,8 +117,8 @@ def _most_per_real(plan: BalancePlan) -> float:
 
 
 def _on_the_fly(strategy: Strategy, classic: Classic) -> Iterable[dict[str, Any]]:
-    # The user's own pipeline or function has its own strength; TrivialAugment has none.
-    own = bool(classic.policy or classic.plugin or classic.image == "trivial")
+    # The user's own pipeline or function has its own strength; TrivialAugment and RandAugment have none.
+    own = bool(classic.policy or classic.plugin or classic.image in ("trivial", "random"))
     for amount, times, strength in _CLASSIC:
         if own and strength in _OTHER_STRENGTHS:
             continue

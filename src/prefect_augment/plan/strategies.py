@@ -13,7 +13,7 @@ from typing import Any
 
 from prefect_augment.augmentation.image_policy import ImagePolicy
 from prefect_augment.params import Classic, Quality
-from prefect_augment.plan.priors import with_priors
+from prefect_augment.plan.priors import smoothing_by_class, with_priors
 from prefect_augment.plan.recipe_text import recipe_sentence
 from prefect_augment.schema import (
     BalancePlan,
@@ -61,6 +61,15 @@ SYNTHETIC_SHARE_OF_STEPS = 0.6
 # Families that keep the class frequencies.
 NATURAL = ("as_is", "threshold", "loss", "external")
 
+# Strategies of classic.image_strategies. On draws as the records are, CutMix with a rare partner is CMO.
+ON_REQUEST: dict[str, dict[str, Any]] = {
+    "CMO": {"family": "loss", "mixing": "cutmix", "mixing_prob": 0.5},
+    "CutMix": {"family": "weights", "mixing": "cutmix", "mixing_prob": 0.5},
+    "mixup": {"family": "weights", "mixing": "mixup", "mixing_prob": 0.5},
+    "deferred re-weighting": {"family": "weights", "deferred": 0.6},
+    "label-aware smoothing": {"family": "weights", "smoothing": 0.3},
+}
+
 EXTERNAL = Strategy(name="external records", family="external", tune_threshold=True)
 
 
@@ -83,7 +92,9 @@ def make_strategies(
     """
     if modality == "image":
         return image_strategies(
-            model=model, classic_prob=classic.image_prob if classic.image != "none" else 0.0
+            model=model,
+            classic_prob=classic.image_prob if classic.image != "none" else 0.0,
+            on_request=classic.image_strategies,
         )
     title = TITLES.get(classic.table, "")
     return table_strategies(model=model, classic=title, soft_labels=soft_labels, bagging=bagging)
@@ -114,8 +125,15 @@ def table_strategies(
     return beside_as_is(strategies)
 
 
-def image_strategies(*, model: str | None, classic_prob: float) -> tuple[Strategy, ...]:
-    """The strategies for images, simplest first; amount 0 means: search :data:`AMOUNTS`."""
+def image_strategies(
+    *, model: str | None, classic_prob: float, on_request: Iterable[str] = ()
+) -> tuple[Strategy, ...]:
+    """The strategies for images, simplest first; amount 0 means: search :data:`AMOUNTS`.
+
+    ``on_request`` are names of :data:`ON_REQUEST`, which have the classic policy where there is one. Logit
+    adjustment after training (Menon et al. 2021, section 4.1) has no strategy of its own: tuned
+    thresholds do it, and balanced softmax is its loss.
+    """
     strategies = [
         Strategy(name="threshold", family="threshold", amount=1.0),
         Strategy(name="balanced softmax", family="loss", amount=0.0),
@@ -127,6 +145,10 @@ def image_strategies(*, model: str | None, classic_prob: float) -> tuple[Strateg
             Strategy(name="resampling + classic", family="classic", **on_the_fly),
             Strategy(name="balanced softmax + classic", family="loss", **on_the_fly),
         ]
+    for name in dict.fromkeys(on_request):
+        strategies.append(
+            Strategy(name=name, amount=0.0, classic_prob=classic_prob, **ON_REQUEST[name])
+        )
     if model:
         with_model = Strategy(
             name=model, family="model", amount=0.0, real_only_finish=SYNTHETIC_SHARE_OF_STEPS
@@ -275,6 +297,10 @@ def make_recipe(
         thresholds=next((s.thresholds for s in scores if s.strategy == strategy), {}),
         estimators={e.title: e.digest for e in experiment.params.evaluation.own_estimators},
         loss="balanced_softmax" if strategy.family == "loss" else "cross_entropy",
+        mixing=strategy.mixing,
+        mixing_prob=strategy.mixing_prob,
+        smoothing=_smoothing(plan, strategy.smoothing),
+        deferred=strategy.deferred,
         classic_policy=name,
         classic_config=policy.info if policy else {},
         classic_prob=strategy.classic_prob,
@@ -290,6 +316,16 @@ def make_recipe(
         ),
     )
     return with_priors(recipe, plan)
+
+
+def _smoothing(plan: BalancePlan, most: float) -> dict[str, float]:
+    """By class, the share of its label that goes to the other classes; empty for hard labels."""
+    if not most:
+        return {}
+    n: dict[str, int] = {}
+    for entry in plan.classes:
+        n[entry.label] = n.get(entry.label, 0) + entry.n_real
+    return dict(zip(n, smoothing_by_class([*n.values()], most).tolist(), strict=True))
 
 
 def plain_recipe(

@@ -16,6 +16,7 @@ __all__ = [
     "EstimatorScore",
     "Look",
     "MeasureInfo",
+    "Mixing",
     "Recipe",
     "Strategy",
     "StrategyFamily",
@@ -43,6 +44,7 @@ StrategyFamily = Annotated[
         lambda family: "external" if family == "given" else family
     ),  # stored so before 0.2
 ]
+Mixing = Literal["", "mixup", "cutmix"]
 Decision = Literal["accept", "reject", "inconclusive"]
 SyntheticAnswer = Literal["proven", "preferred", "no gain shown", "harmful", "not tried"]
 
@@ -62,11 +64,20 @@ class Strategy(Result):
     per_real: float = 0.0  # most synthetic records per real one; 0: the plan's number
     synthetic_weight: float = 1.0  # of a synthetic record, a real one being 1
     real_only_finish: float = 1.0  # share of the steps, the first ones, with synthetic records
+    mixing: Mixing = ""  # of images in pairs, a rare class's with any other
+    mixing_prob: float = 0.0  # share of the mixed records
+    smoothing: float = 0.0  # of the largest class's label, the share that goes to the other classes
+    deferred: float = 0.0  # share of the steps, the first ones, without weights
 
     @property
     def has_model(self) -> bool:
         """Whether the strategy trains on synthetic records."""
         return self.family in ("model", "mixture", "external")
+
+    @property
+    def is_on_request(self) -> bool:
+        """Whether images are mixed, labels smoothed, or weights come late."""
+        return bool(self.mixing or self.smoothing or self.deferred)
 
     @property
     def is_control(self) -> bool:
@@ -95,6 +106,12 @@ class Strategy(Result):
             words.append(f"p {self.classic_prob:g}")
             if self.classic_strength != 1:
                 words.append(f"{self.classic_strength:g} times as strong")
+        if self.mixing:
+            words.append(f"{self.mixing} p {self.mixing_prob:g}")
+        if self.smoothing:
+            words.append(f"smoothing {self.smoothing:g}")
+        if self.deferred:
+            words.append(f"after {self.deferred:.0%} of the steps")
         if self.tune_threshold:
             words.append("threshold tuned")
         return ", ".join(words) or "–"
@@ -183,6 +200,11 @@ class Recipe(Result):
     classic_prob: float = 0.0  # share of the changed records
     real_only_finish: float = 1.0  # share of the steps, the first ones, with synthetic records
     synthetic_weight: float = 1.0  # of a synthetic record, a real one of its class being 1
+    mixing: Mixing = ""  # of the records of a batch in pairs
+    mixing_prob: float = 0.0  # share of the mixed records
+    # Share of a class's label that goes to the other classes; empty for hard labels.
+    smoothing: dict[str, float] = Field(default_factory=dict)
+    deferred: float = 0.0  # share of the steps, the first ones, without class_weight
     weights_from: int | None = (
         None  # version whose weights these are; None: computed for these records
     )

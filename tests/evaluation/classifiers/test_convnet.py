@@ -10,12 +10,15 @@ from prefect_augment.errors import EmptyClassError, ParameterError
 
 torch = pytest.importorskip("torch")
 
+from prefect_augment.evaluation.classifiers import convnet  # noqa: E402 - as below
 from prefect_augment.evaluation.classifiers.base import balanced_weights  # noqa: E402 - as below
 from prefect_augment.evaluation.classifiers.batch_transforms import (  # noqa: E402 - needs torch
     ClassicRanges,
     classic_batch,
 )
 from prefect_augment.evaluation.classifiers.convnet import (  # noqa: E402 - needs torch
+    OWN_PEAK_RATE,
+    PEAK_RATE,
     ConvNet,
     _Classifying,
     _draws,
@@ -203,6 +206,29 @@ def test_the_finish_draws_real_records_and_keeps_the_classes_shares():
         assert np.bincount(y, shares) == pytest.approx([1 / 3] * 3, abs=0.03)
 
 
+def test_deferred_weights_count_after_their_share_of_the_steps():
+    y = np.repeat([0, 1, 2], [150, 40, 10])
+    training = phase(y, balanced_weights(y))
+    training.n_deferred = 8
+    before, after = (np.bincount(y, drawn(training, step, 200)) for step in (7, 8))
+    assert before == pytest.approx([0.75, 0.2, 0.05], abs=0.03)
+    assert after == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
+@pytest.mark.parametrize("loss", ["ce", "balanced_softmax"])
+def test_mixing_and_smoothing_leave_a_class_without_records_at_zero(loss):
+    rows = TRAINING[1] != 1
+    options = {"loss": loss, "mixing": "cutmix", "mixing_prob": 0.5, "steps": 3}
+    first, again = (
+        fit(TRAINING[0][rows], TRAINING[1][rows], smoothing=np.array([0.3, 0.0, 0.1]), **options)
+        for _ in range(2)
+    )
+    proba = first.predict_proba(TEST[0])
+    assert np.isfinite(proba).all()
+    assert (proba[:, 1] == 0).all()
+    assert np.array_equal(proba, again.predict_proba(TEST[0]))
+
+
 def test_learning_rate_rises_to_one_and_ends_at_almost_nothing():
     training = phase(np.zeros(3, dtype=np.int64))
     factors = [training.lr_factor(step, 100) for step in range(100)]
@@ -304,3 +330,15 @@ def test_brightness_and_contrast_stay_in_their_ranges():
     spread = (contrast[:, 0, 3, 0] - contrast[:, 0, 0, 0]) / 0.4
     assert 1.09 < float(spread.max()) <= 1.1001
     assert torch.allclose(contrast.mean(dim=(1, 2, 3)), torch.tensor(0.5), atol=1e-5)
+
+
+def test_the_users_network_keeps_the_lower_rate(monkeypatch):
+    rates = []
+
+    def trained(phase, **_):
+        rates.append(phase.make_optimizers()["classifier"].param_groups[0]["lr"])
+
+    monkeypatch.setattr(convnet, "train", trained)
+    fit(*TRAINING)
+    fit(*TRAINING, make=lambda k, size, channels: ConvNet(channels, k, side=size, width=0.5))
+    assert rates == [PEAK_RATE, OWN_PEAK_RATE]

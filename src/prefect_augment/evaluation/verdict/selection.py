@@ -131,4 +131,5 @@ def _mean(scores: list[StrategyScore]) -> float:
 
 
 def _simplicity(strategy: Strategy) -> tuple[int, float, str]:
-    return SIMPLEST_FIRST.index(strategy.family), strategy.amount, strategy.name
+    family = "classic" if strategy.is_on_request else strategy.family
+    return SIMPLEST_FIRST.index(family), strategy.amount, strategy.name
