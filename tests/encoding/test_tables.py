@@ -134,7 +134,8 @@ def test_saved_encoder_gives_the_same_bytes(made: tuple[pa.Table, dict[str, str]
 def test_two_zeros_in_any_order_give_one_encoder() -> None:
     either, other = ([0.0, 0.0, -0.0], [-0.0, 0.0, 0.0])
     digests = {
-        fitted(one_column(values, pa.float32()), {"x": "numeric"}).digest for values in (either, other)
+        fitted(one_column(values, pa.float32()), {"x": "numeric"}).digest
+        for values in (either, other)
     }
     assert len(digests) == 1
 

@@ -4,6 +4,7 @@ A badly set baseline would flatter every generative model, so all that can be se
 searched: thresholds are tuned for every setting. Every prefix of the list is a sensible list.
 Settings are:
 
+- what records with doubted labels count (``doubted_weight``);
 - how far towards balance (:attr:`Strategy.amount <prefect_augment.schema.comparison.Strategy.amount>`);
 - for classic augmentation on the fly: share of images and strength (``classic_prob``, ``classic_strength``);
 - for synthetic records: how many per real one, their weight, and until when they are drawn
@@ -48,6 +49,8 @@ _CLASSIC: tuple[tuple[float, float | None, float], ...] = (
     *((1.0, 1.0, 1.0), (0.5, 1.0, 1.0), (1.0, None, 1.0), (1.0, 1.0, 2.0)),
     *((1.0, None, 2.0), (1.0, 0.5, 1.0), (0.5, None, 1.0), (1.0, 1.0, 0.5)),
 )
+# What a record with a doubted label counts: nothing, or less than others.
+_CLEAN = (0.0, 0.3)
 _OTHER_STRENGTHS = (2.0, 0.5)  # than the policy's own
 # Settings of a strategy with a model; missing fields are the strategy's own.
 _MODEL: tuple[dict[str, Any], ...] = (
@@ -84,6 +87,8 @@ def _settings(strategy: Strategy, plan: BalancePlan, classic: Classic) -> Iterab
     if strategy.has_model:
         on_images = strategy.real_only_finish < 1
         return _of_model(_IMAGE_MODEL if on_images else _MODEL, _most_per_real(plan))
+    if strategy.family == "clean":
+        return ({"amount": 1.0, "doubted_weight": weight} for weight in _CLEAN)
     if strategy.classic_prob:
         return _on_the_fly(strategy, classic)
     return ({"amount": amount} for amount in _PLAIN)
@@ -116,6 +121,8 @@ def pilot_groups(
     strategies: Sequence[Strategy], *, plan: BalancePlan, classic: Classic, copies: bool = False
 ) -> list[tuple[Strategy, ...]]:
     """Settings that pilots train together: each strategy's, and all strategies without settings as one group."""
+    # Doubted labels count less, which copies cannot say.
+    strategies = [s for s in strategies if not (copies and s.family == "clean")]
     tried = [
         settings(strategy, plan=plan, classic=classic, copies=copies) for strategy in strategies
     ]

@@ -59,8 +59,9 @@ OVERDRAW = {"utility": 4.0, "faithful": 1.5}
 # the harm that synthetic images did (research on images, section 9).
 SYNTHETIC_SHARE_OF_STEPS = 0.6
 # Families that keep the class frequencies.
-NATURAL = ("as_is", "threshold", "loss", "external")
+NATURAL = ("as_is", "threshold", "loss", "external", "clean")
 
+CLEAN = Strategy(name="clean labels", family="clean", amount=0.0, doubted_weight=0.0)
 EXTERNAL = Strategy(name="external records", family="external", tune_threshold=True)
 
 
@@ -90,6 +91,7 @@ def table_strategies(
         Strategy(name="threshold", family="threshold", amount=1.0),
         Strategy(name="class weights", family="weights", amount=0.0),
         Strategy(name="resampling", family="resampling", amount=0.0),
+        CLEAN,
     ]
     if classic:
         strategies.append(Strategy(name=classic, family="classic", amount=0.0))

@@ -19,6 +19,7 @@ SIMPLEST_FIRST = (
     "resampling",
     "classic",
     "soft_labels",
+    "clean",
     "model",
     "mixture",
 )
