@@ -50,7 +50,7 @@ _CLASSIC: tuple[tuple[float, float | None, float], ...] = (
     *((1.0, None, 2.0), (1.0, 0.5, 1.0), (0.5, None, 1.0), (1.0, 1.0, 0.5)),
 )
 # What a record with a doubted label counts: nothing, or less than others.
-_CLEAN = (0.0, 0.3)
+_CLEAN = (0.0, 0.3, 0.1, 0.5)
 _OTHER_STRENGTHS = (2.0, 0.5)  # than the policy's own
 # Settings of a strategy with a model; missing fields are the strategy's own.
 _MODEL: tuple[dict[str, Any], ...] = (
