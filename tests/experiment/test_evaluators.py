@@ -19,7 +19,7 @@ from prefect_augment.encoding.arrays import Labelled
 from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.errors import MissingExtraError
 from prefect_augment.experiment import table_evaluator
-from prefect_augment.experiment.audit import with_doubted
+from prefect_augment.experiment.audit import audit_list, with_doubted
 from prefect_augment.experiment.confirmation import confirm
 from prefect_augment.experiment.evaluator import (
     Evaluator,
@@ -206,6 +206,10 @@ def test_an_audit_finds_swapped_labels_and_reads_its_own_rows_alone(
     assert set(recipe.doubted) <= set(data.keys)
     assert set(recipe.doubted.values()) <= {0.25}
     assert sum(recipe.prior_train.values()) == pytest.approx(1.0)
+    listed = pq.read_table(io.BytesIO(audit_list(evaluator.experiment, store)))
+    doubted = listed.filter(listed["doubted"])["aug_id"].to_pylist()
+    assert set(doubted) == set(recipe.doubted), "what counts less stands in the list"
+    assert all(listed["reason"].to_pylist())
 
 
 @pytest.mark.slow
