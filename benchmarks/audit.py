@@ -11,7 +11,7 @@ the doubted records left out (0) or counted 0.3, less those trained on all; on s
 
 The score was chosen on ecoli, hypothyroid and mammography alone.
 
-    python benchmarks/audit.py [find|clean|images] [--sets NAME ...] [--seeds N] [--quick] [--json FILE]
+    python benchmarks/audit.py [find|clean|images] [--sets NAME ...] [--seeds N] [--rates R ...] [--quick] [--json FILE]
 """
 
 import argparse
@@ -365,21 +365,22 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=("find", "clean", "images"), default="find")
     parser.add_argument("--sets", nargs="+")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--rates", nargs="*", type=float, help="shares of flips; none: clean sets alone"
+    )
     parser.add_argument("--quick", action="store_true", help="the smallest set, one seed")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     names = args.sets or list(IMAGE_SETS if args.what == "images" else LABELS)
     names, n_seeds = (names[:1], 1) if args.quick else (names, args.seeds)
+    rates = ((0.05, 0.2) if args.what == "clean" else RATES) if args.rates is None else args.rates
     started, results = time.process_time(), []
     for name in names:
         for seed in range(n_seeds):
             of = image_set(name, seed) if args.what == "images" else table_set(name, seed)
             if args.what == "clean":
                 results.append(cleaned(of, 0.0, "uniform", seed))
-            plantings = [(r, k) for k in KINDS for r in RATES]
-            if args.what == "clean":
-                plantings = [(r, k) for r, k in plantings if r in (0.05, 0.2)]
-            for rate, kind in plantings:
+            for rate, kind in [(r, k) for k in KINDS for r in rates]:
                 if args.what == "clean":
                     results.append(cleaned(of, rate, kind, seed))
                 else:

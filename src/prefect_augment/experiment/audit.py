@@ -62,13 +62,13 @@ def audit_list(experiment: Experiment, store: Store) -> bytes:
     if len(data.y) <= MOST_COMPARED:
         space = evaluator.plain_space(data.X)
         is_far = unusual(space.nearest_others(space.place(data.X)))
-    found = {
+    reasons = {
         "the label is doubted": audit.doubted,
         "equal to a record with another label": contradicts,
         "equal to an earlier record": duplicate,
         "far from all other records": is_far,
     }
-    listed = np.flatnonzero(np.any([*found.values()], axis=0))
+    listed = np.flatnonzero(np.any([*reasons.values()], axis=0))
     listed = listed[np.argsort(-audit.score[listed], kind="stable")]
     classes = np.array(data.classes)
     table = pa.table(
@@ -78,7 +78,7 @@ def audit_list(experiment: Experiment, store: Store) -> bytes:
             "suggested": classes[audit.suggested[listed]],
             "score": audit.score[listed].round(4),
             "doubted": audit.doubted[listed],
-            "reason": ["; ".join(text for text, of in found.items() if of[i]) for i in listed],
+            "reason": ["; ".join(text for text, of in reasons.items() if of[i]) for i in listed],
         }
     )
     buffer = io.BytesIO()
