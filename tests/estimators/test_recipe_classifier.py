@@ -21,7 +21,7 @@ from support.staging import recipe_of
 
 from prefect_augment import Evaluation, RecipeClassifier
 from prefect_augment.errors import ParameterError
-from prefect_augment.schema import Recipe
+from prefect_augment.schema import Recipe, Strategy
 
 TRUE = {"common": 0.95, "rare": 0.05}
 HALF = {"common": 0.5, "rare": 0.5}
@@ -228,6 +228,26 @@ def test_a_class_that_the_recipe_does_not_know_is_named(data: Any) -> None:
     other = np.where(np.arange(len(y)) < 50, "new", y)
     with pytest.raises(ParameterError, match="class 'new' is none of the recipe's"):
         RecipeClassifier(LogisticRegression(), recipe()).fit(X, other)
+
+
+def test_a_recipe_of_clean_labels_audits_the_records_it_is_given() -> None:
+    """A tree learns every wrong label; without those that are doubted it learns fewer of them."""
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(rng.normal(size=(400, 2)), columns=["a", "b"])
+    right = np.where(X["a"] > 0.5, "rare", "often")
+    y = np.where(rng.random(400) < 0.1, np.where(right == "rare", "often", "rare"), right)
+    shares = {"often": float(np.mean(y == "often")), "rare": float(np.mean(y == "rare"))}
+    strategy = Strategy(name="clean labels", family="clean", doubted_weight=0.0)
+    clean = recipe(strategy=strategy, prior_true=shares, prior_train=shares)
+    tree = DecisionTreeClassifier(random_state=0)
+    plain, audited = (
+        RecipeClassifier(tree, one, random_state=0).fit(X, y) for one in (None, clean)
+    )
+    wrong = [float(np.mean(m.predict(X) != right)) for m in (plain, audited)]
+    assert wrong[1] < 0.5 * wrong[0]
+    weights = np.ones(len(y))
+    given = RecipeClassifier(tree, clean, random_state=0).fit(X, y, sample_weight=weights)
+    assert (given.predict(X) == plain.predict(X)).all(), "given weights are used unchanged"
 
 
 def test_a_recipe_of_soft_labels_relabels_real_records_and_weighs_the_classes() -> None:

@@ -18,6 +18,8 @@ from prefect_augment import experiment
 from prefect_augment.encoding.arrays import Labelled
 from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.errors import MissingExtraError
+from prefect_augment.experiment import table_evaluator
+from prefect_augment.experiment.audit import audit_list, with_doubted
 from prefect_augment.experiment.confirmation import confirm
 from prefect_augment.experiment.evaluator import (
     Evaluator,
@@ -29,6 +31,7 @@ from prefect_augment.experiment.evaluator import (
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.filter import filter_candidates
 from prefect_augment.experiment.score import choose, score
+from prefect_augment.experiment.table_evaluator import TableEvaluator, audit_table
 from prefect_augment.experiment.training_set import drawn_training_set
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import (
@@ -172,6 +175,41 @@ def test_every_strategy_without_a_model_gives_probabilities_of_all_classes(
         for proba in found.values():
             assert proba.shape == (len(validation), len(evaluator.records.classes))
             assert np.allclose(proba.sum(axis=1), 1)
+
+
+@pytest.mark.slow
+def test_an_audit_finds_swapped_labels_and_reads_its_own_rows_alone(
+    evaluator: Evaluator, dataset: DatasetRef, store: Store
+) -> None:
+    if not isinstance(evaluator, TableEvaluator):
+        pytest.skip("of tables")
+    training, validation = rows_of(evaluator)
+    data = evaluator.records
+    swapped = training[data.y[training] == 0][:6]
+    labels = (data.y.copy(), data.strata.copy())
+    for codes in labels:
+        codes[swapped] = 1
+        codes[validation] = np.roll(codes[validation], 1)
+    audits = []
+    for y, strata in (labels, (np.where(data.is_validation, data.y, labels[0]), labels[1])):
+        table_evaluator._recent.clear()
+        changed = replace(evaluator, records=replace(data, y=y, strata=strata))
+        audits.append(audit_table(changed, training, seed=3))
+    table_evaluator._recent.clear()
+    assert np.array_equal(audits[0].score, audits[1].score), "validation labels change nothing"
+    score = audits[0].score
+    assert np.median(score[np.isin(training, swapped)]) > np.quantile(score, 0.9)
+    assert audits[0].doubted.any()
+    assert audits[0].doubted.mean() < 0.2
+    clean = Strategy(name="clean labels", family="clean", doubted_weight=0.25)
+    recipe = with_doubted(make_recipe(evaluator.experiment, clean, []), evaluator.experiment, store)
+    assert set(recipe.doubted) <= set(data.keys)
+    assert set(recipe.doubted.values()) <= {0.25}
+    assert sum(recipe.prior_train.values()) == pytest.approx(1.0)
+    listed = pq.read_table(io.BytesIO(audit_list(evaluator.experiment, store)))
+    doubted = listed.filter(listed["doubted"])["aug_id"].to_pylist()
+    assert set(doubted) == set(recipe.doubted), "what counts less stands in the list"
+    assert all(listed["reason"].to_pylist())
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def test_a_run_publishes_a_version_that_verifies(published: Published) -> None:
     search = json.loads(Path(result.report).with_name("report.json").read_text())["search"]
     pilots, full = search["rungs"]
     assert {t["strategy"]["name"] for t in pilots["trials"]} == {
-        *("as is", "threshold", "class weights", "resampling", "SMOTE", "trees"),
+        *("as is", "threshold", "class weights", "resampling", "clean labels", "SMOTE", "trees"),
         *("soft labels", "ensemble"),
     }
     (control,) = (t for t in full["trials"] if t["strategy"]["name"] == "ensemble")

@@ -1,7 +1,7 @@
 """What the search has set goes out: in the recipe, in the weights of records, and in what torch is given."""
 
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import get_args
 
 import pyarrow.compute as pc
@@ -11,12 +11,14 @@ from support.steps import candidates_with, experiment_of, publish_parts
 
 from prefect_augment.augmentation.image_policy import ImagePolicy
 from prefect_augment.loading.dataset import open_dataset
+from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Classic, Publish
 from prefect_augment.params.balance import ImageStrategy
 from prefect_augment.plan.priors import shares_trained, smoothing_by_class
 from prefect_augment.plan.strategies import make_recipe, make_strategies, wanted_records
 from prefect_augment.publish.proposal import lowered
 from prefect_augment.schema import BalancePlan, DatasetRef, Recipe, Strategy
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Store, open_store
 
 DATASET = DatasetRef(
@@ -79,6 +81,32 @@ def test_published_weights_hold_what_a_synthetic_record_counts(
         (real,), (made,) = weight["real"], weight["synthetic"]
         assert made == pytest.approx(real / 2)
     assert pc.mean(table["aug_weight"]).as_py() == pytest.approx(1.0)
+
+
+def test_a_record_with_a_doubted_label_stays_and_counts_less(
+    releases: ModuleType, store: Store
+) -> None:
+    release = releases.stage_release(store)
+    ids = open_real_ids(release, store)
+    recipe = release.recipe.model_copy(update={"doubted": {ids[0]: 0.0, ids[1]: 0.25}})
+    publish_parts(**{**vars(release), "recipe": recipe, "publish": Publish()})
+    dataset = open_dataset(store.uri)
+    table = dataset.to_table(origins=["real"])
+    weight = dict(zip(table["aug_id"].to_pylist(), table["aug_weight"].to_pylist(), strict=True))
+    name = dict(zip(table["aug_id"].to_pylist(), table["label"].to_pylist(), strict=True))
+    whole = {name[i]: w for i, w in weight.items() if i not in ids[:2]}
+    assert set(weight) == set(ids), "counts in are counts out"
+    assert weight[ids[0]] == 0
+    assert weight[ids[1]] == pytest.approx(whole[name[ids[1]]] / 4)
+    assert dataset.sample_weight().mean() == pytest.approx(1.0)
+    assert not verify(store).problems
+
+
+def open_real_ids(release: SimpleNamespace, store: Store) -> list[str]:
+    """Ids of the real records that are published for training."""
+    parts = ["training", "validation"]
+    table = read_part(store, load_info(release.dataset, store), parts)
+    return sorted(table["aug_id"].to_pylist())
 
 
 def test_the_recipe_holds_the_policy_as_far_as_it_was_searched(plan: BalancePlan) -> None:

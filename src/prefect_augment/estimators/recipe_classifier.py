@@ -1,6 +1,6 @@
 """``RecipeClassifier``: a scikit-learn classifier trained and read by a published recipe."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -28,6 +28,7 @@ from prefect_augment.evaluation.classifiers.own_estimator import fit_weighted
 from prefect_augment.evaluation.classifiers.soft_label_ensemble import fit_teacher, own_label_rows
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.metrics.thresholds import tune_multipliers
+from prefect_augment.evaluation.quality.label_audit import audit_labels, clean_weights
 from prefect_augment.loading.probabilities import (
     class_names,
     multipliers_of,
@@ -44,25 +45,45 @@ Float = NDArray[np.float64]
 N_FOLDS = 5
 
 
+def _out_of_fold(
+    X: Any, classes: NDArray[Any], codes: NDArray[np.int64], *, seed: int
+) -> Callable[[Float | None], Float]:
+    """What gives out-of-fold probabilities by an ensemble, given weights of the records."""
+    table, label = Layout.of(X).with_classes(X, class_names(list(classes)), codes)
+    columns = describe_columns(table, label=label, overrides=[])
+    encoder = TableEncoder.fit(table, columns=columns, label=label)
+    matrix = encoder.encode(table)
+
+    def predict(weights: Float | None) -> Float:
+        return fit_teacher(
+            matrix,
+            codes,
+            is_category=encoder.is_category,
+            n_levels=encoder.n_levels,
+            n_classes=len(classes),
+            seed=seed if weights is None else seed + 1,
+            weights=weights,
+        ).of_training
+
+    return predict
+
+
 def _soft_labelled(
     X: Any, y: NDArray[Any], *, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[Any], Float]:
     """A row for each record and class that it may belong to: record, class and the class's share."""
     classes, codes = np.unique(y, return_inverse=True)
-    table, label = Layout.of(X).with_classes(X, class_names(list(classes)), codes)
-    columns = describe_columns(table, label=label, overrides=[])
-    encoder = TableEncoder.fit(table, columns=columns, label=label)
-    matrix = encoder.encode(table)
-    teacher = fit_teacher(
-        matrix,
-        codes,
-        is_category=encoder.is_category,
-        n_levels=encoder.n_levels,
-        n_classes=len(classes),
-        seed=seed,
-    )
-    rows, labels, shares = own_label_rows(teacher.of_training, codes)
+    proba = _out_of_fold(X, classes, codes, seed=seed)(None)
+    rows, labels, shares = own_label_rows(proba, codes)
     return rows, classes[labels], shares
+
+
+def _audited(X: Any, y: NDArray[Any], recipe: Recipe, *, seed: int) -> Float:
+    """Weights of the records; one whose label an audit of these records doubts counts less."""
+    classes, codes = np.unique(y, return_inverse=True)
+    audit = audit_labels(codes, _out_of_fold(X, classes, codes, seed=seed))
+    weights = clean_weights(audit, recipe.strategy.doubted_weight)
+    return np.asarray(weights / weights.mean())
 
 
 def _gives_probabilities(self: "RecipeClassifier") -> bool:
@@ -153,8 +174,9 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         sample_weight : array-like, shape (n_records,), optional
             ``dataset.sample_weight()``, for the records of ``dataset.to_table()``, used unchanged.
             Without it every class of ``y`` is weighted to its share in the recipe, which must not
-            have synthetic records with soft labels. A recipe of soft labels of the real records weighs
-            the rows that it makes of them by the classes' shares, whatever is given.
+            have synthetic records with soft labels; a recipe of clean labels audits these records anew.
+            A recipe of soft labels of the real records weighs the rows that it makes of them by the
+            classes' shares, whatever is given.
 
         Raises
         ------
@@ -171,7 +193,11 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         relabels = recipe is not None and recipe.strategy.family == "soft_labels"
         weights = sample_weight
         if sample_weight is None and not relabels:
-            weights = self._weights(recipe, y)
+            if recipe is not None and recipe.strategy.family == "clean":
+                seed = int(rng.randint(2**31 - 1))
+                weights = _audited(X, column_or_1d(y), recipe, seed=seed)
+            else:
+                weights = self._weights(recipe, y)
         self.estimator_ = self._fitted(recipe, X, y, weights, rng)
         self.classes_ = self.estimator_.classes_
         for name in ("n_features_in_", "feature_names_in_"):

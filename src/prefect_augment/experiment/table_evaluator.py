@@ -32,6 +32,11 @@ from prefect_augment.evaluation.classifiers.own_estimator import estimator_infos
 from prefect_augment.evaluation.classifiers.tree_ensembles import fit_named
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.neighbours import FeatureSpace
+from prefect_augment.evaluation.quality.label_audit import (
+    LabelAudit,
+    audit_labels,
+    clean_weights,
+)
 from prefect_augment.evaluation.quality.table_filter import filter_table
 from prefect_augment.experiment.evaluator import (
     FilterQuery,
@@ -56,12 +61,18 @@ from prefect_augment.storage.keys import hash_ids
 from prefect_augment.synthesis.draw import candidate_seeds
 from prefect_augment.synthesis.model_store import table_spec
 from prefect_augment.synthesis.rejection import Rules, draw_kept
-from prefect_augment.synthesis.soft_labels import Ensemble, expand, learn, relabel
+from prefect_augment.synthesis.soft_labels import (
+    Ensemble,
+    expand,
+    learn,
+    out_of_fold,
+    relabel,
+)
 from prefect_augment.synthesis.subsample import sample_rows
 from prefect_augment.synthesis.train import fit_model
 from prefect_augment.synthesis.training_budget import effective_budget
 
-__all__ = ["TableEvaluator", "draw_synthetic", "open_evaluator"]
+__all__ = ["TableEvaluator", "audit_table", "draw_synthetic", "open_evaluator"]
 
 
 Int = NDArray[np.int64]
@@ -214,6 +225,10 @@ class TableEvaluator(OfExperiment):
             proba /= proba.sum(axis=1, keepdims=True)
             yield from ((name, proba) for name in self.estimators)
             return
+        real_weights = None
+        if strategy.family == "clean":
+            audit = audit_table(self, rows, seed=seed)
+            real_weights = clean_weights(audit, strategy.doubted_weight)
         training = build_training_set(
             strategy,
             data.X[rows],
@@ -222,6 +237,7 @@ class TableEvaluator(OfExperiment):
             plan=self.plan,
             synthetic=synthetic,
             labels=labels,
+            real_weights=real_weights,
             is_category=data.is_category,
             n_levels=data.n_levels,
             classic=self.params.classic,
@@ -288,6 +304,19 @@ def learn_ensemble(evaluator: TableEvaluator, rows: Int, *, seed: int) -> Ensemb
     """The ensemble that gives soft labels, fitted on some rows."""
     key = f"ensemble {_key(evaluator, rows, seed, None)}"
     return _remembered(key, lambda: learn(evaluator.records, rows, seed=seed))
+
+
+def audit_table(evaluator: TableEvaluator, rows: Int, *, seed: int) -> LabelAudit:
+    """The audit of the labels of some rows, ascending, by an ensemble that is fitted on them alone."""
+    data = evaluator.records
+
+    def predict(weights: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        if weights is None:
+            return out_of_fold(data, rows, learn_ensemble(evaluator, rows, seed=seed))
+        return out_of_fold(data, rows, learn(data, rows, seed=seed + 1, weights=weights))
+
+    key = f"audit {_key(evaluator, rows, seed, None)}"
+    return _remembered(key, lambda: audit_labels(data.y[rows], predict))
 
 
 def draw_synthetic(

@@ -35,6 +35,7 @@ def build_training_set(
     plan: BalancePlan,
     synthetic: Synthetic | None,
     labels: Expansion | None = None,
+    real_weights: NDArray[np.float64] | None = None,
     is_category: NDArray[np.bool_],
     n_levels: NDArray[np.int64],
     classic: Classic,
@@ -44,6 +45,7 @@ def build_training_set(
 
     Strata are indices into ``names``. Model strategies need the ``synthetic`` records that passed
     the filter; with soft ``labels`` a real record has a row for each class that it may belong to.
+    ``real_weights`` (n_real,) are the audit's.
     """
     wanted = wanted_with(strategy, _counts(strata, names), plan, synthetic, names)
     if labels is not None:
@@ -83,6 +85,8 @@ def build_training_set(
     weight = np.array([wanted[name].weight if name in wanted else 1.0 for name in names])
     weights = weight[all_strata]
     weights[len(X) : len(X) + len(shares)] *= shares
+    if real_weights is not None:
+        weights[: len(X)] *= real_weights
     return TrainingSet(np.concatenate(parts_X), all_strata, weights / weights.mean())
 
 

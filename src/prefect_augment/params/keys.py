@@ -58,7 +58,7 @@ STEPS: dict[str, Step] = {
         ),
     ),
     "augment": Step(2, ("classic",)),
-    "report-page": Step(4, ("report", "classic")),
+    "report-page": Step(5, ("report", "classic")),
     "report": Step(3),
     "publish": Step(3, ("publish",)),
     "erase": Step(1),

@@ -46,6 +46,14 @@ def recipe_sentence(
             f"and takes the mean. Bags have fewer records of frequent classes: {strategy.amount:.0%} of the way (on a "
             "log scale) to the smallest one. The column aug_weight has the same balance without the bags."
         )
+    if strategy.family == "clean":
+        less = f"{strategy.doubted_weight:g}" if strategy.doubted_weight else "nothing"
+        sentence = (
+            "No record was added, and none was dropped. Train with the column aug_weight as sample_weight (or draw "
+            f"records in proportion to it): a record whose label the audit doubts counts {less}. These are listed in "
+            "recipe.json."
+        )
+        return " ".join([sentence, *_on_the_fly(strategy, policy)])
     added = []
     synthetic = "rows of synthetic" if soft_labels else "synthetic"
     method = strategy.name.partition(" + ")[0]  # of records of tables, e.g. SMOTE

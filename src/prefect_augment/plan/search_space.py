@@ -4,6 +4,7 @@ A badly set baseline would flatter every generative model, so all that can be se
 searched: thresholds are tuned for every setting. Every prefix of the list is a sensible list.
 Settings are:
 
+- what records with doubted labels count (``doubted_weight``);
 - how far towards balance (:attr:`Strategy.amount <prefect_augment.schema.comparison.Strategy.amount>`);
 - for classic augmentation on the fly: share of images and strength (``classic_prob``, ``classic_strength``);
 - for images mixed in pairs: the share of them; for deferred re-weighting: from when on; for label-aware
@@ -58,6 +59,8 @@ _ON_REQUEST = {
     "deferred": ((1.0, 0.6), (0.5, 0.6), (1.0, 0.8), (1.0, 0.4)),
     "smoothing": ((1.0, 0.3), (0.5, 0.3), (1.0, 0.1), (0.5, 0.1)),
 }
+# What a record with a doubted label counts: nothing, or less than others.
+_CLEAN = (0.0, 0.3, 0.1, 0.5)
 _OTHER_STRENGTHS = (2.0, 0.5)  # than the policy's own
 # Settings of a strategy with a model; missing fields are the strategy's own.
 _MODEL: tuple[dict[str, Any], ...] = (
@@ -97,6 +100,8 @@ def _settings(strategy: Strategy, plan: BalancePlan, classic: Classic) -> Iterab
     for name, tried in _ON_REQUEST.items():
         if getattr(strategy, name):
             return ({"amount": amount, name: value} for amount, value in tried)
+    if strategy.family == "clean":
+        return ({"amount": 1.0, "doubted_weight": weight} for weight in _CLEAN)
     if strategy.classic_prob:
         return _on_the_fly(strategy, classic)
     amounts = _BAGGING if strategy.family == "bagging" else _PLAIN
@@ -130,6 +135,8 @@ def pilot_groups(
     strategies: Sequence[Strategy], *, plan: BalancePlan, classic: Classic, copies: bool = False
 ) -> list[tuple[Strategy, ...]]:
     """Settings that pilots train together: each strategy's, and all strategies without settings as one group."""
+    # Doubted labels count less, which copies cannot say.
+    strategies = [s for s in strategies if not (copies and s.family == "clean")]
     tried = [
         settings(strategy, plan=plan, classic=classic, copies=copies) for strategy in strategies
     ]

@@ -59,7 +59,7 @@ OVERDRAW = {"utility": 4.0, "faithful": 1.5}
 # the harm that synthetic images did (research on images, section 9).
 SYNTHETIC_SHARE_OF_STEPS = 0.6
 # Families that keep the class frequencies.
-NATURAL = ("as_is", "threshold", "loss", "external")
+NATURAL = ("as_is", "threshold", "loss", "external", "clean")
 
 # Strategies of classic.image_strategies. On draws as the records are, CutMix with a rare partner is CMO.
 ON_REQUEST: dict[str, dict[str, Any]] = {
@@ -70,6 +70,7 @@ ON_REQUEST: dict[str, dict[str, Any]] = {
     "label-aware smoothing": {"family": "weights", "smoothing": 0.3},
 }
 
+CLEAN = Strategy(name="clean labels", family="clean", amount=0.0, doubted_weight=0.0)
 EXTERNAL = Strategy(name="external records", family="external", tune_threshold=True)
 
 
@@ -108,6 +109,7 @@ def table_strategies(
         Strategy(name="threshold", family="threshold", amount=1.0),
         Strategy(name="class weights", family="weights", amount=0.0),
         Strategy(name="resampling", family="resampling", amount=0.0),
+        CLEAN,
     ]
     if classic:
         strategies.append(Strategy(name=classic, family="classic", amount=0.0))

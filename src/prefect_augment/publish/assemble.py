@@ -62,6 +62,11 @@ class Assembled:
 
 def check_settings(publish: Publish, recipe: Recipe, plan: BalancePlan) -> None:
     """Raise ParameterError if recipe, params and plan contradict one another."""
+    if publish.materialise == "copies" and recipe.doubted:
+        raise ParameterError(
+            "publish.materialise is 'copies', and the recipe lets records with doubted labels count less, which needs "
+            "weights; choose materialise 'auto'."
+        )
     if publish.materialise == "copies" and recipe.shares:
         raise ParameterError(
             "publish.materialise is 'copies', and the recipe has soft labels, which need weights; choose "
@@ -93,7 +98,7 @@ def assemble(release: Release, info: DatasetInfo, store: Store, workspace: Works
     reader = RecordReader(
         store, info.label, list(plan.classes[0].by) if plan.classes else [], workspace
     )
-    real = Real(reader, info.shards, ("training", "validation"))
+    real = Real(reader, info.shards, ("training", "validation"), recipe.doubted)
     sources: list[Source] = [real]
     notes: list[str] = []
     if publish.materialise == "copies":

@@ -141,9 +141,14 @@ class Real:
     origin: Origin = "real"
 
     def __init__(
-        self, reader: RecordReader, shards: Sequence[ShardInfo], parts: Sequence[str]
+        self,
+        reader: RecordReader,
+        shards: Sequence[ShardInfo],
+        parts: Sequence[str],
+        doubted: Mapping[str, float] | None = None,
     ) -> None:
         self.reader = reader
+        self.doubted = doubted or {}  # by id, what a record counts, if not 1
         self.all_shards = shards
         of_parts = [s for s in shards if s.split in parts and s.n_records]
         self.shards = sorted(
@@ -161,15 +166,25 @@ class Real:
 
     def _records(self, table: pa.Table) -> Records:
         user = select_columns(table, [c for c in table.column_names if c not in STAGED_COLUMNS])
-        return Records(user, self.reader.strata(table), {"aug_id": table["aug_id"]})
+        shares = self._shares(table) if self.doubted else None
+        return Records(user, self.reader.strata(table), {"aug_id": table["aug_id"]}, shares)
+
+    def _shares(self, table: pa.Table) -> NDArray[np.float64]:
+        return np.array([self.doubted.get(i, 1.0) for i in table["aug_id"].to_pylist()])
 
     @cached_property
-    def _seen(self) -> tuple[Counter[str], Ids]:
+    def _seen(self) -> tuple[Counter[str], Ids, Mapping[str, float]]:
         counts, ids = Counter[str](), Ids(self.reader.workspace)
+        counted = dict[str, float]()
         for table in self.small_columns():
-            counts.update(self.reader.strata(table))
+            strata = self.reader.strata(table)
+            counts.update(strata)
             ids.add(table["aug_id"])
-        return counts, ids
+            for name, share in zip(
+                strata, self._shares(table) if self.doubted else (), strict=False
+            ):
+                counted[name] = counted.get(name, 0.0) + float(share)
+        return counts, ids, counted if self.doubted else counts
 
     def small_columns(self) -> Iterator[pa.Table]:
         """Yield ids and the columns of the strata, in the order of the records."""
@@ -182,8 +197,8 @@ class Real:
 
     @property
     def counted(self) -> Mapping[str, float]:
-        """Each record counts 1."""
-        return self.counts
+        """A record counts 1, unless its label is doubted."""
+        return self._seen[2]
 
     @property
     def ids(self) -> Ids:

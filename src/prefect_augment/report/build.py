@@ -16,6 +16,7 @@ from prefect_augment.encoding.pixels import DECODING_RULE
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.evaluation.metrics.column_shapes import column_values
 from prefect_augment.evaluation.neighbours import FeatureSpace
+from prefect_augment.experiment.audit import audit_list
 from prefect_augment.params import Classic
 from prefect_augment.params.keys import step_key
 from prefect_augment.report.contact_sheets import NEAREST_RULE, picture_sheets
@@ -184,6 +185,8 @@ def _draw(
         findings=findings,
     )
     files = build_report(data)
+    if any(s.strategy.family == "clean" for s in release.scores):
+        files["audit.parquet"] = audit_list(experiment, store)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     key = step_key("report", inputs=[digests])
     prefix = f"_staging/report/{key}"

@@ -86,6 +86,7 @@ FAMILIES = {
     "bagging": "an estimator for each of ten bags with fewer records of frequent classes, and their mean",
     "model": "synthetic records drawn from the generative model",
     "soft_labels": "real records, half by their own label and half by an ensemble's probabilities",
+    "clean": "real records; those whose labels an audit doubts count less, or nothing",
     "ensemble": "a control: the ensemble behind soft labels, in the place of the estimators",
     "mixture": "synthetic records together with interpolated ones",
     "external": "the external synthetic records as they are",

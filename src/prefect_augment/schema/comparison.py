@@ -35,6 +35,7 @@ StrategyFamily = Annotated[
         "classic",
         "bagging",
         "soft_labels",
+        "clean",
         "ensemble",
         "model",
         "mixture",
@@ -68,6 +69,9 @@ class Strategy(Result):
     mixing_prob: float = 0.0  # share of the mixed records
     smoothing: float = 0.0  # of the largest class's label, the share that goes to the other classes
     deferred: float = 0.0  # share of the steps, the first ones, without weights
+    doubted_weight: float = (
+        1.0  # of a record whose label the audit doubts; below 1 there is an audit
+    )
 
     @property
     def has_model(self) -> bool:
@@ -94,8 +98,11 @@ class Strategy(Result):
         'amount 0.5, 2 per real'
         """
         words = []
-        if self.family not in ("as_is", "threshold", "external", "ensemble"):
+        if self.family not in ("as_is", "threshold", "external", "ensemble", "clean"):
             words.append(f"amount {self.amount:g}")
+        if self.family == "clean":
+            much = f"count {self.doubted_weight:g}" if self.doubted_weight else "left out"
+            words.append(f"doubted labels {much}")
         if self.per_real:
             words.append(f"{self.per_real:g} per real")
         if self.synthetic_weight != 1:
@@ -212,6 +219,8 @@ class Recipe(Result):
     # prior_true / prior_train, normalised, are right for prior_true.
     prior_true: dict[str, float] = Field(default_factory=dict)
     prior_train: dict[str, float] = Field(default_factory=dict)
+    # By aug_id, what a real record whose label the audit doubts counts, others counting 1; aug_weight has it.
+    doubted: dict[str, float] = Field(default_factory=dict)
     sentence: str  # what was done and how to read it, for the log and the card
 
     def counted(self, name: str) -> float:

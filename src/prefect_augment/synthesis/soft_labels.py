@@ -34,6 +34,7 @@ __all__ = [
     "expand",
     "expanded_rows",
     "learn",
+    "out_of_fold",
     "relabel",
     "share_sums",
 ]
@@ -70,8 +71,11 @@ class Ensemble:
         return self.teacher.predict_proba(X) * self.prior
 
 
-def learn(data: Matrix, training: Int, *, seed: int) -> Ensemble:
-    """Fit the ensemble on the rows ``training`` of the real records, at most :data:`MAX_LEARNT` of them."""
+def learn(data: Matrix, training: Int, *, seed: int, weights: Float | None = None) -> Ensemble:
+    """Fit the ensemble on the rows ``training`` of the real records, at most :data:`MAX_LEARNT` of them.
+
+    ``weights`` are those of the rows, 1 by default.
+    """
     hashes = hash_ids(pa.array(data.keys[training], pa.string()))
     learnt = training[sample_rows(data.strata[training], hashes, most=MAX_LEARNT, seed=seed)]
     n_classes = len(data.classes)
@@ -82,6 +86,7 @@ def learn(data: Matrix, training: Int, *, seed: int) -> Ensemble:
         n_levels=data.n_levels,
         n_classes=n_classes,
         seed=seed,
+        weights=None if weights is None else weights[np.searchsorted(training, learnt)],
     )
     of_all, of_learnt = (
         np.bincount(data.y[rows], minlength=n_classes) for rows in (training, learnt)
@@ -89,12 +94,8 @@ def learn(data: Matrix, training: Int, *, seed: int) -> Ensemble:
     return Ensemble(teacher, learnt, of_all / np.maximum(1, of_learnt))
 
 
-def relabel(data: Matrix, plan: BalancePlan, training: Int, ensemble: Ensemble) -> Expansion:
-    """Estimate which classes the real records ``training`` may belong to besides their own.
-
-    Each is judged by members that have not seen it. Rows are places in ``training``; a record never
-    leaves its cell of ``balance.by``.
-    """
+def out_of_fold(data: Matrix, training: Int, ensemble: Ensemble) -> Float:
+    """Probabilities of the real records ``training`` by members that have not seen them, (n, n_classes)."""
     order = np.argsort(ensemble.learnt)
     place = order[
         np.minimum(np.searchsorted(ensemble.learnt, training, sorter=order), len(order) - 1)
@@ -103,6 +104,16 @@ def relabel(data: Matrix, plan: BalancePlan, training: Int, ensemble: Ensemble) 
     proba = np.empty((len(training), len(data.classes)))
     proba[is_learnt] = ensemble.teacher.of_training[place[is_learnt]] * ensemble.prior
     proba[~is_learnt] = ensemble.predict_proba(data.X[training[~is_learnt]])
+    return proba
+
+
+def relabel(data: Matrix, plan: BalancePlan, training: Int, ensemble: Ensemble) -> Expansion:
+    """Estimate which classes the real records ``training`` may belong to besides their own.
+
+    Each is judged by members that have not seen it. Rows are places in ``training``; a record never
+    leaves its cell of ``balance.by``.
+    """
+    proba = out_of_fold(data, training, ensemble)
     class_strata = _class_strata(data, plan, training, data.strata[training])
     proba = np.where(class_strata >= 0, proba, 0.0)
     proba /= np.maximum(proba.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)

@@ -69,16 +69,25 @@ class Teacher:
 
 
 def fit_teacher(
-    X: Float, y: Int, *, is_category: Bool, n_levels: Int, n_classes: int, seed: int
+    X: Float,
+    y: Int,
+    *,
+    is_category: Bool,
+    n_levels: Int,
+    n_classes: int,
+    seed: int,
+    weights: Float | None = None,
 ) -> Teacher:
     """An ensemble of boosting, a random forest and logistic regression on real records of at least two classes.
 
-    ``X`` is the matrix form: NaN for null, level codes in category columns. van der Laan, Polley &
+    ``X`` is the matrix form: NaN for null, level codes in category columns. ``weights`` (n_records,)
+    are 1 by default. van der Laan, Polley &
     Hubbard 2007, "Super Learner" (shares that minimise the cross-validated loss); Bucilă, Caruana &
     Niculescu-Mizil 2006, "Model Compression" (an ensemble's predictions on synthetic records train
     one model).
     """
     fold = stratified_folds(y, None, N_FOLDS, seed, [f"{i}" for i in range(len(y))])
+    weights = np.ones(len(y)) if weights is None else weights
     columns: dict[str, Any] = {
         "is_category": is_category,
         "n_levels": n_levels,
@@ -89,11 +98,11 @@ def fit_teacher(
     for f in range(N_FOLDS):
         # With fewer records than folds, one of them holds none out.
         training, held_out = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
-        members = _members(X[training], y[training], seed=seed + f, **columns)
+        members = _members(X[training], y[training], weights[training], seed=seed + f, **columns)
         folds.append(members)
         for m, member in enumerate(members):
             proba[m, held_out] = member.predict_proba(X[held_out])
-    shares = _mixture(proba[:, np.arange(len(y)), y])
+    shares = _mixture(proba[:, np.arange(len(y)), y], weights)
     return Teacher(tuple(folds), shares, np.tensordot(shares, proba, 1))
 
 
@@ -150,14 +159,14 @@ class _Forest:
     n_classes: int
 
     @classmethod
-    def of(cls, X: Float, y: Int, n_classes: int, seed: int) -> "_Forest":
+    def of(cls, X: Float, y: Int, weights: Float, n_classes: int, seed: int) -> "_Forest":
         forest = RandomForestClassifier(
             FOREST_TREES,
             min_samples_leaf=FOREST_LEAF,
             n_jobs=1,
             random_state=seed & 0xFFFFFFFF,  # no more is taken
         )
-        return cls(forest.fit(_in_range(X), y), n_classes)
+        return cls(forest.fit(_in_range(X), y, sample_weight=weights), n_classes)
 
     def predict_proba(self, X: Float) -> Float:
         proba = np.zeros((len(X), self.n_classes))
@@ -171,24 +180,26 @@ def _in_range(X: Float) -> Float:
     return np.clip(X, -LARGEST, LARGEST)
 
 
-def _members(X: Float, y: Int, *, seed: int, **columns: Any) -> tuple[Classifier, ...]:
+def _members(
+    X: Float, y: Int, weights: Float, *, seed: int, **columns: Any
+) -> tuple[Classifier, ...]:
     """One classifier of each kind in :data:`MEMBERS`."""
-    columns |= {"weights": None, "seed": seed}
+    columns |= {"weights": weights, "seed": seed}
     boosting = fit_estimator("boosting", X, y, **columns)
     with single_threaded():
-        forest = _Forest.of(X, y, columns["n_classes"], seed)
+        forest = _Forest.of(X, y, weights, columns["n_classes"], seed)
     return boosting, forest, fit_estimator("logistic", X, y, **columns)
 
 
-def _mixture(true_proba: Float) -> Float:
+def _mixture(true_proba: Float, weights: Float) -> Float:
     """Shares that make the true classes most probable, by expectation and maximisation.
 
     ``true_proba`` (n_members, n_records) are each member's probabilities of the true class. The
-    loss is convex in the shares, so any start reaches the same optimum.
+    loss, weighted by record, is convex in the shares, so any start reaches the same optimum.
     """
     p = np.maximum(true_proba, 1e-6)
     shares: Float = np.full(len(p), 1 / len(p))
     for _ in range(MIXING_ROUNDS):
         part = shares[:, None] * p
-        shares = (part / part.sum(axis=0)).mean(axis=1)
+        shares = np.average(part / part.sum(axis=0), axis=1, weights=weights)
     return shares

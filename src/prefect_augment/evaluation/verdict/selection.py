@@ -20,6 +20,7 @@ SIMPLEST_FIRST = (
     "classic",
     "bagging",
     "soft_labels",
+    "clean",
     "model",
     "mixture",
 )

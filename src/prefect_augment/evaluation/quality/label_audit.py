@@ -1,0 +1,123 @@
+"""An audit of labels: how likely each is wrong, given out-of-fold predictions, and which are doubted.
+
+Predictions come in two rounds. The classifier of the second trusts a record by what the first, which had
+not seen it, said of its label; so wrong labels no longer teach it. Scores rank records; whether one is doubted is
+calibrated by class, since a rare class is predicted with little confidence even where its labels are right.
+Duplicates, contradictions and outliers are found by the records alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["LabelAudit", "audit_labels", "clean_weights", "repeated", "unusual"]
+
+Float = NDArray[np.float64]
+Int = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+# Of the records that the first round doubts entirely: a class must not vanish from the second.
+LEAST_TRUST = 1e-3
+# A class keeps this share of its records, and this many of them, whatever the predictions say.
+KEPT_SHARE, KEPT_RECORDS = 0.2, 5
+TINY = 1e-6
+
+
+@dataclass(frozen=True)
+class LabelAudit:
+    """What out-of-fold predictions say of each label."""
+
+    score: Float  # (n,) in [0, 1], of an error; above 0.5 another class is more probable
+    suggested: Int  # (n,) the most probable other class
+    doubted: Bool  # (n,)
+    n_classes: int
+
+
+def audit_labels(y: Int, predict: Callable[[Float | None], Float]) -> LabelAudit:
+    """Score of a label error and whether the label is doubted, for each record.
+
+    Parameters
+    ----------
+    y : ndarray of int64, shape (n_records,)
+        Class codes as given.
+    predict : callable
+        Weights of the records, or None for 1 each -> out-of-fold probabilities, shape (n_records, n_classes).
+        Called twice.
+
+    Returns
+    -------
+    LabelAudit
+        With p the probabilities of the second round and j the likeliest other class than the record's own k, the
+        score is ``p_j / (p_j + p_k)``. A label is doubted if that exceeds 1/2 and ``p_j`` is at least the mean
+        of ``p_j`` over the records labelled j, which calibrates by class. The most suspicious records are
+        doubted first, and each class keeps a fifth of its records, five of them at least.
+
+    References
+    ----------
+    Northcutt, Jiang & Chuang 2021, "Confident Learning", section 3.1 (a class's mean self-confidence as its
+    threshold).
+    """
+    first, _ = _doubts(predict(None), y)
+    proba = predict(np.maximum(1 - first, LEAST_TRUST))
+    score, suggested = _doubts(proba, y)
+    n_classes = proba.shape[1]
+    confidence = np.array(
+        [proba[y == k, k].mean() if (y == k).any() else np.inf for k in range(n_classes)]
+    )
+    # Rounded down: the mean of equal probabilities may be a bit above them.
+    likely = proba[np.arange(len(y)), suggested] >= confidence[suggested] * (1 - 1e-9)
+    doubted = (score > 0.5) & likely
+    for k in range(n_classes):
+        of_class = np.flatnonzero(doubted & (y == k))
+        n = int(np.sum(y == k))
+        most = max(0, n - max(KEPT_RECORDS, round(KEPT_SHARE * n)))
+        doubted[of_class[np.argsort(-score[of_class], kind="stable")[most:]]] = False
+    return LabelAudit(score, suggested, doubted, n_classes)
+
+
+def clean_weights(audit: LabelAudit, weight: float) -> Float:
+    """Weight of each record, shape (n_records,): ``weight`` where the label is doubted, else 1."""
+    return np.where(audit.doubted, weight, 1.0)
+
+
+def _doubts(proba: Float, y: Int) -> tuple[Float, Int]:
+    """Score of an error and the likeliest other class, both (n_records,)."""
+    proba = np.clip(proba, TINY, None)
+    rows = np.arange(len(y))
+    own, others = proba[rows, y], proba.copy()
+    others[rows, y] = 0.0
+    other = others.max(axis=1)
+    return other / (other + own), others.argmax(axis=1).astype(np.int64)
+
+
+def repeated(X: NDArray[Any], y: Int) -> tuple[Bool, Bool]:
+    """Which records equal an earlier one with the same label, and which equal one with another label.
+
+    ``X`` (n_records, ...) are values without the label; all NaN are equal.
+    """
+    values = np.ascontiguousarray(X).reshape(len(X), -1)
+    if values.dtype.kind == "f":
+        values = np.where(np.isnan(values), np.inf, values) + 0.0  # of 0.0 and -0.0 one is kept
+    if not values.size:
+        return np.zeros(len(X), dtype=bool), np.zeros(len(X), dtype=bool)
+    rows = np.ascontiguousarray(values).view(f"V{values.shape[1] * values.itemsize}").ravel()
+    _, group = np.unique(rows, return_inverse=True)
+    _, first = np.unique(np.stack([group, y]), axis=1, return_index=True)
+    duplicate = np.ones(len(X), dtype=bool)
+    duplicate[first] = False
+    n_labels = np.bincount(group[first])  # of each group
+    return duplicate, (n_labels > 1)[group]
+
+
+def unusual(distance: Float, *, false_alarm: float = 0.01) -> Bool:
+    """Which records are far from all others, given each one's distance to the nearest other one.
+
+    Further than the ``1 - false_alarm`` quantile times two: of a smooth distribution hardly any is.
+    """
+    finite = distance[np.isfinite(distance)]
+    if not len(finite):
+        return np.zeros(len(distance), dtype=bool)
+    return distance > 2 * np.quantile(finite, 1 - false_alarm)

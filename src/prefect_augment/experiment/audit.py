@@ -1,0 +1,97 @@
+"""The audit of a dataset's real training records: which of them a recipe doubts, and the list of what it found."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prefect_augment.evaluation.quality.label_audit import (
+    LabelAudit,
+    clean_weights,
+    repeated,
+    unusual,
+)
+from prefect_augment.experiment.evaluators import open_evaluator
+from prefect_augment.experiment.table_evaluator import TableEvaluator, audit_table
+from prefect_augment.plan.priors import shares_of
+from prefect_augment.schema import Experiment, Recipe
+from prefect_augment.storage import Store
+
+__all__ = ["audit_list", "with_doubted"]
+
+MOST_COMPARED = 20_000  # records whose nearest neighbours are looked for; all pairs are compared
+
+
+def with_doubted(recipe: Recipe, experiment: Experiment, store: Store) -> Recipe:
+    """The recipe of ``clean`` with the records that it doubts, among all of training and validation.
+
+    Nothing is dropped: :attr:`Recipe.doubted <prefect_augment.schema.comparison.Recipe.doubted>` lists them, and
+    their ``aug_weight`` is lowered.
+    """
+    evaluator = _open(experiment, store)
+    data, weight = evaluator.records, recipe.strategy.doubted_weight
+    audit = _audit(evaluator)
+    counts = np.bincount(data.strata, clean_weights(audit, weight), len(data.strata_names))
+    counted = {
+        name: recipe.class_weight.get(name, 1.0) * n
+        for name, n in zip(data.strata_names, counts.tolist(), strict=True)
+    }
+    doubted = {str(key): weight for key in data.keys[audit.doubted]}
+    n = f"{len(doubted):,} of {len(data.y):,} records have a doubted label."
+    return recipe.model_copy(
+        update={
+            "doubted": doubted,
+            "prior_train": shares_of(experiment.plan, counted),
+            "sentence": f"{recipe.sentence} {n}",
+        }
+    )
+
+
+def audit_list(experiment: Experiment, store: Store) -> bytes:
+    """The records of training and validation that are worth a look, the likeliest label errors first, as Parquet.
+
+    Columns are ``aug_id``, ``label``, ``suggested`` (the most probable other class), ``score`` in [0, 1] of a label
+    error, ``doubted`` and ``reason``: a doubted label, values that equal an earlier record's or those of a record
+    with another label, or a large distance to all others. Nothing is dropped for being listed.
+    """
+    evaluator = _open(experiment, store)
+    data, audit = evaluator.records, _audit(evaluator)
+    duplicate, contradicts = repeated(data.X, data.y)
+    is_far = np.zeros(len(data.y), dtype=bool)
+    if len(data.y) <= MOST_COMPARED:
+        space = evaluator.plain_space(data.X)
+        is_far = unusual(space.nearest_others(space.place(data.X)))
+    reasons = {
+        "the label is doubted": audit.doubted,
+        "equal to a record with another label": contradicts,
+        "equal to an earlier record": duplicate,
+        "far from all other records": is_far,
+    }
+    listed = np.flatnonzero(np.any([*reasons.values()], axis=0))
+    listed = listed[np.argsort(-audit.score[listed], kind="stable")]
+    classes = np.array(data.classes)
+    table = pa.table(
+        {
+            "aug_id": data.keys[listed],
+            "label": classes[data.y[listed]],
+            "suggested": classes[audit.suggested[listed]],
+            "score": audit.score[listed].round(4),
+            "doubted": audit.doubted[listed],
+            "reason": ["; ".join(text for text, of in reasons.items() if of[i]) for i in listed],
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def _open(experiment: Experiment, store: Store) -> TableEvaluator:
+    evaluator = open_evaluator(store, experiment)
+    assert isinstance(evaluator, TableEvaluator)
+    return evaluator
+
+
+def _audit(evaluator: TableEvaluator) -> LabelAudit:
+    seed = evaluator.experiment.params.seed * 1000
+    return audit_table(evaluator, np.arange(len(evaluator.records.y)), seed=seed)

@@ -1,0 +1,70 @@
+"""The audit of labels: known flips are found, and a rare class is not called noise."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from prefect_augment.evaluation.quality.label_audit import (
+    audit_labels,
+    clean_weights,
+    repeated,
+    unusual,
+)
+
+Float = NDArray[np.float64]
+
+
+def test_the_second_round_trusts_what_the_first_said() -> None:
+    y = np.array([0, 0, 0, 1, 1, 1])
+    first = np.array([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.1, 0.9], [0.1, 0.9], [0.1, 0.9]])
+    second = np.array([[0.9, 0.1], [0.9, 0.1], [0.05, 0.95], [0.1, 0.9], [0.1, 0.9], [0.1, 0.9]])
+    asked: list[Float | None] = []
+
+    def predict(weights: Float | None) -> Float:
+        asked.append(weights)
+        return first if weights is None else second
+
+    audit = audit_labels(y, predict)
+    assert asked[0] is None
+    assert asked[1] == pytest.approx([0.9, 0.9, 0.2, 0.9, 0.9, 0.9])
+    assert audit.score == pytest.approx([0.1, 0.1, 0.95, 0.1, 0.1, 0.1])
+    assert audit.suggested[2] == 1
+
+
+def test_flips_among_many_are_doubted_and_no_others() -> None:
+    y = np.repeat([0, 1], 20)
+    proba = np.where(np.arange(40)[:, None] < 20, [0.95, 0.05], [0.05, 0.95])
+    y[[3, 25]] = [1, 0]
+    audit = audit_labels(y, lambda weights: proba)
+    assert np.flatnonzero(audit.doubted).tolist() == [3, 25]
+    assert clean_weights(audit, 0.3).tolist() == [0.3 if i in (3, 25) else 1.0 for i in range(40)]
+
+
+def test_a_rare_class_of_little_confidence_is_not_called_noise() -> None:
+    """Its records are all taken for the large class, but with less confidence than that one's own."""
+    y = np.repeat([0, 1], [200, 10])
+    proba = np.where(y[:, None] == 0, [0.99, 0.01], [0.7, 0.3])
+    audit = audit_labels(y, lambda weights: proba)
+    assert (audit.score[y == 1] > 0.5).all()
+    assert not audit.doubted.any()
+
+
+def test_a_class_keeps_records_whatever_the_predictions_say() -> None:
+    y = np.repeat([0, 1, 2], [100, 50, 4])
+    proba = np.tile([0.98, 0.01, 0.01], (154, 1))
+    doubted = audit_labels(y, lambda weights: proba).doubted
+    assert [int(np.sum(~doubted & (y == k))) for k in range(3)] == [100, 10, 4]
+
+
+def test_equal_values_are_duplicates_or_contradictions_by_their_labels() -> None:
+    nan = np.nan
+    X = np.array([[1.0, nan], [1.0, nan], [0.0, 2.0], [-0.0, 2.0], [3.0, 3.0]])
+    duplicate, contradicts = repeated(X, np.array([0, 0, 0, 1, 1]))
+    assert duplicate.tolist() == [False, True, False, False, False]
+    assert contradicts.tolist() == [False, False, True, True, False]
+    assert not repeated(np.zeros((2, 0)), np.array([0, 1]))[0].any()
+
+
+def test_what_is_far_from_everything_is_unusual() -> None:
+    distance = np.concatenate([np.linspace(0.1, 1.0, 200), [5.0, np.inf]])
+    assert np.flatnonzero(unusual(distance)).tolist() == [200, 201]
