@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from prefect_augment.evaluation.verdict.answers import first_answer
+from prefect_augment.experiment.audit import has_doubted_labels
 from prefect_augment.experiment.confirmation import without_comparison
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.out_of_fold import evidence
@@ -166,6 +167,7 @@ def compare(
         classic=params.classic,
         soft_labels=plan.soft_labels,
         bagging=bool(params.evaluation.own_estimators),
+        clean=has_doubted_labels(experiment, first, open_root(experiment.dataset)),
     )
     search = search_strategies(
         experiment, strategies, first, workers=workers, model=kind or "", pilots=synthesis.pilots

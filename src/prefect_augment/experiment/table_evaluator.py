@@ -280,7 +280,7 @@ class TableEvaluator(OfExperiment):
 
 VALIDATION_FOLDS = 5  # one of them serves as validation
 # Pilots, full scores and mixtures use the same draws and ensembles one after the other.
-MAX_RECENT = 16
+MAX_RECENT = 24
 _recent: OrderedDict[str, Any] = OrderedDict()
 _recent_lock = Lock()
 

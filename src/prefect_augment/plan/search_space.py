@@ -59,8 +59,8 @@ _ON_REQUEST = {
     "deferred": ((1.0, 0.6), (0.5, 0.6), (1.0, 0.8), (1.0, 0.4)),
     "smoothing": ((1.0, 0.3), (0.5, 0.3), (1.0, 0.1), (0.5, 0.1)),
 }
-# What a record with a doubted label counts: nothing, or less than others.
-_CLEAN = (0.0, 0.3, 0.1, 0.5)
+# What a record with a doubted label counts: less than others, or nothing.
+_CLEAN = (0.3, 0.0)
 _OTHER_STRENGTHS = (2.0, 0.5)  # than the policy's own
 # Settings of a strategy with a model; missing fields are the strategy's own.
 _MODEL: tuple[dict[str, Any], ...] = (

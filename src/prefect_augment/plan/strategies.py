@@ -81,6 +81,7 @@ def make_strategies(
     classic: Classic,
     soft_labels: bool = False,
     bagging: bool = False,
+    clean: bool = False,
 ) -> tuple[Strategy, ...]:
     """The strategies for a kind of data, simplest first; amount 0 means: search :data:`AMOUNTS`.
 
@@ -89,7 +90,7 @@ def make_strategies(
     strategies then show what the labels bring alone: soft labels of the real records, and the
     ensemble that gives them in the place of the estimators, a control that is never published.
     ``bagging`` is for estimators of the user's: the built-in ones gain nothing by bags, which take as
-    long as all other strategies together.
+    long as all other strategies together. ``clean`` is for tables with labels that are doubted.
     """
     if modality == "image":
         return image_strategies(
@@ -98,19 +99,27 @@ def make_strategies(
             on_request=classic.image_strategies,
         )
     title = TITLES.get(classic.table, "")
-    return table_strategies(model=model, classic=title, soft_labels=soft_labels, bagging=bagging)
+    return table_strategies(
+        model=model, classic=title, soft_labels=soft_labels, bagging=bagging, clean=clean
+    )
 
 
 def table_strategies(
-    *, model: str | None, classic: str, soft_labels: bool = False, bagging: bool = False
+    *,
+    model: str | None,
+    classic: str,
+    soft_labels: bool = False,
+    bagging: bool = False,
+    clean: bool = False,
 ) -> tuple[Strategy, ...]:
     """The strategies for a table, simplest first; amount 0 means: search :data:`AMOUNTS`."""
     strategies = [
         Strategy(name="threshold", family="threshold", amount=1.0),
         Strategy(name="class weights", family="weights", amount=0.0),
         Strategy(name="resampling", family="resampling", amount=0.0),
-        CLEAN,
     ]
+    if clean:
+        strategies.append(CLEAN)
     if classic:
         strategies.append(Strategy(name=classic, family="classic", amount=0.0))
     if bagging:
