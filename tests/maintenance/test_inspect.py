@@ -191,7 +191,8 @@ def column(table: pa.Table, name: str, value: Any) -> pa.Table:
         ("classic", "aug_parent", None, "have no aug_parent"),
         ("classic", "aug_parent", "0" * 32, "parent that is not in the version"),
         ("real", "aug_weight", float("nan"), "not positive numbers"),
-        ("real", "aug_weight", -1.0, "not positive numbers"),
+        ("real", "aug_weight", -1.0, "not positive numbers or 0"),
+        ("synthetic", "aug_weight", 0.0, "not positive numbers."),
     ],
 )
 def test_lineage_that_cannot_be_is_found(

@@ -189,10 +189,11 @@ def _lineage_faults(table: pa.Table, shard: ShardInfo) -> list[str]:
             f"it holds records of origin {', '.join(origins)}; the manifest says {shard.origin}."
         )
     weights = table["aug_weight"].drop_null()
-    # A record whose label is doubted may count nothing.
-    valid = pc.and_(pc.is_finite(weights), pc.greater_equal(weights, 0.0))
-    if not pc.all(valid, min_count=0).as_py():
-        faults.append("some weights are negative, or no numbers.")
+    # A real record whose label is doubted may count nothing.
+    may_be_0 = shard.origin == "real"
+    large = pc.greater_equal(weights, 0.0) if may_be_0 else pc.greater(weights, 0.0)
+    if not pc.all(pc.and_(pc.is_finite(weights), large), min_count=0).as_py():
+        faults.append(f"some weights are not positive numbers{' or 0' * may_be_0}.")
     return faults
 
 
