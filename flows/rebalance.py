@@ -9,7 +9,7 @@ from prefect_augment.augmentation.text import check_comparable
 from prefect_augment.errors import RefusedError
 from prefect_augment.evaluation.classifiers.own_estimator import check_estimators, check_modality
 from prefect_augment.evaluation.verdict.answers import with_controls, with_safety
-from prefect_augment.experiment.audit import with_doubted
+from prefect_augment.experiment.audit import counted_records, with_doubted
 from prefect_augment.experiment.confirmation import refusal_reason
 from prefect_augment.flows._approval import announce, publish_or_ask
 from prefect_augment.flows._compare import Comparison, compare, compare_first, synthesize
@@ -139,8 +139,10 @@ def _release(experiment: Experiment, comparison: Comparison) -> Release:
         verdict = with_safety(verdict, comparison.findings.privacy)
     logger.info("Verdict: %s. %s", verdict.word, " ".join((verdict.headline, *verdict.details)))
     publish, store = experiment.params.publish, open_root(experiment.dataset)
-    recipe = keep_weights(recipe, experiment.plan, publish, store)
-    if recipe.strategy.family == "clean":
+    cleans = recipe.strategy.family == "clean"
+    counted = counted_records(recipe, experiment, store) if cleans else None
+    recipe = keep_weights(recipe, experiment.plan, publish, store, counted=counted)
+    if cleans:
         recipe = with_doubted(recipe, experiment, store)
     return Release(
         experiment=experiment,

@@ -21,7 +21,7 @@ from prefect_augment.plan.priors import shares_of
 from prefect_augment.schema import Experiment, Recipe, StrategyScore
 from prefect_augment.storage import Store
 
-__all__ = ["audit_list", "has_doubted_labels", "with_doubted"]
+__all__ = ["audit_list", "counted_records", "has_doubted_labels", "with_doubted"]
 
 MOST_COMPARED = 20_000  # records whose nearest neighbours are looked for; all pairs are compared
 
@@ -58,10 +58,9 @@ def with_doubted(recipe: Recipe, experiment: Experiment, store: Store) -> Recipe
     evaluator = _open(experiment, store)
     data, weight = evaluator.records, recipe.strategy.doubted_weight
     audit = _audit(evaluator)
-    counts = np.bincount(data.strata, clean_weights(audit, weight), len(data.strata_names))
     counted = {
         name: recipe.class_weight.get(name, 1.0) * n
-        for name, n in zip(data.strata_names, counts.tolist(), strict=True)
+        for name, n in counted_records(recipe, experiment, store).items()
     }
     doubted = {str(key): weight for key in data.keys[audit.doubted]}
     n = f"{len(doubted):,} of {len(data.y):,} records have a doubted label."
@@ -72,6 +71,15 @@ def with_doubted(recipe: Recipe, experiment: Experiment, store: Store) -> Recipe
             "sentence": f"{recipe.sentence} {n}",
         }
     )
+
+
+def counted_records(recipe: Recipe, experiment: Experiment, store: Store) -> dict[str, float]:
+    """What the real records of each stratum count under a recipe of ``clean``."""
+    evaluator = _open(experiment, store)
+    data, weight = evaluator.records, recipe.strategy.doubted_weight
+    of_records = clean_weights(_audit(evaluator), weight)
+    counts = np.bincount(data.strata, of_records, len(data.strata_names))
+    return dict(zip(data.strata_names, counts.tolist(), strict=True))
 
 
 def audit_list(experiment: Experiment, store: Store) -> bytes:

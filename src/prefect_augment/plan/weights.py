@@ -47,12 +47,20 @@ def shard_weights(
     return {name: float(np.float32(weight * scale)) for name, weight in sorted(weights.items())}
 
 
-def keep_weights(recipe: Recipe, plan: BalancePlan, publish: Publish, store: Store) -> Recipe:
+def keep_weights(
+    recipe: Recipe,
+    plan: BalancePlan,
+    publish: Publish,
+    store: Store,
+    *,
+    counted: Mapping[str, float] | None = None,
+) -> Recipe:
     """The recipe with the weights of the newest version, if the new ones would hardly differ.
 
     Weights are kept, with ``weights_from``, if both versions have the same kind of recipe and the
     same strata, neither writes duplicates, and each weight would change by less than
-    :data:`MAX_MOVE`. The log has the decision.
+    :data:`MAX_MOVE`. The log has the decision. ``counted`` is what the real records of each stratum
+    count, where not 1 each.
     """
     latest = latest_version(store)
     if latest is None or any(recipe.copies.values()):
@@ -65,7 +73,11 @@ def keep_weights(recipe: Recipe, plan: BalancePlan, publish: Publish, store: Sto
     }
     published = [origin for origin in by_origin if origin in publish.origins]
     synthetic = recipe.shares or recipe.synthetic
-    shares = {"synthetic": {k: recipe.synthetic_weight * n for k, n in synthetic.items()}}
+    shares: dict[str, Mapping[str, float]] = {
+        "synthetic": {k: recipe.synthetic_weight * n for k, n in synthetic.items()}
+    }
+    if counted is not None:
+        shares["real"] = {name: counted[name] for name in by_origin["real"]}
     fresh = shard_weights(
         recipe,
         [by_origin[origin] for origin in published],
