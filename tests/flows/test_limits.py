@@ -6,6 +6,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from prefect import flow, tags
 from prefect.client.orchestration import get_client
@@ -144,7 +146,12 @@ def test_a_published_version_is_an_event_once(source: Source, tmp_path: Path) ->
 
 @pytest.mark.flow
 def test_a_refused_run_is_an_event_with_its_reasons(source: Source, tmp_path: Path) -> None:
-    out = str(tmp_path / "refused")
+    """Nothing can be learnt of labels that are shuffled."""
+    table, out = pq.read_table(source.uri), str(tmp_path / "refused")
+    shuffled = table["state"].take(np.random.default_rng(0).permutation(len(table)))
+    pq.write_table(
+        table.set_column(table.column_names.index("state"), "state", shuffled), source.uri
+    )
     strict = Evaluation(
         n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="fail"
     )
