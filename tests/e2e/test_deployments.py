@@ -338,13 +338,18 @@ def test_a_published_version_runs_another_deployment_and_a_refused_one_is_told(
     tmp_path: Path,
 ) -> None:
     url, heard = webhook
-    pq.write_table(make_table(), tmp_path / "in.parquet")
+    table = make_table()
+    pq.write_table(table, tmp_path / "in.parquet")
     source = {"uri": str(tmp_path / "in.parquet"), "label": "state"}
+    # Nothing can be learnt of labels that are shuffled.
+    shuffled = table["state"].take(np.random.default_rng(0).permutation(len(table)))
+    table = table.set_column(table.column_names.index("state"), "state", shuffled)
+    pq.write_table(table, tmp_path / "shuffled.parquet")
     server.add(
         "publishes", "augment", {"source": source, "destination": {"uri": str(tmp_path / "a")}}
     )
     server.add("refused", "rebalance", {
-        "source": source,
+        "source": {**source, "uri": str(tmp_path / "shuffled.parquet")},
         "destination": {"uri": str(tmp_path / "b")},
         "model": {"kind": "none"},
         "evaluation": {**QUICK, "on_no_gain": "fail"},
