@@ -660,6 +660,20 @@ def test_a_damaged_shard_is_found_before_training_where_asked(table: Dataset) ->
         open_dataset(table.store.uri, verify=True).to_torch()
 
 
+def most_held(dataset: Dataset) -> int:
+    """Bytes that are allocated at most while all records are read once."""
+    stream = iter(dataset.to_torch(columns=["x"], recipe=True, buffer_groups=2))
+    before, most = pa.total_allocated_bytes(), 0
+    tracemalloc.start()
+    try:
+        for _ in stream:
+            by_arrow = pa.total_allocated_bytes() - before
+            most = max(most, by_arrow + tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    return most
+
+
 @pytest.mark.slow
 def test_what_is_held_does_not_grow_with_the_data(
     tmp_path: Path, releases: ModuleType, monkeypatch: pytest.MonkeyPatch
@@ -670,15 +684,7 @@ def test_what_is_held_does_not_grow_with_the_data(
         store = open_store(str(tmp_path / str(n)))
         rows = releases.source_table(n)
         publish_parts(**vars(releases.stage_release(store, table=rows, shard_records=400)))
-        stream = iter(open_dataset(store.uri).to_torch(columns=["x"], recipe=True, buffer_groups=2))
-        before = pa.total_allocated_bytes()
-        most = 0
-        tracemalloc.start()
-        try:
-            for _ in stream:
-                by_arrow = pa.total_allocated_bytes() - before
-                most = max(most, by_arrow + tracemalloc.get_traced_memory()[0])
-        finally:
-            tracemalloc.stop()
-        held.append(most)
+        dataset = open_dataset(store.uri)
+        # The smaller of two readings: other threads of the process may allocate during one.
+        held.append(min(most_held(dataset) for _ in range(2)))
     assert held[1] < 2 * held[0]  # a little is known of each group
