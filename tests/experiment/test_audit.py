@@ -11,7 +11,7 @@ from support.steps import experiment_of
 from prefect_augment.experiment.audit import has_doubted_labels
 from prefect_augment.experiment.score import score
 from prefect_augment.ingest.ingest import ingest
-from prefect_augment.params import Classic, Evaluation, NoModel, RunParams, Source
+from prefect_augment.params import Classic, Evaluation, NoModel, Publish, RunParams, Source
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import make_strategies
 from prefect_augment.storage import Store
@@ -38,3 +38,6 @@ def test_labels_are_doubted_where_some_were_planted(
     first = [score(asked, as_is, 0, store)]
     assert has_doubted_labels(asked, first, store) == (flipped > 0)
     assert not has_doubted_labels(asked, [], store), "nothing was compared yet"
+    for publish in (Publish(materialise="copies"), Publish(origins=["synthetic"])):
+        other = experiment_of(dataset, found, **params, publish=publish)
+        assert not has_doubted_labels(other, first, store), "no real record could count less"

@@ -18,7 +18,7 @@ from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Publish, Source
 from prefect_augment.report.card import CARD
 from prefect_augment.shards.parquet import read_shard
-from prefect_augment.shards.staged import load_info
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.split.ledger_io import read_ledger
 from prefect_augment.storage import Store, lease, list_versions, open_store, read_manifest
 
@@ -126,6 +126,19 @@ def test_copies_go_with_their_record(any_store: Store, releases: ModuleType) -> 
     assert report.n_erased["copy"] >= 1
     assert gone not in column(any_store, "aug_parent")
     assert verify(any_store).ok
+
+
+def test_a_doubted_record_leaves_the_recipe(store: Store, releases: ModuleType) -> None:
+    release = releases.stage_release(store)
+    info = load_info(release.dataset, store)
+    gone, other = read_part(store, info, ["training"])["aug_id"].to_pylist()[:2]
+    recipe = release.recipe.model_copy(update={"doubted": {gone: 0.0, other: 0.3}})
+    publish_parts(**{**vars(release), "recipe": recipe})
+    assert gone in str(read_manifest(store))
+    erase(store, [gone])
+    assert read_manifest(store).recipe.doubted == {other: 0.3}
+    assert all(gone.encode() not in data for data in everything(store).values())
+    assert verify(store).ok
 
 
 def test_a_record_of_an_old_version_alone_is_erased_too(

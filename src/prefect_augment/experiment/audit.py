@@ -24,8 +24,6 @@ from prefect_augment.storage import Store
 __all__ = ["audit_list", "counted_records", "has_doubted_labels", "with_doubted"]
 
 MOST_COMPARED = 20_000  # records whose nearest neighbours are looked for; all pairs are compared
-
-
 # Of planted errors of 2 % the predictions of the data as they are doubt 1.7 % and more, on three tables that without
 # them have at most 0.5 %. Where classes overlap they doubt more than this whatever the labels are.
 LEAST_DOUBTED = 0.01
@@ -36,8 +34,12 @@ def has_doubted_labels(
 ) -> bool:
     """Whether cleaning is worth a try: the out-of-fold predictions of the data as they are doubt 1 % of the labels.
 
-    ``first`` are the scores of the first comparison; images are not audited.
+    ``first`` are the scores of the first comparison. Images are not audited, nor are records that are not
+    published, or only as copies, which cannot count less.
     """
+    publish = experiment.params.publish
+    if "real" not in publish.origins or publish.materialise == "copies":
+        return False
     as_is = [score for score in first if score.strategy.family == "as_is"]
     if experiment.dataset.modality == "image" or not as_is:
         return False

@@ -257,10 +257,13 @@ def _heading(version: int) -> str:
 
 
 def _manifest(version: int, parent: Manifest, intent: _Intent, rewritten: Rewritten) -> Manifest:
+    gone = set(intent.ids)
+    doubted = {name: n for name, n in parent.recipe.doubted.items() if name not in gone}
     return parent.model_copy(
         update={
             "version": version,
             "parent": parent.version,
+            "recipe": parent.recipe.model_copy(update={"doubted": doubted}),
             "dataset_key": intent.dataset_key,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "class_counts": class_counts(rewritten.shards),

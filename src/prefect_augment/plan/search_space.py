@@ -135,8 +135,6 @@ def pilot_groups(
     strategies: Sequence[Strategy], *, plan: BalancePlan, classic: Classic, copies: bool = False
 ) -> list[tuple[Strategy, ...]]:
     """Settings that pilots train together: each strategy's, and all strategies without settings as one group."""
-    # Doubted labels count less, which copies cannot say.
-    strategies = [s for s in strategies if not (copies and s.family == "clean")]
     tried = [
         settings(strategy, plan=plan, classic=classic, copies=copies) for strategy in strategies
     ]

@@ -89,8 +89,8 @@ def make_strategies(
     synthetic records are not mixed with SMOTE records, which would contradict their labels. Two
     strategies then show what the labels bring alone: soft labels of the real records, and the
     ensemble that gives them in the place of the estimators, a control that is never published.
-    ``bagging`` is for estimators of the user's: the built-in ones gain nothing by bags, which take as
-    long as all other strategies together. ``clean`` is for tables with labels that are doubted.
+    ``bagging`` is for estimators of the user's: the built-in ones gain nothing by bags, which take ten
+    times as long. ``clean`` is for tables with labels that are doubted.
     """
     if modality == "image":
         return image_strategies(

@@ -63,7 +63,7 @@ def bags(strata: NDArray[Any], weights: Float | None, *, n: int = N_BAGS, seed: 
     >>> np.bincount(frequent_and_rare[bag]).tolist()
     [10, 10]
     """
-    weights, rng = checked_weights(weights, len(strata)), np.random.default_rng((seed, 0))
+    weights, rng = checked_weights(weights, len(strata)), np.random.default_rng(seed)
     rows = [np.flatnonzero(strata == name) for name in np.unique(strata)]
     rows = [of for of in rows if weights[of].sum() > 0]
     largest = max(float(weights[of].mean()) for of in rows)

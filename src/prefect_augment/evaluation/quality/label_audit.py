@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefect_augment.evaluation.quality.near_copies import comparable
+
 __all__ = ["LabelAudit", "audit_labels", "clean_weights", "repeated", "unusual"]
 
 Float = NDArray[np.float64]
@@ -33,7 +35,6 @@ class LabelAudit:
     score: Float  # (n,) in [0, 1], of an error; above 0.5 another class is more probable
     suggested: Int  # (n,) the most probable other class
     doubted: Bool  # (n,)
-    n_classes: int
 
 
 def audit_labels(y: Int, predict: Callable[[Float | None], Float]) -> LabelAudit:
@@ -75,7 +76,7 @@ def audit_labels(y: Int, predict: Callable[[Float | None], Float]) -> LabelAudit
         n = int(np.sum(y == k))
         most = max(0, n - max(KEPT_RECORDS, round(KEPT_SHARE * n)))
         doubted[of_class[np.argsort(-score[of_class], kind="stable")[most:]]] = False
-    return LabelAudit(score, suggested, doubted, n_classes)
+    return LabelAudit(score, suggested, doubted)
 
 
 def clean_weights(audit: LabelAudit, weight: float) -> Float:
@@ -98,13 +99,9 @@ def repeated(X: NDArray[Any], y: Int) -> tuple[Bool, Bool]:
 
     ``X`` (n_records, ...) are values without the label; all NaN are equal.
     """
-    values = np.ascontiguousarray(X).reshape(len(X), -1)
-    if values.dtype.kind == "f":
-        values = np.where(np.isnan(values), np.inf, values) + 0.0  # of 0.0 and -0.0 one is kept
-    if not values.size:
+    if not X.size:
         return np.zeros(len(X), dtype=bool), np.zeros(len(X), dtype=bool)
-    rows = np.ascontiguousarray(values).view(f"V{values.shape[1] * values.itemsize}").ravel()
-    _, group = np.unique(rows, return_inverse=True)
+    _, group = np.unique(comparable(X), axis=0, return_inverse=True)
     _, first = np.unique(np.stack([group, y]), axis=1, return_index=True)
     duplicate = np.ones(len(X), dtype=bool)
     duplicate[first] = False
