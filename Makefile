@@ -76,8 +76,11 @@ docs: setup ## build the pages of docs/ into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
-dist: setup ## build the wheel and the source distribution into dist/
-	@$(BIN)/python -m build --no-isolation
+dist: ## build the wheel and the source distribution into dist/, in a small environment of its own
+	@PYTHON=$(PYTHON) ./.ci/system-packages
+	@$(PYTHON) -m venv build/venv
+	@build/venv/bin/python -m pip --disable-pip-version-check -qq install --constraint constraints.txt build setuptools
+	@build/venv/bin/python -m build --no-isolation
 
 clean: ## remove what was built, except .venv and .servers
 	@rm -rf build dist site src/*.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

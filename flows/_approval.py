@@ -23,7 +23,8 @@ from prefect_augment.publish.proposal import (
 from prefect_augment.report.run_summary import summarise
 from prefect_augment.schema import ApprovalDecision, Commit, Release, ReportRef, RunResult
 from prefect_augment.storage import Store, find_commit
-from prefect_augment.tasks._runtime import conclude, link, open_root, run
+from prefect_augment.tasks._display import link
+from prefect_augment.tasks._runtime import conclude, open_root, run
 from prefect_augment.tasks.approve import propose_dataset
 from prefect_augment.tasks.publish import publish_dataset, write_report
 

@@ -44,7 +44,13 @@ from prefect_augment.schema import (
     Verdict,
 )
 from prefect_augment.shards.staged import load_info
-from prefect_augment.tasks._runtime import call, open_root, run, run_each
+from prefect_augment.tasks._display import progress
+from prefect_augment.tasks._runtime import (
+    call,
+    open_root,
+    run,
+    run_each,
+)
 from prefect_augment.tasks.compare import (
     choose_strategy,
     confirm_choice,
@@ -138,7 +144,8 @@ def compare_first(experiment: Experiment) -> list[StrategyScore]:
     modality, classic = experiment.dataset.modality, experiment.params.classic
     strategies = make_strategies(modality, model=None, classic=classic)
     as_is, threshold = (s for s in strategies if s.family in ("as_is", "threshold"))
-    scores = [run(score_strategy, experiment, strategy, 0) for strategy in (as_is, threshold)]
+    with progress("first comparison"):
+        scores = [run(score_strategy, experiment, strategy, 0) for strategy in (as_is, threshold)]
     store = open_root(experiment.dataset)
     of_search = evidence(open_evaluator(store, experiment), scores, store)
     if of_search is not None:
@@ -210,30 +217,32 @@ def search_strategies(
 
     known = {(score.strategy, score.seed): score for score in first}
 
-    def score_all(pairs: Sequence[tuple[Strategy, int]]) -> list[StrategyScore]:
+    def score_all(pairs: Sequence[tuple[Strategy, int]], step: str) -> list[StrategyScore]:
         # Strategies that differ in thresholds alone share their predictions, so one of them goes first.
         of_trained = {(as_trained(s), seed): (s, seed) for s, seed in reversed(pairs)}
         for group in (list(of_trained.values())[::-1], pairs):
             left = [pair for pair in group if pair not in known]
             calls = [call(score_strategy, experiment, strategy, seed) for strategy, seed in left]
-            known.update(zip(left, run_each(calls, workers=workers), strict=True))
+            known.update(zip(left, run_each(calls, workers=workers, step=step), strict=True))
         return [known[pair] for pair in pairs]
 
     # Pilots: every setting of every strategy.
     copies = params.publish.materialise == "copies"
     groups = pilot_groups(strategies, plan=plan, classic=params.classic, copies=copies)
-    piloted = run_each([call(pilot_strategy, experiment, g) for g in groups], workers=workers)
+    calls = [call(pilot_strategy, experiment, g) for g in groups]
+    piloted = run_each(calls, workers=workers, step="try settings")
     tried = [score for scores in piloted for score in scores]
     # In full: the best setting of the best strategies.
     n_kept = schedule.n_kept(tried, best_settings(tried))
     kept = survivors(tried, n_kept=n_kept)
-    full = score_all([(strategy, 0) for strategy in kept])
+    full = score_all([(strategy, 0) for strategy in kept], "score the best settings")
     # All seeds: the best of these.
     last = finalists(full)
     n_seeds = schedule.n_seeds(tried, full, last, most=params.evaluation.n_seeds)
     if n_seeds == 1:  # no further seeds to score: all of them are finalists
         last = kept
-    rest = score_all([(strategy, i) for strategy in last for i in range(1, n_seeds)])
+    seeds_left = [(strategy, i) for strategy in last for i in range(1, n_seeds)]
+    rest = score_all(seeds_left, "score with further seeds")
     as_rung = partial(rung, timed=not params.budget.steps, model=model)
     why = {"": f"the best setting of its strategy, and not of the best {n_kept} strategies"}
     rungs = [*pilots, as_rung("pilots", tried, kept, step_share=PILOT_STEP_SHARE, reasons=why)]
@@ -271,7 +280,7 @@ def _choose_model(
         )
         for kind in candidates
     ]
-    pilots = run_each(calls, workers=workers)
+    pilots = run_each(calls, workers=workers, step="compare models")
     best = best_kind(pilots)
     trials = [
         rung(

@@ -1,6 +1,6 @@
 """What flows do first: check parameters, fill in defaults, hold the destination."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from prefect_augment.publish.publish import check_destination
 from prefect_augment.registry import check_shard_format, load_model_class
 from prefect_augment.schema import Experiment
 from prefect_augment.storage import contains
+from prefect_augment.tasks._display import STEPS, dataset_slug, run_progress
 from prefect_augment.tasks._limits import check_crashes, destination_lease
-from prefect_augment.tasks._runtime import dataset_slug, open_root, run, run_log
+from prefect_augment.tasks._runtime import open_root, run, run_log
 from prefect_augment.tasks.augment import check_image_policy
 
 __all__ = [
@@ -56,8 +57,10 @@ def default_source(source: Source, destination: Destination) -> Source:
 
 
 @contextmanager
-def running(destination: Destination, *, publishes: bool = True) -> Iterator[None]:
-    """Show the package's log lines in the run, stop endless restarts, and hold the destination.
+def running(
+    destination: Destination, *, publishes: bool = True, steps: Sequence[str] = tuple(STEPS)
+) -> Iterator[None]:
+    """Show the run's log lines and one progress bar of these steps, stop endless restarts, hold the destination.
 
     ``publishes`` is False for a run that only inspects or stages; it waits for no other run.
     """
@@ -65,6 +68,7 @@ def running(destination: Destination, *, publishes: bool = True) -> Iterator[Non
         check_crashes()
         if publishes:
             stack.enter_context(destination_lease(destination.uri))
+        stack.enter_context(run_progress(destination.uri, steps))
         yield
 
 

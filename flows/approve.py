@@ -3,9 +3,8 @@
 import logging
 import time
 
-from prefect import flow
-
 from prefect_augment.flows._approval import not_published, publish_proposal
+from prefect_augment.flows._flow import flow
 from prefect_augment.flows._inputs import running
 from prefect_augment.params import Answer, Destination
 from prefect_augment.schema import RunResult
@@ -17,7 +16,7 @@ __all__ = ["approve"]
 logger = logging.getLogger(__name__)
 
 
-@flow(name="approve", flow_run_name="{answer.decision} {destination.uri}", persist_result=False)
+@flow("approve", "{answer.decision} {destination.uri}")
 def approve(
     destination: Destination = Destination(), proposal: str = "", answer: Answer = Answer()
 ) -> RunResult:
@@ -29,7 +28,7 @@ def approve(
         answer: Approve or reject, with fewer records where wanted.
     """
     started = time.monotonic()
-    with running(destination):
+    with running(destination, steps=("write the report", "publish")):
         pending, decision = run(decide_proposal, destination, proposal, answer)
         logger.info("%s", decision.sentence)
         if decision.decision == "reject":

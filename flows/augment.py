@@ -3,10 +3,9 @@
 import logging
 import time
 
-from prefect import flow
-
 from prefect_augment.augmentation.label_preservation import PolicyCheck
 from prefect_augment.flows._approval import publish_or_ask
+from prefect_augment.flows._flow import flow, named_by_source
 from prefect_augment.flows._inputs import (
     as_json,
     check_before_work,
@@ -30,7 +29,12 @@ from prefect_augment.plan.strategies import classic_recipe
 from prefect_augment.plan.weights import keep_weights
 from prefect_augment.report.run_summary import summarise
 from prefect_augment.schema import Experiment, Release, RunResult
-from prefect_augment.tasks._runtime import conclude, finish, open_root, run
+from prefect_augment.tasks._runtime import (
+    conclude,
+    finish,
+    open_root,
+    run,
+)
 from prefect_augment.tasks.augment import augment_records, check_image_policy
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
@@ -41,7 +45,7 @@ __all__ = ["augment", "check_policy"]
 logger = logging.getLogger(__name__)
 
 
-@flow(name="augment", flow_run_name="augment {source.uri}", persist_result=False)
+@flow("augment", named_by_source)
 def augment(
     source: Source = Source(),
     destination: Destination = Destination(),
@@ -70,7 +74,8 @@ def augment(
     )
     check_parameters(source, destination, params)
     destination = default_destination(destination, source, suffix="augmented")
-    with running(destination, publishes=not plan_only):
+    steps = ("ingest", "augment", "write the report", "publish")
+    with running(destination, publishes=not plan_only, steps=steps[: 1 if plan_only else None]):
         source = default_source(source, destination)
         dataset = run(ingest_dataset, source, destination, seed=seed)
         plan = run(plan_balance, dataset, params, compares=False)
@@ -93,7 +98,7 @@ def augment(
         return publish_or_ask(release, page, Approval(), started=started)
 
 
-@flow(name="check-policy", flow_run_name="check policy {classic.image}", persist_result=False)
+@flow("check-policy", "check policy {classic.image}")
 def check_policy(
     source: Source = Source(),
     destination: Destination = Destination(),
@@ -112,7 +117,7 @@ def check_policy(
     """
     check_parameters(source, destination, RunParams(model=NoModel(), seed=seed))
     destination = default_destination(destination, source, suffix="augmented")
-    with running(destination, publishes=False):
+    with running(destination, publishes=False, steps=("ingest", "check policy")):
         source = default_source(source, destination)
         dataset = run(ingest_dataset, source, destination, seed=seed)
         shows = report.pictures == "real"

@@ -2,8 +2,6 @@
 
 import time
 
-from prefect import flow
-
 from prefect_augment.augmentation.text import check_comparable
 from prefect_augment.errors import ParameterError, RefusedError
 from prefect_augment.evaluation.classifiers.own_estimator import check_estimators, check_modality
@@ -12,6 +10,7 @@ from prefect_augment.evaluation.verdict.answers import with_safety
 from prefect_augment.experiment.confirmation import refusal_reason
 from prefect_augment.experiment.privacy import stored_privacy
 from prefect_augment.flows._compare import search_strategies
+from prefect_augment.flows._flow import flow
 from prefect_augment.flows._inputs import check_measure, check_seed, try_estimators
 from prefect_augment.ingest.external import plan_of_external
 from prefect_augment.params import (
@@ -30,8 +29,14 @@ from prefect_augment.params import (
 from prefect_augment.plan.strategies import EXTERNAL, make_strategies
 from prefect_augment.report.run_summary import summarise, with_external
 from prefect_augment.schema import Experiment, Findings, Release, RunResult
+from prefect_augment.tasks._display import STEPS, run_progress
 from prefect_augment.tasks._events import emit_refused
-from prefect_augment.tasks._runtime import conclude, open_root, run, run_log
+from prefect_augment.tasks._runtime import (
+    conclude,
+    open_root,
+    run,
+    run_log,
+)
 from prefect_augment.tasks.compare import (
     choose_strategy,
     confirm_choice,
@@ -46,7 +51,7 @@ from prefect_augment.tasks.sample import import_synthetic
 __all__ = ["evaluate"]
 
 
-@flow(name="evaluate", flow_run_name="evaluate {synthetic}", persist_result=False)
+@flow("evaluate", "evaluate {synthetic}")
 def evaluate(
     source: Source,
     synthetic: str,
@@ -86,7 +91,8 @@ def evaluate(
         balance=balance, model=NoModel(), classic=classic, budget=budget,
         evaluation=check_estimators(evaluation), quality=quality, report=report, seed=seed,
     )  # fmt: skip
-    with run_log():
+    steps = [step for step in STEPS if step not in ("compare models", "train", "sample", "publish")]
+    with run_log(), run_progress(destination.uri, steps):
         dataset = run(ingest_dataset, source, destination, seed=seed)
         check_modality(params.evaluation, dataset.modality)
         store = open_root(dataset)

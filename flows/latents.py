@@ -8,9 +8,10 @@ import time
 from inspect import Parameter, Signature
 from typing import Any
 
-from prefect import Flow, flow
+from prefect import Flow
 
 from prefect_augment.errors import ParameterError
+from prefect_augment.flows._flow import flow, named_by_source
 from prefect_augment.flows._inputs import (
     check_parameters,
     default_destination,
@@ -96,8 +97,7 @@ def _latents_flow(use: LatentUse) -> Flow[..., LatentResult]:
     run_use.__name__ = run_use.__qualname__ = of.command.replace("-", "_")
     run_use.__annotations__ = {name: kind for name, (kind, _) in sections.items()}
     run_use.__signature__ = signature  # type: ignore[attr-defined]
-    title = f"{of.command} {{source.uri}}"
-    return flow(name=of.command, flow_run_name=title, persist_result=False)(run_use)
+    return flow(of.command, named_by_source)(run_use)
 
 
 def _run(
@@ -124,7 +124,7 @@ def _run(
             f"output.uri {output.uri!r} lies inside the source {source.uri!r}, so the next run would "
             "read its own result; choose another."
         )
-    with running(destination, publishes=False):
+    with running(destination, publishes=False, steps=("ingest", "train", use)):
         dataset = run(ingest_dataset, default_source(source, destination), destination, seed=seed)
         trained_on = dataset
         if isinstance(params, Anomalies) and params.train_on:

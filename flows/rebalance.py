@@ -3,8 +3,6 @@
 import logging
 import time
 
-from prefect import flow
-
 from prefect_augment.augmentation.text import check_comparable
 from prefect_augment.errors import RefusedError
 from prefect_augment.evaluation.classifiers.own_estimator import check_estimators, check_modality
@@ -13,6 +11,7 @@ from prefect_augment.experiment.audit import counted_records, with_doubted
 from prefect_augment.experiment.confirmation import refusal_reason
 from prefect_augment.flows._approval import announce, publish_or_ask
 from prefect_augment.flows._compare import Comparison, compare, compare_first, synthesize
+from prefect_augment.flows._flow import flow, named_by_source
 from prefect_augment.flows._inputs import (
     as_json,
     check_before_work,
@@ -41,6 +40,7 @@ from prefect_augment.plan.strategies import make_recipe
 from prefect_augment.plan.weights import keep_weights
 from prefect_augment.report.run_summary import summarise
 from prefect_augment.schema import Experiment, Release, ReportRef, RunResult
+from prefect_augment.tasks._display import STEPS
 from prefect_augment.tasks._events import emit_refused
 from prefect_augment.tasks._runtime import conclude, open_root, run
 from prefect_augment.tasks.augment import augment_records
@@ -53,7 +53,7 @@ __all__ = ["rebalance"]
 logger = logging.getLogger(__name__)
 
 
-@flow(name="rebalance", flow_run_name="rebalance {source.uri}", persist_result=False)
+@flow("rebalance", named_by_source)
 def rebalance(
     source: Source = Source(),
     destination: Destination = Destination(),
@@ -95,7 +95,8 @@ def rebalance(
     )  # fmt: skip
     check_parameters(source, destination, params, compares=True)
     destination = default_destination(destination, source)
-    with running(destination, publishes=not plan_only):
+    steps = ("ingest",) if plan_only else tuple(STEPS)
+    with running(destination, publishes=not plan_only, steps=steps):
         if approval.ask and not plan_only:
             announce(approval)
         source = default_source(source, destination)

@@ -3,10 +3,9 @@
 import logging
 import time
 
-from prefect import flow
-
 from prefect_augment.augmentation.text import check_comparable
 from prefect_augment.errors import ParameterError
+from prefect_augment.flows._flow import flow, named_by_source
 from prefect_augment.flows._inputs import (
     check_parameters,
     default_destination,
@@ -36,7 +35,7 @@ __all__ = ["train"]
 logger = logging.getLogger(__name__)
 
 
-@flow(name="train", flow_run_name="train {source.uri}", persist_result=False)
+@flow("train", named_by_source)
 def train(
     source: Source = Source(),
     destination: Destination = Destination(),
@@ -64,7 +63,7 @@ def train(
     check_parameters(source, destination, params)
     destination = default_destination(destination, source)
     # Nothing is published, so no other run has to wait; later runs find the model by its receipt.
-    with running(destination, publishes=False):
+    with running(destination, publishes=False, steps=("ingest", "train")):
         source = default_source(source, destination)
         dataset = run(ingest_dataset, source, destination, seed=seed)
         store = open_root(dataset)

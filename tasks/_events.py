@@ -10,7 +10,7 @@ from prefect.events import emit_event
 
 from prefect_augment.schema import Commit, ReportRef, Verdict
 from prefect_augment.storage import Store, read_manifest
-from prefect_augment.tasks._runtime import artifact_key, dataset_slug, in_run
+from prefect_augment.tasks._display import artifact_key, dataset_slug, in_run
 
 __all__ = ["PUBLISHED", "REFUSED", "dataset_resource", "emit_published", "emit_refused"]
 

@@ -21,7 +21,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
 from prefect_augment.errors import CrashedTooOftenError
-from prefect_augment.tasks._runtime import artifact_key, dataset_slug, in_run
+from prefect_augment.tasks._display import artifact_key, dataset_slug, in_run
 
 __all__ = [
     "GPU",

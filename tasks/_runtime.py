@@ -1,71 +1,61 @@
-"""What a Prefect run adds to the plain functions: log, progress bars, blocks and artifacts.
+"""What a Prefect run adds to the plain functions: tasks, their log, blocks and the state at the end.
 
-Everything also works outside a run, where artifacts are skipped, so that ``task.fn`` is a plain
+Everything also works outside a run, so that ``task.fn`` is a plain
 function call in a notebook or under another orchestrator.
 """
 
 import logging
 import os
-import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar, cast
-from uuid import UUID
 
-import httpx
 from prefect import Task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.context import FlowRunContext, TaskRunContext
-from prefect.exceptions import PrefectException
 from prefect.futures import PrefectFuture
 from prefect.logging.handlers import APILogHandler
 from prefect.states import Completed
 
 from prefect_augment.errors import TransientError
 from prefect_augment.params import Destination
-from prefect_augment.report.run_summary import outcome_sentence, run_page, where
+from prefect_augment.report.run_summary import outcome_sentence, run_page
 from prefect_augment.schema import DatasetRef, RunResult
 from prefect_augment.storage import Store, open_store, read_manifest
 from prefect_augment.tasks._blocks import storage_options
+from prefect_augment.tasks._display import (
+    artifact_key,
+    dataset_slug,
+    in_run,
+    markdown_artifact,
+    progress,
+)
 
 __all__ = [
     "TASK_OPTIONS",
     "Call",
-    "artifact_key",
     "call",
     "class_list",
     "conclude",
-    "dataset_slug",
     "finish",
-    "in_run",
-    "link",
-    "markdown_artifact",
     "named",
     "open_block_store",
     "open_destination",
     "open_root",
-    "progress",
     "run",
     "run_each",
     "run_log",
     "storage_options",
-    "table_artifact",
 ]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Progress = Callable[[float, str], None]
 
 LOGGER = "prefect_augment"
 MAX_LISTED = 10  # classes in the name of a task
@@ -86,14 +76,20 @@ TASK_OPTIONS: dict[str, Any] = {
 }
 
 
-def in_run() -> bool:
-    """Whether this code runs inside a Prefect flow or task run."""
-    return FlowRunContext.get() is not None or TaskRunContext.get() is not None
-
-
 def run(task: Task[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a task as a task inside a flow run, and as its plain function elsewhere."""
-    return task(*args, **kwargs) if in_run() else task.fn(*args, **kwargs)
+    return task(*args, **kwargs) if in_run() else _patiently(task.fn, *args, **kwargs)
+
+
+def _patiently(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function as Prefect would: once more after a while where an error is transient."""
+    for seconds in TASK_OPTIONS["retry_delay_seconds"]:
+        try:
+            return function(*args, **kwargs)
+        except TransientError as exc:
+            logging.getLogger(LOGGER).warning("Trying again in %d s: %s", seconds, exc)
+            time.sleep(seconds)
+    return function(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -110,23 +106,37 @@ def call(task: Task[P, T], *args: P.args, **kwargs: P.kwargs) -> Call[T]:
     return Call(task, args, kwargs)
 
 
-def run_each(calls: Sequence[Call[T]], *, workers: int) -> list[T]:
+def _make(one: Call[T]) -> T:
+    return _patiently(one.task.fn, *one.args, **one.kwargs)
+
+
+def run_each(calls: Sequence[Call[T]], *, workers: int, step: str) -> list[T]:
     """Make the calls, at most ``workers`` at the same time; return their results in order.
+
+    ``step`` is what the progress bar calls them.
 
     The window is not the task runner's: ``workers`` is a parameter of the run, and a flow's runner is
     fixed before its parameters are known.
     """
-    if not in_run():
-        return [one.task.fn(*one.args, **one.kwargs) for one in calls]
-    futures: list[PrefectFuture[T]] = []
-    for i, one in enumerate(calls):
-        if i >= workers:
-            futures[i - workers].wait()
-        futures.append(one.task.submit(*one.args, **one.kwargs))
-    return [future.result() for future in futures]
+    with progress(step) as report:
+        if not in_run():
+            with ThreadPoolExecutor(workers) as pool:
+                pending: list[Future[T]] = [
+                    pool.submit(copy_context().run, _make, one) for one in calls
+                ]
+                for i, _ in enumerate(as_completed(pending), 1):
+                    report(i / len(calls), f"{i} of {len(calls)}")
+                return [one.result() for one in pending]
+        futures: list[PrefectFuture[T]] = []
+        for i, one in enumerate(calls):
+            if i >= workers:
+                futures[i - workers].wait()
+                report((i - workers + 1) / len(calls), f"{i - workers + 1} of {len(calls)}")
+            futures.append(one.task.submit(*one.args, **one.kwargs))
+        return [future.result() for future in futures]
 
 
-# --- log and progress -------------------------------------------------------------------------
+# --- log ----------------------------------------------------------------------------------------
 
 
 _log_lock = threading.Lock()
@@ -186,77 +196,6 @@ def _change_log_users(logger: logging.Logger, change: int) -> None:
                 logger.removeHandler(handler)
 
 
-@contextmanager
-def progress(name: str, uri: str = "") -> Iterator[Progress]:
-    """Yield a callback ``(fraction in [0, 1], text)`` that moves a progress bar of the run.
-
-    The API is called at most once a second. The bar's key carries the name of the dataset at ``uri``.
-    """
-    if not in_run():
-        yield lambda fraction, text: None
-        return
-    # Typed as if it might be a coroutine; called from synchronous code it is not.
-    artifact = cast(
-        "UUID",
-        create_progress_artifact(
-            0.0, key=artifact_key(dataset_slug(uri), "progress", name), description=name
-        ),
-    )
-    last = time.monotonic()
-
-    def report(fraction: float, text: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if fraction >= 1.0 or now - last >= 1.0:
-            last = now
-            try:
-                update_progress_artifact(
-                    artifact, min(100.0, 100.0 * fraction), description=f"{name}: {text}"
-                )
-            except (httpx.HTTPError, PrefectException, OSError) as exc:
-                # A server that restarts must not end hours of training.
-                logging.getLogger(LOGGER).debug("The progress bar could not be moved: %s", exc)
-
-    yield report
-    report(1.0, "done")
-
-
-# --- artifacts --------------------------------------------------------------------------------
-
-
-def artifact_key(*words: str) -> str:
-    """Return a key of lower-case letters, digits and dashes, the only ones that Prefect takes.
-
-    Examples
-    --------
-    >>> artifact_key("Plan", "s3://Lake/Defects_2026/")
-    'plan-s3-lake-defects-2026'
-    """
-    return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")[:120]
-
-
-def dataset_slug(uri: str) -> str:
-    """The last two segments of a location: enough to tell one dataset's artifacts from another's."""
-    return "-".join([segment for segment in re.split(r"[/:]+", uri) if segment][-2:])
-
-
-def table_artifact(key: str, rows: Iterable[dict[str, Any]], description: str) -> None:
-    """Show a table on the run's page."""
-    if in_run():
-        create_table_artifact(list(rows), key=key, description=description)
-
-
-def markdown_artifact(key: str, markdown: str, description: str) -> None:
-    """Show a page on the run's page."""
-    if in_run():
-        create_markdown_artifact(markdown, key=key, description=description)
-
-
-def link(name: str, uri: str) -> str:
-    """Return a link in markdown to a file of the dataset."""
-    return where(name, uri)
-
-
 def named(text: Callable[[dict[str, Any]], str]) -> Callable[..., str]:
     """Return a function that names a task run by its parameters, in one line of at most 120 characters.
 
@@ -296,7 +235,7 @@ def conclude(result: RunResult, dataset: DatasetRef) -> RunResult:
     manifest = None
     if result.version is not None:
         manifest = read_manifest(open_root(dataset), result.version)
-    key = artifact_key(dataset_slug(dataset.root), "summary")
+    key = artifact_key("answer", dataset_slug(dataset.root))
     markdown_artifact(key, run_page(result, dataset.root, manifest), sentence)
     return finish(result, sentence)
 

@@ -11,12 +11,14 @@ from prefect_augment.publish.proposal import (
     request_markdown,
 )
 from prefect_augment.schema import ApprovalDecision, Release, ReportRef
-from prefect_augment.tasks._runtime import (
-    TASK_OPTIONS,
+from prefect_augment.tasks._display import (
     artifact_key,
     dataset_slug,
     link,
     markdown_artifact,
+)
+from prefect_augment.tasks._runtime import (
+    TASK_OPTIONS,
     named,
     open_destination,
     open_root,
@@ -51,7 +53,7 @@ def propose_dataset(release: Release, report: ReportRef) -> Proposal:
         proposal = propose(release, report, store)
         page = f"{store.uri}/{report.prefix}/report.html"
         text = request_markdown(proposal, report_link=f"Report: {link('report.html', page)}.")
-        key = artifact_key(dataset_slug(release.dataset.root), "approval")
+        key = artifact_key("approval", dataset_slug(release.dataset.root))
         markdown_artifact(key, f"{text}\n\nProposal `{proposal.id}`.", "What waits for approval")
         return proposal
 

@@ -13,15 +13,17 @@ from prefect_augment.augmentation.label_preservation import (
 )
 from prefect_augment.params import Classic
 from prefect_augment.schema import DatasetRef, Experiment
-from prefect_augment.tasks._runtime import (
-    TASK_OPTIONS,
+from prefect_augment.tasks._display import (
     artifact_key,
-    class_list,
     dataset_slug,
     markdown_artifact,
+    progress,
+)
+from prefect_augment.tasks._runtime import (
+    TASK_OPTIONS,
+    class_list,
     named,
     open_root,
-    progress,
     run_log,
 )
 
@@ -49,7 +51,7 @@ def augment_records(experiment: Experiment, counts: Mapping[str, int]) -> Datase
         Staged classic records.
     """
     dataset, params = experiment.dataset, experiment.params
-    with run_log():
+    with run_log(), progress("augment", dataset.root):
         ref = augment(
             dataset,
             plan=experiment.plan,
@@ -90,7 +92,7 @@ def check_image_policy(
     with run_log(), progress("check policy", dataset.root):
         store = open_root(dataset)
         check = check_policy(dataset, classic=classic, seed=seed, store=store)
-        key = artifact_key(dataset_slug(dataset.root), "policy")
+        key = artifact_key("policy", dataset_slug(dataset.root))
         page = policy_page(check, store, show_pictures=show_pictures)
         markdown_artifact(key, page, f"Policy {check.policy}")
         act_on(check, classic)

@@ -19,13 +19,13 @@ from prefect_augment.schema import (
     StrategyScore,
     Verdict,
 )
+from prefect_augment.tasks._display import progress
 from prefect_augment.tasks._limits import gpu_slot
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
     class_list,
     named,
     open_root,
-    progress,
     run_log,
 )
 
@@ -62,7 +62,7 @@ def filter_candidates(experiment: Experiment, candidates: DatasetRef) -> FilterR
         Candidates, passed and kept per class, and the reasons of those dropped.
     """
     dataset = experiment.dataset
-    with run_log(), progress("filter candidates", dataset.root), _gpu(experiment):
+    with run_log(), progress("filter", dataset.root), _gpu(experiment):
         return filter_staged(experiment, candidates, open_root(dataset))
 
 
@@ -84,7 +84,7 @@ def measure_privacy(experiment: Experiment, drawn: DatasetRef) -> Privacy:
     Privacy
         A membership-inference attack, distances to the closest record, exposure of isolated ones.
     """
-    with run_log():
+    with run_log(), progress("measure privacy"):
         result = privacy.measure(experiment, drawn, open_root(experiment.dataset))
         logger.info("Privacy: %s", result.sentence)
         return result
@@ -173,7 +173,11 @@ def choose_strategy(scores: Sequence[StrategyScore], *, prefer_model: bool = Fal
 @task(
     name="confirm_choice",
     task_run_name=named(
-        lambda p: f"confirm {p['choice'].chosen.name} against {p['choice'].baseline.name}"
+        lambda p: (
+            f"confirm {p['choice'].chosen.name} against {p['choice'].baseline.name}"
+            if p["choice"].chosen != p["choice"].baseline
+            else f"confirm {p['choice'].chosen.name} against the data as they are"
+        )
     ),
     **TASK_OPTIONS,
 )
@@ -199,7 +203,7 @@ def confirm_choice(
         Accept, reject or inconclusive, with intervals and reasons.
     """
     dataset = experiment.dataset
-    with run_log(), progress("confirm", dataset.root), _gpu(experiment):
+    with run_log(), progress("confirm on the hold-out", dataset.root), _gpu(experiment):
         store = open_root(dataset)
         return confirmation.confirm(experiment, choice, scores, store, workers=workers)
 

@@ -5,10 +5,10 @@ from prefect import task
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Destination, Source
 from prefect_augment.schema import DatasetRef
+from prefect_augment.tasks._display import progress
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
     open_destination,
-    progress,
     run_log,
     storage_options,
 )

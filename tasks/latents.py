@@ -10,17 +10,19 @@ from prefect_augment.params import Destination, Output
 from prefect_augment.params.base import Params
 from prefect_augment.registry import load_model_class
 from prefect_augment.schema import DatasetRef, LatentRef, LatentUse, ModelRef
-from prefect_augment.tasks._limits import gpu_slot
-from prefect_augment.tasks._runtime import (
-    TASK_OPTIONS,
+from prefect_augment.tasks._display import (
     artifact_key,
     dataset_slug,
     markdown_artifact,
+    progress,
+)
+from prefect_augment.tasks._limits import gpu_slot
+from prefect_augment.tasks._runtime import (
+    TASK_OPTIONS,
     named,
     open_block_store,
     open_destination,
     open_root,
-    progress,
     run_log,
 )
 
@@ -116,7 +118,7 @@ def use_latents(
         ref = uses.use_latents(
             use, dataset, model, store, params=params, output=output, out=out, on_progress=report
         )
-        key = artifact_key(dataset_slug(dataset.root), ref.use)
+        key = artifact_key(ref.use, dataset_slug(dataset.root))
         markdown_artifact(key, latents_page(ref, out or store), ref.use.capitalize())
         block = output.storage_block if output.uri else dataset.block
         return ref.model_copy(update={"block": block})

@@ -6,15 +6,13 @@ from prefect_augment.params import RunParams
 from prefect_augment.plan.plan import plan
 from prefect_augment.report.report import plan_table
 from prefect_augment.schema import BalancePlan, DatasetRef
+from prefect_augment.tasks._display import artifact_key, dataset_slug, table_artifact
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
-    artifact_key,
     class_list,
-    dataset_slug,
     named,
     open_root,
     run_log,
-    table_artifact,
 )
 
 __all__ = ["plan_balance"]
@@ -59,6 +57,6 @@ def plan_balance(
     with run_log():
         store = open_root(dataset)
         result = plan(dataset, params or RunParams(), store, searched=searched, compares=compares)
-        key = artifact_key(dataset_slug(dataset.root), "plan")
+        key = artifact_key("plan", dataset_slug(dataset.root))
         table_artifact(key, plan_table(result), f"Plan: {result.rule}")
         return result

@@ -10,15 +10,17 @@ from prefect_augment.publish.synthetic_records import classic_counts
 from prefect_augment.report.build import report
 from prefect_augment.schema import ApprovalDecision, Commit, Recipe, Release, ReportRef
 from prefect_augment.storage import Store
-from prefect_augment.tasks._events import emit_published
-from prefect_augment.tasks._runtime import (
-    TASK_OPTIONS,
+from prefect_augment.tasks._display import (
     artifact_key,
     dataset_slug,
     markdown_artifact,
+    progress,
+)
+from prefect_augment.tasks._events import emit_published
+from prefect_augment.tasks._runtime import (
+    TASK_OPTIONS,
     named,
     open_root,
-    progress,
     run_log,
 )
 
@@ -53,9 +55,9 @@ def write_report(
         The report's files, staged; also shown as an artifact.
     """
     dataset = release.dataset
-    with run_log():
+    with run_log(), progress("write the report"):
         ref, summary = report(release, open_root(dataset), status=status, approval=approval)
-        key = artifact_key(dataset_slug(dataset.root), "report")
+        key = artifact_key("report", dataset_slug(dataset.root))
         markdown_artifact(key, summary, "Report")
         return ref
 

@@ -10,13 +10,13 @@ from prefect_augment.params import Constraint
 from prefect_augment.registry import load_model_class
 from prefect_augment.schema import BalancePlan, DatasetRef, ModelRef
 from prefect_augment.synthesis.sample import sample
+from prefect_augment.tasks._display import progress
 from prefect_augment.tasks._limits import gpu_slot
 from prefect_augment.tasks._runtime import (
     TASK_OPTIONS,
     class_list,
     named,
     open_root,
-    progress,
     run_log,
     storage_options,
 )

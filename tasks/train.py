@@ -7,8 +7,14 @@ from prefect import task
 from prefect_augment.registry import load_model_class
 from prefect_augment.schema import Experiment, ModelRef
 from prefect_augment.synthesis.train import find_model, train
+from prefect_augment.tasks._display import progress
 from prefect_augment.tasks._limits import gpu_slot
-from prefect_augment.tasks._runtime import TASK_OPTIONS, named, open_root, progress, run_log
+from prefect_augment.tasks._runtime import (
+    TASK_OPTIONS,
+    named,
+    open_root,
+    run_log,
+)
 
 __all__ = ["train_model"]
 

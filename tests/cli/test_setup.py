@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Callable
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -33,53 +32,37 @@ def call(*arguments: object) -> tuple[int, str]:
     return result.exit_code, result.stdout
 
 
-def load(path: Path) -> ModuleType:
-    spec = spec_from_file_location(f"written_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 # --- init -------------------------------------------------------------------------------------
 
 
-def test_init_writes_a_flow_that_its_prefect_yaml_deploys(tmp_path: Path) -> None:
+def deployment_in(folder: Path) -> dict[str, Any]:
+    (deployment,) = yaml.safe_load((folder / "prefect.yaml").read_text())["deployments"]
+    return dict(deployment)
+
+
+def test_init_writes_a_deployment_of_the_form_for_a_source(tmp_path: Path) -> None:
     code, out = call(
         "init", tmp_path, "--source", "s3://lake/in.parquet", "--label", 'the "class"',
         "--dest", "s3://lake/out", "--name", "Parts nightly", "--schedule", "0 4 * * *",
     )  # fmt: skip
     assert code == 0
     assert "prefect --no-prompt deploy --all" in out
-    content = yaml.safe_load((tmp_path / "prefect.yaml").read_text())
-    (deployment,) = content["deployments"]
+    deployment = deployment_in(tmp_path)
     assert deployment["name"] == "parts-nightly"
     assert deployment["schedules"] == [{"cron": "0 4 * * *", "timezone": "UTC", "active": True}]
 
-    path, name = deployment["entrypoint"].split(":")
-    flow = getattr(load(tmp_path / path), name)
+    module, name = deployment["entrypoint"].split(":")
+    flow = getattr(import_module(module), name)
     assert isinstance(flow, Flow)
-    assert set(flow.validate_parameters(deployment["parameters"])) >= {"source", "destination"}
-    defaults = {n: p["default"] for n, p in flow.parameters.model_dump()["properties"].items()}
-    assert defaults["source"]["label"] == 'the "class"'
-    assert defaults["destination"]["uri"] == "s3://lake/out"
+    given = flow.validate_parameters(deployment["parameters"])
+    assert given["label"] == 'the "class"'
+    assert (given["source"], given["destination"]) == ("s3://lake/in.parquet", "s3://lake/out")
 
 
-@pytest.mark.flow
-def test_the_flow_that_init_writes_balances_a_dataset(
-    make_table: Callable[..., pa.Table], tmp_path: Path
-) -> None:
-    pq.write_table(make_table(counts={"ok": 80, "worn": 7}), tmp_path / "in.parquet")
-    write_project(
-        tmp_path,
-        source=str(tmp_path / "in.parquet"),
-        label="state",
-        dest=str(tmp_path / "out"),
-        name="parts",
-    )
-    manifest = load(tmp_path / "flows" / "parts.py").parts()
-    assert manifest.endswith("v00000001.json")
+def test_without_a_destination_the_form_makes_one_from_the_source(tmp_path: Path) -> None:
+    """One that is filled in would be the example's for everybody's first own data."""
+    call("init", tmp_path)
+    assert deployment_in(tmp_path)["parameters"] == {}
 
 
 def test_init_overwrites_nothing_and_says_what_exists(tmp_path: Path) -> None:
@@ -88,10 +71,7 @@ def test_init_overwrites_nothing_and_says_what_exists(tmp_path: Path) -> None:
     assert code == 0
     assert (tmp_path / "prefect.yaml").read_text() == "name: mine\n"
     assert "prefect.yaml exists" in out
-    assert "entrypoint: flows/balance_dataset.py:balance_dataset" in out, "the entry to add by hand"
-    before = (tmp_path / "flows" / "balance_dataset.py").read_bytes()
-    call("init", tmp_path, "--label", "other")
-    assert (tmp_path / "flows" / "balance_dataset.py").read_bytes() == before
+    assert "entrypoint: prefect_augment.flows.form:rebalance" in out, "the entry to add by hand"
 
 
 def test_a_relative_source_is_written_as_an_absolute_one(
@@ -100,18 +80,13 @@ def test_a_relative_source_is_written_as_an_absolute_one(
     """A run starts in another folder than the one in which somebody typed the command."""
     monkeypatch.chdir(tmp_path)
     call("init", "repository", "--source", "in.parquet")
-    text = (tmp_path / "repository" / "flows" / "balance_dataset.py").read_text()
-    assert f'uri="{tmp_path}/in.parquet"' in text
+    given = deployment_in(tmp_path / "repository")["parameters"]
+    assert given == {"source": f"{tmp_path}/in.parquet"}
 
 
 @pytest.mark.parametrize(
     ("options", "match"),
-    [
-        ({"name": "pandas"}, "flows/pandas.py would hide"),
-        ({"name": "---"}, "letters, digits and dashes"),
-        ({"name": "class"}, "cannot name a flow"),
-        ({"schedule": "at noon"}, "five fields"),
-    ],
+    [({"name": "---"}, "letters, digits and dashes"), ({"schedule": "at noon"}, "five fields")],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(
     options: dict[str, str], match: str, tmp_path: Path

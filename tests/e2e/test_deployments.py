@@ -34,7 +34,7 @@ from prefect_augment.encoding.pixels import encode_png
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.maintenance.verify import verify
 from prefect_augment.storage import latest_version, open_store, read_manifest
-from prefect_augment.tasks._runtime import dataset_slug
+from prefect_augment.tasks._display import dataset_slug
 
 pytestmark = pytest.mark.e2e
 

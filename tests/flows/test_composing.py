@@ -16,6 +16,7 @@ import pytest
 from prefect import Task, flow, unmapped
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.exceptions import ParameterTypeError
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
@@ -242,6 +243,17 @@ def no_api() -> Iterator[None]:
     """Whatever other tests have started: a call of the API fails in here."""
     with temporary_settings({PREFECT_API_URL: None, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
         yield
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_api", "quick_runs")
+def test_a_flow_is_a_plain_function_where_no_server_is_configured(
+    source: Source, destination: Destination
+) -> None:
+    result = rebalance(source=source, destination=destination, model=NoModel(), evaluation=QUICK)
+    assert result.version == 1
+    with pytest.raises(ParameterTypeError, match="seed"):
+        rebalance(source=source, seed="many")  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def test_a_run_shows_its_picture_and_says_what_came_of_it(asked: dict[str, Any])
         artifacts = client.read_artifacts(
             artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
         )
-    shown = {(a.key or "").rpartition("-")[2]: a for a in artifacts if a.type == "markdown"}
+    shown = {(a.key or "").partition("-")[0]: a for a in artifacts if a.type == "markdown"}
     assert "data:image/png;base64" in shown["anomalies"].data
     assert len(json.dumps(shown["anomalies"].data)) < 200_000
     assert open_latents(result.uri).info.summary["normal"] == ["ok"]

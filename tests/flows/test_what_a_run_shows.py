@@ -99,10 +99,13 @@ def test_a_run_ends_with_a_summary_and_an_approval_with_another(
 
     shown = {a.key: a for a in artifacts(state)}
     slug = f"{tmp_path.name}-out".lower().replace("_", "-")
-    for part in ("plan", "report", "approval", "summary", "progress-train", "progress-sample"):
-        assert f"{slug}-{part}" in shown, sorted(shown)
-    assert shown[f"{slug}-summary"].data.startswith("## Verdict:")
-    assert "report.html" in shown[f"{slug}-summary"].data
+    assert set(shown) == {
+        f"{part}-{slug}" for part in ("plan", "report", "approval", "answer", "progress")
+    }
+    assert shown[f"answer-{slug}"].data.startswith("## Verdict:")
+    assert "report.html" in shown[f"answer-{slug}"].data
+    assert shown[f"progress-{slug}"].data == 100.0
+    assert shown[f"progress-{slug}"].description.startswith("done after ")
     for artifact in shown.values():
         assert len(json.dumps(artifact.data)) < 200_000
         if artifact.type == "markdown":
@@ -125,7 +128,7 @@ def test_a_run_ends_with_a_summary_and_an_approval_with_another(
     )
     assert answer.result().version == 1
     assert "Approved by Ada" in (answer.message or "")
-    assert any(a.key == f"{slug}-summary" for a in artifacts(answer))
+    assert any(a.key == f"answer-{slug}" for a in artifacts(answer))
 
 
 def test_a_flow_that_calls_ours_gets_its_result(source: Source, tmp_path: Path) -> None:

@@ -59,8 +59,9 @@ def test_every_class_of_parameters_is_a_section_or_part_of_one() -> None:
     }
     parts = {kind for section in SECTIONS.values() for kind in nested(section)}
     parts |= {kind for model in models for kind in nested(model)}
-    # RunParams bundles sections, `model` is one whole section whatever its kind.
-    assert known_params() - set(SECTIONS.values()) - parts - models == {package.RunParams}
+    # RunParams and the form bundle sections, `model` is one whole section whatever its kind.
+    bundles = {package.RunParams, package.TableSettings, package.ImageSettings}
+    assert known_params() - set(SECTIONS.values()) - parts - models == bundles
 
 
 @pytest.mark.parametrize("name", [*SECTIONS, "model"])

@@ -61,10 +61,8 @@ def test_every_flow_that_people_start_has_one_deployment() -> None:
         "anomalies", "classify", "denoise", "embed", "interpolate", "reconstruct", "shift_attribute",
     )  # fmt: skip
     assert sorted(deployment["entrypoint"] for deployment in CONTENT["deployments"]) == sorted(
-        [
-            f"prefect_augment.flows.{name}:{name}"
-            for name in ("augment", "evaluate", "rebalance", "train")
-        ]
+        [f"prefect_augment.flows.{name}:{name}" for name in ("augment", "evaluate", "train")]
+        + ["prefect_augment.flows.form:rebalance"]
         + ["prefect_augment.flows.augment:check_policy"]
         + [f"prefect_augment.flows.latents:{name}" for name in uses]
     )

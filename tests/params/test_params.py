@@ -14,6 +14,7 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.flows.approve import approve
 from prefect_augment.flows.augment import augment
 from prefect_augment.flows.evaluate import evaluate
+from prefect_augment.flows.form import rebalance as rebalance_form
 from prefect_augment.flows.latents import (
     anomalies,
     classify,
@@ -72,7 +73,7 @@ def fields(flow: Flow[Any, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{name}.{field}", info
 
 
-@pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
+@pytest.mark.parametrize("flow", [rebalance_form, *FLOWS], ids=lambda flow: flow.name)
 def test_every_field_of_the_form_has_a_description(flow: Flow[Any, Any]) -> None:
     missing = [
         name
@@ -82,7 +83,7 @@ def test_every_field_of_the_form_has_a_description(flow: Flow[Any, Any]) -> None
     assert not missing
 
 
-@pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
+@pytest.mark.parametrize("flow", [rebalance_form, *FLOWS], ids=lambda flow: flow.name)
 def test_nothing_of_the_form_is_raw_json(flow: Flow[Any, Any]) -> None:
     """An object without named fields, or a field of no type, is a code editor in the form."""
     free = [

@@ -45,6 +45,7 @@ __all__ = [
     "holdout_params",
     "in_file",
     "lay_over",
+    "live_progress",
     "open_root",
     "out",
     "parameter_errors",
@@ -201,12 +202,43 @@ def prefect_session(*, quiet: bool) -> Iterator[None]:
         raise ParameterError(" ".join(str(exc).split())) from exc
 
 
+@contextmanager
+def live_progress(*, quiet: bool) -> Iterator[None]:
+    """Show the progress of a run: a bar that lives on a terminal, and a line per step in a log."""
+    if quiet:
+        yield
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    from prefect_augment.tasks._display import listening
+
+    if not err.is_terminal:
+        step = ""
+
+        def say(_: float, text: str) -> None:
+            nonlocal step
+            if text.partition(":")[0].partition(" · ")[0] != step:
+                step = text.partition(":")[0].partition(" · ")[0]
+                err.print(text, soft_wrap=True, highlight=False, markup=False)
+
+        with listening(say):
+            yield
+        return
+    columns = (SpinnerColumn(), BarColumn(20), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=err, transient=True) as bars:
+        bar = bars.add_task("starting", total=1.0)
+        with listening(lambda done, text: bars.update(bar, completed=done, description=text)):
+            yield
+
+
 def run_flow(name: str, parameters: Mapping[str, Any], show: str, *, as_json: bool) -> None:
     """Run ``module:flow`` of :mod:`prefect_augment.flows`, and print its result by ``formatting.show``."""
     module, _, attribute = name.partition(":")
     with prefect_session(quiet=as_json), parameter_errors():
         flow = getattr(import_module(f"prefect_augment.flows.{module}"), attribute)
-        result = flow(**flow.validate_parameters(parameters))
+        given = flow.validate_parameters(parameters)
+        with live_progress(quiet=as_json):
+            result = flow(**given)
     formatting = import_module("prefect_augment.cli.formatting")
     print_result(result, getattr(formatting, show), as_json=as_json)
 

@@ -29,6 +29,7 @@ from prefect_augment.cli.options import (
     flow_parameters,
     holdout_params,
     lay_over,
+    live_progress,
     out,
     parameter_errors,
     prefect_session,
@@ -108,7 +109,8 @@ def demo(
             if not as_json:
                 title = f"{i + 1} of {len(runs)}, {name}: {parameters['source'].uri}"
                 out.print(f"[bold]{escape(title)}[/]", soft_wrap=True, highlight=False)
-            results[name] = flow(**parameters)
+            with live_progress(quiet=as_json):
+                results[name] = flow(**parameters)
             if not as_json:
                 show_run(out, results[name])
                 out.print()

@@ -8,6 +8,7 @@ from prefect_augment.params.balance import Balance, Classic, ClassTarget
 from prefect_augment.params.constraints import Combination, Constraint, Inequality, Positive, Unique
 from prefect_augment.params.data import ColumnOverride, Destination, Source
 from prefect_augment.params.estimators import OwnEstimator
+from prefect_augment.params.form import ImageSettings, TableSettings
 from prefect_augment.params.latents import (
     Anomalies,
     AttributeShift,
@@ -67,6 +68,7 @@ __all__ = [
     "Evaluation",
     "FlowModel",
     "GanModel",
+    "ImageSettings",
     "Inequality",
     "Interpolation",
     "Metric",
@@ -84,6 +86,7 @@ __all__ = [
     "Report",
     "RunParams",
     "Source",
+    "TableSettings",
     "TreesModel",
     "Unique",
     "VaeModel",

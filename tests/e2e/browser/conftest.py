@@ -175,9 +175,9 @@ class Ui:
     @staticmethod
     def key(destination: Path, name: str) -> str:
         """Return the key of a dataset's artifact."""
-        from prefect_augment.tasks._runtime import artifact_key, dataset_slug
+        from prefect_augment.tasks._display import artifact_key, dataset_slug
 
-        return artifact_key(dataset_slug(str(destination)), name)
+        return artifact_key(name, dataset_slug(str(destination)))
 
     def open_artifact(self, key: str) -> None:
         """Go to the newest artifact of a key."""

@@ -1,0 +1,88 @@
+"""The form of the `rebalance` deployment: five fields, and a run whose own page shows everything."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+    TaskRunFilter,
+    TaskRunFilterFlowRunId,
+)
+from prefect.utilities.schema_tools import validate
+
+from prefect_augment.flows.form import rebalance
+from prefect_augment.params import Classic, Evaluation, NoModel, Source, TableSettings
+
+SCHEMA: dict[str, Any] = rebalance.parameters.model_dump()
+
+
+def fields(settings: str, section: str) -> set[str]:
+    """Fields of a section that a group of the form shows."""
+    alternatives = SCHEMA["definitions"][settings]["properties"][section]["anyOf"]
+    (shown,) = (one for one in alternatives if one != {"type": "null"})
+    return set(shown.get("properties") or SCHEMA["definitions"][shown["$ref"].split("/")[-1]])
+
+
+def test_the_form_has_five_fields_and_a_group_for_the_rest() -> None:
+    shown = sorted(SCHEMA["properties"], key=lambda name: SCHEMA["properties"][name]["position"])
+    assert shown == ["source", "label", "destination", "approval", "plan_only", "advanced"]
+    assert SCHEMA["properties"]["advanced"]["default"] is None, "folded"
+    assert not SCHEMA.get("required")
+
+
+def test_a_group_shows_what_its_kind_of_data_has() -> None:
+    of_tables, of_images = fields("TableSettings", "source"), fields("ImageSettings", "source")
+    assert "separator" in of_tables - of_images
+    assert "include" in of_images - of_tables
+    assert not {"uri", "label"} & (of_tables | of_images), "asked above"
+    both = fields("TableSettings", "classic") | fields("ImageSettings", "classic")
+    assert both == set(Classic.model_fields), "no field is lost between the two"
+    assert of_tables | of_images | {"uri", "label"} == set(Source.model_fields)
+
+
+def test_the_server_takes_the_groups_as_they_are_filled_in() -> None:
+    for group in ("TableSettings", "ImageSettings"):
+        sections = SCHEMA["definitions"][group]["properties"]
+        given = {name: info["default"] for name, info in sections.items()}
+        given["budget"] = {"minutes": 2.0}
+        validate({"advanced": given}, SCHEMA, raise_on_error=True, ignore_required=True)
+
+
+@pytest.mark.flow
+@pytest.mark.usefixtures("quick_runs")
+def test_the_run_that_was_started_holds_its_tasks_and_answer(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = TableSettings(
+        model=NoModel(),
+        evaluation=Evaluation(n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"]),
+    )
+    state = rebalance(source.uri, source.label, advanced=settings, return_state=True)
+    assert state.message.startswith("Published version 1 "), "the answer in one sentence"
+    assert state.result().manifest.startswith(str(tmp_path / "prefect-augment")), "by default"
+    run = state.state_details.flow_run_id
+    with get_client(sync_client=True) as client:
+        tasks = client.read_task_runs(
+            task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[run]))
+        )
+        shown = client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run]))
+        )
+        (started,) = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run]))
+        )
+    assert started.name == f"rebalance {source.uri}"
+    names = {task.name.partition(" ")[0] for task in tasks}
+    assert {"ingest", "plan", "score", "confirm", "publish"} <= names, names
+    assert sorted(a.key.partition("-")[0] for a in shown) == [
+        "answer",
+        "plan",
+        "progress",
+        "report",
+    ]
