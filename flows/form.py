@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from prefect_augment.errors import ParameterError
 from prefect_augment.flows._flow import flow, named_by_source
 from prefect_augment.flows.rebalance import rebalance as rebalance_dataset
 from prefect_augment.params import Approval, Destination, ImageSettings, Source, TableSettings
@@ -17,7 +18,8 @@ def rebalance(
     destination: str = "",
     approval: Literal["not needed", "needed"] = "not needed",
     plan_only: bool = False,
-    advanced: TableSettings | ImageSettings | None = None,
+    tables: TableSettings | None = None,
+    images: ImageSettings | None = None,
 ) -> RunResult:
     """Balance the rare classes of a labelled dataset in the way that helps on held-out real data.
 
@@ -30,9 +32,12 @@ def rebalance(
             prefect-augment in the home folder of the worker's user.
         approval: Whether somebody has to approve the version before it is published; the run waits for the answer.
         plan_only: Show the plan and an estimate of the time; train and publish nothing.
-        advanced: Everything else, for tables or for images.
+        tables: Everything else, where the records are rows of a table.
+        images: Everything else, where the records are images.
     """
-    given = advanced or TableSettings()
+    if tables and images:
+        raise ParameterError("tables and images are both given; keep the one that the source is.")
+    given = tables or images or TableSettings()
     sections = {name: getattr(given, name) for name in type(given).model_fields}
     known: dict[str, Any] = {name: value for name, value in sections.items() if value is not None}
     known["source"] = (given.source or Source()).model_copy(update={"uri": source, "label": label})

@@ -11,7 +11,7 @@ from prefect_augment.experiment.audit import counted_records, with_doubted
 from prefect_augment.experiment.confirmation import refusal_reason
 from prefect_augment.flows._approval import announce, publish_or_ask
 from prefect_augment.flows._compare import Comparison, compare, compare_first, synthesize
-from prefect_augment.flows._flow import flow, named_by_source
+from prefect_augment.flows._flow import DestinationLike, SourceLike, flow, named_by_source
 from prefect_augment.flows._inputs import (
     as_json,
     check_before_work,
@@ -55,8 +55,8 @@ logger = logging.getLogger(__name__)
 
 @flow("rebalance", named_by_source)
 def rebalance(
-    source: Source = Source(),
-    destination: Destination = Destination(),
+    source: SourceLike = Source(),
+    destination: DestinationLike = Destination(),
     balance: Balance = Balance(),
     model: ModelParams = AutoModel(),
     classic: Classic = Classic(),
@@ -69,6 +69,7 @@ def rebalance(
     compute: Compute = Compute(),
     seed: int = 0,
     plan_only: bool = False,
+    label: str = "",
 ) -> RunResult:
     """Bring the rare classes of a labelled dataset up, in the way that helps on held-out real data.
 
@@ -87,8 +88,14 @@ def rebalance(
         compute: How many workers.
         seed: Seed of everything random; the same input, parameters and seed give the same bytes.
         plan_only: Show the plan and an estimate; train and publish nothing.
+        label: The column that holds the class, where the source does not name it.
+
+    From Python, source and destination may also be a path or URL, and source a pandas, polars or Arrow table or a
+    ``datasets.Dataset``: ``rebalance(df, "balanced", label="kind")``.
     """
     started = time.monotonic()
+    if label:
+        source = source.model_copy(update={"label": label})
     params = RunParams(
         balance=balance, model=model, classic=classic, budget=budget,
         evaluation=check_estimators(evaluation), quality=quality, publish=publish, report=report, seed=seed,

@@ -28,10 +28,11 @@ def fields(settings: str, section: str) -> set[str]:
     return set(shown.get("properties") or SCHEMA["definitions"][shown["$ref"].split("/")[-1]])
 
 
-def test_the_form_has_five_fields_and_a_group_for_the_rest() -> None:
+def test_the_form_has_five_fields_and_folds_the_rest() -> None:
     shown = sorted(SCHEMA["properties"], key=lambda name: SCHEMA["properties"][name]["position"])
-    assert shown == ["source", "label", "destination", "approval", "plan_only", "advanced"]
-    assert SCHEMA["properties"]["advanced"]["default"] is None, "folded"
+    assert shown == ["source", "label", "destination", "approval", "plan_only", "tables", "images"]
+    assert SCHEMA["properties"]["tables"]["default"] is None, "folded"
+    assert SCHEMA["properties"]["images"]["default"] is None
     assert not SCHEMA.get("required")
 
 
@@ -46,11 +47,11 @@ def test_a_group_shows_what_its_kind_of_data_has() -> None:
 
 
 def test_the_server_takes_the_groups_as_they_are_filled_in() -> None:
-    for group in ("TableSettings", "ImageSettings"):
-        sections = SCHEMA["definitions"][group]["properties"]
+    for group, settings in (("tables", "TableSettings"), ("images", "ImageSettings")):
+        sections = SCHEMA["definitions"][settings]["properties"]
         given = {name: info["default"] for name, info in sections.items()}
         given["budget"] = {"minutes": 2.0}
-        validate({"advanced": given}, SCHEMA, raise_on_error=True, ignore_required=True)
+        validate({group: given}, SCHEMA, raise_on_error=True, ignore_required=True)
 
 
 @pytest.mark.flow
@@ -63,7 +64,7 @@ def test_the_run_that_was_started_holds_its_tasks_and_answer(
         model=NoModel(),
         evaluation=Evaluation(n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"]),
     )
-    state = rebalance(source.uri, source.label, advanced=settings, return_state=True)
+    state = rebalance(source.uri, source.label, tables=settings, return_state=True)
     assert state.message.startswith("Published version 1 "), "the answer in one sentence"
     assert state.result().manifest.startswith(str(tmp_path / "prefect-augment")), "by default"
     run = state.state_details.flow_run_id

@@ -30,7 +30,7 @@ DEPLOYMENT = """\
   - name: {title}
     description: Balances the dataset in `source` and publishes it to `destination`; unchanged data changes nothing.
     entrypoint: prefect_augment.flows.form:rebalance
-    # What is not given here is asked in the form, or has a default; `advanced` takes any of docs/parameters.md.
+    # What is not given here has a default, and the form asks. `tables` and `images` take any of docs/parameters.md.
     parameters: {parameters}
     tags: [augment]
     work_pool:

@@ -24,6 +24,7 @@ from prefect_augment.storage import Store, open_store, read_manifest
 
 if TYPE_CHECKING:
     import pandas as pd
+    import polars as pl
 
     from prefect_augment.loading.torch import TorchDataset
 
@@ -165,6 +166,19 @@ class Dataset:
     ) -> pd.DataFrame:
         """Return records as a DataFrame with the source's dtypes; arguments as in :meth:`to_table`."""
         return self.to_table(split, origins, columns).to_pandas()  # type: ignore[no-any-return]
+
+    def to_polars(
+        self,
+        split: str = "train",
+        origins: Sequence[Origin] | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> pl.DataFrame:
+        """Return records as a polars DataFrame; needs polars. Arguments as in :meth:`to_table`."""
+        import polars as pl
+
+        frame = pl.from_arrow(self.to_table(split, origins, columns))
+        assert isinstance(frame, pl.DataFrame)
+        return frame
 
     def sample_weight(
         self, split: str = "train", origins: Sequence[Origin] | None = None

@@ -1,7 +1,8 @@
 """Where records come from, what their columns are, and where they go."""
 
+import os
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -67,6 +68,11 @@ class Source(Params):
     storage_block: str = ""
     """Name of a saved Prefect storage block with the credentials, e.g. remote-file-system/lake."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_location(cls, value: Any) -> Any:
+        return _location(value)
+
     @model_validator(mode="after")
     def _one_holdout(self) -> "Source":
         if self.holdout_column and self.holdout_uri:
@@ -99,3 +105,13 @@ class Destination(Params):
     Leave empty for a folder below prefect-augment in the home folder."""
     storage_block: str = ""
     """Name of a saved Prefect storage block with the credentials."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_location(cls, value: Any) -> Any:
+        return _location(value)
+
+
+def _location(value: Any) -> Any:
+    """Take a path or URL in the place of the section, as people write it in Python."""
+    return {"uri": os.fspath(value)} if isinstance(value, str | os.PathLike) else value

@@ -91,7 +91,7 @@ class _Settings(Params):
 
 
 class TableSettings(_Settings):
-    """Everything else, for tables."""
+    """Everything else, where the records are rows of a table."""
 
     model_config = ConfigDict(title="Tables")
 
@@ -116,7 +116,7 @@ class TableSettings(_Settings):
 
 
 class ImageSettings(_Settings):
-    """Everything else, for images."""
+    """Everything else, where the records are images."""
 
     model_config = ConfigDict(title="Images")
 

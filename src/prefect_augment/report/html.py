@@ -72,6 +72,8 @@ SECTIONS = {
     "lineage": "Lineage",
 }
 
+OPEN = ("classes", "pictures", "strategies")  # the others are folded
+
 MAX_SHAPES = 24  # columns drawn, the most different ones; report.json has all
 MAX_NEIGHBOURS = 24
 PARTS = ("training", "validation", "holdout")
@@ -311,7 +313,8 @@ def render_page(
     for name, link in SECTIONS.items():
         html = environment().get_template(f"sections/{name}.html.j2").render(context)
         if html.strip():
-            sections.append({"id": name, "link": link, "html": Markup(html)})  # noqa: S704
+            shown = {"id": name, "link": link, "open": name in OPEN}
+            sections.append({**shown, "html": Markup(html)})  # noqa: S704
     text = environment().get_template("report.html.j2").render(context, sections=sections)
     return text.encode("utf-8", errors="replace")
 

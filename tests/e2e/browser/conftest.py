@@ -197,49 +197,60 @@ class Ui:
 
 
 class Form:
-    """The form of a deployment's parameters; fields are named `group.field` as in `params.py`."""
+    """The form of a deployment's parameters; a field of the folded part is named `section.field`."""
 
     def __init__(self, page: Any, schema: dict[str, Any]) -> None:
         self.page, self.schema = page, schema
 
     def fill(self, **values: Any) -> None:
-        """Fill texts and numbers: `source__uri="…"`."""
+        """Fill texts and numbers: `source="…"`, `evaluation__n_seeds=1`."""
         for name, value in values.items():
             self.field(*name.split("__")).fill(str(value))
 
-    def choose(self, group: str, field: str, option: str) -> None:
+    def unfold(self, *sections: str) -> None:
+        """Open the folded part for tables, and sections of it."""
+        self._group("tables").get_by_role("tab", name="Tables", exact=True).click()
+        for section in sections:
+            title = self._section(section)["title"]
+            self._group(title).get_by_role("tab", name=title, exact=True).click()
+
+    def choose(self, option: str, *names: str) -> None:
         """Choose one of a list."""
-        self._group(group).get_by_role("button", name=f"Select {self._title(group, field)}").click()
+        where = self._group(self._section(names[0])["title"]) if names[1:] else self.page
+        title = self._title(*names)
+        where.get_by_role("button", name=f"Select {title}").click()
         self.page.get_by_role("option", name=option, exact=True).click()
 
-    def switch(self, group: str, field: str) -> None:
-        """Turn a switch."""
-        self.field(group, field).click()
+    def take(self, section: str, tab: str) -> None:
+        """Take one of the alternatives of a section, by its tab."""
+        group = self._group(self._section(section)["title"])
+        group.get_by_role("tab", name=tab, exact=True).click()
 
-    def take(self, group: str, tab: str) -> None:
-        """Take one of the alternatives of a group, by its tab."""
-        self._group(group).get_by_role("tab", name=tab, exact=True).click()
+    def field(self, *names: str) -> Any:
+        """The input of a field."""
+        where = self._group(self._section(names[0])["title"]) if names[1:] else self.page
+        return where.get_by_label(f"{self._title(*names)} (Optional)", exact=True)
 
-    def field(self, group: str, field: str = "") -> Any:
-        """The input or switch of a field."""
-        if not field:
-            return self._labelled(self.page, self.schema["properties"][group]["title"])
-        return self._labelled(self._group(group), self._title(group, field))
-
-    def _title(self, group: str, field: str) -> str:
-        model = self.schema["properties"][group]["$ref"].rsplit("/", 1)[1]
-        title: str = self.schema["definitions"][model]["properties"][field]["title"]
-        return title
-
-    def field_of_choice(self, group: str, model: str, field: str) -> Any:
+    def field_of_choice(self, section: str, model: str, field: str) -> Any:
         """The input of a field of the alternative that was taken."""
         title = self.schema["definitions"][model]["properties"][field]["title"]
-        return self._labelled(self._group(group), title)
+        group = self._group(self._section(section)["title"])
+        return group.get_by_label(f"{title} (Optional)", exact=True)
 
-    def _labelled(self, where: Any, title: str) -> Any:
-        return where.get_by_label(f"{title} (Optional)", exact=True)
+    def _title(self, name: str, field: str = "") -> str:
+        if not field:
+            return str(self.schema["properties"][name]["title"])
+        return str(self._fields(name)[field]["title"])
 
-    def _group(self, group: str) -> Any:
-        title = self.schema["properties"][group]["title"]
+    def _section(self, name: str) -> dict[str, Any]:
+        return dict(self.schema["definitions"]["TableSettings"]["properties"][name])
+
+    def _fields(self, section: str) -> dict[str, Any]:
+        shown = self._section(section)["anyOf"][0]
+        if "$ref" in shown:
+            shown = self.schema["definitions"][shown["$ref"].rsplit("/", 1)[1]]
+        return dict(shown["properties"])
+
+    def _group(self, title: str) -> Any:
         label = f'//label[normalize-space()="{title} (Optional)"]'
         return self.page.locator(f"xpath={label}/ancestor::div[fieldset][1]/fieldset").first

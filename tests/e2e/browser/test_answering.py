@@ -36,16 +36,19 @@ def parameters(destination: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     path = tmp_path_factory.mktemp("parts") / "parts.parquet"
     pq.write_table(table, path)
     return {
-        "source": {"uri": str(path), "label": "kind"},
-        "destination": {"uri": str(destination)},
-        "balance": {"target": "majority"},
-        "model": {"kind": "trees"},
-        "evaluation": {
-            "estimators": ["logistic"],
-            "n_seeds": 1,
-            "n_settings": 1,
-            "n_bootstrap": 200,
-            "on_no_gain": "publish",
+        "source": str(path),
+        "label": "kind",
+        "destination": str(destination),
+        "tables": {
+            "balance": {"target": "majority"},
+            "model": {"kind": "trees"},
+            "evaluation": {
+                "estimators": ["logistic"],
+                "n_seeds": 1,
+                "n_settings": 1,
+                "n_bootstrap": 200,
+                "on_no_gain": "publish",
+            },
         },
     }
 
@@ -55,11 +58,11 @@ def store(destination: Path) -> Store:
     return open_store(str(destination))
 
 
-def suspend(ui: Any, worker: Any, parameters: dict[str, Any], *switches: str) -> UUID:
-    """Submit the form with these switches on, and wait until the run asks."""
-    form = ui.open_filled_form(parameters)
-    for switch in switches:
-        form.switch("approval", switch)
+def suspend(ui: Any, worker: Any, parameters: dict[str, Any], **approval: bool) -> UUID:
+    """Submit the form with approval needed, and wait until the run asks."""
+    tables = {**parameters["tables"], "approval": approval} if approval else parameters["tables"]
+    form = ui.open_filled_form({**parameters, "tables": tables})
+    form.choose("needed", "approval")
     run_id: UUID = ui.submit()
     ui.wait_for_state("Suspended")
     # A worker of Prefect 3.8.8 dies of a run that is resumed while its first process still ends.
@@ -91,7 +94,7 @@ def send(ui: Any, dialog: Any) -> None:
 def test_a_rejected_run_publishes_nothing(
     ui: Any, worker: Any, parameters: dict[str, Any], store: Store
 ) -> None:
-    run_id = suspend(ui, worker, parameters, "ask")
+    run_id = suspend(ui, worker, parameters)
     ui.shot("30-suspended")
     dialog = ui.open_answer()
     dialog.get_by_text("Verdict", exact=False).first.wait_for()
@@ -109,7 +112,7 @@ def test_a_rejected_run_publishes_nothing(
 def test_an_approved_run_publishes_the_lowered_amount(
     ui: Any, worker: Any, parameters: dict[str, Any], store: Store
 ) -> None:
-    run_id = suspend(ui, worker, parameters, "ask", "ask_again")
+    run_id = suspend(ui, worker, parameters, ask_again=True)
     dialog = ui.open_answer()
     amount = dialog.get_by_label(re.compile("^Add to cracked"))
     proposed = int(amount.input_value())

@@ -114,8 +114,8 @@ def destination(tmp_path: Path) -> Path:
 def test_a_run_cancelled_in_every_stage_and_retried_ends_with_the_same_bytes(
     ui: Any, digits: Path, undisturbed: Any, destination: Path
 ) -> None:
-    uris = {"source": {"uri": str(digits)}, "destination": {"uri": str(destination)}}
-    ui.open_filled_form({**PARAMETERS, **uris})
+    given = {"source": str(digits), "destination": str(destination), "images": PARAMETERS}
+    ui.open_filled_form(given)
 
     # In training, from the UI, a third of the way.
     with ui.server.hold(destination, "_staging/train/*/resume/*.json", after=30) as held:

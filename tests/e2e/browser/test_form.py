@@ -44,11 +44,12 @@ def published() -> list[Published]:
 
 
 def fill(form: Any, parts: Path, destination: Path) -> None:
-    form.fill(source__uri=parts, source__label="kind", destination__uri=destination)
-    form.choose("balance", "target", "majority")
+    form.fill(source=parts, label="kind", destination=destination)
+    form.unfold("source", "balance", "evaluation")
+    form.choose("majority", "balance", "target")
     form.take("model", "trees")
     form.field_of_choice("model", "TreesModel", "min_leaf").fill("10")
-    form.choose("evaluation", "on_no_gain", "publish")
+    form.choose("publish", "evaluation", "on_no_gain")
     form.fill(evaluation__n_seeds=1, evaluation__n_bootstrap=200)
 
 
@@ -79,11 +80,13 @@ def test_a_filled_form_publishes_what_was_asked_for(
     assert open_dataset(str(destination)).to_table().num_rows > 336  # real ones to train on
 
 
-def test_the_run_page_leads_to_plan_report_and_summary(ui: Any, published: list[Published]) -> None:
+def test_the_page_of_the_run_has_plan_report_and_answer(
+    ui: Any, published: list[Published]
+) -> None:
     made = published[-1]  # the first test may have been run once more
     ui.open_run(made.run_id)
     ui.tab("Artifacts")
-    for name in ("summary", "plan", "report"):
+    for name in ("answer", "plan", "report", "progress"):
         ui.page.get_by_text(ui.key(made.destination, name)).first.wait_for()
     ui.shot("06-artifacts")
 
@@ -99,9 +102,9 @@ def test_the_run_page_leads_to_plan_report_and_summary(ui: Any, published: list[
     assert min(widths) > 0
     ui.shot("08-report")
 
-    ui.open_artifact(ui.key(made.destination, "summary"))
+    ui.open_artifact(ui.key(made.destination, "answer"))
     ui.page.get_by_text("Published version 1", exact=False).first.wait_for()
-    ui.shot("09-summary")
+    ui.shot("09-answer")
 
 
 @pytest.mark.parametrize(

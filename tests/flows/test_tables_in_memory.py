@@ -1,0 +1,62 @@
+"""`rebalance(df, "balanced", label=…)`: records that a program holds, without a server."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
+    temporary_settings,
+)
+
+from prefect_augment.errors import InputError
+from prefect_augment.flows.rebalance import rebalance
+from prefect_augment.sources.in_memory import stage_table
+from prefect_augment.storage import open_store
+
+FORMS: dict[str, Callable[[pa.Table], Any]] = {
+    "arrow": lambda table: table,
+    "pandas": lambda table: table.to_pandas(),
+    "polars": lambda table: pl.from_arrow(table),
+    "datasets": lambda table: datasets.Dataset(table),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_api() -> Iterator[None]:
+    with temporary_settings({PREFECT_API_URL: None, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_a_table_in_memory_is_a_source(
+    form: str, make_table: Callable[..., pa.Table], tmp_path: Path
+) -> None:
+    table = make_table(counts={"ok": 80, "worn": 9})
+    result = rebalance(FORMS[form](table), tmp_path / "out", label="state", plan_only=True)
+    assert {c.label: c.n_real for c in result.plan.classes}.keys() == {"ok", "worn"}
+    assert result.status == "planned"
+    staged = pd.read_parquet(tmp_path / "out-source" / "records.parquet")
+    assert len(staged) == table.num_rows
+
+
+@pytest.mark.slow
+def test_a_path_is_a_source_and_a_destination(
+    make_table: Callable[..., pa.Table], tmp_path: Path
+) -> None:
+    path = tmp_path / "in.parquet"
+    make_table(counts={"ok": 80, "worn": 9}).to_pandas().to_parquet(path)
+    assert rebalance(path, str(tmp_path / "out"), label="state", plan_only=True).plan.classes
+
+
+def test_a_column_of_mixed_types_is_refused_by_name(tmp_path: Path) -> None:
+    mixed = pd.DataFrame({"kind": ["a", "b"], "width": [1, "two"]})
+    with pytest.raises(InputError, match="width"):
+        stage_table(mixed, open_store(str(tmp_path)))
