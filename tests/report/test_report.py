@@ -612,7 +612,7 @@ def test_weights_alone_are_shown_as_what_they_make_of_each_class() -> None:
     )
     text = " ".join(text_of(data).split())
     assert (
-        "9 times the records of the smallest; now 9 times, with the recipe's weights 1 times"
+        "9 times the records of the smallest; with the recipe's weights 1 times"
         in text
     )
 
