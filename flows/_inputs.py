@@ -21,6 +21,7 @@ from prefect_augment.schema import Experiment
 from prefect_augment.storage import contains
 from prefect_augment.tasks._limits import check_crashes, destination_lease
 from prefect_augment.tasks._runtime import dataset_slug, open_root, run, run_log
+from prefect_augment.tasks._stopping import stoppable_run
 from prefect_augment.tasks.augment import check_image_policy
 
 __all__ = [
@@ -57,11 +58,11 @@ def default_source(source: Source, destination: Destination) -> Source:
 
 @contextmanager
 def running(destination: Destination, *, publishes: bool = True) -> Iterator[None]:
-    """Show the package's log lines in the run, stop endless restarts, and hold the destination.
+    """Show the package's log lines in the run, stop endless restarts, hold the destination, and end when told to.
 
     ``publishes`` is False for a run that only inspects or stages; it waits for no other run.
     """
-    with run_log(), ExitStack() as stack:
+    with stoppable_run(), run_log(), ExitStack() as stack:
         check_crashes()
         if publishes:
             stack.enter_context(destination_lease(destination.uri))

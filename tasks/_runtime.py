@@ -38,6 +38,7 @@ from prefect_augment.report.run_summary import outcome_sentence, run_page, where
 from prefect_augment.schema import DatasetRef, RunResult
 from prefect_augment.storage import Store, open_store, read_manifest
 from prefect_augment.tasks._blocks import storage_options
+from prefect_augment.tasks._stopping import detach_temporary_server
 
 __all__ = [
     "TASK_OPTIONS",
@@ -69,6 +70,8 @@ Progress = Callable[[float, str], None]
 
 LOGGER = "prefect_augment"
 MAX_LISTED = 10  # classes in the name of a task
+
+detach_temporary_server()  # before the first flow starts it
 
 
 def _only_transient(task: Task[Any, Any], task_run: Any, state: State[Any]) -> bool:
