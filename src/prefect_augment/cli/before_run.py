@@ -29,6 +29,7 @@ def check_before_run(parameters: Mapping[str, Any]) -> None:
     from pydantic import TypeAdapter
 
     from prefect_augment.params import ModelParams
+    from prefect_augment.params.locations import refuse_secrets
     from prefect_augment.params.reference import GROUPS
 
     sections: dict[str, Any] = {**GROUPS, "model": ModelParams}
@@ -39,6 +40,7 @@ def check_before_run(parameters: Mapping[str, Any]) -> None:
     for name in sections.keys() & parameters.keys():
         with parameter_errors(name):
             read[name] = TypeAdapter(sections[name]).validate_python(parameters[name])
+    refuse_secrets(str(parameters.get("synthetic", "")))
     if "source" in read:
         _check_source(read["source"])
 
