@@ -13,6 +13,7 @@ from prefect_augment.errors import InputError, ParameterError
 from prefect_augment.evaluation.metrics.chosen_measure import check_metric, measure_of
 from prefect_augment.examples import example_source
 from prefect_augment.experiment.evaluators import open_evaluator
+from prefect_augment.flows._stopping import stoppable_run
 from prefect_augment.params import AutoModel, Destination, NoModel, RunParams, Source
 from prefect_augment.publish.export import check_export
 from prefect_augment.publish.publish import check_destination
@@ -64,7 +65,7 @@ def running(
 
     ``publishes`` is False for a run that only inspects or stages; it waits for no other run.
     """
-    with run_log(), ExitStack() as stack:
+    with stoppable_run(), run_log(), ExitStack() as stack:
         check_crashes()
         if publishes:
             stack.enter_context(destination_lease(destination.uri))

@@ -26,6 +26,7 @@ from prefect_augment.params import (
     RunParams,
     Source,
 )
+from prefect_augment.params.locations import Location
 from prefect_augment.plan.strategies import EXTERNAL, make_strategies
 from prefect_augment.report.run_summary import summarise, with_external
 from prefect_augment.schema import Experiment, Findings, Release, RunResult
@@ -54,7 +55,7 @@ __all__ = ["evaluate"]
 @flow("evaluate", "evaluate {synthetic}")
 def evaluate(
     source: Source,
-    synthetic: str,
+    synthetic: Location,
     destination: Destination = Destination(uri="evaluation"),
     balance: Balance = Balance(),
     classic: Classic = Classic(),

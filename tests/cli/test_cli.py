@@ -188,6 +188,7 @@ class Asked:
 @pytest.mark.parametrize("name", ["rebalance", "evaluate"])
 def test_options_go_before_the_parameters_file_and_that_before_the_defaults(
     call: Callable[..., tuple[int, str, str]],
+    source: Source,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
@@ -198,12 +199,42 @@ def test_options_go_before_the_parameters_file_and_that_before_the_defaults(
 
     def asked(text: str, *arguments: str) -> tuple[int, Any]:
         (tmp_path / "params.yaml").write_text(text)
-        call(name, "a", "b", "--params", tmp_path / "params.yaml", *arguments)
+        call(name, source.uri, "b", "--params", tmp_path / "params.yaml", *arguments)
         return flow.given["seed"], flow.given.get("compute", {}).get("workers")
 
     assert asked("{}") == (0, None)
     assert asked("{seed: 7, compute: {workers: 1}}") == (7, 1)
     assert asked("{seed: 7, compute: {workers: 1}}", "--seed", "0", "--workers", "4") == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("model: {kind: tree}", "model.kind is 'tree': did you mean 'trees'?"),
+        (
+            "model: {kind: trees, min_leav: 2}",
+            "no parameter of model.trees: did you mean 'min_leaf'",
+        ),
+        ("balanse: {}", "'balanse' is no parameter: did you mean 'balance'?"),
+        ("budget: {minutes: -1}", "budget.minutes: Input should be greater than 0"),
+        ("source: {group_column: sit}", "'sit' is not a column of the source"),
+        ("source: {holdout_uri: nowhere.csv}", "at nowhere.csv: found nothing"),
+    ],
+)
+def test_wrong_parameters_are_one_line_before_prefect_is_imported(
+    call: Callable[..., tuple[int, str, str]],
+    source: Source,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    error: str,
+) -> None:
+    monkeypatch.setattr(options, "prefect_session", None)
+    (tmp_path / "params.yaml").write_text(text)
+    given = ("--label", source.label, "--params", tmp_path / "params.yaml")
+    code, out, said = call("rebalance", source.uri, tmp_path / "out", *given)
+    assert (code, out, len(said.splitlines())) == (2, "", 1)
+    assert error in said
 
 
 def test_versions_inspect_and_verify_say_what_is_there(

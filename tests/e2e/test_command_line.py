@@ -3,12 +3,15 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +21,8 @@ pytestmark = pytest.mark.e2e
 
 
 HOLD = Path(__file__).parent / "hold"
+# The log is as users have it.
+QUIET = {name: value for name, value in os.environ.items() if name != "PREFECT_LOGGING_LEVEL"}
 GIVEN = ["--label", "state", "--model", "trees"]
 
 
@@ -26,7 +31,7 @@ def prefect_augment(
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "prefect_augment.cli.app", *map(str, arguments)],
-        env={**os.environ, **environment},
+        env={**QUIET, **environment},
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -141,13 +146,51 @@ def test_demo_publishes_a_table_and_images_with_a_compared_generator(
     assert checked.returncode == 0, checked.stderr
 
 
-def test_bad_input_ends_with_2_and_says_what_to_do(
-    folder: Path, tmp_path: Path, own: dict[str, str]
+def test_bad_input_ends_with_2_and_says_what_to_do_before_a_server_starts(
+    folder: Path, tmp_path: Path
 ) -> None:
     given = [folder / "in.parquet", tmp_path / "out", "--label", "stat"]
-    done = prefect_augment("rebalance", *given, **own)
+    done = prefect_augment("rebalance", *given, PREFECT_HOME=str(tmp_path / "home"))
     assert done.returncode == 2
-    assert "did you mean 'state'" in " ".join(done.stderr.split())
+    assert "did you mean 'state'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "home").exists()
+
+
+def test_an_error_within_a_run_is_one_line(
+    folder: Path, tmp_path: Path, api: dict[str, str]
+) -> None:
+    given = [folder / "in.parquet", folder, "--label", "state"]
+    done = prefect_augment("rebalance", *given, "--json", **api)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the source")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_run_whose_group_is_told_to_stop_ends_within_ten_seconds(
+    folder: Path, tmp_path: Path, own: dict[str, str]
+) -> None:
+    """As by `timeout` or systemd; Prefect's server is no longer told, and ends with the run all the same."""
+    words = ["rebalance", folder / "in.parquet", tmp_path / "out", *GIVEN]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefect_augment.cli.app", *map(str, words)],
+        env={**QUIET, **own},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    assert any("Read in.parquet" in line for line in process.stderr)
+    (server,) = psutil.Process(process.pid).children()
+    os.killpg(process.pid, signal.SIGTERM)
+    told = time.monotonic()
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert time.monotonic() - told < 10
+    said = process.stderr.read().splitlines()
+    process.stderr.close()
+    assert said[-1].startswith("interrupted: nothing incomplete was published")
+    assert not any("Traceback" in line or "ERROR" in line for line in said), said
+    server.wait(timeout=20)
 
 
 def test_a_version_that_waits_is_published_by_the_command(

@@ -611,10 +611,7 @@ def test_weights_alone_are_shown_as_what_they_make_of_each_class() -> None:
         counts_after={n: {"real": k} for n, k in names.items()},
     )
     text = " ".join(text_of(data).split())
-    assert (
-        "9 times the records of the smallest; with the recipe's weights 1 times"
-        in text
-    )
+    assert "9 times the records of the smallest; with the recipe's weights 1 times" in text
 
 
 # --- in short ---------------------------------------------------------------------------------

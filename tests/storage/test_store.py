@@ -220,13 +220,13 @@ def test_an_unknown_protocol_and_an_empty_uri_are_refused() -> None:
         open_store("")
 
 
-@pytest.mark.parametrize(
-    "uri", ["sftp://me:s3cr3t@host/in", "simplecache::ftp://me:s3cr3t@host/a.csv"]
-)
-def test_a_password_in_a_url_is_refused_and_not_shown(uri: str) -> None:
+def test_a_url_with_a_secret_is_refused_and_a_driver_s_is_not_shown() -> None:
     with pytest.raises(ParameterError, match="storage_block") as refused:
-        open_store(uri)
+        open_store("simplecache::ftp://me:s3cr3t@host/a.csv")
     assert "s3cr3t" not in str(refused.value)
+    answer = OSError("403, url='https://a.blob.core.windows.net/c/b?sv=2020&sig=s3cr3t'")
+    error = as_storage_error(answer, verb="read", uri="abfs://c@a", path="b")
+    assert "s3cr3t" not in str(error)
 
 
 def test_options_do_not_show() -> None:

@@ -5,6 +5,7 @@ answers at once.
 """
 
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -32,6 +33,7 @@ from prefect_augment.cli.options import err, escape
 from prefect_augment.cli.rebalance import demo, rebalance
 from prefect_augment.cli.steps import augment, check_policy, evaluate, profile, train
 from prefect_augment.errors import AugmentError
+from prefect_augment.flows._stopping import exit_code, say_interrupted, stoppable
 
 __all__ = ["app", "main"]
 
@@ -51,20 +53,26 @@ for command in (
 
 
 def main() -> None:
-    """Run the command line; our own errors end in one line and their exit code."""
-    try:
-        app()
-    except AugmentError as exc:
-        err.print(f"[bold red]error:[/] {escape(str(exc))}", highlight=False)
-        sys.exit(exc.exit_code)
-    except (KeyboardInterrupt, SystemExit) as exc:
-        # Typer turns Ctrl-C into a silent exit with 130.
-        if isinstance(exc, SystemExit) and exc.code != 130:
-            raise
-        err.print(
-            "interrupted: nothing incomplete was published; run the same command again to continue."
-        )
-        sys.exit(130)
+    """Run the command line; errors of users end in one line and their exit code."""
+    with stoppable(command=True):
+        try:
+            app()
+        except AugmentError as exc:
+            _fail(exc, exc.exit_code)
+        except OSError as exc:  # a file that cannot be written, a server that does not answer
+            _fail(exc, 1)
+        except (KeyboardInterrupt, SystemExit) as exc:
+            # Typer turns Ctrl-C into a silent exit with 130.
+            if isinstance(exc, SystemExit) and exc.code != 130:
+                raise
+            say_interrupted()
+            sys.exit(exit_code())
+
+
+def _fail(exc: Exception, code: int) -> NoReturn:
+    text = " ".join(str(exc).split()) or type(exc).__name__
+    err.print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

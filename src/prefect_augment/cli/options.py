@@ -15,7 +15,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from prefect_augment.errors import ParameterError
+from prefect_augment.cli.before_run import check_before_run, parameter_errors
+from prefect_augment.errors import AugmentError, ParameterError
 
 if TYPE_CHECKING:
     from prefect_augment.schema import Result
@@ -165,25 +166,16 @@ def target_params(text: str) -> dict[str, Any]:
     return {"target": "count", "count": int(text)} if text.isdigit() else {"target": text}
 
 
-@contextmanager
-def parameter_errors() -> Iterator[None]:
-    """Turn pydantic's validation errors into ours: one line per field, exit 2."""
-    from pydantic import ValidationError
-
-    try:
-        yield
-    except ValidationError as exc:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors()]
-        raise ParameterError("; ".join(lines)) from exc
-
-
 # --- runs and results -------------------------------------------------------------------------
 
 
 @contextmanager
 def prefect_session(*, quiet: bool) -> Iterator[None]:
     """Hide Prefect's log lines and show ours, unless the user's settings differ."""
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+    if "PREFECT_LOGGING_LEVEL" not in os.environ:
+        os.environ["PREFECT_LOGGING_LEVEL"] = "ERROR"  # what a server gets of it
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+        os.environ.setdefault("PREFECT_INTERNAL_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     logger = logging.getLogger("prefect_augment")
@@ -194,12 +186,30 @@ def prefect_session(*, quiet: bool) -> Iterator[None]:
     logger.setLevel(logging.INFO)
     logger.propagate = False  # Prefect's console handler on the root would repeat each line
 
-    from prefect.exceptions import ParameterTypeError
+    import httpx
+    from prefect.exceptions import ParameterTypeError, PrefectHTTPStatusError
 
     try:
         yield
     except ParameterTypeError as exc:
         raise ParameterError(" ".join(str(exc).split())) from exc
+    except (httpx.TransportError, PrefectHTTPStatusError) as exc:
+        raise _no_server(exc) from exc
+    except RuntimeError as exc:
+        if "Failed to reach API" not in str(exc):
+            raise
+        raise _no_server(exc) from exc
+
+
+def _no_server(exc: Exception) -> AugmentError:
+    from prefect.settings import PREFECT_API_URL
+
+    where = PREFECT_API_URL.value() or "the temporary one"
+    why = (str(exc) or type(exc).__name__).splitlines()[0]
+    return AugmentError(
+        f"the Prefect server ({where}) does not answer as expected: {why}. Start it, correct PREFECT_API_URL or "
+        "PREFECT_API_KEY, or unset PREFECT_API_URL, and run the same command again to continue."
+    )
 
 
 @contextmanager
@@ -233,6 +243,7 @@ def live_progress(*, quiet: bool) -> Iterator[None]:
 
 def run_flow(name: str, parameters: Mapping[str, Any], show: str, *, as_json: bool) -> None:
     """Run ``module:flow`` of :mod:`prefect_augment.flows`, and print its result by ``formatting.show``."""
+    check_before_run(parameters)
     module, _, attribute = name.partition(":")
     with prefect_session(quiet=as_json), parameter_errors():
         flow = getattr(import_module(f"prefect_augment.flows.{module}"), attribute)

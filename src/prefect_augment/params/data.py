@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from prefect_augment.params.base import Params
+from prefect_augment.params.locations import Location
 
 __all__ = ["ColumnOverride", "Destination", "Source"]
 
@@ -24,7 +25,7 @@ class ColumnOverride(Params):
 class Source(Params):
     """Where the labelled records come from, and how they are split."""
 
-    uri: str = ""
+    uri: Location = ""
     """A file, folder or glob: a local path or any fsspec URL (s3://…). Several files are one dataset; a Hugging Face
     dataset folder is its train split. Images: a folder with a folder per class, a zip or tar of one, WebDataset tars,
     annotated images, or Parquet. Leave empty for the built-in example table."""
@@ -54,7 +55,7 @@ class Source(Params):
     """Share of each class kept aside for the last comparison, where no column or URI is given."""
     holdout_column: str = ""
     """A column that marks hold-out records: true/1, or one of holdout, test. It is not published."""
-    holdout_uri: str = ""
+    holdout_uri: Location = ""
     """Hold-out records of their own; never copied, never trained on."""
     on_overlap: Literal["error", "drop"] = "error"
     """Records of the source that are also in the hold-out URI: stop, or quarantine them."""
@@ -100,7 +101,7 @@ class Source(Params):
 class Destination(Params):
     """Where the balanced dataset is published."""
 
-    uri: str = ""
+    uri: Location = ""
     """A folder: a local path or any fsspec URL. Versions accumulate in it; work in progress is kept under _staging.
     Leave empty for a folder below prefect-augment in the home folder."""
     storage_block: str = ""

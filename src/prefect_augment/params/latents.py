@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from prefect_augment.params.base import Params
+from prefect_augment.params.locations import Location
 
 __all__ = [
     "Anomalies",
@@ -24,7 +25,7 @@ class Output(Params):
         default=["training", "validation", "holdout"], min_length=1
     )
     """Parts of the records: those the model learns from, those that thresholds come from, the hold-out."""
-    uri: str = ""
+    uri: Location = ""
     """Folder or URL for the result. Empty: beside the dataset, e.g. in its folder _embeddings."""
     storage_block: str = ""
     """Name of a saved Prefect block with the credentials for uri."""

@@ -35,10 +35,10 @@ from prefect_augment.params.run import (
     Report,
 )
 
-__all__ = ["parameters_page"]
+__all__ = ["GROUPS", "parameters_page"]
 
-# By the name of a flow's parameter.
-_GROUPS: dict[str, type[Params]] = {
+#: By the name of a flow's parameter.
+GROUPS: dict[str, type[Params]] = {
     "source": Source,
     "destination": Destination,
     "balance": Balance,
@@ -82,7 +82,7 @@ seed: 7
 def parameters_page() -> str:
     """Return the page as Markdown."""
     parts = [_HEAD]
-    for name, group in _GROUPS.items():
+    for name, group in GROUPS.items():
         if name == _AFTER_MODELS:
             parts.append("## model\n\nOne of these kinds.\n")
             parts += [_section(f"### {_kind(m)}", m) for m in _members(ModelParams)]

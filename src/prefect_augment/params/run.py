@@ -8,6 +8,7 @@ from prefect_augment.params.balance import Balance, Classic
 from prefect_augment.params.base import Params
 from prefect_augment.params.constraints import Constraint
 from prefect_augment.params.estimators import Estimator, OwnEstimator, as_estimators
+from prefect_augment.params.locations import Location
 from prefect_augment.params.metrics import Metric
 from prefect_augment.params.models import AutoModel, ModelParams
 
@@ -190,7 +191,7 @@ class Publish(Params):
     require: Literal["proven", "preferred"] = "proven"
     """What synthetic records need before they are published. proven: their gain over the best way without them lies
     above chance. preferred: a gain is likely, and a loss of a point has a chance below 10 %."""
-    export: str = ""
+    export: Location = ""
     """Also write the newest version to this folder or URL, as a plain tree for engines that read by glob
     (<split>/part-….parquet). The folder holds nothing else; an earlier export is replaced."""
 

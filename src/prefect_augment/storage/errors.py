@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from prefect_augment.errors import StorageError, TransientError
+from prefect_augment.params.locations import hide_secrets
 
 __all__ = ["DRIVERS", "Fault", "Kind", "as_storage_error", "fault_of"]
 
@@ -295,7 +296,8 @@ def _why(fault: Fault, exc: Exception, verb: str, uri: str, bucket: str) -> str:
 
 def _words(exc: Exception) -> str:
     """Return the first line of the driver's message; some print whole requests below it."""
-    return (str(exc).strip() or type(exc).__name__).splitlines()[0][:200].rstrip(".")
+    line = (str(exc).strip() or type(exc).__name__).splitlines()[0]
+    return hide_secrets(line)[:200].rstrip(".")
 
 
 def _family(uri: str) -> str:

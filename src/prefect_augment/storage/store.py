@@ -9,7 +9,6 @@ import functools
 import hashlib
 import io
 import os
-import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from prefect_augment.errors import ParameterError, StorageError
+from prefect_augment.params.locations import hide_secrets, refuse_secrets
 from prefect_augment.storage import retry as retries
 from prefect_augment.storage.drivers import options_of, quieten, retries_itself, what_to_do
 from prefect_augment.storage.errors import as_storage_error, fault_of
@@ -36,7 +36,6 @@ _MEMORY_TURN = threading.Lock()
 # An endpoint that has never answered is more likely a wrong one than one that is being restarted.
 _ATTEMPTS_BEFORE_THE_FIRST_ANSWER = 3
 _HAVE_ANSWERED: set[str] = set()
-_PASSWORD = re.compile("://[^/@]*:[^/@]*@")
 
 
 def sha256_hex(data: bytes) -> str:
@@ -48,14 +47,10 @@ def open_store(uri: str | os.PathLike[str], *, options: dict[str, Any] | None = 
     """Return the store whose root is ``uri``, a local path or fsspec URL.
 
     ``options`` may hold secrets and never enter a reference, message or log. Raises ParameterError if the
-    protocol is unknown, its driver is not installed, or the URL holds a password.
+    protocol is unknown, its driver is not installed, or the URL holds a password, a token or a signature.
     """
     uri = os.fspath(uri)
-    if password := _PASSWORD.search(uri):
-        raise ParameterError(
-            f"the URL {uri[: password.start()]}://… holds a password, which manifests, logs and reports would show; "
-            "save a Prefect storage block with the credentials, name it in storage_block, and drop them from the URL."
-        )
+    refuse_secrets(uri)
     if not uri:
         raise ParameterError(
             "the URI is empty; give a local path or an fsspec URL such as s3://bucket/folder."
@@ -66,7 +61,7 @@ def open_store(uri: str | os.PathLike[str], *, options: dict[str, Any] | None = 
         fs, root = fsspec.core.url_to_fs(uri, **options_of(uri, options or {}))
     except (ImportError, ValueError) as exc:
         raise ParameterError(
-            f"cannot open {uri!r}: {exc}; {what_to_do(uri, exc)}.", uri=uri
+            f"cannot open {uri!r}: {hide_secrets(str(exc))}; {what_to_do(uri, exc)}.", uri=uri
         ) from exc
     except Exception as exc:  # a driver that looks for credentials has errors of its own
         error = as_storage_error(exc, verb="open", uri=uri, path="")
