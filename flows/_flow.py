@@ -4,13 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from prefect import Flow
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 from prefect.utilities.callables import get_call_parameters
 
+from prefect_augment.errors import InputError
 from prefect_augment.params import Destination, Source
-from prefect_augment.sources.in_memory import is_table, stage_table
+from prefect_augment.storage import Store
 from prefect_augment.tasks._display import in_run
 from prefect_augment.tasks._runtime import open_block_store
 
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 else:
     DestinationLike = Destination
     SourceLike = Source
+
+RECORDS = "records.parquet"  # of a table in memory
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,7 +45,7 @@ class _Flow(Flow[P, R]):
             name: kwargs.pop(name) for name in ("return_state", "wait_for") if name in kwargs
         }
         given = get_call_parameters(self.fn, args, kwargs)
-        if is_table(given.get("source")):
+        if _is_table(given.get("source")):
             given["source"] = _staged(given["source"], given["destination"])
         if in_run() or PREFECT_API_URL.value() or options:
             return super().__call__(**given, **options)
@@ -66,3 +71,44 @@ def named_by_source() -> str:
     source = flow_run.parameters.get("source") or ""
     uri = source if isinstance(source, str) else dict(source).get("uri")
     return f"{flow_run.flow_name} {uri or 'the example'}"
+
+
+# --- tables in memory ---------------------------------------------------------------------------
+
+
+def _is_table(value: Any) -> bool:
+    """Whether ``value`` holds records itself: a pandas, polars or Arrow table, or a ``datasets.Dataset``."""
+    return hasattr(value, "__arrow_c_stream__") or _is_hugging_face(value)
+
+
+def stage_table(records: Any, store: Store) -> str:
+    """Write records into a folder of their own, over those of an earlier run, and return their URI.
+
+    Raises InputError for records that Arrow cannot hold, e.g. a column of mixed types.
+    """
+    try:
+        table = _as_arrow(records)
+    except (pa.ArrowException, TypeError, ValueError) as exc:
+        raise InputError(
+            f"the records given as {type(records).__name__} cannot be read: {exc}. Expected columns of one type each."
+        ) from exc
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    store.put(RECORDS, sink.getvalue().to_pybytes())
+    return f"{store.uri}/{RECORDS}"
+
+
+def _as_arrow(records: Any) -> pa.Table:
+    if _is_hugging_face(records):
+        return records.with_format("arrow")[:]
+    if hasattr(records, "iloc"):  # pandas: with its own metadata, which readers give back
+        return pa.Table.from_pandas(records)
+    if hasattr(records, "to_arrow"):  # polars: its newest types are not those of Parquet files
+        import polars as pl
+
+        return records.to_arrow(compat_level=pl.CompatLevel.oldest())
+    return pa.table(records)
+
+
+def _is_hugging_face(value: Any) -> bool:
+    return hasattr(value, "with_format") and hasattr(value, "features")

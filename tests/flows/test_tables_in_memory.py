@@ -16,8 +16,8 @@ from prefect.settings import (
 )
 
 from prefect_augment.errors import InputError
+from prefect_augment.flows._flow import stage_table
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.sources.in_memory import stage_table
 from prefect_augment.storage import open_store
 
 FORMS: dict[str, Callable[[pa.Table], Any]] = {

@@ -53,7 +53,7 @@ ORDER = [
         "classification",
     ),
     *("model", "classic", "budget", "evaluation", "quality"),
-    *("approval", "publish", "report", "compute", "output", "seed", "plan_only"),
+    *("approval", "publish", "report", "compute", "output", "seed", "plan_only", "label"),
 ]
 
 
