@@ -134,9 +134,9 @@ def test_a_value_out_of_range_is_refused_in_the_form(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_report_is_whole_by_itself_at_every_width(
-    width: int, browser: Any, published: list[Published], screenshots: Path
+@pytest.mark.parametrize(("width", "most"), [(1280, 2 * 1600), (390, 4 * 844)])
+def test_the_report_is_whole_and_short_at_every_width(
+    width: int, most: int, browser: Any, published: list[Published], screenshots: Path
 ) -> None:
     made = published[-1]  # the first test may have been run once more
     report = made.destination / "_reports" / "v00000001" / "report.html"
@@ -148,7 +148,9 @@ def test_the_report_is_whole_by_itself_at_every_width(
     page.screenshot(path=screenshots / f"11-report-{width}.png", full_page=True)
     widths = page.evaluate("() => [...document.images].map(image => image.naturalWidth)")
     over = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+    height = page.evaluate("document.documentElement.scrollHeight")
     page.close()
+    assert height <= most, "two screens of a desktop, four of a phone"
     assert [url for url in asked if not url.startswith(("data:", report.as_uri()))] == []
     assert over <= 0
     assert len(widths) >= 3
