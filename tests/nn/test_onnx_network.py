@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx", reason="the extra 'encoder'")
+pytest.importorskip("onnx", reason="the extra 'encoder'")
 pytest.importorskip("onnxruntime", reason="the extra 'encoder'")
 
+import onnx
 from onnx import TensorProto, helper, numpy_helper
 from support.encoders import encoder_bytes
 

@@ -15,7 +15,7 @@ def features(n: int = 300, n_classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("C", [0.01, 1.0])
-def test_it_is_scikit_learns_on_standardised_features(C: float) -> None:  # noqa: N803
+def test_it_is_scikit_learns_on_standardised_features(C: float) -> None:
     X, y = features()
     scaler = StandardScaler().fit(X)
     theirs = LogisticRegression(C=C, tol=1e-8, max_iter=1000).fit(scaler.transform(X), y)
