@@ -20,7 +20,15 @@ from prefect_augment import LinearProbe, RecipeClassifier, open_dataset, open_en
 from prefect_augment.encoding.pixels import encode_png
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.params import Budget, Classic, Destination, Encoder, Evaluation, NoModel, Source
+from prefect_augment.params import (
+    Budget,
+    Classic,
+    Destination,
+    Encoder,
+    Evaluation,
+    NoModel,
+    Source,
+)
 from prefect_augment.plan import estimate as estimates
 from prefect_augment.schema import RunResult
 

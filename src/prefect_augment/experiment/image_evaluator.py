@@ -172,8 +172,8 @@ class ImageEvaluator(OfExperiment):
         records = _to_records(table, self.store, self.info, self.image, self.plan, None)
         if (encoder := self.encoder) is not None:
             with _features_lock:
-                found = encoder.features(table.column(self.image.column))
-                self._known.update(zip(_digests(records.X), found, strict=True))
+                rows = encoder.features(table.column(self.image.column))
+                self._known.update(zip(_digests(records.X), rows, strict=True))
         return records
 
     @property
@@ -192,8 +192,8 @@ class ImageEvaluator(OfExperiment):
         with _features_lock:
             known, digests = self._known, _digests(X)
             missing = {d: i for i, d in enumerate(digests) if d not in known}
-            found = encoder.features(X[list(missing.values())])
-            known.update(zip(missing, found, strict=True))
+            rows = encoder.features(X[list(missing.values())])
+            known.update(zip(missing, rows, strict=True))
             return np.stack([known[d] for d in digests])
 
     @property
@@ -310,7 +310,11 @@ class ImageEvaluator(OfExperiment):
         return ShiftSpace()
 
     def filter(self, query: FilterQuery) -> FilterOutcome:
-        """Distances in a classifier's features, labels by two others."""
+        """Distances in features of the encoder, or of a classifier; labels by two others.
+
+        Features of real records come from the same pixels as those of candidates: a space that told
+        resolutions apart would find every candidate far.
+        """
         data = self.records
         return filter_images(
             data.labelled(query.training),
@@ -318,6 +322,7 @@ class ImageEvaluator(OfExperiment):
             query.candidates,
             steps=self.plan.classifier_steps,
             device=self.params.budget.device,
+            encoder=self.encoder,
             **filter_request(data, self.plan, self.params.quality, query),
         )
 

@@ -44,12 +44,12 @@ class FeatureEncoder:
     @classmethod
     def of(cls, info: EncoderInfo, data: bytes) -> "FeatureEncoder":
         """The encoder in the bytes of its file; ParameterError where they are others', or cannot be used."""
-        found = sha256_hex(data)
-        if found != info.sha256:
+        sha256 = sha256_hex(data)
+        if sha256 != info.sha256:
             raise ParameterError(
-                f"encoder {info.name} has sha256 {found}, and {info.sha256} is expected: it is another file, or "
+                f"encoder {info.name} has sha256 {sha256}, and {info.sha256} is expected: it is another file, or "
                 "damaged; get the right file, or change encoder.sha256.",
-                sha256=found,
+                sha256=sha256,
             )
         network = OnnxNetwork.open(data, name=info.name, size=info.size, output=info.output)
         scales = []

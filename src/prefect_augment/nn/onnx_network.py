@@ -112,26 +112,26 @@ class OnnxNetwork:
         x = image if self.channels_last else image.transpose(2, 0, 1)
         feed = {self.session.get_inputs()[0].name: np.ascontiguousarray(x[None])}
         try:
-            (found,) = self.session.run([self.output], feed)
+            (values,) = self.session.run([self.output], feed)
         except _failures() as exc:
             raise ParameterError(
                 f"encoder {self.name} fails on an image of {image.shape[0]} x {image.shape[1]} pixels: "
                 f"{_first_line(exc)}"
             ) from exc
-        shape = np.shape(found)
+        shape = np.shape(values)
         if len(shape) == 4:
-            found = found.mean(axis=(1, 2) if self.channels_last else (2, 3), dtype=np.float32)
-        if len(shape) not in (2, 4) or shape[0] != 1 or not 0 < found.shape[1] <= MAX_FEATURES:
+            values = values.mean(axis=(1, 2) if self.channels_last else (2, 3), dtype=np.float32)
+        if len(shape) not in (2, 4) or shape[0] != 1 or not 0 < values.shape[1] <= MAX_FEATURES:
             raise ParameterError(
                 f"output {self.output!r} of encoder {self.name} has shape {shape} for one image; expected (1, "
                 f"n_features) or (1, n_features, height, width), with at most {MAX_FEATURES:,} features; export the "
                 "layer before the classes."
             )
-        if not np.isfinite(found).all():
+        if not np.isfinite(values).all():
             raise ParameterError(
                 f"encoder {self.name} gives features that are no finite numbers; look at encoder.mean and encoder.std."
             )
-        row: Features = found[0].astype(np.float32)
+        row: Features = values[0].astype(np.float32)
         return row
 
 

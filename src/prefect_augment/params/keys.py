@@ -40,7 +40,7 @@ STEPS: dict[str, Step] = {
         6, ("model", "budget.minutes", "budget.steps", "budget.batch_size", "budget.reuse_growth")
     ),
     "sample": Step(2),
-    "filter": Step(7, ("quality",)),
+    "filter": Step(7, ("quality", "encoder")),
     "encoder": Step(1, ("encoder.sha256",)),
     "features": Step(1, ("encoder",)),
     "privacy": Step(3),
