@@ -105,6 +105,7 @@ def test_a_published_probe_is_applied_and_reaches_the_reports_score(
     score = np.mean([right[truth == name].mean() for name in COUNTS])
     said = verdict.balanced_accuracy["linear probe"]
     assert said.low <= score <= said.high
+    assert score == pytest.approx(said.estimate)
     assert said.estimate > 0.8 > verdict.balanced_accuracy["as is"].estimate
     assert list(recipe.thresholds) == ["linear probe"]
 
