@@ -1,7 +1,7 @@
 """An encoder by its digest: the right file or none, read once, images in any form."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +89,7 @@ def test_a_run_reads_the_file_once_and_goes_on_without_it(tmp_path: Path, store:
     module._opened.clear()  # another worker
     again = staged_encoder(params, store)
     assert np.array_equal(again.features(pictures()), first.features(pictures()))
-    (path,) = (path for path in store.list("_staging") if path.endswith(".onnx"))
+    (path,) = (path for path in store.list("_staging") if path.endswith("/weights"))
     assert store.read(path) == DATA
 
 
@@ -124,3 +124,59 @@ def test_a_missing_licence_forbids_and_a_free_one_allows() -> None:
 def test_parameters_that_cannot_work_are_refused(fields: dict[str, object], reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         Encoder(**fields)  # type: ignore[arg-type]
+
+
+# --- safetensors with a factory ---------------------------------------------------------------
+
+
+def saved(**changed: object) -> bytes:
+    torch = pytest.importorskip("torch", reason="the extra 'torch'")
+    from safetensors.torch import save
+    from support.encoders import small_network
+
+    state = dict(small_network().state_dict()) | changed
+    return save(
+        {name: torch.as_tensor(value) for name, value in state.items() if value is not None}
+    )
+
+
+@pytest.fixture
+def _follows_import_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_AUGMENT_ALLOW_IMPORT_PATHS", "1")
+
+
+@pytest.mark.usefixtures("_follows_import_paths")
+def test_safetensors_with_a_factory_give_the_features_of_the_network(tmp_path: Path) -> None:
+    data, factory = saved(), "support.encoders:small_network"
+    encoder, images = opened(tmp_path, data, factory=factory, size=12), pictures()
+    from support.encoders import small_network
+
+    torch = pytest.importorskip("torch")
+    x = torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    maps = small_network()(x).detach().numpy()
+    np.testing.assert_allclose(encoder.features(images), maps.mean(axis=(2, 3)), atol=1e-5)
+    assert np.array_equal(encoder.features(images[1:2]), encoder.features(images)[1:2])
+
+
+@pytest.mark.usefixtures("_follows_import_paths")
+@pytest.mark.parametrize(
+    ("data", "factory", "size", "reason"),
+    [
+        (lambda: saved()[:-3], "small_network", 12, "is not a safetensors file, or it is cut off"),
+        (lambda: b"\x80\x04\x95pickle" * 4, "small_network", 12, "is not a safetensors file"),
+        (lambda: saved(other=np.zeros(2)), "small_network", 12, "not those of the network"),
+        (saved, "no_network", 12, "returns str .*expected a torch.nn.Module"),
+        (saved, "small_network", 0, "encoder.size is 0; set it"),
+    ],
+)
+def test_weights_that_are_not_the_networks_are_refused(
+    tmp_path: Path, data: Callable[[], bytes], factory: str, size: int, reason: str
+) -> None:
+    with pytest.raises(ParameterError, match=reason) as refused:
+        opened(tmp_path, data(), factory=f"support.encoders:{factory}", size=size)
+    assert "encoder.onnx" in refused.value.message
+
+
+def test_a_factory_is_not_imported_where_the_worker_does_not_allow_it(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="an import path, which this worker does not follow"):
+        opened(tmp_path, saved(), factory="support.encoders:small_network", size=12)

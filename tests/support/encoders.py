@@ -54,3 +54,15 @@ def encoder_params(folder: Path, data: bytes, **fields: Any) -> Encoder:
     path.write_bytes(data)
     known = {"sha256": hashlib.sha256(data).hexdigest(), "licence": "Apache-2.0"}
     return Encoder(uri=str(path), **(known | fields))
+
+
+def small_network() -> Any:
+    """A torch network whose weights a safetensors file may hold."""
+    import torch
+
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(1, 8, 5, padding=2), torch.nn.ReLU())
+
+
+def no_network() -> str:
+    return "no network"

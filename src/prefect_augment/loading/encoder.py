@@ -6,9 +6,11 @@ open. Whoever uses a published recipe opens the file itself.
 
 import os
 from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,18 +18,23 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.images import encode_column
 from prefect_augment.encoding.pixels import fit_square, with_channels
-from prefect_augment.errors import ParameterError
+from prefect_augment.errors import MissingExtraError, ParameterError
 from prefect_augment.nn.onnx_network import MAX_BYTES, OnnxNetwork
 from prefect_augment.params import Encoder
 from prefect_augment.params.keys import step_key
+from prefect_augment.registry import load_function
 from prefect_augment.schema import EncoderInfo, Recipe
 from prefect_augment.storage import Stage, Store, open_store, sha256_hex
+
+if TYPE_CHECKING:
+    from prefect_augment.nn.torch_network import TorchNetwork
 
 __all__ = ["FeatureEncoder", "open_encoder", "staged_encoder"]
 
 Images = NDArray[np.uint8]
 Features = NDArray[np.float32]
 
+ENTRY_POINTS = "prefect_augment.encoders"
 MAX_OPEN = 2
 BLOCK = 256  # images that are in memory at a time
 
@@ -37,7 +44,8 @@ class FeatureEncoder:
     """An open encoder: features of images, each by itself."""
 
     info: EncoderInfo
-    network: OnnxNetwork
+    network: "OnnxNetwork | TorchNetwork"
+    limit: Callable[[], AbstractContextManager[None]]  # of torch's threads
     mean: NDArray[np.float32]  # (n_channels,) or (1,)
     std: NDArray[np.float32]
 
@@ -51,7 +59,13 @@ class FeatureEncoder:
                 "damaged; get the right file, or change encoder.sha256.",
                 sha256=sha256,
             )
-        network = OnnxNetwork.open(data, name=info.name, size=info.size, output=info.output)
+        network: OnnxNetwork | TorchNetwork
+        limit: Callable[[], AbstractContextManager[None]]
+        if info.factory:
+            network, limit = _torch_network(info, data)
+        else:
+            network = OnnxNetwork.open(data, name=info.name, size=info.size, output=info.output)
+            limit = nullcontext
         scales = []
         for name, values, default in (("mean", info.mean, 0.0), ("std", info.std, 1.0)):
             if len(values) not in (0, 1, network.channels):
@@ -60,7 +74,7 @@ class FeatureEncoder:
                     f"give one or {network.channels}."
                 )
             scales.append(np.array(values or [default], dtype=np.float32))
-        return cls(info, network, *scales)
+        return cls(info, network, limit, *scales)
 
     def features(self, images: Any, /) -> Features:
         """Features of images, float32 of shape (n, n_features).
@@ -91,7 +105,28 @@ class FeatureEncoder:
             pixels = [a[:, :, None] if a.ndim == 2 else a for a in arrays]
             squares = np.stack([with_channels(fit_square(p, size), channels) for p in pixels])
         scaled = (squares.astype(np.float32) / 255 - self.mean) / self.std
-        return self.network.features(scaled.astype(np.float32))
+        with self.limit():
+            return self.network.features(scaled.astype(np.float32))
+
+
+def _torch_network(
+    info: EncoderInfo, data: bytes
+) -> "tuple[TorchNetwork, Callable[[], AbstractContextManager[None]]]":
+    """A network with weights from safetensors, and what limits torch to one thread."""
+    try:
+        from prefect_augment.evaluation.classifiers.convnet import one_torch_thread
+        from prefect_augment.nn.torch_network import TorchNetwork
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] != "torch":
+            raise
+        raise MissingExtraError(
+            f"encoder {info.name} with a factory needs torch: pip install 'prefect-augment[torch]'",
+            extra="torch",
+        ) from exc
+    make = load_function(info.factory, group=ENTRY_POINTS, field="encoder.factory")
+    with one_torch_thread():
+        network = TorchNetwork.open(data, name=info.name, make=make, size=info.size)
+    return network, one_torch_thread
 
 
 # Steps of a run use it one after the other, some from several threads.
@@ -111,7 +146,7 @@ def open_encoder(
     recipe : Recipe or EncoderInfo
         ``dataset.recipe``, of a linear probe, or ``dataset.manifest.encoder``.
     uri : str or path, optional
-        The ONNX file, where it lies elsewhere by now: a local path or an fsspec URL.
+        The file, where it lies elsewhere by now: a local path or an fsspec URL.
     options : dict, optional
         fsspec storage options.
 
@@ -142,7 +177,7 @@ def staged_encoder(
     info = EncoderInfo.of(params)
     with _opened_lock:
         if info not in _opened:
-            path = f"{Stage(store, 'encoder', step_key('encoder', {'encoder': params})).prefix}/network.onnx"
+            path = f"{Stage(store, 'encoder', step_key('encoder', {'encoder': params})).prefix}/weights"
             try:
                 encoder = FeatureEncoder.of(info, store.read(path))
             except FileNotFoundError:
@@ -166,5 +201,5 @@ def _read(uri: str, options: dict[str, Any] | None) -> bytes:
         return store.read(name)
     except FileNotFoundError as exc:
         raise ParameterError(
-            f"encoder {uri} does not exist; set encoder.uri to the ONNX file.", uri=uri
+            f"encoder {uri} does not exist; set encoder.uri to the file.", uri=uri
         ) from exc

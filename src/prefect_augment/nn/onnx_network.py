@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.errors import MissingExtraError, ParameterError
 
-__all__ = ["MAX_BYTES", "OnnxNetwork"]
+__all__ = ["CHANNELS", "MAX_BYTES", "OnnxNetwork", "feature_row"]
 
 Features = NDArray[np.float32]
 
@@ -118,21 +118,33 @@ class OnnxNetwork:
                 f"encoder {self.name} fails on an image of {image.shape[0]} x {image.shape[1]} pixels: "
                 f"{_first_line(exc)}"
             ) from exc
-        shape = np.shape(values)
-        if len(shape) == 4:
-            values = values.mean(axis=(1, 2) if self.channels_last else (2, 3), dtype=np.float32)
-        if len(shape) not in (2, 4) or shape[0] != 1 or not 0 < values.shape[1] <= MAX_FEATURES:
-            raise ParameterError(
-                f"output {self.output!r} of encoder {self.name} has shape {shape} for one image; expected (1, "
-                f"n_features) or (1, n_features, height, width), with at most {MAX_FEATURES:,} features; export the "
-                "layer before the classes."
-            )
-        if not np.isfinite(values).all():
-            raise ParameterError(
-                f"encoder {self.name} gives features that are no finite numbers; look at encoder.mean and encoder.std."
-            )
-        row: Features = values[0].astype(np.float32)
-        return row
+        return feature_row(
+            values, name=self.name, output=self.output, channels_last=self.channels_last
+        )
+
+
+def feature_row(
+    values: NDArray[Any], *, name: str, output: str = "", channels_last: bool = False
+) -> Features:
+    """Features of one image from a network's output for it, float32 (n_features,); maps are averaged.
+
+    ParameterError for another shape, and for infinite numbers.
+    """
+    shape = np.shape(values)
+    if len(shape) == 4:
+        values = values.mean(axis=(1, 2) if channels_last else (2, 3), dtype=np.float32)
+    if len(shape) not in (2, 4) or shape[0] != 1 or not 0 < values.shape[1] <= MAX_FEATURES:
+        what = f"output {output!r} of encoder {name}" if output else f"the output of encoder {name}"
+        raise ParameterError(
+            f"{what} has shape {tuple(shape)} for one image; expected (1, n_features) or (1, n_features, height, "
+            f"width), with at most {MAX_FEATURES:,} features; export the layer before the classes."
+        )
+    if not np.isfinite(values).all():
+        raise ParameterError(
+            f"encoder {name} gives features that are no finite numbers; look at encoder.mean and encoder.std."
+        )
+    row: Features = values[0].astype(np.float32)
+    return row
 
 
 def _libraries() -> tuple[Any, Any]:

@@ -21,8 +21,8 @@ class Encoder(Params):
     """A pretrained network of your own for images: its features serve a strategy and the filter."""
 
     uri: str = ""
-    """An ONNX file: a local path or any fsspec URL of your storage; nothing is downloaded from elsewhere. Empty: no
-    encoder."""
+    """An ONNX file, or safetensors with a factory: a local path or any fsspec URL of your storage; nothing is downloaded
+    from elsewhere. Empty: no encoder."""
     sha256: str = ""
     """The file's sha256, 64 hexadecimal digits (sha256sum FILE)."""
     licence: str = ""
@@ -34,6 +34,9 @@ class Encoder(Params):
     """Pixels are divided by it then. Empty: 1. A network that takes 0 to 255 has 0.00392157 (1/255)."""
     size: int = Field(default=0, ge=0, le=1024)
     """Side of the images in pixels, where the file leaves it open; 0 takes the file's."""
+    factory: str = ""
+    """For weights in a safetensors file: your function that makes the network, module:function or its name in the
+    entry-point group prefect_augment.encoders. Called without arguments, it returns a torch module. Empty: ONNX."""
     output: str = ""
     """Name of the output with the features, where the file has several."""
     storage_block: str = ""

@@ -203,6 +203,7 @@ class EncoderInfo(Result):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     size: int = 0  # 0: as the file says
+    factory: str = ""  # of the network that a safetensors file is for
     output: str = ""
 
     @classmethod
