@@ -175,6 +175,7 @@ def compare(
         soft_labels=plan.soft_labels,
         bagging=bool(params.evaluation.own_estimators),
         clean=has_doubted_labels(experiment, first, open_root(experiment.dataset)),
+        encoder=bool(params.encoder.uri),
     )
     search = search_strategies(
         experiment, strategies, first, workers=workers, model=kind or "", pilots=synthesis.pilots

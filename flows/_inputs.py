@@ -14,20 +14,29 @@ from prefect_augment.evaluation.metrics.chosen_measure import check_metric, meas
 from prefect_augment.examples import example_source
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.flows._stopping import stoppable_run
-from prefect_augment.params import AutoModel, Destination, NoModel, RunParams, Source
+from prefect_augment.loading.encoder import staged_encoder
+from prefect_augment.params import AutoModel, Destination, Encoder, NoModel, RunParams, Source
 from prefect_augment.publish.export import check_export
 from prefect_augment.publish.publish import check_destination
 from prefect_augment.registry import check_shard_format, load_model_class
-from prefect_augment.schema import Experiment
+from prefect_augment.schema import Experiment, Modality
 from prefect_augment.storage import contains
 from prefect_augment.tasks._display import STEPS, dataset_slug, run_progress
 from prefect_augment.tasks._limits import check_crashes, destination_lease
-from prefect_augment.tasks._runtime import open_root, run, run_log
+from prefect_augment.tasks._runtime import (
+    open_destination,
+    open_root,
+    run,
+    run_log,
+    storage_options,
+)
 from prefect_augment.tasks.augment import check_image_policy
 
 __all__ = [
     "as_json",
     "check_before_work",
+    "check_encoded",
+    "check_encoder",
     "check_measure",
     "check_parameters",
     "check_seed",
@@ -84,6 +93,8 @@ def check_parameters(
             f"budget.minutes={budget.minutes:g} is {budget.minutes * 60:.2g} seconds, too little for one step of "
             f"any model; give at least {MINIMUM_SECONDS / 60:.2g}, or budget.steps instead."
         )
+    if params.encoder.why_unpublishable:
+        raise ParameterError(params.encoder.why_unpublishable)
     if compares:
         check_metric(params.evaluation.metric)
     if compares and params.balance.unit == "object":
@@ -100,6 +111,21 @@ def check_parameters(
                 f"destination {destination.uri!r} lies inside the source {source.uri!r}, so the next run would read "
                 "its own output; choose a destination outside the source."
             )
+
+
+def check_encoder(encoder: Encoder, destination: Destination) -> None:
+    """Read and open the user's encoder, before anything else is read, and keep a copy for the run's steps."""
+    if encoder.uri:
+        options = storage_options(encoder.storage_block)
+        staged_encoder(encoder, open_destination(destination), options)
+
+
+def check_encoded(encoder: Encoder, modality: Modality) -> None:
+    """Raise ParameterError for an encoder of images where the records are a table's."""
+    if encoder.uri and modality != "image":
+        raise ParameterError(
+            f"encoder {encoder.name} is for images, and the source is a table; leave encoder.uri empty."
+        )
 
 
 def check_seed(seed: int) -> None:

@@ -11,7 +11,13 @@ from prefect_augment.experiment.confirmation import refusal_reason
 from prefect_augment.experiment.privacy import stored_privacy
 from prefect_augment.flows._compare import search_strategies
 from prefect_augment.flows._flow import flow
-from prefect_augment.flows._inputs import check_measure, check_seed, try_estimators
+from prefect_augment.flows._inputs import (
+    check_encoded,
+    check_encoder,
+    check_measure,
+    check_seed,
+    try_estimators,
+)
 from prefect_augment.ingest.external import plan_of_external
 from prefect_augment.params import (
     Balance,
@@ -19,6 +25,7 @@ from prefect_augment.params import (
     Classic,
     Compute,
     Destination,
+    Encoder,
     Evaluation,
     NoModel,
     Quality,
@@ -59,6 +66,7 @@ def evaluate(
     destination: Destination = Destination(uri="evaluation"),
     balance: Balance = Balance(),
     classic: Classic = Classic(),
+    encoder: Encoder = Encoder(),
     budget: Budget = Budget(),
     evaluation: Evaluation = Evaluation(),
     quality: Quality = Quality(purpose="faithful"),
@@ -74,6 +82,7 @@ def evaluate(
         destination: Where the report goes.
         balance: How far the baselines go, for the comparison.
         classic: Classic augmentation, for the comparison.
+        encoder: A pretrained network of yours for images, for the comparison and the distances.
         budget: How long the evaluation may take.
         evaluation: How strategies are compared, and whether a run without a gain fails.
         quality: Limits per record and class, and whether a run with a leak fails.
@@ -89,13 +98,15 @@ def evaluate(
     check_seed(seed)
     check_metric(evaluation.metric)
     params = RunParams(
-        balance=balance, model=NoModel(), classic=classic, budget=budget,
+        balance=balance, model=NoModel(), classic=classic, encoder=encoder, budget=budget,
         evaluation=check_estimators(evaluation), quality=quality, report=report, seed=seed,
     )  # fmt: skip
     steps = [step for step in STEPS if step not in ("compare models", "train", "sample", "publish")]
     with run_log(), run_progress(destination.uri, steps):
+        check_encoder(encoder, destination)
         dataset = run(ingest_dataset, source, destination, seed=seed)
         check_modality(params.evaluation, dataset.modality)
+        check_encoded(encoder, dataset.modality)
         store = open_root(dataset)
         check_comparable(dataset, store)
         plan = run(plan_balance, dataset, params)
@@ -113,7 +124,9 @@ def evaluate(
         experiment = baselines.model_copy(update={"plan": plan_of_external(plan, external)})
         filtered = run(filter_candidates, experiment, external)
         experiment = experiment.model_copy(update={"candidates": filtered})
-        strategies = make_strategies(dataset.modality, model=None, classic=classic)
+        strategies = make_strategies(
+            dataset.modality, model=None, classic=classic, encoder=bool(encoder.uri)
+        )
         search = search_strategies(baselines, strategies, workers=compute.workers)
         # Whoever made the records may have seen validation, so they are compared on the hold-out alone.
         best = run(choose_strategy, search.scores)

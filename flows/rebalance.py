@@ -15,6 +15,8 @@ from prefect_augment.flows._flow import DestinationLike, SourceLike, flow, named
 from prefect_augment.flows._inputs import (
     as_json,
     check_before_work,
+    check_encoded,
+    check_encoder,
     check_parameters,
     default_destination,
     default_source,
@@ -28,6 +30,7 @@ from prefect_augment.params import (
     Classic,
     Compute,
     Destination,
+    Encoder,
     Evaluation,
     ModelParams,
     Publish,
@@ -60,6 +63,7 @@ def rebalance(
     balance: Balance = Balance(),
     model: ModelParams = AutoModel(),
     classic: Classic = Classic(),
+    encoder: Encoder = Encoder(),
     budget: Budget = Budget(),
     evaluation: Evaluation = Evaluation(),
     quality: Quality = Quality(),
@@ -79,6 +83,7 @@ def rebalance(
         balance: How far the rare classes are brought up.
         model: The generative model.
         classic: Classic augmentation.
+        encoder: A pretrained network of yours for images.
         budget: How much effort the run may take.
         evaluation: How strategies are compared, and what happens where synthetic records do not help.
         quality: What synthetic records have to meet, and what happens where they leak.
@@ -97,7 +102,7 @@ def rebalance(
     if label:
         source = source.model_copy(update={"label": label})
     params = RunParams(
-        balance=balance, model=model, classic=classic, budget=budget,
+        balance=balance, model=model, classic=classic, encoder=encoder, budget=budget,
         evaluation=check_estimators(evaluation), quality=quality, publish=publish, report=report, seed=seed,
     )  # fmt: skip
     check_parameters(source, destination, params, compares=True)
@@ -107,6 +112,7 @@ def rebalance(
         if approval.ask and not plan_only:
             announce(approval)
         source = default_source(source, destination)
+        check_encoder(encoder, destination)
         experiment = _plan(source, destination, params)
         if plan_only:
             result = summarise(Release(experiment=experiment), status="planned", started=started)
@@ -131,6 +137,7 @@ def _plan(source: Source, destination: Destination, params: RunParams) -> Experi
         params = params.model_copy(update={"quality": quality})
     dataset = run(ingest_dataset, source, destination, seed=params.seed)
     check_modality(params.evaluation, dataset.modality)
+    check_encoded(params.encoder, dataset.modality)
     check_comparable(dataset, open_root(dataset))
     plan = run(plan_balance, dataset, params, searched=True)
     if params.quality.constraints:  # SMOTE does not keep constraints

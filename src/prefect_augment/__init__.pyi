@@ -2,6 +2,7 @@
 
 from .estimators.recipe_classifier import RecipeClassifier as RecipeClassifier
 from .estimators.sampler import GenerativeSampler as GenerativeSampler
+from .evaluation.classifiers.linear_probe import LinearProbe as LinearProbe
 from .flows.approve import approve as approve
 from .flows.augment import augment as augment
 from .flows.evaluate import evaluate as evaluate
@@ -17,6 +18,7 @@ from .flows.latents import (
 from .flows.rebalance import rebalance as rebalance
 from .flows.train import train as train
 from .loading.dataset import open_dataset as open_dataset
+from .loading.encoder import open_encoder as open_encoder
 from .loading.latents import open_latents as open_latents
 from .params import (
     Anomalies as Anomalies,
@@ -37,6 +39,7 @@ from .params import (
     Denoising as Denoising,
     Destination as Destination,
     DiffusionModel as DiffusionModel,
+    Encoder as Encoder,
     Evaluation as Evaluation,
     FlowModel as FlowModel,
     GanModel as GanModel,

@@ -17,6 +17,7 @@ SECTIONS: dict[str, type[Params]] = {
     "destination": package.Destination,
     "balance": package.Balance,
     "classic": package.Classic,
+    "encoder": package.Encoder,
     "budget": package.Budget,
     "evaluation": package.Evaluation,
     "quality": package.Quality,

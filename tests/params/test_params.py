@@ -52,7 +52,7 @@ ORDER = [
         "attribute_shift",
         "classification",
     ),
-    *("model", "classic", "budget", "evaluation", "quality"),
+    *("model", "classic", "encoder", "budget", "evaluation", "quality"),
     *("approval", "publish", "report", "compute", "output", "seed", "plan_only", "label"),
 ]
 

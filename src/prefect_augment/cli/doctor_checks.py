@@ -62,6 +62,7 @@ DISK_BYTES = (GIB // 4, 2 * GIB)
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "torch": (("torch",), "image data and neural networks"),
     "images": (("albumentations", "cv2", "PIL"), "image data"),
+    "encoder": (("onnx", "onnxruntime"), "a pretrained encoder of images"),
     "s3": (("s3fs",), "s3:// locations"),
     "gcs": (("gcsfs",), "gs:// locations"),
     "azure": (("adlfs",), "az:// and abfs:// locations"),

@@ -24,6 +24,7 @@ from prefect_augment.encoding.frames import Layout
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.classifiers.bagging import Bagged, bags
+from prefect_augment.evaluation.classifiers.linear_probe import LinearProbe
 from prefect_augment.evaluation.classifiers.own_estimator import fit_weighted
 from prefect_augment.evaluation.classifiers.soft_label_ensemble import fit_teacher, own_label_rows
 from prefect_augment.evaluation.folds import stratified_folds
@@ -336,6 +337,8 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
 
     def _compared_as(self, recipe: Recipe) -> str:
         """The name that this very estimator had in the comparison; empty if it was not compared."""
+        if recipe.strategy.family == "probe" and isinstance(self.estimator, LinearProbe):
+            return recipe.strategy.name if recipe.thresholds else ""
         try:
             digest = estimator_digest(self.estimator) if recipe.estimators else ""
         except ValueError:  # it cannot be hashed, so it was not compared

@@ -6,10 +6,14 @@ validation records, and no model's candidates are compared, are the plan's folds
 and Pillow.
 """
 
+import hashlib
+import io
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -33,6 +37,7 @@ from prefect_augment.evaluation.classifiers.convnet import (
     fit_image_classifier,
     own_network,
 )
+from prefect_augment.evaluation.classifiers.linear_probe import fit_probe
 from prefect_augment.evaluation.classifiers.own_estimator import estimator_infos, make_network
 from prefect_augment.evaluation.quality.image_filter import ShiftSpace, filter_images
 from prefect_augment.experiment.evaluator import (
@@ -43,19 +48,23 @@ from prefect_augment.experiment.evaluator import (
     score_folds,
 )
 from prefect_augment.experiment.training_set import drawn_training_set
+from prefect_augment.loading.encoder import FeatureEncoder, staged_encoder
 from prefect_augment.nn.machine import classifier_size
 from prefect_augment.params import Classic, Evaluation, OwnEstimator
+from prefect_augment.params.keys import step_key
 from prefect_augment.plan.priors import smoothing_by_class
 from prefect_augment.schema import (
     BalancePlan,
     DatasetInfo,
+    EncoderInfo,
     EstimatorInfo,
     Experiment,
     ImageInfo,
+    Result,
     Strategy,
 )
 from prefect_augment.split.ledger_io import split_clusters
-from prefect_augment.storage import Store
+from prefect_augment.storage import Stage, Store
 
 __all__ = ["ESTIMATOR", "RANGES", "ImageEvaluator", "open_evaluator"]
 
@@ -65,6 +74,17 @@ Images = NDArray[np.uint8]
 ESTIMATOR = "convolutional"
 # Presets of the written policy (augmentation.images.PRESETS) as the batched transform has them.
 RANGES = {"safe": ClassicRanges()}
+# Features of the images of the latest runs, by the digest of the pixels that the comparison has.
+_features: OrderedDict[tuple[str, str, str, EncoderInfo], dict[bytes, NDArray[np.float32]]]
+_features = OrderedDict()
+_features_lock = RLock()
+MAX_RECENT = 2
+
+
+class _Features(Result):
+    """The receipt of the features of training and validation, sorted by key."""
+
+    path: str  # an array (n, n_features)
 
 
 def _ranges(classic: Classic, strategy: Strategy) -> ClassicRanges | None:
@@ -149,7 +169,57 @@ class ImageEvaluator(OfExperiment):
 
     def read(self, table: pa.Table) -> Records:
         """Staged records of another part."""
-        return _to_records(table, self.store, self.info, self.image, self.plan, None)
+        records = _to_records(table, self.store, self.info, self.image, self.plan, None)
+        if (encoder := self.encoder) is not None:
+            with _features_lock:
+                rows = encoder.features(table.column(self.image.column))
+                self._known.update(zip(_digests(records.X), rows, strict=True))
+        return records
+
+    @property
+    def encoder(self) -> FeatureEncoder | None:
+        """The user's pretrained encoder, if there is one."""
+        params = self.params.encoder
+        return staged_encoder(params, self.store) if params.uri else None
+
+    def features(self, X: Images) -> NDArray[np.float32]:
+        """Features of images, shape (n, n_features), each computed once.
+
+        Those of records come from their files; those of other images, such as corrupted copies, from these pixels.
+        """
+        encoder = self.encoder
+        assert encoder is not None
+        with _features_lock:
+            known, digests = self._known, _digests(X)
+            missing = {d: i for i, d in enumerate(digests) if d not in known}
+            rows = encoder.features(X[list(missing.values())])
+            known.update(zip(missing, rows, strict=True))
+            return np.stack([known[d] for d in digests])
+
+    @property
+    def _known(self) -> dict[bytes, NDArray[np.float32]]:
+        """The features so far, at first those of training and validation; under the lock."""
+        encoder, info = self.encoder, self.info
+        assert encoder is not None
+        key = (self.store.uri, info.key, info.digest, encoder.info)
+        if key not in _features:
+            stage_key = step_key("features", self.params, inputs=[info.key, info.digest])
+            stage = Stage(self.store, "features", stage_key)
+
+            def build() -> _Features:
+                table, _ = training_table(self.store, info)
+                buffer, path = io.BytesIO(), f"{stage.prefix}/features.npy"
+                np.save(buffer, encoder.features(table.column(self.image.column)))
+                self.store.put(path, buffer.getvalue())
+                return _Features(path=path)
+
+            stored = self.store.read(stage.run(_Features, build).path)
+            rows = np.load(io.BytesIO(stored), allow_pickle=False)
+            _features[key] = dict(zip(_digests(self.records.X), rows, strict=True))
+        _features.move_to_end(key)
+        while len(_features) > MAX_RECENT:
+            _features.popitem(last=False)
+        return _features[key]
 
     def encode(self, table: pa.Table) -> Images:
         """Squares of the classifier's resolution."""
@@ -162,8 +232,8 @@ class ImageEvaluator(OfExperiment):
         )
 
     def is_fixed(self, strategy: Strategy) -> bool:
-        """Never: the classifier's own weights and draws come from the seed."""
-        return False
+        """A linear probe: a network's own weights and draws come from the seed."""
+        return strategy.family == "probe"
 
     def synthetic(self, rows: Int, *, candidates: Synthetic | None, seed: int) -> Synthetic:
         """The run's own candidates under every seed."""
@@ -195,6 +265,17 @@ class ImageEvaluator(OfExperiment):
         )
         y = data.class_of_stratum(self.plan)[drawn.strata]
         counts = np.bincount(y, minlength=len(data.classes)).astype(np.float64)
+        if strategy.family == "probe":
+            probe = fit_probe(
+                self.features(drawn.X),
+                y,
+                C=strategy.C,
+                weights=drawn.weights,
+                n_classes=len(data.classes),
+            )
+            proba = probe.predict_proba(self.features(X).astype(np.float64))
+            yield from ((name, proba) for name in self._networks)
+            return
         smoothing = None
         if strategy.smoothing:
             smoothing = smoothing_by_class(counts, strategy.smoothing)
@@ -229,7 +310,11 @@ class ImageEvaluator(OfExperiment):
         return ShiftSpace()
 
     def filter(self, query: FilterQuery) -> FilterOutcome:
-        """Distances in a classifier's features, labels by two others."""
+        """Distances in features of the encoder, or of a classifier; labels by two others.
+
+        Features of real records come from the same pixels as those of candidates: a space that told
+        resolutions apart would find every candidate far.
+        """
         data = self.records
         return filter_images(
             data.labelled(query.training),
@@ -237,6 +322,7 @@ class ImageEvaluator(OfExperiment):
             query.candidates,
             steps=self.plan.classifier_steps,
             device=self.params.budget.device,
+            encoder=self.encoder,
             **filter_request(data, self.plan, self.params.quality, query),
         )
 
@@ -262,6 +348,10 @@ def _clusters(store: Store, info: DatasetInfo, content: list[str]) -> Int | None
         return_inverse=True,
     )
     return codes if len(names) < len(codes) else None
+
+
+def _digests(X: Images) -> list[bytes]:
+    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in X]
 
 
 def _encode(table: pa.Table, image: ImageInfo) -> Images:

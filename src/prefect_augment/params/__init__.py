@@ -7,6 +7,7 @@ The text below each field is its description in the form. ``Optional`` and ``dic
 from prefect_augment.params.balance import Balance, Classic, ClassTarget
 from prefect_augment.params.constraints import Combination, Constraint, Inequality, Positive, Unique
 from prefect_augment.params.data import ColumnOverride, Destination, Source
+from prefect_augment.params.encoder import Encoder
 from prefect_augment.params.estimators import OwnEstimator
 from prefect_augment.params.form import ImageSettings, TableSettings
 from prefect_augment.params.latents import (
@@ -65,6 +66,7 @@ __all__ = [
     "Denoising",
     "Destination",
     "DiffusionModel",
+    "Encoder",
     "Evaluation",
     "FlowModel",
     "GanModel",

@@ -11,6 +11,7 @@ from pydantic_core import CoreSchema
 from prefect_augment.params.balance import Balance, Classic
 from prefect_augment.params.base import Params
 from prefect_augment.params.data import Destination, Source
+from prefect_augment.params.encoder import Encoder
 from prefect_augment.params.models import (
     AutoencoderModel,
     AutoModel,
@@ -129,5 +130,7 @@ class ImageSettings(_Settings):
     """The generative model; auto compares those that suit the data."""
     classic: Annotated[Classic, Without(SMOTE)] | None = None
     """What is done to images, and further strategies."""
+    encoder: Encoder | None = None
+    """A pretrained network of your own, whose features are used."""
     quality: Annotated[Quality, Without(("labels", "constraints"))] | None = None
     """What synthetic images have to meet."""

@@ -26,7 +26,7 @@ class Step:
 
 
 #: Each fold of a table trains the model, samples and filters again.
-_SCORES = ("model", "classic", "evaluation.estimators", "evaluation.metric", "quality")
+_SCORES = ("model", "classic", "encoder", "evaluation.estimators", "evaluation.metric", "quality")
 
 STEPS: dict[str, Step] = {
     "ingest": Step(5, ("source",)),
@@ -40,7 +40,9 @@ STEPS: dict[str, Step] = {
         6, ("model", "budget.minutes", "budget.steps", "budget.batch_size", "budget.reuse_growth")
     ),
     "sample": Step(2),
-    "filter": Step(7, ("quality",)),
+    "filter": Step(7, ("quality", "encoder")),
+    "encoder": Step(1, ("encoder.sha256",)),
+    "features": Step(1, ("encoder",)),
     "privacy": Step(3),
     "draws": Step(3, ("model", "quality")),
     "pilot": Step(7, _SCORES),
@@ -79,6 +81,9 @@ UNUSED: dict[str, str] = {
     "destination": "where the result goes",
     "classic.max_memory_mib": "refuses, and changes no record",
     "classic.on_label_damage": "warns or refuses",
+    "encoder.uri": "the file's sha256 is used",
+    "encoder.storage_block": "how the file is opened",
+    "encoder.licence": "refuses, and is in the recipe, an input of the version",
     "budget.device": "recorded with the calibration, which reruns obey",
     "budget.checkpoint_seconds": "how often work is saved",
     "quality.on_leak": "refuses, and changes no record",

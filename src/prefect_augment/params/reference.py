@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from prefect_augment.params.balance import Balance, Classic
 from prefect_augment.params.base import Params
 from prefect_augment.params.data import Destination, Source
+from prefect_augment.params.encoder import Encoder
 from prefect_augment.params.latents import (
     Anomalies,
     AttributeShift,
@@ -43,6 +44,7 @@ GROUPS: dict[str, type[Params]] = {
     "destination": Destination,
     "balance": Balance,
     "classic": Classic,
+    "encoder": Encoder,
     "budget": Budget,
     "evaluation": Evaluation,
     "quality": Quality,

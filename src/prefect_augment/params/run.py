@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from prefect_augment.params.balance import Balance, Classic
 from prefect_augment.params.base import Params
 from prefect_augment.params.constraints import Constraint
+from prefect_augment.params.encoder import Encoder
 from prefect_augment.params.estimators import Estimator, OwnEstimator, as_estimators
 from prefect_augment.params.locations import Location
 from prefect_augment.params.metrics import Metric
@@ -224,6 +225,7 @@ class RunParams(Params):
     balance: Balance = Balance()
     model: ModelParams = AutoModel()
     classic: Classic = Classic()
+    encoder: Encoder = Encoder()
     budget: Budget = Budget()
     evaluation: Evaluation = Evaluation()
     quality: Quality = Quality()

@@ -1,6 +1,6 @@
 """A recipe in words: what was done and how to train with it, for the log, the card and recipe.json."""
 
-from prefect_augment.schema import Strategy
+from prefect_augment.schema import EncoderInfo, Strategy
 
 __all__ = ["recipe_sentence"]
 
@@ -13,11 +13,13 @@ def recipe_sentence(
     copies: bool,
     policy: str,
     soft_labels: bool = False,
+    encoder: EncoderInfo | None = None,
 ) -> str:
     """What was done and how to train with it.
 
     ``copies``: duplicates are written instead of weights. ``policy``: the classic policy applied on
     the fly. ``soft_labels``: a synthetic record has a row for each likely class.
+    ``encoder``: whose features a linear probe is trained on.
     """
     if strategy.family == "as_is":
         return "Nothing was added: training on the real records as they are was not beaten."
@@ -45,6 +47,13 @@ def recipe_sentence(
             "No record was added. Train by RecipeClassifier, which trains the estimator on each of ten bags of records "
             f"and takes the mean. Bags have fewer records of frequent classes: {strategy.amount:.0%} of the way (on a "
             "log scale) to the smallest one. The column aug_weight has the same balance without the bags."
+        )
+    if encoder is not None:
+        return (
+            "No record was added. Train LinearProbe, a logistic regression on the features of the encoder "
+            f"{encoder.name!r} (sha256 {encoder.sha256[:12]}…, licence {encoder.licence}), by RecipeClassifier: "
+            f"weights bring every class {strategy.amount:.0%} of the way (on a log scale) to the largest one, and C is "
+            f"{strategy.C:g}. Multiply each predicted probability by the class's multiplier, and take the largest."
         )
     if strategy.family == "clean":
         less = f"{strategy.doubted_weight:g}" if strategy.doubted_weight else "nothing"

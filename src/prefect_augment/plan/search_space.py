@@ -7,6 +7,7 @@ Settings are:
 - what records with doubted labels count (``doubted_weight``);
 - how far towards balance (:attr:`Strategy.amount <prefect_augment.schema.comparison.Strategy.amount>`);
 - for classic augmentation on the fly: share of images and strength (``classic_prob``, ``classic_strength``);
+- for a linear probe: the penalty (``C``);
 - for images mixed in pairs: the share of them; for deferred re-weighting: from when on; for label-aware
   smoothing: how much (``mixing_prob``, ``deferred``, ``smoothing``);
 - for synthetic records: how many per real one, their weight, and until when they are drawn
@@ -59,6 +60,11 @@ _ON_REQUEST = {
     "deferred": ((1.0, 0.6), (0.5, 0.6), (1.0, 0.8), (1.0, 0.4)),
     "smoothing": ((1.0, 0.3), (0.5, 0.3), (1.0, 0.1), (0.5, 0.1)),
 }
+# (amount, C) of a linear probe.
+_PROBE = (
+    *((1.0, 0.01), (1.0, 0.001), (0.5, 0.01), (1.0, 0.1)),
+    *((0.5, 0.001), (0.5, 0.1), (1.0, 1.0), (0.5, 1.0)),
+)
 # What a record with a doubted label counts: less than others, or nothing.
 _CLEAN = (0.3, 0.0)
 _OTHER_STRENGTHS = (2.0, 0.5)  # than the policy's own
@@ -102,6 +108,8 @@ def _settings(strategy: Strategy, plan: BalancePlan, classic: Classic) -> Iterab
             return ({"amount": amount, name: value} for amount, value in tried)
     if strategy.family == "clean":
         return ({"amount": 1.0, "doubted_weight": weight} for weight in _CLEAN)
+    if strategy.family == "probe":
+        return ({"amount": amount, "C": C} for amount, C in _PROBE)
     if strategy.classic_prob:
         return _on_the_fly(strategy, classic)
     amounts = _BAGGING if strategy.family == "bagging" else _PLAIN

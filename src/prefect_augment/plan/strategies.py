@@ -17,6 +17,7 @@ from prefect_augment.plan.priors import smoothing_by_class, with_priors
 from prefect_augment.plan.recipe_text import recipe_sentence
 from prefect_augment.schema import (
     BalancePlan,
+    EncoderInfo,
     Experiment,
     Modality,
     Recipe,
@@ -70,6 +71,7 @@ ON_REQUEST: dict[str, dict[str, Any]] = {
     "label-aware smoothing": {"family": "weights", "smoothing": 0.3},
 }
 
+PROBE = Strategy(name="linear probe", family="probe", amount=0.0, C=0.01)
 CLEAN = Strategy(name="clean labels", family="clean", amount=0.0, doubted_weight=0.0)
 EXTERNAL = Strategy(name="external records", family="external", tune_threshold=True)
 
@@ -82,6 +84,7 @@ def make_strategies(
     soft_labels: bool = False,
     bagging: bool = False,
     clean: bool = False,
+    encoder: bool = False,
 ) -> tuple[Strategy, ...]:
     """The strategies for a kind of data, simplest first; amount 0 means: search :data:`AMOUNTS`.
 
@@ -90,13 +93,15 @@ def make_strategies(
     strategies then show what the labels bring alone: soft labels of the real records, and the
     ensemble that gives them in the place of the estimators, a control that is never published.
     ``bagging`` is for estimators of the user's: the built-in ones gain nothing by bags, which take ten
-    times as long. ``clean`` is for tables with labels that are doubted.
+    times as long. ``clean`` is for tables with labels that are doubted, ``encoder`` for images with a
+    pretrained encoder.
     """
     if modality == "image":
         return image_strategies(
             model=model,
             classic_prob=classic.image_prob if classic.image != "none" else 0.0,
             on_request=classic.image_strategies,
+            encoder=encoder,
         )
     title = TITLES.get(classic.table, "")
     return table_strategies(
@@ -137,7 +142,11 @@ def table_strategies(
 
 
 def image_strategies(
-    *, model: str | None, classic_prob: float, on_request: Iterable[str] = ()
+    *,
+    model: str | None,
+    classic_prob: float,
+    on_request: Iterable[str] = (),
+    encoder: bool = False,
 ) -> tuple[Strategy, ...]:
     """The strategies for images, simplest first; amount 0 means: search :data:`AMOUNTS`.
 
@@ -160,6 +169,8 @@ def image_strategies(
         strategies.append(
             Strategy(name=name, amount=0.0, classic_prob=classic_prob, **ON_REQUEST[name])
         )
+    if encoder:
+        strategies.append(PROBE)
     if model:
         with_model = Strategy(
             name=model, family="model", amount=0.0, real_only_finish=SYNTHETIC_SHARE_OF_STEPS
@@ -289,6 +300,7 @@ def make_recipe(
     if strategy.classic_prob:
         policy = ImagePolicy.from_params(classic).stronger(strategy.classic_strength)
     name = policy.name if policy else ""
+    encoder = EncoderInfo.of(experiment.params.encoder) if strategy.family == "probe" else None
     counts = {c.name: c.n_real for c in plan.classes}
     wanted = wanted_records(strategy, counts, plan, available=kept, shares=shares or None)
     # Copies are only written on request: weights do the same in a fraction of the bytes.
@@ -305,7 +317,7 @@ def make_recipe(
         shares={k: w.share for k, w in wanted.items() if w.share},
         classic={k: w.classic for k, w in wanted.items() if w.classic},
         copies={k: n for k, n in n_copies.items() if n},
-        thresholds=next((s.thresholds for s in scores if s.strategy == strategy), {}),
+        thresholds=_thresholds(strategy, scores),
         estimators={e.title: e.digest for e in experiment.params.evaluation.own_estimators},
         loss="balanced_softmax" if strategy.family == "loss" else "cross_entropy",
         mixing=strategy.mixing,
@@ -317,6 +329,7 @@ def make_recipe(
         classic_prob=strategy.classic_prob,
         real_only_finish=strategy.real_only_finish,
         synthetic_weight=strategy.synthetic_weight,
+        encoder=encoder,
         sentence=recipe_sentence(
             strategy,
             n_synthetic=sum(w.synthetic for w in wanted.values()),
@@ -324,9 +337,18 @@ def make_recipe(
             copies=copies,
             policy=name,
             soft_labels=any(w.share for w in wanted.values()),
+            encoder=encoder,
         ),
     )
     return with_priors(recipe, plan)
+
+
+def _thresholds(strategy: Strategy, scores: Sequence[StrategyScore]) -> dict[str, dict[str, float]]:
+    """Multipliers of each class by estimator; a linear probe stands in the place of all estimators."""
+    tuned = next((s.thresholds for s in scores if s.strategy == strategy), {})
+    if strategy.family == "probe" and tuned:
+        return {strategy.name: next(iter(tuned.values()))}
+    return tuned
 
 
 def _smoothing(plan: BalancePlan, most: float) -> dict[str, float]:

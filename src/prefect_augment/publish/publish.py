@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from prefect_augment.errors import SchemaError
+from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.experiment.privacy import stored_privacy
 from prefect_augment.params import Publish
 from prefect_augment.publish.assemble import Assembled, Portion, assemble, check_settings
@@ -29,6 +29,7 @@ from prefect_augment.schema import (
     Commit,
     DatasetInfo,
     DatasetRef,
+    EncoderInfo,
     Manifest,
     ModelRef,
     PublishedModel,
@@ -78,6 +79,8 @@ def publish(
     assert recipe is not None
     info = load_info(release.dataset, store)
     check_settings(settings, recipe, release.experiment.plan)
+    if why := release.experiment.params.encoder.why_unpublishable:
+        raise ParameterError(why)
     if settings.export:
         check_export(store, settings.export)
     check_shard_format(settings.format, modality=info.modality)
@@ -194,6 +197,7 @@ def _fields(
         "verdict": release.verdict and release.verdict.without_paths(),
         "filtered": candidates.classes if candidates else (),
         "models": tuple(_model(m) for m in release.models),
+        "encoder": EncoderInfo.of(encoder) if (encoder := experiment.params.encoder).uri else None,
         "params": release.requested,
         # Quarantine holds lines of the source, so it is published only with real records.
         "quarantine": copy_quarantine(store, info) if publishes_real else (),

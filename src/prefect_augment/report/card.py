@@ -8,7 +8,7 @@ import logging
 
 import yaml
 
-from prefect_augment.schema import Manifest, Recipe, Verdict
+from prefect_augment.schema import EncoderInfo, Manifest, Recipe, Verdict
 from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.storage import Store, latest_version, read_manifest
 from prefect_augment.text import markdown_text
@@ -88,6 +88,7 @@ def render_card(manifest: Manifest) -> str:
         "",
         *_counts(manifest),
         *_elsewhere(manifest),
+        *_encoder(manifest.encoder),
         *_prior(manifest.recipe),
         _HOW_TO_READ.format(shards=(_TAR if _is_tar(manifest) else _PARQUET).strip()),
     ]
@@ -159,6 +160,19 @@ def _counts(manifest: Manifest) -> list[str]:
             )
         lines.append("")
     return lines
+
+
+def _encoder(encoder: EncoderInfo | None) -> list[str]:
+    """The section on the user's encoder, whose licence goes with the outputs."""
+    if encoder is None:
+        return []
+    return [
+        "",
+        "## Encoder",
+        "",
+        f"The comparison had features of the pretrained encoder {markdown_text(encoder.name)}.",
+        f"Licence {markdown_text(encoder.licence)}, sha256 `{encoder.sha256}`. Its weights are not in this dataset.",
+    ]
 
 
 def _prior(recipe: Recipe) -> list[str]:

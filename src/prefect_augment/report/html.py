@@ -85,6 +85,7 @@ FAMILIES = {
     "loss": "the loss corrected by how frequent each class is (balanced softmax)",
     "resampling": "records of rare classes drawn more often",
     "classic": "records made by interpolating between neighbours of a class (SMOTE)",
+    "probe": "a logistic regression on the frozen features of your encoder",
     "bagging": "an estimator for each of ten bags with fewer records of frequent classes, and their mean",
     "model": "synthetic records drawn from the generative model",
     "soft_labels": "real records, half by their own label and half by an ensemble's probabilities",

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field
 
+from prefect_augment.params.encoder import Encoder
 from prefect_augment.schema.base import Interval, Result
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Choice",
     "Decision",
     "Difference",
+    "EncoderInfo",
     "EstimatorInfo",
     "EstimatorScore",
     "Look",
@@ -33,6 +35,7 @@ StrategyFamily = Annotated[
         "loss",
         "resampling",
         "classic",
+        "probe",
         "bagging",
         "soft_labels",
         "clean",
@@ -72,6 +75,7 @@ class Strategy(Result):
     doubted_weight: float = (
         1.0  # of a record whose label the audit doubts; below 1 there is an audit
     )
+    C: float = 0.0  # of a linear probe: the inverse of its L2 penalty
 
     @property
     def has_model(self) -> bool:
@@ -103,6 +107,8 @@ class Strategy(Result):
         if self.family == "clean":
             much = f"count {self.doubted_weight:g}" if self.doubted_weight else "left out"
             words.append(f"doubted labels {much}")
+        if self.C:
+            words.append(f"C {self.C:g}")
         if self.per_real:
             words.append(f"{self.per_real:g} per real")
         if self.synthetic_weight != 1:
@@ -187,6 +193,26 @@ class Choice(Result):
     reason: str
 
 
+class EncoderInfo(Result):
+    """A user's pretrained encoder of images: which weights, under which licence, and how images reach it."""
+
+    name: str  # of the file
+    uri: str  # where it was
+    sha256: str
+    licence: str  # SPDX
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    size: int = 0  # 0: as the file says
+    factory: str = ""  # of the network that a safetensors file is for
+    output: str = ""
+
+    @classmethod
+    def of(cls, params: Encoder) -> "EncoderInfo":
+        """Return the encoder that parameters name."""
+        fields = params.model_dump(exclude={"storage_block", "mean", "std"})
+        return cls(name=params.name, mean=tuple(params.mean), std=tuple(params.std), **fields)
+
+
 class Recipe(Result):
     """How to train on the published data: the winner of the comparison."""
 
@@ -221,6 +247,7 @@ class Recipe(Result):
     prior_train: dict[str, float] = Field(default_factory=dict)
     # By aug_id, what a real record whose label the audit doubts counts, others counting 1; aug_weight has it.
     doubted: dict[str, float] = Field(default_factory=dict)
+    encoder: EncoderInfo | None = None  # whose features a linear probe is trained on
     sentence: str  # what was done and how to read it, for the log and the card
 
     def counted(self, name: str) -> float:

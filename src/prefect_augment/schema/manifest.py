@@ -22,7 +22,7 @@ from prefect_augment.schema.base import (
     ShardInfo,
     class_order,
 )
-from prefect_augment.schema.comparison import Recipe, Verdict
+from prefect_augment.schema.comparison import EncoderInfo, Recipe, Verdict
 from prefect_augment.schema.run import ApprovalDecision
 
 __all__ = [
@@ -160,6 +160,7 @@ class Manifest(Result):
         default=(), validation_alias=AliasChoices("filtered", "gate")
     )
     models: tuple[PublishedModel, ...] = ()
+    encoder: EncoderInfo | None = None  # the user's, of images, that the comparison had
     params: dict[str, Any]
     approval: ApprovalDecision | None = None  # None if none was required
     software: dict[str, str]

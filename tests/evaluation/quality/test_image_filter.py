@@ -242,3 +242,38 @@ def test_pictures_without_contrast_resemble_nothing():
     assert (space.nearest_others(flat) == 1).all()
     assert np.isinf(space.nearest_others(flat[:1])).all()
     assert np.isinf(space.nearest(flat, flat[:0])).all()
+
+
+def test_an_encoder_takes_the_place_of_the_classifier_behind_the_feature_space(
+    tmp_path, monkeypatch
+):
+    """A copy of a training image is near in it, fresh images are not; only the label classifiers are trained."""
+    pytest.importorskip("onnxruntime")
+    from support.encoders import encoder_bytes, encoder_params
+
+    from prefect_augment.evaluation.quality import image_filter
+    from prefect_augment.loading.encoder import open_encoder
+    from prefect_augment.schema import EncoderInfo
+
+    n_trained = []
+
+    def counted(images, *args, **options):
+        n_trained.append(len(images))
+        return fit_image_classifier(images, *args, **{**options, "steps": 5})
+
+    monkeypatch.setattr(image_filter, "fit_image_classifier", counted)
+    params = encoder_params(tmp_path, encoder_bytes(shape=("n", 1, SIDE, SIDE), n_features=24))
+    encoder = open_encoder(EncoderInfo.of(params))
+    noisy = TRAINING.X[:40].astype(int) + np.random.default_rng(0).integers(
+        -1, 2, TRAINING.X[:40].shape
+    )
+    copies = Labelled(noisy.clip(0, 255).astype(np.uint8), TRAINING.stratum[:40])
+    both = Labelled(
+        np.concatenate([copies.X, FRESH.X]), np.concatenate([copies.stratum, FRESH.stratum])
+    )
+    outcome = filtered(both, encoder=encoder)
+    assert "24 features of your encoder" in outcome.feature_space
+    assert len(TRAINING) not in n_trained
+    is_copy = np.char.find(outcome.reason.astype(str), "cop") >= 0
+    assert is_copy[:40].mean() > 0.9
+    assert is_copy[40:].mean() < 0.2

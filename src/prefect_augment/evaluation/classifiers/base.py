@@ -33,6 +33,7 @@ __all__ = [
     "balanced_weights",
     "checked_weights",
     "fit_estimator",
+    "fit_logistic",
     "fit_on_matrix",
     "n_trees",
 ]
@@ -98,7 +99,7 @@ def fit_estimator(
 
     def fit(X: Float, y: Int, weights: Float, columns: Columns) -> _Boosting | _Logistic:
         if kind == "logistic":
-            return _fit_logistic(X, y, weights, columns)
+            return fit_logistic(X, y, weights, columns)
         n = n_trees(n_iterations, n_classes, step_share)
         return _fit_boosting(X, y, weights, columns, n, seed)
 
@@ -246,16 +247,18 @@ class _Boosting:
         return probabilities
 
 
-def _fit_logistic(X: Float, y: Int, weights: Float, columns: Columns) -> "_Logistic":
+def fit_logistic(
+    X: Float, y: Int, weights: Float, columns: Columns, l2: float = LOGISTIC_L2
+) -> "_Logistic":
     """Minimise the weighted cross-entropy plus an L2 penalty, by Newton's method where coefficients are few."""
     design = Design.of(X, weights, columns)
     numbers, levels = design.transform(X)
     n_known = int(y.max()) + 1
     n_rows = numbers.shape[1] + levels.shape[1]
     if n_rows * n_known > FEW_COEFFICIENTS or n_rows * len(y) > FEW_CELLS:
-        return _Logistic(design, _by_lbfgs(numbers, levels, y, weights, n_known))
+        return _Logistic(design, _by_lbfgs(numbers, levels, y, weights, n_known, l2))
     # Of two classes scikit-learn penalises their difference, which two penalised columns share.
-    penalty = LOGISTIC_L2 / 2 if n_known == 2 else LOGISTIC_L2
+    penalty = l2 / 2 if n_known == 2 else l2
     model = LogisticRegression(
         C=1 / penalty, solver="newton-cholesky", max_iter=LOGISTIC_ITERATIONS
     )
@@ -264,7 +267,9 @@ def _fit_logistic(X: Float, y: Int, weights: Float, columns: Columns) -> "_Logis
     return _Logistic(design, coef if n_known > 2 else np.hstack([np.zeros_like(coef), coef]))
 
 
-def _by_lbfgs(numbers: Float, levels: Any, y: Int, weights: Float, n_known: int) -> Float:
+def _by_lbfgs(
+    numbers: Float, levels: Any, y: Int, weights: Float, n_known: int, l2: float
+) -> Float:
     """Coefficients, the intercepts last, with the loss in blocks of records.
 
     With a thousand classes that is a quarter of the time and memory of scikit-learn's, which also
@@ -295,8 +300,8 @@ def _by_lbfgs(numbers: Float, levels: Any, y: Int, weights: Float, n_known: int)
             gradient[:n_numbers] += block_numbers.T @ z
             gradient[n_numbers:n_rows] += block_levels.T @ z
             gradient[-1] += z.sum(axis=0)
-        gradient[:-1] += LOGISTIC_L2 * coef[:-1]
-        value = LOGISTIC_L2 / 2 * (coef[:-1] ** 2).sum() - log_likelihood
+        gradient[:-1] += l2 * coef[:-1]
+        value = l2 / 2 * (coef[:-1] ** 2).sum() - log_likelihood
         return value / len(y), gradient.ravel() / len(y)
 
     best = minimize(

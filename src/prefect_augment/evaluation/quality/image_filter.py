@@ -1,15 +1,15 @@
 """The record filter of images: distances in a classifier's features, exact copies by their pixels.
 
-The feature space is the penultimate layer of a class-balanced convolutional classifier, trained on
-the training records with classic augmentation. It is no Inception space, and nothing measured in it
-is called FID. It does not tell a training image moved by a pixel from a new one (of such copies of
-16x16 digits 14 % were caught), so pixels are compared too, over shifts by one pixel, and perceptual
+The feature space is that of the user's pretrained encoder; without one, the penultimate layer of a class-balanced
+convolutional classifier, trained on the training records with classic augmentation. It is no Inception space, and
+nothing measured in it is called FID. The classifier's does not tell a training image moved by a pixel from a new one
+(of such copies of 16x16 digits 14 % were caught), so pixels are compared too, over shifts by one pixel, and perceptual
 hashes. Needs torch.
 """
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any, Protocol, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,13 +51,14 @@ def filter_images(
     *,
     steps: int,
     device: str = "cpu",
+    encoder: "Encodes | None" = None,
     **options: Unpack[FilterRequest],
 ) -> FilterOutcome:
     """Filter candidate images; see :func:`~.record_filter.filter_records`.
 
     Images are uint8 of shape (n, height, width, channels). ``steps`` are those of each of three
     classifiers: one for the feature space, on all training records, and the label classifier and
-    the utility filter, on a half each.
+    the utility filter, on a half each. An ``encoder`` takes the first one's place.
     """
     measures = image_measures(
         training,
@@ -65,14 +66,21 @@ def filter_images(
         steps=steps,
         seed=options.get("seed", 0),
         device=device,
+        encoder=encoder,
     )
     return filter_records(training, validation, candidates, measures=measures, **options)
 
 
 def image_measures(
-    training: Labelled, *, stratum_class: Int, steps: int, seed: int, device: str = "cpu"
+    training: Labelled,
+    *,
+    stratum_class: Int,
+    steps: int,
+    seed: int,
+    device: str = "cpu",
+    encoder: "Encodes | None" = None,
 ) -> Measures:
-    """How images are measured; trains the classifier of the feature space."""
+    """How images are measured; trains the classifier of the feature space where there is no encoder."""
     n_classes = int(stratum_class.max()) + 1
 
     def train(images: Images, y: Int) -> ImageClassifier:
@@ -88,7 +96,7 @@ def image_measures(
         )
 
     y = stratum_class[training.stratum]
-    space = PictureSpace.of(train(training.X, y), training.X, y)
+    space = PictureSpace.of(encoder or train(training.X, y), training.X, y)
 
     def two_sample(real: Images, synthetic: Images) -> float:
         a, b = (space.place(images).features for images in (real, synthetic))
@@ -125,16 +133,24 @@ class Pictures:
         return Pictures(self.features[rows], self.pixels[rows])
 
 
+class Encodes(Protocol):
+    """What gives features of images."""
+
+    def features(self, images: Images, /) -> NDArray[np.float32]:
+        """Features of images, uint8 of shape (n, height, width, channels), as (n, n_features)."""
+        ...
+
+
 @dataclass(frozen=True)
 class PictureSpace(Space):
     """Euclidean distance between features, each over its standard deviation within the classes."""
 
-    estimator: ImageClassifier
+    estimator: Encodes
     scale: Float  # (n_features,), 1 for a feature that does not vary within the classes
 
     @classmethod
-    def of(cls, estimator: ImageClassifier, images: Images, y: Int) -> "PictureSpace":
-        """The space of a classifier, scaled by the images that it was trained on."""
+    def of(cls, estimator: Encodes, images: Images, y: Int) -> "PictureSpace":
+        """The space of a classifier or encoder, scaled by the training images."""
         features = estimator.features(images).astype(np.float64)
         counts = np.maximum(np.bincount(y), 1)
         mean = np.zeros((len(counts), features.shape[1]))
@@ -148,10 +164,15 @@ class PictureSpace(Space):
     @property
     def name(self) -> str:
         """What the report calls the space."""
+        of = "features of your encoder"
+        if isinstance(self.estimator, ImageClassifier):
+            of = (
+                "penultimate features of a class-balanced convolutional classifier trained on the "
+                "training records"
+            )
         return (
-            f"Euclidean distance between the {len(self.scale)} penultimate features of a "
-            "class-balanced convolutional classifier trained on the training records, each over its "
-            "standard deviation within the classes; equal pixels have distance 0"
+            f"Euclidean distance between the {len(self.scale)} {of}, each over its standard "
+            "deviation within the classes; equal pixels have distance 0"
         )
 
     def place(self, images: Images) -> Pictures:

@@ -18,6 +18,7 @@ SIMPLEST_FIRST = (
     "loss",
     "resampling",
     "classic",
+    "probe",
     "bagging",
     "soft_labels",
     "clean",
