@@ -7,6 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from prefect_augment.params.base import Params
+from prefect_augment.params.locations import Location
 
 __all__ = ["Encoder"]
 
@@ -20,9 +21,9 @@ _DOWNLOADS = re.compile(r"(?:^|::)(https?|ftp|hf|github|git|gist)://")
 class Encoder(Params):
     """A pretrained network of your own for images: its features serve a strategy and the filter."""
 
-    uri: str = ""
-    """An ONNX file, or safetensors with a factory: a local path or any fsspec URL of your storage; nothing is downloaded
-    from elsewhere. Empty: no encoder."""
+    uri: Location = ""
+    """An ONNX file, or safetensors with a factory: a local path or any fsspec URL of your storage; nothing is
+    downloaded from elsewhere. Empty: no encoder."""
     sha256: str = ""
     """The file's sha256, 64 hexadecimal digits (sha256sum FILE)."""
     licence: str = ""
