@@ -66,7 +66,7 @@ STEPS: dict[str, Step] = {
         ),
     ),
     "augment": Step(3, ("classic", "quality.min_level_records")),
-    "report-page": Step(5, ("report", "classic")),
+    "report-page": Step(6, ("report", "classic")),
     "report": Step(3),
     "publish": Step(3, ("publish",)),
     "erase": Step(1),

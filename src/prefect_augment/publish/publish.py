@@ -283,7 +283,7 @@ def _write_portions(
 
 def _privacy(store: Store, release: Release) -> tuple[str, ...]:
     """Return the measured privacy of published synthetic records, in words."""
-    if release.recipe is None or not any(release.recipe.synthetic.values()):
+    if not release.lets_synthetic_out:
         return ()
     privacy = stored_privacy(store, release.dataset, release.experiment.candidates)
     return (privacy.sentence,) if privacy else ()
