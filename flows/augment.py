@@ -30,7 +30,13 @@ from prefect_augment.plan.strategies import classic_recipe
 from prefect_augment.plan.weights import keep_weights
 from prefect_augment.report.run_summary import summarise
 from prefect_augment.schema import Experiment, Release, RunResult
-from prefect_augment.tasks._runtime import conclude, finish, open_root, run
+from prefect_augment.tasks._runtime import (
+    conclude,
+    finish,
+    open_root,
+    prepare_destination,
+    run,
+)
 from prefect_augment.tasks.augment import augment_records, check_image_policy
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
@@ -71,6 +77,7 @@ def augment(
     check_parameters(source, destination, params)
     destination = default_destination(destination, source, suffix="augmented")
     with running(destination, publishes=not plan_only):
+        prepare_destination(destination, publish)
         source = default_source(source, destination)
         dataset = run(ingest_dataset, source, destination, seed=seed)
         plan = run(plan_balance, dataset, params, compares=False)

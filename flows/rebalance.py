@@ -42,7 +42,7 @@ from prefect_augment.plan.weights import keep_weights
 from prefect_augment.report.run_summary import summarise
 from prefect_augment.schema import Experiment, Release, ReportRef, RunResult
 from prefect_augment.tasks._events import emit_refused
-from prefect_augment.tasks._runtime import conclude, open_root, run
+from prefect_augment.tasks._runtime import conclude, open_root, prepare_destination, run
 from prefect_augment.tasks.augment import augment_records
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
@@ -98,6 +98,7 @@ def rebalance(
     with running(destination, publishes=not plan_only):
         if approval.ask and not plan_only:
             announce(approval)
+        prepare_destination(destination, params.publish)
         source = default_source(source, destination)
         experiment = _plan(source, destination, params)
         if plan_only:
@@ -170,7 +171,7 @@ def _refuse(release: Release, page: ReportRef, destination: Destination) -> None
     if not why:
         return
     emit_refused(destination.uri, verdict, page)
-    place = f"{page.root}/{page.prefix}/report.html"
+    place = open_root(release.dataset).place(f"{page.prefix}/report.html")
     raise RefusedError(
         f"refused, nothing was published: {why} The report is {place}.",
         verdict=verdict,

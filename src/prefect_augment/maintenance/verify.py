@@ -13,7 +13,14 @@ from prefect_augment.report.card import CARD, card_is_current, refresh_card
 from prefect_augment.schema import Manifest, Result, ShardInfo, class_counts
 from prefect_augment.shards.base import ADVICE, label_names, read_shard
 from prefect_augment.shards.parquet import LINEAGE
-from prefect_augment.storage import Store, manifest_path, read_manifest, sha256_hex
+from prefect_augment.storage import (
+    SharedStore,
+    Store,
+    manifest_path,
+    read_manifest,
+    sha256_hex,
+)
+from prefect_augment.storage.workspace import POINTER, is_private
 
 __all__ = ["Problem", "VerifyReport", "verify"]
 
@@ -68,7 +75,10 @@ def verify(store: Store, version: int | None = None, repair: bool = False) -> Ve
     findings = _Findings()
     for shard in manifest.shards:
         findings.attempt(shard.path, partial(_check_shard, store, manifest, shard, findings))
+    is_copy = not isinstance(store, SharedStore) and store.exists(POINTER)
     for path, n_bytes, sha256 in _other_objects(manifest):
+        if is_copy and is_private(path):  # in a workspace that is not here
+            continue
         findings.attempt(path, partial(_check_bytes, store, path, n_bytes, sha256, findings))
     _check_ids(findings, has_real=any(shard.origin == "real" for shard in manifest.shards))
     _check_counts(manifest, findings)
