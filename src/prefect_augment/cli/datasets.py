@@ -60,13 +60,21 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Rewrite the card if it is outdated.")
     ] = False,
+    shareable: Annotated[
+        bool,
+        typer.Option(
+            "--shareable", help="Search every file for real records; needs the workspace."
+        ),
+    ] = False,
     block: Block = "",
     as_json: Json = False,
 ) -> None:
     """Check every shard of a version against its manifest; exit 1 if anything is wrong."""
     from prefect_augment.maintenance.verify import verify as check
 
-    result = check(open_root(dest, block, only_reads=True), version, repair=repair)
+    result = check(
+        open_root(dest, block, only_reads=True), version, repair=repair, shareable=shareable
+    )
     print_json(result, as_json=as_json)
     if result.problems:
         raise typer.Exit(1)

@@ -18,6 +18,7 @@ from prefect_augment.encoding.rare_values import (
 )
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.encoding.tables import TableEncoder
+from prefect_augment.encoding.values import plain
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.genmodels.base import (
     Calibrates,
@@ -33,7 +34,7 @@ from prefect_augment.params import Budget, ModelParams
 from prefect_augment.params.keys import step_key
 from prefect_augment.registry import load_model_class, model_params, resolve_model
 from prefect_augment.schema import DatasetInfo, DatasetRef, Experiment, Modality, ModelRef
-from prefect_augment.shards.staged import load_info
+from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.storage import Stage, Store
 from prefect_augment.storage.spill import give_back
 from prefect_augment.synthesis.model_store import Encoder, image_spec, keep_model, table_spec
@@ -299,8 +300,25 @@ class _Job:
             return _Records(encoder, spec, ImageData(data, strata), notes=notes)
         least, is_category = self.min_level_records, encoder.is_category
         rare = RareValues.of(data, is_category, min_records=least)
+        if len(data) < n_training_records(self.info):
+            rare = self._with_all_numbers(rare, encoder)
         learnable = _learnable(TableData(data, strata), is_category, least, self.seed)
         return _Records(encoder, table_spec(encoder, strata), learnable, rare, notes)
+
+    def _with_all_numbers(self, rare: RareValues, encoder: TableEncoder) -> RareValues:
+        """Count the numbers of all training records, a column at a time, not of those learnt alone."""
+        shards = [s for s in self.info.shards if s.split == "training"]
+        numbers = dict(rare.numbers)
+        for j, name in enumerate(encoder.names):
+            if encoder.is_category[j] or self.min_level_records == 1:
+                continue
+            codec, store = encoder.codec(name), self.stage.store
+            parts = [codec.encode(plain(t[name])) for t in iter_shards(store, shards, [name])]
+            one = RareValues.of(np.concatenate(parts)[:, None], np.array([False]))
+            numbers.pop(j, None)
+            if 0 in one.numbers:
+                numbers[j] = one.numbers[0]
+        return replace(rare, numbers=numbers)
 
     def _encoder(self, table: pa.Table) -> Encoder:
         info = self.info
