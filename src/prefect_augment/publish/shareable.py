@@ -314,10 +314,10 @@ class _Search:
         unescaped = _json_texts(text)
         cells = {c.strip().strip("'") for c in _CELLS.split(text)} | set(unescaped)
         words = set(re.findall(r"[\w.@+-]{5,}", text))
-        found = not self.long_texts.isdisjoint(cells | words)
-        if not found and len(text) * len(self.long_texts) < MAX_PATTERNS:
-            found = any(" " in t and t in text for t in self.long_texts)
-        if found:
+        is_there = not self.long_texts.isdisjoint(cells | words)
+        if not is_there and len(text) * len(self.long_texts) < MAX_PATTERNS:
+            is_there = any(" " in t and t in text for t in self.long_texts)
+        if is_there:
             self.add(path, "value", "has texts of few real records")
         self._numbers(path, text)
 
@@ -373,13 +373,13 @@ def _digits(number: str) -> int:
 
 def _json_texts(text: str) -> list[str]:
     """Texts in a JSON file or in lines of JSON, unescaped; none if it is neither."""
-    found: list[str] = []
+    texts: list[str] = []
 
     def walk(value: Any) -> None:
         if isinstance(value, str):
-            found.append(value)
+            texts.append(value)
         elif isinstance(value, dict):
-            found.extend(value)
+            texts.extend(value)
             for item in value.values():
                 walk(item)
         elif isinstance(value, list):
@@ -394,7 +394,7 @@ def _json_texts(text: str) -> list[str]:
                 continue
             if part is text:
                 break
-    return found
+    return texts
 
 
 def _gzip(data: bytes) -> Iterator[tuple[str, bytes]]:
