@@ -97,6 +97,11 @@ def check_parameters(
         raise ParameterError(params.encoder.why_unpublishable)
     if compares:
         check_metric(params.evaluation.metric)
+    if set(params.publish.origins) == {"synthetic"} and params.quality.min_level_records == 1:
+        raise ParameterError(
+            "quality.min_level_records is 1, which lets values of single records out, and publish.origins makes a "
+            "dataset to share; give at least 2."
+        )
     if compares and params.balance.unit == "object":
         raise ParameterError(
             "balance.unit is 'object', and strategies are compared by the classes of whole images, not by boxes; "

@@ -33,6 +33,7 @@ from prefect_augment.tasks._runtime import (
     conclude,
     finish,
     open_root,
+    prepare_destination,
     run,
 )
 from prefect_augment.tasks.augment import augment_records, check_image_policy
@@ -76,6 +77,7 @@ def augment(
     destination = default_destination(destination, source, suffix="augmented")
     steps = ("ingest", "augment", "write the report", "publish")
     with running(destination, publishes=not plan_only, steps=steps[: 1 if plan_only else None]):
+        prepare_destination(destination, publish)
         source = default_source(source, destination)
         dataset = run(ingest_dataset, source, destination, seed=seed)
         plan = run(plan_balance, dataset, params, compares=False)

@@ -45,7 +45,7 @@ from prefect_augment.report.run_summary import summarise
 from prefect_augment.schema import Experiment, Release, ReportRef, RunResult
 from prefect_augment.tasks._display import STEPS
 from prefect_augment.tasks._events import emit_refused
-from prefect_augment.tasks._runtime import conclude, open_root, run
+from prefect_augment.tasks._runtime import conclude, open_root, prepare_destination, run
 from prefect_augment.tasks.augment import augment_records
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
@@ -111,6 +111,7 @@ def rebalance(
     with running(destination, publishes=not plan_only, steps=steps):
         if approval.ask and not plan_only:
             announce(approval)
+        prepare_destination(destination, params.publish)
         source = default_source(source, destination)
         check_encoder(encoder, destination)
         experiment = _plan(source, destination, params)
@@ -150,8 +151,13 @@ def _release(experiment: Experiment, comparison: Comparison) -> Release:
     """Write the winner down as a recipe, with the evidence for it."""
     verdict = with_controls(comparison.verdict, comparison.scores)
     recipe = make_recipe(experiment, comparison.strategy, comparison.scores)
-    if recipe.synthetic:
-        verdict = with_safety(verdict, comparison.findings.privacy)
+    findings = comparison.findings
+    release = Release(experiment=experiment, recipe=recipe)
+    if not release.lets_synthetic_out:  # then nobody is told what they give away
+        findings = findings.model_copy(update={"privacy": None})
+    elif findings.privacy is not None:
+        verdict = with_safety(verdict, findings.privacy)
+        logger.info("Privacy: %s", findings.privacy.sentence)
     logger.info("Verdict: %s. %s", verdict.word, " ".join((verdict.headline, *verdict.details)))
     publish, store = experiment.params.publish, open_root(experiment.dataset)
     cleans = recipe.strategy.family == "clean"
@@ -159,27 +165,28 @@ def _release(experiment: Experiment, comparison: Comparison) -> Release:
     recipe = keep_weights(recipe, experiment.plan, publish, store, counted=counted)
     if cleans:
         recipe = with_doubted(recipe, experiment, store)
-    return Release(
-        experiment=experiment,
-        recipe=recipe,
-        verdict=verdict,
-        scores=comparison.scores,
-        findings=comparison.findings,
+    return release.model_copy(
+        update={
+            "recipe": recipe,
+            "verdict": verdict,
+            "scores": comparison.scores,
+            "findings": findings,
+        }
     )
 
 
 def _refuse(release: Release, page: ReportRef, destination: Destination) -> None:
     """Raise where the parameters let a run without a gain, or with a leak, publish nothing."""
-    recipe, verdict = release.recipe, release.verdict
-    assert recipe is not None
+    verdict = release.verdict
     assert verdict is not None
-    goes_out = any(recipe.synthetic.values())
     params = release.experiment.params
-    why = refusal_reason(params, verdict, release.findings.privacy, goes_out=goes_out)
+    why = refusal_reason(
+        params, verdict, release.findings.privacy, goes_out=release.lets_synthetic_out
+    )
     if not why:
         return
     emit_refused(destination.uri, verdict, page)
-    place = f"{page.root}/{page.prefix}/report.html"
+    place = open_root(release.dataset).place(f"{page.prefix}/report.html")
     raise RefusedError(
         f"refused, nothing was published: {why} The report is {place}.",
         verdict=verdict,

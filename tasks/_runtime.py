@@ -24,10 +24,17 @@ from prefect.logging.handlers import APILogHandler
 from prefect.states import Completed
 
 from prefect_augment.errors import TransientError
-from prefect_augment.params import Destination
+from prefect_augment.params import Destination, Publish
 from prefect_augment.report.run_summary import outcome_sentence, run_page
 from prefect_augment.schema import DatasetRef, RunResult
-from prefect_augment.storage import Store, open_store, read_manifest
+from prefect_augment.storage import (
+    Store,
+    keep_apart,
+    open_published,
+    open_store,
+    read_manifest,
+)
+from prefect_augment.storage.workspace import POINTER
 from prefect_augment.tasks._blocks import storage_options
 from prefect_augment.tasks._display import (
     artifact_key,
@@ -48,6 +55,7 @@ __all__ = [
     "open_block_store",
     "open_destination",
     "open_root",
+    "prepare_destination",
     "run",
     "run_each",
     "run_log",
@@ -260,6 +268,14 @@ def open_destination(destination: Destination) -> Store:
     return open_block_store(destination.uri, destination.storage_block)
 
 
+def prepare_destination(destination: Destination, publish: Publish) -> None:
+    """Give a destination for synthetic records alone its workspace, before anything is written."""
+    only_synthetic = set(publish.origins) == {"synthetic"}
+    store = open_store(destination.uri, options=storage_options(destination.storage_block))
+    if only_synthetic or destination.workspace or store.exists(POINTER):
+        keep_apart(store, destination.workspace, only_synthetic=only_synthetic)
+
+
 def open_root(dataset: DatasetRef) -> Store:
     """Open the root that a dataset lies under."""
     return open_block_store(dataset.root, dataset.block)
@@ -267,4 +283,4 @@ def open_root(dataset: DatasetRef) -> Store:
 
 def open_block_store(uri: str, block: str) -> Store:
     """Open ``uri`` with the credentials of ``block``, or with the environment's where there is none."""
-    return open_store(uri, options=storage_options(block))
+    return open_published(uri, options=storage_options(block))

@@ -51,7 +51,7 @@ def propose_dataset(release: Release, report: ReportRef) -> Proposal:
     with run_log():
         store = open_root(release.dataset)
         proposal = propose(release, report, store)
-        page = f"{store.uri}/{report.prefix}/report.html"
+        page = store.place(f"{report.prefix}/report.html")
         text = request_markdown(proposal, report_link=f"Report: {link('report.html', page)}.")
         key = artifact_key("approval", dataset_slug(release.dataset.root))
         markdown_artifact(key, f"{text}\n\nProposal `{proposal.id}`.", "What waits for approval")

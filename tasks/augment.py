@@ -57,6 +57,7 @@ def augment_records(experiment: Experiment, counts: Mapping[str, int]) -> Datase
             plan=experiment.plan,
             counts=counts,
             classic=params.classic,
+            quality=params.quality,
             seed=params.seed,
             store=open_root(dataset),
         )

@@ -1,6 +1,5 @@
 """Compare: which candidates are kept, which strategy wins on validation, and what the hold-out confirms."""
 
-import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
@@ -37,8 +36,6 @@ __all__ = [
     "pilot_strategy",
     "score_strategy",
 ]
-
-logger = logging.getLogger(__name__)
 
 
 @task(
@@ -85,9 +82,7 @@ def measure_privacy(experiment: Experiment, drawn: DatasetRef) -> Privacy:
         A membership-inference attack, distances to the closest record, exposure of isolated ones.
     """
     with run_log(), progress("measure privacy"):
-        result = privacy.measure(experiment, drawn, open_root(experiment.dataset))
-        logger.info("Privacy: %s", result.sentence)
-        return result
+        return privacy.measure(experiment, drawn, open_root(experiment.dataset))
 
 
 @task(

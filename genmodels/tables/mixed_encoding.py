@@ -380,13 +380,16 @@ def _value_at(score: _Score, rank: Floats) -> Floats:
     grid, edges, shared = score.grid, score.edges, score.shared
     own = np.searchsorted(edges, rank, "right").clip(1, len(grid)) - 1
     middle = (edges[:-1] + edges[1:]) / 2
+    # Beyond the middle of the first and last value, back inwards: never onto a single record's value.
+    inwards = np.where(rank < middle[0], 2 * middle[0] - rank, 2 * middle[-1] - rank)
+    rank = np.where((rank < middle[0]) | (rank > middle[-1]), inwards, rank)
     low = np.where(rank < middle[own], np.maximum(own - 1, 0), own)
     high = np.minimum(low + 1, len(grid) - 1)
     gap = middle[high] - middle[low]
     share = np.clip((rank - middle[low]) / np.where(gap > 0, gap, 1.0), 0.0, 1.0)
     # Weigh both ends: high - low can overflow.
     between = grid[low] * (1.0 - share) + grid[high] * share
-    return np.where(shared[low] | shared[high], grid[own], between)
+    return np.where(shared[own], grid[own], between)
 
 
 class CodeLayout(nn.Module):

@@ -49,9 +49,13 @@ class TreeSequence:
         if self._sizes[place]:
             return np.where(code == self.spec.n_levels[j], np.nan, code), code
         move = uniform(keys, 2 * j + 1) - 0.5
-        beside = np.clip(drawn + np.where(move > 0, 1, -1), 0, size - 1)
-        neighbour = tree.values[tree.start[leaf] + beside]
-        return self._between(self._number(place), code, neighbour, np.abs(move))
+        side = np.where(move > 0, 1, -1)
+        # At the end of a leaf, and beside a null, towards the inside.
+        inside = (drawn + side >= 0) & (drawn + side < size)
+        first = tree.start[leaf]
+        inside &= tree.values[first + np.clip(drawn + side, 0, size - 1)] >= 0
+        beside = np.clip(drawn + np.where(inside, side, -side), 0, size - 1)
+        return self._between(self._number(place), code, tree.values[first + beside], move)
 
     def _descend(self, place: int, codes: Ints, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Leaf of each record, given the codes of the places before, (place, n)."""
@@ -69,25 +73,32 @@ class TreeSequence:
         return node
 
     def _between(
-        self, number: int, rank: Ints, neighbour: Ints, share: Floats
+        self, number: int, rank: Ints, neighbour: Ints, move: Floats
     ) -> tuple[Floats, Ints]:
-        """Value ``share`` (at most half) of the way to its neighbour, and its rank.
+        """Value ``|move|`` (at most half) of the way to its neighbour, and its rank.
 
-        Missing values and atoms are separate: nothing is interpolated to or from them.
+        Missing values and atoms are separate: nothing is interpolated to or from them. A value that
+        a single record has and that has no neighbour in its leaf is moved towards the next value of
+        the column, so that no such value is returned.
         """
         grid, shared, atoms = self._grids[number], self._shared[number], self._atoms[number]
         if not grid.size:
             return np.full(len(rank), np.nan), np.full(len(rank), -1, dtype=np.int32)
-        missing = rank < 0
-        alone = missing | (neighbour < 0) | atoms[rank] | atoms[neighbour]
-        position = np.maximum(np.where(alone, rank, rank + share * (neighbour - rank)), 0.0)
+        missing, share = rank < 0, np.abs(move)
+        alone = (neighbour < 0) | atoms[rank] | atoms[neighbour]
+        step = np.where(alone, 0, neighbour - rank)
+        stays = ~missing & (step == 0) & ~shared[rank]
+        towards = np.where(move > 0, 1, -1)
+        ends = (rank + towards < 0) | (rank + towards >= len(grid))
+        step = np.where(stays, np.where(ends, -towards, towards), step)
+        position = np.clip(np.where(missing, 0.0, rank + share * step), 0.0, len(grid) - 1.0)
         low = position.astype(np.int64)
         high = np.minimum(low + 1, len(grid) - 1)
         fraction = position - low
         nearest = np.where(fraction < 0.5, low, high)
-        # A value that several records share is returned exactly (a price, an integer); unique values
-        # are interpolated.
-        exact = shared[low] | shared[high] | (fraction == 0)
+        # A value that several records share is returned exactly (a price, an integer); one of a single
+        # record never is.
+        exact = shared[nearest]
         # Weights on both ends: high - low alone can overflow.
         value = np.where(exact, grid[nearest], grid[low] * (1.0 - fraction) + grid[high] * fraction)
         return np.where(missing, np.nan, value), np.where(missing, -1, nearest).astype(np.int32)

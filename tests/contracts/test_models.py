@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
@@ -12,6 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from support.latent_models import assert_embeds_alone, encoding
 
+from prefect_augment import GenerativeSampler
 from prefect_augment.errors import AugmentError
 from prefect_augment.genmodels.base import (
     Arrays,
@@ -108,6 +110,41 @@ def kind(request: pytest.FixtureRequest) -> str:
     if extra := MODELS[kind].extra:
         pytest.importorskip(extra, reason=f"the extra {extra!r}")
     return kind
+
+
+@pytest.mark.slow
+def test_no_value_of_one_person_comes_out(kind: str) -> None:
+    """Planted texts, dates, numbers and levels, each of a single record; all but the class is drawn."""
+    rng = np.random.default_rng(2)
+    y = pd.Series(np.repeat(["head", "tail"], (150, 50)))
+    wide = rng.normal(size=200) ** 3
+    texts = rng.choice(["north", "south", "east"], 200).astype(object)
+    texts[::40] = [f"person {i}" for i in range(5)]
+    X = pd.DataFrame(
+        {
+            "number": wide,
+            "single": wide.astype(np.float32),
+            "money": np.round(np.exp(4 + wide / 9), 2),
+            "age": rng.integers(20, 70, 200),
+            "mostly zero": np.where(rng.random(200) < 0.7, 0.0, wide),
+            "day": pd.Timestamp("2020-01-01") + pd.to_timedelta(rng.integers(0, 900, 200), "D"),
+            "place": texts,
+            "category": pd.Categorical(texts),
+        }
+    )
+    params, budget = SMALL[kind]
+    sampler = GenerativeSampler(
+        kind,
+        random_state=0,
+        model_params=params.model_dump(exclude={"kind"}),
+        budget=shortened(budget, 40).model_dump(),
+    )
+    new, _ = sampler.fit(X, y).sample({"head": 600, "tail": 600})
+    for name in X:
+        counts = X[name].value_counts()
+        rare = counts.index[counts < (5 if name in ("place", "category") else 2)]
+        assert len(rare) > 3
+        assert not set(rare) & set(new[name]), name
 
 
 @pytest.fixture(scope="module")

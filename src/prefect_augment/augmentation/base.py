@@ -7,6 +7,8 @@ Copies of images are made in :mod:`~.write_images`.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +24,10 @@ from prefect_augment.augmentation.smote_neighbours import (
 from prefect_augment.augmentation.text import is_learnable, text_changer, with_texts
 from prefect_augment.augmentation.write_images import make_image_copies
 from prefect_augment.encoding.arrays import Matrix, training_matrix
+from prefect_augment.encoding.rare_values import RareValues, without_rare_levels
 from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.errors import ParameterError
-from prefect_augment.params import Classic
+from prefect_augment.params import Classic, Quality
 from prefect_augment.params.keys import step_key
 from prefect_augment.schema import BalancePlan, DatasetInfo, DatasetRef, Modality
 from prefect_augment.shards.parquet import write_shards
@@ -48,12 +51,14 @@ def augment(
     classic: Classic,
     seed: int,
     store: Store,
+    quality: Quality | None = None,
 ) -> DatasetRef:
     """Return staged classic records made from training and validation records.
 
     They have the source's columns and types, then ``aug_id``, ``aug_parent`` (the real record each
     starts from), ``aug_seed`` (of images: each copy's own) and ``aug_stratum``; sorted by ``aug_id``.
-    ``counts`` are records per stratum. The notes name strata that were copied instead of interpolated.
+    ``counts`` are records per stratum; of ``quality`` only ``min_level_records`` matters. The notes
+    name strata that were copied instead of interpolated.
 
     Raises ParameterError for an unknown stratum, classic augmentation switched off, or too little
     memory; EmptyClassError for a stratum without records.
@@ -63,11 +68,13 @@ def augment(
     _check(requested, plan, classic, source.modality)
     # Of the plan only the strata and the first free place matter; its amounts come as counts.
     inputs = [dataset.key, requested, [entry.name for entry in plan.classes], _first_place(plan)]
-    key = step_key("augment", {"classic": classic}, inputs=inputs, seed=seed)
+    quality = quality or Quality()
+    key = step_key("augment", {"classic": classic, "quality": quality}, inputs=inputs, seed=seed)
     stage = Stage(store, "augment", key)
     info = stage.outcome(DatasetInfo)
     if info is None:
-        make = make_image_copies if source.modality == "image" else _make
+        least = quality.min_level_records
+        make = make_image_copies if source.modality == "image" else partial(_make, least=least)
         info = stage.finish(make(source, plan, requested, classic, seed, stage))
     return stage.reference(info, info.part_counts["classic"])
 
@@ -104,6 +111,8 @@ def _make(
     classic: Classic,
     seed: int,
     stage: Stage,
+    *,
+    least: int,
 ) -> DatasetInfo:
     """Make the records and write their shards."""
     change = text_changer(classic)
@@ -112,7 +121,7 @@ def _make(
             "the source holds free text alone, and new records would be empty; set classic.text='light', or name a "
             "classic.text_plugin."
         )
-    data = training_matrix(stage.store, source, plan)
+    data = _to_interpolate(training_matrix(stage.store, source, plan), classic, least, seed)
     names = [entry.name for entry in plan.classes]
     records = make_records(
         data.X,
@@ -138,6 +147,16 @@ def _make(
     )
     notes = tuple(f"{names[code]}: {note}" for code, note in sorted(records.notes.items()))
     return stage.info_of(source, shards, part="classic", notes=notes)
+
+
+def _to_interpolate(data: Matrix, classic: Classic, least: int, seed: int) -> Matrix:
+    """The records that new ones lie between, without rare levels; copies are of whole records."""
+    if classic.table in ("oversampling", "jitter"):
+        return data
+    is_category = data.is_category
+    rare = RareValues.of(data.X, is_category, min_records=least)
+    X = without_rare_levels(data.X, data.strata, is_category, min_records=least, seed=seed)
+    return replace(data, X=X, encoder=data.encoder.guarding(rare, lists_rare_levels=True))
 
 
 def _to_table(

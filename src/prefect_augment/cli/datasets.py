@@ -30,7 +30,7 @@ def versions(dest: str, block: Block = "", as_json: Json = False) -> None:
     """List the versions of a published dataset."""
     from prefect_augment.maintenance.inspect import versions as list_versions
 
-    print_infos(list_versions(open_root(dest, block)), as_json=as_json)
+    print_infos(list_versions(open_root(dest, block, only_reads=True)), as_json=as_json)
 
 
 def inspect(
@@ -46,7 +46,7 @@ def inspect(
     from prefect_augment.maintenance import inspect as maintain
     from prefect_augment.storage import latest_version
 
-    store = open_root(dest, block)
+    store = open_root(dest, block, only_reads=True)
     if diff is None:
         result: Result = maintain.inspect(store, version)
     else:
@@ -60,13 +60,21 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Rewrite the card if it is outdated.")
     ] = False,
+    shareable: Annotated[
+        bool,
+        typer.Option(
+            "--shareable", help="Search every file for real records; needs the workspace."
+        ),
+    ] = False,
     block: Block = "",
     as_json: Json = False,
 ) -> None:
     """Check every shard of a version against its manifest; exit 1 if anything is wrong."""
     from prefect_augment.maintenance.verify import verify as check
 
-    result = check(open_root(dest, block), version, repair=repair)
+    result = check(
+        open_root(dest, block, only_reads=True), version, repair=repair, shareable=shareable
+    )
     print_json(result, as_json=as_json)
     if result.problems:
         raise typer.Exit(1)

@@ -279,11 +279,15 @@ def print_infos(info: Iterable[Result], *, as_json: bool) -> None:
             print_json(result, as_json=False)
 
 
-def open_root(uri: str, block: str = "") -> Store:
-    """Open a published dataset's folder, with the credentials of a block if named."""
-    from prefect_augment.storage import open_store
+def open_root(uri: str, block: str = "", *, only_reads: bool = False) -> Store:
+    """Open a published dataset's folder and its workspace, with the credentials of a block if named.
 
-    return open_store(uri, options=block_options(block))
+    ``only_reads`` takes a copy without its workspace too.
+    """
+    from prefect_augment.storage import open_store, with_workspace
+
+    store = open_store(uri, options=block_options(block))
+    return with_workspace(store, required=not only_reads)
 
 
 def block_options(block: str) -> dict[str, Any]:

@@ -105,6 +105,17 @@ class NumberCodec:
             return self._as_floats(numbers.astype(np.float64) / 10.0**self.decimals, missing)
         return from_integers(numbers, missing, self.kind)
 
+    @property
+    def spacing(self) -> float:
+        """Distance of neighbours on the grid, in the matrix form; 0 where there is no grid."""
+        if self.decimals is None:
+            return 0.0
+        return 1.0 if self.offset else self.step / 10.0**self.decimals
+
+    def snapped(self, x: Floats) -> Floats:
+        """Return the values as they come back once they are written; NaN for missing."""
+        return self.encode(self.decode(x))
+
     def in_domain(self, x: Floats) -> NDArray[np.bool_]:
         """Tell which values lie in the range that was seen; NaN does where missing values were."""
         with np.errstate(invalid="ignore"):

@@ -6,15 +6,25 @@ codec and the classes. ``decode`` restores columns, order, types and schema meta
 
 import base64
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from copy import copy
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from prefect_augment.encoding.codecs import Codec, codec_from_config, fit_category, fit_number
+from prefect_augment.encoding.codecs import (
+    CategoryCodec,
+    Codec,
+    NumberCodec,
+    codec_from_config,
+    fit_category,
+    fit_number,
+)
 from prefect_augment.encoding.fill import fill_column, fit_fill
+from prefect_augment.encoding.rare_values import RareValues
 from prefect_augment.encoding.serialization import StoredEncoder
 from prefect_augment.encoding.strata import (
     conform_column,
@@ -61,6 +71,8 @@ class TableEncoder(StoredEncoder):
         self._fills = dict(fills)
         self._dictionaries = dict(dictionaries)
         self._strata = dict(strata)
+        self._rare: RareValues | None = None
+        self._shown: Mapping[str, Any] = self._dictionaries  # what records list of them
 
     @classmethod
     def fit(
@@ -129,6 +141,48 @@ class TableEncoder(StoredEncoder):
         """Strata seen, in their natural order."""
         return tuple(self._strata)
 
+    def guarding(
+        self, rare: RareValues | None, *, lists_rare_levels: bool = False
+    ) -> "TableEncoder":
+        """Return the same encoder, which decodes to none of these rare values.
+
+        A dictionary then lists the levels that enough records share, and the classes, unless
+        ``lists_rare_levels``. A level is not changed: the model must not know the rare ones, see
+        :func:`.without_rare_levels`.
+        """
+        guarding = copy(self)
+        guarding._rare, guarding._shown = rare, self._dictionaries
+        if rare is not None and not lists_rare_levels:
+            guarding._shown = {
+                name: self._frequent(name, values, rare)
+                for name, values in self._dictionaries.items()
+            }
+        return guarding
+
+    def _frequent(self, name: str, values: pa.Array, rare: RareValues) -> pa.Array:
+        """A dictionary's values that records with these rare values may show."""
+        if name in self._codecs:
+            codec, j = self._codecs[name], self.names.index(name)
+            if not isinstance(
+                codec, CategoryCodec
+            ):  # numbers, whose dictionary is no list of levels
+                return values
+            shown = codec.levels.take(pa.array(rare.levels[j]))
+        elif name in self._fills:
+            shown = pa.array([], value_type(values.type))
+            if self.is_fixed(name):
+                shown = fill_column(
+                    self.schema.field(name),
+                    self._fills[name],
+                    places=np.zeros(1, dtype=np.int64),
+                    aug_ids=[""],
+                )
+        else:
+            shown = stratum_column(
+                self.schema.field(name), self._strata, np.arange(len(self._strata))
+            )
+        return values.filter(pc.is_in(plain(values), value_set=plain(shown)))
+
     # --- records to matrix and back ---
 
     def encode(self, table: pa.Table) -> NDArray[np.float64]:
@@ -150,12 +204,14 @@ class TableEncoder(StoredEncoder):
         ordinals: NDArray[np.int64] | None = None,
         aug_ids: Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
+        given: Collection[str] = (),
     ) -> pa.Table:
         """Return a matrix (n, n_columns) as records with the source's exact schema.
 
         Values are snapped to their column's domain; ``strata`` give the label and the ``by`` columns.
         Integer identifiers follow ``ordinals``, each record's number within its stratum (default: row order), so
-        they do not depend on n; text identifiers follow ``aug_ids``. ``columns`` restricts the output.
+        they do not depend on n; text identifiers follow ``aug_ids``. ``columns`` restricts the output; ``given``
+        are columns whose value was asked for, rare or not.
         Raises ParameterError for an unknown stratum or a missing value in a column that may not be null.
         """
         codes = stratum_codes(strata, self._strata)
@@ -165,13 +221,20 @@ class TableEncoder(StoredEncoder):
         fields = [f for f in self.schema if columns is None or f.name in columns]
         for field in fields:
             if field.name in self._codecs:
-                column = self._codecs[field.name].decode(X[:, self.names.index(field.name)])
+                column = self._decoded(X, field.name, is_given=field.name in given)
             elif field.name in self._fills:
                 column = fill_column(field, self._fills[field.name], places=places, aug_ids=aug_ids)
             else:
                 column = stratum_column(field, self._strata, codes)
-            values.append(conform_column(field, column, self._dictionaries))
+            values.append(conform_column(field, column, self._shown))
         return pa.table(values, schema=pa.schema(fields, self.schema.metadata))
+
+    def _decoded(self, X: NDArray[np.float64], name: str, *, is_given: bool) -> pa.Array:
+        codec, j = self._codecs[name], self.names.index(name)
+        x = X[:, j]
+        if self._rare is not None and isinstance(codec, NumberCodec) and not is_given:
+            x = self._rare.apart(j, x, codec)
+        return codec.decode(x)
 
     def decode_learnt(self, X: NDArray[np.float64]) -> pa.Table:
         """Return a matrix (n, n_columns) as the learnt columns alone, in their types; any value may be null."""
@@ -193,14 +256,17 @@ class TableEncoder(StoredEncoder):
         column = values_from_json([values.get(name) for name in classes], kind)
         return np.asarray(column.to_pandas())
 
-    def in_domain(self, X: NDArray[np.float64]) -> NDArray[np.bool_]:
+    def in_domain(
+        self, X: NDArray[np.float64], *, may_miss: Collection[int] = ()
+    ) -> NDArray[np.bool_]:
         """Tell which rows of a matrix hold only values of their columns' domains, shape (n,).
 
-        False where a number is out of range, a level unknown, or a value missing in a column without nulls.
+        False where a number is out of range, a level unknown, or a value missing in a column without nulls that
+        is not among ``may_miss``.
         """
         valid = np.ones(len(X), dtype=bool)
         for j, codec in enumerate(self._codecs.values()):
-            valid &= codec.in_domain(X[:, j])
+            valid &= codec.in_domain(X[:, j]) | (np.isnan(X[:, j]) & (j in may_miss))
         return valid
 
     def _values_outgrown_by(self, other: Self) -> str:

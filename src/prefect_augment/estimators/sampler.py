@@ -5,6 +5,7 @@ registered model, one draw per wanted record, and for ``purpose="utility"`` the 
 """
 
 import warnings
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from numbers import Real
@@ -23,6 +24,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from prefect_augment.encoding.columns import describe_columns
 from prefect_augment.encoding.frames import Layout, kind_of, take_rows
+from prefect_augment.encoding.rare_values import RareValues
 from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import EmptyClassError, ParameterError
@@ -346,7 +348,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
                 parts.append((k, self._draw(k, n, rules, random_state, taken), np.arange(n)))
                 y.append(np.full(n, k))
         codes = np.concatenate([np.empty(0, dtype=np.int64), *y])
-        return self._layout.from_arrow(self._decoded(parts)), self._by_stratum[codes]
+        return self._layout.from_arrow(self._decoded(parts, given or ())), self._by_stratum[codes]
 
     def _fit(self, X: Any, y: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Fit everything; returns the matrix form and the class codes."""
@@ -382,6 +384,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         matrix = self.encoder_.encode(table)
         self._spec = table_spec(self.encoder_, codes)
+        self.encoder_ = self.encoder_.guarding(RareValues.of(matrix, self.encoder_.is_category))
         self.model_ = fit_model(
             TableData(matrix, codes),
             self._spec,
@@ -490,7 +493,9 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
             selected[k] = np.argsort(-score, kind="stable")[:wanted]
         return selected
 
-    def _decoded(self, parts: list[tuple[int, Kept, NDArray[np.int64]]]) -> pa.Table:
+    def _decoded(
+        self, parts: list[tuple[int, Kept, NDArray[np.int64]]], given: Collection[str] = ()
+    ) -> pa.Table:
         names = [self._spec.classes[k] for k, _, rows in parts for _ in rows]
         empty = np.empty(0, dtype=np.int64)
         X = [np.empty((0, len(self.encoder_.names))), *(kept.X[rows] for _, kept, rows in parts)]
@@ -501,6 +506,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
             strata=names,
             ordinals=ordinals,
             aug_ids=derived_ids("synthetic", names, seeds.tolist()).to_pylist(),
+            given=given,
         ).drop_columns([self.encoder_.label])
 
     def __sklearn_tags__(self) -> Any:

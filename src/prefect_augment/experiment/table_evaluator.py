@@ -26,6 +26,7 @@ from prefect_augment.encoding.arrays import (
     to_matrix,
     training_matrix,
 )
+from prefect_augment.encoding.rare_values import RareValues
 from prefect_augment.evaluation.classifiers.bagging import Bagged, bags, n_bags
 from prefect_augment.evaluation.classifiers.base import Estimator
 from prefect_augment.evaluation.classifiers.own_estimator import estimator_infos, fit_own
@@ -265,9 +266,14 @@ class TableEvaluator(OfExperiment):
         X, codes = query.candidates.X, query.candidates.stratum
         strata = [data.strata_names[k] for k in codes]
         # A record that breaks a constraint is outside the domain; external records may do that.
-        options["in_domain"] = data.encoder.in_domain(X) & self.rules.hold_in(
-            data.encoder, X, strata
+        rare = RareValues.of(
+            data.X[query.training],
+            data.is_category,
+            min_records=self.params.quality.min_level_records,
         )
+        options["in_domain"] = data.encoder.in_domain(
+            X, may_miss=rare.without_level
+        ) & self.rules.hold_in(data.encoder, X, strata)
         return filter_table(
             data.labelled(query.training),
             data.labelled(query.validation),
@@ -366,6 +372,7 @@ def _draw_synthetic(
         seed,
         budget=budget,
         share=1.0 if budget is None else PILOT_SHARE,
+        min_level_records=evaluator.params.quality.min_level_records,
     )
     share = len(rows) / len(data.y)
     names = [

@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.strata import table_strata
+from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.latents.capabilities import Ability, check_able
 from prefect_augment.latents.output import LatentFolder, Piece, add
@@ -121,7 +122,8 @@ class Job:
         """Return the fitted model and its encoder; ParameterError if the model lacks the ability."""
         fitted, encoder = load_model(self.store, self.model)
         check_able(fitted, self.model.kind, ability, modality=self.info.modality)
-        return fitted, encoder
+        # Of real records, whose values it may write.
+        return fitted, encoder.guarding(None) if isinstance(encoder, TableEncoder) else encoder
 
     def tables(
         self, shards: Sequence[ShardInfo], columns: Sequence[str] | None = None

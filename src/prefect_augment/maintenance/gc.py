@@ -209,7 +209,7 @@ def _plan(
         kind = kind_of(path)
         if kind is None:
             plan.unknown.append(path)
-        elif kind in ("card", "look", "proposal"):
+        elif kind in ("card", "pointer", "look", "proposal"):
             plan.kept[path] = "always kept"
         elif kind == "manifest":
             if path not in going:

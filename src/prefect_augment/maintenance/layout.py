@@ -22,6 +22,7 @@ _KINDS = {
         # Leftovers of a killed put or probe.
         "temporary": r"((_[a-z]+|data)/([^/]+/)*)?\.(tmp|probe)-[0-9a-f]{32}.*",
         "card": r"README\.md",
+        "pointer": r"_workspace\.json",
         "manifest": r"_manifests/v\d{8}\.json",
         "shard": rf"data/{_SHARD}",
         "ledger": rf"_splits/{_VERSIONED}\.parquet",

@@ -9,18 +9,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefect_augment.errors import AugmentError
+from prefect_augment.publish.shareable import find_leaks
 from prefect_augment.report.card import CARD, card_is_current, refresh_card
 from prefect_augment.schema import Manifest, Result, ShardInfo, class_counts
 from prefect_augment.shards.base import ADVICE, label_names, read_shard
 from prefect_augment.shards.parquet import LINEAGE
-from prefect_augment.storage import Store, manifest_path, read_manifest, sha256_hex
+from prefect_augment.storage import (
+    SharedStore,
+    Store,
+    manifest_path,
+    read_manifest,
+    sha256_hex,
+)
+from prefect_augment.storage.workspace import POINTER, is_private
 
 __all__ = ["Problem", "VerifyReport", "verify"]
 
 
 ProblemKind = Literal[
-    "missing", "changed", "unreadable", "counts", "ids", "lineage", "manifest", "card"
-]
+    "missing", "changed", "unreadable", "counts", "ids", "lineage", "manifest", "card",
+    # Of --shareable.
+    "folder", "record", "value", "oracle", "unread",
+]  # fmt: skip
 
 
 class Problem(Result):
@@ -43,7 +53,9 @@ class VerifyReport(Result):
     repaired: tuple[str, ...] = ()
 
 
-def verify(store: Store, version: int | None = None, repair: bool = False) -> VerifyReport:
+def verify(
+    store: Store, version: int | None = None, repair: bool = False, *, shareable: bool = False
+) -> VerifyReport:
     """Check that a version is complete and is what its manifest says.
 
     Checked are every object's size and sha256; in every shard the counts per class, the origin, the
@@ -58,6 +70,9 @@ def verify(store: Store, version: int | None = None, repair: bool = False) -> Ve
         The newest by default.
     repair : bool
         Write an outdated card again. Nothing else can be repaired: shards are immutable and stored once.
+    shareable : bool
+        Also search every file of the destination for real records, values of single ones and hashes of them,
+        see :mod:`prefect_augment.publish.shareable`. It needs the workspace.
 
     Raises
     ------
@@ -68,13 +83,19 @@ def verify(store: Store, version: int | None = None, repair: bool = False) -> Ve
     findings = _Findings()
     for shard in manifest.shards:
         findings.attempt(shard.path, partial(_check_shard, store, manifest, shard, findings))
+    is_copy = not isinstance(store, SharedStore) and store.exists(POINTER)
     for path, n_bytes, sha256 in _other_objects(manifest):
+        if is_copy and is_private(path):  # in a workspace that is not here
+            continue
         findings.attempt(path, partial(_check_bytes, store, path, n_bytes, sha256, findings))
     _check_ids(findings, has_real=any(shard.origin == "real" for shard in manifest.shards))
     _check_counts(manifest, findings)
     repaired: list[str] = []
     # As an attempt: an older version can be sound even if the newest manifest is damaged.
     findings.attempt(CARD, partial(_check_card, store, repair, repaired, findings))
+    if shareable:
+        for leak in find_leaks(store, manifest):
+            findings.problems.append(Problem(**leak.model_dump()))
     return VerifyReport(
         version=manifest.version,
         ok=not findings.problems,

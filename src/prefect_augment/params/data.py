@@ -104,6 +104,10 @@ class Destination(Params):
     uri: Location = ""
     """A folder: a local path or any fsspec URL. Versions accumulate in it; work in progress is kept under _staging.
     Leave empty for a folder below prefect-augment in the home folder."""
+    workspace: str = ""
+    """Where everything stays that holds real records (staging, split, reports, models), so that the destination can
+    be shared: a folder on the same storage. With publish.origins: [synthetic] it is <destination>-workspace unless you
+    name one; with other origins there is none unless you do."""
     storage_block: str = ""
     """Name of a saved Prefect storage block with the credentials."""
 

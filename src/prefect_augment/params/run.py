@@ -117,6 +117,10 @@ class Quality(Params):
     training records, or look like another class."""
     min_coverage: float = Field(default=0.5, ge=0.0, le=1.0)
     """A class is unsafe where its synthetic records cover less than this share of what as many real ones would."""
+    min_level_records: int = Field(default=5, ge=1, le=1000)
+    """Tables: a level of a category comes out of a generator where so many training records have it; records with a
+    rarer one are learnt with a frequent one, and a column without a frequent one is null. From 2 on, a number that a
+    single record has does not come out either. 1 lets every value out."""
     constraints: list[Constraint] = Field(default_factory=list)
     """Tables: what every synthetic record keeps (an inequality, positive numbers, combinations that there are, no two
     alike). Other draws are dropped; SMOTE, which keeps none, is left out."""

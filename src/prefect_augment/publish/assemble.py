@@ -107,7 +107,10 @@ def assemble(release: Release, info: DatasetInfo, store: Store, workspace: Works
         sources.append(classic_records(reader, release.classic, recipe.classic, real, notes))
     if any(recipe.synthetic.values()):
         order = [c.name for c in plan.classes]
-        sources.append(synthetic_records(reader, candidates, recipe.synthetic, real, order, notes))
+        alone = set(publish.origins) == {"synthetic"}
+        sources.append(
+            synthetic_records(reader, candidates, recipe.synthetic, real, order, notes, alone=alone)
+        )
     train = [s for s in sources if s.origin in publish.origins and s.counts.total()]
     if not train:
         raise EmptyClassError(

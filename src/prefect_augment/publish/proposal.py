@@ -123,7 +123,7 @@ def _state(store: Store, proposal: Proposal) -> ProposalState:
         verdict=proposal.verdict.decision,
         recipe=proposal.recipe.strategy.name,
         added=added_records(proposal.recipe),
-        report=f"{store.uri}/{proposal.report.prefix}/report.html",
+        report=store.place(f"{proposal.report.prefix}/report.html"),
         decision=decision,
     )
 

@@ -10,11 +10,13 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from prefect_augment.errors import ParameterError, SchemaError
+from prefect_augment.encoding.rare_values import MIN_LEVEL_RECORDS
+from prefect_augment.errors import ParameterError, RefusedError, SchemaError
 from prefect_augment.experiment.privacy import stored_privacy
 from prefect_augment.params import Publish
 from prefect_augment.publish.assemble import Assembled, Portion, assemble, check_settings
 from prefect_augment.publish.export import check_export, export_newest
+from prefect_augment.publish.shareable import leaks_of, real_values
 from prefect_augment.publish.sidecar_files import (
     check_follows,
     copy_files,
@@ -23,7 +25,8 @@ from prefect_augment.publish.sidecar_files import (
     copy_report,
 )
 from prefect_augment.registry import check_shard_format
-from prefect_augment.report.card import refresh_card
+from prefect_augment.report.card import CARD, refresh_card, render_card
+from prefect_augment.report.redaction import redactor
 from prefect_augment.schema import (
     ApprovalDecision,
     Commit,
@@ -43,12 +46,15 @@ from prefect_augment.schema import (
 from prefect_augment.shards.staged import load_info
 from prefect_augment.shards.stream_writer import write_stream
 from prefect_augment.storage import (
+    SharedStore,
     Store,
     commit,
     drop_lease,
     find_commit,
     latest_version,
     lease,
+    list_versions,
+    manifest_path,
     probe_exclusive,
     read_manifest,
 )
@@ -57,6 +63,8 @@ from prefect_augment.storage.spill import Workspace, give_back, returned_at_once
 __all__ = ["check_destination", "publish"]
 
 logger = logging.getLogger(__name__)
+
+MAX_LISTED = 5  # findings in an error
 
 
 def publish(
@@ -140,7 +148,40 @@ def _write_version(
             fields["notes"] += report.notes
         report_progress(0.9, "writing the manifest")
         build = partial(_manifest, store=store, info=info, report=report, fields=fields)
+        if isinstance(store, SharedStore) and set(settings.origins) == {"synthetic"}:
+            build = partial(_searched, build, store=store, info=info)
         return commit(store, build, dataset_key=release.key)
+
+
+def _searched(
+    build: Callable[[int, Manifest | None], Manifest],
+    version: int,
+    parent: Manifest | None,
+    *,
+    store: SharedStore,
+    info: DatasetInfo,
+) -> Manifest:
+    """Return the manifest of a version that gives no real record away; RefusedError otherwise."""
+    manifest = build(version, parent)
+    quality = manifest.params.get("quality", {})
+    least = int(quality.get("min_level_records", MIN_LEVEL_RECORDS))
+    before = {s.path for v in list_versions(store) for s in read_manifest(store, v).shards}
+    own = {s.path for s in manifest.shards}
+    real = real_values(store, info, manifest, least)
+    pages = {
+        manifest_path(version): manifest.sealed().to_json(),
+        CARD: render_card(manifest).encode(),
+    }
+    leaks = leaks_of(store.destination, real, before | own, more=pages)
+    if not leaks:
+        return manifest
+    for path in own - before:
+        store.delete(path)
+    listed = "; ".join(f"{leak.path} {leak.message}" for leak in leaks[:MAX_LISTED])
+    raise RefusedError(
+        f"refused, nothing was published: {store.uri} is to be shared, and {len(leaks)} findings show real records: "
+        f"{listed}. Remove those files, or report this if they are the version's own."
+    )
 
 
 def _manifest(
@@ -163,7 +204,6 @@ def _manifest(
         label=info.label,
         label_type=info.label_type,
         source_schema=info.schema_digest,
-        columns=info.columns,
         ledger=copy_ledger(store, info, version),
         sources=copy_files(store, info, version),
         ingest=f"_staging/{info.stage}/{info.key}/outcome.json" if info.files else "",
@@ -187,6 +227,12 @@ def _fields(
     """Return the manifest's fields that do not depend on the version's number."""
     experiment, candidates = release.experiment, release.experiment.candidates
     publishes_real = "real" in experiment.params.publish.origins
+    notes, columns = info.notes, info.columns
+    if set(experiment.params.publish.origins) == {"synthetic"}:  # notes quote values
+        strata = [name for c in experiment.plan.classes for name in (c.name, c.label)]
+        hide = redactor({info.label, *(c.name for c in columns), *strata})
+        notes = tuple(map(hide, notes))
+        columns = tuple(c.model_copy(update={"note": hide(c.note)}) for c in columns)
     return {
         "dataset_key": release.key,
         "class_counts": class_counts(shards),
@@ -201,7 +247,8 @@ def _fields(
         "params": release.requested,
         # Quarantine holds lines of the source, so it is published only with real records.
         "quarantine": copy_quarantine(store, info) if publishes_real else (),
-        "notes": (*info.notes, *assembled.notes, *_privacy(store, release)),
+        "columns": columns,
+        "notes": (*notes, *assembled.notes, *_privacy(store, release)),
     }
 
 
@@ -287,7 +334,7 @@ def _write_portions(
 
 def _privacy(store: Store, release: Release) -> tuple[str, ...]:
     """Return the measured privacy of published synthetic records, in words."""
-    if release.recipe is None or not any(release.recipe.synthetic.values()):
+    if not release.lets_synthetic_out:
         return ()
     privacy = stored_privacy(store, release.dataset, release.experiment.candidates)
     return (privacy.sentence,) if privacy else ()

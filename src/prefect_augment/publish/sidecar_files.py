@@ -16,6 +16,7 @@ from prefect_augment.schema import DatasetInfo, Manifest, PublishedFile, ReportR
 from prefect_augment.shards.base import open_shard, put_once
 from prefect_augment.shards.stream_writer import BATCH_BYTES, BATCH_RECORDS, drafted
 from prefect_augment.split.ledger_io import part_codes
+from prefect_augment.split.sealed_keys import with_opened_keys
 from prefect_augment.storage import Store, sha256_hex
 from prefect_augment.storage.keys import hash_ids
 
@@ -52,7 +53,7 @@ def _entries(store: Store, path: str) -> tuple[list[str], NDArray[np.uint64]]:
     with open_shard(store, path) as ledger:
         columns = [n for n in ("key", "occurrence", "part") if n in ledger.schema.names]
         for group in range(len(ledger.group_rows)):
-            table = ledger.read(columns, groups=[group])
+            table = with_opened_keys(store, ledger.read(columns, groups=[group]))
             for batch in table.to_batches(max_chunksize=BATCH_RECORDS):
                 batch = batch.set_column(columns.index("part"), "part", part_codes(batch["part"]))
                 texts = [column.cast(pa.string()) for column in batch.columns]

@@ -34,6 +34,7 @@ class StagedRecords:
     lineage: Mapping[str, str]  # argument of with_lineage -> column
     places: Int  # of every record of the shards: its place in the output, -1 for none
     has_shares: bool = False  # of soft labels
+    own_categories: bool = False  # dictionaries list their own levels, not those of ``like``
     counts: Counter[str] = field(init=False)
     counted: dict[str, float] = field(init=False)
     labels: set[str] = field(init=False)
@@ -76,7 +77,12 @@ class StagedRecords:
     def _records(self) -> Iterator[Records]:
         for table in self._in_order():
             yield Records(
-                conform(table, self.like, where=f"the {self.origin} records"),
+                conform(
+                    table,
+                    self.like,
+                    where=f"the {self.origin} records",
+                    own_categories=self.own_categories,
+                ),
                 table["aug_stratum"].to_pylist(),
                 {name: table[column] for name, column in self.lineage.items()},
                 table[SHARE].to_numpy() if self.has_shares else None,
@@ -134,9 +140,12 @@ def synthetic_records(
     real: Real,
     order: Sequence[str],
     notes: list[str],
+    *,
+    alone: bool = False,
 ) -> StagedRecords:
     """Return the best kept synthetic records of each stratum, by stratum and ordinal.
 
+    ``alone`` publishes them without real records, whose levels their dictionaries then do not list.
     Raises ParameterError if there are none.
     """
     if candidates is None or not candidates.kept:
@@ -157,7 +166,7 @@ def synthetic_records(
     places = _places(rows, strata.size)
     has_shares = bool(candidates.shares)
     return StagedRecords(
-        reader, "synthetic", candidates.kept, real.like, lineage, places, has_shares
+        reader, "synthetic", candidates.kept, real.like, lineage, places, has_shares, alone
     )
 
 

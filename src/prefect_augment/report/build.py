@@ -88,6 +88,8 @@ def report(
         params = experiment.params
         check = find_check(dataset, classic=params.classic, seed=params.seed, store=store)
     model = release.models[0] if release.models else None
+    if not release.lets_synthetic_out:
+        findings = findings.model_copy(update={"privacy": None})
     findings = findings.model_copy(
         update={"drift": drift, "training": read_training(model, store), "policy": check}
     )
@@ -174,7 +176,11 @@ def _draw(
         model_digest=model.digest if model else "",
         method_notes=(
             *(verdict.leaks if verdict else ()),
-            *_notes(info, model, candidates, classic, sheets),
+            *(
+                note
+                for note in _notes(info, model, candidates, classic, sheets)
+                if release.lets_synthetic_out or ALARM not in note
+            ),
         ),
         digests={
             "ingested records": dataset.digest,
@@ -197,6 +203,9 @@ def _draw(
     return _Page(
         prefix=prefix, files=tuple(sorted(files)), summary=markdown_summary(data, images=images)
     )
+
+
+ALARM = ": the synthetic records are unsafe: "
 
 
 def _notes(

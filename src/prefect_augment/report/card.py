@@ -47,8 +47,15 @@ The last columns say where a record comes from:
 | `aug_model` | digest of the model that a synthetic record was drawn from |
 | `aug_seed` | seed that makes the record again |
 
+"""
+
+_HOLDS_REAL = """
 `_staging`, `_splits` and `_quarantine` hold or describe records of the source. To hand on the published records only,
 copy `data` and this file.
+"""
+_SHARED = """
+All records are synthetic. Those of the source, the report and the split stay in the workspace of whoever made this
+dataset; `prefect-augment verify --shareable` searched this folder for them.
 """
 
 
@@ -90,9 +97,15 @@ def render_card(manifest: Manifest) -> str:
         *_elsewhere(manifest),
         *_encoder(manifest.encoder),
         *_prior(manifest.recipe),
-        _HOW_TO_READ.format(shards=(_TAR if _is_tar(manifest) else _PARQUET).strip()),
+        _HOW_TO_READ.format(shards=(_TAR if _is_tar(manifest) else _PARQUET).strip())
+        + (_SHARED if is_shared(manifest) else _HOLDS_REAL),
     ]
     return "\n".join(parts)
+
+
+def is_shared(manifest: Manifest) -> bool:
+    """Whether a version holds synthetic records alone, so that it can be shared."""
+    return bool(manifest.shards) and all(s.origin == "synthetic" for s in manifest.shards)
 
 
 def _front_matter(manifest: Manifest) -> list[str]:
@@ -206,8 +219,9 @@ def _elsewhere(manifest: Manifest) -> list[str]:
     if manifest.holdout_uri:
         lines.append(f"The hold-out is {markdown_text(manifest.holdout_uri)} and is not copied.")
     if manifest.n_quarantined:
-        lines.append(f"{manifest.n_quarantined:,} records could not be used; see `_quarantine`.")
-    if manifest.report:
+        where = "" if is_shared(manifest) else "; see `_quarantine`"
+        lines.append(f"{manifest.n_quarantined:,} records could not be used{where}.")
+    if manifest.report and not is_shared(manifest):
         word = "The comparison" if manifest.verdict else "What is in it"
         lines.append(f"{word}: [report]({manifest.report}).")
     return lines

@@ -56,7 +56,7 @@ def summarise(
             for name, n in shard.class_counts.items():
                 origins = split.setdefault(name, {})
                 origins[shard.origin] = origins.get(shard.origin, 0) + n
-        page = f"{store.uri}/{manifest.report}" if manifest.report else ""
+        page = store.place(manifest.report) if manifest.report else ""
     return RunResult(
         status=status,
         version=commit.version if commit else None,

@@ -164,6 +164,17 @@ class Release(Result):
         return self.experiment.dataset
 
     @property
+    def lets_synthetic_out(self) -> bool:
+        """Whether synthetic records are published, or are themselves what is evaluated.
+
+        Where they are not, nothing is said of what they give away: nobody gets them.
+        """
+        if self.recipe is None:
+            return self.verdict is not None
+        origins = self.experiment.params.publish.origins
+        return "synthetic" in origins and any(self.recipe.synthetic.values())
+
+    @property
     def key(self) -> str:
         """Name of the version's inputs: equal inputs are published once.
 

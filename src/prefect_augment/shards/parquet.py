@@ -235,9 +235,12 @@ def _lineage_features() -> dict[str, Any]:
     return {f.name: {"dtype": _HUGGINGFACE_TYPES[str(f.type)], "_type": "Value"} for f in LINEAGE}
 
 
-def conform(table: pa.Table, like: pa.Table, *, where: str) -> pa.Table:
+def conform(
+    table: pa.Table, like: pa.Table, *, where: str, own_categories: bool = False
+) -> pa.Table:
     """Return the columns of ``like`` from ``table``, with that schema, its metadata and its categories.
 
+    With ``own_categories`` dictionaries list what they list in ``table``: those of ``like`` name every level.
     A cast could change values, so another type raises SchemaError, as does a missing column.
     """
     missing = [name for name in like.column_names if name not in table.column_names]
@@ -252,7 +255,12 @@ def conform(table: pa.Table, like: pa.Table, *, where: str) -> pa.Table:
                 f"column {field.name!r} is {actual} in {where} and {field.type} in the source; "
                 "it has to come back as it was."
             )
-    columns = [_same_categories(table[name], like[name]) for name in like.column_names]
+    columns = [
+        table[name].cast(like[name].type)
+        if own_categories
+        else _same_categories(table[name], like[name])
+        for name in like.column_names
+    ]
     return pa.table(columns, schema=like.schema)
 
 

@@ -6,6 +6,7 @@ versions find near-duplicates of images that the source no longer has.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from prefect_augment.shards.parquet import ParquetShards
 from prefect_augment.sources.images.validation import THUMB_SIDE
 from prefect_augment.split.assignment import PARTS, ImageRows, Ledger
 from prefect_augment.split.ledger import HOLDOUT, LedgerSpill
+from prefect_augment.split.sealed_keys import SEALED, opened, sealed, secret_of
 from prefect_augment.storage import Store
 from prefect_augment.storage.keys import (
     KEY,
@@ -69,18 +71,24 @@ _STORED_PARTS = (*PARTS, "fit", "val")  # the last two by versions before 0.2, i
 
 
 def write_ledger(store: Store, ledger: Ledger | LedgerSpill, *, prefix: str) -> str:
-    """Put the ledger as ``{prefix}/ledger-<sha12>.parquet`` and return that path."""
+    """Put the ledger as ``{prefix}/ledger-<sha12>.parquet`` and return that path.
+
+    In a workspace its keys are sealed, see :mod:`.sealed_keys`.
+    """
+    secret = secret_of(store)
     metadata = {
         "salt": ledger.salt,
         "unit": ledger.unit,
         "has_own_holdout": "true" if ledger.has_own_holdout else "false",
     }
+    if secret:
+        metadata[SEALED] = "true"
     fields = [*SCHEMA, *(IMAGES if ledger.images is not None else ())]
     schema = pa.schema(fields, metadata=metadata)
     return write_shard(
         store,
         # Text is made of a block at a time: it takes twice the space of the keys.
-        (_block(some, schema) for some in ledger.blocks(ROWS_AT_ONCE)),
+        (_block(some, schema, secret) for some in ledger.blocks(ROWS_AT_ONCE)),
         kind=ParquetShards(),
         name=f"{prefix}/ledger",
         split="ledger",
@@ -88,9 +96,9 @@ def write_ledger(store: Store, ledger: Ledger | LedgerSpill, *, prefix: str) -> 
     ).path
 
 
-def _block(ledger: Ledger, schema: pa.Schema) -> pa.Table:
+def _block(ledger: Ledger, schema: pa.Schema, secret: bytes) -> pa.Table:
     columns = [
-        _texts(ledger.keys),
+        _texts(ledger.keys, secret),
         pa.array(ledger.occurrences, pa.int64()),
         pa.array(ledger.labels, pa.string()),
         pa.array(PARTS).take(pa.array(ledger.parts)),
@@ -98,7 +106,7 @@ def _block(ledger: Ledger, schema: pa.Schema) -> pa.Table:
     if ledger.images is not None:
         thumbs = np.ascontiguousarray(ledger.images.thumbs)
         columns += [
-            _texts(ledger.images.clusters),
+            _texts(ledger.images.clusters, secret),
             pa.array(ledger.images.levels, pa.int64()),
             pa.Array.from_buffers(
                 pa.binary(THUMB_BYTES), len(thumbs), [None, pa.py_buffer(thumbs)]
@@ -107,7 +115,9 @@ def _block(ledger: Ledger, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def _texts(keys: NDArray[Any]) -> pa.Array:
+def _texts(keys: NDArray[Any], secret: bytes) -> pa.Array:
+    if secret:
+        return sealed(keys, secret)
     return hex_column(keys) if keys.dtype == KEY else pa.array(key_texts(keys), pa.string())
 
 
@@ -146,7 +156,7 @@ def read_ledger(store: Store, path: str) -> Ledger:
     Raises IntegrityError if it is missing or damaged: without it, hold-out records could enter training.
     """
     with _opened(store, path) as (file, metadata):
-        return _read(file, metadata)
+        return _read(file, metadata, secret_of(store))
 
 
 @contextmanager
@@ -190,7 +200,7 @@ def _is_grouped(metadata: Mapping[str, str]) -> bool:
     return metadata["unit"].startswith(("group:", "pattern:"))
 
 
-def _read(file: pq.ParquetFile, metadata: dict[str, str]) -> Ledger:
+def _read(file: pq.ParquetFile, metadata: dict[str, str], secret: bytes) -> Ledger:
     """Read a ledger block by block into coded columns."""
     schema = file.schema_arrow
     has_images = "cluster" in schema.names
@@ -199,7 +209,12 @@ def _read(file: pq.ParquetFile, metadata: dict[str, str]) -> Ledger:
             f"the dataset's ledger has thumbnails of {schema.field('thumb').type.byte_width} bytes "
             f"and this version compares {THUMB_BYTES}; publish to a new folder."
         )
-    read: Callable[[pa.Array], NDArray[Any]] = _as_objects if _is_grouped(metadata) else unhex
+    is_sealed, is_text = SEALED in metadata, _is_grouped(metadata)
+    read: Callable[[pa.Array], NDArray[Any]] = _as_objects if is_text else unhex
+    read_cluster: Callable[[pa.Array], NDArray[Any]] = unhex
+    if is_sealed:
+        read = partial(opened, secret=secret, is_text=is_text)
+        read_cluster = partial(opened, secret=secret, is_text=False)
     columns: dict[str, list[Any]] = {name: [] for name in schema.names}
     label_names: dict[str, int] = {}
     for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
@@ -210,7 +225,7 @@ def _read(file: pq.ParquetFile, metadata: dict[str, str]) -> Ledger:
         columns["occurrence"].append(batch["occurrence"].to_numpy().astype(np.int32))
         columns["part"].append(part_codes(batch["part"]).to_numpy())
         if has_images:
-            columns["cluster"].append(unhex(batch["cluster"]))
+            columns["cluster"].append(read_cluster(batch["cluster"]))
             columns["level"].append(batch["level"].to_numpy())
             data = batch["thumb"].buffers()[1]
             start = batch["thumb"].offset * THUMB_BYTES

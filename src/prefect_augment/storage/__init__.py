@@ -14,10 +14,18 @@ from prefect_augment.storage.manifests import (
 )
 from prefect_augment.storage.staging import Stage, read_result
 from prefect_augment.storage.store import Draft, Store, contains, open_store, sha256_hex
+from prefect_augment.storage.workspace import (
+    SharedStore,
+    keep_apart,
+    open_published,
+    private_objects,
+    with_workspace,
+)
 
 __all__ = [
     "FOLDER",
     "Draft",
+    "SharedStore",
     "Stage",
     "Store",
     "commit",
@@ -26,15 +34,19 @@ __all__ = [
     "contains",
     "drop_lease",
     "find_commit",
+    "keep_apart",
     "latest_version",
     "lease",
     "list_versions",
     "manifest_path",
     "modified_at",
+    "open_published",
     "open_store",
+    "private_objects",
     "probe_exclusive",
     "read_manifest",
     "read_result",
     "sha256_hex",
     "store_time",
+    "with_workspace",
 ]

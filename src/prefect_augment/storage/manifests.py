@@ -194,7 +194,7 @@ def probe_exclusive(store: Store) -> bool:
     Some S3-compatible servers accept the condition and overwrite; then only one run at a time may publish,
     and a warning says so. A store that checks and then writes is not detected.
     """
-    probe = f"_staging/.probe-{uuid.uuid4().hex}"
+    probe = f"_manifests/.probe-{uuid.uuid4().hex}"
     store.put_if_absent(probe, b"first", look_first=False)
     held = not store.put_if_absent(probe, b"second", look_first=False)
     store.delete(probe)

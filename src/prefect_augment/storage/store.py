@@ -135,6 +135,10 @@ class Store:
             )
         return f"{self.root}/{path}" if path else self.root
 
+    def place(self, path: str) -> str:
+        """Return the URI of ``path``."""
+        return f"{self.uri}/{path}"
+
     def info(self, path: str) -> dict[str, Any]:
         """Return the file system's entry of the object: ``size``, ``type``, times, etag.
 
@@ -328,12 +332,12 @@ class Store:
                 n_dropped += 1
         return n_dropped
 
-    def check_writable(self) -> None:
+    def check_writable(self, folder: str = "_staging") -> None:
         """Write, read, list and remove a small object, so a run fails now and not after training.
 
         Raises StorageError if any of that fails.
         """
-        probe = f"_staging/.probe-{uuid.uuid4().hex}"
+        probe = f"{folder}/.probe-{uuid.uuid4().hex}"
         self.put(probe, b"")
         try:
             self.read(probe)

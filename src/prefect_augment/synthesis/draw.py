@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -77,13 +77,19 @@ def records_of(
     strata: Sequence[str],
     seeds: NDArray[np.int64],
     ordinals: NDArray[np.int64],
+    given: Collection[str] = (),
 ) -> pa.Table:
-    """Decode drawn records to the source's columns and append their lineage."""
+    """Decode drawn records to the source's columns and append their lineage.
+
+    ``given`` are columns whose value was asked for.
+    """
     ids = derived_ids("synthetic", digest, list(strata), seeds.tolist())
     if isinstance(encoder, ImageEncoder):
         table = encoder.decode(drawn, strata=strata, aug_ids=ids.to_pylist())
     else:
-        table = encoder.decode(drawn, strata=strata, ordinals=ordinals, aug_ids=ids.to_pylist())
+        table = encoder.decode(
+            drawn, strata=strata, ordinals=ordinals, aug_ids=ids.to_pylist(), given=given
+        )
     lineage = {
         "aug_id": ids,
         "aug_model": pa.array([digest] * len(strata), pa.string()),
@@ -122,7 +128,9 @@ def draw_by_rules(
         kept = draw_kept(
             fitted, encoder, rules, stratum=name, start=start, n=n, seeds_of=seeds_of, taken=taken
         )
-        tables.append(records_of(kept.X, encoder, digest, [name] * n, kept.seeds, kept.ordinals))
+        given = [encoder.names[j] for j in rules.values]
+        strata = [name] * n
+        tables.append(records_of(kept.X, encoder, digest, strata, kept.seeds, kept.ordinals, given))
         n_draws[name] = kept.n_draws
         passed.update(kept.passed)
     return pa.concat_tables(tables), n_draws, dict(passed)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.images import ImageEncoder
+from prefect_augment.encoding.rare_values import RareValues
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import IntegrityError
 from prefect_augment.genmodels.base import (
@@ -58,10 +59,15 @@ def keep_model(
     spec: TableSpec | ImageSpec,
     n_training: int,
     kind: str,
+    rare: RareValues | None = None,
     notes: tuple[str, ...] = (),
 ) -> ModelRef:
-    """Store encoder and checkpoint; return the reference with ``notes`` and those of left-out classes."""
+    """Store encoder and checkpoint; return the reference with ``notes`` and those of left-out classes.
+
+    ``rare`` are the values that decoding avoids.
+    """
     config, arrays = model.state()
+    arrays = arrays | (rare.arrays() if rare is not None else {})
     # The checkpoint includes the encoder's digest, so aug_model identifies both.
     config = {"kind": kind, "encoder": encoder.digest, "model": config}
     digest, (checkpoint, config_path) = save_checkpoint(stage.store, stage.prefix, config, arrays)
@@ -115,7 +121,10 @@ def copy_model(ref: ModelRef, stage: Stage, *, notes: tuple[str, ...]) -> ModelR
 def load_model(
     store: Store, ref: ModelRef, *, device: str = "auto"
 ) -> tuple[GenerativeModel, Encoder]:
-    """Load a model and its encoder; raises IntegrityError if a file is missing or was changed."""
+    """Load a model, and its encoder that decodes to no rare value.
+
+    Raises IntegrityError if a file is missing or was changed.
+    """
     config, arrays = load_checkpoint(store, ref)
     path = _encoder_path(ref.config, ref.encoder_digest)
     try:
@@ -132,7 +141,10 @@ def load_model(
         )
     modality: Modality = "image" if isinstance(encoder, ImageEncoder) else "table"
     model_class = load_model_class(ref.kind, modality=modality)
-    return model_class.from_state(config["model"], arrays, device=device), encoder
+    if isinstance(encoder, TableEncoder):
+        encoder = encoder.guarding(RareValues.from_arrays(arrays))
+    own = {name: array for name, array in arrays.items() if not name.startswith("rare.")}
+    return model_class.from_state(config["model"], own, device=device), encoder
 
 
 def _read_encoder(data: bytes) -> Encoder:

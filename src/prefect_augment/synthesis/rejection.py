@@ -231,7 +231,8 @@ def _keeping(
         passed[FAR_ENOUGH] += int(keep.sum())
     if not rules.constraints:
         return np.flatnonzero(keep)[:n]
-    table = encoder.decode(X, strata=[stratum] * len(X), columns=rules.columns)
+    given = [encoder.names[j] for j in rules.values]
+    table = encoder.decode(X, strata=[stratum] * len(X), columns=rules.columns, given=given)
     for rule, real in zip(rules.constraints, rules.combinations, strict=True):
         if not isinstance(rule, Unique):
             keeps = holds(rule, table, real)

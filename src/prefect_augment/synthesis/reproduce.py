@@ -11,6 +11,7 @@ from prefect_augment.errors import IntegrityError, ParameterError
 from prefect_augment.genmodels.base import GenerativeModel
 from prefect_augment.loading.dataset import Dataset, open_dataset
 from prefect_augment.schema import ModelRef
+from prefect_augment.storage import with_workspace
 from prefect_augment.synthesis.draw import candidate_seeds, draw_batch
 from prefect_augment.synthesis.model_store import Encoder, load_model
 from prefect_augment.synthesis.soft_labels import drawn_for
@@ -71,7 +72,7 @@ def remake_records(dataset: Dataset | str | os.PathLike[str], aug_ids: Sequence[
         )
     records = lineage.take(rows)
     models = {
-        digest: load_model(dataset.store, _model(dataset, digest))
+        digest: load_model(with_workspace(dataset.store, required=False), _model(dataset, digest))
         for digest in sorted(set(records["aug_model"].to_pylist()))
     }
     by = {name for _, encoder in models.values() for name in (encoder.label, *encoder.by)}

@@ -11,8 +11,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.images import ImageEncoder
+from prefect_augment.encoding.rare_values import (
+    MIN_LEVEL_RECORDS,
+    RareValues,
+    without_rare_levels,
+)
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.encoding.tables import TableEncoder
+from prefect_augment.encoding.values import plain
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.genmodels.base import (
     Calibrates,
@@ -28,7 +34,7 @@ from prefect_augment.params import Budget, ModelParams
 from prefect_augment.params.keys import step_key
 from prefect_augment.registry import load_model_class, model_params, resolve_model
 from prefect_augment.schema import DatasetInfo, DatasetRef, Experiment, Modality, ModelRef
-from prefect_augment.shards.staged import load_info
+from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.storage import Stage, Store
 from prefect_augment.storage.spill import give_back
 from prefect_augment.synthesis.model_store import Encoder, image_spec, keep_model, table_spec
@@ -127,6 +133,7 @@ def _train(job: "_Job", on_progress: Progress | None) -> ModelRef:
             job.stage,
             encoder=records.encoder,
             spec=records.spec,
+            rare=records.rare,
             n_training=len(records.data.y),
             kind=job.kind,
             notes=records.notes,
@@ -184,19 +191,23 @@ def fit_model(
     *,
     budget: Budget | None = None,
     share: float = 1.0,
+    min_level_records: int = MIN_LEVEL_RECORDS,
     on_progress: Progress | None = None,
 ) -> GenerativeModel:
     """Fit a model on records in memory; nothing is stored, so nothing can be resumed.
 
     ``spec`` comes from :func:`.table_spec` or :func:`.image_spec`, with the counts of these
     records. ``budget`` is for models trained in steps; a pilot takes only a ``share`` of those that
-    a whole training would find useful, however large the budget is.
+    a whole training would find useful, however large the budget is. Levels that fewer than
+    ``min_level_records`` records have are not learnt.
     """
     budget = budget or Budget()
     modality: Modality = "image" if isinstance(spec, ImageSpec) else "table"
     model_class = load_model_class(params, modality=modality)
     check_budget(model_class, budget, resolve_model(params, modality=modality))
     model: GenerativeModel = model_class.build(model_params(params, modality=modality), spec)
+    if isinstance(data, TableData) and isinstance(spec, TableSpec):
+        data = _learnable(data, np.array(spec.is_category, dtype=bool), min_level_records, seed)
     context = plain_context(budget, seed)
     if isinstance(model, Calibrates):
         context = calibrated_context(calibrate(model, data, budget, seed, share=share), seed)
@@ -206,6 +217,14 @@ def fit_model(
     return model
 
 
+def _learnable(
+    data: TableData, is_category: NDArray[np.bool_], min_records: int, seed: int
+) -> TableData:
+    """The records as a model sees them: without levels of few records."""
+    X = without_rare_levels(data.X, data.y, is_category, min_records=min_records, seed=seed)
+    return TableData(X, data.y)
+
+
 @dataclass(frozen=True)
 class _Records:
     """Encoded training records and their description."""
@@ -213,6 +232,7 @@ class _Records:
     encoder: Encoder
     spec: TableSpec | ImageSpec
     data: TableData | ImageData
+    rare: RareValues | None = None  # of a table
     notes: tuple[str, ...] = ()
 
     @property
@@ -234,6 +254,7 @@ class _Job:
     seed: int
     stage: Stage
     request: str  # key of all of it but the records
+    min_level_records: int
 
     @classmethod
     def of(cls, experiment: Experiment, store: Store) -> "_Job":
@@ -249,14 +270,16 @@ class _Job:
         key_budget = effective_budget(budget) if model_class.trained_in_steps else Budget()
         most = _most(model_class)
         inputs: list[Any] = [kind, by, most if 0 < most < n_training_records(info) else 0]
-        request = step_key(
-            "train", {"model": params, "budget": key_budget}, inputs=inputs, seed=seed
-        )
+        sections = {"model": params, "quality": experiment.params.quality}
+        request = step_key("train", sections | {"budget": key_budget}, inputs=inputs, seed=seed)
         key_budget = key_budget.model_copy(update={"reuse_growth": budget.reuse_growth})
         inputs += [dataset.key, dataset.digest]
-        key = step_key("train", {"model": params, "budget": key_budget}, inputs=inputs, seed=seed)
+        key = step_key("train", sections | {"budget": key_budget}, inputs=inputs, seed=seed)
         stage = Stage(store, "train", key)
-        return cls(dataset, info, str(kind), params, model_class, by, budget, seed, stage, request)
+        least = experiment.params.quality.min_level_records
+        return cls(
+            dataset, info, str(kind), params, model_class, by, budget, seed, stage, request, least
+        )
 
     def records(self) -> _Records:
         """Read and encode the training records, in the order of their ids."""
@@ -273,9 +296,29 @@ class _Job:
         del table
         give_back()  # free memory for training
         if isinstance(encoder, ImageEncoder):
-            return _Records(encoder, image_spec(encoder, strata), ImageData(data, strata), notes)
-        spec = table_spec(encoder, strata)
-        return _Records(encoder, spec, TableData(data, strata), notes)
+            spec = image_spec(encoder, strata)
+            return _Records(encoder, spec, ImageData(data, strata), notes=notes)
+        least, is_category = self.min_level_records, encoder.is_category
+        rare = RareValues.of(data, is_category, min_records=least)
+        if len(data) < n_training_records(self.info):
+            rare = self._with_all_numbers(rare, encoder)
+        learnable = _learnable(TableData(data, strata), is_category, least, self.seed)
+        return _Records(encoder, table_spec(encoder, strata), learnable, rare, notes)
+
+    def _with_all_numbers(self, rare: RareValues, encoder: TableEncoder) -> RareValues:
+        """Count the numbers of all training records, a column at a time, not of those learnt alone."""
+        shards = [s for s in self.info.shards if s.split == "training"]
+        numbers = dict(rare.numbers)
+        for j, name in enumerate(encoder.names):
+            if encoder.is_category[j] or self.min_level_records == 1:
+                continue
+            codec, store = encoder.codec(name), self.stage.store
+            parts = [codec.encode(plain(t[name])) for t in iter_shards(store, shards, [name])]
+            one = RareValues.of(np.concatenate(parts)[:, None], np.array([False]))
+            numbers.pop(j, None)
+            if 0 in one.numbers:
+                numbers[j] = one.numbers[0]
+        return replace(rare, numbers=numbers)
 
     def _encoder(self, table: pa.Table) -> Encoder:
         info = self.info

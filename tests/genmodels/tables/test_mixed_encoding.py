@@ -137,7 +137,9 @@ def test_extreme_numbers_neither_overflow_nor_leave_the_range() -> None:
     )  # fmt: skip
     assert np.isfinite(X).all()
     assert (np.diff(X[:, 0]) > 0).all()
-    assert (X[0, 0], X[-1, 0]) == (x.min(), x.max())
+    # The ends are values of one record each, which are not given away.
+    assert x.min() < X[0, 0]
+    assert X[-1, 0] < x.max()
 
 
 def test_state_is_json_and_arrays_and_gives_the_same_space() -> None:

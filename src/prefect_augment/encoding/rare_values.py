@@ -1,0 +1,173 @@
+"""Values that stand for a person: levels of few records, and numbers of one record.
+
+A value that one person has shows whoever sees it that the person is in the data, so none comes out
+of a generator. Of a category, only levels that enough records share are learnt (as in k-anonymity,
+Sweeney 2002, Int. J. Uncertain. Fuzz. 10(5)); a record with a rare one is learnt with a frequent
+one. Of a number, a draw that meets a value of a single record is moved to the nearest free value.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["MIN_LEVEL_RECORDS", "RareValues", "without_rare_levels"]
+
+MIN_LEVEL_RECORDS = 5
+MAX_STEPS = 64  # of a grid, that a number may move; then to the nearest shared value
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+class _Snaps(Protocol):
+    """What is asked of a number's codec."""
+
+    @property
+    def spacing(self) -> float: ...  # of the grid in the matrix form; 0 where there is none
+
+    def snapped(self, x: Floats) -> Floats: ...
+
+
+@dataclass(frozen=True)
+class RareValues:
+    """Values of training records, by column of the matrix.
+
+    ``numbers`` has a column's distinct values, sorted, and which of them one record alone has;
+    columns without such a value are left out. ``levels`` has the codes that enough records share.
+    """
+
+    numbers: Mapping[int, tuple[Floats, NDArray[np.bool_]]]
+    levels: Mapping[int, Ints]
+    _targets: dict[int, tuple[Floats, Floats]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    @classmethod
+    def of(
+        cls, X: Floats, is_category: NDArray[np.bool_], *, min_records: int = MIN_LEVEL_RECORDS
+    ) -> Self:
+        """Count the values of records (n_records, n_columns) in matrix form; NaN is no value.
+
+        ``min_records`` is what a level needs to be frequent; 1 takes every value for frequent,
+        numbers too.
+        """
+        numbers: dict[int, tuple[Floats, NDArray[np.bool_]]] = {}
+        levels: dict[int, Ints] = {}
+        for j in range(X.shape[1]):
+            values, counts = np.unique(X[~np.isnan(X[:, j]), j], return_counts=True)
+            if is_category[j]:
+                levels[j] = values[counts >= min_records].astype(np.int64)
+            elif min_records > 1 and (counts == 1).any():
+                numbers[j] = (values, counts == 1)
+        return cls(numbers, levels)
+
+    def apart(self, j: int, x: Floats, codec: _Snaps) -> Floats:
+        """Draws (n,) of a number's column, moved where one would be written as a unique value.
+
+        Halfway to the next value, or where that is taken to the nearest free place of the grid or
+        value that several records have. A grid of single records without a free place stays as it
+        is: it tells nobody apart.
+        """
+        if j not in self.numbers:
+            return x
+        if j not in self._targets:
+            values, is_unique = self.numbers[j]
+            self._targets[j] = _targets(values, is_unique, codec)
+        rare, targets = self._targets[j]
+        shown = codec.snapped(x)
+        place = np.searchsorted(rare, shown).clip(0, len(rare) - 1)
+        hit = rare[place] == shown
+        return np.where(hit, targets[(x < shown).astype(np.int64), place], x)
+
+    @property
+    def without_level(self) -> list[int]:
+        """Categories of which no level is frequent: synthetic records have none."""
+        return [j for j, levels in self.levels.items() if not levels.size]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The values by name, for storage."""
+        stored: dict[str, NDArray[Any]] = {}
+        for j, (values, is_unique) in self.numbers.items():
+            stored |= {f"rare.{j:05d}.values": values, f"rare.{j:05d}.unique": is_unique}
+        return stored | {f"rare.{j:05d}.levels": levels for j, levels in self.levels.items()}
+
+    @classmethod
+    def from_arrays(cls, stored: Mapping[str, NDArray[Any]]) -> Self:
+        """Inverse of :meth:`arrays`; other names are left alone."""
+        names = sorted(name.split(".") for name in stored if name.startswith("rare."))
+        of = {(int(j), what): stored[f"rare.{j}.{what}"] for _, j, what in names}
+        return cls(
+            {j: (of[j, "values"], of[j, "unique"]) for j, what in of if what == "values"},
+            {j: of[j, what] for j, what in of if what == "levels"},
+        )
+
+
+def _targets(values: Floats, is_unique: NDArray[np.bool_], codec: _Snaps) -> tuple[Floats, Floats]:
+    """Values of single records, and where a draw of each goes: (2, n), from above and from below."""
+    rare, shared = values[is_unique], values[~is_unique]
+    targets = np.stack([rare, rare])
+    n_places = 1 + round((values[-1] - values[0]) / codec.spacing) if codec.spacing else math.inf
+    for row, side in enumerate((1.0, -1.0)):
+        left = np.arange(len(rare) if n_places > len(values) else 0)
+        # First halfway to the next value, then step by step along the grid.
+        for steps in range(MAX_STEPS if codec.spacing else 1):
+            for sign in (side, -side):
+                moved = codec.snapped(_moved(values, rare[left], sign, steps * codec.spacing))
+                is_free = ~np.isnan(moved) & ~np.isin(moved, rare)
+                targets[row, left[is_free]] = moved[is_free]
+                left = left[~is_free]
+    stuck = targets == rare
+    if shared.size and stuck.any():
+        after = np.searchsorted(shared, rare)
+        ends = shared[np.maximum(after - 1, 0)], shared[np.minimum(after, len(shared) - 1)]
+        nearest = np.where(np.abs(ends[0] - rare) <= np.abs(ends[1] - rare), *ends)
+        targets = np.where(stuck, nearest, targets)
+    return rare, targets
+
+
+def _moved(values: Floats, shown: Floats, away: float, distance: float) -> Floats:
+    """Values at a distance to one side, NaN beyond the ends; without one, halfway to the next."""
+    if distance:
+        moved = shown + away * distance
+        inside = (moved >= values[0] - distance / 4) & (moved <= values[-1] + distance / 4)
+        return np.where(inside, moved, np.nan)
+    place = np.searchsorted(values, shown) + int(away)
+    inside = (place >= 0) & (place < len(values))
+    return np.where(inside, shown / 2 + values[place.clip(0, len(values) - 1)] / 2, np.nan)
+
+
+def without_rare_levels(
+    X: Floats,
+    y: Ints,
+    is_category: NDArray[np.bool_],
+    *,
+    min_records: int = MIN_LEVEL_RECORDS,
+    seed: int,
+) -> Floats:
+    """Records (n_records, n_columns) without levels that fewer than ``min_records`` of them have.
+
+    Each gets a frequent level in its place, drawn as in its class ``y``, or as in all where the
+    class has none; null where the column has no frequent level.
+    """
+    rare = RareValues.of(X, is_category, min_records=min_records)
+    X = X.copy()
+    for j, levels in rare.levels.items():
+        frequent = np.isin(X[:, j], levels)
+        rows = np.flatnonzero(~frequent & ~np.isnan(X[:, j]))
+        if not rows.size:
+            continue
+        if not levels.size:
+            X[rows, j] = np.nan
+            continue
+        rng = np.random.default_rng([seed & 0xFFFFFFFF, j])
+        chance = rng.random(len(rows))
+        for k in np.unique(y[rows]):
+            own = X[frequent & (y == k), j]
+            own = own if own.size else X[frequent, j]
+            of = y[rows] == k
+            X[rows[of], j] = np.sort(own)[(chance[of] * len(own)).astype(np.int64)]
+    return X
