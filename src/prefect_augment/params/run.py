@@ -188,7 +188,8 @@ class Publish(Params):
     origins: list[Literal["real", "copy", "classic", "synthetic"]] = Field(
         default=["real", "copy", "classic", "synthetic"], min_length=1
     )
-    """Kinds of records to publish; only synthetic is for sharing."""
+    """Kinds of records to publish. With synthetic alone the destination is for sharing: everything that holds real
+    records lies in destination.workspace."""
     shard_records: int = Field(default=1_000_000, ge=1)
     """At most so many records in a shard."""
     shard_mib: int = Field(default=128, ge=1, le=4096)
