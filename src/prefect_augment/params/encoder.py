@@ -21,8 +21,8 @@ class Encoder(Params):
     """A pretrained network of your own for images: its features serve a strategy and the filter."""
 
     uri: str = ""
-    """An ONNX file, or safetensors with a factory: a local path or any fsspec URL of your storage; nothing is downloaded
-    from elsewhere. Empty: no encoder."""
+    """An ONNX file, or safetensors with a factory: a local path or any fsspec URL of your storage; nothing is
+    downloaded from elsewhere. Empty: no encoder."""
     sha256: str = ""
     """The file's sha256, 64 hexadecimal digits (sha256sum FILE)."""
     licence: str = ""
