@@ -169,8 +169,8 @@ def check_before_work(experiment: Experiment) -> None:
 
 
 def try_estimators(experiment: Experiment) -> None:
-    """Refuse an estimator of the user's that fails on these records, before anything is trained."""
-    if experiment.params.evaluation.own_estimators:
+    """Refuse an estimator or encoder of the user's that fails on these records, before anything is trained."""
+    if experiment.params.evaluation.own_estimators or experiment.params.encoder.uri:
         open_evaluator(open_root(experiment.dataset), experiment).try_estimators()
 
 

@@ -177,13 +177,14 @@ def test_card_says_it_where_synthetic_records_are_published(fresh: Drawn) -> Non
 
 
 def release_with(drawn: Drawn, pictures: Literal["real", "synthetic", "none"]) -> Release:
-    """What was measured, with nothing to publish."""
+    """What was measured, and a recipe that publishes it."""
+    recipe = plain_recipe(drawn.plan, drawn.filtered.kept_counts)
     return release_of(
         drawn.dataset,
         drawn.plan,
         candidates=drawn.filtered,
         report=Report(pictures=pictures),
-        release={"findings": Findings(privacy=drawn.privacy)},
+        release={"findings": Findings(privacy=drawn.privacy), "recipe": recipe},
     )
 
 

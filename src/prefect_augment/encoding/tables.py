@@ -181,7 +181,8 @@ class TableEncoder(StoredEncoder):
             shown = stratum_column(
                 self.schema.field(name), self._strata, np.arange(len(self._strata))
             )
-        return values.filter(pc.is_in(plain(values), value_set=plain(shown)))
+        known = plain(values)  # views have no filter
+        return known.filter(pc.is_in(known, value_set=plain(shown))).cast(values.type)
 
     # --- records to matrix and back ---
 

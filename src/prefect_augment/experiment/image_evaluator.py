@@ -8,6 +8,7 @@ and Pillow.
 
 import hashlib
 import io
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -67,6 +68,8 @@ from prefect_augment.split.ledger_io import split_clusters
 from prefect_augment.storage import Stage, Store
 
 __all__ = ["ESTIMATOR", "RANGES", "ImageEvaluator", "open_evaluator"]
+
+logger = logging.getLogger(__name__)
 
 Int = NDArray[np.int64]
 Images = NDArray[np.uint8]
@@ -154,7 +157,12 @@ class ImageEvaluator(OfExperiment):
         return {ESTIMATOR: EstimatorInfo(package="torch", version=version("torch"))}
 
     def try_estimators(self) -> None:
-        """Make the user's networks once, and ask each about two images."""
+        """Make the user's networks once, and ask each about two images; compute the encoder's features.
+
+        Features are not a strategy's own: the schedule would take their time for that of every setting.
+        """
+        if self.encoder is not None:
+            self.features(self.records.X[:1])
         for make in self._networks.values():
             if make is not None:
                 own_network(make, len(self.records.classes), self.records.X.shape[1:], seed=0)
@@ -208,6 +216,7 @@ class ImageEvaluator(OfExperiment):
 
             def build() -> _Features:
                 table, _ = training_table(self.store, info)
+                logger.info("Computing features of %d images by %s.", len(table), encoder.info.name)
                 buffer, path = io.BytesIO(), f"{stage.prefix}/features.npy"
                 np.save(buffer, encoder.features(table.column(self.image.column)))
                 self.store.put(path, buffer.getvalue())

@@ -130,7 +130,7 @@ def _torch_network(
 
 
 # Steps of a run use it one after the other, some from several threads.
-_opened: OrderedDict[EncoderInfo, FeatureEncoder] = OrderedDict()
+_opened: OrderedDict[tuple[str, EncoderInfo], FeatureEncoder] = OrderedDict()
 _opened_lock = Lock()
 
 
@@ -175,8 +175,9 @@ def staged_encoder(
 ) -> FeatureEncoder:
     """The encoder of a run; its file is read once, and kept by digest below the destination's ``_staging``."""
     info = EncoderInfo.of(params)
+    key = (store.uri, info)
     with _opened_lock:
-        if info not in _opened:
+        if key not in _opened:
             path = f"{Stage(store, 'encoder', step_key('encoder', {'encoder': params})).prefix}/weights"
             try:
                 encoder = FeatureEncoder.of(info, store.read(path))
@@ -184,11 +185,11 @@ def staged_encoder(
                 data = _read(params.uri, options)
                 encoder = FeatureEncoder.of(info, data)
                 store.put_if_absent(path, data)
-            _opened[info] = encoder
-        _opened.move_to_end(info)
+            _opened[key] = encoder
+        _opened.move_to_end(key)
         while len(_opened) > MAX_OPEN:
             _opened.popitem(last=False)
-        return _opened[info]
+        return _opened[key]
 
 
 def _read(uri: str, options: dict[str, Any] | None) -> bytes:
@@ -201,5 +202,6 @@ def _read(uri: str, options: dict[str, Any] | None) -> bytes:
         return store.read(name)
     except FileNotFoundError as exc:
         raise ParameterError(
-            f"encoder {uri} does not exist; set encoder.uri to the file.", uri=uri
+            f"encoder {uri} does not exist; set encoder.uri, or uri of open_encoder, to the place of the file.",
+            uri=uri,
         ) from exc

@@ -1,0 +1,112 @@
+"""An encoder in the comparison of images: features of records from their files, each computed once."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+pytest.importorskip("torch", reason="the extra 'torch'")
+pytest.importorskip("onnxruntime", reason="the extra 'encoder'")
+
+from PIL import Image
+from support.encoders import encoder_bytes, encoder_params
+from support.steps import experiment_of
+
+from prefect_augment.encoding.arrays import training_table
+from prefect_augment.experiment import image_evaluator as module
+from prefect_augment.experiment.evaluators import open_evaluator
+from prefect_augment.experiment.image_evaluator import ImageEvaluator
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.loading.encoder import FeatureEncoder
+from prefect_augment.params import Budget, Encoder, NoModel, RunParams, Source
+from prefect_augment.plan.plan import plan
+from prefect_augment.plan.strategies import PROBE
+from prefect_augment.shards.staged import read_part
+from prefect_augment.storage import Store
+
+SIDE = 80  # more than the comparison's 64
+DATA = encoder_bytes(shape=("n", 1, SIDE, SIDE))
+
+
+def columns_of_noise(folder: Path) -> Source:
+    """Bright and dark noise: 40 and 20 pictures."""
+    rng = np.random.default_rng(0)
+    images, labels = [], ["bright"] * 40 + ["dark"] * 20
+    for label in labels:
+        file = io.BytesIO()
+        pixels = rng.integers(*((120, 256) if label == "bright" else (0, 140)), (SIDE, SIDE))
+        Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
+        images.append({"bytes": file.getvalue(), "path": None})
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    pq.write_table(
+        pa.table({"image": pa.array(images, kind), "label": labels}), folder / "n.parquet"
+    )
+    return Source(uri=str(folder / "n.parquet"), label="label")
+
+
+def opened(store: Store, folder: Path, encoder: Encoder) -> ImageEvaluator:
+    dataset = ingest(columns_of_noise(folder), store=store, seed=0)
+    params: dict[str, Any] = {"model": NoModel(), "encoder": encoder, "budget": Budget(steps=1)}
+    planned = plan(dataset, RunParams(**params), store, compares=False)
+    planned = planned.model_copy(update={"classifier_steps": 2})
+    evaluator = open_evaluator(store, experiment_of(dataset, planned, **params))
+    assert isinstance(evaluator, ImageEvaluator)
+    return evaluator
+
+
+@pytest.fixture
+def n_encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each call to the encoder had."""
+    counts: list[int] = []
+    original = FeatureEncoder.features
+
+    def counted(self: FeatureEncoder, images: Any) -> Any:
+        counts.append(len(images))
+        return original(self, images)
+
+    monkeypatch.setattr(FeatureEncoder, "features", counted)
+    return counts
+
+
+def test_features_are_those_of_the_files_and_are_computed_once(
+    store: Store, tmp_path: Path, n_encoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator = opened(store, tmp_path, encoder_params(tmp_path, DATA))
+    X, encoder = evaluator.records.X, evaluator.encoder
+    assert X.shape[1] == 64
+    assert encoder is not None
+    table, _ = training_table(store, evaluator.info)
+    of_files = encoder.features(table["image"])
+    n_encoded.clear()
+    assert np.array_equal(evaluator.features(X), of_files)
+    assert np.array_equal(evaluator.features(X[5:8]), of_files[5:8])
+    assert sum(n_encoded) == len(X)
+    changed = 255 - X[:3]  # pixels that no record has, as corrupted copies
+    assert np.array_equal(evaluator.features(changed), encoder.features(changed))
+    monkeypatch.setattr(module, "_features", type(module._features)())  # another worker
+    n_encoded.clear()
+    assert np.array_equal(evaluator.features(X), of_files)
+    assert sum(n_encoded) == 0, "the features are staged"
+    held_out = read_part(store, evaluator.info, ["holdout"])
+    known = evaluator.read(held_out).X
+    assert np.array_equal(evaluator.features(known), encoder.features(held_out["image"]))
+
+
+def test_a_probe_is_fixed_weighted_by_its_amount_and_stands_for_every_estimator(
+    store: Store, tmp_path: Path
+) -> None:
+    evaluator = opened(store, tmp_path, encoder_params(tmp_path, DATA))
+    assert evaluator.is_fixed(PROBE)
+    rows, X = np.arange(len(evaluator.records.y)), evaluator.records.X
+    shares = {}
+    for amount in (0.25, 1.0):
+        one = PROBE.model_copy(update={"amount": amount, "C": 0.0001})
+        ((name, proba),) = evaluator.predictions(one, rows, X, synthetic=None, seed=amount == 1.0)
+        assert name == "convolutional"
+        shares[amount] = proba[:, evaluator.records.classes.index("dark")].mean()
+    assert shares[1.0] > shares[0.25] + 0.05
+    assert shares[1.0] == pytest.approx(0.5, abs=0.1)
