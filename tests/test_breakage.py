@@ -303,7 +303,7 @@ def test_a_category_of_very_many_levels_stays_itself() -> None:
     ).fit_resample(table, y)
     new = made["many"].slice(n).to_pylist()
     assert set(new) <= set(levels)
-    assert len(set(new)) > 400
+    assert len(set(new)) > 200, "levels that five records share, which are few of so many"
 
 
 def test_rounding_breaks_no_inequality() -> None:

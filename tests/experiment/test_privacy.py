@@ -184,7 +184,8 @@ def release_with(drawn: Drawn, pictures: Literal["real", "synthetic", "none"]) -
         drawn.plan,
         candidates=drawn.filtered,
         report=Report(pictures=pictures),
-        release={"findings": Findings(privacy=drawn.privacy), "recipe": recipe},
+        recipe=recipe,
+        release={"findings": Findings(privacy=drawn.privacy)},
     )
 
 
