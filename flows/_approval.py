@@ -140,6 +140,7 @@ def not_published(
         proposal.release,
         status="rejected" if decision else "awaiting_approval",
         started=started,
+        store=open_root(proposal.release.dataset),
         report=proposal.report,
         proposal=proposal.id,
         approval=decision,

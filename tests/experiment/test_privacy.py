@@ -198,6 +198,26 @@ def test_report_has_the_section_the_key_and_the_artifact(fresh: Drawn) -> None:
     assert "**Privacy.**" in summary
 
 
+@pytest.mark.parametrize("publish", [Publish(), Publish(origins=["real"])])
+def test_report_says_nothing_where_no_synthetic_record_goes_out(
+    fresh: Drawn, publish: Publish
+) -> None:
+    counts = {} if "synthetic" in publish.origins else fresh.filtered.kept_counts
+    release = release_with(fresh, "none")
+    params = release.experiment.params.model_copy(update={"publish": publish})
+    release = release.model_copy(
+        update={
+            "recipe": plain_recipe(fresh.plan, counts),
+            "experiment": release.experiment.model_copy(update={"params": params}),
+        }
+    )
+    ref, summary = report(release, fresh.store)
+    assert json.loads(fresh.store.read(f"{ref.prefix}/report.json"))["privacy"] is None
+    page = fresh.store.read(f"{ref.prefix}/report.html").decode()
+    assert 'id="privacy"' not in page
+    assert "Privacy" not in summary
+
+
 @pytest.mark.parametrize("pictures", ["real", "synthetic", "none"])
 def test_report_and_artifact_show_of_real_records_what_they_may(
     fresh: Drawn, pictures: Literal["real", "synthetic", "none"]

@@ -206,6 +206,15 @@ def test_only_synthetic_records_go_out_where_that_is_wanted(store: Store, releas
     assert verify(store).ok
 
 
+def test_what_an_earlier_version_left_in_a_share_is_named(store: Store, release: Any) -> None:
+    """Published without a workspace, as before there were any."""
+    run(release, publish=Publish(origins=["synthetic"]))
+    report = verify(store, shareable=True)
+    assert not report.ok
+    assert {problem.kind for problem in report.problems} == {"folder"}
+    assert {problem.path.split("/")[0] for problem in report.problems} >= {"_staging", "_splits"}
+
+
 def test_made_records_whose_parents_are_not_let_out_are_sound(store: Store, release: Any) -> None:
     run(release, publish=Publish(origins=["classic", "synthetic"]))
     parents = open_dataset(store.uri).to_table(columns=["aug_parent"])

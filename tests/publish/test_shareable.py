@@ -163,3 +163,22 @@ def test_equal_rows_of_few_values_count_beyond_chance(tmp_path: Path, releases: 
     seen = read_part(store, real.info, ["training"], ["a", "b"]).slice(0, 60)
     share.put("data/s.parquet", parquet(seen))
     assert [leak.kind for leak in leaks_of(share, real, {"data/s.parquet"})] == ["record"]
+
+
+def test_a_planted_picture_is_found(
+    tmp_path: Path, releases: ModuleType, messy_images: ModuleType
+) -> None:
+    table = releases.image_table(messy_images, 10)
+    store = open_store(str(tmp_path / "workspace"))
+    ref = releases.stage_dataset(store, table, label="label", key="k", shard_records=5)
+    real = RealValues.of(store, load_info(ref, store), min_records=5, known=["label"])
+    share = open_store(str(tmp_path / "share"))
+    share.put("own.png", messy_images.encode(messy_images.picture(99, mode="RGB"), "PNG"))
+    assert leaks_of(share, real, set()) == ()
+    picture = table["image"][3].as_py()["bytes"]
+    share.put("a.png", picture)
+    share.put("b.tar", archive("c.png", picture))
+    share.put("d.parquet", parquet(pa.table({"picture": [picture]})))
+    share.put("e.parquet", parquet(table.select(["image"]).slice(3, 1)))
+    shown = {leak.path for leak in leaks_of(share, real, set()) if leak.kind == "record"}
+    assert shown == {"a.png", "b.tar/c.png", "d.parquet", "e.parquet"}

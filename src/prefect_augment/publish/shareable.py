@@ -49,6 +49,7 @@ from prefect_augment.storage import (
     read_result,
     sha256_hex,
 )
+from prefect_augment.storage.workspace import is_private
 
 __all__ = ["Leak", "find_leaks", "leaks_of", "real_values"]
 
@@ -114,7 +115,7 @@ def leaks_of(
     """Search every object of a destination, and ``more`` that are not written yet, by path."""
     search = _Search(real, own_shards)
     for path in destination.list():
-        if path in private_objects(destination):
+        if is_private(path):
             search.leaks.append(_misplaced(path))
         else:
             search.file(path, destination.read(path))

@@ -49,6 +49,8 @@ def summarise(
     plan = release.experiment.plan
     counts: dict[str, dict[str, dict[str, int]]] = {}
     page = f"{report.root}/{report.prefix}/report.html" if report else ""
+    if report and store is not None:
+        page = store.place(f"{report.prefix}/report.html")
     if commit is not None and store is not None:
         manifest = read_manifest(store, commit.version)
         for shard in manifest.shards:
