@@ -35,8 +35,8 @@ def refuse_secrets(uri: str) -> str:
             scheme = uri.partition("://")[0]
             raise ParameterError(
                 f"the URL {scheme}://… holds {why}, which manifests, logs and reports would show; save a Prefect "
-                "storage block with the credentials and name it in storage_block, or give them in the environment, and drop "
-                "them from the URL."
+                "storage block with the credentials and name it in storage_block, or give them in the environment, and "
+                "drop them from the URL."
             )
     return uri
 
