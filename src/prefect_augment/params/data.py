@@ -65,8 +65,8 @@ class Source(Params):
     group_column: str = ""
     """Records with the same value (a patient, a machine) stay on one side of the split."""
     group_pattern: str = ""
-    r"""The same for images, from their paths: a regular expression with one group, e.g. '(smear\d+)_'. Empty, and no
-    group column: near-duplicate images stay together."""
+    r"""The same for images, from their paths: a regular expression (RE2) with one group, e.g. '(smear\d+)_'. Empty, and
+    no group column: near-duplicate images stay together."""
     storage_block: str = ""
     """Name of a saved Prefect storage block with the credentials, e.g. remote-file-system/lake."""
 

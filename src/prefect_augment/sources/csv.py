@@ -77,7 +77,7 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
                 lines, delimiter=separator, skipinitialspace=skip_blanks, strict=True
             )
             if has_header:
-                next(reader)
+                _skip_header(reader, name)
             blocks.read(reader, lines, name)
         names, notes = blocks.without_blank_column()
         typers, mark = blocks.typers(names, source, separator)
@@ -91,6 +91,18 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
         for batch in blocks.typed(names, typers, separator):
             yield replace(batch, notes=file_notes)
             file_notes = ()
+
+
+def _skip_header(reader: Iterator[list[str]], name: str) -> None:
+    try:
+        next(reader)
+    except csv.Error as exc:
+        raise InputError(
+            f"{name}: the header in the first line cannot be read ({exc}); double the quotes inside of names, and "
+            "close the others.",
+            path=name,
+            line=1,
+        ) from exc
 
 
 def _missing_notes(names: Sequence[str], typers: Sequence[ColumnTyper]) -> list[str]:

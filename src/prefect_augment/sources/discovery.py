@@ -18,7 +18,8 @@ from prefect_augment.params import Source
 from prefect_augment.registry import FORMATS
 from prefect_augment.schema import INDEX, LatentInfo, Manifest, ShardInfo
 from prefect_augment.sources.archives import ARCHIVE_ENDINGS
-from prefect_augment.sources.hf_layout import choose_files
+from prefect_augment.sources.guard import untrusted
+from prefect_augment.sources.hf_layout import CARD, choose_files
 from prefect_augment.sources.images.files import is_ignored, is_image_name, match_segments
 from prefect_augment.sources.other_formats import name_others
 from prefect_augment.storage import Store, latest_version, open_store, read_manifest
@@ -102,7 +103,10 @@ def list_source(uri: str, *, requested: str, options: dict[str, Any] | None) -> 
             entries = tuple(entry_of(store, shard.path) for shard in denoised)
             return Listing(store, entries, "parquet", denoised=denoised)
     notes: tuple[str, ...] = ()
-    chosen = None if objects.is_exact or objects.is_glob else choose_files(paths, store)
+    chosen = None
+    if not objects.is_exact and not objects.is_glob:
+        with untrusted(f"{uri}/{CARD}", "a dataset card"):
+            chosen = choose_files(paths, store)
     if chosen is not None:
         paths, notes = list(chosen.paths), chosen.notes
     source_format = _chosen_format(paths, requested, is_exact=objects.is_exact)

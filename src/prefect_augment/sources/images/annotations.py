@@ -14,6 +14,7 @@ from xml.etree import ElementTree as ET
 
 from prefect_augment.errors import InputError
 from prefect_augment.params import Source
+from prefect_augment.sources.guard import untrusted
 from prefect_augment.sources.images.files import (
     Labels,
     Layout,
@@ -37,6 +38,13 @@ def read_labels(members: Sequence[Member], source: Source) -> Labels:
 
     ``source.label`` may name a field of WebDataset's JSON members. Raises InputError if the layout is absent.
     """
+    beside = [m.path for m in members if not is_image_name(m.path)]
+    name = f"{', '.join(beside[:3])}{' …' if len(beside) > 3 else ''}" or "the images' names"
+    with untrusted(name, "annotations of images"):
+        return _read_labels(members, source)
+
+
+def _read_labels(members: Sequence[Member], source: Source) -> Labels:
     layout: Layout
     if source.format in READERS:
         layout = source.format  # type: ignore[assignment]
