@@ -309,7 +309,8 @@ def _voc_labels(members: Sequence[Member], source: Source) -> Labels:
 
 def _voc_boxes(data: bytes) -> tuple[str, list[Box]] | None:
     """Return file name and boxes of one annotation; None for another file."""
-    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+    plain = data.replace(b"\0", b"")  # of UTF-16 and UTF-32
+    if b"<!DOCTYPE" in plain or b"<!ENTITY" in plain:
         return None  # entities can be made to grow without end; VOC has none
     try:
         root = ET.fromstring(data)  # noqa: S314 - no entities, see above
