@@ -61,7 +61,7 @@ def _parts(table: pa.Table) -> Iterator[pa.Table]:
 
 def _n_bytes(table: pa.Table) -> int:
     """Return the bytes of the records, with those of their positions: nulls alone take none themselves."""
-    return max(int(table.nbytes), 8 * table.num_rows)
+    return int(max(table.nbytes, 8 * table.num_rows))
 
 
 def _tables(file: IO[bytes], name: str) -> Iterator[pa.Table]:
