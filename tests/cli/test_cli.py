@@ -237,6 +237,27 @@ def test_wrong_parameters_are_one_line_before_prefect_is_imported(
     assert error in said
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!python/object/apply:os.system ['touch {path}']",
+        "balance: !!python/object/apply:os.system ['touch {path}']",
+        "x: &x [1]\nbalance: [*x, *x]",
+        "balance: {{<<: {{target: median}}, __class__: x}}",
+        "{{" * 60,
+    ],
+)
+def test_a_parameters_file_runs_nothing(
+    call: Callable[..., tuple[int, str, str]], source: Source, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "params.yaml").write_text(text.format(path=tmp_path / "touched"))
+    code, _, said = call(
+        "rebalance", source.uri, tmp_path / "out", "--params", tmp_path / "params.yaml"
+    )
+    assert (code, len(said.splitlines())) == (2, 1)
+    assert not (tmp_path / "touched").exists()
+
+
 def test_versions_inspect_and_verify_say_what_is_there(
     call: Callable[..., tuple[int, str, str]], published: Path
 ) -> None:

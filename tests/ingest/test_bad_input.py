@@ -327,7 +327,8 @@ def test_a_holdout_of_other_columns_or_types(tmp_path: Path) -> None:
 
 
 def test_a_holdout_that_overlaps_the_source(tmp_path: Path) -> None:
-    source = held(tmp_path, pa.concat_tables([other(), make_table().slice(0, 4)]))
+    table = pa.concat_tables([other(), make_table().slice(0, 4)])
+    source = held(tmp_path, table, on_overlap="error")
     error = refuse(
         tmp_path,
         source,
@@ -347,6 +348,7 @@ def test_a_holdout_that_shares_a_group_with_the_source(tmp_path: Path) -> None:
         tmp_path,
         other(site=[f"h{i // 2}" for i in range(N - 2)] + ["s0", "s1"]),
         group_column="site",
+        on_overlap="error",
     )
     put(tmp_path / "in", make_table(site=[f"s{i // 3}" for i in range(N)]))
     refuse(tmp_path, source, InputError, "6 of the source's 60 records are also in the hold-out")

@@ -246,15 +246,28 @@ def test_a_holdout_uri_is_staged_for_the_comparison_and_not_counted_as_source(
     assert HOLDOUT not in read_ledger(store, info.ledger).parts
 
 
-def test_overlap_is_quarantined_where_that_is_asked_for(tmp_path: Path, store: Store) -> None:
+def test_overlap_is_quarantined_and_counted(tmp_path: Path, store: Store) -> None:
     table = make_table()
     source = put(tmp_path / "in", table)
     put(tmp_path / "held", pa.concat_tables([table.slice(0, 7), make_table(60, seed=9)]))
-    source = source.model_copy(update={"holdout_uri": str(tmp_path / "held"), "on_overlap": "drop"})
+    source = source.model_copy(update={"holdout_uri": str(tmp_path / "held")})
     ref = ingest(source, store=store, seed=0)
     assert (ref.n_records, ref.n_quarantined) == (113, 7)
+    assert "quarantined 7 records: in hold-out" in info_of(store, ref).notes
     bad = quarantine(store, info_of(store, ref))
     assert [(b["position"], b["reason"]) for b in bad] == [(i, "in hold-out") for i in range(1, 8)]
+
+
+def test_files_with_wide_and_narrow_offsets_of_text_are_one_source(
+    tmp_path: Path, store: Store
+) -> None:
+    source = put(tmp_path / "in", make_table())
+    wide = make_table(60, seed=9)
+    types = {pa.string(): pa.large_string()}
+    wide = wide.cast(pa.schema([f.with_type(types.get(f.type, f.type)) for f in wide.schema]))
+    pq.write_table(wide, tmp_path / "in" / "wide.parquet")
+    assert wide.schema != make_table().schema
+    assert ingest(source, store=store, seed=0).n_records == 180
 
 
 def test_groups_stay_on_one_side_and_are_not_learnt(tmp_path: Path, store: Store) -> None:

@@ -93,6 +93,14 @@ def test_records_are_chosen_by_a_column_s_value(two: Store) -> None:
     assert 13 not in column(two, "n", origins=["real"])
 
 
+@pytest.mark.parametrize("value", ["nord' OR '1'='1", "nord) or (True", "*", "n.*", "%", "nord\0"])
+def test_a_condition_is_a_value_and_no_expression(two: Store, value: str) -> None:
+    before = everything(two)
+    with pytest.raises(ParameterError):
+        erase(two, where=[("site", value)])
+    assert everything(two) == before
+
+
 def test_a_category_that_only_the_erased_had_is_in_no_shard(
     any_store: Store, releases: ModuleType
 ) -> None:

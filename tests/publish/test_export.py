@@ -13,9 +13,10 @@ import pytest
 from support.steps import publish_parts
 
 from prefect_augment.errors import IntegrityError, ParameterError
+from prefect_augment.ingest.ingest import ingest
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.maintenance.rollback import rollback
-from prefect_augment.params import Publish
+from prefect_augment.params import Publish, Source
 from prefect_augment.publish import export as module
 from prefect_augment.publish.export import check_export, export
 from prefect_augment.schema import Manifest
@@ -49,6 +50,25 @@ def test_a_glob_reads_one_version(two: Store, folder: Store) -> None:
         assert ids(folder, split) == sorted(dataset.to_table(split)["aug_id"].to_pylist())
     assert {p for p in folder.list() if "/" not in p} == {"README.md", "manifest.json", "_SUCCESS"}
     assert Manifest.model_validate_json(folder.read("manifest.json")) == read_manifest(two)
+
+
+def test_formulas_of_a_csv_file_are_data_to_the_end(
+    tmp_path: Path, publish_as_is: Callable[..., None]
+) -> None:
+    """They run where a spreadsheet opens a CSV file; an export has none, and changes no value."""
+    texts = ["=cmd|' /C calc'!A0", "@SUM(1+1)", "+1+1|x", "-2+3|x", "\t=1+1"]
+    rows = [f'{i},"{texts[i % 5]}",{"ab"[i % 2]}' for i in range(60)]
+    (tmp_path / "in.csv").write_text("\n".join(["n,site,label", *rows]))
+    store = open_store(str(tmp_path / "out"))
+    source = Source(uri=str(tmp_path / "in.csv"), label="label")
+    publish_as_is(store, ingest(source, store=store, seed=0))
+    folder = open_store(str(tmp_path / "tree"))
+    export(store, folder)
+    assert not [path for path in folder.list() if path.endswith((".csv", ".tsv"))]
+    parts = [p for p in folder.list() if p.endswith(".parquet")]
+    tables = [pq.read_table(pa.BufferReader(folder.read(p))) for p in parts]
+    found = {text for table in tables for text in table["site"].to_pylist()}
+    assert found == set(texts)
 
 
 def test_another_version_replaces_an_earlier_export(two: Store, folder: Store) -> None:

@@ -497,6 +497,21 @@ def test_a_destination_with_another_schema_is_refused_by_column(
         check_destination(store, stage_variant(store, releases, turned))
 
 
+def test_text_with_wide_and_narrow_offsets_is_one_type(
+    store: Store, release: Any, releases: ModuleType
+) -> None:
+    """pandas 3 and polars write large_string, pyarrow string."""
+    run(release)
+    table = releases.source_table()
+    narrow = table.cast(
+        pa.schema(
+            [f.with_type(pa.string()) if f.type == pa.large_string() else f for f in table.schema]
+        )
+    )
+    assert narrow.schema != table.schema
+    check_destination(store, stage_variant(store, releases, narrow))
+
+
 def test_a_destination_with_another_label_is_refused(
     store: Store, release: Any, releases: ModuleType
 ) -> None:

@@ -13,11 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.errors import InputError
+from prefect_augment.errors import InputError, ParameterError
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
+from prefect_augment.shards.image_columns import IMAGE_TYPE, image_metadata
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.sources.images.annotations import read_labels
+from prefect_augment.sources.images.columns import GROUP, with_group_column
 from prefect_augment.sources.images.files import Member
 from prefect_augment.storage import Store
 
@@ -281,6 +283,19 @@ HOSTILE: dict[str, tuple[dict[str, bytes], str]] = {
         "x.json is not whole COCO: OverflowError",
     ),
     "a WebDataset member nested without end": ({"a.json": DEEP}, "no image has a .cls or .json"),
+    "a box without an end": ({"a.txt": b"0 1e999 .5 .1 .1"}, "read"),
+    "COCO with a box of NaN": (
+        {
+            "x.json": b'{"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 1, "name": "c"}], '
+            b'"annotations": [{"image_id": 1, "category_id": 1, "bbox": [NaN, 1, 1, 1]}]}'
+        },
+        "read",
+    ),
+    "XML nested without end": ({"a.xml": b"<annotation>" + b"<a>" * 300_000}, "not Pascal VOC"),
+    "entities in UTF-16": (
+        {"a.xml": '<!DOCTYPE a [<!ENTITY b "bb">]><annotation>&b;</annotation>'.encode("utf-16")},
+        "not Pascal VOC",
+    ),
     "XML in an encoding that is none": (
         {"a.xml": b'<?xml version="1.0" encoding="hex"?><annotation/>'},
         "not Pascal VOC",
@@ -331,3 +346,26 @@ def test_annotated_images_may_be_compared_on_plain_ones_in_parquet(
     info, found, _ = staged(store, source)
     assert sum(info.part_counts["holdout"].values()) == 20
     assert {row["objects"] is None for row in found} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "group"),
+    [
+        (r"(p\d+)_", "p12"),
+        (r"[(]?(?:x|p)(?P<id>\d+)", "12"),
+        (r"(?:\(|[](]|_)(\w+)", "ct"),
+        ("((?:a+)+)b$", ""),  # with Python's re this takes longer than anybody lives
+    ],
+)
+def test_a_pattern_of_groups_is_matched_in_linear_time(pattern: str, group: str) -> None:
+    path = "p12_ct.png" if group else "a" * 60
+    table = pa.table({"image": pa.array([{"bytes": b"", "path": path}, None], IMAGE_TYPE)})
+    table = table.replace_schema_metadata(image_metadata(table.schema, ["image"]))
+    assert with_group_column(table, pattern)[GROUP].to_pylist() == [group, ""]
+
+
+def test_a_pattern_that_is_not_linear_is_refused() -> None:
+    table = pa.table({"image": pa.array([None], IMAGE_TYPE)})
+    table = table.replace_schema_metadata(image_metadata(table.schema, ["image"]))
+    with pytest.raises(ParameterError, match="linear time"):
+        with_group_column(table, r"(a)(?=b)")

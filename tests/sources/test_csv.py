@@ -158,6 +158,32 @@ def test_a_missing_header_is_seen_and_said() -> None:
     assert "no header line" in records.notes[0]
 
 
+TEXTS = "red,round,apple\ngreen,long,pear\nred,long,apple\n"
+
+
+def test_a_header_that_may_be_a_record_is_asked_about_and_can_be_set() -> None:
+    asked = read(TEXTS)
+    assert asked.table.column_names == ["red", "round", "apple"]
+    assert "may be a record: 'red', 'apple' stands below it, too" in asked.notes[1]
+    for source in ({"header": "no"}, {"label": "column_3"}):
+        records = read(TEXTS, **source)
+        assert records.table["column_3"].to_pylist() == ["apple", "pear", "apple"]
+    assert len(read(TEXTS, header="yes").notes) == 1
+    assert len(read("color,form\nred,round\n").notes) == 1
+    numbers = read("1,2\n3,4\n", header="yes")
+    assert columns(numbers) == {"1": [3], "2": [4]}
+
+
+def test_a_cell_of_a_megabyte_is_read() -> None:
+    text = "x" * (1 << 20)
+    assert columns(read(f'a,b\n1,"{text}"\n')) == {"a": [1], "b": [text]}
+
+
+def test_a_workbook_with_the_ending_of_a_csv_file_is_named() -> None:
+    with pytest.raises(InputError, match=r"of the format Excel.*read_excel\('in.csv'\)"):
+        read(b"PK\x03\x04\x14\x00\x00\x00" + bytes(100))
+
+
 def test_a_header_of_years_is_one_where_it_holds_the_label() -> None:
     assert read("2023,2024,label\n1,2,x\n3,4,y\n", label="label").table.column_names == [
         "2023",

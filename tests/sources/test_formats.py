@@ -356,3 +356,21 @@ def test_our_own_published_dataset_is_still_read_by_its_manifest(
     publish_two(open_store(str(tmp_path / "ours")))
     listing = list_source(str(tmp_path / "ours"), requested="auto", options=None)
     assert isinstance(listing.manifest, Manifest)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["a.xlsx"], r"1 Excel file \(a.xlsx\): .*read_excel\('a.xlsx'\).to_parquet"),
+        (["b.sqlite", "a.db", "notes.md"], r"2 SQLite files \(a.db\): export its table"),
+        (["model.pkl"], "can run code when it is opened"),
+        (["notes.md"], "1 other files"),
+    ],
+)
+def test_formats_that_are_not_read_are_named_with_the_way_out(
+    names: list[str], said: str, tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=said):
+        list_source(str(tmp_path), requested="auto", options=None)

@@ -202,8 +202,8 @@ def test_images_that_are_also_in_the_holdout_are_refused_or_dropped(
     held |= {path: originals[path] for path in ("head/001.png", "tail/070.png")}
     uri = str(write(tmp_path / "held", held))
     with pytest.raises(InputError, match="2 of the source's 90 records are also in the hold-out"):
-        run(store, folder, holdout_uri=uri)
-    _, parts = run(store, folder, holdout_uri=uri, on_overlap="drop")
+        run(store, folder, holdout_uri=uri, on_overlap="error")
+    _, parts = run(store, folder, holdout_uri=uri)
     dropped = {path for path, part in parts.items() if part == "in hold-out"}
     assert dropped == {"head/001.png", "tail/070.png"}
 

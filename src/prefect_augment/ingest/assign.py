@@ -191,15 +191,15 @@ class Decision:
         if n := overlaps.get(HELD):
             raise InputError(
                 f"{n} of the source's {total} records are also in the hold-out {self.source.holdout_uri} (equal values "
-                "and label, or the same group): the comparison would score training records. Take them out, or set "
-                "source.on_overlap to 'drop' to quarantine them.",
+                "and label, or the same group): the comparison would score training records. Take them out, or leave "
+                "source.on_overlap at 'drop', which does.",
                 n_overlap=n,
             )
         if n := overlaps.get(TWINS):
             raise InputError(
                 f"{n} images that {self.source.holdout_column!r} marks as training are byte for byte "
-                "also marked as hold-out: the comparison would score training records. Take them out, or set "
-                "source.on_overlap to 'drop' to quarantine them.",
+                "also marked as hold-out: the comparison would score training records. Take them out, or leave "
+                "source.on_overlap at 'drop', which does.",
                 n_overlap=n,
             )
 

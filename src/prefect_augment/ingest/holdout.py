@@ -15,6 +15,7 @@ from prefect_augment.ingest.column_roles import Roles
 from prefect_augment.ingest.scan import scan
 from prefect_augment.ingest.schema import (
     UNTYPED_FORMATS,
+    plain_name,
     plain_schema,
     refuse_other_names,
     wider_type,
@@ -91,6 +92,7 @@ def _check_schema(schema: pa.Schema, like: pa.Schema, listing: Listing) -> None:
         same = actual == field.type or (
             listing.format in UNTYPED_FORMATS and wider_type(actual, field.type) == field.type
         )
+        same = same or plain_name(str(actual)) == plain_name(str(field.type))
         if not same and not _same_values(actual, field.type):
             raise SchemaError(
                 f"column {field.name!r} is {actual} in {where} and {field.type} in the source; convert one of them.",

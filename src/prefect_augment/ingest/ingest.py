@@ -71,7 +71,8 @@ def ingest(
     ``seed`` fixes the salt of the first version's split, ``source_options`` are the fsspec storage options
     of source and hold-out, ``on_progress`` gets a fraction in [0, 1] and the current step. ``n_records`` and
     ``class_counts`` count the source's records, without those of a hold-out URI. Raises InputError if the
-    source is empty, changed while it was read, lies inside the destination, or overlaps its hold-out;
+    source is empty, changed while it was read, lies inside the destination, or overlaps its hold-out with
+    ``on_overlap`` "error";
     ParameterError if a parameter names a missing column, or parameters contradict one another.
     """
     report = on_progress or (lambda fraction, text: None)

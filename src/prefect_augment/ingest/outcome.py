@@ -17,6 +17,7 @@ from prefect_augment.ingest.incremental import (
 )
 from prefect_augment.ingest.quarantine import by_reason
 from prefect_augment.ingest.scan import Scan
+from prefect_augment.ingest.schema import plain_name
 from prefect_augment.ingest.validate import Candidates
 from prefect_augment.ingest.validate_images import image_notes
 from prefect_augment.ingest.write_index import SplitResult, place_holdout
@@ -84,7 +85,9 @@ class Ingested:
             digest=sha256_hex("".join(s.sha256 for s in every).encode()),
             label=roles.label,
             label_type=str(schema.field(roles.label).type),
-            schema_digest=sha256_hex(canonical_json([[f.name, str(f.type)] for f in schema])),
+            schema_digest=sha256_hex(
+                canonical_json([[f.name, plain_name(str(f.type))] for f in schema])
+            ),
             columns=columns,
             shards=every,
             part_counts=counts,

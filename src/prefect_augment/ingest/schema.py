@@ -1,5 +1,6 @@
 """The common schema of all files of a source."""
 
+import re
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ from prefect_augment.shards.parquet import LINEAGE
 __all__ = [
     "UNTYPED_FORMATS",
     "one_schema",
+    "plain_name",
     "plain_schema",
     "refuse_lineage_names",
     "refuse_other_names",
@@ -31,6 +33,17 @@ def plain_schema(schema: pa.Schema) -> pa.Schema:
         if pa.types.is_dictionary(field.type):
             schema = schema.set(i, field.with_type(field.type.value_type))
     return schema
+
+
+def plain_name(arrow_type: str) -> str:
+    """Return a type's name without the width of its offsets, in which pandas, polars and Arrow differ.
+
+    Examples
+    --------
+    >>> plain_name("dictionary<values=large_string, indices=int8, ordered=0>")
+    'dictionary<values=string, indices=int8, ordered=0>'
+    """
+    return re.sub(r"\blarge_(?=string|binary|utf8)", "", arrow_type)
 
 
 def refuse_lineage_names(schema: pa.Schema, path: str) -> None:
@@ -88,6 +101,8 @@ def _common_type(
         if kind == common:
             continue
         wider = wider_type(common, kind) if widen else _same_dictionary(common, kind)
+        if wider is None and plain_name(str(kind)) == plain_name(str(common)):
+            wider = common
         if wider is None:
             raise SchemaError(
                 f"column {name!r} is {kind} in {path} and {common} in {paths[0]}; files of one source have the "

@@ -47,6 +47,8 @@ class Source(Params):
     """Text encoding of CSV files; auto looks at the bytes."""
     separator: str = "auto"
     """Separator of CSV files; auto looks at the first lines."""
+    header: Literal["auto", "yes", "no"] = "auto"
+    """Whether the first line of a CSV file names the columns; auto looks at the lines. no: column_1, column_2 …"""
     decimal: Literal["auto", ".", ","] = "auto"
     """Decimal mark of CSV files."""
     columns: list[ColumnOverride] = Field(default_factory=list)
@@ -57,15 +59,15 @@ class Source(Params):
     """A column that marks hold-out records: true/1, or one of holdout, test. It is not published."""
     holdout_uri: Location = ""
     """Hold-out records of their own; never copied, never trained on."""
-    on_overlap: Literal["error", "drop"] = "error"
-    """Records of the source that are also in the hold-out URI: stop, or quarantine them."""
+    on_overlap: Literal["drop", "error"] = "drop"
+    """Records of the source that are also in the hold-out URI: leave them out of training and count them, or stop."""
     validation_fraction: float = Field(default=0.2, gt=0.0, lt=0.9)
     """Share of the training records that choose between strategies."""
     group_column: str = ""
     """Records with the same value (a patient, a machine) stay on one side of the split."""
     group_pattern: str = ""
-    r"""The same for images, from their paths: a regular expression with one group, e.g. '(smear\d+)_'. Empty, and no
-    group column: near-duplicate images stay together."""
+    r"""The same for images, from their paths: a regular expression (RE2) with one group, e.g. '(smear\d+)_'. Empty, and
+    no group column: near-duplicate images stay together."""
     storage_block: str = ""
     """Name of a saved Prefect storage block with the credentials, e.g. remote-file-system/lake."""
 

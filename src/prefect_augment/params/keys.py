@@ -29,7 +29,7 @@ class Step:
 _SCORES = ("model", "classic", "encoder", "evaluation.estimators", "evaluation.metric", "quality")
 
 STEPS: dict[str, Step] = {
-    "ingest": Step(5, ("source",)),
+    "ingest": Step(6, ("source",)),
     "select": Step(2, ("anomalies.train_on",)),
     "version": Step(2),
     "import": Step(5, ("source.max_megapixels",)),

@@ -13,6 +13,7 @@ from typing import Any
 from prefect_augment.encoding.rare_values import MIN_LEVEL_RECORDS
 from prefect_augment.errors import ParameterError, RefusedError, SchemaError
 from prefect_augment.experiment.privacy import stored_privacy
+from prefect_augment.ingest.schema import plain_name
 from prefect_augment.params import Publish
 from prefect_augment.publish.assemble import Assembled, Portion, assemble, check_settings
 from prefect_augment.publish.export import check_export, export_newest
@@ -267,16 +268,25 @@ def check_destination(store: Store, dataset: DatasetRef | DatasetInfo) -> None:
         return
     published = read_manifest(store, latest)
     advice = "choose another destination, or a source with the same columns"
-    if (published.label, published.label_type) != (info.label, info.label_type):
+    label_type = plain_name(info.label_type)
+    if (published.label, plain_name(published.label_type)) != (info.label, label_type):
         raise SchemaError(
             f"{store.uri} holds a dataset labelled by {published.label!r} ({published.label_type}), the source is "
             f"labelled by {info.label!r} ({info.label_type}); {advice}."
         )
-    if published.source_schema != info.schema_digest:
+    if published.source_schema != info.schema_digest and not _same_types(published, info):
         raise SchemaError(
             f"{store.uri} holds a dataset of another schema: {_difference(published, info)}; {advice}."
         )
     check_follows(store, info, published)
+
+
+def _same_types(published: Manifest, info: DatasetInfo) -> bool:
+    """Tell whether the types differ only in how wide their offsets are, which the digest of older versions had."""
+    old = [(c.name, plain_name(c.arrow_type)) for c in published.columns]
+    is_old = any(plain_name(c.arrow_type) != c.arrow_type for c in published.columns)
+    is_old = is_old or plain_name(published.label_type) != published.label_type
+    return is_old and old == [(c.name, plain_name(c.arrow_type)) for c in info.columns]
 
 
 def _difference(published: Manifest, info: DatasetInfo) -> str:

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
-from prefect_augment.errors import InputError
+from prefect_augment.errors import AugmentError, InputError
 from prefect_augment.sources.images.files import Member, is_ignored
 
 __all__ = [
@@ -40,17 +40,6 @@ PIECE_BYTES = 1 << 20
 # An uncompressed pixel of four channels of 16 bits; no encoding needs more, save for its header.
 BYTES_PER_PIXEL = 8
 HEADER_BYTES = 1 << 20
-
-READ_ERRORS = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    OSError,
-    RuntimeError,  # an encrypted member
-    NotImplementedError,  # a compression that zipfile does not know
-    ValueError,
-)
 
 
 def too_large(n_bytes: int, max_megapixels: float) -> bool:
@@ -80,7 +69,9 @@ def read_archive(
             yield member
     except _ExtraTooLong as exc:
         raise _bomb(name, n_bytes, f"says {exc} bytes of one member beside its content") from exc
-    except READ_ERRORS as exc:
+    except AugmentError:
+        raise
+    except Exception as exc:  # tarfile and zipfile raise anything on headers that are made up
         if isinstance(exc, OSError) and exc.errno is not None:
             raise  # the store failed, not the archive
         if not n_members:
@@ -121,7 +112,9 @@ def _zip_members(file: IO[bytes], max_megapixels: float) -> Iterator[tuple[Membe
             try:
                 with archive.open(info) as member:
                     data, whole = _read(member, info.file_size)
-            except READ_ERRORS as exc:
+            except AugmentError:
+                raise
+            except Exception as exc:  # noqa: BLE001 - as in read_archive
                 yield Member(path, i, reason=f"cannot be unpacked: {_plain(exc)}"), 0
                 continue
             reason = "" if whole else "oversized (more bytes than the archive says)"

@@ -18,10 +18,10 @@ from prefect_augment.errors import SchemaError
 from prefect_augment.params import Source
 from prefect_augment.sources.archives import refuse_bomb, size_of
 from prefect_augment.sources.base import SourceRecords
+from prefect_augment.sources.guard import untrusted
 from prefect_augment.sources.parquet import (
     plain_schema,
     refuse_duplicates,
-    unreadable_as,
     with_plain_types,
 )
 
@@ -41,10 +41,10 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
     """
     n_bytes = size_of(file)
     n_rows = n_unpacked = 0
-    with unreadable_as("Arrow IPC or Feather", name):
+    with untrusted(name, "Arrow IPC or Feather"):
         for table in _tables(file, name):
             table.validate(full=True)
-            n_unpacked += table.nbytes
+            n_unpacked += _n_bytes(table)
             refuse_bomb(name, n_bytes, n_unpacked)
             for part in _parts(with_plain_types(table)):
                 positions = np.arange(n_rows + 1, n_rows + part.num_rows + 1, dtype=np.int64)
@@ -54,9 +54,14 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
 
 def _parts(table: pa.Table) -> Iterator[pa.Table]:
     """Yield a batch in pieces of bounded size."""
-    n_rows = max(1, math.ceil(table.num_rows * BYTES_AT_ONCE / max(1, table.nbytes)))
+    n_rows = max(1, math.ceil(table.num_rows * BYTES_AT_ONCE / max(1, _n_bytes(table))))
     for start in range(0, max(1, table.num_rows), n_rows):
         yield table.slice(start, n_rows)
+
+
+def _n_bytes(table: pa.Table) -> int:
+    """Return the bytes of the records, with those of their positions: nulls alone take none themselves."""
+    return int(max(table.nbytes, 8 * table.num_rows))
 
 
 def _tables(file: IO[bytes], name: str) -> Iterator[pa.Table]:

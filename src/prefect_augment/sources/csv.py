@@ -26,6 +26,7 @@ from prefect_augment.params import Source
 from prefect_augment.sources.archives import UNPACK_ERRORS, refuse_bomb, size_of
 from prefect_augment.sources.base import Rejected, SourceRecords
 from prefect_augment.sources.csv_types import ColumnTyper, count_decimals, is_number
+from prefect_augment.sources.other_formats import what_it_is
 from prefect_augment.storage.spill import Workspace
 
 __all__ = ["Text", "read_batches"]
@@ -36,6 +37,8 @@ SAMPLE_ROWS = 200  # rows that decide on separator and header
 # Python strings of so many rows, or characters, are alive at a time.
 ROWS_AT_ONCE = 32_768
 BYTES_AT_ONCE = 4 << 20
+# Characters in a field: more is a quote that is never closed, sooner than a text.
+MAX_FIELD = 16 << 20
 MAX_RAW = 2_000  # characters of a rejected line that quarantine keeps
 
 
@@ -46,13 +49,16 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
       gzip is unpacked.
     - Separator: of comma, semicolon, tab and bar the one that cuts most lines into as many fields as the
       first; quoted fields may hold separators and line breaks.
-    - Header: the first line, unless it holds numbers where the columns below hold numbers.
+    - Header: as ``source.header`` says; else the first line, unless it holds numbers where the columns below hold
+      numbers, or the label is ``column_3`` or the like. A first line that may be data is noted.
     - Empty fields are null. :class:`.csv_types.ColumnTyper` infers types when all lines have been seen; until
       then they are spilled as text.
 
     Lines that do not parse are rejected with their number, from 1. Raises InputError if the file is empty,
     has only a header, is not text, or hardly any line parses; SchemaError for duplicate column names.
     """
+    if csv.field_size_limit() < MAX_FIELD:  # one for all readers of the process
+        csv.field_size_limit(MAX_FIELD)
     text = Text(file, name, source.encoding)
     if text.is_blank:
         raise EmptyFileError(
@@ -61,7 +67,7 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
     # Layout, from the first rows.
     separator = _find_separator(text, source.separator)
     skip_blanks = _has_blanks_after(text, separator)
-    header, has_header = _header(text, separator, skip_blanks, source, name)
+    header, has_header, doubts = _header(text, separator, skip_blanks, source, name)
     with Workspace() as workspace:
         # Rows as text, then types, then records.
         blocks = _Blocks(workspace, header)
@@ -71,7 +77,7 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
                 lines, delimiter=separator, skipinitialspace=skip_blanks, strict=True
             )
             if has_header:
-                next(reader)
+                _skip_header(reader, name)
             blocks.read(reader, lines, name)
         names, notes = blocks.without_blank_column()
         typers, mark = blocks.typers(names, source, separator)
@@ -81,10 +87,22 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
         layout += ", decimal comma" if mark == "," else ""
         layout += "" if has_header else ", no header line: columns are named column_1, column_2 …"
         layout += ", blanks after separators left out" if skip_blanks else ""
-        file_notes = (layout, *notes, *_missing_notes(names, typers))
+        file_notes = (layout, *doubts, *notes, *_missing_notes(names, typers))
         for batch in blocks.typed(names, typers, separator):
             yield replace(batch, notes=file_notes)
             file_notes = ()
+
+
+def _skip_header(reader: Iterator[list[str]], name: str) -> None:
+    try:
+        next(reader)
+    except csv.Error as exc:
+        raise InputError(
+            f"{name}: the header in the first line cannot be read ({exc}); double the quotes inside of names, and "
+            "close the others.",
+            path=name,
+            line=1,
+        ) from exc
 
 
 def _missing_notes(names: Sequence[str], typers: Sequence[ColumnTyper]) -> list[str]:
@@ -137,12 +155,17 @@ def _has_blanks_after(text: "Text", separator: str) -> bool:
 
 def _header(
     text: "Text", separator: str, skip_blanks: bool, source: Source, name: str
-) -> tuple[list[str], bool]:
-    """Return the column names and whether the first line holds them."""
+) -> tuple[list[str], bool, tuple[str, ...]]:
+    """Return the column names, whether the first line holds them, and what speaks against it."""
     rows = _sample(text, separator, skip_blanks=skip_blanks)
     first, below = [field.strip() for field in rows[0]], rows[1:]
-    if source.label not in first and _is_data(first, below):
-        return [f"column_{j + 1}" for j in range(len(first))], False
+    numbered = [f"column_{j + 1}" for j in range(len(first))]
+    if source.header == "no" or (
+        source.header == "auto"
+        and source.label not in first
+        and (source.label in numbered or _is_data(first, below))
+    ):
+        return numbered, False, ()
     if not below:
         raise EmptyFileError(
             f"{name} has a header and no records; expected at least one record.", path=name
@@ -155,7 +178,27 @@ def _header(
             "rename or drop all but one of each.",
             columns=repeated,
         )
-    return names, True
+    doubts = () if source.header == "yes" else _doubts(first, below)
+    return names, True, doubts
+
+
+def _doubts(first: Sequence[str], below: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Say where the first line looks like a record: it has values of the lines below, or numbers."""
+    again = [
+        j
+        for j, field in enumerate(first)
+        if field and any(row[j:] and row[j].strip() == field for row in below)
+    ]
+    values = again or [j for j, field in enumerate(first) if is_number(field)]
+    if not again and len(values) < len(first) / 2:  # years as columns are numbers, beside others
+        return ()
+    shown = ", ".join(repr(first[j]) for j in values[:3])
+    why = "stands below it, too" if again else "is a number"
+    note = (
+        f"the first line was read as column names, and may be a record: {shown} {why}. If it is one, set source.header "
+        "to 'no' and name the label column_1, column_2 …; if not, 'yes'"
+    )
+    return (note,)
 
 
 def _is_data(first: Sequence[str], below: Sequence[Sequence[str]]) -> bool:
@@ -313,8 +356,13 @@ def _unreadable(exc: csv.Error, line: int, lines: _Lines, name: str) -> Rejected
     """Reject a row with a stray quote; refuse the file if a quote never closes and hides the rest."""
     message = str(exc)
     if "unexpected end of data" in message or "field larger" in message:
+        what = (
+            "is never closed"
+            if "unexpected" in message
+            else f"holds more than {MAX_FIELD >> 20} MiB, so it is probably never closed"
+        )
         raise InputError(
-            f"{name}: the quote opened in line {line} is never closed, so the lines after it cannot be told apart; "
+            f"{name}: the quote opened in line {line} {what}, and the lines after it cannot be told apart; "
             "close it or double it.",
             path=name,
             line=line,
@@ -391,8 +439,10 @@ class Text:
             is_blank = is_blank and not text.strip()
         decoder.decode(b"", final=True)
         if has_zero:
+            start = next(self._pieces(), b"")
+            why = what_it_is(start, self._name) or "it is not text, or its encoding must be given"
             raise InputError(
-                f"{self._name} holds zero bytes: it is not text, or its encoding must be given.",
+                f"{self._name} holds zero bytes: {why}.",
                 path=self._name,
             )
         return is_blank

@@ -18,8 +18,10 @@ from prefect_augment.params import Source
 from prefect_augment.registry import FORMATS
 from prefect_augment.schema import INDEX, LatentInfo, Manifest, ShardInfo
 from prefect_augment.sources.archives import ARCHIVE_ENDINGS
-from prefect_augment.sources.hf_layout import choose_files
+from prefect_augment.sources.guard import untrusted
+from prefect_augment.sources.hf_layout import CARD, choose_files
 from prefect_augment.sources.images.files import is_ignored, is_image_name, match_segments
+from prefect_augment.sources.other_formats import name_others
 from prefect_augment.storage import Store, latest_version, open_store, read_manifest
 
 __all__ = [
@@ -101,7 +103,10 @@ def list_source(uri: str, *, requested: str, options: dict[str, Any] | None) -> 
             entries = tuple(entry_of(store, shard.path) for shard in denoised)
             return Listing(store, entries, "parquet", denoised=denoised)
     notes: tuple[str, ...] = ()
-    chosen = None if objects.is_exact or objects.is_glob else choose_files(paths, store)
+    chosen = None
+    if not objects.is_exact and not objects.is_glob:
+        with untrusted(f"{uri}/{CARD}", "a dataset card"):
+            chosen = choose_files(paths, store)
     if chosen is not None:
         paths, notes = list(chosen.paths), chosen.notes
     source_format = _chosen_format(paths, requested, is_exact=objects.is_exact)
@@ -198,6 +203,8 @@ def _nothing(uri: str, requested: str, paths: list[str]) -> str:
     images = ", and no images," if requested == "auto" else ""
     other = f"{len(paths)} other files" if paths else "nothing"
     advice = ", or say source.format." if paths and requested == "auto" else "."
+    if named := name_others(paths):
+        return f"no {wanted} file{images} at {uri}: found {named}."
     return f"no {wanted} file{images} at {uri}: found {other}. Check the location{advice}"
 
 
@@ -205,8 +212,9 @@ def _image_files(objects: "_Objects") -> Listing:
     """List image files and possible annotations, without hidden files."""
     entries = [e for e in objects.entries.values() if objects.is_exact or not is_ignored(e.path)]
     if not any(is_image_name(e.path) for e in entries):
+        other = name_others(e.path for e in entries) or f"{len(entries) or 'no'} other files"
         raise InputError(
-            f"no image file at {objects.store.uri}: found {len(entries) or 'no'} other files. Check the location; a "
+            f"no image file at {objects.store.uri}: found {other}. Check the location; a "
             "folder of images has a folder per class, or annotations beside the images.",
             uri=objects.store.uri,
         )

@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from prefect_augment.sources.csv_types import DATE, MIN_DISTINCT, MIN_PARSED, TI
 
 __all__ = ["DateKind", "date_types", "read_batches", "to_dates"]
 
+# What Arrow raises on a value that has not the type it should have.
+CONVERSION_ERRORS = (pa.ArrowException, OverflowError, TypeError, ValueError)
 NANOSECONDS = r"\.\d{7,9}"
 # Name, pattern, and the type for seconds of up to six digits and of up to nine.
 DATE_TYPES = (
@@ -365,13 +367,38 @@ def _build(
             rejected.append(line.rejected(reason))
         else:
             valid.append(line)
-    arrays = [_array([line.record.get(key) for line in valid], kind) for key, kind in types.items()]
+    arrays = []
+    misfits: dict[int, str] = {}
+    for key, kind in types.items():
+        values = [line.record.get(key) for line in valid]
+        try:
+            arrays.append(_array(values, kind))
+        except CONVERSION_ERRORS:
+            misfits |= {i: _no_fit(key, v) for i, v in enumerate(values) if not _fits(v, kind)}
+    if misfits:
+        rest = [replace(line, reason=misfits.get(i, "")) for i, line in enumerate(valid)]
+        built = _build(rest, types, notes)
+        both = sorted((*rejected, *built.rejected), key=lambda r: r.position)
+        return replace(built, rejected=tuple(both))
     return SourceRecords(
         table=pa.table(arrays, names=list(types)),
         positions=np.array([line.number for line in valid], dtype=np.int64),
         rejected=tuple(rejected),
         notes=notes,
     )
+
+
+def _fits(value: Any, kind: _Type) -> bool:
+    """Tell whether a nested value can be of a column's type."""
+    try:
+        _array([value], kind)
+    except CONVERSION_ERRORS:
+        return False
+    return True
+
+
+def _no_fit(key: str, value: Any) -> str:
+    return f"column {key!r}: {_spell(value)[:60]!r} does not fit the column's other values"
 
 
 def _misfit(record: dict[str, Any], types: dict[str, _Type]) -> str:

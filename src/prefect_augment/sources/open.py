@@ -1,7 +1,7 @@
 """The reader of one source object: the registry's readers, archives, and our own shards."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import IO
 
@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 
 from prefect_augment.errors import InputError
 from prefect_augment.params import Source
-from prefect_augment.registry import load_reader
+from prefect_augment.registry import FORMATS, load_reader
 from prefect_augment.shards import webdataset
 from prefect_augment.shards.parquet import LINEAGE, select_columns
 from prefect_augment.sources.base import SourceRecords, in_batches
 from prefect_augment.sources.discovery import PART, Listing
+from prefect_augment.sources.guard import guarded
 from prefect_augment.sources.images.columns import as_image_columns, find_image_columns, is_binary
 from prefect_augment.sources.images.scan import read_archive_records
 from prefect_augment.sources.parquet import read_batches as read_parquet
@@ -27,20 +28,20 @@ MAX_AHEAD = 64 << 20
 _PUBLISHED_TAR = "a shard of a dataset published by this tool: only its real records are read"
 
 
-def reader_of(listing: Listing) -> Callable[..., SourceRecords | Iterable[SourceRecords]]:
+def reader_of(listing: Listing) -> Callable[..., Iterator[SourceRecords]]:
     """Return the reader of the source's objects."""
     if listing.manifest is not None:
-        return _read_published
+        return guarded(_read_published, "a shard of ours")
     if listing.denoised:
-        return _read_denoised
+        return guarded(_read_denoised, "a shard of ours")
     if listing.format == "archive":
-        return _read_archive
+        return guarded(_read_archive, "an archive")
     read = load_reader(listing.format)
 
     def with_images(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
         return _with_images(in_batches(read(file, name=name, source=source)))
 
-    return with_images
+    return guarded(with_images, FORMATS[listing.format].title)
 
 
 def _with_images(batches: Iterator[SourceRecords]) -> Iterator[SourceRecords]:

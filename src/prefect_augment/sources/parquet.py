@@ -6,7 +6,6 @@ and expands a thousandfold (500 bytes can hold 2 GB), so the dictionaries are re
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import IO
 
 import numpy as np
@@ -25,6 +24,7 @@ from prefect_augment.shards.parquet_footer import (
 )
 from prefect_augment.sources.archives import refuse_bomb, size_of
 from prefect_augment.sources.base import BATCH_BYTES, SourceRecords
+from prefect_augment.sources.guard import untrusted
 
 __all__ = [
     "check_parquet",
@@ -32,7 +32,6 @@ __all__ = [
     "plain_schema",
     "read_batches",
     "refuse_duplicates",
-    "unreadable_as",
     "with_plain_types",
 ]
 
@@ -49,7 +48,7 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
     ``positions`` count rows from 1; a file is read as a whole or not at all. Raises InputError if it is damaged,
     has text that is not UTF-8, or is built to fill the memory; SchemaError for duplicate column names.
     """
-    with unreadable_as("Parquet", name):
+    with untrusted(name, "Parquet"):
         # With a buffer, a column of a row group is read a piece at a time and not at once.
         reader = pq.ParquetFile(file, buffer_size=BUFFER_BYTES)
         schema = reader.schema_arrow
@@ -66,22 +65,6 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
             yield SourceRecords(table, np.arange(start, end, dtype=np.int64))
             start = end
         check_row_count(reader, start - 1, name=name)
-
-
-@contextmanager
-def unreadable_as(format_name: str, name: str) -> Iterator[None]:
-    """Turn Arrow's errors on a file into an :class:`InputError` that names it; a store's failures pass."""
-    try:
-        yield
-    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as exc:  # as Arrow has them
-        if isinstance(exc, OSError) and exc.errno is not None:
-            raise  # the store failed, not the format: Arrow's own errors carry no errno
-        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-        raise InputError(
-            f"{name} cannot be read as {format_name} ({reason}); it may be cut off or of another format. "
-            "Write it again, or leave it out of the source.",
-            path=name,
-        ) from exc
 
 
 def _batches(reader: pq.ParquetFile) -> Iterator[pa.RecordBatch]:

@@ -14,6 +14,7 @@ from xml.etree import ElementTree as ET
 
 from prefect_augment.errors import InputError
 from prefect_augment.params import Source
+from prefect_augment.sources.guard import untrusted
 from prefect_augment.sources.images.files import (
     Labels,
     Layout,
@@ -37,6 +38,13 @@ def read_labels(members: Sequence[Member], source: Source) -> Labels:
 
     ``source.label`` may name a field of WebDataset's JSON members. Raises InputError if the layout is absent.
     """
+    beside = [m.path for m in members if not is_image_name(m.path)]
+    name = f"{', '.join(beside[:3])}{' …' if len(beside) > 3 else ''}" or "the images' names"
+    with untrusted(name, "annotations of images"):
+        return _read_labels(members, source)
+
+
+def _read_labels(members: Sequence[Member], source: Source) -> Labels:
     layout: Layout
     if source.format in READERS:
         layout = source.format  # type: ignore[assignment]
@@ -301,7 +309,8 @@ def _voc_labels(members: Sequence[Member], source: Source) -> Labels:
 
 def _voc_boxes(data: bytes) -> tuple[str, list[Box]] | None:
     """Return file name and boxes of one annotation; None for another file."""
-    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+    plain = data.replace(b"\0", b"")  # of UTF-16 and UTF-32
+    if b"<!DOCTYPE" in plain or b"<!ENTITY" in plain:
         return None  # entities can be made to grow without end; VOC has none
     try:
         root = ET.fromstring(data)  # noqa: S314 - no entities, see above

@@ -120,9 +120,22 @@ def with_group_column(table: pa.Table, pattern: str) -> pa.Table:
             f"source.group_pattern makes a column {GROUP!r}, and the source has one; "
             f"use source.group_column={GROUP!r}, or rename it."
         )
-    search = re.compile(pattern).search
-    paths: Sequence[str | None] = pc.struct_field(table[image], "path").to_pylist()
-    matches = [search(path or "") for path in paths]
-    groups = [(match.group(1) or "") if match else "" for match in matches]
-    table = table.append_column(GROUP, pa.array(groups, pa.string()))
+    paths = pc.fill_null(pc.struct_field(table[image], "path"), "")
+    try:
+        matches = pc.extract_regex(paths, _with_named_group(pattern))
+    except pa.ArrowInvalid as exc:
+        raise ParameterError(
+            f"source.group_pattern cannot be used ({exc}): it is matched in linear time (RE2), without look-arounds "
+            "and back-references; write it without them."
+        ) from exc
+    groups = pc.fill_null(pc.struct_field(matches, [0]), "")
+    table = table.append_column(GROUP, groups)
     return table.replace_schema_metadata(image_metadata(table.schema, image_columns(table.schema)))
+
+
+def _with_named_group(pattern: str) -> str:
+    """Return a pattern with a name for its one group, which Arrow's RE2 wants."""
+    # Escapes, classes of characters, and the first parenthesis that is in neither and opens a group.
+    tokens = re.finditer(r"\\.|\[\^?\]?(?:\\.|[^\]])*\]|(?P<group>\((?!\?))", pattern, re.DOTALL)
+    start = next((token.end() for token in tokens if token["group"]), None)
+    return pattern if start is None else f"{pattern[:start]}?P<group>{pattern[start:]}"
