@@ -164,7 +164,7 @@ TEXTS = "red,round,apple\ngreen,long,pear\nred,long,apple\n"
 def test_a_header_that_may_be_a_record_is_asked_about_and_can_be_set() -> None:
     asked = read(TEXTS)
     assert asked.table.column_names == ["red", "round", "apple"]
-    assert "may be a record: 'red', 'apple' stands below it, too" in asked.notes[1]
+    assert "may be a record (also among the values below it: 'red', 'apple')" in asked.notes[1]
     for source in ({"header": "no"}, {"label": "column_3"}):
         records = read(TEXTS, **source)
         assert records.table["column_3"].to_pylist() == ["apple", "pear", "apple"]

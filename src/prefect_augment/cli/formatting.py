@@ -200,6 +200,8 @@ def show_profile(console: Console, profile: Any) -> None:
     total = sum(profile.class_counts.values())
     if not profile.is_valid:
         console.print(f"[bold red]cannot be used:[/] {escape(profile.notes[0])}", highlight=False)
+        for note in profile.notes[1:]:
+            console.print(f"- {escape(note)}", highlight=False)
         return
     classes = Table(f"class ({escape(profile.label)})", "records", "share")
     for name, n in profile.class_counts.items():

@@ -193,10 +193,10 @@ def _doubts(first: Sequence[str], below: Sequence[Sequence[str]]) -> tuple[str, 
     if not again and len(values) < len(first) / 2:  # years as columns are numbers, beside others
         return ()
     shown = ", ".join(repr(first[j]) for j in values[:3])
-    why = "stands below it, too" if again else "is a number"
+    why = "also among the values below it" if again else "numbers"
     note = (
-        f"the first line was read as column names, and may be a record: {shown} {why}. If it is one, set source.header "
-        "to 'no' and name the label column_1, column_2 …; if not, 'yes'"
+        f"the first line was read as column names, and may be a record ({why}: {shown}). If it is one, set "
+        "source.header to 'no' and name the label column_1, column_2 …; if not, 'yes'"
     )
     return (note,)
 
