@@ -115,6 +115,8 @@ def _targets(values: Floats, is_unique: NDArray[np.bool_], codec: _Snaps) -> tup
         left = np.arange(len(rare) if n_places > len(values) else 0)
         # First halfway to the next value, then step by step along the grid.
         for steps in range(MAX_STEPS if codec.spacing else 1):
+            if not left.size:
+                break
             for sign in (side, -side):
                 moved = codec.snapped(_moved(values, rare[left], sign, steps * codec.spacing))
                 is_free = ~np.isnan(moved) & ~np.isin(moved, rare)
