@@ -61,6 +61,7 @@ from prefect_augment.tasks.compare import (
 )
 from prefect_augment.tasks.sample import sample_classes
 from prefect_augment.tasks.train import train_model
+from prefect_augment.text import measured
 
 __all__ = [
     "Comparison",
@@ -237,6 +238,7 @@ def search_strategies(
     n_kept = schedule.n_kept(tried, best_settings(tried))
     kept = survivors(tried, n_kept=n_kept)
     full = score_all([(strategy, 0) for strategy in kept], "score the best settings")
+    logger.info("%s", _ranking(full))
     # All seeds: the best of these.
     last = finalists(full)
     n_seeds = schedule.n_seeds(tried, full, last, most=params.evaluation.n_seeds)
@@ -255,6 +257,14 @@ def search_strategies(
         rungs.append(as_rung("all seeds", scores, last, reasons={}))
     result = SearchResult(rungs=tuple(rungs), n_settings=plan.n_settings)
     return Search([*full, *rest], n_seeds, result)
+
+
+def _ranking(scores: Sequence[StrategyScore]) -> str:
+    """Say how strategies scored, the best first."""
+    measure = scores[0].measure
+    ranked = sorted(scores, key=lambda score: -score.score)
+    listed = (f"{s.strategy.name} {measured(measure.shown(s.score), measure)}" for s in ranked)
+    return f"{measure.title[:1].upper()}{measure.title[1:]} on validation records: {', '.join(listed)}."
 
 
 def _choose_model(

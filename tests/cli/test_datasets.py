@@ -10,7 +10,7 @@ from support.steps import publish_parts
 from typer.testing import CliRunner
 
 from prefect_augment.cli.app import app
-from prefect_augment.errors import AugmentError
+from prefect_augment.errors import AugmentError, IntegrityError
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.storage import open_store
 
@@ -60,3 +60,9 @@ def test_they_print_for_people_too(dest: Path) -> None:
     result = CliRunner().invoke(app, ["gc", str(dest), "--dry-run"])
     assert result.exit_code == 0
     assert "named by a version" in result.stdout
+
+
+def test_a_place_without_a_dataset_is_said_to_be_one(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["versions", str(tmp_path)])
+    assert isinstance(result.exception, IntegrityError)
+    assert "holds no published dataset" in str(result.exception)

@@ -41,7 +41,6 @@ app = typer.Typer(
     name="prefect-augment",
     help="Rebalance labelled datasets, with proof that it helps.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 for command in (

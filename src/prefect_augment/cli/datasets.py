@@ -29,8 +29,13 @@ __all__ = ["approve", "erase", "export", "gc", "inspect", "rollback", "verify", 
 def versions(dest: str, block: Block = "", as_json: Json = False) -> None:
     """List the versions of a published dataset."""
     from prefect_augment.maintenance.inspect import versions as list_versions
+    from prefect_augment.storage import read_manifest
 
-    print_infos(list_versions(open_root(dest, block, only_reads=True)), as_json=as_json)
+    store = open_root(dest, block, only_reads=True)
+    found = list_versions(store)
+    if not found:
+        read_manifest(store)  # says that there is none
+    print_infos(found, as_json=as_json)
 
 
 def inspect(

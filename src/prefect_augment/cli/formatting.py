@@ -72,6 +72,13 @@ def show_run(console: Console, result: RunResult) -> None:
         )
     console.print(f"[bold]Report[/]: {escape(result.report)}", soft_wrap=True)
     _show_cost(console, result)
+    if result.version is not None:
+        place = escape(result.manifest.partition("/_manifests/")[0])
+        console.print(
+            f"[bold]Next[/]: prefect-augment inspect {place}, or in Python open_dataset({place!r}).",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 def _show_cost(console: Console, result: RunResult | TrainResult | LatentResult) -> None:
