@@ -21,10 +21,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
+    temporary_settings,
+)
 
-from prefect_augment import open_dataset
+import prefect_augment
+from prefect_augment import NoModel, open_dataset, rebalance
 from prefect_augment.cli.app import app
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 
 
@@ -71,6 +78,32 @@ def test_the_python_section_publishes_and_reads(
     names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec", dont_inherit=True), names)
     assert len(names["weights"]) == names["table"].num_rows
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_runs")
+def test_the_tutorial_trains_and_rebalances(
+    make_table: Callable[..., pa.Table], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_table(counts={"ok": 120, "worn": 12}).to_pandas().to_csv("parts.csv", index=False)
+    text = (DOCS / "tutorial.md").read_text(encoding="utf-8")
+    train, alone = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    with temporary_settings({PREFECT_API_URL: None, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
+        rebalance("parts.csv", "parts-balanced", label="state", model=NoModel())
+        for code in (train, alone):
+            exec(compile(code, "tutorial.md", "exec", dont_inherit=True), {})
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    text = (DOCS / "reference.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^::: prefect_augment\.[\w.]+\.(\w+)$", text, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(prefect_augment.__all__)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    nav = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2]
+    assert {page.name for page in DOCS.glob("*.md")} == set(re.findall(r"[\w-]+\.md", nav))
 
 
 def test_every_command_that_is_named_exists() -> None:
