@@ -2,12 +2,14 @@
 
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +207,29 @@ def test_a_version_that_waits_is_published_by_the_command(
     assert result["status"] == "published"
     assert sum(n for o, n in result["counts"]["train"]["cracked"].items() if o != "real") == 2
     assert result["approval"]["by"] == "Ada"
+
+
+def test_something_moves_on_the_terminal_every_few_seconds(
+    folder: Path, tmp_path: Path, own: dict[str, str]
+) -> None:
+    """From the first second on, when the imports have not ended."""
+    words = ["rebalance", folder / "in.parquet", tmp_path / "out", *GIVEN]
+    words += ["--params", folder / "quick.yaml"]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefect_augment.cli.app", *map(str, words)],
+        env={**QUIET, **own, "TERM": "xterm", "COLUMNS": "80"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown, moved, gaps = b"", time.monotonic(), []
+    with os.fdopen(ours, "rb", buffering=0) as screen, suppress(OSError):  # its end on Linux
+        while part := screen.read(4096):
+            shown += part
+            gaps.append(time.monotonic() - moved)
+            moved = time.monotonic()
+    assert process.wait(timeout=60) == 0, shown.decode(errors="replace")[-3000:]
+    assert b"confirm on the hold-out" in shown
+    assert max(gaps) < 5, sorted(gaps)[-5:]

@@ -213,43 +213,47 @@ def _no_server(exc: Exception) -> AugmentError:
 
 
 @contextmanager
-def live_progress(*, quiet: bool) -> Iterator[None]:
-    """Show the progress of a run: a bar that lives on a terminal, and a line per step in a log."""
+def live_progress(*, quiet: bool) -> Iterator[Callable[[float, str], None]]:
+    """Show a run's progress: a bar that lives on a terminal, a line per step in a log; yield who is told of it."""
     if quiet:
-        yield
-        return
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+        yield lambda done, text: None
+    elif err.is_terminal:
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-    from prefect_augment.tasks._display import listening
-
-    if not err.is_terminal:
+        columns = (
+            SpinnerColumn(),
+            BarColumn(20),
+            TextColumn("{task.description}", markup=False),
+        )
+        with Progress(*columns, console=err, transient=True) as bars:
+            bar = bars.add_task("starting", total=1.0)
+            yield lambda done, text: bars.update(bar, completed=done, description=text)
+    else:
         step = ""
 
         def say(_: float, text: str) -> None:
             nonlocal step
-            if text.partition(":")[0].partition(" · ")[0] != step:
-                step = text.partition(":")[0].partition(" · ")[0]
+            before, step = step, text.partition(" · ")[0].partition(":")[0]
+            if step != before:
                 err.print(text, soft_wrap=True, highlight=False, markup=False)
 
-        with listening(say):
-            yield
-        return
-    columns = (SpinnerColumn(), BarColumn(20), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=err, transient=True) as bars:
-        bar = bars.add_task("starting", total=1.0)
-        with listening(lambda done, text: bars.update(bar, completed=done, description=text)):
-            yield
+        yield say
 
 
 def run_flow(name: str, parameters: Mapping[str, Any], show: str, *, as_json: bool) -> None:
     """Run ``module:flow`` of :mod:`prefect_augment.flows`, and print its result by ``formatting.show``."""
     check_before_run(parameters)
     module, _, attribute = name.partition(":")
-    with prefect_session(quiet=as_json), parameter_errors():
+    # The bar comes first: the imports take seconds.
+    with (
+        live_progress(quiet=as_json) as listener,
+        prefect_session(quiet=as_json),
+        parameter_errors(),
+    ):
         flow = getattr(import_module(f"prefect_augment.flows.{module}"), attribute)
-        given = flow.validate_parameters(parameters)
-        with live_progress(quiet=as_json):
-            result = flow(**given)
+        listening = import_module("prefect_augment.tasks._display").listening
+        with listening(listener):
+            result = flow(**flow.validate_parameters(parameters))
     formatting = import_module("prefect_augment.cli.formatting")
     print_result(result, getattr(formatting, show), as_json=as_json)
 

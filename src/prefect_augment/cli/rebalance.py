@@ -103,13 +103,14 @@ def demo(
         from prefect_augment.cli.formatting import show_demo, show_run
         from prefect_augment.examples import demo_runs
         from prefect_augment.flows.rebalance import rebalance as flow
+        from prefect_augment.tasks._display import listening
 
         runs = demo_runs(str(folder), images=can_see)
         for i, (name, parameters) in enumerate(runs.items()):
             if not as_json:
                 title = f"{i + 1} of {len(runs)}, {name}: {parameters['source'].uri}"
                 out.print(f"[bold]{escape(title)}[/]", soft_wrap=True, highlight=False)
-            with live_progress(quiet=as_json):
+            with live_progress(quiet=as_json) as listener, listening(listener):
                 results[name] = flow(**parameters)
             if not as_json:
                 show_run(out, results[name])
