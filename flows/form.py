@@ -6,6 +6,7 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.flows._flow import flow, named_by_source
 from prefect_augment.flows.rebalance import rebalance as rebalance_dataset
 from prefect_augment.params import Approval, Destination, ImageSettings, Source, TableSettings
+from prefect_augment.params.locations import Location
 from prefect_augment.schema import RunResult
 
 __all__ = ["rebalance"]
@@ -13,9 +14,9 @@ __all__ = ["rebalance"]
 
 @flow("rebalance", named_by_source)
 def rebalance(
-    source: str = "",
+    source: Location = "",
     label: str = "",
-    destination: str = "",
+    destination: Location = "",
     approval: Literal["not needed", "needed"] = "not needed",
     plan_only: bool = False,
     tables: TableSettings | None = None,

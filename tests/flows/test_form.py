@@ -15,8 +15,16 @@ from prefect.client.schemas.filters import (
 )
 from prefect.utilities.schema_tools import validate
 
+from prefect_augment.errors import ParameterError
 from prefect_augment.flows.form import rebalance
-from prefect_augment.params import Classic, Evaluation, NoModel, Source, TableSettings
+from prefect_augment.params import (
+    Classic,
+    Evaluation,
+    ImageSettings,
+    NoModel,
+    Source,
+    TableSettings,
+)
 
 SCHEMA: dict[str, Any] = rebalance.parameters.model_dump()
 
@@ -52,6 +60,17 @@ def test_the_server_takes_the_groups_as_they_are_filled_in() -> None:
         given = {name: info["default"] for name, info in sections.items()}
         given["budget"] = {"minutes": 2.0}
         validate({group: given}, SCHEMA, raise_on_error=True, ignore_required=True)
+
+
+@pytest.mark.parametrize("field", ["source", "destination"])
+def test_a_location_with_a_password_is_refused(field: str) -> None:
+    with pytest.raises(ParameterError, match="password"):
+        rebalance.validate_parameters({field: "s3://key:sec/ret@lake/parts"})
+
+
+def test_settings_for_both_kinds_of_data_are_refused() -> None:
+    with pytest.raises(ParameterError, match="keep the one"):
+        rebalance.fn(tables=TableSettings(), images=ImageSettings())
 
 
 @pytest.mark.flow

@@ -32,10 +32,10 @@ def versions(dest: str, block: Block = "", as_json: Json = False) -> None:
     from prefect_augment.storage import read_manifest
 
     store = open_root(dest, block, only_reads=True)
-    found = list_versions(store)
-    if not found:
+    published = list_versions(store)
+    if not published:
         read_manifest(store)  # says that there is none
-    print_infos(found, as_json=as_json)
+    print_infos(published, as_json=as_json)
 
 
 def inspect(
