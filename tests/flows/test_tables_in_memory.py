@@ -43,6 +43,7 @@ def test_a_table_in_memory_is_a_source(
     result = rebalance(FORMS[form](table), tmp_path / "out", label="state", plan_only=True)
     assert {c.label: c.n_real for c in result.plan.classes}.keys() == {"ok", "worn"}
     assert result.status == "planned"
+    assert "<td>worn</td><td>" in result._repr_html_(), "as a notebook shows it"
     staged = pd.read_parquet(tmp_path / "out-source" / "records.parquet")
     assert len(staged) == table.num_rows
 

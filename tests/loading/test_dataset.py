@@ -303,3 +303,13 @@ def test_the_manifest_alone_says_what_is_there(published: Dataset, tmp_path: Pat
     assert {s["path"] for s in fields["shards"]} <= {
         str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out" / "data").iterdir()
     }
+
+
+def test_a_notebook_shows_the_classes_and_the_recipe(dataset: Dataset) -> None:
+    shown = dataset._repr_html_()
+    assert all(f"<td>{name}</td>" in shown for name in dataset.classes)
+    assert dataset.recipe.strategy.name in dataset.recipe._repr_html_()
+
+
+def test_polars_gets_the_same_records(dataset: Dataset) -> None:
+    assert dataset.to_polars().to_dicts() == dataset.to_table().to_pylist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from prefect_augment.loading.probabilities import (
     reweighted,
 )
 from prefect_augment.schema import Manifest, Origin, Recipe, ShardInfo
+from prefect_augment.schema.base import html_table
 from prefect_augment.shards.base import check_digest
 from prefect_augment.shards.staged import read_shards
 from prefect_augment.storage import Store, open_store, read_manifest
@@ -83,6 +85,14 @@ class Dataset:
 
     def __repr__(self) -> str:
         return f"Dataset({self.store.uri!r}, version={self.version})"
+
+    def _repr_html_(self) -> str:
+        counts = self.manifest.class_counts
+        rows = [
+            (name, *(sum(counts[split].get(name, {}).values()) for split in counts))
+            for name in self.classes
+        ]
+        return f"<p>{escape(repr(self))}</p>" + html_table(("class", *counts), rows)
 
     @property
     def version(self) -> int:

@@ -6,7 +6,8 @@ class within one combination of the ``balance.by`` columns. Parameters are in :m
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
+from html import escape
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
@@ -64,6 +65,16 @@ class Result(BaseModel):
         """Return JSON with sorted keys, for storage and digests: equal results give equal bytes."""
         values = self.model_dump(mode="json")
         return (json.dumps(values, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def html_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table for a notebook; whatever stands in a cell is escaped."""
+    lines = [
+        "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in row)
+        for tag, part in (("th", [head]), ("td", rows))
+        for row in part
+    ]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 class Interval(Result):
@@ -252,6 +263,10 @@ class BalancePlan(Result):
     n_folds: int = 0  # of images: folds of the comparison, 1 for validation alone; 0 for tables
     n_settings: int = 8  # most settings tried of one strategy, see plan.search_space
     soft_labels: bool = False  # each synthetic record has a row per likely class, by weight
+
+    def _repr_html_(self) -> str:
+        rows = [(c.name, c.n_real, c.target, c.n_synthetic, c.n_classic) for c in self.classes]
+        return html_table(("class", "real", "target", "synthetic", "classic"), rows)
 
     @classmethod
     def without_amounts(cls) -> "BalancePlan":

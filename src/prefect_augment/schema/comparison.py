@@ -1,6 +1,7 @@
 """Results of a comparison: strategies with their scores, the choice, the verdict, the recipe."""
 
 import math
+from html import escape
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field
@@ -249,6 +250,9 @@ class Recipe(Result):
     doubted: dict[str, float] = Field(default_factory=dict)
     encoder: EncoderInfo | None = None  # whose features a linear probe is trained on
     sentence: str  # what was done and how to read it, for the log and the card
+
+    def _repr_html_(self) -> str:
+        return f"<p><b>{escape(self.strategy.name)}</b>: {escape(self.sentence)}</p>"
 
     def counted(self, name: str) -> float:
         """Effective count of a stratum's added records, before weighting."""

@@ -1,5 +1,6 @@
 """What a person decided, what was published, and the result of a run."""
 
+from html import escape
 from typing import Literal
 
 from pydantic import Field
@@ -71,6 +72,16 @@ class RunResult(Result):
     # Of another tool's records: given, quarantined, filtered, and of those passed and kept.
     external: dict[str, int] = Field(default_factory=dict)
     privacy: str = ""  # result of the attack on the synthetic records: leak, gap, none shown …
+
+    def _repr_html_(self) -> str:
+        answers = self.verdict.answers if self.verdict else ()
+        parts = [f"<p>{escape(sentence)}</p>" for sentence in answers]
+        if self.recipe is not None:
+            parts.append(self.recipe._repr_html_())
+        parts.append(self.plan._repr_html_())
+        return "".join(
+            [*parts, f"<p>{escape(self.status)}: {escape(self.report or self.manifest)}</p>"]
+        )
 
 
 class TrainResult(Result):
