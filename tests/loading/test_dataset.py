@@ -1,5 +1,6 @@
 import json
 import threading
+from html import escape
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -307,7 +308,7 @@ def test_the_manifest_alone_says_what_is_there(published: Dataset, tmp_path: Pat
 
 def test_a_notebook_shows_the_classes_and_the_recipe(dataset: Dataset) -> None:
     shown = dataset._repr_html_()
-    assert all(f"<td>{name}</td>" in shown for name in dataset.classes)
+    assert all(f"<td>{escape(name)}</td>" in shown for name in dataset.classes)
     assert dataset.recipe.strategy.name in dataset.recipe._repr_html_()
 
 
