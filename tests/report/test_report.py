@@ -362,7 +362,7 @@ def test_verdict_comes_first_and_says_why(page: Page) -> None:
     order = [
         "Gain shown",
         "The interval lies above zero.",
-        "SMOTE + trees less SMOTE",
+        "SMOTE + trees against SMOTE",
         "+2.4 points",
         "What was published",
         "What to do now",

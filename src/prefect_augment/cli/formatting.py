@@ -324,7 +324,7 @@ def _show_verdict(console: Console, verdict: Verdict | None) -> None:
         table.add_row(escape(name), _interval(interval))
     for difference in verdict.differences:
         table.add_row(
-            f"{escape(difference.strategy)} less {escape(difference.against)}",
+            f"{escape(difference.strategy)} against {escape(difference.against)}",
             _interval(difference.interval, sign=True),
         )
     console.print(table)

@@ -226,11 +226,16 @@ def _change(measure: MeasureInfo, interval: Interval, level: float = 0.95) -> st
         interval = Interval(estimate=-interval.estimate, low=-interval.high, high=-interval.low)
     if measure.unit == "points":
         return f"{measure.title} changes by {_points(interval, level)}"
-    e, low, high = interval.estimate, interval.low, interval.high
-    return f"{measure.title} changes by {e:+.3g} ({100 * level:.4g} % interval {low:+.3g} to {high:+.3g})"
+    e, low, high = (_signed(v, ".3g") for v in (interval.estimate, interval.low, interval.high))
+    return f"{measure.title} changes by {e} ({100 * level:.4g} % interval {low} to {high})"
 
 
 def _points(interval: Interval, level: float = 0.95) -> str:
-    e, low, high = (100 * v for v in (interval.estimate, interval.low, interval.high))
-    e, low, high = (round(v, 1) + 0.0 for v in (e, low, high))  # no "-0.0"
-    return f"{e:+.1f} points ({100 * level:.4g} % interval {low:+.1f} to {high:+.1f})"
+    ends = (interval.estimate, interval.low, interval.high)
+    e, low, high = (_signed(round(100 * v, 1) + 0.0, ".1f") for v in ends)  # no "-0.0"
+    return f"{e} points ({100 * level:.4g} % interval {low} to {high})"
+
+
+def _signed(x: float, form: str) -> str:
+    """Write a number with its sign, the minus as in the report's tables."""
+    return f"{x:+{form}}".replace("-", "−")
