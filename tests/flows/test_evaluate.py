@@ -223,12 +223,12 @@ def test_command_line_prints_one_object_and_ends_with_3(
     monkeypatch.setattr("prefect_augment.flows.evaluate.evaluate", flow)
     words = [
         "evaluate",
-        "real.parquet",
+        str(folder / "real.parquet"),
         "made.csv",
         "--label",
         "state",
         "--holdout",
-        "held.parquet",
+        str(folder / "holdout.parquet"),
     ]
     monkeypatch.setattr("sys.argv", ["prefect-augment", *words, "--fail-on", "leak", "--json"])
     with pytest.raises(SystemExit) as ended:
@@ -236,5 +236,5 @@ def test_command_line_prints_one_object_and_ends_with_3(
     assert ended.value.code == 3
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["privacy"] == "leak"
     assert passed["quality"] == {"purpose": "faithful", "on_leak": "fail"}
-    assert passed["source"]["holdout_uri"] == "held.parquet"
+    assert passed["source"]["holdout_uri"] == words[-1]
     assert CliRunner().invoke(app, [*words, "--fail-on", "luck"]).exit_code == 2
