@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
@@ -52,7 +54,31 @@ def listed(checks: pytest.MarkDecorator) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(names, list(values), **checks.kwargs)
 
 
-@listed(parametrize_with_checks([RecipeClassifier(LogisticRegression())]))
+ESTIMATORS = [
+    LogisticRegression(),
+    GaussianNB(),
+    DecisionTreeClassifier(random_state=0),
+    ExtraTreesClassifier(5, random_state=0),
+    HistGradientBoostingClassifier(max_iter=5, random_state=0),
+    KNeighborsClassifier(),
+]
+
+
+def cannot(classifier: RecipeClassifier) -> dict[str, str]:
+    """Checks that cannot hold, with the reason."""
+    if not isinstance(classifier.estimator, KNeighborsClassifier):
+        return {}
+    why = "it takes no weights, so records are drawn by them"
+    kinds = ("dense", "sparse")
+    return {f"check_sample_weight_equivalence_on_{kind}_data": why for kind in kinds}
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")  # GaussianNB of one class
+@listed(
+    parametrize_with_checks(
+        [RecipeClassifier(estimator) for estimator in ESTIMATORS], expected_failed_checks=cannot
+    )
+)
 def test_scikit_learn_takes_it_for_a_classifier(
     estimator: Any, check: Callable[[Any], None]
 ) -> None:

@@ -1,6 +1,7 @@
 """``RecipeClassifier``: a scikit-learn classifier trained and read by a published recipe."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -187,8 +188,9 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         if self.thresholds not in ("fit", "recipe"):
             raise ParameterError(f"thresholds={self.thresholds!r}; choose 'fit' or 'recipe'.")
         recipe = self._recipe()
+        y = column_or_1d(y, warn=True)  # a recipe is of one label
         if recipe is not None:  # else the estimator checks it
-            assert_all_finite(column_or_1d(y))
+            assert_all_finite(y)
             check_classification_targets(y)
         rng = check_random_state(self.random_state)
         relabels = recipe is not None and recipe.strategy.family == "soft_labels"
@@ -196,7 +198,7 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         if sample_weight is None and not relabels:
             if recipe is not None and recipe.strategy.family == "clean":
                 seed = int(rng.randint(2**31 - 1))
-                weights = _audited(X, column_or_1d(y), recipe, seed=seed)
+                weights = _audited(X, y, recipe, seed=seed)
             else:
                 weights = self._weights(recipe, y)
         self.estimator_ = self._fitted(recipe, X, y, weights, rng)
@@ -245,7 +247,7 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         tags.input_tags = inner.input_tags
         tags.non_deterministic = inner.non_deterministic
         if inner.classifier_tags is not None:
-            tags.classifier_tags = inner.classifier_tags
+            tags.classifier_tags = replace(inner.classifier_tags, multi_label=False)
         return tags
 
     def _recipe(self) -> Recipe | None:

@@ -229,7 +229,7 @@ def fit_weighted(estimator: Any, X: Any, y: Any, weights: Any, rng: np.random.Ra
         estimator.fit(X, y, **{parameter: weights})
         return
     if not hasattr(X, "columns"):  # a frame's columns are known by their names
-        X = check_array(X, dtype=None, ensure_all_finite=False)
+        X = check_array(X, dtype=None, accept_sparse="csr", ensure_all_finite=False)
     y = np.asarray(y)
     weights = _check_sample_weight(weights, X, ensure_non_negative=True)
     if weights.min() == weights.max() > 0:
