@@ -367,7 +367,7 @@ def test_verdict_comes_first_and_says_why(page: Page) -> None:
         "What was published",
         "What to do now",
         "Classes before and after",
-        "Strategies: the ways",
+        "Strategies that were compared",
         "Per class",
         "Column shapes",
         "nearest real ones",
@@ -851,7 +851,7 @@ def test_report_without_pictures_has_no_sheet_anywhere() -> None:
 def test_missing_sheets_are_said(pictures: str) -> None:
     assert (
         "Not run"
-        in text_of(image_report(sheets={}, pictures=pictures)).split("Strategies: the ways")[0]
+        in text_of(image_report(sheets={}, pictures=pictures)).split("Strategies that were compared")[0]
     )
 
 
