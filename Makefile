@@ -10,6 +10,8 @@ export PYTHONDONTWRITEBYTECODE :=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # A file stays in one process, for what its tests share; tests/conftest.py puts the longest files first.
 SHARED := -n 2 --dist loadfile --no-loadscope-reorder
+# These wait for servers, schedules and kills half of their time.
+WAITING := -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test slow e2e faults lint bench schema docs dist clean
@@ -42,7 +44,7 @@ slow: setup ## the rest of them: Prefect's harness, networks that are trained, w
 # Only files that name the marker are collected, which takes the others their half minute. pytest exits
 # with 5 where it finds no test of a kind.
 define run_marked
-	@$(PYTEST) $(SHARED) -m $(1) $$(grep -rl --include='test_*.py' 'mark\.$(1)\b' tests) || { code=$$?; [ $$code -eq 5 ] || exit $$code; \
+	@$(PYTEST) $(WAITING) -m $(1) $$(grep -rl --include='test_*.py' 'mark\.$(1)\b' tests) || { code=$$?; [ $$code -eq 5 ] || exit $$code; \
 	echo "make $(1): THERE IS NO TEST MARKED $(1) YET, NOTHING WAS TESTED"; }
 endef
 
