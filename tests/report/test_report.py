@@ -851,7 +851,9 @@ def test_report_without_pictures_has_no_sheet_anywhere() -> None:
 def test_missing_sheets_are_said(pictures: str) -> None:
     assert (
         "Not run"
-        in text_of(image_report(sheets={}, pictures=pictures)).split("Strategies that were compared")[0]
+        in text_of(image_report(sheets={}, pictures=pictures)).split(
+            "Strategies that were compared"
+        )[0]
     )
 
 
