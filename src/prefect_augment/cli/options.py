@@ -234,7 +234,7 @@ def live_progress(*, quiet: bool) -> Iterator[Callable[[float, str], None]]:
         def say(_: float, text: str) -> None:
             nonlocal step
             before, step = step, text.partition(" · ")[0].partition(":")[0]
-            if step != before:
+            if step != before and not step.startswith("stopped"):  # the error says it
                 err.print(text, soft_wrap=True, highlight=False, markup=False)
 
         yield say
