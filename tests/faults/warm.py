@@ -79,7 +79,14 @@ def watch(root: str, job: dict[str, Any]) -> None:
 def rebalance(job: dict[str, Any]) -> int:
     """The flow's own function in a process without an API, and nothing left to chance or time."""
     from prefect_augment.flows.rebalance import rebalance
-    from prefect_augment.params import Destination, Evaluation, Quality, Source, TreesModel
+    from prefect_augment.params import (
+        Compute,
+        Destination,
+        Evaluation,
+        Quality,
+        Source,
+        TreesModel,
+    )
     from prefect_augment.plan import strategies
 
     if job.get("labels") == "hard":
@@ -98,6 +105,7 @@ def rebalance(job: dict[str, Any]) -> int:
             estimators=["logistic"], n_seeds=1, n_settings=1, n_bootstrap=100, on_no_gain="publish"
         ),
         quality=Quality(labels=job.get("labels", "soft")),
+        compute=Compute(workers=1),  # two at a time would change in another order every time
     )
     return 0
 
@@ -109,6 +117,7 @@ def rebalance_images(job: dict[str, Any]) -> int:
     from prefect_augment.flows.rebalance import rebalance
     from prefect_augment.params import (
         Budget,
+        Compute,
         Destination,
         DiffusionModel,
         Evaluation,
@@ -129,6 +138,7 @@ def rebalance_images(job: dict[str, Any]) -> int:
         budget=Budget(steps=40, batch_size=16, device="cpu", checkpoint_seconds=0),
         evaluation=Evaluation(n_seeds=1, n_settings=1, n_bootstrap=100, on_no_gain="publish"),
         quality=Quality(near_copy_quantile=0.0, fidelity_quantile=0.0),
+        compute=Compute(workers=1),
     )
     return 0
 
