@@ -10,8 +10,8 @@ export PYTHONDONTWRITEBYTECODE :=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # A file stays in one process, for what its tests share; tests/conftest.py puts the longest files first.
 SHARED := -n 2 --dist loadfile --no-loadscope-reorder
-# These wait for servers, schedules and kills half of their time.
-WAITING := -n 3 --dist loadfile --no-loadscope-reorder
+# These wait for servers, schedules and kills part of their time.
+WAITING := -n 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test slow e2e faults lint bench schema docs dist clean
@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "building $(VENV): a few minutes at the first time"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install --constraint constraints.txt setuptools
-	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev,images,torch,s3,azure,gcs]'
+	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev,images,torch,s3,azure,gcs,sql,delta,iceberg,lance,excel]'
 	@touch $@
 
 demo: setup ## rebalance the built-in table and images, end to end

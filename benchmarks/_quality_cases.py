@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.encoding.arrays import FilterOutcome, Labelled
-from prefect_augment.evaluation.quality.record_filter import Measures, filter_records
+from prefect_augment.encoding.arrays import FilterOutcome, FilterRequest, Labelled
+from prefect_augment.evaluation.quality.near_copies import Measures
+from prefect_augment.evaluation.quality.record_filter import filter_records
 from prefect_augment.evaluation.quality.table_filter import table_measures
 
 __all__ = [
@@ -316,14 +317,16 @@ def filtered(w: World, candidates: Labelled) -> FilterOutcome:
         w.training,
         w.validation,
         candidates,
+        FilterRequest(
+            strata=[f"class {k}" for k in range(w.n_classes)],
+            stratum_class=np.arange(w.n_classes),
+            wanted=np.full(w.n_classes, len(candidates)),
+            ordinals=np.arange(len(candidates)),
+            training_keys=[f"{i:06d}" for i in range(len(w.training))],
+            purpose="faithful",
+            seed=w.seed,
+        ),
         measures=w.measures,
-        strata=[f"class {k}" for k in range(w.n_classes)],
-        stratum_class=np.arange(w.n_classes),
-        wanted=np.full(w.n_classes, len(candidates)),
-        ordinals=np.arange(len(candidates)),
-        training_keys=[f"{i:06d}" for i in range(len(w.training))],
-        purpose="faithful",
-        seed=w.seed,
     )
 
 

@@ -132,7 +132,8 @@ class Ours:
         """Build the table, write its shards, commit the version."""
         import pyarrow as pa
 
-        from prefect_augment.shards.parquet import with_lineage, write_shards
+        from prefect_augment.shards.base import write_shards
+        from prefect_augment.shards.parquet import with_lineage
         from prefect_augment.storage import commit, open_store
 
         store = open_store(folder)

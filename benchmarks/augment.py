@@ -41,8 +41,8 @@ from _goals import Goal, print_goals, print_heading, print_row
 from numpy.typing import NDArray
 
 from prefect_augment.augmentation.base import augment
-from prefect_augment.augmentation.image_pipeline import Pipeline
-from prefect_augment.augmentation.image_policy import ImagePolicy, Operation, record_seed
+from prefect_augment.augmentation.image_pipeline import Operation, Pipeline
+from prefect_augment.augmentation.image_policy import ImagePolicy, record_seed
 from prefect_augment.augmentation.write_images import portions
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Classic, NoModel, RunParams, Source

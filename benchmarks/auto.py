@@ -36,68 +36,33 @@ from typing import Any
 
 import numpy as np
 from _goals import Goal, print_goals, print_heading, print_row
-from numpy.typing import NDArray
+from _single_strategies import (
+    SETS,
+    Float,
+    Set,
+    draw_candidates,
+    require_data,
+    right_on_holdout,
+    score_in_full,
+)
 
 from prefect_augment.evaluation.metrics.bootstrap import Bootstrap, paired_bootstrap
-from prefect_augment.evaluation.metrics.scores import predict_classes
-from prefect_augment.experiment.evaluator import Evaluator, Synthetic, kept_synthetic
+from prefect_augment.experiment.evaluator import kept_synthetic
 from prefect_augment.experiment.evaluators import open_evaluator
-from prefect_augment.experiment.score import score
-from prefect_augment.params import AutoModel, Budget, Destination, RunParams, Source
-from prefect_augment.plan.strategies import AMOUNTS, as_trained, candidates_wanted, make_strategies
+from prefect_augment.params import AutoModel, Budget, Destination, RunParams
+from prefect_augment.plan.strategies import make_strategies
 from prefect_augment.registry import resolve_model
-from prefect_augment.schema import Experiment, FilterResult, Strategy, StrategyScore
+from prefect_augment.schema import Experiment, Strategy, StrategyScore
 from prefect_augment.shards.staged import read_part
 from prefect_augment.storage import open_store
-from prefect_augment.tasks.compare import filter_candidates
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
-from prefect_augment.tasks.sample import sample_classes
-from prefect_augment.tasks.train import train_model
 
-DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
-HOLDOUT = 0.3  # of a table
 REPORTED = ("cifar10lt", "magnetic_tile")  # and not held against the goals
 MOST_REGRET, MOST_LOSS, MOST_SECONDS = 0.5, 0.5, 300.0
 COMMAND = [sys.executable, "-m", "prefect_augment.cli.app", "rebalance"]
 AUTO = "auto"
 CHOSEN = "auto, as validation chose"
-
-Float = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Set:
-    """One set: its label, its files below DATA; a table has no test file."""
-
-    label: str
-    source: str
-    test: str = ""
-
-    def read_as(self, seed: int) -> Source:
-        """Return how it is read under a seed."""
-        held: dict[str, Any] = (
-            {"holdout_uri": str(DATA / self.test)} if self.test else {"holdout_fraction": HOLDOUT}
-        )
-        return Source(uri=str(DATA / self.source), label=self.label, **held)
-
-
-SETS = {
-    "ecoli": Set("site", "tabular/ecoli.parquet"),
-    "german_credit": Set("credit_risk", "tabular/german_credit.parquet"),
-    "hypothyroid": Set("diagnosis", "tabular/hypothyroid.parquet"),
-    "predictive_maintenance": Set("machine_failure", "tabular/predictive_maintenance.parquet"),
-    "mammography": Set("calcification", "tabular/mammography.parquet"),
-    "adult_income": Set("income", "tabular/adult_income.parquet"),
-    "bccd_cells": Set("label", "images/bccd_cells_train.parquet", "images/bccd_cells_test.parquet"),
-    "fashion_lt": Set("label", "images/fashion_lt.parquet", "images/fashion_test.parquet"),
-    "pneumonia": Set("label", "images/pneumonia_train.parquet", "images/pneumonia_test.parquet"),
-    "cifar10lt": Set("label", "images/cifar10lt.parquet", "images/cifar10_test.parquet"),
-    "magnetic_tile": Set(
-        "label", "images/magnetic_tile_train.parquet", "images/magnetic_tile_test.parquet"
-    ),
-}
-
 
 # --- one split --------------------------------------------------------------------------------
 
@@ -170,7 +135,7 @@ def run_split(a_set: Set, destination: str, *, seed: int, minutes: float, n_seed
     dataset = ingest_dataset.fn(a_set.read_as(seed), Destination(uri=destination), seed=seed)
     plan = plan_balance.fn(dataset, params, searched=True)
     experiment = Experiment(dataset=dataset, plan=plan, params=params)
-    candidates = _candidates(experiment)
+    candidates = draw_candidates(experiment)
     experiment = experiment.model_copy(update={"candidates": candidates})
     store = open_store(destination)
     evaluator = open_evaluator(store, experiment)
@@ -182,28 +147,20 @@ def run_split(a_set: Set, destination: str, *, seed: int, minutes: float, n_seed
         CHOSEN: (chosen.strategy, chosen.thresholds),
     }
     kind = resolve_model(AutoModel(), modality=dataset.modality) if candidates else None
-    strategies = make_strategies(
-        dataset.modality, model=kind, classic=params.classic, soft_labels=plan.soft_labels
+    made = make_strategies(
+        dataset.modality,
+        model=kind,
+        classic=params.classic,
+        soft_labels=plan.soft_labels,
+        clean=any(score["strategy"]["family"] == "clean" for score in result["strategies"]),
     )
-    # By amount, so that what auto has scored in full is found again.
+    strategies = [strategy for strategy in made if not strategy.is_control]  # never published
     for strategy in strategies:
-        scored = max(
-            (
-                score(experiment, strategy.model_copy(update={"amount": amount}), 0, store)
-                for amount in (AMOUNTS if strategy.amount == 0 else (strategy.amount,))
-            ),
-            key=lambda found: found.score,
-        )
+        scored = score_in_full(experiment, strategy, store)
         found[strategy.name] = (scored.strategy, scored.thresholds)
-    proba: dict[Strategy, list[dict[str, Float]]] = {}
-    hits = {}
-    for name, (strategy, thresholds) in found.items():
-        trained = as_trained(strategy)
-        if trained not in proba:
-            proba[trained] = _predict(evaluator, trained, held.X, given, n_seeds, run_seed=seed)
-        hits[name] = _hits(proba[trained], held.y, thresholds, evaluator.records.classes)
+    right, _ = right_on_holdout(evaluator, found, held, given, n_seeds=n_seeds, seed=seed)
     compared = evaluator.records.compared
-    draws = paired_bootstrap(held.y, hits, compared=compared, groups=held.groups, seed=seed)
+    draws = paired_bootstrap(held.y, right, compared=compared, groups=held.groups, seed=seed)
     return Split.of(
         draws,
         baselines=[strategy.name for strategy in strategies if not strategy.has_model],
@@ -217,54 +174,6 @@ def _chosen(result: dict[str, Any]) -> StrategyScore:
     """Return the strategy that validation chose, as first scored with all steps: its thresholds are published."""
     scores = (StrategyScore.model_validate(score) for score in result["strategies"])
     return next(score for score in scores if score.strategy.name == result["verdict"]["chosen"])
-
-
-def _candidates(experiment: Experiment) -> FilterResult | None:
-    plan, params = experiment.plan, experiment.params
-    if not plan.n_synthetic:
-        return None
-    model = train_model.fn(experiment)
-    wanted = candidates_wanted(plan, params.quality, model.strata)
-    drawn = sample_classes.fn(experiment.dataset, model, wanted, seed=params.seed)
-    return filter_candidates.fn(experiment, drawn)
-
-
-def _predict(
-    evaluator: Evaluator,
-    strategy: Strategy,
-    X: Any,
-    given: Synthetic | None,
-    n_seeds: int,
-    *,
-    run_seed: int,
-) -> list[dict[str, Float]]:
-    """Train a strategy on training and validation with each seed; return each estimator's probabilities."""
-    rows, found = np.arange(len(evaluator.records.y)), []
-    for i in range(n_seeds):
-        seed = run_seed * 1000 + i
-        synthetic = given if strategy.has_model else None
-        if strategy.has_model and i:
-            synthetic = evaluator.synthetic(rows, candidates=given, seed=seed)
-        found.append(dict(evaluator.predictions(strategy, rows, X, synthetic=synthetic, seed=seed)))
-    return found
-
-
-def _hits(
-    proba: Sequence[dict[str, Float]],
-    y: NDArray[np.int64],
-    thresholds: dict[str, dict[str, float]],
-    classes: Sequence[str],
-) -> Float:
-    """Return, by seed and record, the share of estimators that are right."""
-    found = []
-    for of_seed in proba:
-        right = []
-        for estimator, p in of_seed.items():
-            tuned = thresholds.get(estimator, {})
-            factors = np.array([tuned.get(c, 1.0) for c in classes])
-            right.append(predict_classes(p, factors) == y)
-        found.append(np.mean(right, axis=0))
-    return np.stack(found)
 
 
 # --- all splits -------------------------------------------------------------------------------
@@ -385,10 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--keep", type=Path, help="put finished splits here, and use those there")
     args = parser.parse_args(arguments)
-    if not DATA.is_dir():
-        raise SystemExit(
-            f"no data at {DATA}; this benchmark reads the datasets that lie beside the repository."
-        )
+    require_data()
     names = args.sets[:1] if args.quick else args.sets
     n_splits, n_seeds = (1, 1) if args.quick else (args.splits, args.seeds)
     if args.keep:

@@ -36,8 +36,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec
-from prefect_augment.genmodels.images.flow_matching import Diffusion, integrate
-from prefect_augment.genmodels.images.flow_training import velocity_loss
+from prefect_augment.genmodels.images.flow_matching import Diffusion, integrate, velocity_loss
 from prefect_augment.nn import loop
 from prefect_augment.nn.devices import choose_device
 from prefect_augment.params import DiffusionModel

@@ -5,7 +5,10 @@ record, on the training seed, and on both, as in runs. Each line repeats one set
 
 - the share of 95 % intervals that hold the true difference (92 to 98 % is right),
 - their half-width over 1.96 times the true standard deviation of the estimate (1 is as narrow as may be),
-- how often a gain is shown where there is none (2.5 % is right) and where there are 4 points (power).
+- how often a gain is proven where there is none (2.5 % is right), with its exact 95 % interval,
+- and how often where there are 4 points (power).
+
+Strategies that draw prove nothing with fewer than three seeds, by rule. One seed's intervals are of the records alone.
 
 Then twenty versions are compared on one hold-out, with new strategies each time and no true effect: how often any of
 them is falsely proven, with and without the rule of `evaluation/verdict/alpha_spending.py`.
@@ -15,7 +18,9 @@ them is falsely proven, with and without the rule of `evaluation/verdict/alpha_s
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +28,12 @@ import numpy as np
 from _evidence_looks import looks
 from numpy.typing import NDArray
 from scipy.special import ndtri
+from scipy.stats import binomtest
 
 from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap
+from prefect_augment.evaluation.verdict.decision import LEAST_SEEDS
 
-GAIN = 0.04
+GAIN, MOST_FALSE = 0.04, 0.025
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,11 @@ class Setting:
     group_size: int = 1
 
     @property
+    def may_prove(self) -> bool:
+        """Whether a gain may be called proven with so many seeds."""
+        return self.n_seeds >= LEAST_SEEDS or self.draws == "none"
+
+    @property
     def counts(self) -> NDArray[np.int64]:
         """Records per class: one large class, the others share a tenth and are never below five."""
         rare = max(5, self.n // 10 // (self.n_classes - 1))
@@ -52,8 +64,7 @@ SETTINGS = [
     *(
         Setting(n, s, 0.02, d)
         for n in (60, 300, 1000, 3000)
-        for s in (2, 3, 5)
-        for d in ("one", "both")
+        for s, d in [(1, "both"), *product((2, 3, 5), ("one", "both")), (4, "both")]
     ),
     *(
         Setting(n, 3, 0.02, "both", n_classes=k)
@@ -89,34 +100,60 @@ def hold_out(w: Setting, gain: float, rng: np.random.Generator) -> tuple[Any, di
     return y, hits, groups
 
 
-def measure(w: Setting, n_repeats: int, seed: int) -> dict[str, float]:
-    """Coverage, width, and the shares of shown gains of one setting."""
+def measure(w: Setting, n_repeats: int, seed: int) -> dict[str, Any]:
+    """Coverage, width, and the shares of proven gains of one setting; a third of the repeats has a gain."""
     rows = []
-    for gain in (0.0, GAIN):
-        for r in range(n_repeats):
-            rng = np.random.default_rng([seed, r, int(1000 * gain)])
+    for gain, n in ((0.0, n_repeats), (GAIN, n_repeats // 3)):
+        for r in range(n):
+            rng = np.random.default_rng(
+                [seed, r, w.n, w.n_seeds, w.n_classes, w.group_size, len(w.draws), int(1000 * gain)]
+            )
             y, hits, groups = hold_out(w, gain, rng)
             boot = paired_bootstrap(
                 y,
                 hits,
                 compared=np.ones(w.n_classes, dtype=bool),
                 groups=groups,
-                n_bootstrap=400,
+                n_bootstrap=500,
                 seed=r,
             )
             i = boot.difference("a", "b")
             rows.append((gain, i.estimate, i.low, i.high))
     gains, estimates, low, high = np.array(rows).T
     none, some = gains == 0, gains > 0
-    spread = np.sqrt(np.mean([estimates[none].var(ddof=1), estimates[some].var(ddof=1)]))
     # Recalls are clipped and skewed, so the truth of a gain is what many repeats give.
     truth = np.where(none, 0.0, estimates[some].mean())
+    spread = np.sqrt(np.mean((estimates - truth) ** 2))
+    proven = (low > 0) & w.may_prove
+    false = binomtest(int(proven[none].sum()), n_repeats).proportion_ci()
     return {
+        "may_prove": w.may_prove,
         "coverage": float(np.mean((low <= truth) & (truth <= high))),
         "width": float(np.mean(high - low) / 2 / (1.96 * spread)),
-        "false": float(np.mean(low[none] > 0)),
-        "power": float(np.mean(low[some] > 0)),
+        "false": float(np.mean(proven[none])),
+        "false_interval": (float(false.low), float(false.high)),
+        "power": float(np.mean(proven[some])),
     }
+
+
+def summary(found: Sequence[dict[str, Any]], n_repeats: int) -> list[str]:
+    """How many settings are within the goals, and means over those that may prove something."""
+    found = [f for f in found if f["may_prove"]]
+    n, false = len(found), np.array([f["false"] for f in found])
+    ci = binomtest(round(float(false.sum()) * n_repeats), n * n_repeats).proportion_ci()
+    both = [f for f in found if (f["n"], f["draws"], f["n_classes"]) == (1000, "both", 2)]
+    shown = [f for f in found if f["false_interval"][0] > MOST_FALSE]
+    within = sum(0.92 <= f["coverage"] <= 0.98 for f in found)
+    lower = sum(f["coverage"] < 0.92 for f in found)
+    narrow = sum(f["width"] <= 1.15 for f in found)
+    power = [f"{f['power']:.0%} with {f['n_seeds']}" for f in both if f["group_size"] == 1]
+    return [
+        f"coverage: mean {np.mean([f['coverage'] for f in found]):.1%}; 92 to 98 % in {within} of {n}, less in {lower}",
+        f"width: mean {np.mean([f['width'] for f in found]):.2f}; at most 1.15 in {narrow} of {n}",
+        f"false: mean {false.mean():.2%} ({ci.low:.2%} to {ci.high:.2%}), most {false.max():.1%}",
+        f"false is shown to be above 2.5 % in {len(shown)} of {n}",
+        f"power at 1,000 records, two classes, both draw: {', '.join(power)} seeds",
+    ]
 
 
 def main() -> None:
@@ -124,21 +161,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="five settings, 60 repeats")
+    parser.add_argument("--quick", action="store_true", help="every ninth setting, 60 repeats")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--repeats", type=int, default=400)
+    parser.add_argument("--repeats", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     settings = SETTINGS[::9] if args.quick else SETTINGS
-    found = []
+    n_repeats, found = 60 if args.quick else args.repeats, []
     print("records seeds seed-sd draws classes groups  coverage  width  false  power at +4 points")
     for w in settings:
-        m = measure(w, 60 if args.quick else args.repeats, seed=0)
+        m = measure(w, n_repeats, seed=args.seed)
         found.append({**asdict(w), **m})
+        low, high = m["false_interval"]
         print(
             f"{w.n:7} {w.n_seeds:5} {w.seed_sd:7.2f} {w.draws:5} {w.n_classes:7} {w.group_size:6}"
-            f"  {m['coverage']:8.1%} {m['width']:6.2f} {m['false']:6.1%} {m['power']:6.1%}",
+            f"  {m['coverage']:8.1%} {m['width']:6.2f} {m['false']:6.1%} [{low:.1%}, {high:.1%}] {m['power']:6.1%}",
             flush=True,
         )
+    print(*summary(found, n_repeats), sep="\n")
     looked = looks(repetitions=10 if args.quick else 200)
     print(f"twenty looks at one hold-out, no true effect: {json.dumps(looked, indent=1)}")
     if args.json:

@@ -11,7 +11,10 @@ the run has never seen. Printed are, for `publish.require` proven and preferred,
 `records`: records of a rare class are given to `evaluate` as if another tool had made them: fresh real ones, noise
 (records of the other class under the rare class's name), and copies of the source.
 
-    python benchmarks/known_truth.py [draws|records] [--repeats N] [--jobs N] [--quick] [--json FILE]
+    python benchmarks/known_truth.py [draws|records] [--repeats N] [--jobs N] [--quick] [--keep FILE] [--json FILE]
+
+It takes about an hour. With --keep finished draws are put into a file of one JSON a line and not made again: use
+another file where the code has changed.
 """
 
 import argparse
@@ -208,24 +211,28 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=34, help="per set")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="one draw of one set")
+    parser.add_argument("--keep", type=Path, help="of finished draws, one JSON a line")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     sets, seeds = (["mammography"], [0]) if args.quick else (list(SETS), range(args.repeats))
-    found = []
+    asked = [(name, seed) for seed in seeds for name in sets]
+    if args.what == "draws":
+        jobs = [(true_gain, draw) for draw in asked]
+    else:
+        kinds = ("fresh", "noise", "copies")
+        jobs = [(answer_of, (*draw, kind, N_SOURCE, N_FRESH)) for draw in asked for kind in kinds]
+    kept = args.keep.read_text().splitlines() if args.keep and args.keep.exists() else []
+    found = [json.loads(line) for line in kept]
+    known = {(d["set"], d["seed"], *([d["kind"]] if "kind" in d else [])) for d in found}
+    jobs = [(make, of) for make, of in jobs if of[:3] not in known]
     with ProcessPoolExecutor(args.jobs) as pool:
-        if args.what == "draws":
-            jobs = [pool.submit(true_gain, name, seed) for seed in seeds for name in sets]
-        else:
-            jobs = [
-                pool.submit(answer_of, name, seed, kind, N_SOURCE, N_FRESH)
-                for seed in seeds
-                for name in sets
-                for kind in ("fresh", "noise", "copies")
-            ]
-        for job in jobs:
+        for job in [pool.submit(make, *of) for make, of in jobs]:
             found.append(job.result())
             print(json.dumps(found[-1]), flush=True)
+            if args.keep:
+                with args.keep.open("a") as file:
+                    file.write(json.dumps(found[-1]) + "\n")
     if args.what == "draws":
         for name in [*sets, ""]:
             of = [d for d in found if d["set"] == name or not name]

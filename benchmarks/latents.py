@@ -39,7 +39,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from prefect_augment.encoding.columns import describe_columns
-from prefect_augment.encoding.tables import TableEncoder, table_strata
+from prefect_augment.encoding.strata import table_strata
+from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.genmodels.base import TableData
 from prefect_augment.params import Budget, ModelParams
 from prefect_augment.synthesis.model_store import table_spec

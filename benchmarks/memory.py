@@ -84,9 +84,9 @@ def child(source: str, destination: str) -> None:
     """Publish a table with records of `trees`, as a flow of the user's own: neither filtered nor compared."""
     from prefect import flow
 
-    from prefect_augment.experiment.filter import unfiltered
     from prefect_augment.params import Destination, RunParams, Source, TreesModel
-    from prefect_augment.schema import Experiment, Release
+    from prefect_augment.schema import ClassFilter, Experiment, FilterResult, Release
+    from prefect_augment.shards.staged import load_info
     from prefect_augment.storage import open_store
     from prefect_augment.tasks.ingest import ingest_dataset
     from prefect_augment.tasks.plan import plan_balance
@@ -103,7 +103,20 @@ def child(source: str, destination: str) -> None:
         model = train_model(experiment)
         wanted = {c.name: c.n_synthetic for c in plan.classes if c.n_synthetic}
         drawn = sample_classes(dataset, model, wanted)
-        candidates = unfiltered(drawn, open_store(destination))
+        candidates = FilterResult(  # as if all of them had passed
+            root=drawn.root,
+            path=drawn.path,
+            key=drawn.key,
+            purpose="faithful",
+            classes=tuple(
+                ClassFilter(name=name, n_candidates=n, n_passed=n, n_kept=n, reasons={}, metrics={})
+                for name, n in drawn.class_counts.items()
+            ),
+            kept=load_info(drawn, open_store(destination)).shards,
+            dropped=(),
+            feature_space="",
+            notes=(),
+        )
         experiment = experiment.model_copy(update={"candidates": candidates})
         return publish_dataset(Release(experiment=experiment, models=(model,))).version
 

@@ -28,7 +28,8 @@ from _goals import print_heading, print_row
 from _image_scores import DATA, coded
 from numpy.typing import NDArray
 
-from prefect_augment.augmentation.image_policy import PRESETS, ImagePolicy
+from prefect_augment.augmentation.image_policy import ImagePolicy
+from prefect_augment.augmentation.image_presets import PRESETS
 from prefect_augment.encoding.pixels import decode_image, fit_square, with_channels
 from prefect_augment.evaluation.classifiers.base import balanced_weights
 from prefect_augment.evaluation.classifiers.convnet import fit_image_classifier

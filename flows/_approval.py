@@ -28,16 +28,6 @@ from prefect_augment.tasks._runtime import conclude, open_root, run
 from prefect_augment.tasks.approve import propose_dataset
 from prefect_augment.tasks.publish import publish_dataset, write_report
 
-__all__ = [
-    "announce",
-    "answer_form",
-    "ask",
-    "not_published",
-    "publish_or_ask",
-    "publish_proposal",
-    "why_not_suspended",
-]
-
 logger = logging.getLogger(__name__)
 
 MAX_AMOUNTS = 40  # number fields of a form; the command line lowers further classes
@@ -78,7 +68,8 @@ def ask(proposal: Proposal, approval: Approval, store: Store) -> ApprovalDecisio
     A suspended run ends here together with its process. Resumed, it starts over, skips what has
     receipts and finds the answer here.
     """
-    run_id = _run_id()
+    context = FlowRunContext.get()
+    run_id = str(context.flow_run.id) if context is not None and context.flow_run else ""
     previous_decision = read_decision(store, proposal.id)
     if previous_decision is not None:
         decided_here = bool(run_id) and previous_decision.run == run_id
@@ -252,8 +243,3 @@ def _current_run() -> Any:
     assert context is not None
     assert context.flow_run is not None
     return context.flow_run.id
-
-
-def _run_id() -> str:
-    context = FlowRunContext.get()
-    return str(context.flow_run.id) if context is not None and context.flow_run else ""

@@ -45,12 +45,7 @@ from prefect_augment.schema import (
 )
 from prefect_augment.shards.staged import load_info
 from prefect_augment.tasks._display import progress
-from prefect_augment.tasks._runtime import (
-    call,
-    open_root,
-    run,
-    run_each,
-)
+from prefect_augment.tasks._runtime import call, open_root, run, run_each
 from prefect_augment.tasks.compare import (
     choose_strategy,
     confirm_choice,
@@ -62,17 +57,6 @@ from prefect_augment.tasks.compare import (
 from prefect_augment.tasks.sample import sample_classes
 from prefect_augment.tasks.train import train_model
 from prefect_augment.text import measured
-
-__all__ = [
-    "Comparison",
-    "Search",
-    "Synthesis",
-    "compare",
-    "compare_first",
-    "search_strategies",
-    "synthesize",
-]
-
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +77,7 @@ class Search:
     """Strategies scored in full, and every rung of the search for the report."""
 
     scores: list[StrategyScore]
-    n_seeds: int  # per finalist; the hold-out is compared with as many
+    n_seeds: int  # that the hold-out is compared with
     result: SearchResult
 
 
@@ -256,7 +240,10 @@ def search_strategies(
         scores = [score for score in [*full, *rest] if score.strategy in last]
         rungs.append(as_rung("all seeds", scores, last, reasons={}))
     result = SearchResult(rungs=tuple(rungs), n_settings=plan.n_settings)
-    return Search([*full, *rest], n_seeds, result)
+    # A seed on the hold-out is one training, where a finalist's are five. With five seeds instead of three a gain of
+    # 4 points on 1,000 records is shown in 50 % instead of 38 % (benchmarks/evidence.py).
+    n_confirmed = n_seeds if experiment.dataset.modality == "image" else 2 * n_seeds - 1
+    return Search([*full, *rest], n_confirmed, result)
 
 
 def _ranking(scores: Sequence[StrategyScore]) -> str:

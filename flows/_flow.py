@@ -1,6 +1,11 @@
 """The decorator of our flows, which need no Prefect server where none is configured."""
 
-from collections.abc import Callable
+import io
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from html import escape
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
@@ -11,13 +16,11 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 from prefect.utilities.callables import get_call_parameters
 
-from prefect_augment.errors import InputError
+from prefect_augment.encoding.frames import Layout, kind_of
 from prefect_augment.params import Destination, Source
 from prefect_augment.storage import Store
-from prefect_augment.tasks._display import in_run
+from prefect_augment.tasks._display import in_run, listening
 from prefect_augment.tasks._runtime import open_block_store
-
-__all__ = ["DestinationLike", "SourceLike", "flow", "named_by_source"]
 
 if TYPE_CHECKING:
     # Python also takes a location, and for a source a table in memory; both are params once the flow runs.
@@ -46,19 +49,39 @@ class _Flow(Flow[P, R]):
         }
         given = get_call_parameters(self.fn, args, kwargs)
         if _is_table(given.get("source")):
-            given["source"] = _staged(given["source"], given["destination"])
+            given |= _staged(given["source"], given["destination"])
         if in_run() or PREFECT_API_URL.value() or options:
             return super().__call__(**given, **options)
         function: Callable[..., Any] = self.fn
-        return function(**self.validate_parameters(given))
+        with _notebook_bar():
+            return function(**self.validate_parameters(given))
 
 
-def _staged(records: Any, destination: Any) -> Source:
-    """Write records beside the destination, where tasks and later runs find them."""
+@contextmanager
+def _notebook_bar() -> Iterator[None]:
+    """Show the run's progress below the cell that started it; nothing outside a notebook."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if not hasattr(shell, "kernel"):
+        yield
+        return
+    page = import_module("IPython.display")
+    below = page.display(page.HTML("starting"), display_id=True)
+
+    def show(done: float, text: str) -> None:
+        below.update(page.HTML(f"<progress value={done:.3f}></progress> {escape(text)}"))
+
+    with listening(show):
+        yield
+
+
+def _staged(records: Any, destination: Any) -> dict[str, Any]:
+    """Write records beside the destination, where tasks and later runs find them; return both."""
     to = Destination.model_validate(destination)
-    uri = to.uri or str(Path.home() / "prefect-augment" / "table")
-    store = open_block_store(f"{uri.rstrip('/')}-source", to.storage_block)
-    return Source(uri=stage_table(records, store))
+    if not to.uri:
+        to = to.model_copy(update={"uri": str(Path.home() / "prefect-augment" / "table")})
+    store = open_block_store(f"{to.uri.rstrip('/')}-source", to.storage_block)
+    source = Source(uri=stage_table(records, store), storage_block=to.storage_block)
+    return {"source": source, "destination": to}
 
 
 def flow(name: str, run_name: Callable[[], str] | str) -> Callable[[Callable[P, R]], Flow[P, R]]:
@@ -78,37 +101,19 @@ def named_by_source() -> str:
 
 def _is_table(value: Any) -> bool:
     """Whether ``value`` holds records itself: a pandas, polars or Arrow table, or a ``datasets.Dataset``."""
-    return hasattr(value, "__arrow_c_stream__") or _is_hugging_face(value)
+    return any(hasattr(value, name) for name in ("iloc", "__arrow_c_stream__", "with_format"))
 
 
 def stage_table(records: Any, store: Store) -> str:
     """Write records into a folder of their own, over those of an earlier run, and return their URI.
 
-    Raises InputError for records that Arrow cannot hold, e.g. a column of mixed types.
+    Raises SchemaError for records that Arrow cannot hold: a column of mixed types, two columns of one name.
     """
-    try:
-        table = _as_arrow(records)
-    except (pa.ArrowException, TypeError, ValueError) as exc:
-        raise InputError(
-            f"the records given as {type(records).__name__} cannot be read: {exc}. Expected columns of one type each."
-        ) from exc
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    store.put(RECORDS, sink.getvalue().to_pybytes())
+    if hasattr(records, "with_format"):  # datasets.Dataset
+        records = records.with_format("arrow")[:]
+    elif kind_of(records) == "numpy":  # whatever else gives an Arrow stream
+        records = pa.table(records)
+    file = io.BytesIO()
+    pq.write_table(Layout.of(records).to_arrow(records), file)
+    store.put(RECORDS, file.getvalue())
     return f"{store.uri}/{RECORDS}"
-
-
-def _as_arrow(records: Any) -> pa.Table:
-    if _is_hugging_face(records):
-        return records.with_format("arrow")[:]
-    if hasattr(records, "iloc"):  # pandas: with its own metadata, which readers give back
-        return pa.Table.from_pandas(records)
-    if hasattr(records, "to_arrow"):  # polars: its newest types are not those of Parquet files
-        import polars as pl
-
-        return records.to_arrow(compat_level=pl.CompatLevel.oldest())
-    return pa.table(records)
-
-
-def _is_hugging_face(value: Any) -> bool:
-    return hasattr(value, "with_format") and hasattr(value, "features")

@@ -6,45 +6,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prefect.runtime import flow_run
 from pydantic import BaseModel
 
 from prefect_augment.augmentation.label_preservation import needs_check
+from prefect_augment.catalogue.openlineage import traced
 from prefect_augment.errors import InputError, ParameterError
 from prefect_augment.evaluation.metrics.chosen_measure import check_metric, measure_of
 from prefect_augment.examples import example_source
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.flows._stopping import stoppable_run
 from prefect_augment.loading.encoder import staged_encoder
-from prefect_augment.params import AutoModel, Destination, Encoder, NoModel, RunParams, Source
+from prefect_augment.params import (
+    AutoModel,
+    Destination,
+    Encoder,
+    MstModel,
+    NoModel,
+    RunParams,
+    Source,
+)
 from prefect_augment.publish.export import check_export
 from prefect_augment.publish.publish import check_destination
 from prefect_augment.registry import check_shard_format, load_model_class
 from prefect_augment.schema import Experiment, Modality
+from prefect_augment.shards.staged import load_info
 from prefect_augment.storage import contains
+from prefect_augment.tasks._blocks import storage_options
 from prefect_augment.tasks._display import STEPS, dataset_slug, run_progress
 from prefect_augment.tasks._limits import check_crashes, destination_lease
-from prefect_augment.tasks._runtime import (
-    open_destination,
-    open_root,
-    run,
-    run_log,
-    storage_options,
-)
+from prefect_augment.tasks._runtime import open_destination, open_root, run, run_log
 from prefect_augment.tasks.augment import check_image_policy
-
-__all__ = [
-    "as_json",
-    "check_before_work",
-    "check_encoded",
-    "check_encoder",
-    "check_measure",
-    "check_parameters",
-    "check_seed",
-    "default_destination",
-    "default_source",
-    "running",
-    "try_estimators",
-]
 
 # The fastest fit of the fastest model on a small table takes about this long.
 MINIMUM_SECONDS = 0.2
@@ -68,14 +60,22 @@ def default_source(source: Source, destination: Destination) -> Source:
 
 @contextmanager
 def running(
-    destination: Destination, *, publishes: bool = True, steps: Sequence[str] = tuple(STEPS)
+    destination: Destination,
+    *,
+    publishes: bool = True,
+    steps: Sequence[str] = tuple(STEPS),
+    job: str = "",
+    source: str = "",
 ) -> Iterator[None]:
     """Show the run's log lines and one progress bar of these steps, stop endless restarts, hold the destination.
 
-    ``publishes`` is False for a run that only inspects or stages; it waits for no other run.
+    ``publishes`` is False for a run that only inspects or stages; it waits for no other run. OpenLineage hears of the
+    ``job``, if it has a name, and of its ``source``.
     """
     with stoppable_run(), run_log(), ExitStack() as stack:
         check_crashes()
+        if job:
+            stack.enter_context(traced(job, source, destination.uri, flow_run.id))
         if publishes:
             stack.enter_context(destination_lease(destination.uri))
         stack.enter_context(run_progress(destination.uri, steps))
@@ -141,9 +141,7 @@ def check_seed(seed: int) -> None:
 
 def check_measure(experiment: Experiment) -> None:
     """Raise ParameterError for a metric that these classes do not have, or that fails on them."""
-    n_real: dict[str, int] = {}
-    for c in experiment.plan.classes:
-        n_real[c.label] = n_real.get(c.label, 0) + c.n_real
+    n_real = experiment.plan.real_counts
     compared = {c.label for c in experiment.plan.classes if c.compared}
     measure_of(
         experiment.params.evaluation.metric,
@@ -161,6 +159,12 @@ def check_before_work(experiment: Experiment) -> None:
     check_destination(store, dataset)
     if params.publish.export:
         check_export(store, params.publish.export)
+    if isinstance(params.model, MstModel):
+        columns = load_info(dataset, store).columns
+        numbers = [
+            c.name for c in columns if c.kind == "numeric" and c.name not in params.balance.by
+        ]
+        params.model.check_bounds(numbers)
     try_estimators(experiment)
     check_shard_format(params.publish.format, modality=dataset.modality)
     if needs_check(params.classic, dataset, params.balance):

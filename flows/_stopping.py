@@ -19,22 +19,11 @@ from types import FrameType
 from typing import Any, NoReturn
 from uuid import UUID
 
-__all__ = [
-    "GRACE_SECONDS",
-    "exit_code",
-    "say_interrupted",
-    "stoppable",
-    "stoppable_run",
-]
-
 #: What is left to a run to end by itself: to delete its temporary files, and to report its state.
 GRACE_SECONDS = 6.0
 LAST_SECONDS = 2.0
 MESSAGE = "interrupted: nothing incomplete was published; run the same command again to continue."
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-# --- signals ------------------------------------------------------------------------------------
-
 
 _watched = _is_reported = False
 _heard = 0

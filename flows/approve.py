@@ -11,8 +11,6 @@ from prefect_augment.schema import RunResult
 from prefect_augment.tasks._runtime import run
 from prefect_augment.tasks.approve import decide_proposal
 
-__all__ = ["approve"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -28,7 +26,7 @@ def approve(
         answer: Approve or reject, with fewer records where wanted.
     """
     started = time.monotonic()
-    with running(destination, steps=("write the report", "publish")):
+    with running(destination, steps=("write the report", "publish"), job="approve"):
         pending, decision = run(decide_proposal, destination, proposal, answer)
         logger.info("%s", decision.sentence)
         if decision.decision == "reject":

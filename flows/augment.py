@@ -3,7 +3,6 @@
 import logging
 import time
 
-from prefect_augment.augmentation.label_preservation import PolicyCheck
 from prefect_augment.flows._approval import publish_or_ask
 from prefect_augment.flows._flow import flow, named_by_source
 from prefect_augment.flows._inputs import (
@@ -28,20 +27,12 @@ from prefect_augment.params import (
 from prefect_augment.plan.strategies import classic_recipe
 from prefect_augment.plan.weights import keep_weights
 from prefect_augment.report.run_summary import summarise
-from prefect_augment.schema import Experiment, Release, RunResult
-from prefect_augment.tasks._runtime import (
-    conclude,
-    finish,
-    open_root,
-    prepare_destination,
-    run,
-)
+from prefect_augment.schema import Experiment, PolicyCheck, Release, RunResult
+from prefect_augment.tasks._runtime import conclude, finish, open_root, prepare_destination, run
 from prefect_augment.tasks.augment import augment_records, check_image_policy
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.publish import write_report
-
-__all__ = ["augment", "check_policy"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +66,11 @@ def augment(
     )
     check_parameters(source, destination, params)
     destination = default_destination(destination, source, suffix="augmented")
-    steps = ("ingest", "augment", "write the report", "publish")
-    with running(destination, publishes=not plan_only, steps=steps[: 1 if plan_only else None]):
+    steps: tuple[str, ...] = ("ingest", "augment", "write the report", "publish")
+    if plan_only:
+        steps = steps[:1]
+    job = "" if plan_only else "augment"
+    with running(destination, publishes=not plan_only, steps=steps, job=job, source=source.uri):
         prepare_destination(destination, publish)
         source = default_source(source, destination)
         dataset = run(ingest_dataset, source, destination, seed=seed)

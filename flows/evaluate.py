@@ -39,12 +39,7 @@ from prefect_augment.report.run_summary import summarise, with_external
 from prefect_augment.schema import Experiment, Findings, Release, RunResult
 from prefect_augment.tasks._display import STEPS, run_progress
 from prefect_augment.tasks._events import emit_refused
-from prefect_augment.tasks._runtime import (
-    conclude,
-    open_root,
-    run,
-    run_log,
-)
+from prefect_augment.tasks._runtime import conclude, open_root, run, run_log
 from prefect_augment.tasks.compare import (
     choose_strategy,
     confirm_choice,
@@ -55,8 +50,6 @@ from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.publish import write_report
 from prefect_augment.tasks.sample import import_synthetic
-
-__all__ = ["evaluate"]
 
 
 @flow("evaluate", "evaluate {synthetic}")

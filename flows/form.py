@@ -9,8 +9,6 @@ from prefect_augment.params import Approval, Destination, ImageSettings, Source,
 from prefect_augment.params.locations import Location
 from prefect_augment.schema import RunResult
 
-__all__ = ["rebalance"]
-
 
 @flow("rebalance", named_by_source)
 def rebalance(

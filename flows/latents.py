@@ -40,16 +40,6 @@ from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.latents import select_classes, use_latents
 from prefect_augment.tasks.train import train_model
 
-__all__ = [
-    "anomalies",
-    "classify",
-    "denoise",
-    "embed",
-    "interpolate",
-    "reconstruct",
-    "shift_attribute",
-]
-
 # What every use takes, before its own params and after them; the words stand in the form.
 _BEFORE = {
     "source": (Source, "Where the labelled records are. Empty: the built-in example."),

@@ -51,8 +51,6 @@ from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.publish import write_report
 
-__all__ = ["rebalance"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -108,7 +106,8 @@ def rebalance(
     check_parameters(source, destination, params, compares=True)
     destination = default_destination(destination, source)
     steps = ("ingest",) if plan_only else tuple(STEPS)
-    with running(destination, publishes=not plan_only, steps=steps):
+    job = "" if plan_only else "rebalance"
+    with running(destination, publishes=not plan_only, steps=steps, job=job, source=source.uri):
         if approval.ask and not plan_only:
             announce(approval)
         prepare_destination(destination, params.publish)

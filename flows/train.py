@@ -30,8 +30,6 @@ from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.train import train_model
 
-__all__ = ["train"]
-
 logger = logging.getLogger(__name__)
 
 

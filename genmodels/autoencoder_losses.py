@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-__all__ = ["jacobian_norm", "sparsity_divergence"]
-
 
 def jacobian_norm(z: Tensor, inputs: Tensor, directions: Tensor) -> Tensor:
     """Unbiased estimate of the squared Frobenius norm of dz/dinputs per record, (n,).

@@ -15,24 +15,6 @@ from numpy.typing import NDArray
 
 from prefect_augment.nn.budget import Calibration
 
-__all__ = [
-    "MIN_SAMPLED_RECORDS",
-    "Arrays",
-    "Calibrates",
-    "Config",
-    "Denoises",
-    "Encodes",
-    "FitContext",
-    "GenerativeModel",
-    "ImageData",
-    "ImageSpec",
-    "MapsAnomalies",
-    "SamplesWithValues",
-    "ScoresClasses",
-    "TableData",
-    "TableSpec",
-]
-
 # Training records that a stratum needs before it is sampled; with fewer, a draw is close to a copy.
 # It is plan.targets.MIN_SAMPLED less the fifth that is validation by default.
 MIN_SAMPLED_RECORDS = 8

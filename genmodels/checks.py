@@ -1,16 +1,10 @@
 """Checks of a request for records that every model makes."""
 
-import numpy as np
-from numpy.typing import NDArray
-
+from prefect_augment.array_types import Float32, Int
 from prefect_augment.errors import EmptyClassError, ParameterError
 
-__all__ = ["check_classes", "check_latents", "check_request"]
 
-
-def check_request(
-    conditions: NDArray[np.int64], seeds: NDArray[np.int64], classes: tuple[str, ...]
-) -> None:
+def check_request(conditions: Int, seeds: Int, classes: tuple[str, ...]) -> None:
     """Check that every condition has a seed (ParameterError) and is a class (EmptyClassError)."""
     if conditions.shape != seeds.shape:
         raise ParameterError(
@@ -19,7 +13,7 @@ def check_request(
     check_classes(conditions, classes)
 
 
-def check_classes(y: NDArray[np.int64], classes: tuple[str, ...]) -> None:
+def check_classes(y: Int, classes: tuple[str, ...]) -> None:
     """Raise EmptyClassError where an index is none of the model's classes."""
     if y.size and not 0 <= y.min() <= y.max() < len(classes):
         raise EmptyClassError(
@@ -28,9 +22,7 @@ def check_classes(y: NDArray[np.int64], classes: tuple[str, ...]) -> None:
         )
 
 
-def check_latents(
-    Z: NDArray[np.float32], y: NDArray[np.int64], n_latent: int, classes: tuple[str, ...]
-) -> None:
+def check_latents(Z: Float32, y: Int, n_latent: int, classes: tuple[str, ...]) -> None:
     """Check the shape of latent vectors (ParameterError) and their classes (EmptyClassError)."""
     if Z.shape != (len(y), n_latent):
         raise ParameterError(

@@ -5,34 +5,33 @@ by itself, in a batch of any size.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
-__all__ = ["normal", "record_keys", "seeds_from", "uniform"]
+from prefect_augment.array_types import Float, Float32, Int, Uint64
 
 BLOCK = 1 << 20  # numbers computed at once, in about 40 MiB
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
 
 
-def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _mix(z: Uint64) -> Uint64:
     """Output function of splitmix64 (Steele, Lea & Flood 2014, OOPSLA)."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
-def record_keys(seeds: NDArray[np.int64]) -> NDArray[np.uint64]:
+def record_keys(seeds: Int) -> Uint64:
     """Key of each record: its seed mixed, so that neighbouring seeds have unrelated numbers."""
     return _mix(np.asarray(seeds, np.int64).view(np.uint64) + np.uint64(_GOLDEN))
 
 
-def uniform(keys: NDArray[np.uint64], counter: int) -> NDArray[np.float64]:
+def uniform(keys: Uint64, counter: int) -> Float:
     """Number ``counter`` (from 0) of each record, uniform in [0, 1) with 53 bits."""
     step = np.uint64(_GOLDEN * (counter + 1) & _MASK)
     return (_mix(keys + step) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def normal(keys: NDArray[np.uint64], n_values: int, start: int = 0) -> NDArray[np.float32]:
+def normal(keys: Uint64, n_values: int, start: int = 0) -> Float32:
     """Standard normal numbers of each record by the Box-Muller transform, (n, n_values).
 
     Uses ``n_values`` uniform numbers from ``start`` on, rounded up to an even count. Number j of a
@@ -47,7 +46,7 @@ def normal(keys: NDArray[np.uint64], n_values: int, start: int = 0) -> NDArray[n
     return values
 
 
-def _normal(keys: NDArray[np.uint64], n_values: int, start: int) -> NDArray[np.float64]:
+def _normal(keys: Uint64, n_values: int, start: int) -> Float:
     n_pairs = (n_values + 1) // 2
     counters = np.arange(start + 1, start + 2 * n_pairs + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
     bits = _mix(keys[:, None] + counters) >> np.uint64(11)
@@ -56,11 +55,11 @@ def _normal(keys: NDArray[np.uint64], n_values: int, start: int) -> NDArray[np.f
     radius = np.sqrt(-2.0 * np.log(uniforms[..., 0]))
     angle = 2.0 * np.pi * uniforms[..., 1]
     pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-    values: NDArray[np.float64] = pairs.reshape(len(keys), 2 * n_pairs)[:, :n_values]
+    values: Float = pairs.reshape(len(keys), 2 * n_pairs)[:, :n_values]
     return values
 
 
-def seeds_from(key: int, start: int, n: int) -> NDArray[np.int64]:
+def seeds_from(key: int, start: int, n: int) -> Int:
     """Numbers ``start`` to ``start + n - 1`` of the seed sequence ``key``, all distinct."""
     counters = np.arange(start + 1, start + n + 1, dtype=np.uint64)
     return _mix(np.uint64(key) + counters * np.uint64(_GOLDEN)).view(np.int64)

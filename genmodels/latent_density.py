@@ -12,16 +12,14 @@ from typing import Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from prefect_augment.array_types import Float, Float32, Int
 from prefect_augment.genmodels.base import Arrays
 from prefect_augment.genmodels.record_numbers import RecordNumbers
-
-__all__ = ["ClassDensities", "Prior", "bound_log_scale", "kl_divergence"]
 
 MAX_COMPONENTS = 10
 PER_COMPONENT = 32  # records
@@ -29,7 +27,6 @@ MAX_RECORDS = 8000  # per class that a density is fitted to
 N_ITERATIONS = 50
 FLOOR = 1e-3  # of a component's variances, as a share of the mean variance
 
-Floats = NDArray[np.float32]
 
 MAX_LOG_SCALE = 5.0  # of posteriors and priors
 
@@ -38,15 +35,15 @@ MAX_LOG_SCALE = 5.0  # of posteriors and priors
 class ClassDensities:
     """Gaussian mixtures, one per class."""
 
-    shares: NDArray[np.float64]  # (n_classes, n_components) cumulative weights
-    means: Floats  # (n_classes, n_components, n_latent)
-    roots: Floats  # (n_classes, n_components, n_latent, n_latent) Cholesky factors of covariances
+    shares: Float  # (n_classes, n_components) cumulative weights
+    means: Float32  # (n_classes, n_components, n_latent)
+    roots: Float32  # (n_classes, n_components, n_latent, n_latent) Cholesky factors of covariances
 
     @classmethod
     def fit(
         cls,
-        Z: Floats,
-        y: NDArray[np.int64],
+        Z: Float32,
+        y: Int,
         n_classes: int,
         *,
         seed: int,
@@ -68,7 +65,7 @@ class ClassDensities:
         ridge = FLOOR * max(float(np.trace(within)) / n_latent, 1e-12) * np.eye(n_latent)
         rng = np.random.default_rng([seed & 0xFFFFFFFF, 2])
         # Per class: weights, means and covariances.
-        parts: list[tuple[NDArray[np.float64], ...]] = []
+        parts: list[tuple[Float, ...]] = []
         for k in range(n_classes):
             own = z[y == k]
             own = own[np.sort(rng.permutation(len(own))[:MAX_RECORDS])]
@@ -117,14 +114,12 @@ class ClassDensities:
         return cls(*(arrays[f"latent.{name}"] for name in ("shares", "means", "roots")))
 
 
-def _covariance(centred: NDArray[np.float64]) -> NDArray[np.float64]:
-    covariance: NDArray[np.float64] = centred.T @ centred / len(centred)
+def _covariance(centred: Float) -> Float:
+    covariance: Float = centred.T @ centred / len(centred)
     return covariance
 
 
-def _mixture(
-    own: NDArray[np.float64], n_components: int, floor: float, seed: int
-) -> GaussianMixture:
+def _mixture(own: Float, n_components: int, floor: float, seed: int) -> GaussianMixture:
     # k-means++ without k-means, one thread: the same bits on every number of cores.
     mixture = GaussianMixture(
         n_components,

@@ -10,21 +10,17 @@ from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from prefect_augment.array_types import Float32, Int
 from prefect_augment.genmodels.base import Arrays
 from prefect_augment.genmodels.record_numbers import RecordNumbers
-
-__all__ = ["ClassNeighbours"]
 
 N_NEIGHBOURS = 5
 MAX_RECORDS = 4000  # kept per class
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
 
 _NAMES = ("vectors", "neighbours", "starts", "counts")
 
@@ -33,13 +29,13 @@ _NAMES = ("vectors", "neighbours", "starts", "counts")
 class ClassNeighbours:
     """Latent vectors of records, sorted by class, and the neighbours of each."""
 
-    vectors: Floats  # (n, n_latent)
-    neighbours: Ints  # (n, N_NEIGHBOURS) rows of the same class, the nearest first; few repeat
-    starts: Ints  # (n_classes,) first row of each class; an empty class has all rows
-    counts: Ints  # (n_classes,)
+    vectors: Float32  # (n, n_latent)
+    neighbours: Int  # (n, N_NEIGHBOURS) rows of the same class, the nearest first; few repeat
+    starts: Int  # (n_classes,) first row of each class; an empty class has all rows
+    counts: Int  # (n_classes,)
 
     @classmethod
-    def fit(cls, Z: Floats, y: Ints, n_classes: int, *, seed: int) -> Self:
+    def fit(cls, Z: Float32, y: Int, n_classes: int, *, seed: int) -> Self:
         """Keep at most ``MAX_RECORDS`` vectors per class and find their neighbours."""
         rng = np.random.default_rng([seed & 0xFFFFFFFF, 3])
         rows, neighbours = [], []
@@ -78,7 +74,7 @@ class ClassNeighbours:
         return cls(*(arrays[f"latent.{name}"] for name in _NAMES))
 
 
-def _nearest(Z: Floats) -> Ints:
+def _nearest(Z: Float32) -> Int:
     """Each vector's nearest others, (n, N_NEIGHBOURS); the vector itself where it is alone."""
     n = min(N_NEIGHBOURS, len(Z) - 1)
     if n < 1:

@@ -2,12 +2,10 @@
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from prefect_augment.array_types import Uint64
 from prefect_augment.genmodels.counter_rng import normal, uniform
-
-__all__ = ["RecordNumbers"]
 
 
 class RecordNumbers:
@@ -16,7 +14,7 @@ class RecordNumbers:
     ``keys`` (n,) come from :func:`.counter_rng.record_keys`; the numbers go to ``device``.
     """
 
-    def __init__(self, keys: NDArray[np.uint64], device: torch.device) -> None:
+    def __init__(self, keys: Uint64, device: torch.device) -> None:
         self.keys = keys
         self.used = 0  # numbers taken per record
         self._device = device

@@ -12,8 +12,6 @@ from pydantic import SecretBytes, SecretStr
 
 from prefect_augment.errors import ParameterError
 
-__all__ = ["block_options", "storage_options"]
-
 
 def storage_options(block: str) -> dict[str, Any]:
     """Return the fsspec options of the saved block ``type-slug/name``; none for an empty name.

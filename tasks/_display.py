@@ -27,19 +27,6 @@ from prefect.exceptions import PrefectException
 from prefect_augment.report.run_summary import where
 from prefect_augment.text import duration
 
-__all__ = [
-    "STEPS",
-    "artifact_key",
-    "dataset_slug",
-    "in_run",
-    "link",
-    "listening",
-    "markdown_artifact",
-    "progress",
-    "run_progress",
-    "table_artifact",
-]
-
 Progress = Callable[[float, str], None]
 
 # Steps of `rebalance` in their order, and about how much of its time each takes.
@@ -56,9 +43,10 @@ STEPS = {
     "score with further seeds": 6,
     "confirm on the hold-out": 6,
     "write the report": 2,
+    "augment": 2,
     "publish": 2,
 }
-BEAT_SECONDS = 4.0  # between two signs of life
+BEAT_SECONDS = 3.0  # between two signs of life, of which a busy machine delays some
 LEFT_FROM = 0.1  # share of the work from which the time left is told
 
 
@@ -210,8 +198,18 @@ def artifact_key(*words: str) -> str:
 
 
 def dataset_slug(uri: str) -> str:
-    """The last two segments of a location: enough to tell one dataset's artifacts from another's."""
-    return "-".join([segment for segment in re.split(r"[/:]+", uri) if segment][-2:])
+    """The last two segments of a location: enough to tell one dataset's artifacts from another's.
+
+    Examples
+    --------
+    >>> dataset_slug("s3://lake/2026/shop.db#orders")
+    '2026-shop.db-orders'
+    >>> dataset_slug("shop.db#SELECT * FROM orders WHERE price > 0")
+    'shop.db'
+    """
+    base, _, part = uri.partition("#")
+    segments = [segment for segment in re.split(r"[/:]+", base) if segment][-2:]
+    return "-".join([*segments, part] if re.fullmatch(r"[\w.-]+", part) else segments)
 
 
 def table_artifact(key: str, rows: Iterable[dict[str, Any]], description: str) -> None:

@@ -12,8 +12,6 @@ from prefect_augment.schema import Commit, ReportRef, Verdict
 from prefect_augment.storage import Store, read_manifest
 from prefect_augment.tasks._display import artifact_key, dataset_slug, in_run
 
-__all__ = ["PUBLISHED", "REFUSED", "dataset_resource", "emit_published", "emit_refused"]
-
 PUBLISHED = "prefect-augment.dataset.published"
 REFUSED = "prefect-augment.run.refused"
 

@@ -23,17 +23,6 @@ from prefect.settings import PREFECT_API_URL
 from prefect_augment.errors import CrashedTooOftenError
 from prefect_augment.tasks._display import artifact_key, dataset_slug, in_run
 
-__all__ = [
-    "GPU",
-    "MAX_CRASHES",
-    "check_crashes",
-    "crashes_in_a_row",
-    "destination_lease",
-    "destination_limit",
-    "gpu_slot",
-    "has_server",
-]
-
 logger = logging.getLogger(__name__)
 
 # The limit's name, and the tag of runs that always take a slot of it.

@@ -8,12 +8,12 @@ import logging
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from prefect import Task
@@ -22,18 +22,22 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.logging.handlers import APILogHandler
 from prefect.states import Completed
+from tenacity import (
+    Retrying,
+    before_sleep_log,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_chain,
+    wait_fixed,
+)
 
+from prefect_augment.catalogue.openlineage import is_traced, record_outcome
 from prefect_augment.errors import TransientError
 from prefect_augment.params import Destination, Publish
 from prefect_augment.report.run_summary import outcome_sentence, run_page
 from prefect_augment.schema import DatasetRef, RunResult
-from prefect_augment.storage import (
-    Store,
-    keep_apart,
-    open_published,
-    open_store,
-    read_manifest,
-)
+from prefect_augment.shards.staged import load_info
+from prefect_augment.storage import Store, keep_apart, open_published, open_store, read_manifest
 from prefect_augment.storage.workspace import POINTER
 from prefect_augment.tasks._blocks import storage_options
 from prefect_augment.tasks._display import (
@@ -44,28 +48,11 @@ from prefect_augment.tasks._display import (
     progress,
 )
 
-__all__ = [
-    "TASK_OPTIONS",
-    "Call",
-    "call",
-    "class_list",
-    "conclude",
-    "finish",
-    "named",
-    "open_block_store",
-    "open_destination",
-    "open_root",
-    "prepare_destination",
-    "run",
-    "run_each",
-    "run_log",
-    "storage_options",
-]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
 LOGGER = "prefect_augment"
+RETRY_SECONDS = (2, 10, 30)  # before each further try
 MAX_LISTED = 10  # classes in the name of a task
 
 
@@ -78,26 +65,23 @@ def _only_transient(task: Task[Any, Any], task_run: Any, state: State[Any]) -> b
 TASK_OPTIONS: dict[str, Any] = {
     "cache_policy": NO_CACHE,
     "persist_result": False,
-    "retries": 3,
-    "retry_delay_seconds": [2, 10, 30],
+    "retries": len(RETRY_SECONDS),
+    "retry_delay_seconds": list(RETRY_SECONDS),
     "retry_condition_fn": _only_transient,
 }
+# The same outside a run, where there is no Prefect to do so.
+_patiently = Retrying(
+    retry=retry_if_exception_type(TransientError),
+    wait=wait_chain(*map(wait_fixed, RETRY_SECONDS)),
+    stop=stop_after_attempt(1 + len(RETRY_SECONDS)),
+    before_sleep=before_sleep_log(logging.getLogger(LOGGER), logging.WARNING),
+    reraise=True,
+)
 
 
 def run(task: Task[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a task as a task inside a flow run, and as its plain function elsewhere."""
     return task(*args, **kwargs) if in_run() else _patiently(task.fn, *args, **kwargs)
-
-
-def _patiently(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function as Prefect would: once more after a while where an error is transient."""
-    for seconds in TASK_OPTIONS["retry_delay_seconds"]:
-        try:
-            return function(*args, **kwargs)
-        except TransientError as exc:
-            logging.getLogger(LOGGER).warning("Trying again in %d s: %s", seconds, exc)
-            time.sleep(seconds)
-    return function(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -114,10 +98,6 @@ def call(task: Task[P, T], *args: P.args, **kwargs: P.kwargs) -> Call[T]:
     return Call(task, args, kwargs)
 
 
-def _make(one: Call[T]) -> T:
-    return _patiently(one.task.fn, *one.args, **one.kwargs)
-
-
 def run_each(calls: Sequence[Call[T]], *, workers: int, step: str) -> list[T]:
     """Make the calls, at most ``workers`` at the same time; return their results in order.
 
@@ -130,7 +110,10 @@ def run_each(calls: Sequence[Call[T]], *, workers: int, step: str) -> list[T]:
         if not in_run():
             with ThreadPoolExecutor(workers) as pool:
                 pending: list[Future[T]] = [
-                    pool.submit(copy_context().run, _make, one) for one in calls
+                    pool.submit(
+                        copy_context().run, _patiently, one.task.fn, *one.args, **one.kwargs
+                    )
+                    for one in calls
                 ]
                 for i, _ in enumerate(as_completed(pending), 1):
                     report(i / len(calls), f"{i} of {len(calls)}")
@@ -204,7 +187,25 @@ def _change_log_users(logger: logging.Logger, change: int) -> None:
                 logger.removeHandler(handler)
 
 
-def named(text: Callable[[dict[str, Any]], str]) -> Callable[..., str]:
+def step(run_name: str | Callable[[dict[str, Any]], str]) -> Callable[[Callable[P, T]], Task[P, T]]:
+    """Return a decorator that makes a task of a function, whose name and log lines the task shows.
+
+    ``run_name`` is Prefect's template, or makes the name of a task run of its parameters.
+    """
+
+    def decorate(fn: Callable[P, T]) -> Task[P, T]:
+        @wraps(fn)
+        def logged(*args: P.args, **kwargs: P.kwargs) -> T:
+            with run_log():
+                return fn(*args, **kwargs)
+
+        name = run_name if isinstance(run_name, str) else _named(run_name)
+        return Task(logged, name=fn.__name__, task_run_name=name, **TASK_OPTIONS)
+
+    return decorate
+
+
+def _named(text: Callable[[dict[str, Any]], str]) -> Callable[..., str]:
     """Return a function that names a task run by its parameters, in one line of at most 120 characters.
 
     Unexpected parameters are no error here: the task itself raises it.
@@ -238,11 +239,14 @@ def class_list(counts: Mapping[str, int]) -> str:
 def conclude(result: RunResult, dataset: DatasetRef) -> RunResult:
     """Finish a run: write the summary on its page and its outcome into its state."""
     sentence = outcome_sentence(result, dataset.root)
+    if not (in_run() or is_traced()):
+        return result
+    store = open_root(dataset)
+    manifest = None if result.version is None else read_manifest(store, result.version)
+    if is_traced():
+        record_outcome(load_info(dataset, store), manifest)
     if not in_run():
         return result
-    manifest = None
-    if result.version is not None:
-        manifest = read_manifest(open_root(dataset), result.version)
     key = artifact_key("answer", dataset_slug(dataset.root))
     markdown_artifact(key, run_page(result, dataset.root, manifest), sentence)
     return finish(result, sentence)

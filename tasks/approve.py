@@ -1,7 +1,5 @@
 """Approve: propose a version that is ready, and record the decision on it."""
 
-from prefect import task
-
 from prefect_augment.params import Answer, Destination
 from prefect_augment.publish.proposal import (
     Proposal,
@@ -11,28 +9,11 @@ from prefect_augment.publish.proposal import (
     request_markdown,
 )
 from prefect_augment.schema import ApprovalDecision, Release, ReportRef
-from prefect_augment.tasks._display import (
-    artifact_key,
-    dataset_slug,
-    link,
-    markdown_artifact,
-)
-from prefect_augment.tasks._runtime import (
-    TASK_OPTIONS,
-    named,
-    open_destination,
-    open_root,
-    run_log,
-)
-
-__all__ = ["decide_proposal", "propose_dataset"]
+from prefect_augment.tasks._display import artifact_key, dataset_slug, link, markdown_artifact
+from prefect_augment.tasks._runtime import open_destination, open_root, step
 
 
-@task(
-    name="propose_dataset",
-    task_run_name=named(lambda p: f"propose {dataset_slug(p['release'].dataset.root)}"),
-    **TASK_OPTIONS,
-)
+@step(lambda p: f"propose {dataset_slug(p['release'].dataset.root)}")
 def propose_dataset(release: Release, report: ReportRef) -> Proposal:
     """Leave a version that is ready as a proposal, for somebody to approve or reject.
 
@@ -48,21 +29,16 @@ def propose_dataset(release: Release, report: ReportRef) -> Proposal:
     Proposal
         Also shown as an artifact. The same inputs are proposed once.
     """
-    with run_log():
-        store = open_root(release.dataset)
-        proposal = propose(release, report, store)
-        page = store.place(f"{report.prefix}/report.html")
-        text = request_markdown(proposal, report_link=f"Report: {link('report.html', page)}.")
-        key = artifact_key("approval", dataset_slug(release.dataset.root))
-        markdown_artifact(key, f"{text}\n\nProposal `{proposal.id}`.", "What waits for approval")
-        return proposal
+    store = open_root(release.dataset)
+    proposal = propose(release, report, store)
+    page = store.place(f"{report.prefix}/report.html")
+    text = request_markdown(proposal, report_link=f"Report: {link('report.html', page)}.")
+    key = artifact_key("approval", dataset_slug(release.dataset.root))
+    markdown_artifact(key, f"{text}\n\nProposal `{proposal.id}`.", "What waits for approval")
+    return proposal
 
 
-@task(
-    name="decide_proposal",
-    task_run_name=named(lambda p: f"{p['answer'].decision} {p['proposal']}"),
-    **TASK_OPTIONS,
-)
+@step(lambda p: f"{p['answer'].decision} {p['proposal']}")
 def decide_proposal(
     destination: Destination, proposal: str = "", answer: Answer = Answer()
 ) -> tuple[Proposal, ApprovalDecision]:
@@ -86,9 +62,8 @@ def decide_proposal(
     ParameterError
         If there is no such proposal, an amount is raised, or another decision was recorded before.
     """
-    with run_log():
-        store = open_destination(destination)
-        pending = read_proposal(store, proposal)
-        decision = decide(store, pending, answer)
-        # The proposal may come from another machine, where the same folder has another path.
-        return pending.moved(store.uri, destination.storage_block), decision
+    store = open_destination(destination)
+    pending = read_proposal(store, proposal)
+    decision = decide(store, pending, answer)
+    # The proposal may come from another machine, where the same folder has another path.
+    return pending.moved(store.uri, destination.storage_block), decision

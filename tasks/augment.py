@@ -2,39 +2,15 @@
 
 from collections.abc import Mapping
 
-from prefect import task
-
 from prefect_augment.augmentation.base import augment
-from prefect_augment.augmentation.label_preservation import (
-    PolicyCheck,
-    act_on,
-    check_policy,
-    policy_page,
-)
+from prefect_augment.augmentation.label_preservation import act_on, check_policy, policy_page
 from prefect_augment.params import Classic
-from prefect_augment.schema import DatasetRef, Experiment
-from prefect_augment.tasks._display import (
-    artifact_key,
-    dataset_slug,
-    markdown_artifact,
-    progress,
-)
-from prefect_augment.tasks._runtime import (
-    TASK_OPTIONS,
-    class_list,
-    named,
-    open_root,
-    run_log,
-)
-
-__all__ = ["augment_records", "check_image_policy"]
+from prefect_augment.schema import DatasetRef, Experiment, PolicyCheck
+from prefect_augment.tasks._display import artifact_key, dataset_slug, markdown_artifact, progress
+from prefect_augment.tasks._runtime import class_list, open_root, step
 
 
-@task(
-    name="augment_records",
-    task_run_name=named(lambda p: f"augment {class_list(p['counts'])}"),
-    **TASK_OPTIONS,
-)
+@step(lambda p: f"augment {class_list(p['counts'])}")
 def augment_records(experiment: Experiment, counts: Mapping[str, int]) -> DatasetRef:
     """Write classic records made from the training part, each naming its parent.
 
@@ -51,7 +27,7 @@ def augment_records(experiment: Experiment, counts: Mapping[str, int]) -> Datase
         Staged classic records.
     """
     dataset, params = experiment.dataset, experiment.params
-    with run_log(), progress("augment", dataset.root):
+    with progress("augment", dataset.root):
         ref = augment(
             dataset,
             plan=experiment.plan,
@@ -64,11 +40,7 @@ def augment_records(experiment: Experiment, counts: Mapping[str, int]) -> Datase
         return ref.model_copy(update={"block": dataset.block})
 
 
-@task(
-    name="check_image_policy",
-    task_run_name=named(lambda p: f"check policy {p['classic'].image}"),
-    **TASK_OPTIONS,
-)
+@step(lambda p: f"check policy {p['classic'].image}")
 def check_image_policy(
     dataset: DatasetRef, classic: Classic, *, seed: int = 0, show_pictures: bool = True
 ) -> PolicyCheck:
@@ -90,7 +62,7 @@ def check_image_policy(
     PolicyCheck
         Also shown as an artifact, with originals beside their copies.
     """
-    with run_log(), progress("check policy", dataset.root):
+    with progress("check policy", dataset.root):
         store = open_root(dataset)
         check = check_policy(dataset, classic=classic, seed=seed, store=store)
         key = artifact_key("policy", dataset_slug(dataset.root))

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
-from prefect import task
-
 from prefect_augment.experiment import confirmation, privacy, score, search
 from prefect_augment.experiment.filter import filter_candidates as filter_staged
 from prefect_augment.params import Budget
@@ -20,29 +18,10 @@ from prefect_augment.schema import (
 )
 from prefect_augment.tasks._display import progress
 from prefect_augment.tasks._limits import gpu_slot
-from prefect_augment.tasks._runtime import (
-    TASK_OPTIONS,
-    class_list,
-    named,
-    open_root,
-    run_log,
-)
-
-__all__ = [
-    "choose_strategy",
-    "confirm_choice",
-    "filter_candidates",
-    "measure_privacy",
-    "pilot_strategy",
-    "score_strategy",
-]
+from prefect_augment.tasks._runtime import class_list, open_root, step
 
 
-@task(
-    name="filter_candidates",
-    task_run_name=named(lambda p: f"filter {class_list(p['candidates'].class_counts)}"),
-    **TASK_OPTIONS,
-)
+@step(lambda p: f"filter {class_list(p['candidates'].class_counts)}")
 def filter_candidates(experiment: Experiment, candidates: DatasetRef) -> FilterResult:
     """Drop candidates that copy a record, look like another class or leave the domain.
 
@@ -59,11 +38,11 @@ def filter_candidates(experiment: Experiment, candidates: DatasetRef) -> FilterR
         Candidates, passed and kept per class, and the reasons of those dropped.
     """
     dataset = experiment.dataset
-    with run_log(), progress("filter", dataset.root), _gpu(experiment):
+    with progress("filter", dataset.root), _gpu(experiment):
         return filter_staged(experiment, candidates, open_root(dataset))
 
 
-@task(name="measure_privacy", task_run_name="measure privacy", **TASK_OPTIONS)
+@step("measure privacy")
 def measure_privacy(experiment: Experiment, drawn: DatasetRef) -> Privacy:
     """Measure what synthetic records reveal about the records that they were made from.
 
@@ -81,15 +60,11 @@ def measure_privacy(experiment: Experiment, drawn: DatasetRef) -> Privacy:
     Privacy
         A membership-inference attack, distances to the closest record, exposure of isolated ones.
     """
-    with run_log(), progress("measure privacy"):
+    with progress("measure privacy"):
         return privacy.measure(experiment, drawn, open_root(experiment.dataset))
 
 
-@task(
-    name="score_strategy",
-    task_run_name=named(lambda p: f"score {p['strategy'].name}, seed {p['seed']}"),
-    **TASK_OPTIONS,
-)
+@step(lambda p: f"score {p['strategy'].name}, seed {p['seed']}")
 def score_strategy(experiment: Experiment, strategy: Strategy, seed: int) -> StrategyScore:
     """Train the estimators on one strategy and score them on validation records.
 
@@ -106,17 +81,11 @@ def score_strategy(experiment: Experiment, strategy: Strategy, seed: int) -> Str
     StrategyScore
         Over the compared classes.
     """
-    with run_log(), _gpu(experiment):
+    with _gpu(experiment):
         return score.score(experiment, strategy, seed, open_root(experiment.dataset))
 
 
-@task(
-    name="pilot_strategy",
-    task_run_name=named(
-        lambda p: f"pilots of {p['strategies'][0].name}, {len(p['strategies'])} settings"
-    ),
-    **TASK_OPTIONS,
-)
+@step(lambda p: f"pilots of {p['strategies'][0].name}, {len(p['strategies'])} settings")
 def pilot_strategy(
     experiment: Experiment, strategies: Sequence[Strategy], *, budget: Budget | None = None
 ) -> tuple[StrategyScore, ...]:
@@ -136,16 +105,12 @@ def pilot_strategy(
     tuple of StrategyScore
         In the order of ``strategies``.
     """
-    with run_log(), _gpu(experiment):
+    with _gpu(experiment):
         store = open_root(experiment.dataset)
         return search.pilot(experiment, strategies, store, budget=budget)
 
 
-@task(
-    name="choose_strategy",
-    task_run_name=named(lambda p: f"choose of {len({s.strategy.name for s in p['scores']})}"),
-    **TASK_OPTIONS,
-)
+@step(lambda p: f"choose of {len({s.strategy.name for s in p['scores']})}")
 def choose_strategy(scores: Sequence[StrategyScore], *, prefer_model: bool = False) -> Choice:
     """Choose the best strategy and the best baseline by their scores on validation records.
 
@@ -161,20 +126,15 @@ def choose_strategy(scores: Sequence[StrategyScore], *, prefer_model: bool = Fal
     Choice
         What the hold-out will compare.
     """
-    with run_log():
-        return score.choose(scores, prefer_model=prefer_model)
+    return score.choose(scores, prefer_model=prefer_model)
 
 
-@task(
-    name="confirm_choice",
-    task_run_name=named(
-        lambda p: (
-            f"confirm {p['choice'].chosen.name} against {p['choice'].baseline.name}"
-            if p["choice"].chosen != p["choice"].baseline
-            else f"confirm {p['choice'].chosen.name} against the data as they are"
-        )
-    ),
-    **TASK_OPTIONS,
+@step(
+    lambda p: (
+        f"confirm {p['choice'].chosen.name} against {p['choice'].baseline.name}"
+        if p["choice"].chosen != p["choice"].baseline
+        else f"confirm {p['choice'].chosen.name} against the data as they are"
+    )
 )
 def confirm_choice(
     experiment: Experiment, choice: Choice, scores: Sequence[StrategyScore], *, workers: int = 1
@@ -198,7 +158,7 @@ def confirm_choice(
         Accept, reject or inconclusive, with intervals and reasons.
     """
     dataset = experiment.dataset
-    with run_log(), progress("confirm on the hold-out", dataset.root), _gpu(experiment):
+    with progress("confirm on the hold-out", dataset.root), _gpu(experiment):
         store = open_root(dataset)
         return confirmation.confirm(experiment, choice, scores, store, workers=workers)
 

@@ -1,22 +1,14 @@
 """Ingest: from a labelled source to validated and split records."""
 
-from prefect import task
-
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Destination, Source
 from prefect_augment.schema import DatasetRef
+from prefect_augment.tasks._blocks import storage_options
 from prefect_augment.tasks._display import progress
-from prefect_augment.tasks._runtime import (
-    TASK_OPTIONS,
-    open_destination,
-    run_log,
-    storage_options,
-)
-
-__all__ = ["ingest_dataset"]
+from prefect_augment.tasks._runtime import open_destination, step
 
 
-@task(name="ingest_dataset", task_run_name="ingest {source.uri}", **TASK_OPTIONS)
+@step("ingest {source.uri}")
 def ingest_dataset(source: Source, destination: Destination, *, seed: int = 0) -> DatasetRef:
     """Read a labelled source, split it, and quarantine unusable records.
 
@@ -40,7 +32,7 @@ def ingest_dataset(source: Source, destination: Destination, *, seed: int = 0) -
     StorageError
         If the source cannot be read, or the destination cannot be written, read, listed and cleaned.
     """
-    with run_log(), progress("ingest", destination.uri) as report:
+    with progress("ingest", destination.uri) as report:
         store = open_destination(destination)
         ref = ingest(
             source,

@@ -2,34 +2,18 @@
 
 from collections.abc import Sequence
 
-from prefect import task
-
 from prefect_augment.latents import inputs, uses
 from prefect_augment.latents.page import latents_page
 from prefect_augment.params import Destination, Output
 from prefect_augment.params.base import Params
 from prefect_augment.registry import load_model_class
 from prefect_augment.schema import DatasetRef, LatentRef, LatentUse, ModelRef
-from prefect_augment.tasks._display import (
-    artifact_key,
-    dataset_slug,
-    markdown_artifact,
-    progress,
-)
+from prefect_augment.tasks._display import artifact_key, dataset_slug, markdown_artifact, progress
 from prefect_augment.tasks._limits import gpu_slot
-from prefect_augment.tasks._runtime import (
-    TASK_OPTIONS,
-    named,
-    open_block_store,
-    open_destination,
-    open_root,
-    run_log,
-)
-
-__all__ = ["open_version", "select_classes", "use_latents"]
+from prefect_augment.tasks._runtime import open_block_store, open_destination, open_root, step
 
 
-@task(name="open_version", task_run_name="open {destination.uri}", **TASK_OPTIONS)
+@step("open {destination.uri}")
 def open_version(destination: Destination, version: int = 0) -> DatasetRef:
     """Refer to the records of a published version, synthetic ones included, so that tasks can read them.
 
@@ -45,16 +29,11 @@ def open_version(destination: Destination, version: int = 0) -> DatasetRef:
     DatasetRef
         Nothing is copied; the parts are train and holdout.
     """
-    with run_log():
-        ref = inputs.version_records(open_destination(destination), version or None)
-        return ref.model_copy(update={"block": destination.storage_block})
+    ref = inputs.version_records(open_destination(destination), version or None)
+    return ref.model_copy(update={"block": destination.storage_block})
 
 
-@task(
-    name="select_classes",
-    task_run_name=named(lambda p: f"select {', '.join(p['classes'])}"),
-    **TASK_OPTIONS,
-)
+@step(lambda p: f"select {', '.join(p['classes'])}")
 def select_classes(dataset: DatasetRef, classes: Sequence[str]) -> DatasetRef:
     """Stage the training and validation records of some classes, to train a model on these alone.
 
@@ -69,18 +48,11 @@ def select_classes(dataset: DatasetRef, classes: Sequence[str]) -> DatasetRef:
     DatasetRef
         Records with the ids and parts that they have in ``dataset``.
     """
-    with run_log():
-        ref = inputs.select_classes(dataset, classes=classes, store=open_root(dataset))
-        return ref.model_copy(update={"block": dataset.block})
+    ref = inputs.select_classes(dataset, classes=classes, store=open_root(dataset))
+    return ref.model_copy(update={"block": dataset.block})
 
 
-@task(
-    name="use_latents",
-    task_run_name=named(
-        lambda p: f"{p['use']} of {dataset_slug(p['dataset'].root)} by {p['model'].kind}"
-    ),
-    **TASK_OPTIONS,
-)
+@step(lambda p: f"{p['use']} of {dataset_slug(p['dataset'].root)} by {p['model'].kind}")
 def use_latents(
     use: LatentUse,
     dataset: DatasetRef,
@@ -112,7 +84,7 @@ def use_latents(
     """
     output = output or Output()
     network = load_model_class(model.kind, modality=dataset.modality).trained_in_steps
-    with run_log(), progress(use, dataset.root) as report, gpu_slot(network=network):
+    with progress(use, dataset.root) as report, gpu_slot(network=network):
         store = open_root(dataset)
         out = open_block_store(output.uri, output.storage_block) if output.uri else None
         ref = uses.use_latents(

@@ -1,28 +1,14 @@
 """Plan: how many records each class has and gets, and where they come from."""
 
-from prefect import task
-
 from prefect_augment.params import RunParams
 from prefect_augment.plan.plan import plan
 from prefect_augment.report.report import plan_table
 from prefect_augment.schema import BalancePlan, DatasetRef
 from prefect_augment.tasks._display import artifact_key, dataset_slug, table_artifact
-from prefect_augment.tasks._runtime import (
-    TASK_OPTIONS,
-    class_list,
-    named,
-    open_root,
-    run_log,
-)
-
-__all__ = ["plan_balance"]
+from prefect_augment.tasks._runtime import class_list, open_root, step
 
 
-@task(
-    name="plan_balance",
-    task_run_name=named(lambda p: f"plan {class_list(p['dataset'].class_counts)}"),
-    **TASK_OPTIONS,
-)
+@step(lambda p: f"plan {class_list(p['dataset'].class_counts)}")
 def plan_balance(
     dataset: DatasetRef,
     params: RunParams | None = None,
@@ -54,9 +40,8 @@ def plan_balance(
     ParameterError
         If a target is below the class's count, or a class or column is not known.
     """
-    with run_log():
-        store = open_root(dataset)
-        result = plan(dataset, params or RunParams(), store, searched=searched, compares=compares)
-        key = artifact_key("plan", dataset_slug(dataset.root))
-        table_artifact(key, plan_table(result), f"Plan: {result.rule}")
-        return result
+    store = open_root(dataset)
+    result = plan(dataset, params or RunParams(), store, searched=searched, compares=compares)
+    key = artifact_key("plan", dataset_slug(dataset.root))
+    table_artifact(key, plan_table(result), f"Plan: {result.rule}")
+    return result

@@ -2,36 +2,18 @@
 
 from typing import Literal
 
-from prefect import task
-
 from prefect_augment.plan.strategies import plain_recipe
 from prefect_augment.publish.publish import publish
 from prefect_augment.publish.synthetic_records import classic_counts
 from prefect_augment.report.build import report
 from prefect_augment.schema import ApprovalDecision, Commit, Recipe, Release, ReportRef
 from prefect_augment.storage import Store
-from prefect_augment.tasks._display import (
-    artifact_key,
-    dataset_slug,
-    markdown_artifact,
-    progress,
-)
+from prefect_augment.tasks._display import artifact_key, dataset_slug, markdown_artifact, progress
 from prefect_augment.tasks._events import emit_published
-from prefect_augment.tasks._runtime import (
-    TASK_OPTIONS,
-    named,
-    open_root,
-    run_log,
-)
-
-__all__ = ["publish_dataset", "write_report"]
+from prefect_augment.tasks._runtime import open_root, step
 
 
-@task(
-    name="write_report",
-    task_run_name=named(lambda p: f"report on {dataset_slug(p['release'].dataset.root)}"),
-    **TASK_OPTIONS,
-)
+@step(lambda p: f"report on {dataset_slug(p['release'].dataset.root)}")
 def write_report(
     release: Release,
     *,
@@ -55,18 +37,14 @@ def write_report(
         The report's files, staged; also shown as an artifact.
     """
     dataset = release.dataset
-    with run_log(), progress("write the report"):
+    with progress("write the report"):
         ref, summary = report(release, open_root(dataset), status=status, approval=approval)
         key = artifact_key("report", dataset_slug(dataset.root))
-        markdown_artifact(key, summary, "Report")
+        markdown_artifact(key, summary, "Report: strategies, classes, pictures")
         return ref
 
 
-@task(
-    name="publish_dataset",
-    task_run_name=named(lambda p: f"publish {dataset_slug(p['release'].dataset.root)}"),
-    **TASK_OPTIONS,
-)
+@step(lambda p: f"publish {dataset_slug(p['release'].dataset.root)}")
 def publish_dataset(
     release: Release, report: ReportRef | None = None, *, approval: ApprovalDecision | None = None
 ) -> Commit:
@@ -88,7 +66,7 @@ def publish_dataset(
         The version; ``created`` is False where the same inputs had been published before.
     """
     dataset = release.dataset
-    with run_log(), progress("publish", dataset.root) as on_progress:
+    with progress("publish", dataset.root) as on_progress:
         store = open_root(dataset)
         if release.recipe is None:
             release = release.model_copy(update={"recipe": _plain_recipe(release, store)})

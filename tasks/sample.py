@@ -3,32 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefect import task
-
 from prefect_augment.ingest.external import import_candidates
 from prefect_augment.params import Constraint
 from prefect_augment.registry import load_model_class
 from prefect_augment.schema import BalancePlan, DatasetRef, ModelRef
 from prefect_augment.synthesis.sample import sample
+from prefect_augment.tasks._blocks import storage_options
 from prefect_augment.tasks._display import progress
 from prefect_augment.tasks._limits import gpu_slot
-from prefect_augment.tasks._runtime import (
-    TASK_OPTIONS,
-    class_list,
-    named,
-    open_root,
-    run_log,
-    storage_options,
-)
-
-__all__ = ["import_synthetic", "sample_classes"]
+from prefect_augment.tasks._runtime import class_list, open_root, step
 
 
-@task(
-    name="sample_classes",
-    task_run_name=named(lambda p: f"sample {class_list(p['counts'])}"),
-    **TASK_OPTIONS,
-)
+@step(lambda p: f"sample {class_list(p['counts'])}")
 def sample_classes(
     dataset: DatasetRef,
     model: ModelRef,
@@ -71,7 +57,7 @@ def sample_classes(
         If ``max_near`` is no share, a condition or a constraint does not fit the columns, or too few
         draws keep them.
     """
-    with run_log(), progress("sample", dataset.root) as report:
+    with progress("sample", dataset.root) as report:
         with gpu_slot(network=load_model_class(model.kind).trained_in_steps):
             ref = sample(
                 model,
@@ -87,7 +73,7 @@ def sample_classes(
         return ref.model_copy(update={"block": dataset.block})
 
 
-@task(name="import_synthetic", task_run_name="import {uri}", **TASK_OPTIONS)
+@step("import {uri}")
 def import_synthetic(
     dataset: DatasetRef,
     plan: BalancePlan,
@@ -116,13 +102,12 @@ def import_synthetic(
     DatasetRef
         Staged candidates; ``n_quarantined`` counts the unusable records.
     """
-    with run_log():
-        ref = import_candidates(
-            dataset,
-            uri,
-            plan=plan,
-            store=open_root(dataset),
-            options=storage_options(storage_block),
-            max_megapixels=max_megapixels,
-        )
-        return ref.model_copy(update={"block": dataset.block})
+    ref = import_candidates(
+        dataset,
+        uri,
+        plan=plan,
+        store=open_root(dataset),
+        options=storage_options(storage_block),
+        max_megapixels=max_megapixels,
+    )
+    return ref.model_copy(update={"block": dataset.block})

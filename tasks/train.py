@@ -2,21 +2,12 @@
 
 from typing import Any
 
-from prefect import task
-
 from prefect_augment.registry import load_model_class
 from prefect_augment.schema import Experiment, ModelRef
 from prefect_augment.synthesis.train import find_model, train
 from prefect_augment.tasks._display import progress
 from prefect_augment.tasks._limits import gpu_slot
-from prefect_augment.tasks._runtime import (
-    TASK_OPTIONS,
-    named,
-    open_root,
-    run_log,
-)
-
-__all__ = ["train_model"]
+from prefect_augment.tasks._runtime import open_root, step
 
 
 def _name(parameters: dict[str, Any]) -> str:
@@ -24,7 +15,7 @@ def _name(parameters: dict[str, Any]) -> str:
     return f"train {getattr(params.model, 'name', params.model.kind)}, seed {params.seed}"
 
 
-@task(name="train_model", task_run_name=named(_name), **TASK_OPTIONS)
+@step(_name)
 def train_model(experiment: Experiment) -> ModelRef:
     """Fit the encoder and the model on the training records.
 
@@ -39,7 +30,7 @@ def train_model(experiment: Experiment) -> ModelRef:
         Checkpoint and encoder by digest, and the classes that can be sampled.
     """
     dataset, params = experiment.dataset, experiment.params
-    with run_log(), progress("train", dataset.root) as report:
+    with progress("train", dataset.root) as report:
         store = open_root(dataset)
         ref = find_model(experiment, store)
         if ref is None:  # without work no run waits for a GPU

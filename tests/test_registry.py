@@ -71,7 +71,10 @@ def test_auto_is_diffusion_for_images() -> None:
 @pytest.mark.parametrize("kind", sorted(MODELS))
 def test_every_registered_model_can_be_imported(kind: str) -> None:
     if MODELS[kind].extra:
-        pytest.importorskip(MODELS[kind].extra, reason=f"the extra {MODELS[kind].extra!r}")
+        pytest.importorskip(
+            {"dp": "opendp"}.get(MODELS[kind].extra, MODELS[kind].extra),
+            reason=f"the extra {MODELS[kind].extra!r}",
+        )
     assert callable(load_model_class(kind).from_state)
 
 
@@ -117,6 +120,14 @@ def test_a_missing_extra_says_what_to_install(
         load_model_class("more")
 
 
+def install(folder: Path, entry_points: str) -> None:
+    """A package with these entry points, as an installation leaves it."""
+    info = folder / "other-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(entry_points)
+
+
 @pytest.fixture
 def plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An installed package that offers three models."""
@@ -126,12 +137,10 @@ def plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "class Wide:\n    Params = Params\n"
         "class Plain:\n    pass\n"
     )
-    info = tmp_path / "other-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
+    install(
+        tmp_path,
         f"[{registry.ENTRY_POINTS}]\nwide = other_models:Wide\nplain = other_models:Plain\n"
-        "gone = other_models:Gone\ntrees = other_models:Plain\n"
+        "gone = other_models:Gone\ntrees = other_models:Plain\n",
     )
     monkeypatch.syspath_prepend(str(tmp_path))
 
@@ -156,6 +165,37 @@ def test_broken_and_shadowing_plugins_are_named() -> None:
         load_model_class(PluginModel(name="trees"))
     with pytest.raises(ParameterError, match="gone, plain, trees, wide"):
         load_model_class(PluginModel(name="missing"))
+
+
+@pytest.mark.slow
+def test_a_format_of_another_package_is_read_by_its_ending(tmp_path: Path) -> None:
+    (tmp_path / "other_formats.py").write_text(
+        "import numpy as np, pyarrow as pa\n"
+        "from prefect_augment.sources.base import SourceRecords\n"
+        "def read(file, *, name, source):\n"
+        "    words = file.read().decode().split()\n"
+        "    return SourceRecords(pa.table({'word': words}), np.arange(1, len(words) + 1))\n"
+    )
+    install(tmp_path, f"[{registry.FORMAT_ENTRY_POINTS}]\n.words = other_formats:read\n")
+    (tmp_path / "in.words").write_text("ok ok worn")
+    code = (
+        "import sys\n"
+        "from prefect_augment.params import Source\n"
+        "from prefect_augment.sources.discovery import list_source\n"
+        "from prefect_augment.sources.open import reader_of\n"
+        "listing = list_source(sys.argv[1], requested='auto', options=None)\n"
+        "with listing.open(listing.entries[0]) as file:\n"
+        "    for batch in reader_of(listing)(file, name='in.words', source=Source()):\n"
+        "        print(batch.table['word'].to_pylist())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "in.words")],
+        env={"PYTHONPATH": ":".join([str(tmp_path), *(p for p in sys.path if p)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "['ok', 'ok', 'worn']\n", done.stderr
 
 
 def test_importing_the_registry_loads_no_model() -> None:

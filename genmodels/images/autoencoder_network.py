@@ -24,8 +24,6 @@ from prefect_augment.nn.networks import (
     zeroed,
 )
 
-__all__ = ["Codec", "ConvDecoder", "ConvEncoder", "DenseStack", "Squash"]
-
 UNIT = 16  # channels per norm group
 
 # Activation of a layer.

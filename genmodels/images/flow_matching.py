@@ -4,17 +4,21 @@ Between noise ``x0`` and an image ``x1`` lies ``x_t = (1 - t) x0 + t x1``; a net
 velocity ``E[x1 - x0 | x_t, t, y]``, and records are drawn by following it from t = 0 to 1 (Lipman
 et al. 2023, "Flow Matching for Generative Modeling"; Liu et al. 2023, "Flow Straight and Fast").
 
-With Gaussian noise this is EDM's diffusion model (Karras et al. 2022) in other coordinates (see
-:mod:`.flow_training`). The target has the same scale at every t, which EDM achieves by
-preconditioning, and the paths are nearly straight: 12 evaluations make an image here, EDM's sampler
-takes 35. With the same network, EDM's own coordinates, weights and sampler learnt more slowly in
-the one short run of each that was compared.
+With Gaussian noise this is EDM's diffusion model (Karras et al. 2022) in other coordinates. The target
+has the same scale at every t, which EDM achieves by preconditioning, and the paths are nearly
+straight: 12 evaluations make an image here, EDM's sampler takes 35. With the same network, EDM's own
+coordinates, weights and sampler learnt more slowly in the one short run of each that was compared.
 
 Choices for few images and little time (research/images.md, sections 4 and 9): one network for all
 classes, classes drawn with p ∝ n_k**q, label dropout, and averaged weights with a half-life of 5 %
 of the run.
 """
 
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -26,14 +30,13 @@ from torch import Tensor, nn
 from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import Arrays, FitContext
 from prefect_augment.genmodels.counter_rng import normal
-from prefect_augment.genmodels.images import flow_training as uses
-from prefect_augment.genmodels.images.flow_training import FlowPhase, Velocity, train_keeping_early
 from prefect_augment.genmodels.images.network import ImageNetwork, threads_of_step, to_pixels
 from prefect_augment.genmodels.images.training import (
     N_AUGMENT,
     ImagePhase,
     ImageRecords,
     channels_first,
+    moved,
     to_unit,
 )
 from prefect_augment.nn import loop
@@ -41,7 +44,171 @@ from prefect_augment.nn.devices import Device, compiled
 from prefect_augment.nn.networks import UNet
 from prefect_augment.params import DiffusionModel
 
-__all__ = ["Diffusion", "integrate"]
+EARLY_SHARE = 0.25  # of the steps, after which the early network is copied
+COMMITMENT = 0.25  # CBDM's gamma
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+# Integration points of the bound, evenly spaced in log(t / (1 - t)): from much noise to less than a gray
+# level.
+FIRST_PLACE, LAST_PLACE, N_PLACES = -3.0, 3.0, 8
+
+
+def velocity_loss(velocity: Velocity, images: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """Mean squared error of the velocity on the lines between noise and images at times t (n,).
+
+    Lipman et al. 2023, equation 23 with sigma_min = 0. ``velocity`` maps points (n, c, h, w) and
+    times to velocities.
+    """
+    position = t[:, None, None, None]
+    x = torch.lerp(noise, images, position)
+    return torch.mean((velocity(x, t) - (images - noise)) ** 2)
+
+
+def class_balance_loss(own: Tensor, other: Tensor, t: Tensor) -> Tensor:
+    """Distance of velocities under the records' classes from those under uniformly drawn classes.
+
+    It pulls a class towards all classes, the more the noise covers: CBDM's weight is the noise
+    level, here 1 - t. One side is detached for the other. Qin et al. 2023, "Class-Balancing
+    Diffusion Models", equation 9, with its commitment term.
+    """
+    noise = (1.0 - t)[:, None, None, None]
+    follow = noise * (own - other.detach()) ** 2
+    lead = noise * (own.detach() - other) ** 2
+    return torch.mean(follow + COMMITMENT * lead)
+
+
+class FlowPhase(ImagePhase):
+    """The velocity on tempered classes, with label dropout."""
+
+    name = "flow"
+    params: DiffusionModel
+
+    def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Adam with a short memory, as suits a few thousand steps."""
+        return {
+            "velocity": torch.optim.Adam(
+                self.network.parameters(),
+                lr=self.params.learning_rate,
+                betas=(0.9, 0.99),
+                fused=True,
+            )
+        }
+
+    def batch(self, loss_name: str, rng: torch.Generator) -> tuple[Tensor, ...]:
+        """Images, labels, noise, times, augmentations and other labels of one step."""
+        n, device, records = self.batch_size, self.device, self.records
+        rows = records.rows(n, rng)
+        dropped = torch.rand(n, generator=rng, device=device) < self.params.label_dropout
+        y = torch.where(dropped, self.network.n_classes, records.y[rows])
+        # Logit-normal times (Esser et al. 2024): the middle is where there is most to learn.
+        t = torch.sigmoid(torch.randn(n, generator=rng, device=device))
+        noise = torch.randn((n, *records.images.shape[1:]), generator=rng, device=device)
+        images, moves = moved(
+            records.take(rows),
+            shift=self.params.shift_prob,
+            flip=self.params.flip_prob,
+            turn=self.params.turn_prob,
+            rng=rng,
+        )
+        other = torch.randint(0, self.network.n_classes, (n,), generator=rng, device=device)
+        return images, y, noise, t, moves, other
+
+    def loss(self, loss_name: str, batch: tuple[Tensor, ...]) -> Tensor:
+        """Error of the velocity, plus the regulariser."""
+        images, y, noise, t, moves, other = batch
+        weight = self.params.class_balance
+        if not weight:
+            return velocity_loss(
+                lambda x, at: self.network(x, at, y, moves), to_unit(images), noise, t
+            )
+        x1, place = to_unit(images), t[:, None, None, None]
+        x = torch.lerp(noise, x1, place)
+        own, drawn = (self.network(x, t, labels, moves) for labels in (y, other))
+        error = torch.mean((own - (x1 - noise)) ** 2)
+        return error + weight * class_balance_loss(own, drawn, t)
+
+
+def train_keeping_early(
+    phase: ImagePhase, device: Device, ctx: FitContext, *, ema_fraction: float
+) -> tuple[UNet, UNet, int]:
+    """Train like :func:`.loop.train`; return the network, an early one of the same run, and the steps.
+
+    Checkpoints after the early stretch include the early network, for a resume.
+    """
+    at = max(1, round(EARLY_SHARE * ctx.steps))
+    restored = ctx.restored
+    early = copy.deepcopy(phase.network).requires_grad_(False).eval()
+    latest: list[loop.Checkpoint] = []
+    saved = time.monotonic()
+
+    def keep(state: loop.Checkpoint) -> None:
+        nonlocal saved
+        latest[:] = [state]
+        if ctx.checkpoint is not None and time.monotonic() - saved >= ctx.checkpoint_seconds:
+            ctx.checkpoint(state)
+            saved = time.monotonic()
+
+    def save_both(state: loop.Checkpoint) -> None:
+        assert ctx.checkpoint is not None
+        config, arrays = state
+        ctx.checkpoint((config, {**arrays, **loop.named_arrays("early", early.state_dict())}))
+
+    def stretch(
+        restored: loop.Checkpoint | None, checkpoint: object, stop_after: int
+    ) -> loop.TrainResult:
+        return loop.train(
+            phase,
+            steps=ctx.steps,
+            seed=ctx.seed,
+            device=device,
+            ema_fraction=ema_fraction,
+            on_progress=ctx.report,
+            checkpoint=checkpoint,  # type: ignore[arg-type]
+            checkpoint_seconds=ctx.checkpoint_seconds,
+            restored=restored,
+            stop_after=stop_after,
+        )
+
+    # Train the early network, unless the checkpoint has it; then the rest.
+    if restored is not None and (weights := loop.tensors("early", restored[1])):
+        early.load_state_dict(weights)
+    else:
+        first = stretch(restored, keep, at)
+        early.load_state_dict(first.network.state_dict())
+        restored = latest[0] if latest else restored
+    result = stretch(restored, None if ctx.checkpoint is None else save_both, 0)
+    network: UNet = result.network
+    return network, early, result.steps
+
+
+def denoised(velocity: Velocity, x: Tensor, sigma: float) -> Tensor:
+    """Expected clean image of ``x`` in [-1, 1] with noise sigma: EDM's denoiser, one Euler step to t = 1."""
+    t = torch.full((len(x),), 1.0 / (1.0 + sigma), dtype=x.dtype, device=x.device)
+    point = x * t[:, None, None, None]
+    return point + (1.0 - t)[:, None, None, None] * velocity(point, t)
+
+
+def log_likelihoods(velocity: Velocity, x: Tensor) -> Tensor:
+    """Bound on the log density of images ``x`` in [-1, 1], up to a constant for all classes, (n,).
+
+    Minus the integral of t² E|v - (x1 - n)|² over log(t / (1 - t)), which is the denoiser's
+    remaining error in nats. The noise is the same for every image and class, so differences are due
+    to the classes. Kingma & Gao 2023, "Understanding Diffusion Objectives as the ELBO", equation
+    13; Li et al. 2023, "Your Diffusion Model is Secretly a Zero-Shot Classifier", equation 6, for
+    shared noise.
+    """
+    rng = torch.Generator().manual_seed(0)
+    step = (LAST_PLACE - FIRST_PLACE) / N_PLACES
+    total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    for i in range(N_PLACES):
+        noise = torch.randn(x.shape[1:], generator=rng).to(x.device)
+        log_odds = torch.tensor(FIRST_PLACE + (i + 0.5) * step)
+        t = torch.sigmoid(log_odds).to(x).expand(len(x))
+        point = torch.lerp(noise.expand_as(x), x, t[:, None, None, None])
+        error = (velocity(point, t) - (x - noise)).double().square().sum(dim=(1, 2, 3))
+        # |v - (x1 - n)|² (1 - t)² is the denoiser's error, over sigma² in log(1 / sigma): t² is left.
+        total -= t.double() ** 2 * error * step
+    return total
 
 
 def integrate(
@@ -171,7 +338,7 @@ class Diffusion(ImageNetwork[DiffusionModel, UNet]):
                 x = to_unit(channels_first(X[rows]).to(self.device.torch))
                 unlabelled = torch.full((len(x),), self.spec.n_classes, device=x.device)
                 velocity = self._velocity(network, unlabelled)
-                clean[rows] = to_pixels(uses.denoised(velocity, x, 2.0 * noise))
+                clean[rows] = to_pixels(denoised(velocity, x, 2.0 * noise))
 
         self.in_micro_batches(len(X), each)
         return clean
@@ -179,7 +346,7 @@ class Diffusion(ImageNetwork[DiffusionModel, UNet]):
     def class_log_likelihoods(self, X: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Return a bound on log p(image | class) in nats, up to a constant that all classes share.
 
-        Shape (n, n_classes); see :func:`.flow_training.log_likelihoods`.
+        Shape (n, n_classes); see :func:`log_likelihoods`.
         """
         self.check_images(X, len(X))
         network = self.network
@@ -190,7 +357,7 @@ class Diffusion(ImageNetwork[DiffusionModel, UNet]):
                 x = to_unit(channels_first(X[rows]).to(self.device.torch))
                 for k in range(self.spec.n_classes):
                     y = torch.full((len(x),), k, device=x.device)
-                    batch_bounds = uses.log_likelihoods(self._velocity(network, y), x)
+                    batch_bounds = log_likelihoods(self._velocity(network, y), x)
                     bounds[rows, k] = batch_bounds.cpu().numpy()
 
         self.in_micro_batches(len(X), each)

@@ -2,8 +2,8 @@
 
 A generator maps a normal vector and a class to an image; a critic scores how real images look. The
 loss is relativistic, with gradient penalties at real and generated images (Huang et al. 2024, "The
-GAN is dead; long live the GAN! A Modern GAN Baseline", R3GAN). Networks are residual without norms
-(:mod:`.gan_network`). For few images both sides are augmented at random before the critic sees them
+GAN is dead; long live the GAN! A Modern GAN Baseline", R3GAN). Networks are residual without norms.
+For few images both sides are augmented at random before the critic sees them
 (:mod:`.training`), classes are drawn with p ∝ n_k**q, and the generator's weights are averaged.
 
 The relativistic critic scores how much more real a real image looks than a generated one of the
@@ -12,26 +12,26 @@ discriminator"). Because of the pairs, a few good images are not enough. The squ
 the critic at real (R1) and generated images (R2) make the game converge (R3GAN, equations 2 to 4).
 
 Sixteen times in training, images drawn by the averaged generator are compared with real ones of
-each class (:mod:`.gan_eval`), and the best generator stays. If the images of a class have
+each class, and the best generator stays. If the images of a class have
 collapsed, training ends and ``stopped`` says so.
 
 A GAN draws an image in one pass, :mod:`.flow_matching` takes a dozen.
 """
 
+import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from prefect_augment.array_types import Int, Uint64
 from prefect_augment.genmodels.base import Config, FitContext
-from prefect_augment.genmodels.counter_rng import normal, record_keys
-from prefect_augment.genmodels.images.gan_eval import GanValidation, compared_rows
-from prefect_augment.genmodels.images.gan_network import Critic, GanNetwork, Generator
+from prefect_augment.genmodels.counter_rng import normal, record_keys, seeds_from
 from prefect_augment.genmodels.images.network import ImageNetwork, threads_of_step
 from prefect_augment.genmodels.images.training import (
     ImagePhase,
@@ -42,10 +42,222 @@ from prefect_augment.genmodels.images.training import (
 )
 from prefect_augment.nn import loop
 from prefect_augment.nn.devices import Device
-from prefect_augment.nn.early_stopping import N_STRETCHES, train_with_early_stopping
+from prefect_augment.nn.early_stopping import N_STRETCHES, Validation, train_with_early_stopping
+from prefect_augment.nn.networks import (
+    Downsample,
+    Upsample,
+    depth_to_space,
+    patch_size,
+    space_to_depth,
+)
 from prefect_augment.params import GanModel
 
-__all__ = ["GanPhase", "ImageGan", "relativistic_loss", "slope_penalty"]
+SLOPE = 0.2  # of the activation below zero
+
+
+def activated(x: Tensor) -> Tensor:
+    """Leaky ReLU."""
+    return F.leaky_relu(x, SLOPE)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 × 3 convolutions beside the identity, without norm.
+
+    The first one starts smaller by sqrt(n_blocks), the number of blocks in the network, the second
+    one at zero, as networks without norms need (Zhang et al. 2019, "Fixup Initialization"; R3GAN,
+    Huang et al. 2024, section 3).
+    """
+
+    def __init__(self, width: int, n_blocks: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, a=SLOPE)
+        with torch.no_grad():
+            self.conv1.weight.mul_(1.0 / math.sqrt(n_blocks))
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, width, h, w) to the same shape."""
+        return x + self.conv2(activated(self.conv1(activated(x))))
+
+
+class Generator(nn.Module):
+    """Images from normal vectors and classes.
+
+    ``width`` channels at the higher resolution and twice as many at the lower, with ``depth``
+    blocks each.
+    """
+
+    def __init__(
+        self, *, size: int, channels: int, n_classes: int, n_latent: int, width: int, depth: int
+    ) -> None:
+        super().__init__()
+        self.size, self.n_latent = size, n_latent
+        self.patch = patch_size(size)
+        unit = 2 * self.patch
+        self.low, self.bottom = -(-size // unit), 2 * width
+        self.embed_class = nn.Embedding(n_classes, n_latent)
+        self.start = nn.Linear(2 * n_latent, self.bottom * self.low**2)
+        self.first = nn.ModuleList(ResidualBlock(self.bottom, 2 * depth) for _ in range(depth))
+        self.grow = Upsample(self.bottom, width)
+        self.second = nn.ModuleList(ResidualBlock(width, 2 * depth) for _ in range(depth))
+        self.out = nn.Conv2d(width, channels * self.patch**2, 3, padding=1)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        """Normal vectors (n, n_latent) and classes (n,) to images in about [-1, 1], float32."""
+        h = self.start(torch.cat([z, self.embed_class(y)], dim=1))
+        h = h.reshape(-1, self.low, self.low, self.bottom).permute(0, 3, 1, 2)
+        for block in self.first:
+            h = block(h)
+        h = self.grow(h)
+        for block in self.second:
+            h = block(h)
+        images = depth_to_space(self.out(activated(h)), self.patch)
+        return images[:, :, : self.size, : self.size].float()
+
+
+class Critic(nn.Module):
+    """One score per image with its class: larger for what looks real.
+
+    Widths and depths as for :class:`Generator`; padding repeats the border. The class enters by
+    projection (Miyato & Koyama 2018, "cGANs with Projection Discriminator", equation 3).
+    """
+
+    def __init__(self, *, size: int, channels: int, n_classes: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.patch = patch_size(size)
+        unit, bottom = 2 * self.patch, 2 * width
+        self.padding = -size % unit
+        low = (size + self.padding) // unit
+        self.stem = nn.Conv2d(channels * self.patch**2, width, 3, padding=1)
+        self.first = nn.ModuleList(ResidualBlock(width, 2 * depth) for _ in range(depth))
+        self.shrink = Downsample(width, bottom)
+        self.second = nn.ModuleList(ResidualBlock(bottom, 2 * depth) for _ in range(depth))
+        self.mix = nn.Linear(bottom * low**2, bottom)
+        self.out = nn.Linear(bottom, 1)
+        self.embed_class = nn.Embedding(n_classes, bottom)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """(n, channels, size, size) in [-1, 1] and classes (n,) to float32 of shape (n,)."""
+        if self.padding:
+            x = F.pad(x, (0, self.padding, 0, self.padding), mode="replicate")
+        h = self.stem(space_to_depth(x, self.patch))
+        for block in self.first:
+            h = block(h)
+        h = self.shrink(h)
+        for block in self.second:
+            h = block(h)
+        # Channels last, as in memory.
+        features = activated(self.mix(activated(h).permute(0, 2, 3, 1).flatten(1)))
+        classes = self.embed_class(y) / math.sqrt(features.shape[1])
+        score: Tensor = self.out(features)[:, 0].float() + (features.float() * classes).sum(dim=1)
+        return score
+
+
+class GanNetwork(nn.Module):
+    """Generator and critic."""
+
+    def __init__(self, generator: Generator, critic: Critic) -> None:
+        super().__init__()
+        self.generator = generator
+        self.critic = critic
+
+
+MIN_COMPARED = 8  # real images that a class needs to be compared
+MAX_COMPARED_RECORDS = 64  # of a class
+MAX_IMAGES = 1024  # of all classes
+AT_ONCE = 128  # images processed together
+# Relative spread below which a class has collapsed; training ends when half of the classes have.
+COLLAPSED = 0.2
+
+Draw = Callable[[nn.Module, Int, Int], Tensor]
+
+
+class RandomFeatures(nn.Module):
+    """Three convolutions with random weights, averaged over quarters of the image."""
+
+    def __init__(self, channels: int, seed: int = 0) -> None:
+        super().__init__()
+        rng = torch.Generator().manual_seed(seed)
+        widths = (channels, 32, 64, 128)
+        self.weights = nn.ParameterList()
+        for n_in, n_out in itertools.pairwise(widths):
+            weight = torch.randn(n_out, n_in, 3, 3, generator=rng) * (2.0 / (9 * n_in)) ** 0.5
+            self.weights.append(nn.Parameter(weight, requires_grad=False))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, channels, h, w) in [-1, 1] to (n, n_features)."""
+        h, features = images, []
+        for weight in self.weights:
+            h = F.relu(F.conv2d(h, weight, stride=2, padding=1))
+            features.append(F.adaptive_avg_pool2d(h, 2).flatten(1))
+        return torch.cat(features, dim=1)
+
+
+def class_gaps(real: Tensor, generated: Tensor) -> tuple[float, float]:
+    """Energy distance of two sets of features (n, n_features), and their relative spread.
+
+    The distance is 2 E|R - G| - E|R - R'| - E|G - G'| (Székely & Rizzo 2013, "Energy statistics",
+    equation 5), the spread E|G - G'| / E|R - R'|; at least two records each.
+    """
+    real_spread, generated_spread = (float(torch.pdist(x).mean()) for x in (real, generated))
+    distance = 2.0 * float(torch.cdist(real, generated).mean()) - real_spread - generated_spread
+    return distance, generated_spread / max(real_spread, 1e-12)
+
+
+def compared_rows(y: Int) -> dict[int, Int]:
+    """Rows of the real records to compare with, by class: the first ones of classes with enough.
+
+    With more classes than ``MAX_IMAGES`` allows, an even selection by class size.
+    """
+    counts = np.bincount(y)
+    eligible = np.flatnonzero(counts >= MIN_COMPARED)
+    most_classes = MAX_IMAGES // MIN_COMPARED
+    if len(eligible) > most_classes:
+        by_size = eligible[np.argsort(-counts[eligible], kind="stable")]
+        eligible = np.sort(by_size[np.linspace(0, len(eligible) - 1, most_classes).astype(int)])
+    most = min(MAX_COMPARED_RECORDS, max(MIN_COMPARED, MAX_IMAGES // max(1, len(eligible))))
+    return {int(k): np.flatnonzero(y == k)[:most] for k in eligible}
+
+
+@dataclass(frozen=True)
+class GanValidation:
+    """Validates generators by their images of each class; deterministic.
+
+    ``draw`` maps a network, classes and seeds to images in [-1, 1]; ``real`` has real images by
+    class, on the device.
+    """
+
+    draw: Draw
+    real: dict[int, Tensor]
+    seed: int
+
+    def __call__(self, network: nn.Module) -> Validation:
+        """Validate a network by its generator."""
+        gaps = list(self.gaps(network).values())
+        distance = sum(gap for gap, _ in gaps) / len(gaps)
+        n_same = sum(spread < COLLAPSED for _, spread in gaps)
+        fault = ""
+        if 2 * n_same >= len(gaps):
+            fault = f"images of a class were all the same in {n_same} of {len(gaps)} classes"
+        return Validation({"generator": distance}, fault=fault)
+
+    def gaps(self, network: nn.Module) -> dict[int, tuple[float, float]]:
+        """Each class's distance and spread."""
+        y = np.concatenate([np.full(len(part), k) for k, part in self.real.items()])
+        seeds = seeds_from(self.seed & 0xFFFFFFFFFFFFFFFF, 1 << 20, len(y))
+        first = next(iter(self.real.values()))
+        features = RandomFeatures(first.shape[1]).to(first.device)
+        with torch.inference_mode():
+            parts = [slice(i, i + AT_ONCE) for i in range(0, len(y), AT_ONCE)]
+            drawn = (self.draw(network, y[part], seeds[part]) for part in parts)
+            drawn_features = torch.cat([features(images.clamp(-1.0, 1.0)) for images in drawn])
+            return {
+                k: class_gaps(features(part), drawn_features[torch.from_numpy(y == k)])
+                for k, part in self.real.items()
+            }
+
 
 # Defaults of params that are 0.
 WIDTH, DEPTH, N_LATENT, CRITIC_STEPS = 32, 1, 64, 1
@@ -109,7 +321,7 @@ class ImageGan(ImageNetwork[GanModel, GanNetwork]):
         return result.network, result.steps
 
     def _validation(self, records: ImageRecords, device: Device, seed: int) -> GanValidation | None:
-        def draw(network: Any, y: NDArray[np.int64], seeds: NDArray[np.int64]) -> Tensor:
+        def draw(network: Any, y: Int, seeds: Int) -> Tensor:
             labels = torch.from_numpy(y).to(device.torch)
             with torch.inference_mode(), device.autocast():
                 return self._generate(network, labels, record_keys(seeds))
@@ -123,13 +335,13 @@ class ImageGan(ImageNetwork[GanModel, GanNetwork]):
         }
         return GanValidation(draw, real, seed)
 
-    def draw(self, network: GanNetwork, y: Tensor, keys: NDArray[np.uint64]) -> Tensor:
+    def draw(self, network: GanNetwork, y: Tensor, keys: Uint64) -> Tensor:
         """Images of each record's latent vector."""
         with self.device.autocast():
             return self._generate(network, y, keys)
 
     @staticmethod
-    def _generate(network: GanNetwork, y: Tensor, keys: NDArray[np.uint64]) -> Tensor:
+    def _generate(network: GanNetwork, y: Tensor, keys: Uint64) -> Tensor:
         z = torch.from_numpy(normal(keys, network.generator.n_latent)).to(y.device)
         images: Tensor = network.generator(z, y)
         return images

@@ -5,14 +5,13 @@ Networks here see pixels in [0, 1] and compute in float32, whatever precision th
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
+from prefect_augment.array_types import Array, Float, Float32, Images, Int, Uint64
 from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import Arrays, ImageSpec
 from prefect_augment.genmodels.checks import check_latents
@@ -22,12 +21,7 @@ from prefect_augment.genmodels.latent_density import ClassDensities
 from prefect_augment.genmodels.latent_neighbours import ClassNeighbours
 from prefect_augment.genmodels.record_numbers import RecordNumbers
 
-__all__ = ["LatentImages", "code_size", "smoothed_errors", "to_shares"]
-
 AT_ONCE = 256  # records computed at once
-
-Floats = NDArray[np.float32]
-Pixels = NDArray[np.uint8]
 
 
 def to_shares(images: Tensor) -> Tensor:
@@ -52,9 +46,9 @@ class LatentImages(ImageNetwork[P, N]):
     # --- what a model defines ---
 
     @property
-    @abstractmethod
     def n_latent(self) -> int:
         """Size of a latent vector."""
+        return code_size(getattr(self.params, "n_latent", 0), self.spec)
 
     @abstractmethod
     def raw(self, network: N, images: Tensor) -> Tensor:
@@ -74,12 +68,12 @@ class LatentImages(ImageNetwork[P, N]):
 
     # --- drawing ---
 
-    def fit_densities(self, Z: Floats, records: ImageRecords, seed: int) -> None:
+    def fit_densities(self, Z: Float32, records: ImageRecords, seed: int) -> None:
         """Fit the class densities, or the neighbours, to the records' raw vectors."""
         y, n_classes = records.y.cpu().numpy(), self.spec.n_classes
         self._drawn_from = self._way_of_drawing().fit(Z, y, n_classes, seed=seed)
 
-    def draw(self, network: N, y: Tensor, keys: NDArray[np.uint64]) -> Tensor:
+    def draw(self, network: N, y: Tensor, keys: Uint64) -> Tensor:
         """Images of vectors drawn from each class."""
         raw = self._drawn_from.draw(y, RecordNumbers(keys, self.device.torch))
         return 2.0 * self.decoded(network, self.codes(network, raw)) - 1.0
@@ -98,14 +92,14 @@ class LatentImages(ImageNetwork[P, N]):
 
     # --- records in and out ---
 
-    def embed(self, X: NDArray[np.uint8]) -> Floats:
+    def embed(self, X: Images) -> Float32:
         """Return each image's latent vector; see :class:`.base.Encodes`."""
         network = self.network
         return self._each(
             X, lambda x: self.codes(network, self.raw(network, x)), np.float32, (self.n_latent,)
         )
 
-    def decode_latents(self, Z: Floats, y: NDArray[np.int64]) -> Pixels:
+    def decode_latents(self, Z: Float32, y: Int) -> Images:
         """Return the image of each latent vector, which determines the class already.
 
         Raises ParameterError if the vectors have another size or number, EmptyClassError for an
@@ -123,23 +117,23 @@ class LatentImages(ImageNetwork[P, N]):
         self._in_parts(len(Z), decode)
         return images
 
-    def reconstruct(self, X: Pixels) -> Pixels:
+    def reconstruct(self, X: Images) -> Images:
         """Return reconstructed images, uint8 of the same shape."""
         network = self.network
         return self._each(X, lambda x: self._back(network, x), np.uint8, self.spec.shape)
 
-    def denoise(self, X: Pixels, noise: float) -> Pixels:
+    def denoise(self, X: Images, noise: float) -> Images:
         """Return reconstructions; the model needs no ``noise`` (deviation, black to white being 1)."""
         if not 0.0 <= noise <= 10.0:
             raise ParameterError(f"noise is {noise}; give its deviation, black to white being 1.")
         return self.reconstruct(X)
 
-    def anomaly_scores(self, X: Pixels) -> NDArray[np.float64]:
+    def anomaly_scores(self, X: Images) -> Float:
         """Return each image's anomaly score; see :class:`.base.Encodes`."""
         network = self.network
         return self._each(X, lambda x: self.anomaly(network, x), np.float64, ())
 
-    def anomaly_maps(self, X: Pixels) -> Floats:
+    def anomaly_maps(self, X: Images) -> Float32:
         """Return the smoothed reconstruction error of every pixel, (n, size, size)."""
         network = self.network
 
@@ -152,12 +146,12 @@ class LatentImages(ImageNetwork[P, N]):
         return self.decoded(network, self.codes(network, self.raw(network, images)))
 
     def _each(
-        self, X: Pixels, of: Callable[[Tensor], Tensor], dtype: type, shape: tuple[int, ...]
-    ) -> NDArray[Any]:
+        self, X: Images, of: Callable[[Tensor], Tensor], dtype: type, shape: tuple[int, ...]
+    ) -> Array:
         """Apply a function to images in [0, 1], in micro-batches."""
         X = np.asarray(X)
         self.check_images(X, len(X))
-        output: NDArray[Any] = np.empty((len(X), *shape), dtype=dtype)
+        output: Array = np.empty((len(X), *shape), dtype=dtype)
 
         def do(rows: slice) -> None:
             images = channels_first(X[rows])
@@ -189,7 +183,7 @@ def smoothed_errors(images: Tensor, others: Tensor) -> Tensor:
     return (difference**2).mean(dim=1)
 
 
-def _pixels(images: Tensor) -> Pixels:
+def _pixels(images: Tensor) -> Images:
     """Images (n, channels, h, w) in [0, 1] as uint8 of shape (n, h, w, channels)."""
     pixels = (images * 255.0).round().clamp(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).cpu().numpy()

@@ -26,8 +26,6 @@ from prefect_augment.nn.devices import Device, available_cores, choose_device
 from prefect_augment.nn.networks import patch_size
 from prefect_augment.params.base import Params
 
-__all__ = ["MAX_SIZE", "MIN_SIZE", "ImageNetwork", "threads_of_step", "to_pixels"]
-
 MIN_SIZE, MAX_SIZE = 8, 256
 # Batch × squares of pixels × width²: below it an operation takes a fraction of a millisecond, and on busy
 # cores threads wait for one another (8 px, width 16, two cores with eleven processes: 3.4 s a step with

@@ -25,20 +25,6 @@ from prefect_augment.genmodels.base import ImageData
 from prefect_augment.nn import loop
 from prefect_augment.nn.devices import Device
 
-__all__ = [
-    "N_AUGMENT",
-    "N_CRITIC",
-    "ImagePhase",
-    "ImageRecords",
-    "channels_first",
-    "critic_moves",
-    "moved",
-    "seen_by_critic",
-    "shifted",
-    "to_unit",
-    "turned",
-]
-
 logger = logging.getLogger(__name__)
 
 # Share of the device's free memory for images; the rest is for activations.

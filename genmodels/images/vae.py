@@ -25,13 +25,11 @@ from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec
 from prefect_augment.genmodels.checks import check_classes
 from prefect_augment.genmodels.images.autoencoder import CONV_WIDTH
 from prefect_augment.genmodels.images.autoencoder_network import Codec, check_conv_width
-from prefect_augment.genmodels.images.latent import AT_ONCE, LatentImages, code_size, to_shares
+from prefect_augment.genmodels.images.latent import AT_ONCE, LatentImages, to_shares
 from prefect_augment.genmodels.images.training import ImagePhase, ImageRecords, channels_first
 from prefect_augment.genmodels.latent_density import Prior, bound_log_scale, kl_divergence
 from prefect_augment.nn import loop
 from prefect_augment.params import VaeModel
-
-__all__ = ["Vae", "VaeNetwork", "VaePhase", "elbo_parts", "importance_bounds"]
 
 # Least deviation of a pixel, black to white being 1: two levels of 256. Stored pixels are integers, so
 # without a bound their density would be infinite.
@@ -157,11 +155,6 @@ class Vae(LatentImages[VaeModel, VaeNetwork]):
         model = super().build(params, spec)
         check_conv_width(params.width)
         return model
-
-    @property
-    def n_latent(self) -> int:
-        """Size of a latent vector."""
-        return code_size(self.params.n_latent, self.spec)
 
     def new_network(self) -> VaeNetwork:
         """Encoder, prior and decoder."""

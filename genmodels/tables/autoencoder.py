@@ -35,8 +35,6 @@ from prefect_augment.genmodels.tables.training import Encoded, TablePhase
 from prefect_augment.nn.networks import ResidualMLP
 from prefect_augment.params import AutoencoderModel
 
-__all__ = ["AutoencoderNetwork", "AutoencoderPhase", "TableAutoencoder"]
-
 MAX_LATENT = 16  # default bound of n_latent
 WIDTH = 256  # default width
 NOISE = 0.1
@@ -195,11 +193,6 @@ class TableAutoencoder(LatentTable[AutoencoderModel, AutoencoderNetwork]):
                 f"{names} is for images, and the source holds a table; leave it out."
             )
         return model
-
-    @property
-    def n_latent(self) -> int:
-        """Size of a latent vector."""
-        return self.network.n_latent
 
     def new_network(self, space: MixedSpace) -> AutoencoderNetwork:
         """Return encoder and decoder."""

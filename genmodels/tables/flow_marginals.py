@@ -14,13 +14,11 @@ from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from prefect_augment.array_types import Bool, Float, Int
 from prefect_augment.genmodels.base import Arrays
 from prefect_augment.genmodels.tables.mixed_encoding import CodeLayout
-
-__all__ = ["N_ROUNDS", "Compared", "Margins", "classes_to_draw", "score_shifts", "share_bias"]
 
 N_ROUNDS = 3
 # Records drawn: four per training record, within these bounds on records and on values.
@@ -29,9 +27,6 @@ N_KNOTS = 32  # quantiles of a score
 # Records at which a class counts as much as all together; shares need fewer than quantiles.
 ENOUGH_FOR_SHARES, ENOUGH_FOR_QUANTILES = 50, 100
 MAX_STEP = 1.0  # of a round: a code may be missing by chance
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -76,13 +71,13 @@ class Margins:
 class Compared:
     """Training or drawn records."""
 
-    codes: Ints  # (n, n_choices)
-    scores: Floats  # (n, n_scores) normal scores
-    has_score: NDArray[np.bool_]  # (n, n_scores)
-    y: Ints  # (n,)
+    codes: Int  # (n, n_choices)
+    scores: Float  # (n, n_scores) normal scores
+    has_score: Bool  # (n, n_scores)
+    y: Int  # (n,)
 
 
-def classes_to_draw(counts: Ints, n_columns: int, seed: int) -> Ints:
+def classes_to_draw(counts: Int, n_columns: int, seed: int) -> Int:
     """Classes of the records to draw, shuffled; rare classes are oversampled (∝ sqrt(n_k)).
 
     Wide tables get fewer records, because these take long to draw.
@@ -101,7 +96,7 @@ def share_bias(layout: CodeLayout, real: Compared, drawn: Compared, n_classes: i
     return torch.from_numpy(log_ratio.clip(-MAX_STEP, MAX_STEP)).float()
 
 
-def _shares(layout: CodeLayout, records: Compared, counts: Ints) -> Floats:
+def _shares(layout: CodeLayout, records: Compared, counts: Int) -> Float:
     """Each code's share of its choice by class, shrunk towards that of all classes.
 
     ``counts`` are training records by class; real and drawn shares are shrunk by the same amount,
@@ -114,7 +109,7 @@ def _shares(layout: CodeLayout, records: Compared, counts: Ints) -> Floats:
     n_codes = np.repeat(layout.n_codes, layout.n_codes)
     of_all = (counts @ class_shares + 0.5) / (counts.sum() + 0.5 * n_codes)
     own = (counts / (counts + ENOUGH_FOR_SHARES))[:, None]
-    shares: Floats = own * class_shares + (1.0 - own) * of_all
+    shares: Float = own * class_shares + (1.0 - own) * of_all
     return shares
 
 
@@ -150,9 +145,9 @@ def score_shifts(real: Compared, drawn: Compared, n_classes: int) -> tuple[Tenso
     return torch.from_numpy(knots).float(), torch.from_numpy(shifts).float()
 
 
-def _quantiles(x: Floats, weights: Floats, places: Floats) -> Floats:
+def _quantiles(x: Float, weights: Float, places: Float) -> Float:
     """Quantiles of weighted numbers."""
     order = np.argsort(x)
     below = np.cumsum(weights[order]) - weights[order] / 2
-    quantiles: Floats = np.interp(places, below / weights.sum(), x[order])
+    quantiles: Float = np.interp(places, below / weights.sum(), x[order])
     return quantiles

@@ -31,8 +31,6 @@ from prefect_augment.nn.early_stopping import Validation
 from prefect_augment.nn.networks import ResidualMLP
 from prefect_augment.params import GanModel
 
-__all__ = ["GanNetwork", "GanPhase", "TableGan", "energy_distance", "gradient_penalty"]
-
 # Defaults of params that are 0.
 MAX_LATENT = 16
 WIDTH, DEPTH, CRITIC_STEPS = 192, 2, 2
@@ -241,11 +239,6 @@ class TableGan(LatentTable[GanModel, GanNetwork]):
     params_class = GanModel
     min_steps = 250
     patience = 16  # the distance fluctuates: use the whole budget and keep the best
-
-    @property
-    def n_latent(self) -> int:
-        """Size of a latent vector."""
-        return self.network.n_latent
 
     def new_network(self, space: MixedSpace) -> GanNetwork:
         """Generator, encoder and critic."""

@@ -3,13 +3,12 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from prefect_augment.array_types import Array, Float, Float32, Int
 from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import Arrays, FitContext, TableData
 from prefect_augment.genmodels.checks import check_latents
@@ -24,12 +23,8 @@ from prefect_augment.genmodels.tables.reranking import (
 from prefect_augment.genmodels.tables.training import Encoded
 from prefect_augment.nn.devices import Device
 
-__all__ = ["LatentTable"]
-
 AT_ONCE = 4096  # records encoded at once
 MIN_BATCH = 64  # records of a step
-
-Floats = NDArray[np.float32]
 
 
 class LatentTable(TableNetwork[P, N]):
@@ -43,9 +38,9 @@ class LatentTable(TableNetwork[P, N]):
     _reranker: Reranker | None = None
 
     @property
-    @abstractmethod
     def n_latent(self) -> int:
         """Size of a latent vector."""
+        return int(self.network.n_latent)
 
     @abstractmethod
     def encode(self, network: N, codes: Tensor, scores: Tensor) -> Tensor:
@@ -73,9 +68,7 @@ class LatentTable(TableNetwork[P, N]):
         )
         self._reranker = Reranker.fit(data.X[rows], drawn, y, space=self.space, seed=ctx.seed)
 
-    def sample(
-        self, conditions: NDArray[np.int64], *, seeds: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
+    def sample(self, conditions: Int, *, seeds: Int) -> Float:
         """Draw one record per condition, as :class:`.base.GenerativeModel` has it."""
         if self._reranker is None:
             return super().sample(conditions, seeds=seeds)
@@ -110,18 +103,16 @@ class LatentTable(TableNetwork[P, N]):
         most = super().batch_size(n_records, device)
         return min(most, max(MIN_BATCH, 1 << max(0, (n_records // 4).bit_length() - 1)))
 
-    def in_parts(
-        self, n: int, of: Callable[[slice], NDArray[Any]], at_once: int = AT_ONCE
-    ) -> list[NDArray[Any]]:
+    def in_parts(self, n: int, of: Callable[[slice], Array], at_once: int = AT_ONCE) -> list[Array]:
         """Apply a function to the rows of each part of n records, without gradients."""
         at = replace(self.device, threads=1)
         with at.settings(), torch.inference_mode(), at.autocast():
             return [of(slice(start, start + at_once)) for start in range(0, n, at_once)]
 
-    def latents_of(self, network: N, records: Encoded) -> Floats:
+    def latents_of(self, network: N, records: Encoded) -> Float32:
         """Latent vectors of records as tensors, (n, n_latent)."""
 
-        def encode(rows: slice) -> Floats:
+        def encode(rows: slice) -> Float32:
             z = self.encode(network, records.codes[rows], records.middle_scores[rows])
             return z.float().cpu().numpy()
 
@@ -129,11 +120,11 @@ class LatentTable(TableNetwork[P, N]):
         # Without records there are no parts; in training self.n_latent is not known yet.
         return np.concatenate(parts) if parts else np.empty((0, self.n_latent), np.float32)
 
-    def embed(self, X: NDArray[np.float64]) -> Floats:
+    def embed(self, X: Float) -> Float32:
         """Return each record's latent vector; see :class:`.base.Encodes`."""
         return self.latents_of(self.network, self.encoded(X))
 
-    def decode_latents(self, Z: Floats, y: NDArray[np.int64]) -> NDArray[np.float64]:
+    def decode_latents(self, Z: Float32, y: Int) -> Float:
         """Return the most likely record of each latent vector and class.
 
         Raises ParameterError if the vectors have another size or number, EmptyClassError for an
@@ -142,7 +133,7 @@ class LatentTable(TableNetwork[P, N]):
         Z, y = np.asarray(Z, np.float32), np.asarray(y, np.int64)
         check_latents(Z, y, self.n_latent, self.spec.classes)
 
-        def decode(rows: slice) -> NDArray[np.float64]:
+        def decode(rows: slice) -> Float:
             z, labels = (torch.from_numpy(a[rows]).to(self.device.torch) for a in (Z, y))
             codes, scores = self.likeliest(self.network, z, labels)
             return self.space.decode(
@@ -156,17 +147,17 @@ class LatentTable(TableNetwork[P, N]):
         parts = self.in_parts(len(y), decode)
         return np.concatenate([np.empty((0, self.spec.n_columns)), *parts])
 
-    def anomaly_scores(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+    def anomaly_scores(self, X: Float) -> Float:
         """Return each record's anomaly score; see :class:`.base.Encodes`."""
         network = self.network
 
-        def score(rows: slice) -> NDArray[np.float64]:
+        def score(rows: slice) -> Float:
             scores: Tensor = self.anomaly(network, self.encoded(X[rows]))
             return scores.double().cpu().numpy()
 
         return np.concatenate([np.empty(0), *self.in_parts(len(X), score)])
 
-    def encoded(self, X: NDArray[np.float64]) -> Encoded:
+    def encoded(self, X: Float) -> Encoded:
         """Records of unknown class as tensors; raises ParameterError for other columns than the spec's."""
         X = np.asarray(X, np.float64)
         if X.ndim != 2 or X.shape[1] != self.spec.n_columns:

@@ -27,18 +27,9 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 from torch import Tensor, nn
 
+from prefect_augment.array_types import Bool, Float, Int, Uint64
 from prefect_augment.genmodels.base import Arrays, Config, TableData, TableSpec
 from prefect_augment.genmodels.counter_rng import uniform
-
-__all__ = [
-    "CodeLayout",
-    "MixedSpace",
-    "Places",
-    "bounded",
-    "drawn_code",
-    "drawn_together",
-    "normal_scores",
-]
 
 # An atom has this share of a class's records and this multiple of its neighbours' records: a capital
 # gain of 15024 is an atom, an age of 37 is not.
@@ -53,8 +44,6 @@ MAX_CODES = 16_384  # of all columns together, which set the size of the first l
 MIN_CODES = 8  # of a category, however many columns there are
 EDGE = 1e-6  # ranks stay this far from 0 and 1, whose normal quantiles are infinite
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 ROUNDS = 32  # of drawing; with more choices several are drawn at once
 MAX_LOGIT = 20.0  # so that sums over codes need no log-sum-exp shift
@@ -65,10 +54,10 @@ class _Choice:
     """A choice: code ``c`` is ``values[c]``, NaN for null; a last code may be any other value."""
 
     column: int
-    values: Floats
+    values: Float
     has_other: bool  # the code after the last value: a score, or one of the rare levels
-    rare_levels: Floats = field(default_factory=lambda: np.empty(0))  # most frequent first
-    shares: Floats = field(default_factory=lambda: np.empty((0, 0)))  # cumulative, by class
+    rare_levels: Float = field(default_factory=lambda: np.empty(0))  # most frequent first
+    shares: Float = field(default_factory=lambda: np.empty((0, 0)))  # cumulative, by class
 
     @property
     def n_codes(self) -> int:
@@ -81,9 +70,9 @@ class _Score:
 
     column: int
     choice: int  # index of the choice whose last code it belongs to, -1 where there is none
-    grid: Floats  # distinct, sorted
-    edges: Floats  # (n_grid + 1,) from 0 to 1; value m owns the ranks edges[m] to edges[m + 1]
-    shared: NDArray[np.bool_]  # whether several records have the value
+    grid: Float  # distinct, sorted
+    edges: Float  # (n_grid + 1,) from 0 to 1; value m owns the ranks edges[m] to edges[m + 1]
+    shared: Bool  # whether several records have the value
 
 
 @dataclass(frozen=True)
@@ -168,7 +157,7 @@ class MixedSpace:
 
     # --- records to codes and ranks ---
 
-    def codes(self, X: Floats) -> Ints:
+    def codes(self, X: Float) -> Int:
         """Each record's code in every choice, (n, n_choices).
 
         An unseen value gets the code of other values where there is one, else the nearest value
@@ -198,7 +187,7 @@ class MixedSpace:
                 codes[np.isnan(x), i] = len(choice.values) - 1
         return codes
 
-    def ranks(self, X: Floats) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    def ranks(self, X: Float) -> tuple[Float, Float, Bool]:
         """Interval of ranks of each record in every score: low and high (n, n_scores), and has_score.
 
         Without a score (null or atom) the interval is 0 to 1 and has_score is False.
@@ -239,7 +228,7 @@ class MixedSpace:
                 return Places(codes, {i: (float(low), float(high))})
         return None
 
-    def has_score(self, codes: Ints) -> NDArray[np.bool_]:
+    def has_score(self, codes: Int) -> Bool:
         """Scores that a record of these codes has, shape (n, n_scores)."""
         present = np.ones((len(codes), len(self._scores)), dtype=bool)
         for i, score in enumerate(self._scores):
@@ -251,9 +240,9 @@ class MixedSpace:
     # --- and back ---
 
     def decode(
-        self, codes: Ints, scores: NDArray[np.floating], *, y: Ints, keys: NDArray[np.uint64],
+        self, codes: Int, scores: NDArray[np.floating], *, y: Int, keys: Uint64,
         counter: int,
-    ) -> Floats:  # fmt: skip
+    ) -> Float:  # fmt: skip
         """Decode codes (n, n_choices) and normal scores (n, n_scores) to the matrix form (n, n_columns).
 
         Rare levels are drawn by class ``y`` with random numbers from ``counter`` on, one per
@@ -276,13 +265,13 @@ class MixedSpace:
                 ]
         return X
 
-    def values_at(self, score: int, ranks: Floats) -> Floats:
+    def values_at(self, score: int, ranks: Float) -> Float:
         """A score's values at ranks in [0, 1]."""
         return _value_at(self._scores[score], ranks)
 
-    def normal_scores(self, ranks: Floats) -> Floats:
+    def normal_scores(self, ranks: Float) -> Float:
         """Normal quantiles of ranks, finite at 0 and 1 too."""
-        scores: Floats = ndtri(np.clip(ranks, EDGE, 1 - EDGE))
+        scores: Float = ndtri(np.clip(ranks, EDGE, 1 - EDGE))
         return scores
 
     # --- to storage and back ---
@@ -330,7 +319,7 @@ class MixedSpace:
         return cls(spec, choices, scores, fixed)
 
 
-def _atoms(x: Floats, y: Ints, grid: Floats, counts: Ints, most: int) -> NDArray[np.bool_]:
+def _atoms(x: Float, y: Int, grid: Float, counts: Int, most: int) -> Bool:
     """Tell which values of a number are atoms."""
     if len(grid) <= FEW_VALUES:
         heavy = counts >= 2
@@ -352,7 +341,7 @@ def _atoms(x: Floats, y: Ints, grid: Floats, counts: Ints, most: int) -> NDArray
     return atom
 
 
-def _category(j: int, data: TableData, values: Floats, most: int, n_classes: int) -> _Choice:
+def _category(j: int, data: TableData, values: Float, most: int, n_classes: int) -> _Choice:
     """The choice of a category, its rarest levels merged where there are too many."""
     if len(values) <= most:
         return _Choice(j, values, has_other=False)
@@ -375,7 +364,7 @@ def _category(j: int, data: TableData, values: Floats, most: int, n_classes: int
     )
 
 
-def _value_at(score: _Score, rank: Floats) -> Floats:
+def _value_at(score: _Score, rank: Float) -> Float:
     """Values at ranks in [0, 1]."""
     grid, edges, shared = score.grid, score.edges, score.shared
     own = np.searchsorted(edges, rank, "right").clip(1, len(grid)) - 1

@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from prefect_augment.array_types import Float, Int
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.genmodels.base import Arrays, Config, FitContext, TableData, TableSpec
 from prefect_augment.genmodels.checks import check_request
@@ -34,8 +34,6 @@ from prefect_augment.nn.budget import Calibration
 from prefect_augment.nn.devices import Device, choose_device
 from prefect_augment.nn.early_stopping import N_STRETCHES, PATIENCE, train_with_early_stopping
 from prefect_augment.params.base import Params
-
-__all__ = ["TableNetwork"]
 
 BATCH_SIZE = {"cpu": 256, "cuda": 1024}
 # Records drawn at once; a record's place in the micro-batch affects its bits.
@@ -252,18 +250,14 @@ class TableNetwork(ABC, Generic[P, N]):
 
     # --- sampling ---
 
-    def sample(
-        self, conditions: NDArray[np.int64], *, seeds: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
+    def sample(self, conditions: Int, *, seeds: Int) -> Float:
         """Draw one record per condition; see :meth:`.GenerativeModel.sample`.
 
         Micro-batches have one size, the last one padded, and each is computed on one thread.
         """
         return self.sampled(conditions, seeds, self.draw)
 
-    def sampled(
-        self, conditions: NDArray[np.int64], seeds: NDArray[np.int64], draw: Draw[N]
-    ) -> NDArray[np.float64]:
+    def sampled(self, conditions: Int, seeds: Int, draw: Draw[N]) -> Float:
         """Draw like :meth:`sample` with another ``draw`` function."""
         conditions, seeds = np.asarray(conditions, np.int64), np.asarray(seeds, np.int64)
         space = self.space
@@ -277,10 +271,10 @@ class TableNetwork(ABC, Generic[P, N]):
     def drawn(
         self,
         network: N,
-        y: NDArray[np.int64],
-        seeds: NDArray[np.int64],
+        y: Int,
+        seeds: Int,
         draw: Draw[N] | None = None,
-    ) -> NDArray[np.float64]:
+    ) -> Float:
         """Draw records of classes ``y`` from a network, one micro-batch after the other."""
         draw = draw or self.draw
         X = np.empty((len(y), self.spec.n_columns))

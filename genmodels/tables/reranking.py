@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestClassifier
 
+from prefect_augment.array_types import Float, Float32, Int, Int32, Uint64
 from prefect_augment.genmodels.base import Arrays
 from prefect_augment.genmodels.counter_rng import uniform
 from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace
-
-__all__ = ["MAX_RERANKER_RECORDS", "MIN_RERANKER_RECORDS", "Reranker"]
 
 # With fewer, a forest memorises the records and prefers draws next to them.
 MIN_RERANKER_RECORDS = 1000
@@ -32,27 +30,26 @@ FEATURES_SHARE, MAX_FEATURES = 0.5, 32  # per split
 SMOOTHING = 0.5  # over the square root of the records: added to both densities
 AT_ONCE = 1024
 
-Features = NDArray[np.float32]
-Ints = NDArray[np.int64]
+Features = Float32
 
 
 @dataclass(frozen=True)
 class Reranker:
     """A forest as arrays over the nodes of all its trees."""
 
-    roots: NDArray[np.int32]  # (n_trees,)
-    feature: NDArray[np.int32]  # (n_nodes,)
-    threshold: NDArray[np.float64]  # (n_nodes,) left where the feature is not above it
-    children: NDArray[np.int32]  # (2 * n_nodes,) left and right child; a leaf is its own
-    shares: NDArray[np.float32]  # (n_nodes, 2 * n_classes) of a leaf: records, then draws by class
-    depth_and_smoothing: NDArray[np.float64]  # (2,)
+    roots: Int32  # (n_trees,)
+    feature: Int32  # (n_nodes,)
+    threshold: Float  # (n_nodes,) left where the feature is not above it
+    children: Int32  # (2 * n_nodes,) left and right child; a leaf is its own
+    shares: Float32  # (n_nodes, 2 * n_classes) of a leaf: records, then draws by class
+    depth_and_smoothing: Float  # (2,)
 
     @classmethod
     def fit(
         cls,
-        records: NDArray[np.float64],
-        drawn: NDArray[np.float64],
-        y: Ints,
+        records: Float,
+        drawn: Float,
+        y: Int,
         *,
         space: MixedSpace,
         seed: int,
@@ -98,7 +95,7 @@ class Reranker:
             ),
         )
 
-    def log_ratios(self, X: NDArray[np.float64], y: Ints, space: MixedSpace) -> NDArray[np.float64]:
+    def log_ratios(self, X: Float, y: Int, space: MixedSpace) -> Float:
         """Log ratio of the densities of records and draws at ``X`` for classes ``y``, shape (n,)."""
         ratios = np.empty(len(X))
         n_classes = self.shares.shape[1] // 2
@@ -120,11 +117,11 @@ class Reranker:
 
     def choose(
         self,
-        drawn: Sequence[NDArray[np.float64]],
-        y: Ints,
-        keys: NDArray[np.uint64],
+        drawn: Sequence[Float],
+        y: Int,
+        keys: Uint64,
         space: MixedSpace,
-    ) -> NDArray[np.float64]:
+    ) -> Float:
         """Select one of several draws of each record, shape (n, n_columns).
 
         Row i of every draw is for record i; ``keys`` from :func:`.counter_rng.record_keys` decide.
@@ -151,7 +148,7 @@ class Reranker:
         return cls(**fields) if fields else None
 
 
-def features_of(X: NDArray[np.float64], space: MixedSpace) -> Features:
+def features_of(X: Float, space: MixedSpace) -> Features:
     """Codes and mid-ranks, -1 where missing, (n, n_choices + n_scores)."""
     low, high, has_score = space.ranks(X)
     ranks = np.where(has_score, (low + high) / 2, -1.0)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from prefect_augment.array_types import Float, Int
 from prefect_augment.genmodels.base import TableData
 from prefect_augment.genmodels.counter_rng import seeds_from
 from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace, normal_scores
@@ -24,8 +24,6 @@ from prefect_augment.nn.early_stopping import Validation
 
 if TYPE_CHECKING:
     from prefect_augment.genmodels.tables.network import TableNetwork
-
-__all__ = ["Encoded", "TablePhase", "TableValidation", "held_out_rows"]
 
 HELD_OUT = 0.1
 MIN_TO_SPARE = 20  # records of a class to hold any out
@@ -47,9 +45,7 @@ class Encoded:
     y: Tensor  # (n,) int64
 
     @classmethod
-    def of(
-        cls, X: NDArray[np.float64], y: NDArray[np.int64], space: MixedSpace, at: Device
-    ) -> Self:
+    def of(cls, X: Float, y: Int, space: MixedSpace, at: Device) -> Self:
         """Encode records of the matrix form."""
         parts = (space.codes(X), *space.ranks(X), y)
         return cls(*(torch.from_numpy(part).to(at.torch) for part in parts))
@@ -141,8 +137,8 @@ class Split:
     """Training records, divided into rows to train on and held-out rows."""
 
     data: TableData
-    trained: NDArray[np.int64]
-    held_out: NDArray[np.int64]
+    trained: Int
+    held_out: Int
     seed: int  # every validation draws the same records
 
 
@@ -189,7 +185,7 @@ class TableValidation:
             losses = self.phase.part_losses(network, self.batch)
         return {name: float(loss) for name, loss in losses.items()}
 
-    def _features(self, X: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+    def _features(self, X: Float) -> tuple[Tensor, Tensor]:
         """Codes and ranks, by which records are compared."""
         low, high, has_score = self.model.space.ranks(X)
         codes = torch.from_numpy(self.model.space.codes(X)).float()
@@ -204,7 +200,7 @@ class TableValidation:
         return torch.cat([part.min(dim=1).values for part in distances])
 
 
-def held_out_rows(y: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+def held_out_rows(y: Int, seed: int) -> Int:
     """Rows held out from training: a tenth of every class that has enough records."""
     rng = np.random.default_rng([seed & 0xFFFFFFFF, 0])
     parts = []

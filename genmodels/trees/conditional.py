@@ -15,21 +15,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Bool, Float, Int
 from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.counter_rng import record_keys, uniform
 from prefect_augment.genmodels.trees.nodes import Tree
 from prefect_augment.genmodels.trees.sequence import TreeSequence
 
-__all__ = ["draw_with_values"]
-
 MIN_NEAR = 30  # training records with the value; below, the nearest ones count too
 NEAR_SHARE = 0.01  # of all training records, that then match
 BATCH = 16_384  # records descending together: fits the cache, changes no draw
-
-Ints = NDArray[np.int32]
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -38,16 +33,16 @@ class _Condition:
 
     value: float
     code: int
-    share: Floats  # (n_nodes,) share of the leaf's training records that match
-    bound: Floats  # (n_classes,) highest share reachable by the class
+    share: Float  # (n_nodes,) share of the leaf's training records that match
+    bound: Float  # (n_classes,) highest share reachable by the class
 
 
 def draw_with_values(
     model: TreeSequence,
-    classes: NDArray[np.int64],
-    seeds: NDArray[np.int64],
+    classes: Int,
+    seeds: Int,
     values: Mapping[int, float],
-) -> tuple[NDArray[np.int64], Floats]:
+) -> tuple[Int, Float]:
     """Indices of the records kept, and these; see :class:`.SamplesWithValues`.
 
     Raises ParameterError if no training record of a class has a fixed value together with the
@@ -66,10 +61,10 @@ def draw_with_values(
 
 def _draw(
     model: TreeSequence,
-    classes: NDArray[np.int64],
-    seeds: NDArray[np.int64],
+    classes: Int,
+    seeds: Int,
     conditions: Mapping[int, _Condition],
-) -> tuple[NDArray[np.int64], Floats]:
+) -> tuple[Int, Float]:
     """Draw column by column, with fewer records after each fixed one."""
     rows, keys = np.arange(len(classes)), record_keys(seeds)
     codes = np.empty((len(model._sizes), len(rows)), dtype=np.int32)
@@ -90,7 +85,7 @@ def _draw(
 
 
 def _conditions(
-    model: TreeSequence, classes: NDArray[np.int64], values: Mapping[int, float]
+    model: TreeSequence, classes: Int, values: Mapping[int, float]
 ) -> dict[int, _Condition]:
     """Conditions by place, with the shares and bounds of each place's leaves."""
     conditions: dict[int, _Condition] = {}
@@ -118,7 +113,7 @@ def _conditions(
     return conditions
 
 
-def _matching(model: TreeSequence, place: int, value: float) -> tuple[int, NDArray[np.bool_]]:
+def _matching(model: TreeSequence, place: int, value: float) -> tuple[int, Bool]:
     """A value's code, and which of the tree's leaf values count as a match."""
     values, j = model._trees[place - 1].values, model._sequence[place - 1]
     if model._sizes[place]:
@@ -148,9 +143,7 @@ def _matching(model: TreeSequence, place: int, value: float) -> tuple[int, NDArr
     return int(order[0]), (values >= 0) & near[values]
 
 
-def _reachable(
-    model: TreeSequence, tree: Tree, place: int, known: Mapping[int, int]
-) -> NDArray[np.int64]:
+def _reachable(model: TreeSequence, tree: Tree, place: int, known: Mapping[int, int]) -> Int:
     """Leaves that records with these codes at these places can reach."""
     value_of, is_known = np.zeros(place, dtype=np.int64), np.zeros(place, dtype=bool)
     for q in set(tree.feature.tolist()) & set(known):

@@ -13,16 +13,18 @@ levels. Relevance is the largest squared correlation of two columns' features. T
 small integers, so the sums are exact in any order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
+from sklearn import config_context
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from prefect_augment.genmodels.trees.nodes import Floats, Ints, Tree, as_arrays
-
-__all__ = ["Leaf", "Predictors", "grow", "n_trees"]
+from prefect_augment.array_types import Float, Int32
+from prefect_augment.genmodels.base import TableData, TableSpec
+from prefect_augment.genmodels.counter_rng import seeds_from
+from prefect_augment.genmodels.trees.nodes import Tree, as_arrays
 
 MAX_TREES = 4  # more did not help
 # Bound on records × columns × trees, which sets the time; one tree is always grown.
@@ -51,14 +53,14 @@ def n_trees(n_records: int, n_columns: int) -> int:
 
 
 def grow(
-    target: Ints,
-    outputs: Floats,
-    before: Mapping[int, Ints],
-    orders: Mapping[int, Ints],
+    target: Int32,
+    outputs: Float,
+    before: Mapping[int, Int32],
+    orders: Mapping[int, Int32],
     *,
     is_classes: bool,
-    y: Ints,
-    weights: Floats,
+    y: Int32,
+    weights: Float,
     leaf: Leaf,
     max_depth: int,
     n_trees: int,
@@ -86,18 +88,20 @@ def grow(
             random_state=rng,
         )
         tree_weights = _resampled(weights, y, rng) if n_trees > 1 else weights
-        grower.fit(predictors, y_tree, sample_weight=tree_weights)
+        # Ranks are numbers of the right type, so scikit-learn need not look at them again.
+        with config_context(assume_finite=True, skip_parameter_validation=True):
+            grower.fit(predictors, y_tree, sample_weight=tree_weights, check_input=False)
         grown.append(grower.tree_)
-        leaves.append(grower.apply(predictors))
+        leaves.append(grower.tree_.apply(predictors))
     return as_arrays(grown, leaves, target, list(before), orders)
 
 
-def _resampled(weights: Floats, y: Ints, rng: np.random.RandomState) -> NDArray[np.float64]:
+def _resampled(weights: Float, y: Int32, rng: np.random.RandomState) -> Float:
     """Bayesian bootstrap of the weights (Rubin 1981), each class's total as before.
 
     No record is dropped, so leaves keep their minimum size and rare classes their own leaves.
     """
-    drawn: Floats = weights * rng.exponential(size=len(weights))
+    drawn: Float = weights * rng.exponential(size=len(weights))
     sums, new = np.bincount(y, weights), np.bincount(y, drawn)
     return drawn * (sums / np.where(new > 0, new, 1.0))[y]
 
@@ -109,7 +113,7 @@ class Predictors:
     for a number. A tree gets at most ``most`` predictors in a table of more than ``wide`` columns.
     """
 
-    def __init__(self, codes: Ints, sizes: Sequence[int], *, most: int, wide: int = 0) -> None:
+    def __init__(self, codes: Int32, sizes: Sequence[int], *, most: int, wide: int = 0) -> None:
         self._most = most if len(sizes) - 1 > max(most, wide) else len(sizes)
         self._features = np.empty((0, 0, 0))
         if self._most == len(sizes):
@@ -139,7 +143,7 @@ class Predictors:
         return [0, *sorted(chosen.tolist())]
 
 
-def _of_ranks(ranks: Ints) -> NDArray[np.float64]:
+def _of_ranks(ranks: Int32) -> Float:
     """Rank, distance from the middle and missingness, shape (3, n)."""
     missing = ranks < 0
     order = np.unique(ranks[~missing], return_inverse=True)[1]
@@ -152,10 +156,74 @@ def _of_ranks(ranks: Ints) -> NDArray[np.float64]:
     return np.stack([place, np.where(missing, 0, np.abs(place) - LARGEST // 2), missing * LARGEST])
 
 
-def _of_levels(codes: Ints) -> NDArray[np.float64]:
+def _of_levels(codes: Int32) -> Float:
     """Indicators of the most frequent levels, shape (3, n)."""
     levels, counts = np.unique(codes, return_counts=True)
     most = levels[np.argsort(-counts, kind="stable")[:N_FEATURES]]
     features = np.zeros((N_FEATURES, len(codes)))
     features[: len(most)] = (codes == most[:, None]) * LARGEST
     return features
+
+
+GROWTH = 1.5  # of the leaf size per round
+# At most 7 % of the draws may be nearer than the nearest 5 % of the records. A false alarm only costs
+# a somewhat larger leaf.
+QUANTILE, MARGIN = 0.05, 0.02
+MAX_REFERENCE, MAX_COMPARED_RECORDS, MIN_COMPARED, TIMES = 2000, 500, 20, 3
+MAX_WORK = 60_000_000  # pairs of values, about 0.1 s
+
+Draw = Callable[..., Float]
+
+
+def too_near(data: TableData, spec: TableSpec, draw: Draw, *, seed: int) -> bool:
+    """Return whether too many draws lie near a training record, compared with training records.
+
+    Compares all records, and the classes other than the largest where they have enough records. The
+    distance sums differences of ranks and mismatches of categories and nulls. Where many records
+    are equal, no draw is nearer and the answer is no. ``draw`` takes classes (n,) and seeds (n,).
+    """
+    rng = np.random.default_rng([seed & 0xFFFFFFFF, 0])
+    n_reference = min(len(data.y), MAX_REFERENCE)
+    n_compared = MAX_WORK // (TIMES * n_reference * max(1, spec.n_columns))
+    n_compared = min(n_reference, MAX_COMPARED_RECORDS, max(20, n_compared))
+    rows = rng.permutation(len(data.y))[:n_reference]
+    # Compare the first rows with all others but themselves.
+    reference = _features(data.X[rows], data.X[rows], spec)
+    own = _distances(tuple(part[:n_compared] for part in reference), reference)
+    own[np.arange(n_compared), np.arange(n_compared)] = np.inf
+    # Draw records of the same classes, and compare them with the same reference.
+    conditions = np.tile(data.y[rows[:n_compared]], TIMES)
+    drawn = draw(conditions, seeds=seeds_from(seed & 0xFFFFFFFFFFFFFFFF, 0, len(conditions)))
+    distances = _distances(_features(drawn, data.X[rows], spec), reference).min(axis=1)
+    # All records, and those of the rarer classes.
+    rarer = conditions != np.bincount(data.y).argmax()
+    return any(
+        n >= MIN_COMPARED
+        and np.mean(distances[of] < np.quantile(own.min(axis=1)[of[:n_compared]], QUANTILE))
+        > QUANTILE + MARGIN
+        for of in (np.ones_like(rarer), rarer)
+        for n in [np.count_nonzero(of[:n_compared])]
+    )
+
+
+def _features(X: Float, real: Float, spec: TableSpec) -> tuple[Float, Float]:
+    """Ranks of the numbers as shares of ``real``, and codes of categories and nulls."""
+    numbers, codes = [np.zeros(len(X))], [np.zeros(len(X))]
+    for j in range(spec.n_columns):
+        missing = np.isnan(X[:, j])
+        if spec.is_category[j]:
+            codes.append(np.where(missing, -1.0, X[:, j]))
+            continue
+        known = np.sort(real[~np.isnan(real[:, j]), j])
+        below = (
+            [np.interp(X[:, j], known, np.arange(len(known)) / len(known))] if len(known) else []
+        )
+        numbers += [np.where(missing, 0.5, share) for share in below]
+        if np.isnan(real[:, j]).any():
+            codes.append(missing.astype(np.float64))
+    return np.stack(numbers, axis=1), np.stack(codes, axis=1)
+
+
+def _distances(a: tuple[Float, ...], b: tuple[Float, ...]) -> Float:
+    numbers: Float = cdist(a[0], b[0], "cityblock")
+    return numbers + cdist(a[1], b[1], "hamming") * a[1].shape[1]

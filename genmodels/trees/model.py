@@ -22,8 +22,8 @@ from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Float, Int, Int32
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.genmodels.base import (
     MIN_SAMPLED_RECORDS,
@@ -35,13 +35,10 @@ from prefect_augment.genmodels.base import (
 )
 from prefect_augment.genmodels.checks import check_request
 from prefect_augment.genmodels.trees.conditional import draw_with_values
-from prefect_augment.genmodels.trees.growth import Leaf, Predictors, grow, n_trees
-from prefect_augment.genmodels.trees.leaf_size import GROWTH, too_near
-from prefect_augment.genmodels.trees.nodes import TREE_ARRAYS, Floats, Ints, Tree, level_order
+from prefect_augment.genmodels.trees.growth import GROWTH, Leaf, Predictors, grow, n_trees, too_near
+from prefect_augment.genmodels.trees.nodes import TREE_ARRAYS, Tree, level_order
 from prefect_augment.genmodels.trees.sequence import TreeSequence
 from prefect_augment.params import TreesModel
-
-__all__ = ["TableTrees"]
 
 MIN_LEAF = 5  # synthpop's default; below it a draw is close to a copy
 # Bounds on grown leaves: at most this many times params.min_leaf, and at least this many per tree.
@@ -60,6 +57,9 @@ WIDE, MAX_PREDICTORS = 32, 16
 MAX_ATOMS = 4  # atoms with an output of their own
 # Largest training set, rarer classes whole: bounds memory.
 MAX_TRAINING_RECORDS = 100_000
+
+# Of each place, the order of the levels of every category that its trees may split by.
+Orders = dict[int, dict[int, Int32]]
 
 
 class TableTrees(TreeSequence):
@@ -106,38 +106,41 @@ class TableTrees(TreeSequence):
         leaf = Leaf(self._leaf_size(counts))
         most = self._most_weight(data.y, weights)
         predictors = Predictors(codes, self._sizes, most=MAX_PREDICTORS, wide=WIDE)
+        orders: Orders = {}
         # Grow the trees; enlarge the leaves while draws lie too near to the records.
-        self._grow(codes, weights, predictors, leaf, ctx, report=True)
+        self._grow(codes, weights, predictors, orders, leaf, ctx, report=True)
         while leaf.share < most and too_near(data, self.spec, self.sample, seed=ctx.seed):
             share = max(leaf.share, leaf.n_records / n_records)
             leaf = replace(leaf, share=min(most, share * GROWTH))
-            self._grow(codes, weights, predictors, leaf, ctx, report=False)
+            self._grow(codes, weights, predictors, orders, leaf, ctx, report=False)
 
     def _grow(
         self,
-        codes: Ints,
-        weights: Floats,
+        codes: Int32,
+        weights: Float,
         predictors: Predictors,
+        orders: Orders,
         leaf: Leaf,
         ctx: FitContext,
         *,
         report: bool,
     ) -> None:
-        """Fit the trees of all places; ``report`` progress only the first time."""
+        """Fit the trees of all places; ``report`` progress only the first time, which finds the ``orders``."""
         self._trees = []
         for place in range(1, len(self._sizes)):
             before = predictors.of(place)
-            self._trees.append(self._fit_tree(place, before, codes, weights, leaf, ctx.seed))
+            tree = self._fit_tree(place, before, codes, weights, orders, leaf, ctx.seed)
+            self._trees.append(tree)
             if report:
                 ctx.report(place, {"columns": float(place)})
 
-    def _leaf_size(self, counts: NDArray[np.int64]) -> int:
+    def _leaf_size(self, counts: Int) -> int:
         """Leaf size that the smallest sampled class can fill by itself."""
         sampled = counts[counts >= MIN_SAMPLED_RECORDS]
         smallest = int(sampled.min()) if sampled.size else int(counts.sum())
         return min(self.params.min_leaf, max(MIN_LEAF, smallest // 2))
 
-    def _most_weight(self, y: NDArray[np.int64], weights: Floats) -> float:
+    def _most_weight(self, y: Int, weights: Float) -> float:
         """Largest share of the total weight that a leaf may grow to.
 
         Every sampled class must still fill a leaf by itself, or it would be drawn like its
@@ -149,7 +152,7 @@ class TableTrees(TreeSequence):
         requested = MAX_GROWN * self.params.min_leaf / len(y)
         return min(1 / LEAST_LEAVES, requested, FILLED * smallest)
 
-    def _order(self, X: Floats) -> list[int]:
+    def _order(self, X: Float) -> list[int]:
         """Columns in drawing order: categories, then numbers, most distinct values first.
 
         Coarse columns are predicted better from finer ones than the other way round: on mammography
@@ -161,7 +164,7 @@ class TableTrees(TreeSequence):
         categories = [j for j in self._sequence if self.spec.is_category[j]]
         return categories + sorted(numbers, key=lambda j: (-n_values[j], j))
 
-    def _column_codes(self, j: int, x: Floats) -> Ints:
+    def _column_codes(self, j: int, x: Float) -> Int32:
         """Column as integers: level codes with null last, or ranks with null -1."""
         missing = np.isnan(x)
         if self.spec.is_category[j]:
@@ -175,20 +178,28 @@ class TableTrees(TreeSequence):
         return codes
 
     def _fit_tree(
-        self, place: int, before: Sequence[int], codes: Ints, weights: Floats, leaf: Leaf, seed: int
+        self,
+        place: int,
+        before: Sequence[int],
+        codes: Int32,
+        weights: Float,
+        orders: Orders,
+        leaf: Leaf,
+        seed: int,
     ) -> Tree:
         """Fit the trees of one place on the places ``before``."""
         outputs, is_classes = self._targets(place, codes, weights)
-        orders = {
-            q: level_order(codes[:, q], self._sizes[q], outputs, weights)
-            for q in before
-            if self._sizes[q]
-        }
+        if place not in orders:
+            orders[place] = {
+                q: level_order(codes[:, q], self._sizes[q], outputs, weights)
+                for q in before
+                if self._sizes[q]
+            }
         return grow(
             codes[:, place],
             outputs,
             {q: codes[:, q] for q in before},
-            orders,
+            orders[place],
             is_classes=is_classes,
             y=codes[:, 0],
             weights=weights,
@@ -198,7 +209,7 @@ class TableTrees(TreeSequence):
             seed=[seed & 0xFFFFFFFF, place],
         )
 
-    def _targets(self, place: int, codes: Ints, weights: Floats) -> tuple[Floats, bool]:
+    def _targets(self, place: int, codes: Int32, weights: Float) -> tuple[Float, bool]:
         """What the tree predicts, (n_records, n_outputs), and whether these are classes."""
         target = codes[:, place]
         if not self._sizes[place]:
@@ -211,7 +222,7 @@ class TableTrees(TreeSequence):
         order = level_order(target, self._sizes[place], by_class, weights)
         return order[target].astype(np.float64)[:, None] / len(order), False
 
-    def _number_targets(self, number: int, ranks: Ints) -> Floats:
+    def _number_targets(self, number: int, ranks: Int32) -> Float:
         """Mid-rank, missingness and atom indicators, (n_records, n_outputs)."""
         missing = ranks < 0
         if missing.all():
@@ -228,24 +239,24 @@ class TableTrees(TreeSequence):
 
     # --- sampling ---
 
-    def sample(self, conditions: NDArray[np.int64], *, seeds: NDArray[np.int64]) -> Floats:
+    def sample(self, conditions: Int, *, seeds: Int) -> Float:
         """Draw one record per condition; see :meth:`.GenerativeModel.sample`."""
         conditions, seeds = np.asarray(conditions, np.int64), np.asarray(seeds, np.int64)
         self._check(conditions, seeds)
         return draw_with_values(self, conditions, seeds, {})[1]
 
-    def _check(self, conditions: NDArray[np.int64], seeds: NDArray[np.int64]) -> None:
+    def _check(self, conditions: Int, seeds: Int) -> None:
         if len(self._trees) != self.spec.n_columns:
             raise ParameterError("the model has not been fitted; call fit, or load a checkpoint.")
         check_request(conditions, seeds, self.spec.classes)
 
     def sample_with_values(
         self,
-        conditions: NDArray[np.int64],
+        conditions: Int,
         *,
-        seeds: NDArray[np.int64],
+        seeds: Int,
         values: Mapping[int, float],
-    ) -> tuple[NDArray[np.int64], Floats]:
+    ) -> tuple[Int, Float]:
         """Draw records with fixed column values; see :class:`.SamplesWithValues`."""
         self._check(conditions, seeds)
         return draw_with_values(self, conditions, seeds, values)

@@ -5,12 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-__all__ = ["TREE_ARRAYS", "Floats", "Ints", "Tree", "as_arrays", "level_order"]
-
-Ints = NDArray[np.int32]
-Floats = NDArray[np.float64]
+from prefect_augment.array_types import Float, Int, Int32
 
 TREE_ARRAYS = (
     "roots", "feature", "threshold", "children", "start", "size", "values", "places", "starts",
@@ -26,19 +22,19 @@ class Tree:
     ``values[start[m] : start[m] + size[m]]``, sorted: ranks or level codes.
     """
 
-    roots: Ints  # (n_trees,) where each tree begins
-    feature: Ints  # the predictor's place in the sequence; 0 is the class
-    threshold: Ints  # left where predictor <= threshold
-    children: Ints  # (2 * n_nodes,) left and right child
-    start: Ints
-    size: Ints
-    values: Ints
-    places: Ints  # of the categories among the predictors that the tree looks at
-    starts: Ints  # where the order of each of them begins
-    orders: Ints  # place of every level of these categories, one after the other
+    roots: Int32  # (n_trees,) where each tree begins
+    feature: Int32  # the predictor's place in the sequence; 0 is the class
+    threshold: Int32  # left where predictor <= threshold
+    children: Int32  # (2 * n_nodes,) left and right child
+    start: Int32
+    size: Int32
+    values: Int32
+    places: Int32  # of the categories among the predictors that the tree looks at
+    starts: Int32  # where the order of each of them begins
+    orders: Int32  # place of every level of these categories, one after the other
     depth: int
 
-    def order_of(self, place: int) -> Ints:
+    def order_of(self, place: int) -> Int32:
         """Rank of each level of the category at ``place`` in the order the tree splits by."""
         i = int(np.searchsorted(self.places, place))
         return self.orders[self.starts[i] : self.starts[i + 1]]
@@ -46,10 +42,10 @@ class Tree:
 
 def as_arrays(
     grown: Sequence[Any],
-    leaves: Sequence[NDArray[np.int64]],
-    target: Ints,
+    leaves: Sequence[Int],
+    target: Int32,
     before: Sequence[int],
-    orders: Mapping[int, Ints],
+    orders: Mapping[int, Int32],
 ) -> Tree:
     """Convert scikit-learn's trees, and the target's values by leaf, to arrays.
 
@@ -77,12 +73,12 @@ def as_arrays(
 
 def _nodes(
     grown: Any,
-    leaves: NDArray[np.int64],
-    target: Ints,
+    leaves: Int,
+    target: Int32,
     before: Sequence[int],
     root: int,
     first_value: int,
-) -> dict[str, Ints]:
+) -> dict[str, Int32]:
     """One tree's arrays, with its nodes and values starting at these offsets."""
     is_leaf = grown.children_left < 0
     itself = np.arange(grown.node_count)
@@ -108,7 +104,7 @@ def _nodes(
     return {name: array.astype(np.int32) for name, array in arrays.items()}
 
 
-def level_order(codes: Ints, size: int, outputs: Floats, weights: Floats) -> Ints:
+def level_order(codes: Int32, size: int, outputs: Float, weights: Float) -> Int32:
     """Rank of each level of a predictor in the order that splits the outputs best, (size,).
 
     By mean output, which is optimal for one output (Fisher 1958); by the first principal component
@@ -132,7 +128,9 @@ def level_order(codes: Ints, size: int, outputs: Floats, weights: Floats) -> Int
         norm = np.sqrt((direction**2).sum())
         if norm == 0:
             break
-        direction = (covariance * (direction / norm)).sum(axis=1)
+        before, direction = direction, (covariance * (direction / norm)).sum(axis=1)
+        if (direction == before).all():  # further steps change no bit
+            break
     score = (mean * direction).sum(axis=1)
     # Rounded, so that levels equal up to rounding error keep the order of their codes.
     spread = np.abs(score).max()

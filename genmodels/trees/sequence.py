@@ -4,14 +4,12 @@
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Bool, Float, Int, Int32, Uint64
 from prefect_augment.genmodels.base import TableSpec
 from prefect_augment.genmodels.counter_rng import uniform
-from prefect_augment.genmodels.trees.nodes import Floats, Ints, Tree
+from prefect_augment.genmodels.trees.nodes import Tree
 from prefect_augment.params import TreesModel
-
-__all__ = ["TreeSequence"]
 
 
 class TreeSequence:
@@ -30,17 +28,15 @@ class TreeSequence:
             spec.n_levels[j] + 1 if spec.is_category[j] else 0 for j in self._sequence
         ]
         self._trees: list[Tree] = []
-        self._grids: list[Floats] = []  # per number: its distinct training values, sorted
-        self._shared: list[NDArray[np.bool_]] = []  # whether several records share the value
-        self._atoms: list[NDArray[np.bool_]] = []
+        self._grids: list[Float] = []  # per number: its distinct training values, sorted
+        self._shared: list[Bool] = []  # whether several records share the value
+        self._atoms: list[Bool] = []
 
     def _number(self, place: int) -> int:
         """Index among the numbers of a place of the sequence."""
         return place - 1 - sum(self.spec.is_category)
 
-    def _draw(
-        self, place: int, leaf: NDArray[np.int64], keys: NDArray[np.uint64]
-    ) -> tuple[Floats, Ints]:
+    def _draw(self, place: int, leaf: Int, keys: Uint64) -> tuple[Float, Int32]:
         """Draw a value and its code for one place from each record's leaf."""
         tree, j = self._trees[place - 1], self._sequence[place - 1]
         size = tree.size[leaf]
@@ -57,7 +53,7 @@ class TreeSequence:
         beside = np.clip(drawn + np.where(inside, side, -side), 0, size - 1)
         return self._between(self._number(place), code, tree.values[first + beside], move)
 
-    def _descend(self, place: int, codes: Ints, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    def _descend(self, place: int, codes: Int32, keys: Uint64) -> Int:
         """Leaf of each record, given the codes of the places before, (place, n)."""
         tree, n = self._trees[place - 1], codes.shape[1]
         predictors = np.empty(codes.shape, dtype=np.int32)
@@ -73,8 +69,8 @@ class TreeSequence:
         return node
 
     def _between(
-        self, number: int, rank: Ints, neighbour: Ints, move: Floats
-    ) -> tuple[Floats, Ints]:
+        self, number: int, rank: Int32, neighbour: Int32, move: Float
+    ) -> tuple[Float, Int32]:
         """Value ``|move|`` (at most half) of the way to its neighbour, and its rank.
 
         Missing values and atoms are separate: nothing is interpolated to or from them. A value that

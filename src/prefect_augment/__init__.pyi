@@ -17,6 +17,7 @@ from .flows.latents import (
 )
 from .flows.rebalance import rebalance as rebalance
 from .flows.train import train as train
+from .genmodels.contract import check_model as check_model
 from .loading.dataset import open_dataset as open_dataset
 from .loading.encoder import open_encoder as open_encoder
 from .loading.latents import open_latents as open_latents
@@ -47,6 +48,7 @@ from .params import (
     Interpolation as Interpolation,
     Metric as Metric,
     Mistake as Mistake,
+    MstModel as MstModel,
     NoModel as NoModel,
     Output as Output,
     OwnEstimator as OwnEstimator,

@@ -27,26 +27,6 @@ attributes, also after pickling.
 
 from typing import Any
 
-__all__ = [
-    "AugmentError",
-    "CommitConflictError",
-    "CrashedTooOftenError",
-    "DivergedError",
-    "EmptyClassError",
-    "InputError",
-    "IntegrityError",
-    "LabelDamageError",
-    "LabelError",
-    "MissingExtraError",
-    "ParameterError",
-    "RefusedError",
-    "SchemaError",
-    "SourceChangedError",
-    "StorageError",
-    "TransientError",
-    "UndecodableError",
-]
-
 
 class AugmentError(Exception):
     """Root of all errors that this package raises on purpose.

@@ -28,18 +28,6 @@ from prefect_augment.encoding.pixels import encode_png, resize
 from prefect_augment.params import Budget, Destination, DiffusionModel, Evaluation, Source
 from prefect_augment.storage import Store, open_store
 
-__all__ = [
-    "FILE_NAME",
-    "IMAGE_FILES",
-    "IMBALANCE_RATIO",
-    "TAIL",
-    "demo_runs",
-    "example_images",
-    "example_source",
-    "example_table",
-    "image_tables",
-]
-
 FILE_NAME = "eights.parquet"
 IMBALANCE_RATIO = 20
 N_EIGHTS = 81

@@ -3,7 +3,9 @@
 A model has its kind in the params, ``module:Class`` per modality, and the extra that its imports need. Other
 packages register models in the entry-point group ``prefect_augment.models``, chosen by ``PluginModel``; such a
 class may have a pydantic class ``Params``, which then validates the options. A function of somebody else's is
-found the same way, in a group of its own (:func:`load_function`).
+found the same way, in a group of its own (:func:`load_function`), and so are source formats: the ending of their
+files is the name in ``prefect_augment.formats``, such as ``.orc``, and a
+:class:`~prefect_augment.sources.base.SourceReader` reads one.
 """
 
 import importlib
@@ -27,26 +29,8 @@ from prefect_augment.params import (
 from prefect_augment.schema import Modality
 from prefect_augment.text import suggestion
 
-__all__ = [
-    "ALLOW_IMPORT_PATHS",
-    "ENTRY_POINTS",
-    "FORMATS",
-    "MODELS",
-    "SHARD_FORMATS",
-    "FormatEntry",
-    "ModelEntry",
-    "ShardEntry",
-    "check_shard_format",
-    "load_function",
-    "load_model_class",
-    "load_reader",
-    "load_shard_format",
-    "model_kinds",
-    "model_params",
-    "resolve_model",
-]
-
 ENTRY_POINTS = "prefect_augment.models"
+FORMAT_ENTRY_POINTS = "prefect_augment.formats"
 # A form must not run whatever a user types: the worker's environment has to allow it.
 ALLOW_IMPORT_PATHS = "PREFECT_AUGMENT_ALLOW_IMPORT_PATHS"
 
@@ -64,6 +48,7 @@ _GENMODELS = "prefect_augment.genmodels"
 MODELS: dict[str, ModelEntry] = {
     "trees": ModelEntry({"table": f"{_GENMODELS}.trees.model:TableTrees"}),
     "flow": ModelEntry({"table": f"{_GENMODELS}.tables.flow:TableFlow"}, "torch"),
+    "mst": ModelEntry({"table": f"{_GENMODELS}.tables.mst:TableMst"}, "dp"),
     "vae": ModelEntry(
         {"table": f"{_GENMODELS}.tables.vae:TableVae", "image": f"{_GENMODELS}.images.vae:Vae"},
         "torch",
@@ -117,7 +102,17 @@ FORMATS: dict[str, FormatEntry] = {
         (".arrow", ".feather", ".ipc", ".arrows"),
         "Arrow",
     ),
+    "excel": FormatEntry(
+        "prefect_augment.sources.excel:read_sheet",
+        (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"),
+        "Excel",
+    ),
 }
+# Other packages' formats, which auto knows by the ending.
+for _point in entry_points(group=FORMAT_ENTRY_POINTS):
+    FORMATS.setdefault(
+        _point.name.strip("."), FormatEntry(_point.value, (_point.name,), _point.name)
+    )
 
 
 @dataclass(frozen=True)

@@ -10,24 +10,6 @@ from typing import Any
 
 from prefect_augment.schema import Interval, MeasureInfo, class_order
 
-__all__ = [
-    "MISSING",
-    "count",
-    "duration",
-    "effect",
-    "interval_number",
-    "interval_percent",
-    "interval_points",
-    "load_yaml",
-    "markdown_text",
-    "natural_order",
-    "number",
-    "percent",
-    "points",
-    "suggestion",
-    "visible",
-]
-
 MISSING = "–"
 _MARKDOWN = re.compile(r"([\\`*_\[\]#|~$!])")
 

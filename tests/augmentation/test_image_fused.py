@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 A = pytest.importorskip("albumentations", reason="needs the extra 'images'")
 
 from prefect_augment.augmentation.image_fused import Fused, draws, fused  # noqa: E402 - needs the extra
-from prefect_augment.augmentation.image_pipeline import FILL, Pipeline  # noqa: E402
-from prefect_augment.augmentation.image_policy import PRESETS, ImagePolicy, Operation  # noqa: E402
+from prefect_augment.augmentation.image_pipeline import FILL, Operation, Pipeline  # noqa: E402
+from prefect_augment.augmentation.image_policy import ImagePolicy  # noqa: E402
+from prefect_augment.augmentation.image_presets import PRESETS  # noqa: E402
 from prefect_augment.encoding.annotations import Targets  # noqa: E402
 from prefect_augment.encoding.pixels import resize  # noqa: E402
 from prefect_augment.params import Classic  # noqa: E402

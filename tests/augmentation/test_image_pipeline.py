@@ -12,12 +12,8 @@ albumentations = pytest.importorskip("albumentations", reason="needs the extra '
 from prefect_augment import registry  # noqa: E402
 from prefect_augment.augmentation import image_policy as images  # noqa: E402
 from prefect_augment.augmentation.image_pipeline import flattened, read_pipeline  # noqa: E402
-from prefect_augment.augmentation.image_policy import (  # noqa: E402
-    PRESETS,
-    ImagePolicy,
-    record_seed,
-)
-from prefect_augment.augmentation.image_presets import DOMAINS, check_allowed  # noqa: E402
+from prefect_augment.augmentation.image_policy import ImagePolicy, record_seed  # noqa: E402
+from prefect_augment.augmentation.image_presets import DOMAINS, PRESETS, check_allowed  # noqa: E402
 from prefect_augment.errors import ParameterError  # noqa: E402
 from prefect_augment.params import Classic  # noqa: E402
 from prefect_augment.registry import ALLOW_IMPORT_PATHS  # noqa: E402

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 pytest.importorskip("albumentations", reason="needs the extra 'images'")
 
-from prefect_augment.augmentation.image_policy import PRESETS, ImagePolicy, Operation, record_seed
+from prefect_augment.augmentation.image_pipeline import Operation
+from prefect_augment.augmentation.image_policy import ImagePolicy, record_seed
+from prefect_augment.augmentation.image_presets import PRESETS
 from prefect_augment.encoding.pixels import resize
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Classic

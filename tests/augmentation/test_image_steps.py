@@ -34,13 +34,7 @@ from prefect_augment.params import Classic
 from prefect_augment.plan.strategies import plain_recipe
 from prefect_augment.report.build import report
 from prefect_augment.report.contact_sheets import picture_sheets
-from prefect_augment.schema import (
-    BalancePlan,
-    ClassFilter,
-    DatasetRef,
-    FilterResult,
-    ImageInfo,
-)
+from prefect_augment.schema import BalancePlan, ClassFilter, DatasetRef, FilterResult, ImageInfo
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Store, open_store
 
@@ -306,6 +300,7 @@ def test_pictures_show_what_they_may(
     assert sheets(store, dataset, plan, None, "synthetic", Classic()) == {}
 
 
+@pytest.mark.slow
 def test_report_has_the_sheets_as_files_and_in_the_summary(
     store: Store, dataset: DatasetRef, plan: BalancePlan, candidates: FilterResult
 ) -> None:

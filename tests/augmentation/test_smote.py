@@ -295,6 +295,7 @@ def test_too_much_memory_is_refused_with_advice_before_it_is_taken() -> None:
 # --- random oversampling ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(st.integers(1, 30), st.integers(0, 200), st.integers(0, 10**6))
 def test_copies_are_spread_evenly(n_own: int, n_new: int, seed: int) -> None:
     strata = np.repeat([0, 1], [5, n_own])

@@ -79,6 +79,7 @@ def test_texts_beside_numbers_are_the_parents_changed(tmp_path: Path) -> None:
     assert len({r["stars"] for r in made}) > 20, "numbers are SMOTE's"
 
 
+@pytest.mark.slow
 def test_without_being_asked_for_texts_stay_empty_and_alone_are_refused(tmp_path: Path) -> None:
     table = reviews(columns={"stars": [float(i % 5) for i in range(160)]})
     (tmp_path / "a").mkdir()

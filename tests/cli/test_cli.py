@@ -14,9 +14,11 @@ import pytest
 
 from prefect_augment.cli import app as cli, options, rebalance as rebalance_commands
 from prefect_augment.errors import ParameterError
+from prefect_augment.examples import example_source
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.params import Approval, Destination, Evaluation, NoModel, Source
 from prefect_augment.schema import RunResult
+from prefect_augment.storage import open_store, read_manifest
 
 
 @pytest.fixture
@@ -205,6 +207,47 @@ def test_options_go_before_the_parameters_file_and_that_before_the_defaults(
     assert asked("{}") == (0, None)
     assert asked("{seed: 7, compute: {workers: 1}}") == (7, 1)
     assert asked("{seed: 7, compute: {workers: 1}}", "--seed", "0", "--workers", "4") == (0, 4)
+
+
+def test_a_quick_run_is_short_where_nothing_else_was_asked_for(
+    call: Callable[..., tuple[int, str, str]],
+    source: Source,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flow = Asked()
+    monkeypatch.setattr(options, "prefect_session", lambda quiet: nullcontext())
+    for name in ("rebalance", "evaluate"):
+        monkeypatch.setattr(import_module(f"prefect_augment.flows.{name}"), name, flow)
+    (tmp_path / "params.yaml").write_text("evaluation: {n_seeds: 5, on_no_gain: fail}")
+    given = (source.uri, "b", "--quick", "--params", tmp_path / "params.yaml")
+
+    call("rebalance", *given, "--minutes", "7")
+    assert flow.given["model"] == {"kind": "none"}
+    assert flow.given["budget"] == {"minutes": 7}
+    assert flow.given["evaluation"] == {"n_seeds": 5, "n_settings": 2, "on_no_gain": "fail"}
+    call("rebalance", *given, "--model", "trees")
+    assert flow.given["model"] == {"kind": "trees"}
+    call("evaluate", *given)
+    assert "model" not in flow.given
+    assert flow.given["budget"] == {"minutes": 2}
+
+
+@pytest.mark.slow
+def test_a_quick_run_answers_and_says_what_it_left_out(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options, "prefect_session", lambda quiet: nullcontext())
+    given = example_source(str(tmp_path)).uri
+    code, out, _ = call("rebalance", given, tmp_path / "out", "--label", "digit", "--quick")
+    said = " ".join(out.split())
+    assert code == 0
+    assert "Use threshold: balanced accuracy changes by +" in said
+    assert "leave out --quick to try synthetic records" in said
+    assert "more settings and seeds too" in said
+    manifest = read_manifest(open_store(str(tmp_path / "out")))
+    assert manifest.params["model"] == {"kind": "none"}
+    assert manifest.params["budget"]["minutes"] == 2
 
 
 @pytest.mark.parametrize(

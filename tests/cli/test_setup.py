@@ -122,6 +122,7 @@ def test_doctor_finds_this_machine_in_order(
     assert not (tmp_path / "not").exists(), "the probe leaves nothing behind"
 
 
+@pytest.mark.slow
 def test_doctor_ends_with_1_and_says_what_to_mend(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     code, checks = doctored("--source", tmp_path / "missing", "--dest", tmp_path / "file" / "below")
@@ -131,6 +132,7 @@ def test_doctor_ends_with_1_and_says_what_to_mend(tmp_path: Path) -> None:
         assert checks[name]["advice"]
 
 
+@pytest.mark.slow
 def test_doctor_prints_a_line_per_check_for_people() -> None:
     with temporary_settings({PREFECT_API_URL: None, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
         code, out = call("doctor")
@@ -215,6 +217,7 @@ def test_a_store_that_overwrites_is_a_warning(monkeypatch: pytest.MonkeyPatch) -
     assert open_store("memory://doctor/overwrites").list() == []
 
 
+@pytest.mark.slow
 def test_options_of_a_block_never_appear_in_what_is_found() -> None:
     (check, *_) = check_destination(
         "s3://nowhere/out",

@@ -22,13 +22,7 @@ from prefect_augment.genmodels.base import (  # noqa: E402
     ImageSpec,
     ScoresClasses,
 )
-from prefect_augment.params import (  # noqa: E402
-    AutoencoderModel,
-    Budget,
-    DiffusionModel,
-    GanModel,
-    VaeModel,
-)
+from prefect_augment.params import AutoencoderModel, Budget, DiffusionModel, GanModel, VaeModel  # noqa: E402
 from prefect_augment.registry import load_model_class, model_kinds  # noqa: E402
 
 # A new model adds its params with an effort that ends within a second or two.

@@ -85,6 +85,7 @@ CASES: dict[str, tuple[grammars.Make, Run, str]] = {
     "jsonl": (grammars.jsonl, file("jsonl", "in.jsonl"), "in.jsonl"),
     "parquet": (grammars.parquet, file("parquet", "in.parquet"), "in.parquet"),
     "arrow": (grammars.arrow, file("arrow", "in.arrow"), "in.arrow"),
+    "excel": (grammars.workbook, file("excel", "in.xlsx"), "in.xlsx"),
     "tar": (grammars.tar, file("archive", "in.tar"), "in.tar"),
     "zip": (grammars.zip_file, file("archive", "in.zip"), "in.zip"),
     "coco": (grammars.coco, beside("coco", "coco.json"), "CO"),

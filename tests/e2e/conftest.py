@@ -7,6 +7,7 @@ Everything that was started is killed at the end, with whatever it started itsel
 """
 
 import ctypes
+import importlib.util
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -319,6 +321,16 @@ class Server:
             found = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id])))
         return [line.message for line in sorted(found, key=lambda line: line.timestamp)]
 
+    @contextmanager
+    def tracing(self, *runs: FlowRun) -> Iterator[None]:
+        """Show the runs' log lines where a test fails."""
+        try:
+            yield
+        except BaseException:
+            for run in runs:
+                print(f"--- {run.name}: {self.read(run).state}", *self.logs(run)[-40:], sep="\n")
+            raise
+
 
 def _in_the_child() -> None:
     # A shell that started the tests in the background has it ignored, children too.
@@ -363,3 +375,16 @@ def worker(server: Server) -> Iterator[Process]:
     process = server.worker("local-process")
     yield process
     process.kill()
+
+
+@pytest.fixture(scope="session")
+def automations() -> ModuleType:
+    """`deployments/automations.py`, which is a script and no part of the package."""
+    path = REPOSITORY / "deployments/automations.py"
+    spec = importlib.util.spec_from_file_location("prefect_augment_automations", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

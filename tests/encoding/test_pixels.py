@@ -211,6 +211,7 @@ def test_damaged_files_are_decoded_or_refused_and_never_anything_else(
     assert pixels.shape[2] in (1, 3)
 
 
+@pytest.mark.slow
 @given(place=st.integers(0, 10_000), value=st.integers(0, 255), kind=st.integers(0, 4))
 def test_what_ingest_lets_pass_is_decoded(place: int, value: int, kind: int) -> None:
     """Two rooms that may not import one another look at the same bytes."""

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, strategies as st
 
-from prefect_augment.encoding.tables import TableEncoder, table_strata
+from prefect_augment.encoding.strata import table_strata
+from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.schema import ColumnInfo
 

@@ -128,6 +128,7 @@ def test_a_flow_gives_any_table_back_in_its_types_counts_and_domains(
     check("flow", *made, "faithful")
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(tables())
 def test_what_is_encoded_is_decoded_as_it_was(made: tuple[pa.Table, np.ndarray]) -> None:

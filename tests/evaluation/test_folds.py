@@ -12,6 +12,7 @@ def keys_of(n):
     return [f"key-{i}" for i in range(n)]
 
 
+@pytest.mark.slow
 @given(
     y=st.lists(st.integers(0, 4), min_size=1, max_size=80),
     n_folds=st.integers(2, 6),

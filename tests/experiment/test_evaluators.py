@@ -571,7 +571,7 @@ def test_near_duplicates_stay_in_one_fold(store: Store, tmp_path: Path) -> None:
 
 def test_the_classic_of_the_strategies_has_the_ranges_of_the_written_one() -> None:
     pytest.importorskip("torch")
-    from prefect_augment.augmentation.image_policy import PRESETS
+    from prefect_augment.augmentation.image_presets import PRESETS
     from prefect_augment.experiment.image_evaluator import RANGES
 
     assert set(RANGES) == {"safe"}  # others are applied image by image

@@ -23,8 +23,9 @@ from prefect_augment.params import Evaluation, NoModel, Publish, Quality, Report
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import plain_recipe
 from prefect_augment.report.build import report
+from prefect_augment.report.json import ReportData
 from prefect_augment.report.redaction import redact
-from prefect_augment.report.report import ReportData, build_report, markdown_summary
+from prefect_augment.report.report import build_report, markdown_summary
 from prefect_augment.schema import (
     BalancePlan,
     ColumnInfo,
@@ -173,7 +174,7 @@ def test_card_says_it_where_synthetic_records_are_published(fresh: Drawn) -> Non
             classic=None, models=[], report=None, publish=Publish(), requested={}, store=fresh.store,
         )  # fmt: skip
         card = fresh.store.read("README.md").decode()
-        assert ("This is one attack, by distance." in card) == said
+        assert ("another attack still may" in card) == said
 
 
 def release_with(drawn: Drawn, pictures: Literal["real", "synthetic", "none"]) -> Release:
@@ -195,6 +196,7 @@ def test_report_has_the_section_the_key_and_the_artifact(fresh: Drawn) -> None:
     page = fresh.store.read(f"{ref.prefix}/report.html").decode()
     assert Privacy.model_validate(info["privacy"]) == fresh.privacy
     assert 'id="privacy"' in page
+    assert "Is each class safe?" in page
     assert "**Privacy.**" in summary
 
 
@@ -215,9 +217,11 @@ def test_report_says_nothing_where_no_synthetic_record_goes_out(
     assert json.loads(fresh.store.read(f"{ref.prefix}/report.json"))["privacy"] is None
     page = fresh.store.read(f"{ref.prefix}/report.html").decode()
     assert 'id="privacy"' not in page
+    assert "Is each class safe?" not in page
     assert "Privacy" not in summary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pictures", ["real", "synthetic", "none"])
 def test_report_and_artifact_show_of_real_records_what_they_may(
     fresh: Drawn, pictures: Literal["real", "synthetic", "none"]
@@ -264,6 +268,20 @@ def column(name: str, note: str) -> ColumnInfo:
     return ColumnInfo(
         name=name, arrow_type="double", kind="numeric", n_null=0, n_unique=3, note=note
     )
+
+
+def test_section_has_a_row_for_each_attack_on_what_is_published(copies: Drawn) -> None:
+    kept, drawn = copies.privacy.sides
+    assert (kept.records, drawn.records) == ("kept", "drawn")
+    shown = section("privacy", privacy=copies.privacy)
+    assert shown.count("Linking two halves of a record") == sum(
+        bool(s.attacks) for s in (kept, drawn)
+    )
+    linked = next(a for a in drawn.attacks if a.name == "linkability")
+    row = shown.split("Attacks: drawn")[1].split("Linking two halves")[1].split("</tr>")[0]
+    assert "yes" in row
+    assert f"{100 * linked.success.estimate:.1f} (" in row
+    assert f"{100 * linked.chance:.1f}<" in row
 
 
 def test_section_escapes_names_and_shows_no_value(fresh: Drawn) -> None:

@@ -79,14 +79,7 @@ def watch(root: str, job: dict[str, Any]) -> None:
 def rebalance(job: dict[str, Any]) -> int:
     """The flow's own function in a process without an API, and nothing left to chance or time."""
     from prefect_augment.flows.rebalance import rebalance
-    from prefect_augment.params import (
-        Compute,
-        Destination,
-        Evaluation,
-        Quality,
-        Source,
-        TreesModel,
-    )
+    from prefect_augment.params import Compute, Destination, Evaluation, Quality, Source, TreesModel
     from prefect_augment.plan import strategies
 
     if job.get("labels") == "hard":
@@ -258,7 +251,7 @@ IMPORTED = (
     "prefect_augment.loading.dataset",
     "prefect_augment.report.charts",
     "prefect_augment.report.html",
-    "prefect_augment.report.markdown",
+    "prefect_augment.report.report",
 )
 OF_IMAGES = (
     "albumentations",

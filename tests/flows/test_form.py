@@ -84,7 +84,8 @@ def test_the_run_that_was_started_holds_its_tasks_and_answer(
         evaluation=Evaluation(n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"]),
     )
     state = rebalance(source.uri, source.label, tables=settings, return_state=True)
-    assert state.message.startswith("Published version 1 "), "the answer in one sentence"
+    assert state.message.startswith("Use "), "the answer comes first"
+    assert " Published version 1 " in state.message
     assert state.result().manifest.startswith(str(tmp_path / "prefect-augment")), "by default"
     run = state.state_details.flow_run_id
     with get_client(sync_client=True) as client:

@@ -70,6 +70,7 @@ def test_a_function_given_in_python_decides_a_run(source: Source) -> None:
     assert scores["as is"] > max(scores.values()) - 0.02, "rebalancing costs accuracy"
 
 
+@pytest.mark.slow
 def test_the_form_takes_a_metric_by_its_fields() -> None:
     schema = rebalance.parameters.model_dump()
     for example in EXAMPLES:

@@ -15,14 +15,7 @@ from prefect_augment.errors import ParameterError, RefusedError
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.maintenance.gc import collect_garbage
 from prefect_augment.maintenance.verify import verify
-from prefect_augment.params import (
-    Destination,
-    Evaluation,
-    Publish,
-    Quality,
-    Source,
-    TreesModel,
-)
+from prefect_augment.params import Destination, Evaluation, Publish, Quality, Source, TreesModel
 from prefect_augment.schema import RunResult
 from prefect_augment.storage import open_published, open_store, read_manifest
 
@@ -89,7 +82,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, quick_runs: None) -> Shared
 def test_only_card_manifest_and_shards_lie_in_the_destination(shared: Shared) -> None:
     assert shared.result.status == "published"
     assert {path.split("/")[0] for path in shared.bytes} == {
-        "README.md", "_manifests", "_workspace.json", "data",
+        "README.md", "_manifests", "_workspace.json", "croissant.json", "data",
     }  # fmt: skip
     assert (shared.folder / "out-workspace" / "_splits" / "v00000001.parquet").exists()
     assert Path(shared.result.report).is_file()

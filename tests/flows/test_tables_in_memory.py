@@ -15,16 +15,17 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from prefect_augment.errors import InputError
+from prefect_augment.errors import SchemaError
 from prefect_augment.flows._flow import stage_table
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.storage import open_store
 
 FORMS: dict[str, Callable[[pa.Table], Any]] = {
     "arrow": lambda table: table,
-    "pandas": lambda table: table.to_pandas(),
+    "pandas": lambda table: table.to_pandas().set_index(pd.Index(range(5, 94))),
     "polars": lambda table: pl.from_arrow(table),
     "datasets": lambda table: datasets.Dataset(table),
+    "a stream": lambda table: table.to_reader(),
 }
 
 
@@ -45,6 +46,7 @@ def test_a_table_in_memory_is_a_source(
     assert result.status == "planned"
     assert "<td>worn</td><td>" in result._repr_html_(), "as a notebook shows it"
     staged = pd.read_parquet(tmp_path / "out-source" / "records.parquet")
+    assert staged.columns.tolist() == table.column_names, "an index is no column"
     assert len(staged) == table.num_rows
 
 
@@ -59,5 +61,5 @@ def test_a_path_is_a_source_and_a_destination(
 
 def test_a_column_of_mixed_types_is_refused_by_name(tmp_path: Path) -> None:
     mixed = pd.DataFrame({"kind": ["a", "b"], "width": [1, "two"]})
-    with pytest.raises(InputError, match="width"):
+    with pytest.raises(SchemaError, match="width"):
         stage_table(mixed, open_store(str(tmp_path)))

@@ -57,7 +57,7 @@ def changed(source: Source, **changes: Any) -> Source:
 @pytest.mark.parametrize(
     ("place", "says"),
     [
-        ("none", "no .parquet, .csv, .jsonl or .arrow file.*found nothing"),
+        ("none", "no .parquet, .csv, .jsonl, .arrow or .xlsx file.*found nothing"),
         ("in", "found 1 other files.*source.format"),
         ("in/*.csv", "found nothing"),
     ],

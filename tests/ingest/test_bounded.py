@@ -111,6 +111,7 @@ def test_small_budgets_change_nothing_about_images(
     assert said(tmp_path / "in", tmp_path / "small") == plain
 
 
+@pytest.mark.slow
 def test_a_small_file_that_holds_much_comes_in_batches_of_bounded_size() -> None:
     """One long text a thousand times is a few kilobytes of Parquet and a gigabyte of memory."""
     sink = io.BytesIO()

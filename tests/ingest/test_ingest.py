@@ -16,7 +16,7 @@ from prefect_augment.encoding.record_ids import content_digests
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import ColumnOverride, Source
 from prefect_augment.schema import DatasetInfo, DatasetRef
-from prefect_augment.split.assignment import HOLDOUT
+from prefect_augment.split.ledger import HOLDOUT
 from prefect_augment.split.ledger_io import read_ledger
 from prefect_augment.storage import Store, open_store, read_result
 from prefect_augment.storage.keys import hex_column

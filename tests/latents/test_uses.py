@@ -100,7 +100,7 @@ def test_the_same_use_again_finds_its_result_and_another_model_has_its_own(
     narrower = PluginModel(name="linear", options={"n_latent": 2})
     other = trained._replace(model=fit(store, dataset, narrower))
     assert other.use("embeddings").folder != first.folder
-    monkeypatch.setattr(embed_module, "finite", None)  # it would be called
+    monkeypatch.setattr(embed_module, "open_view", None)  # it would be called
     assert trained.use("embeddings") == first
 
 

@@ -1,6 +1,7 @@
 """Passes over groups of records, cut among readers: nothing twice, nothing lost, weights met."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings, strategies as st
 
 from prefect_augment.loading.sampling_plan import (
@@ -52,6 +53,7 @@ def test_readers_share_every_pass_without_gap_or_overlap(
     assert max(of_rank) - min(of_rank) <= 1
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     st.lists(st.lists(st.floats(0.0, 6.0), min_size=1, max_size=6), min_size=1, max_size=8),

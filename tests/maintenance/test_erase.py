@@ -17,7 +17,7 @@ from prefect_augment.maintenance.erase import erase
 from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Publish, Source
 from prefect_augment.report.card import CARD
-from prefect_augment.shards.parquet import read_shard
+from prefect_augment.shards.base import read_shard
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.split.ledger_io import read_ledger
 from prefect_augment.storage import Store, lease, list_versions, open_store, read_manifest
@@ -67,7 +67,7 @@ def test_nothing_that_may_hold_it_is_left(two: Store) -> None:
     erase(two, [parent(two)])
     newest = read_manifest(two)
     assert {p for p in two.list() if not p.startswith("data/")} == {
-        "README.md", "notes.txt", "_manifests/v00000003.json", *(s.path for s in newest.quarantine),
+        "README.md", "croissant.json", "notes.txt", "_manifests/v00000003.json", *(s.path for s in newest.quarantine),
         newest.ledger.path if newest.ledger else "",
     }  # fmt: skip
     assert set(two.list("data")) == {s.path for s in newest.shards}

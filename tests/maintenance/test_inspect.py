@@ -12,7 +12,7 @@ from prefect_augment.maintenance import inspect as maintain
 from prefect_augment.maintenance.verify import VerifyReport, verify
 from prefect_augment.report.card import CARD
 from prefect_augment.schema import Manifest
-from prefect_augment.shards.parquet import read_shard, write_shards
+from prefect_augment.shards.base import read_shard, write_shards
 from prefect_augment.storage import Store, manifest_path, open_store, read_manifest
 
 TAIL = "c/<b>|'"

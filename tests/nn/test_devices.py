@@ -6,10 +6,7 @@ torch = pytest.importorskip("torch", reason="the extra 'torch'")
 
 from torch import Tensor, nn  # noqa: E402
 
-from prefect_augment.nn.devices import (  # noqa: E402
-    Device,
-    compiled,
-)
+from prefect_augment.nn.devices import Device, compiled  # noqa: E402
 
 
 # PyTorch uses what it has deprecated itself when its compiler is imported.

@@ -14,12 +14,7 @@ from torch import Tensor, nn  # noqa: E402
 
 from prefect_augment.errors import DivergedError, ParameterError  # noqa: E402
 from prefect_augment.nn.devices import Device  # noqa: E402
-from prefect_augment.nn.loop import (  # noqa: E402
-    Checkpoint,
-    step_generator,
-    train,
-    warmup_cosine,
-)
+from prefect_augment.nn.loop import Checkpoint, step_generator, train, warmup_cosine  # noqa: E402
 
 CPU = Device("cpu", "float32", 1)
 

@@ -9,11 +9,7 @@ from torch import Tensor, nn  # noqa: E402
 from prefect_augment.errors import ParameterError  # noqa: E402
 from prefect_augment.nn import loop  # noqa: E402
 from prefect_augment.nn.devices import Device  # noqa: E402
-from prefect_augment.nn.sequence import (  # noqa: E402
-    Stretch,
-    mean_seconds_per_step,
-    train_in_turn,
-)
+from prefect_augment.nn.sequence import Stretch, mean_seconds_per_step, train_in_turn  # noqa: E402
 
 
 class Layer:

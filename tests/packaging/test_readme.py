@@ -106,6 +106,14 @@ def test_every_page_is_in_the_navigation() -> None:
     assert {page.name for page in DOCS.glob("*.md")} == set(re.findall(r"[\w-]+\.md", nav))
 
 
+def test_pictures_are_small_and_each_is_on_a_page() -> None:
+    """`docs/take_pictures.py` takes them from a real run."""
+    pages = [page.read_text(encoding="utf-8") for page in DOCS.glob("*.md")]
+    for picture in DOCS.glob("*.webp"):
+        assert picture.stat().st_size < 200 * 1024
+        assert any(f"]({picture.name})" in page for page in pages), picture
+
+
 def test_every_command_that_is_named_exists() -> None:
     known = {
         c.name or c.callback.__name__.replace("_", "-")

@@ -112,6 +112,7 @@ def test_rare_boxes_reach_their_target(published: Path) -> None:
     assert set(table["aug_origin"].to_pylist()) == {"real", "classic"}
 
 
+@pytest.mark.slow
 def test_the_manifest_holds_the_policy_of_the_copies(published: Path) -> None:
     recipe = open_dataset(str(published / "out")).manifest.recipe
     policy = ImagePolicy.from_config(recipe.classic_config)
@@ -127,6 +128,7 @@ def seen(pixels: NDArray[np.uint8], name: str) -> NDArray[np.bool_]:
     return np.asarray(pixels[:, :, channel].astype(int) - others > 90)
 
 
+@pytest.mark.slow
 def test_every_box_of_a_copy_agrees_with_its_pixels(published: Path) -> None:
     table = open_dataset(str(published / "out")).to_table(split="train")
     copies = table.filter(pa.compute.equal(table["aug_origin"], "classic")).to_pylist()
@@ -148,6 +150,7 @@ def test_every_box_of_a_copy_agrees_with_its_pixels(published: Path) -> None:
     assert n_moved > 0.9 * len(copies)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("convention", ["coco", "voc", "yolo"])
 def test_it_goes_out_and_comes_in_again(published: Path, tmp_path: Path, convention: Any) -> None:
     store = open_store(str(published / "out"))
@@ -174,6 +177,7 @@ def test_it_goes_out_and_comes_in_again(published: Path, tmp_path: Path, convent
             ]
 
 
+@pytest.mark.slow
 def test_parts_that_are_not_there_are_not_exported_as_nothing(
     published: Path, tmp_path: Path
 ) -> None:

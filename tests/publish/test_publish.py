@@ -1,5 +1,5 @@
-import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pytest
 from support.steps import publish_arguments, publish_parts
 
+from prefect_augment.catalogue.croissant import CROISSANT
 from prefect_augment.errors import (
     CommitConflictError,
     EmptyClassError,
@@ -54,12 +55,10 @@ def recipe(release: Any, **changes: Any) -> Any:
 
 
 def visible(store: Store) -> dict[str, bytes]:
-    """Every object outside staging, without the time in the manifests."""
+    """Every object outside staging, without the time in the manifests and croissant.json."""
     objects = {p: store.read(p) for p in store.list() if not p.startswith("_staging/")}
-    for path in [p for p in objects if p.startswith("_manifests/")]:
-        fields = json.loads(objects[path])
-        del fields["created_at"]
-        objects[path] = json.dumps(fields).encode()
+    for path in [p for p in objects if p.startswith(("_manifests/", CROISSANT))]:
+        objects[path] = re.sub(rb"\d{4}-\d\d-\d\dT[\d:+]+", b"", objects[path])
     return objects
 
 

@@ -19,14 +19,12 @@ import pytest
 from support.staging import class_plan, plan_of, recipe_of
 from support.steps import candidates_with
 
+from prefect_augment.evaluation.metrics.column_shapes import ColumnShape
 from prefect_augment.figures import style as drawing
 from prefect_augment.figures.image_grid import sheet
 from prefect_augment.report.html import render_page
-from prefect_augment.report.json import published_schema
+from prefect_augment.report.json import Neighbour, ReportData, published_schema
 from prefect_augment.report.report import (
-    ColumnShape,
-    Neighbour,
-    ReportData,
     build_report,
     markdown_summary,
     plan_table,
@@ -136,6 +134,9 @@ def verdict(**changes: Any) -> Verdict:
         "differences": (
             Difference(strategy="SMOTE + trees", against="SMOTE", interval=around(0.024, 0.0196)),
             Difference(strategy="SMOTE + trees", against="as is", interval=around(0.075, 0.026)),
+        ),
+        "gain": Difference(
+            strategy="SMOTE + trees", against="as is", interval=around(0.075, 0.026)
         ),
         "minimum_detectable_effect": 0.0196,
         "class_recall": {
@@ -362,8 +363,8 @@ def test_verdict_comes_first_and_says_why(page: Page) -> None:
     order = [
         "Gain shown",
         "The interval lies above zero.",
-        "SMOTE + trees against SMOTE",
-        "+2.4 points",
+        "SMOTE + trees against as is",
+        "+7.5 points",
         "What was published",
         "What to do now",
         "Classes before and after",
@@ -377,6 +378,12 @@ def test_verdict_comes_first_and_says_why(page: Page) -> None:
     ]
     places = [text.index(words) for words in order]
     assert places == sorted(places)
+
+
+def test_without_a_gain_no_figure_stands_beside_the_answer() -> None:
+    page = Page(render_page(full_report(verdict=verdict(gain=None)), (), ()))
+    assert "Smallest difference" not in page.text
+    assert "+7.5 points" not in page.text.partition("What was published")[0]
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from support.report import section
 
-from prefect_augment.report.report import ReportData, build_report
+from prefect_augment.report.json import ReportData
+from prefect_augment.report.report import build_report
 from prefect_augment.schema import (
     CalibrationResult,
     CalibrationScore,

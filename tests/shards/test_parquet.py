@@ -18,15 +18,8 @@ from support.sources import whole
 from prefect_augment.errors import InputError, IntegrityError, SchemaError, StorageError
 from prefect_augment.params import Source
 from prefect_augment.shards import parquet
-from prefect_augment.shards.parquet import (
-    LINEAGE,
-    conform,
-    label_names,
-    read_shard,
-    select_columns,
-    with_lineage,
-    write_shards,
-)
+from prefect_augment.shards.base import label_names, read_shard, write_shards
+from prefect_augment.shards.parquet import LINEAGE, conform, select_columns, with_lineage
 from prefect_augment.sources.parquet import read_batches
 from prefect_augment.storage import Draft, Store, open_store, sha256_hex
 

@@ -104,6 +104,7 @@ def test_a_full_temporary_disk_says_what_to_do(monkeypatch: pytest.MonkeyPatch) 
         spill.add(records(4000), np.arange(4000))
 
 
+@pytest.mark.slow
 def test_batches_are_the_records_in_order_and_bounded(store: Store) -> None:
     table = records(20_000)
     shards = write_shards(store, table, **WISHES, max_records=15_000, max_bytes=1 << 30)

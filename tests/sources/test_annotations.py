@@ -188,6 +188,7 @@ def test_the_label_is_the_rarest_class_of_an_image_and_boxes_are_kept(
     assert any("8 images hold objects of several classes" in note for note in info.notes)
 
 
+@pytest.mark.slow
 def test_annotated_images_are_decoded_by_datasets_with_their_boxes(
     images: Path, store: Store, tmp_path: Path
 ) -> None:
@@ -303,7 +304,13 @@ HOSTILE: dict[str, tuple[dict[str, bytes], str]] = {
 }
 
 
-@pytest.mark.parametrize("files", HOSTILE.values(), ids=HOSTILE.keys())
+@pytest.mark.parametrize(
+    "files",
+    [
+        pytest.param(files, id=name, marks=pytest.mark.slow if "without end" in name else ())
+        for name, files in HOSTILE.items()
+    ],
+)
 def test_a_hostile_file_beside_an_image_is_named_or_passed_over(
     files: tuple[dict[str, bytes], str], messy_images: ModuleType
 ) -> None:

@@ -180,7 +180,7 @@ def test_a_cell_of_a_megabyte_is_read() -> None:
 
 
 def test_a_workbook_with_the_ending_of_a_csv_file_is_named() -> None:
-    with pytest.raises(InputError, match=r"of the format Excel.*read_excel\('in.csv'\)"):
+    with pytest.raises(InputError, match=r"of the format Excel.*name it .xlsx"):
         read(b"PK\x03\x04\x14\x00\x00\x00" + bytes(100))
 
 

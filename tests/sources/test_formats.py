@@ -361,8 +361,8 @@ def test_our_own_published_dataset_is_still_read_by_its_manifest(
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["a.xlsx"], r"1 Excel file \(a.xlsx\): .*read_excel\('a.xlsx'\).to_parquet"),
-        (["b.sqlite", "a.db", "notes.md"], r"2 SQLite files \(a.db\): export its table"),
+        (["a.sav"], r"1 SPSS file \(a.sav\): .*read_spss\('a.sav'\).to_parquet"),
+        (["b.sqlite", "a.db", "notes.md"], r"2 SQLite files \(a.db\): give the file itself"),
         (["model.pkl"], "can run code when it is opened"),
         (["notes.md"], "1 other files"),
     ],

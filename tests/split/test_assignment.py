@@ -9,20 +9,17 @@ import pytest
 from hypothesis import given, strategies as st
 
 from prefect_augment.errors import InputError
-from prefect_augment.split.assignment import (
+from prefect_augment.split.assignment import assign, make_salt
+from prefect_augment.split.ledger import (
     HOLDOUT,
-    MIN_COMPARED,
     PARTS,
     TRAINING,
     VALIDATION,
     Assignment,
     Ledger,
-    RecordSplit,
-    Shares,
-    assign,
-    make_salt,
+    LedgerSpill,
 )
-from prefect_augment.split.ledger import LedgerSpill
+from prefect_augment.split.record_split import MIN_COMPARED, RecordSplit, Shares
 from prefect_augment.storage.external_sort import bin_of
 from prefect_augment.storage.keys import KEY, Coded, shared_names
 from prefect_augment.storage.spill import Workspace
@@ -55,6 +52,7 @@ def distinct(n: int, label: str, start: int = 0) -> list[Record]:
     return [(f"{label}{i}", label) for i in range(start, start + n)]
 
 
+@pytest.mark.slow
 @given(rows=records, seed=st.integers(0, 1000))
 def test_split_does_not_depend_on_row_order(rows: list[Record], seed: int) -> None:
     shuffled = random.Random(seed).sample(rows, len(rows))
@@ -63,6 +61,7 @@ def test_split_does_not_depend_on_row_order(rows: list[Record], seed: int) -> No
     assert one.ledger == other.ledger
 
 
+@pytest.mark.slow
 @given(rows=records, more=records)
 def test_records_keep_their_part_when_the_source_grows(
     rows: list[Record], more: list[Record]
@@ -84,6 +83,7 @@ def test_a_ledger_only_grows(rows: list[Record], more: list[Record]) -> None:
     assert [n[:2] for n in new] == sorted({n[:2] for n in new})
 
 
+@pytest.mark.slow
 @given(rows=records)
 def test_every_record_is_in_exactly_one_part(rows: list[Record]) -> None:
     result = split(rows)

@@ -18,7 +18,7 @@ from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Source
 from prefect_augment.schema import DatasetInfo
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.split.assignment import HOLDOUT, TRAINING, VALIDATION, ImageRows, Ledger
+from prefect_augment.split.ledger import HOLDOUT, TRAINING, VALIDATION, ImageRows, Ledger
 from prefect_augment.split.ledger_io import read_ledger, split_clusters
 from prefect_augment.split.near_duplicates import strengths
 from prefect_augment.split.near_split import NearClusters, find_clusters

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.errors import IntegrityError
-from prefect_augment.split.assignment import ImageRows, assign
-from prefect_augment.split.ledger import Ledger
+from prefect_augment.split.assignment import assign
+from prefect_augment.split.ledger import ImageRows, Ledger
 from prefect_augment.split.ledger_io import read_ledger, write_ledger
 from prefect_augment.split.sealed_keys import opened, sealed, with_opened_keys, with_sealed_keys
 from prefect_augment.storage import Store, keep_apart, open_store

@@ -23,7 +23,7 @@ from hypothesis import given, strategies as st
 
 from prefect_augment.errors import ParameterError, StorageError, TransientError
 from prefect_augment.storage import Store, contains, open_store
-from prefect_augment.storage.drivers import options_of
+from prefect_augment.storage.drivers import forget_connections, options_of
 from prefect_augment.storage.errors import as_storage_error, fault_of
 from prefect_augment.storage.local import RangeReader
 from prefect_augment.storage.retry import RetryPolicy, call
@@ -227,6 +227,21 @@ def test_a_url_with_a_secret_is_refused_and_a_driver_s_is_not_shown() -> None:
     answer = OSError("403, url='https://a.blob.core.windows.net/c/b?sv=2020&sig=s3cr3t'")
     error = as_storage_error(answer, verb="read", uri="abfs://c@a", path="b")
     assert "s3cr3t" not in str(error)
+
+
+def test_a_connection_is_opened_once_for_each_location_and_credentials(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("s3fs", reason="needs the s3 extra")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "one")
+    first = open_store("s3://lake/x").fs
+    assert open_store("s3://lake/x").fs is first
+    assert open_store("s3://lake/x", options={"key": "k", "secret": "s"}).fs is not first
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "two")
+    assert open_store("s3://lake/x").fs is not first
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "one")
+    forget_connections()
+    assert open_store("s3://lake/x").fs is not first, "as after a refusal"
 
 
 def test_options_do_not_show() -> None:

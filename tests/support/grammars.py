@@ -165,6 +165,28 @@ def arrow(rng: random.Random) -> bytes:
     return changed(rng, data, around=rng.choice((0, len(data) - 64, rng.randrange(len(data)))))
 
 
+@cache
+def workbooks() -> tuple[bytes, ...]:
+    import openpyxl
+
+    files = []
+    for table in tables():
+        book = openpyxl.Workbook()
+        book.active.append(table.column_names)
+        for row in zip(*table.to_pydict().values(), strict=True):
+            plain = (str(v) if not isinstance(v, int | float | str | None) else v for v in row)
+            book.active.append(list(plain))
+        file = io.BytesIO()
+        book.save(file)
+        files.append(file.getvalue())
+    return tuple(files)
+
+
+def workbook(rng: random.Random) -> bytes:
+    data = rng.choice(workbooks())
+    return changed(rng, data, around=rng.choice((len(data) - rng.randrange(300), None)))
+
+
 # --- images, and what lies beside them --------------------------------------------------------
 
 

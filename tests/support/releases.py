@@ -30,7 +30,7 @@ from prefect_augment.schema import (
     ReportRef,
     ShardInfo,
 )
-from prefect_augment.shards.parquet import label_names
+from prefect_augment.shards.base import label_names
 from prefect_augment.storage import Stage, Store, sha256_hex
 
 PARTS = ("training", "training", "validation", "training", "holdout")

@@ -21,7 +21,7 @@ from prefect_augment.schema import (
     ShardInfo,
     Verdict,
 )
-from prefect_augment.shards.parquet import write_shards
+from prefect_augment.shards.base import write_shards
 from prefect_augment.storage import Stage, Store, sha256_hex
 from prefect_augment.synthesis.train import train
 

@@ -11,7 +11,8 @@ import pytest
 from support.staging import people, stage_parts, train_people
 
 from prefect_augment.encoding.columns import describe_columns
-from prefect_augment.encoding.tables import TableEncoder, table_strata
+from prefect_augment.encoding.strata import table_strata
+from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import IntegrityError, ParameterError
 from prefect_augment.evaluation.quality.prdc import c2st_auc
 from prefect_augment.genmodels.base import TableData

@@ -18,7 +18,8 @@ from prefect_augment.schema import DatasetRef, ModelRef
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Store, open_store
 from prefect_augment.synthesis import sample as stage
-from prefect_augment.synthesis.sample import candidate_seeds, sample
+from prefect_augment.synthesis.draw import candidate_seeds
+from prefect_augment.synthesis.sample import sample
 
 
 @pytest.fixture(params=["disk", "memory"])

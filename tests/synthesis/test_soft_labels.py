@@ -20,7 +20,13 @@ from prefect_augment.publish.proposal import lowered
 from prefect_augment.schema import BalancePlan, DatasetRef, Strategy
 from prefect_augment.shards.staged import load_info
 from prefect_augment.storage import Store
-from prefect_augment.synthesis.soft_labels import drawn_for, expand, expanded_rows, share_sums
+from prefect_augment.synthesis.soft_labels import (
+    drawn_for,
+    expand,
+    expanded_rows,
+    learn,
+    share_sums,
+)
 
 N = 600
 
@@ -63,7 +69,8 @@ def test_a_record_stands_for_what_is_likely_in_its_own_cell(
 ) -> None:
     data, found = known
     X, strata = asked(data, [2.5, 0.1, -2.5], "rare | site=north")
-    said = expand(data, found, np.flatnonzero(~data.is_validation), X, strata, seed=0)
+    training = np.flatnonzero(~data.is_validation)
+    said = expand(data, found, training, X, strata, learn(data, training, seed=0))
     shares = {
         (int(row), data.strata_names[k]): share
         for row, k, share in zip(said.rows, said.strata, said.shares, strict=True)
@@ -82,7 +89,8 @@ def test_rows_have_the_label_that_they_stand_for_and_an_id_that_says_what_they_w
     data, found = known
     drawn = "rare | site=south"
     X, strata = asked(data, [0.0, 0.2], drawn)
-    said = expand(data, found, np.flatnonzero(~data.is_validation), X, strata, seed=0)
+    training = np.flatnonzero(~data.is_validation)
+    said = expand(data, found, training, X, strata, learn(data, training, seed=0))
     ids = derived_ids("synthetic", "model", drawn, [11, 12])
     table = data.encoder.decode(X, strata=[drawn] * 2)
     table = table.append_column("aug_id", ids).append_column("aug_stratum", pa.array([drawn] * 2))
@@ -108,7 +116,7 @@ def test_strategies_reach_the_same_effective_counts_with_shares_as_with_records(
     data, found = known
     training = np.flatnonzero(~data.is_validation)
     X, strata = asked(data, list(np.linspace(-1, 1, 40)), "rare | site=north")
-    said = expand(data, found, training, X, strata, seed=0)
+    said = expand(data, found, training, X, strata, learn(data, training, seed=0))
     synthetic = Synthetic(X[said.rows], said.strata, said.shares)
     sums = []
     for strategy in (
@@ -145,7 +153,8 @@ def test_fewer_rows_than_were_compared_keep_the_classes_effective_count(
 ) -> None:
     data, found = known
     X, strata = asked(data, list(np.linspace(-1, 1, 40)), "rare | site=north")
-    said = expand(data, found, np.flatnonzero(~data.is_validation), X, strata, seed=0)
+    training = np.flatnonzero(~data.is_validation)
+    said = expand(data, found, training, X, strata, learn(data, training, seed=0))
     names = data.strata_names
     kept = {name: int(n) for name, n in zip(names, np.bincount(said.strata), strict=False) if n}
     shares = share_sums(said.strata, said.shares, names)

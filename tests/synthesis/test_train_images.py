@@ -18,7 +18,7 @@ pytest.importorskip("torch", reason="the extra 'torch'")
 from prefect_augment.encoding.images import ImageEncoder
 from prefect_augment.encoding.pixels import decode_image
 from prefect_augment.errors import ParameterError
-from prefect_augment.genmodels.images.flow_training import FlowPhase
+from prefect_augment.genmodels.images.flow_matching import FlowPhase
 from prefect_augment.nn import devices, loop
 from prefect_augment.nn.budget import Calibration
 from prefect_augment.params import AutoModel, Budget, DiffusionModel, TreesModel

@@ -12,15 +12,10 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Bool, Float, Int
 from prefect_augment.augmentation.smote import SmoteRecords, random_oversample_indices, smote
-from prefect_augment.augmentation.smote_neighbours import (
-    Codes,
-    Floats,
-    start_weights,
-    stratum_seed,
-)
+from prefect_augment.augmentation.smote_neighbours import start_weights, stratum_seed
 from prefect_augment.augmentation.text import is_learnable, text_changer, with_texts
 from prefect_augment.augmentation.write_images import make_image_copies
 from prefect_augment.encoding.arrays import Matrix, training_matrix
@@ -30,12 +25,10 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.params import Classic, Quality
 from prefect_augment.params.keys import step_key
 from prefect_augment.schema import BalancePlan, DatasetInfo, DatasetRef, Modality
-from prefect_augment.shards.parquet import write_shards
+from prefect_augment.shards.base import write_shards
 from prefect_augment.shards.staged import load_info
 from prefect_augment.storage import Stage, Store
 from prefect_augment.text import suggestion
-
-__all__ = ["augment", "make_records"]
 
 SHARD_RECORDS, SHARD_BYTES = 1_000_000, 128 * 1024 * 1024
 # Identifiers follow from each record's place in its stratum. Synthetic candidates take the first
@@ -184,13 +177,13 @@ def _to_table(
 
 
 def make_records(
-    X: Floats,
-    strata: Codes,
+    X: Float,
+    strata: Int,
     counts: Mapping[int, int],
     *,
     classic: Classic,
-    is_category: NDArray[np.bool_],
-    n_levels: Codes,
+    is_category: Bool,
+    n_levels: Int,
     seed: int,
 ) -> SmoteRecords:
     """Return ``counts`` new records per stratum by the method ``classic.table``.
@@ -204,7 +197,7 @@ def make_records(
     """
     if classic.table in ("oversampling", "jitter"):
         return _moved_copies(X, strata, counts, classic, is_category, seed)
-    start: Floats | None = None
+    start: Float | None = None
     notes: dict[int, str] = {}
     if classic.table in ("borderline", "adasyn"):
         start, notes = start_weights(
@@ -230,11 +223,11 @@ def make_records(
 
 
 def _moved_copies(
-    X: Floats,
-    strata: Codes,
+    X: Float,
+    strata: Int,
     counts: Mapping[int, int],
     classic: Classic,
-    is_category: NDArray[np.bool_],
+    is_category: Bool,
     seed: int,
 ) -> SmoteRecords:
     """Return copies with normal noise on the numbers, within the range of the stratum's values."""
@@ -261,20 +254,20 @@ def _moved_copies(
     )
 
 
-def _bandwidth(own: Floats, shrinkage: float) -> float:
+def _bandwidth(own: Float, shrinkage: float) -> float:
     """Silverman's rule for a normal kernel, as in imbalanced-learn's RandomOverSampler."""
     n, d = own.shape
     return float(shrinkage * (4 / ((d + 2) * max(1, n))) ** (1 / (d + 4)))
 
 
-def _deviation(values: Floats) -> Floats:
+def _deviation(values: Float) -> Float:
     """Standard deviation of each column's finite values, 0 where there is none."""
     stds = [np.std(known) if (known := c[~np.isnan(c)]).size else 0.0 for c in values.T]
-    deviation: Floats = np.nan_to_num(np.array(stds), nan=0.0, posinf=0.0)
+    deviation: Float = np.nan_to_num(np.array(stds), nan=0.0, posinf=0.0)
     return deviation
 
 
-def _range(values: Floats) -> tuple[Floats, Floats]:
+def _range(values: Float) -> tuple[Float, Float]:
     """Smallest and largest finite value of each column."""
     low = [known.min() if (known := c[~np.isnan(c)]).size else 0.0 for c in values.T]
     high = [known.max() if (known := c[~np.isnan(c)]).size else 0.0 for c in values.T]

@@ -23,13 +23,10 @@ from struct import pack, unpack
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Pixels
 from prefect_augment.encoding.annotations import Targets
 
-__all__ = ["Draw", "Fused", "draws", "fused"]
-
-Pixels = NDArray[np.uint8]
 Map = tuple[float, float, float, float, float, float]  # rows of a 2 x 3 matrix, of pixel centres
 
 LINEAR, NEAREST, REFLECT_101, CONSTANT = 1, 0, 4, 0  # cv2's numbers

@@ -29,29 +29,16 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Pixels, Uint64
 from prefect_augment.encoding.annotations import Targets
 from prefect_augment.errors import MissingExtraError, ParameterError
 from prefect_augment.text import load_yaml, suggestion
-
-__all__ = [
-    "CONTAINERS",
-    "SIZED",
-    "Operation",
-    "Pipeline",
-    "flattened",
-    "library_versions",
-    "read_operations",
-    "read_pipeline",
-]
 
 # Operations with an output size; without one they keep the image's.
 SIZED = ("RandomResizedCrop", "Resize", "RandomSizedCrop")
 # Gray around images with boxes: a reflection would show objects without a box.
 BORDER_CONSTANT, FILL = 0, 114
-
-Pixels = NDArray[np.uint8]
 
 
 def library_versions() -> dict[str, str]:
@@ -101,7 +88,7 @@ class Pipeline:
         return 2 * len(self._all)
 
     def apply(
-        self, image: Pixels, words: NDArray[np.uint64], targets: Targets | None = None
+        self, image: Pixels, words: Uint64, targets: Targets | None = None
     ) -> tuple[Pixels, Targets | None]:
         """Return a changed image and its targets, seeded by ``n_words`` random words."""
         for node, for_numpy, for_python in zip(

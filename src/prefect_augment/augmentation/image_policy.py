@@ -14,8 +14,8 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Images, Uint64
 from prefect_augment.augmentation.image_fused import Fused, draws, fused
 from prefect_augment.augmentation.image_pipeline import (
     SIZED,
@@ -26,21 +26,18 @@ from prefect_augment.augmentation.image_pipeline import (
     read_operations,
     read_pipeline,
 )
-from prefect_augment.augmentation.image_presets import DOMAINS, PRESETS, check_allowed, stronger
+from prefect_augment.augmentation.image_presets import DOMAINS, check_allowed, stronger
 from prefect_augment.encoding.annotations import MIN_VISIBILITY, Targets
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Classic
 from prefect_augment.params.keys import canonical_json
 from prefect_augment.registry import load_function
 
-__all__ = ["ENTRY_POINTS", "PRESETS", "ImagePolicy", "Operation", "Targets", "record_seed"]
-
 ALGORITHM_VERSION = 2
 ENTRY_POINTS = "prefect_augment.policies"
 MAX_PIPELINES = 64  # per thread: operations without a size are built for each size of images
 TRIAL_SIDE = 64  # pixels of the image that a policy is tried on
 
-Images = NDArray[np.uint8]
 Callback = Callable[[Images, np.random.Generator], Images]
 
 
@@ -235,9 +232,7 @@ class ImagePolicy:
         if fast is not None:
             changed, moved = fast.apply(image, draw, targets, min_visibility=min_visibility)
         else:
-            words: NDArray[np.uint64] = np.random.SeedSequence(seed).generate_state(
-                pipeline.n_words, np.uint64
-            )  # type: ignore[assignment]  # the stub ignores the dtype argument
+            words: Uint64 = np.random.SeedSequence(seed).generate_state(pipeline.n_words, np.uint64)  # type: ignore[assignment]  # the stub ignores the dtype argument
             changed, moved = pipeline.apply(image, words, targets)
         return self._checked(changed, image), moved
 

@@ -12,8 +12,6 @@ from typing import Any
 from prefect_augment.augmentation.image_pipeline import Operation, flattened
 from prefect_augment.errors import ParameterError
 
-__all__ = ["DOMAINS", "PRESETS", "SCALED", "Domain", "check_allowed", "stronger"]
-
 REFLECT_101 = 4  # cv2's number: the border pixel is not repeated
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefect_augment.augmentation.image_policy import ImagePolicy, Operation, record_seed
+from prefect_augment.augmentation.image_pipeline import Operation
+from prefect_augment.augmentation.image_policy import ImagePolicy, record_seed
 from prefect_augment.encoding.arrays import training_table
 from prefect_augment.encoding.images import encode_column
 from prefect_augment.encoding.labels import label_text
@@ -24,18 +25,6 @@ from prefect_augment.schema import DatasetInfo, DatasetRef, OperationCheck, Poli
 from prefect_augment.shards.staged import load_info
 from prefect_augment.storage import Stage, Store
 from prefect_augment.text import markdown_text
-
-__all__ = [
-    "OperationCheck",
-    "PolicyCheck",
-    "act_on",
-    "check_picture",
-    "check_policy",
-    "find_check",
-    "needs_check",
-    "policy_page",
-    "policy_sheet",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -15,14 +15,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Bool, Float, Int
 from prefect_augment.augmentation.smote_neighbours import (
     DISTANCES_MIB,
     MIB,
-    Codes,
     Drawn,
-    Floats,
     Searchable,
     draw,
     started,
@@ -31,30 +29,28 @@ from prefect_augment.augmentation.smote_neighbours import (
 )
 from prefect_augment.errors import EmptyClassError
 
-__all__ = ["SmoteRecords", "random_oversample_indices", "smote", "smote_memory_bytes"]
-
 
 @dataclass(frozen=True)
 class SmoteRecords:
     """New records, by stratum and then in the order they were drawn."""
 
-    X: Floats  # (n_new, n_columns)
-    strata: Codes  # (n_new,)
-    parents: Codes  # (n_new,) rows of the records they start from
+    X: Float  # (n_new, n_columns)
+    strata: Int  # (n_new,)
+    parents: Int  # (n_new,) rows of the records they start from
     notes: dict[int, str] = field(default_factory=dict)  # strata treated otherwise, and why
 
 
 def smote(
-    X: Floats,
-    strata: Codes,
+    X: Float,
+    strata: Int,
     counts: Mapping[int, int],
     *,
-    is_category: NDArray[np.bool_],
-    n_levels: Codes,
+    is_category: Bool,
+    n_levels: Int,
     k_neighbors: int,
     seed: int,
     max_memory_mib: int,
-    start: Floats | None = None,
+    start: Float | None = None,
 ) -> SmoteRecords:
     """Return new records between neighbours of the same stratum.
 
@@ -105,7 +101,7 @@ def smote(
     if need > max_memory_mib * MIB:
         raise too_large(need, strata.size, max_memory_mib)
     table = Searchable(X, strata, is_category, n_levels)
-    parts: list[tuple[Floats, Codes]] = []
+    parts: list[tuple[Float, Int]] = []
     notes: dict[int, str] = {}
     for code, n_new in requested.items():
         rows = np.flatnonzero(strata == code)
@@ -134,7 +130,7 @@ def smote(
     )
 
 
-def random_oversample_indices(strata: Codes, counts: Mapping[int, int], seed: int) -> Codes:
+def random_oversample_indices(strata: Int, counts: Mapping[int, int], seed: int) -> Int:
     """Return the rows to copy so that each stratum gains ``counts`` records, by stratum.
 
     Every record of a stratum is copied equally often, up to one: whole rounds first, then a draw without
@@ -161,7 +157,7 @@ def random_oversample_indices(strata: Codes, counts: Mapping[int, int], seed: in
 # --- values -----------------------------------------------------------------------------------
 
 
-def _combine(table: Searchable, drawn: Drawn) -> Floats:
+def _combine(table: Searchable, drawn: Drawn) -> Float:
     """Return the new records, shape (n_new, n_columns)."""
     values = table.X[drawn.parents]
     partners = table.X[drawn.partners]
@@ -180,7 +176,7 @@ def _combine(table: Searchable, drawn: Drawn) -> Floats:
     return values
 
 
-def _vote(table: Searchable, voters: Codes, place: int, column: int) -> Floats:
+def _vote(table: Searchable, voters: Int, place: int, column: int) -> Float:
     """Return the voters' most frequent level, the nearest's in a tie; NaN where all are null."""
     winners = np.empty(len(voters))
     for part in _blocks(len(voters), voters.shape[1] ** 2):
@@ -203,11 +199,11 @@ def _blocks(n_rows: int, row_bytes: int, block_bytes: int = 16 * MIB) -> Iterato
 
 
 def smote_memory_bytes(
-    X: Floats,
-    strata: Codes,
+    X: Float,
+    strata: Int,
     counts: Mapping[int, int],
     *,
-    is_category: NDArray[np.bool_],
+    is_category: Bool,
     k_neighbors: int,
 ) -> int:
     """Return about how many bytes :func:`smote` needs beyond its arguments.
@@ -233,7 +229,7 @@ def smote_memory_bytes(
     return copies + max(needs) + 3 * DISTANCES_MIB * MIB  # distances, their order, a product
 
 
-def _varies(numbers: Floats) -> bool:
+def _varies(numbers: Float) -> bool:
     """Whether any column has two different finite values."""
     finite = np.isfinite(numbers)
     low = np.where(finite, numbers, np.inf).min(axis=0, initial=np.inf)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from imblearn.over_sampling import SMOTE, SMOTEN
-from numpy.typing import NDArray
 from scipy import sparse
 from sklearn import config_context
 from sklearn.neighbors import NearestNeighbors
@@ -18,24 +17,8 @@ from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils import check_random_state
 from threadpoolctl import threadpool_limits
 
+from prefect_augment.array_types import Bool, Float, Int
 from prefect_augment.errors import ParameterError
-
-__all__ = [
-    "DISTANCES_MIB",
-    "MIB",
-    "Codes",
-    "Drawn",
-    "Floats",
-    "Searchable",
-    "draw",
-    "start_weights",
-    "started",
-    "stratum_seed",
-    "too_large",
-]
-
-Floats = NDArray[np.float64]
-Codes = NDArray[np.int64]
 
 MIB = 1024 * 1024
 # scikit-learn's blocks of distances; its default of 1 GiB would be most of the memory.
@@ -65,9 +48,7 @@ def too_large(need: int, n_records: int, max_memory_mib: int) -> ParameterError:
 class Searchable:
     """The records as the neighbour search needs them: without nulls, numbers of unit variance."""
 
-    def __init__(
-        self, X: Floats, strata: Codes, is_category: NDArray[np.bool_], n_levels: Codes
-    ) -> None:
+    def __init__(self, X: Float, strata: Int, is_category: Bool, n_levels: Int) -> None:
         self.X = X
         self.strata = strata
         self.is_category = is_category.astype(bool)
@@ -78,19 +59,19 @@ class Searchable:
         self.levels = levels.astype(np.int64)
         self.numbers = _unit_variance(np.where(self.missing, np.nan, X)[:, self.is_number])
 
-    def numbers_of(self, rows: Codes) -> Floats:
+    def numbers_of(self, rows: Int) -> Float:
         """Return the stratum's varying numbers, nulls as its medians, shape (n_rows, n_varying)."""
         filled = _median_filled(self.numbers[rows])
         return filled[:, np.ptp(filled, axis=0) > 0] if filled.size else filled[:, :0]
 
 
-def _median_filled(numbers: Floats) -> Floats:
+def _median_filled(numbers: Float) -> Float:
     """Return columns with their medians for nulls."""
     medians = [np.median(known) if (known := c[~np.isnan(c)]).size else 0.0 for c in numbers.T]
     return np.where(np.isnan(numbers), np.array(medians), numbers)
 
 
-def _unit_variance(numbers: Floats) -> Floats:
+def _unit_variance(numbers: Float) -> Float:
     """Return the columns over their standard deviation; constant and empty ones unscaled."""
     out = np.empty_like(numbers)
     for j, column in enumerate(numbers.T):
@@ -106,15 +87,15 @@ def _unit_variance(numbers: Floats) -> Floats:
 class Drawn:
     """Which rows of the whole matrix are combined."""
 
-    parents: Codes  # (n_new,)
-    partners: Codes  # (n_new,)
-    steps: Floats  # (n_new,) place on the line from parent to partner
-    voters: Codes  # (n_new, k) rows that vote on categories, nearest first
-    neighbours: Codes  # (n_rows, k) of every row of the stratum, nearest first
+    parents: Int  # (n_new,)
+    partners: Int  # (n_new,)
+    steps: Float  # (n_new,) place on the line from parent to partner
+    voters: Int  # (n_new, k) rows that vote on categories, nearest first
+    neighbours: Int  # (n_rows, k) of every row of the stratum, nearest first
 
 
 def draw(
-    table: Searchable, rows: Codes, n_new: int, k_neighbors: int, seed: int
+    table: Searchable, rows: Int, n_new: int, k_neighbors: int, seed: int
 ) -> tuple[Drawn | None, str]:
     """Return the stratum's draws and a note; no draws where only copies are possible."""
     k = min(k_neighbors, rows.size - 1)
@@ -139,7 +120,7 @@ def draw(
     return Drawn(rows[parents], rows[partners], steps, voters, rows[neighbours]), note
 
 
-def started(drawn: Drawn, rows: Codes, weights: Floats, seed: int) -> Drawn:
+def started(drawn: Drawn, rows: Int, weights: Float, seed: int) -> Drawn:
     """Return draws that start from other records of the stratum, by weight."""
     rng = np.random.default_rng((seed, 2))
     n_new, k = len(drawn.parents), drawn.neighbours.shape[1]
@@ -153,8 +134,8 @@ def started(drawn: Drawn, rows: Codes, weights: Floats, seed: int) -> Drawn:
 
 
 def _draw_numeric(
-    numbers: Floats, levels: Codes, n_new: int, k: int, seed: int
-) -> tuple[Codes, Codes, Floats, Codes]:
+    numbers: Float, levels: Int, n_new: int, k: int, seed: int
+) -> tuple[Int, Int, Float, Int]:
     """Let SMOTE draw within one stratum, by SMOTENC's distances if there are categories."""
     matrix = _with_levels(numbers, levels) if levels.shape[1] else numbers
     n_own = len(numbers)
@@ -168,7 +149,7 @@ def _draw_numeric(
     return parents, neighbours[parents, places], steps, neighbours
 
 
-def _with_levels(numbers: Floats, levels: Codes) -> Any:
+def _with_levels(numbers: Float, levels: Int) -> Any:
     """Return numbers beside one-hot levels, so that two levels are one median deviation apart.
 
     These are SMOTENC's distances. Its own class makes a dense copy of the one-hot part (4.6 GiB for
@@ -181,7 +162,7 @@ def _with_levels(numbers: Floats, levels: Codes) -> Any:
     return sparse.hstack([sparse.csr_matrix(numbers), onehot], format="csr")
 
 
-def _draw_nominal(table: Searchable, rows: Codes, n_new: int, k: int, seed: int) -> Drawn:
+def _draw_nominal(table: Searchable, rows: Int, n_new: int, k: int, seed: int) -> Drawn:
     """Let SMOTEN draw; its distances relate levels to strata, so it sees all records."""
     code = int(table.strata[rows[0]])
     sampler = _NotingSmoten(
@@ -197,10 +178,10 @@ def _draw_nominal(table: Searchable, rows: Codes, n_new: int, k: int, seed: int)
 class _NotingSmote(SMOTE):  # type: ignore[misc]  # imbalanced-learn has no types
     """SMOTE that notes its draws; :func:`.smote._combine` makes the values."""
 
-    noted: tuple[Codes, Codes, Floats, Codes]
+    noted: tuple[Int, Int, Float, Int]
 
     def _generate_samples(
-        self, X: Any, nn_data: Any, nn_num: Codes, rows: Codes, cols: Codes, steps: Floats, *_: Any
+        self, X: Any, nn_data: Any, nn_num: Int, rows: Int, cols: Int, steps: Float, *_: Any
     ) -> Any:
         self.noted = (rows, cols, np.ravel(steps), nn_num)
         return X[:0]
@@ -209,10 +190,10 @@ class _NotingSmote(SMOTE):  # type: ignore[misc]  # imbalanced-learn has no type
 class _NotingSmoten(SMOTEN):  # type: ignore[misc]  # imbalanced-learn has no types
     """SMOTEN that notes its draws; it draws no partner and counts a record among its own voters."""
 
-    noted: tuple[Codes, Codes]
+    noted: tuple[Int, Int]
 
     def _make_samples(
-        self, X_class: Any, klass: Any, y_dtype: Any, nn_indices: Codes, n_samples: int
+        self, X_class: Any, klass: Any, y_dtype: Any, nn_indices: Int, n_samples: int
     ) -> tuple[Any, Any]:
         rows = check_random_state(self.random_state).choice(np.arange(len(X_class)), size=n_samples)
         self.noted = (rows, nn_indices)
@@ -225,16 +206,16 @@ DANGER_NEIGHBORS = 10  # imbalanced-learn's m_neighbors
 
 
 def start_weights(
-    X: Floats,
-    strata: Codes,
+    X: Float,
+    strata: Int,
     counts: Mapping[int, int],
     *,
     method: str,
-    is_category: NDArray[np.bool_],
-    n_levels: Codes,
+    is_category: Bool,
+    n_levels: Int,
     k_neighbors: int,
     max_memory_mib: int,
-) -> tuple[Floats, dict[int, str]]:
+) -> tuple[Float, dict[int, str]]:
     """Return how often each record is started from, and notes on strata without such a record.
 
     ``borderline``: only records with at least half, but not all, of their ten nearest neighbours in other

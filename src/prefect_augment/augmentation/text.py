@@ -17,15 +17,6 @@ from prefect_augment.schema import ColumnInfo, DatasetInfo, DatasetRef
 from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.storage import Store
 
-__all__ = [
-    "ENTRY_POINTS",
-    "check_comparable",
-    "is_free_text",
-    "is_learnable",
-    "text_changer",
-    "with_texts",
-]
-
 ENTRY_POINTS = "prefect_augment.text"
 SHARE = 0.1  # of the words, at least one
 MIN_WORDS = 4  # below it no word is left out

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from prefect_augment.array_types import ByteString, Float, Int
 from prefect_augment.augmentation.image_policy import ImagePolicy, record_seed
 from prefect_augment.encoding.annotations import ImageTargets, MovedRecord
 from prefect_augment.encoding.arrays import by_columns
@@ -39,10 +40,7 @@ from prefect_augment.shards.stream_writer import (
 )
 from prefect_augment.storage import Stage, Store
 
-__all__ = ["make_image_copies", "portions"]
-
 SHARD_RECORDS, SHARD_BYTES = 1_000_000, 128 * 1024 * 1024
-Int = NDArray[np.int64]
 # Of encoded images: dozens of thumbnails, or one large image, because decoded ones take memory.
 PORTION_BYTES = 32 * 1024
 IDS = ("aug_id", "content_key")  # of staged records, beside the source's columns
@@ -51,11 +49,11 @@ IDS = ("aug_id", "content_key")  # of staged records, beside the source's column
 class _Jobs(NamedTuple):
     """The copies to make, sorted by id."""
 
-    ids: NDArray[np.bytes_]  # (n_copies,) 32 hexadecimal digits
+    ids: ByteString  # (n_copies,) 32 hexadecimal digits
     rows: Int  # (n_copies,) places among the training records
     copies: Int  # (n_copies,) number of the copy of its record, from 0
     strata: Int  # (n_copies,) places in the strata of _TrainingRecords
-    probs: NDArray[np.float64]  # (n_strata,)
+    probs: Float  # (n_strata,)
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,9 @@ class _TrainingRecords:
     @property
     def column(self) -> str:
         """The image column."""
-        return _image_column(self.source)
+        if self.source.image is None:
+            raise SchemaError("the staged records name no image column; ingest the source again.")
+        return self.source.image.column
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[tuple[pa.Table, Int]]:
         """Yield the records in portions, each with its strata's places."""
@@ -148,12 +148,6 @@ def make_image_copies(
     )
 
 
-def _image_column(source: DatasetInfo) -> str:
-    if source.image is None:
-        raise SchemaError("the staged records name no image column; ingest the source again.")
-    return source.image.column
-
-
 # --- which records ----------------------------------------------------------------------------
 
 
@@ -206,7 +200,7 @@ def _jobs(
     return _Jobs(joined[order], row, copy, stratum, probs)
 
 
-def _as_bytes(ids: Any) -> NDArray[np.bytes_]:
+def _as_bytes(ids: Any) -> ByteString:
     return np.array(ids.to_pylist(), dtype="S32")
 
 

@@ -8,6 +8,7 @@ import sys
 from typing import NoReturn
 
 import typer
+from rich.markup import escape
 
 from prefect_augment.cli.datasets import (
     approve,
@@ -29,13 +30,11 @@ from prefect_augment.cli.latents import (
     reconstruct,
     shift_attribute,
 )
-from prefect_augment.cli.options import err, escape
+from prefect_augment.cli.options import err
 from prefect_augment.cli.rebalance import demo, rebalance
 from prefect_augment.cli.steps import augment, check_policy, evaluate, profile, train
 from prefect_augment.errors import AugmentError
 from prefect_augment.flows._stopping import exit_code, say_interrupted, stoppable
-
-__all__ = ["app", "main"]
 
 app = typer.Typer(
     name="prefect-augment",
@@ -60,6 +59,9 @@ def main() -> None:
             _fail(exc, exc.exit_code)
         except OSError as exc:  # a file that cannot be written, a server that does not answer
             _fail(exc, 1)
+        except MemoryError as exc:
+            why = f"not enough memory ({exc}); nothing incomplete was published. Run it where there is more."
+            _fail(MemoryError(why), 1)
         except (KeyboardInterrupt, SystemExit) as exc:
             # Typer turns Ctrl-C into a silent exit with 130.
             if isinstance(exc, SystemExit) and exc.code != 130:

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from prefect_augment.params import Source
     from prefect_augment.sources.discovery import Listing
 
-__all__ = ["check_before_run", "parameter_errors"]
-
 # Beside the sections; Prefect refuses those that a flow does not have.
 OTHERS = ("seed", "plan_only", "synthetic", "proposal")
 # Text is read whole to know its columns' types; a larger file's label is checked in the run.
@@ -107,8 +105,10 @@ def _check_source(source: Source) -> None:
     from prefect_augment.encoding.columns import require_columns
     from prefect_augment.encoding.labels import find_label
     from prefect_augment.sources.discovery import LAYOUTS, list_source
+    from prefect_augment.sources.sql import database_kind
 
-    if not source.uri or source.storage_block:  # a block is kept by the server
+    # A block is kept by the server, and a query may take long.
+    if not source.uri or source.storage_block or database_kind(source.uri):
         return
     listing = list_source(source.uri, requested=source.format, options=None)
     if source.holdout_uri:
@@ -130,13 +130,13 @@ def _first_schema(listing: Listing, source: Source) -> pa.Schema | None:
     from prefect_augment.sources.open import reader_of
 
     ours = listing.manifest is not None or listing.denoised
-    if ours or listing.format not in FORMATS or not listing.entries:
+    if ours or listing.format not in {*FORMATS, "table"} or not listing.entries:
         return None
     first = listing.entries[0]
     if listing.format in ("csv", "jsonl") and first.n_bytes > MAX_TEXT_BYTES:
         return None
     try:
-        with listing.store.open(first.path) as file:
+        with listing.open(first) as file:
             batches = in_batches(reader_of(listing)(file, name=first.path, source=source))
             return next(batches).table.schema
     except AugmentError:

@@ -23,8 +23,6 @@ from prefect_augment.errors import ParameterError
 if TYPE_CHECKING:
     from prefect_augment.schema import Result
 
-__all__ = ["approve", "erase", "export", "gc", "inspect", "rollback", "verify", "versions"]
-
 
 def versions(dest: str, block: Block = "", as_json: Json = False) -> None:
     """List the versions of a published dataset."""
@@ -44,6 +42,9 @@ def inspect(
     diff: Annotated[
         int | None, typer.Option("--diff", help="Compare with this version instead of showing one.")
     ] = None,
+    vocabulary: Annotated[
+        str, typer.Option("--as", help="croissant or prov: print the version in this vocabulary.")
+    ] = "",
     block: Block = "",
     as_json: Json = False,
 ) -> None:
@@ -52,6 +53,9 @@ def inspect(
     from prefect_augment.storage import latest_version
 
     store = open_root(dest, block, only_reads=True)
+    if vocabulary:
+        print(maintain.rendered(store, version, vocabulary), end="")
+        return
     if diff is None:
         result: Result = maintain.inspect(store, version)
     else:

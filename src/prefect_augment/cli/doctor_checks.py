@@ -30,26 +30,7 @@ from prefect_augment.errors import AugmentError, ParameterError
 from prefect_augment.schema import Result
 from prefect_augment.sources.discovery import Listing, list_source
 from prefect_augment.storage import Store, contains, list_versions, open_store
-from prefect_augment.tasks._runtime import storage_options
-
-__all__ = [
-    "Block",
-    "Check",
-    "Status",
-    "check_all",
-    "check_apart",
-    "check_destination",
-    "check_extras",
-    "check_gpu",
-    "check_libraries",
-    "check_machine",
-    "check_prefect",
-    "check_python",
-    "check_source",
-    "load_block",
-    "needed_extras",
-    "worst",
-]
+from prefect_augment.tasks._blocks import storage_options
 
 Status = Literal["ok", "warning", "problem"]
 
@@ -278,7 +259,7 @@ def check_source(uri: str, *, options: dict[str, Any] | None = None) -> list[Che
     name = f"source {uri}"
     try:
         listing = list_source(uri, requested="auto", options=options)
-        with listing.store.open(listing.entries[0].path) as file:
+        with listing.open(listing.entries[0]) as file:
             file.read(1024)
     except FileNotFoundError:
         advice = "check the spelling; a worker sees its own disk, not yours."

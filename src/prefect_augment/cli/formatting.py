@@ -20,19 +20,7 @@ from prefect_augment.schema import (
 )
 
 if TYPE_CHECKING:
-    from prefect_augment.augmentation.label_preservation import PolicyCheck
-
-__all__ = [
-    "show_checks",
-    "show_demo",
-    "show_evaluation",
-    "show_latents",
-    "show_policy",
-    "show_profile",
-    "show_result",
-    "show_run",
-    "show_training",
-]
+    from prefect_augment.schema import PolicyCheck
 
 COLOURS = {"accept": "green", "reject": "red", "inconclusive": "yellow"}
 
@@ -319,7 +307,17 @@ def _show_strategies(console: Console, scores: tuple[StrategyScore, ...]) -> Non
 def _show_verdict(console: Console, verdict: Verdict | None) -> None:
     if verdict is None:
         return
-    table = Table("strategy", "balanced accuracy, 95 % interval", title="Hold-out")
+    pairs = {(d.strategy, d.against): d.interval for d in verdict.differences}
+    gain = verdict.gain
+    is_alone = gain is None or pairs.get((gain.strategy, gain.against)) in (None, gain.interval)
+    table = Table(
+        "strategy",
+        "balanced accuracy, 95 % interval",
+        title="On the hold-out alone",
+        caption=None
+        if is_alone
+        else "The answer also counts out-of-fold predictions of the others.",
+    )
     for name, interval in verdict.balanced_accuracy.items():
         table.add_row(escape(name), _interval(interval))
     for difference in verdict.differences:

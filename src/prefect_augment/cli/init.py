@@ -10,8 +10,6 @@ from rich.console import Console
 
 from prefect_augment.errors import ParameterError
 
-__all__ = ["doctor", "init", "write_project"]
-
 POOL = "local-process"
 
 HEAD = """\

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from prefect_augment.cli.before_run import check_before_run, parameter_errors
 from prefect_augment.errors import AugmentError, ParameterError
@@ -21,43 +20,6 @@ from prefect_augment.errors import AugmentError, ParameterError
 if TYPE_CHECKING:
     from prefect_augment.schema import Result
     from prefect_augment.storage import Store
-
-__all__ = [
-    "Block",
-    "By",
-    "Dest",
-    "Exclude",
-    "Group",
-    "Holdout",
-    "Include",
-    "Json",
-    "Label",
-    "ParamsFile",
-    "Seed",
-    "Source",
-    "Steps",
-    "Target",
-    "Version",
-    "Workers",
-    "block_options",
-    "err",
-    "escape",
-    "flow_parameters",
-    "holdout_params",
-    "in_file",
-    "lay_over",
-    "live_progress",
-    "open_root",
-    "out",
-    "parameter_errors",
-    "prefect_session",
-    "print_infos",
-    "print_json",
-    "print_result",
-    "read_params",
-    "run_flow",
-    "target_params",
-]
 
 out = Console()
 err = Console(stderr=True)
@@ -91,6 +53,13 @@ Workers = Annotated[
         min=1, help="Strategies scored at the same time, 2 by default; never changes a byte."
     ),
 ]
+Quick = Annotated[
+    bool,
+    typer.Option(
+        "--quick",
+        help="A first answer in about two minutes: no generative model, one seed, two settings per strategy.",
+    ),
+]
 Version = Annotated[int | None, typer.Option("--version", help="A version other than the latest.")]
 ParamsFile = Annotated[
     Path | None,
@@ -98,6 +67,13 @@ ParamsFile = Annotated[
         "--params", exists=True, dir_okay=False, help="YAML with any of the flow's parameters."
     ),
 ]
+
+# What --quick sets where neither an option nor the parameters file does.
+QUICK: dict[str, dict[str, Any]] = {
+    "model": {"kind": "none"},
+    "budget": {"minutes": 2},
+    "evaluation": {"n_seeds": 1, "n_settings": 2},
+}
 
 R = TypeVar("R", bound="Result")
 
@@ -125,6 +101,25 @@ def lay_over(parameters: dict[str, Any], group: str, **values: Any) -> None:
     values = {n: v for n, v in values.items() if v or type(v) in (int, float)}
     if values or group in parameters:
         parameters[group] = {**in_file(parameters, group), **values}
+
+
+def make_quick(parameters: dict[str, Any], *, without: str = "") -> None:
+    """Set what makes a run short, below options and the parameters file; ``without`` a section."""
+    for group, values in QUICK.items():
+        if group != without:
+            parameters[group] = {**values, **in_file(parameters, group)}
+
+
+def say_what_quick_left_out(parameters: Mapping[str, Any]) -> None:
+    """Print what the run without ``--quick`` does beside."""
+    left_out = "more settings and seeds"
+    if parameters.get("model") == QUICK["model"]:
+        left_out = f"synthetic records (on tables also soft labels), {left_out}"
+    look = ""
+    if not parameters.get("plan_only"):
+        look = " This run has read the hold-out once: a later one in the same folder is a further look."
+    text = f"[bold]Quick[/]: leave out --quick to try {left_out} too.{look}"
+    out.print(text, soft_wrap=True, highlight=False)
 
 
 def in_file(parameters: Mapping[str, Any], group: str) -> dict[str, Any]:

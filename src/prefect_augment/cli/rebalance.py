@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
+from prefect_augment.cli.before_run import parameter_errors
 from prefect_augment.cli.options import (
     By,
     Dest,
@@ -20,28 +22,26 @@ from prefect_augment.cli.options import (
     Json,
     Label,
     ParamsFile,
+    Quick,
     Seed,
     Source,
     Steps,
     Target,
     Workers,
-    escape,
     flow_parameters,
     holdout_params,
     lay_over,
     live_progress,
+    make_quick,
     out,
-    parameter_errors,
     prefect_session,
     run_flow,
+    say_what_quick_left_out,
     target_params,
 )
 
 if TYPE_CHECKING:
     from prefect_augment.schema import RunResult
-
-
-__all__ = ["demo", "rebalance"]
 
 
 def rebalance(
@@ -73,6 +73,7 @@ def rebalance(
             "--plan-only", help="Show the plan and an estimate; train and publish nothing."
         ),
     ] = False,
+    quick: Quick = False,
     as_json: Json = False,
 ) -> None:
     """Bring rare classes up in the way that helps on held-out real data, and publish the result."""
@@ -85,8 +86,12 @@ def rebalance(
     lay_over(parameters, "evaluation", on_no_gain=on_no_gain)
     lay_over(parameters, "approval", ask=require_approval)
     lay_over(parameters, "compute", workers=workers)
+    if quick:
+        make_quick(parameters)
     parameters["plan_only"] = plan_only
     run_flow("rebalance:rebalance", parameters, "show_run", as_json=as_json)
+    if quick and not as_json:
+        say_what_quick_left_out(parameters)
 
 
 def demo(

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from prefect_augment.cli.before_run import parameter_errors
 from prefect_augment.cli.options import (
     By,
     Exclude,
@@ -14,6 +15,7 @@ from prefect_augment.cli.options import (
     Json,
     Label,
     ParamsFile,
+    Quick,
     Seed,
     Source,
     Steps,
@@ -24,17 +26,15 @@ from prefect_augment.cli.options import (
     holdout_params,
     in_file,
     lay_over,
+    make_quick,
     out,
-    parameter_errors,
     print_result,
     read_params,
     run_flow,
+    say_what_quick_left_out,
     target_params,
 )
 from prefect_augment.errors import RefusedError
-
-__all__ = ["augment", "check_policy", "evaluate", "profile", "train"]
-
 
 OptionalDest = Annotated[
     str, typer.Argument(help="Folder or fsspec URL to publish into; not needed for --preview.")
@@ -155,6 +155,7 @@ def evaluate(
     seed: Seed = None,
     workers: Workers = None,
     params: ParamsFile = None,
+    quick: Quick = False,
     as_json: Json = False,
 ) -> None:
     """Evaluate synthetic records from anywhere: do they help, copy, fit their class, leak their training records.
@@ -176,6 +177,8 @@ def evaluate(
         section, field = FAIL_ON[finding]
         lay_over(parameters, section, **{field: "fail"})
     lay_over(parameters, "compute", workers=workers)
+    if quick:
+        make_quick(parameters, without="model")
     parameters["synthetic"] = synthetic
     try:
         run_flow("evaluate:evaluate", parameters, "show_evaluation", as_json=as_json)
@@ -184,6 +187,8 @@ def evaluate(
 
         print_result(exc.values["result"], show_evaluation, as_json=as_json)
         raise
+    if quick and not as_json:
+        say_what_quick_left_out(parameters)
 
 
 def check_policy(

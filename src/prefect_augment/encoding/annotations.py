@@ -12,11 +12,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from prefect_augment.array_types import Bool, Float, Float32, Int
 from prefect_augment.encoding.images import image_array
 from prefect_augment.encoding.pixels import decode_image, encode_png
 from prefect_augment.errors import SchemaError
-
-__all__ = ["MIN_VISIBILITY", "OBJECTS", "ImageTargets", "MovedRecord", "Targets"]
 
 OBJECTS = "objects"
 
@@ -143,10 +142,8 @@ def _moved_objects(objects: Mapping[str, list[Any]], moved: "Targets") -> dict[s
 
 MIN_VISIBILITY = 0.1  # share of a box's area that has to be left in the image
 
-Float = NDArray[np.float32]
 
-
-def _none(columns: int) -> Float:
+def _none(columns: int) -> Float32:
     return np.zeros((0, columns), dtype=np.float32)
 
 
@@ -154,12 +151,12 @@ def _none(columns: int) -> Float:
 class Targets:
     """Boxes, keypoints and masks of one image."""
 
-    boxes: Float = field(default_factory=lambda: _none(4))  # (n_boxes, 4): as in COCO, pixels
-    keypoints: Float = field(default_factory=lambda: _none(2))  # (n_keypoints, 2): x, y in pixels
+    boxes: Float32 = field(default_factory=lambda: _none(4))  # (n_boxes, 4): as in COCO, pixels
+    keypoints: Float32 = field(default_factory=lambda: _none(2))  # (n_keypoints, 2): x, y in pixels
     masks: tuple[NDArray[np.uint8], ...] = ()  # (height, width) each
     # (n_boxes,) indices into the boxes read; (n_keypoints,) whether still in the image
-    places: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    inside: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    places: Int = field(default_factory=lambda: np.zeros(0, np.int64))
+    inside: Bool = field(default_factory=lambda: np.zeros(0, np.bool_))
 
     def started(self, width: int, height: int) -> "Targets":
         """Return these with all keypoints inside, and only boxes that overlap the image."""
@@ -172,9 +169,7 @@ class Targets:
             inside=np.ones(len(self.keypoints), np.bool_),
         )
 
-    def moved(
-        self, matrix: NDArray[np.float64], width: int, height: int, *, min_visibility: float
-    ) -> "Targets":
+    def moved(self, matrix: Float, width: int, height: int, *, min_visibility: float) -> "Targets":
         """Return boxes and keypoints under an affine map (2, 3) of pixel centres, old to new; masks as they are.
 
         A box becomes the upright hull of its four corners, cut to the new image (width, height). Boxes that keep

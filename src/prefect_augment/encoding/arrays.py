@@ -4,43 +4,21 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Literal, NotRequired, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Bool, Float, Int, String
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import ParameterError
 from prefect_augment.params.keys import canonical_json
 from prefect_augment.schema import BalancePlan, ClassFilter, DatasetInfo, Modality
-from prefect_augment.shards.parquet import label_names
+from prefect_augment.shards.base import label_names
 from prefect_augment.shards.staged import read_part
 from prefect_augment.storage import Store
-
-__all__ = [
-    "N_FEWER_FOLDS",
-    "N_FOLDS",
-    "SMALL_VALIDATION",
-    "FilterOutcome",
-    "FilterRequest",
-    "Labelled",
-    "Limits",
-    "Matrix",
-    "Purpose",
-    "Records",
-    "Shared",
-    "by_columns",
-    "recent",
-    "shared_fields",
-    "to_matrix",
-    "training_matrix",
-    "training_table",
-]
-
-Int = NDArray[np.int64]
 
 N_FOLDS = 5
 N_FEWER_FOLDS = 3  # where a budget does not allow five
@@ -54,16 +32,16 @@ SMALL_VALIDATION: dict[Modality, int] = {"table": 200, "image": 10}
 class Records:
     """Records as arrays: ``X`` of shape (n, ...), everything else of shape (n,)."""
 
-    X: NDArray[Any]
+    X: Array
     y: Int  # index into classes; -1 for another class
     strata: Int  # index into strata_names; -1 for another stratum
-    keys: NDArray[np.str_]  # aug_id: an order that does not depend on the source's
-    content: NDArray[np.str_]  # content_key; duplicates share it
+    keys: String  # aug_id: an order that does not depend on the source's
+    content: String  # content_key; duplicates share it
     groups: Int | None  # records of one group stay together in folds and resamples
-    is_validation: NDArray[np.bool_]
+    is_validation: Bool
     classes: tuple[str, ...]
     strata_names: tuple[str, ...]
-    compared: NDArray[np.bool_]
+    compared: Bool
 
     def labelled(self, rows: Int) -> "Labelled":
         """Return some records with their strata."""
@@ -79,13 +57,13 @@ class Shared(TypedDict):
 
     y: Int
     strata: Int
-    keys: NDArray[np.str_]
-    content: NDArray[np.str_]
+    keys: String
+    content: String
     groups: Int | None
-    is_validation: NDArray[np.bool_]
+    is_validation: Bool
     classes: tuple[str, ...]
     strata_names: tuple[str, ...]
-    compared: NDArray[np.bool_]
+    compared: Bool
 
 
 def by_columns(plan: BalancePlan) -> tuple[str, ...]:
@@ -93,7 +71,7 @@ def by_columns(plan: BalancePlan) -> tuple[str, ...]:
     return tuple(plan.classes[0].by) if plan.classes else ()
 
 
-def training_table(store: Store, info: DatasetInfo) -> tuple[pa.Table, NDArray[np.bool_]]:
+def training_table(store: Store, info: DatasetInfo) -> tuple[pa.Table, Bool]:
     """Return training and validation, sorted by key, and which of them are validation; the hold-out is not read."""
     parts = [read_part(store, info, [part]) for part in ("training", "validation")]
     table = pa.concat_tables(parts)
@@ -107,7 +85,7 @@ def shared_fields(
     *,
     info: DatasetInfo,
     plan: BalancePlan,
-    is_validation: NDArray[np.bool_] | None = None,
+    is_validation: Bool | None = None,
 ) -> Shared:
     """Return the fields that every modality shares, with classes and strata in the plan's order."""
     classes = tuple(dict.fromkeys(c.label for c in plan.classes))
@@ -159,7 +137,7 @@ def _codes(values: Sequence[str], names: Sequence[str]) -> Int:
     return np.array([index.get(value, -1) for value in values], dtype=np.int64)
 
 
-def _texts(table: pa.Table, column: str) -> NDArray[np.str_]:
+def _texts(table: pa.Table, column: str) -> String:
     if column not in table.column_names:
         return np.zeros(table.num_rows, dtype="U32")
     return np.array(table.column(column).to_pylist(), dtype="U32")
@@ -172,12 +150,12 @@ class Matrix(Records):
     encoder: TableEncoder
 
     @property
-    def is_category(self) -> NDArray[np.bool_]:
+    def is_category(self) -> Bool:
         """Which columns hold level codes."""
         return np.asarray(self.encoder.is_category, dtype=bool)
 
     @property
-    def n_levels(self) -> NDArray[np.int64]:
+    def n_levels(self) -> Int:
         """Levels per column; 0 for numeric ones."""
         return np.asarray(self.encoder.n_levels, dtype=np.int64)
 
@@ -201,7 +179,7 @@ def to_matrix(
     info: DatasetInfo,
     plan: BalancePlan,
     encoder: TableEncoder,
-    is_validation: NDArray[np.bool_] | None = None,
+    is_validation: Bool | None = None,
 ) -> Matrix:
     """Encode ``table``, with classes and strata in the plan's order."""
     return Matrix(
@@ -211,8 +189,6 @@ def to_matrix(
     )
 
 
-Float = NDArray[np.float64]
-Bool = NDArray[np.bool_]
 # soft: for utility, where a record may have several classes.
 Purpose = Literal["utility", "faithful", "soft"]
 
@@ -225,7 +201,7 @@ class Labelled:
     images, uint8 (n, height, width, channels). ``stratum`` is int64 (n,).
     """
 
-    X: NDArray[Any]
+    X: Array
     stratum: Int
 
     def __len__(self) -> int:
@@ -238,31 +214,11 @@ class FilterOutcome:
 
     passed: Bool  # every check
     kept: Bool  # passed, and within the number requested
-    reason: NDArray[np.str_]  # empty where kept, else one of record_filter.REASONS
+    reason: String  # empty where kept, else one of record_filter.REASONS
     score: Float  # probability of the wanted class; 0 for soft labels, which need none
     strata: tuple[ClassFilter, ...]
     feature_space: str  # where distances were measured
     notes: tuple[str, ...]  # what could not be checked, and why
-
-
-class FilterRequest(TypedDict):
-    """Parameters of ``filter_records`` beside the records, for every modality."""
-
-    strata: Sequence[str]
-    stratum_class: Int
-    wanted: Int
-    ordinals: Int
-    training_keys: Sequence[str] | NDArray[np.str_]
-    training_groups: NotRequired[Any]
-    validation_groups: NotRequired[Any]
-    in_domain: NotRequired[Bool | None]
-    purpose: NotRequired[Purpose]
-    near_copy_quantile: NotRequired[float]
-    fidelity_quantile: NotRequired[float]
-    seed: NotRequired[int]
-    metrics: NotRequired[bool]
-    limits: "NotRequired[Limits]"
-    drop_unsafe: NotRequired[bool]
 
 
 @dataclass(frozen=True)
@@ -278,3 +234,38 @@ class Limits:
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise ParameterError(f"{name}={value} is not a share; choose it in [0, 1].")
+
+
+@dataclass(frozen=True)
+class FilterRequest:
+    """Parameters of ``filter_records`` beside the records, for every modality.
+
+    A quantile is the share of real records that the check would drop; 0 drops only what lies beyond
+    all validation records. Without ``metrics`` and ``drop_unsafe`` classes are not tested as a whole.
+    """
+
+    strata: Sequence[str]  # names in code order
+    stratum_class: Int  # (n_strata,) class code of each stratum
+    wanted: Int  # (n_strata,) records to keep at most
+    ordinals: Int  # (n_candidates,) place of each candidate in its stratum
+    training_keys: Sequence[str] | String  # decide the halves of the two classifiers
+    training_groups: Any = None  # records of a group stay in one half
+    validation_groups: Any = None
+    in_domain: Bool | None = None  # (n_candidates,)
+    purpose: Purpose = "utility"
+    near_copy_quantile: float = 0.05
+    fidelity_quantile: float = 0.05
+    seed: int = 0
+    metrics: bool = True
+    limits: Limits = Limits()
+    drop_unsafe: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("near_copy_quantile", "fidelity_quantile"):
+            value = getattr(self, name)
+            if not 0.0 <= value < 1.0:
+                raise ParameterError(f"{name}={value} is not a share; choose it in [0, 1).")
+        if len(self.wanted) != len(self.strata):
+            raise ParameterError(
+                f"expected {len(self.strata)} wanted counts; got {len(self.wanted)}."
+            )

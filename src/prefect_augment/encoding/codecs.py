@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Bool, Float
 from prefect_augment.encoding.values import (
     from_integers,
     is_integer_like,
@@ -22,22 +22,12 @@ from prefect_augment.encoding.values import (
 )
 from prefect_augment.errors import ParameterError, SchemaError
 
-__all__ = [
-    "CategoryCodec",
-    "Codec",
-    "NumberCodec",
-    "codec_from_config",
-    "fit_category",
-    "fit_number",
-]
-
 # A number may lie beyond those seen by this share of their range before it counts as another domain.
 RANGE_SLACK = 0.05
 EXACT = 2**53  # float64 holds every integer up to here
 MAX_DECIMALS = 15  # a float64 with more is taken as continuous
 
 Missing = Literal["null", "nan"]
-Floats = NDArray[np.float64]
 
 
 # --- numbers -------------------------------------------------------------------------------------
@@ -80,7 +70,7 @@ class NumberCodec:
         step = "" if self.is_continuous else ", on the grid that was seen"
         return f"they go from {ends[0]} to {ends[1]}{step}"
 
-    def encode(self, values: pa.Array) -> Floats:
+    def encode(self, values: pa.Array) -> Float:
         """Return the values as float64, shape (n,); null, NaN and infinite values are NaN."""
         if pa.types.is_floating(values.type):
             x = _floats(values)
@@ -93,7 +83,7 @@ class NumberCodec:
             x = numbers.astype(np.float64) / 10.0 ** (self.decimals or 0)
         return np.where(missing, np.nan, x)
 
-    def decode(self, x: Floats) -> pa.Array:
+    def decode(self, x: Float) -> pa.Array:
         """Return values of the column's type: the nearest ones of its domain."""
         if math.isnan(self.minimum):  # no value was seen, so there is none to give
             x = np.full(len(x), np.nan)
@@ -112,11 +102,11 @@ class NumberCodec:
             return 0.0
         return 1.0 if self.offset else self.step / 10.0**self.decimals
 
-    def snapped(self, x: Floats) -> Floats:
+    def snapped(self, x: Float) -> Float:
         """Return the values as they come back once they are written; NaN for missing."""
         return self.encode(self.decode(x))
 
-    def in_domain(self, x: Floats) -> NDArray[np.bool_]:
+    def in_domain(self, x: Float) -> Bool:
         """Tell which values lie in the range that was seen; NaN does where missing values were."""
         with np.errstate(invalid="ignore"):
             inside = (x >= self.minimum) & (x <= self.maximum)
@@ -140,7 +130,7 @@ class NumberCodec:
             )
         return ""
 
-    def _on_grid(self, x: Floats) -> NDArray[Any]:
+    def _on_grid(self, x: Float) -> Array:
         """Return the nearest whole numbers ``low + k * step``."""
         if not self.offset:
             x = (np.rint(x * 10.0 ** (self.decimals or 0)) - self.low) / self.step
@@ -153,7 +143,7 @@ class NumberCodec:
             whole = np.minimum(k.astype(np.int64), self.n_steps)
         return whole * self.step + self.low
 
-    def _as_floats(self, x: Floats, missing: NDArray[np.bool_]) -> pa.Array:
+    def _as_floats(self, x: Float, missing: Bool) -> pa.Array:
         dtype = self.kind.to_pandas_dtype()
         if self.missing == "nan":
             return pa.array(np.where(missing, np.nan, x).astype(dtype), type=self.kind)
@@ -224,12 +214,12 @@ def _fit_floats(values: pa.Array, *, nullable: bool) -> NumberCodec:
     return NumberCodec(values.type, missing, decimals, low, step, n_steps, False, *bounds)
 
 
-def _floats(values: pa.Array) -> Floats:
+def _floats(values: pa.Array) -> Float:
     """Return a float array as float64, NaN for null."""
     return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
-def _decimals(x: Floats, dtype: Any) -> int | None:
+def _decimals(x: Float, dtype: Any) -> int | None:
     """Return the fewest decimals that write every value exactly; None if no number does."""
     largest = float(np.abs(x).max())
     # A negative zero has no whole number; as a continuous value it comes back as it was.
@@ -244,7 +234,7 @@ def _decimals(x: Floats, dtype: Any) -> int | None:
     return None
 
 
-def _grid(numbers: NDArray[Any]) -> tuple[int, int, int]:
+def _grid(numbers: Array) -> tuple[int, int, int]:
     """Return lowest number, largest common step and number of steps of whole numbers."""
     low, high = int(numbers.min()), int(numbers.max())
     wide = high - low >= 2**63
@@ -285,12 +275,12 @@ class CategoryCodec:
         shown = ", ".join(repr(v) for v in self.levels[:20].to_pylist())
         return shown + (f" and {self.n_levels - 20} more" if self.n_levels > 20 else "")
 
-    def encode(self, values: pa.Array) -> Floats:
+    def encode(self, values: pa.Array) -> Float:
         """Return level codes as float64, shape (n,); null and unseen values are NaN."""
         codes = pc.index_in(_without_nan(values), value_set=self.levels, skip_nulls=True)
         return codes.cast(pa.float64()).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
 
-    def decode(self, x: Floats) -> pa.Array:
+    def decode(self, x: Float) -> pa.Array:
         """Return the levels of the nearest codes."""
         missing = np.isnan(x) | (self.n_levels == 0)
         codes = np.clip(np.rint(np.where(missing, 0, x)), 0, max(0, self.n_levels - 1)).astype(
@@ -299,10 +289,10 @@ class CategoryCodec:
         taken = self.levels.take(pa.array(codes, mask=missing))
         return taken.fill_null(math.nan) if self.missing == "nan" else taken
 
-    def in_domain(self, x: Floats) -> NDArray[np.bool_]:
+    def in_domain(self, x: Float) -> Bool:
         """Tell which codes are levels; NaN is in the domain where missing values were seen."""
         with np.errstate(invalid="ignore"):
-            known: NDArray[np.bool_] = (x >= 0) & (x < self.n_levels) & (x == np.rint(x))
+            known: Bool = (x >= 0) & (x < self.n_levels) & (x == np.rint(x))
         return known | (np.isnan(x) & (self.missing is not None))
 
     def outgrown_by(self, other: "Codec") -> str:

@@ -20,22 +20,6 @@ from prefect_augment.schema import ColumnInfo, ColumnKind
 from prefect_augment.storage.external_sort import DistinctCounter
 from prefect_augment.storage.spill import Workspace
 
-__all__ = [
-    "ColumnCounts",
-    "ColumnSummary",
-    "check_columns",
-    "count_values",
-    "describe_columns",
-    "describe_summaries",
-    "did_you_mean",
-    "is_comparable",
-    "is_temporal",
-    "is_text",
-    "listing",
-    "require_columns",
-    "value_type_of",
-]
-
 # Below this many values "no two are equal" happens by chance (ten ages, ten postcodes).
 MIN_UNIQUE_RECORDS = 20
 # Text with fewer than two records per value, and more values than this, has nothing to learn from.

@@ -10,12 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Int
 from prefect_augment.encoding.values import plain
 from prefect_augment.errors import SchemaError
-
-__all__ = ["Layout", "kind_of", "take_rows"]
 
 Kind = Literal["numpy", "list", "pandas", "polars", "arrow"]
 
@@ -60,9 +58,7 @@ class Layout:
         )
         return cls(kind, names, X.columns, dtypes, missing)
 
-    def with_classes(
-        self, X: Any, names: Sequence[str], codes: NDArray[np.int64]
-    ) -> tuple[pa.Table, str]:
+    def with_classes(self, X: Any, names: Sequence[str], codes: Int) -> tuple[pa.Table, str]:
         """Return records as an Arrow table with their classes as the last column, and its name."""
         table, label = self.to_arrow(X), "class"
         while label in table.column_names:
@@ -122,7 +118,7 @@ class Layout:
             return X.tolist()
         return X.astype(self.dtypes[0].kind) if has_width else X
 
-    def join(self, X: Any, copies: NDArray[np.int64], new: pa.Table) -> Any:
+    def join(self, X: Any, copies: Int, new: pa.Table) -> Any:
         """Return ``X``, then its rows ``copies`` (indices) again, then the ``new`` ones."""
         rest = self.from_arrow(new)
         if self.kind == "list":
@@ -141,7 +137,7 @@ class Layout:
         return pd.concat([X, X.iloc[copies], rest], ignore_index=True)
 
 
-def _as_matrix(X: Any) -> NDArray[Any]:
+def _as_matrix(X: Any) -> Array:
     """Return an array; lists that hold more than numbers become an array of Python objects.
 
     numpy would make one type of all columns, and turn numbers beside texts into texts.
@@ -155,7 +151,7 @@ def _as_matrix(X: Any) -> NDArray[Any]:
     return cells
 
 
-def take_rows(values: Any, rows: NDArray[np.int64]) -> Any:
+def take_rows(values: Any, rows: Int) -> Any:
     """Return some rows of labels, held as they are: list, array, series or frame."""
     if isinstance(values, list):
         return [values[i] for i in rows]
@@ -168,7 +164,7 @@ def take_rows(values: Any, rows: NDArray[np.int64]) -> Any:
     return np.asarray(values)[rows]
 
 
-def _taken(values: Any, rows: NDArray[np.int64]) -> Any:
+def _taken(values: Any, rows: Int) -> Any:
     """Return some rows of Arrow records or labels; Arrow takes none of views and run ends."""
     if isinstance(values, pa.Table):
         columns = [_taken(column, rows) for column in values.columns]
@@ -211,7 +207,7 @@ def _missing(values: Any) -> Any:
     return float("nan")
 
 
-def _from_numpy(column: NDArray[Any], name: str) -> pa.Array:
+def _from_numpy(column: Array, name: str) -> pa.Array:
     if column.dtype.kind == "f" and column.dtype.itemsize not in (4, 8):
         column = column.astype(np.float32 if column.dtype.itemsize == 2 else np.float64)
     if column.dtype.kind in "OU":
@@ -263,11 +259,11 @@ def _as_series(column: pa.ChunkedArray, dtype: Any, missing: Any) -> Any:
     return column.to_pandas().astype(dtype)
 
 
-def _as_objects(column: pa.ChunkedArray, missing: Any) -> NDArray[Any]:
+def _as_objects(column: pa.ChunkedArray, missing: Any) -> Array:
     objects = np.empty(len(column), dtype=object)
     objects[:] = [missing if value is None else value for value in column.to_pylist()]
     return objects
 
 
-def _as_array(column: pa.ChunkedArray) -> NDArray[Any]:
+def _as_array(column: pa.ChunkedArray) -> Array:
     return np.asarray(column.to_numpy())

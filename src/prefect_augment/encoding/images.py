@@ -4,7 +4,6 @@ Each image (see :mod:`.pixels`) is scaled, aspect kept, into a square of the mod
 fills the rest. Decoding crops the filling and writes a PNG of the dataset's most common size.
 """
 
-import base64
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.pixels import (
     DECODING_RULE,
-    MAX_PIXELS,
     content_box,
     decode_image,
     encode_png,
@@ -27,7 +25,7 @@ from prefect_augment.encoding.pixels import (
     resize,
     with_channels,
 )
-from prefect_augment.encoding.serialization import StoredEncoder
+from prefect_augment.encoding.serialization import StoredEncoder, check_columns_there
 from prefect_augment.encoding.strata import (
     StratumValues,
     conform_column,
@@ -37,21 +35,8 @@ from prefect_augment.encoding.strata import (
     stratum_column,
     stratum_values,
 )
-from prefect_augment.encoding.values import values_from_json, values_to_json
 from prefect_augment.errors import ParameterError, SchemaError, UndecodableError
-from prefect_augment.schema import class_order
 
-__all__ = [
-    "MAX_PIXELS",
-    "ImageEncoder",
-    "UndecodableError",
-    "decode_image",
-    "encode_column",
-    "image_array",
-    "model_size",
-]
-
-FORMAT = 1
 DEFAULT_SIZE = 32  # of models; research/images.md: above it no generator pays on a CPU
 SIZE_STEP = 4  # networks halve the sides twice
 # Of staged records, beside the user's own columns.
@@ -67,6 +52,8 @@ class ImageEncoder(StoredEncoder):
     all images are gray (three equal channels count), ``out_channels`` if most have one channel; else 3.
     """
 
+    modality = "image"
+
     def __init__(
         self,
         *,
@@ -81,16 +68,14 @@ class ImageEncoder(StoredEncoder):
         dictionaries: Mapping[str, pa.Array],
         strata: StratumValues,
     ) -> None:
-        self.schema = schema
+        super().__init__(
+            schema=schema, label=label, by=by, dictionaries=dictionaries, strata=strata
+        )
         self.column = column
-        self.label = label
-        self.by = tuple(by)
         self.size = size
         self.channels = channels
         self.out_size = out_size
         self.out_channels = out_channels
-        self._dictionaries = dict(dictionaries)
-        self._strata = dict(strata)
 
     @classmethod
     def fit(
@@ -111,7 +96,7 @@ class ImageEncoder(StoredEncoder):
         median width and height where no size is shared by a tenth of the images. ``columns`` are the
         source's columns (default: all but ``aug_id`` and ``content_key``).
         """
-        _check_columns(table, [column, label, *by])
+        check_columns_there(table, [column, label, *by])
         survey = _survey(table.column(column), column)
         out_size = survey.common_size
         if image_size:
@@ -135,11 +120,6 @@ class ImageEncoder(StoredEncoder):
     # --- properties ---
 
     @property
-    def strata(self) -> tuple[str, ...]:
-        """Strata seen, in their natural order."""
-        return tuple(self._strata)
-
-    @property
     def rule(self) -> str:
         """What is done to every image, in sentences for the report."""
         width, height = self.out_size
@@ -158,7 +138,7 @@ class ImageEncoder(StoredEncoder):
 
         Raises UndecodableError, with the record's position, if an image cannot be decoded.
         """
-        _check_columns(table, [self.column])
+        check_columns_there(table, [self.column])
         column = table.column(self.column)
         return encode_column(column, size=self.size, channels=self.channels, name=self.column)
 
@@ -233,47 +213,28 @@ class ImageEncoder(StoredEncoder):
     def to_config(self) -> dict[str, Any]:
         """Return the encoder as plain JSON: the inverse of :meth:`from_config`."""
         return {
-            "format": FORMAT,
-            "modality": "image",
-            "schema": base64.b64encode(self.schema.serialize().to_pybytes()).decode(),
-            "types": {field.name: str(field.type) for field in self.schema},  # for people
+            **super().to_config(),
+            "modality": self.modality,
             "column": self.column,
-            "label": self.label,
-            "by": list(self.by),
             "size": self.size,
             "channels": self.channels,
             "out_size": list(self.out_size),
             "out_channels": self.out_channels,
-            "dictionaries": {k: values_to_json(v, column=k) for k, v in self._dictionaries.items()},
-            "strata": self._strata,
             "rule": self.rule,
         }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Return the encoder that :meth:`to_config` wrote down."""
-        if config.get("format") != FORMAT or config.get("modality") != "image":
-            raise ParameterError(
-                f"the encoder has format {config.get('format')!r} of "
-                f"{config.get('modality', 'table')!r} data; this version reads {FORMAT} of 'image' "
-                "data; train the model again."
-            )
-        schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(config["schema"])))
+        known = cls._of_all(config)
         width, height = config["out_size"]
         return cls(
-            schema=schema,
+            **known,
             column=config["column"],
-            label=config["label"],
-            by=config["by"],
             size=config["size"],
             channels=config["channels"],
             out_size=(width, height),
             out_channels=config["out_channels"],
-            dictionaries={
-                k: values_from_json(v, schema.field(k).type.value_type)
-                for k, v in config["dictionaries"].items()
-            },
-            strata={name: config["strata"][name] for name in class_order(config["strata"])},
         )
 
 
@@ -372,11 +333,3 @@ def _checked_size(size: int) -> int:
             f"size={size} cannot be a model's resolution; choose a multiple of {SIZE_STEP} from 8 on."
         )
     return size
-
-
-def _check_columns(table: pa.Table, names: Sequence[str]) -> None:
-    missing = [name for name in names if name not in table.column_names]
-    if missing:
-        raise SchemaError(
-            f"columns {missing} are missing; the table has {table.column_names}.", columns=missing
-        )

@@ -12,22 +12,12 @@ from prefect_augment.encoding.columns import (
     did_you_mean,
     is_comparable,
     is_temporal,
-    is_text,
     listing,
     value_type_of,
 )
 from prefect_augment.encoding.record_ids import plain_array
+from prefect_augment.encoding.values import is_text
 from prefect_augment.errors import LabelError
-
-__all__ = [
-    "check_classes",
-    "check_label",
-    "check_label_type",
-    "class_names",
-    "find_label",
-    "label_text",
-    "missing_labels",
-]
 
 # A label has records to learn each class from: more values than this need at least
 # MIN_RECORDS_PER_CLASS records each, in the mean.

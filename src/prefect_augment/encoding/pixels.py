@@ -17,27 +17,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile
 
+from prefect_augment.array_types import Pixels
 from prefect_augment.errors import SchemaError, UndecodableError
-
-__all__ = [
-    "DECODING_RULE",
-    "MAX_PIXELS",
-    "content_box",
-    "decode_checked",
-    "decode_image",
-    "encode_jpeg",
-    "encode_like",
-    "encode_png",
-    "fit_square",
-    "image_bytes",
-    "is_gray",
-    "is_jpeg",
-    "read_image",
-    "resize",
-    "with_channels",
-]
-
-Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 50_000_000  # as Source.max_megapixels has it
 

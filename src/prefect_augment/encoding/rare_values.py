@@ -9,18 +9,14 @@ one. Of a number, a draw that meets a value of a single record is moved to the n
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-__all__ = ["MIN_LEVEL_RECORDS", "RareValues", "without_rare_levels"]
+from prefect_augment.array_types import Array, Bool, Float, Int
 
 MIN_LEVEL_RECORDS = 5
 MAX_STEPS = 64  # of a grid, that a number may move; then to the nearest shared value
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 class _Snaps(Protocol):
@@ -29,7 +25,7 @@ class _Snaps(Protocol):
     @property
     def spacing(self) -> float: ...  # of the grid in the matrix form; 0 where there is none
 
-    def snapped(self, x: Floats) -> Floats: ...
+    def snapped(self, x: Float) -> Float: ...
 
 
 @dataclass(frozen=True)
@@ -40,23 +36,21 @@ class RareValues:
     columns without such a value are left out. ``levels`` has the codes that enough records share.
     """
 
-    numbers: Mapping[int, tuple[Floats, NDArray[np.bool_]]]
-    levels: Mapping[int, Ints]
-    _targets: dict[int, tuple[Floats, Floats]] = field(
+    numbers: Mapping[int, tuple[Float, Bool]]
+    levels: Mapping[int, Int]
+    _targets: dict[int, tuple[Float, Float]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     @classmethod
-    def of(
-        cls, X: Floats, is_category: NDArray[np.bool_], *, min_records: int = MIN_LEVEL_RECORDS
-    ) -> Self:
+    def of(cls, X: Float, is_category: Bool, *, min_records: int = MIN_LEVEL_RECORDS) -> Self:
         """Count the values of records (n_records, n_columns) in matrix form; NaN is no value.
 
         ``min_records`` is what a level needs to be frequent; 1 takes every value for frequent,
         numbers too.
         """
-        numbers: dict[int, tuple[Floats, NDArray[np.bool_]]] = {}
-        levels: dict[int, Ints] = {}
+        numbers: dict[int, tuple[Float, Bool]] = {}
+        levels: dict[int, Int] = {}
         for j in range(X.shape[1]):
             values, counts = np.unique(X[~np.isnan(X[:, j]), j], return_counts=True)
             if is_category[j]:
@@ -65,7 +59,7 @@ class RareValues:
                 numbers[j] = (values, counts == 1)
         return cls(numbers, levels)
 
-    def apart(self, j: int, x: Floats, codec: _Snaps) -> Floats:
+    def apart(self, j: int, x: Float, codec: _Snaps) -> Float:
         """Draws (n,) of a number's column, moved where one would be written as a unique value.
 
         Halfway to the next value, or where that is taken to the nearest free place of the grid or
@@ -88,15 +82,15 @@ class RareValues:
         """Categories of which no level is frequent: synthetic records have none."""
         return [j for j, levels in self.levels.items() if not levels.size]
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
+    def arrays(self) -> dict[str, Array]:
         """The values by name, for storage."""
-        stored: dict[str, NDArray[Any]] = {}
+        stored: dict[str, Array] = {}
         for j, (values, is_unique) in self.numbers.items():
             stored |= {f"rare.{j:05d}.values": values, f"rare.{j:05d}.unique": is_unique}
         return stored | {f"rare.{j:05d}.levels": levels for j, levels in self.levels.items()}
 
     @classmethod
-    def from_arrays(cls, stored: Mapping[str, NDArray[Any]]) -> Self:
+    def from_arrays(cls, stored: Mapping[str, Array]) -> Self:
         """Inverse of :meth:`arrays`; other names are left alone."""
         names = sorted(name.split(".") for name in stored if name.startswith("rare."))
         of = {(int(j), what): stored[f"rare.{j}.{what}"] for _, j, what in names}
@@ -106,7 +100,7 @@ class RareValues:
         )
 
 
-def _targets(values: Floats, is_unique: NDArray[np.bool_], codec: _Snaps) -> tuple[Floats, Floats]:
+def _targets(values: Float, is_unique: Bool, codec: _Snaps) -> tuple[Float, Float]:
     """Values of single records, and where a draw of each goes: (2, n), from above and from below."""
     rare, shared = values[is_unique], values[~is_unique]
     targets = np.stack([rare, rare])
@@ -131,7 +125,7 @@ def _targets(values: Floats, is_unique: NDArray[np.bool_], codec: _Snaps) -> tup
     return rare, targets
 
 
-def _moved(values: Floats, shown: Floats, away: float, distance: float) -> Floats:
+def _moved(values: Float, shown: Float, away: float, distance: float) -> Float:
     """Values at a distance to one side, NaN beyond the ends; without one, halfway to the next."""
     if distance:
         moved = shown + away * distance
@@ -143,13 +137,13 @@ def _moved(values: Floats, shown: Floats, away: float, distance: float) -> Float
 
 
 def without_rare_levels(
-    X: Floats,
-    y: Ints,
-    is_category: NDArray[np.bool_],
+    X: Float,
+    y: Int,
+    is_category: Bool,
     *,
     min_records: int = MIN_LEVEL_RECORDS,
     seed: int,
-) -> Floats:
+) -> Float:
     """Records (n_records, n_columns) without levels that fewer than ``min_records`` of them have.
 
     Each gets a frequent level in its place, drawn as in its class ``y``, or as in all where the

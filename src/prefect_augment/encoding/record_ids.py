@@ -20,19 +20,6 @@ from prefect_augment.shards.image_columns import main_image
 from prefect_augment.sources.images.columns import image_bytes
 from prefect_augment.storage.keys import KEY, Coded, hex_column, key_texts
 
-__all__ = [
-    "aug_ids",
-    "content_digests",
-    "derived_ids",
-    "float_variants",
-    "plain_array",
-    "real_ids",
-    "record_digests",
-    "record_keys",
-    "record_variants",
-    "value_hashes",
-]
-
 ROWS_AT_ONCE = 65_536  # bounds the byte matrix below; 17 bytes per value
 
 # Every value becomes one tag and 16 bytes. The tag is the value's family, not its Arrow type: an

@@ -8,25 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Int
 from prefect_augment.encoding.values import plain, value_type, values_from_json, values_to_json
 from prefect_augment.errors import ParameterError
 from prefect_augment.schema import class_order
-
-__all__ = [
-    "NULL_TEXT",
-    "StratumValues",
-    "conform_column",
-    "dictionaries_of",
-    "stored_schema",
-    "stratum_codes",
-    "stratum_column",
-    "stratum_names",
-    "stratum_parts",
-    "stratum_values",
-    "table_strata",
-]
 
 # Stratum -> column (the label and the ``by`` columns) -> value as JSON.
 StratumValues = Mapping[str, Mapping[str, Any]]
@@ -58,7 +44,7 @@ def stored_schema(schema: pa.Schema) -> pa.Schema:
     return pa.ipc.read_schema(pa.BufferReader(schema.serialize()))
 
 
-def stratum_codes(strata: Sequence[str], known: StratumValues) -> NDArray[np.int64]:
+def stratum_codes(strata: Sequence[str], known: StratumValues) -> Int:
     """Return the index of each record's stratum among the known; raises ParameterError for an unknown one."""
     index = {name: k for k, name in enumerate(known)}
     unknown = sorted(set(strata) - set(index))
@@ -69,7 +55,7 @@ def stratum_codes(strata: Sequence[str], known: StratumValues) -> NDArray[np.int
     return np.array([index[name] for name in strata], dtype=np.int64)
 
 
-def stratum_column(field: pa.Field, known: StratumValues, codes: NDArray[np.int64]) -> pa.Array:
+def stratum_column(field: pa.Field, known: StratumValues, codes: Int) -> pa.Array:
     """Return the label or a ``by`` column of records whose strata these are."""
     values = [entry[field.name] for entry in known.values()]
     return values_from_json(values, value_type(field.type)).take(pa.array(codes))

@@ -4,17 +4,16 @@ Fitted on some records (for a model: the training part), it keeps the source's s
 codec and the classes. ``decode`` restores columns, order, types and schema metadata.
 """
 
-import base64
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Bool, Float, Int
 from prefect_augment.encoding.codecs import (
     CategoryCodec,
     Codec,
@@ -23,9 +22,8 @@ from prefect_augment.encoding.codecs import (
     fit_category,
     fit_number,
 )
-from prefect_augment.encoding.fill import fill_column, fit_fill
 from prefect_augment.encoding.rare_values import RareValues
-from prefect_augment.encoding.serialization import StoredEncoder
+from prefect_augment.encoding.serialization import StoredEncoder, check_columns_there
 from prefect_augment.encoding.strata import (
     conform_column,
     dictionaries_of,
@@ -34,15 +32,11 @@ from prefect_augment.encoding.strata import (
     stratum_column,
     stratum_parts,
     stratum_values,
-    table_strata,
 )
 from prefect_augment.encoding.values import plain, value_type, values_from_json, values_to_json
 from prefect_augment.errors import ParameterError, SchemaError
-from prefect_augment.schema import ColumnInfo, class_order
+from prefect_augment.schema import ColumnInfo
 
-__all__ = ["TableEncoder", "table_strata"]
-
-FORMAT = 1
 LEARNT = ("numeric", "category")
 
 
@@ -52,6 +46,8 @@ class TableEncoder(StoredEncoder):
     Numbers are encoded as :class:`~.codecs.NumberCodec` says, infinite values and nulls as NaN; categories
     as the index of the level, null and unseen values as NaN.
     """
+
+    modality = "table"
 
     def __init__(
         self,
@@ -64,13 +60,11 @@ class TableEncoder(StoredEncoder):
         dictionaries: Mapping[str, pa.Array],
         strata: Mapping[str, dict[str, Any]],
     ) -> None:
-        self.schema = schema
-        self.label = label
-        self.by = tuple(by)
+        super().__init__(
+            schema=schema, label=label, by=by, dictionaries=dictionaries, strata=strata
+        )
         self._codecs = dict(codecs)
         self._fills = dict(fills)
-        self._dictionaries = dict(dictionaries)
-        self._strata = dict(strata)
         self._rare: RareValues | None = None
         self._shown: Mapping[str, Any] = self._dictionaries  # what records list of them
 
@@ -85,7 +79,7 @@ class TableEncoder(StoredEncoder):
         missing or cannot be learnt, ParameterError if one that may not be null has no fill rule.
         """
         kind_of = {result.name: result.kind for result in columns}
-        _check_columns(table, [*kind_of, label, *by])
+        check_columns_there(table, [*kind_of, label, *by])
         fields = [f for f in table.schema if f.name in kind_of or f.name == label]
         schema = stored_schema(pa.schema(fields, table.schema.metadata))
         codecs: dict[str, Codec] = {}
@@ -119,12 +113,12 @@ class TableEncoder(StoredEncoder):
         return tuple(self._codecs)
 
     @property
-    def is_category(self) -> NDArray[np.bool_]:
+    def is_category(self) -> Bool:
         """Which columns of the matrix hold level codes, shape (n_columns,)."""
         return np.array([c.is_category for c in self._codecs.values()], dtype=bool)
 
     @property
-    def n_levels(self) -> NDArray[np.int64]:
+    def n_levels(self) -> Int:
         """Levels per column of the matrix, 0 for numeric ones, shape (n_columns,)."""
         return np.array([c.n_levels for c in self._codecs.values()], dtype=np.int64)
 
@@ -135,11 +129,6 @@ class TableEncoder(StoredEncoder):
     def is_fixed(self, name: str) -> bool:
         """Tell whether a column that is not learnt has a known value: by the stratum, or always."""
         return name == self.label or name in self.by or self._fills[name]["rule"] == "constant"
-
-    @property
-    def strata(self) -> tuple[str, ...]:
-        """Strata seen, in their natural order."""
-        return tuple(self._strata)
 
     def guarding(
         self, rare: RareValues | None, *, lists_rare_levels: bool = False
@@ -186,12 +175,12 @@ class TableEncoder(StoredEncoder):
 
     # --- records to matrix and back ---
 
-    def encode(self, table: pa.Table) -> NDArray[np.float64]:
+    def encode(self, table: pa.Table) -> Float:
         """Return the records in matrix form, float64 of shape (n_records, n_columns).
 
         NaN marks a value that is null, NaN, infinite, or a level not seen in fitting.
         """
-        _check_columns(table, self.names)
+        check_columns_there(table, self.names)
         X = np.empty((table.num_rows, len(self._codecs)), dtype=np.float64)
         for j, (name, codec) in enumerate(self._codecs.items()):
             X[:, j] = codec.encode(_as_type(plain(table.column(name)), codec.kind, name))
@@ -199,10 +188,10 @@ class TableEncoder(StoredEncoder):
 
     def decode(
         self,
-        X: NDArray[np.float64],
+        X: Float,
         *,
         strata: Sequence[str],
-        ordinals: NDArray[np.int64] | None = None,
+        ordinals: Int | None = None,
         aug_ids: Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
         given: Collection[str] = (),
@@ -230,14 +219,14 @@ class TableEncoder(StoredEncoder):
             values.append(conform_column(field, column, self._shown))
         return pa.table(values, schema=pa.schema(fields, self.schema.metadata))
 
-    def _decoded(self, X: NDArray[np.float64], name: str, *, is_given: bool) -> pa.Array:
+    def _decoded(self, X: Float, name: str, *, is_given: bool) -> pa.Array:
         codec, j = self._codecs[name], self.names.index(name)
         x = X[:, j]
         if self._rare is not None and isinstance(codec, NumberCodec) and not is_given:
             x = self._rare.apart(j, x, codec)
         return codec.decode(x)
 
-    def decode_learnt(self, X: NDArray[np.float64]) -> pa.Table:
+    def decode_learnt(self, X: Float) -> pa.Table:
         """Return a matrix (n, n_columns) as the learnt columns alone, in their types; any value may be null."""
         fields = [self.schema.field(name).with_nullable(True) for name in self.names]
         return pa.table(
@@ -248,7 +237,7 @@ class TableEncoder(StoredEncoder):
             schema=pa.schema(fields),
         )
 
-    def labels(self, classes: Sequence[str]) -> NDArray[Any]:
+    def labels(self, classes: Sequence[str]) -> Array:
         """Return classes by their names as values of the label column, shape (n_classes,); None if never seen."""
         values = {
             stratum_parts(name, self.by)[0]: v[self.label] for name, v in self._strata.items()
@@ -257,9 +246,7 @@ class TableEncoder(StoredEncoder):
         column = values_from_json([values.get(name) for name in classes], kind)
         return np.asarray(column.to_pandas())
 
-    def in_domain(
-        self, X: NDArray[np.float64], *, may_miss: Collection[int] = ()
-    ) -> NDArray[np.bool_]:
+    def in_domain(self, X: Float, *, may_miss: Collection[int] = ()) -> Bool:
         """Tell which rows of a matrix hold only values of their columns' domains, shape (n,).
 
         False where a number is out of range, a level unknown, or a value missing in a column without nulls that
@@ -284,50 +271,19 @@ class TableEncoder(StoredEncoder):
 
     def to_config(self) -> dict[str, Any]:
         """Return the encoder as plain JSON: the inverse of :meth:`from_config`."""
-        return {
-            "format": FORMAT,
-            "schema": base64.b64encode(self.schema.serialize().to_pybytes()).decode(),
-            "types": {field.name: str(field.type) for field in self.schema},  # for people
-            "label": self.label,
-            "by": list(self.by),
-            "learnt": {name: codec.config() for name, codec in self._codecs.items()},
-            "not_learnt": self._fills,
-            "dictionaries": {k: values_to_json(v, column=k) for k, v in self._dictionaries.items()},
-            "strata": self._strata,
-        }
+        learnt = {name: codec.config() for name, codec in self._codecs.items()}
+        return {**super().to_config(), "learnt": learnt, "not_learnt": self._fills}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Return the encoder that :meth:`to_config` wrote down."""
-        if config.get("format") != FORMAT:
-            raise ParameterError(
-                f"the encoder has format {config.get('format')!r}, this version reads {FORMAT}; "
-                "train the model again."
-            )
-        schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(config["schema"])))
-        types = {field.name: value_type(field.type) for field in schema}
-        order = [name for name in schema.names if name in config["learnt"]]  # JSON has no order
-        return cls(
-            schema=schema,
-            label=config["label"],
-            by=config["by"],
-            codecs={name: codec_from_config(config["learnt"][name], types[name]) for name in order},
-            fills=config["not_learnt"],
-            dictionaries={
-                k: values_from_json(v, types[k]) for k, v in config["dictionaries"].items()
-            },
-            strata={name: config["strata"][name] for name in class_order(config["strata"])},
-        )
-
-
-def _check_columns(table: pa.Table, names: Iterable[str]) -> None:
-    missing = [name for name in names if name not in table.column_names]
-    if missing:
-        raise SchemaError(
-            f"columns {missing} are missing; the table has {table.column_names}. "
-            "It has to have the columns that the encoder was fitted on.",
-            columns=missing,
-        )
+        known = cls._of_all(config)
+        learnt = {
+            field.name: codec_from_config(config["learnt"][field.name], value_type(field.type))
+            for field in known["schema"]  # JSON has no order
+            if field.name in config["learnt"]
+        }
+        return cls(**known, codecs=learnt, fills=config["not_learnt"])
 
 
 def _as_type(values: pa.Array, kind: pa.DataType, column: str) -> pa.Array:
@@ -345,7 +301,7 @@ def _as_type(values: pa.Array, kind: pa.DataType, column: str) -> pa.Array:
         ) from exc
 
 
-def _positions(strata: Sequence[str]) -> NDArray[np.int64]:
+def _positions(strata: Sequence[str]) -> Int:
     """Return the place of each record among those of its stratum."""
     seen: Counter[str] = Counter()
     places = []
@@ -353,3 +309,87 @@ def _positions(strata: Sequence[str]) -> NDArray[np.int64]:
         places.append(seen[name])
         seen[name] += 1
     return np.array(places, dtype=np.int64)
+
+
+def fit_fill(field: pa.Field, column: pa.ChunkedArray, kind: str) -> dict[str, Any]:
+    """Return, as JSON, the rule that fills a column without a codec (constant, empty, identifier, opaque).
+
+    Constants are repeated; ``empty`` and ``opaque`` columns become null, as do nullable identifiers that are
+    no numbers. Other identifiers are fresh: signed and float ones count down from ``min(0, smallest) - 1``,
+    unsigned ones from the type's maximum (the next free number would collide with validation or hold-out
+    records), text is ``synthetic-`` and 16 digits of the ``aug_id``. Raises ParameterError if the column
+    may not be null and no rule fits.
+    """
+    values = plain(column)
+    if kind == "constant" and values.null_count < len(values):
+        return {
+            "rule": "constant",
+            "value": values_to_json(values.drop_null()[:1], column=field.name)[0],
+        }
+    if kind == "identifier":
+        signed = pa.types.is_signed_integer(values.type) or (
+            pa.types.is_floating(values.type) and not field.nullable
+        )
+        if signed:
+            smallest = pc.min(values).as_py() if values.null_count < len(values) else 0
+            return {"rule": "count", "first": min(0, int(np.floor(smallest))) - 1}
+        if pa.types.is_unsigned_integer(values.type):
+            return {"rule": "count", "first": 2**values.type.bit_width - 1}
+        if not field.nullable and (
+            pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+        ):
+            return {"rule": "text"}
+    if not field.nullable:
+        raise ParameterError(
+            f"column {field.name!r} ({kind}, {field.type}) may not be null and cannot be made, so "
+            "synthetic records "
+            "have no value for it; drop it with a source.columns entry, make it nullable, or use "
+            "model none.",
+            column=field.name,
+        )
+    return {"rule": "null"}
+
+
+def fill_column(
+    field: pa.Field,
+    rule: dict[str, Any],
+    *,
+    places: Int,
+    aug_ids: Sequence[str] | None,
+) -> pa.Array:
+    """Return the column's values for new records by a rule of :func:`fit_fill`, dictionaries decoded.
+
+    ``places`` holds a number per record that no other record has; text identifiers need ``aug_ids``.
+    """
+    n = len(places)
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    if rule["rule"] == "constant":
+        value = values_from_json([rule["value"]], kind)
+        values = value.take(pa.array(np.zeros(n, dtype=np.int64)))
+    elif rule["rule"] == "count":
+        values = _counted(field, kind, rule["first"], places)
+    elif rule["rule"] == "text":
+        if aug_ids is None:
+            raise ParameterError(
+                f"column {field.name!r} is named after each record's aug_id; pass aug_ids."
+            )
+        values = pa.array([f"synthetic-{aug_id[:16]}" for aug_id in aug_ids], type=kind)
+    else:
+        values = pa.nulls(n, field.type)
+    return values
+
+
+def _counted(field: pa.Field, kind: pa.DataType, first: int, places: Int) -> pa.Array:
+    """Return ``first - place``; raises ParameterError beyond the type's range."""
+    if not pa.types.is_integer(kind):
+        return pa.array((first - places).astype(np.float64)).cast(kind)
+    lowest = 0 if pa.types.is_unsigned_integer(kind) else -(2 ** (kind.bit_width - 1))
+    if len(places) and first - int(places.max()) < lowest:
+        raise ParameterError(
+            f"identifier column {field.name!r} is {kind}, which has no fresh number left for "
+            f"{int(places.max()) + 1} synthetic records; widen its type, or drop it with a "
+            "source.columns entry.",
+            column=field.name,
+        )
+    wide = np.uint64 if pa.types.is_unsigned_integer(kind) else np.int64
+    return pa.array(wide(first) - places.astype(wide)).cast(kind)

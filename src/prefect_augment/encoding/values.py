@@ -7,20 +7,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Bool
 from prefect_augment.errors import SchemaError
-
-__all__ = [
-    "from_integers",
-    "is_integer_like",
-    "is_text",
-    "plain",
-    "to_integers",
-    "value_type",
-    "values_from_json",
-    "values_to_json",
-]
 
 # Arrow has few functions for views.
 _WITHOUT_VIEW = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
@@ -60,7 +49,7 @@ def is_integer_like(kind: pa.DataType) -> bool:
     )
 
 
-def to_integers(values: pa.Array) -> NDArray[Any]:
+def to_integers(values: pa.Array) -> Array:
     """Return the whole numbers underneath, 0 for null; int64, or Python integers if too large."""
     kind = values.type
     if pa.types.is_decimal(kind):
@@ -75,12 +64,12 @@ def to_integers(values: pa.Array) -> NDArray[Any]:
     return array.astype(np.int64)
 
 
-def _int64_or_object(numbers: list[int]) -> NDArray[Any]:
+def _int64_or_object(numbers: list[int]) -> Array:
     small = all(-(2**63) <= v < 2**63 for v in numbers)
     return np.array(numbers, dtype=np.int64 if small else object)
 
 
-def from_integers(numbers: NDArray[Any], missing: NDArray[np.bool_], kind: pa.DataType) -> pa.Array:
+def from_integers(numbers: Array, missing: Bool, kind: pa.DataType) -> pa.Array:
     """Return whole numbers as values of the type; the inverse of :func:`to_integers`."""
     if pa.types.is_decimal(kind):
         with decimal.localcontext(prec=100):

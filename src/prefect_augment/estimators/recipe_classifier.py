@@ -16,10 +16,9 @@ from sklearn.utils import (
 )
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import (
-    check_is_fitted,
-)
+from sklearn.utils.validation import check_is_fitted
 
+from prefect_augment.array_types import Float
 from prefect_augment.encoding.columns import describe_columns
 from prefect_augment.encoding.frames import Layout
 from prefect_augment.encoding.tables import TableEncoder
@@ -39,10 +38,6 @@ from prefect_augment.loading.probabilities import (
 )
 from prefect_augment.params.estimators import estimator_digest
 from prefect_augment.schema import Recipe
-
-__all__ = ["RecipeClassifier"]
-
-Float = NDArray[np.float64]
 
 N_FOLDS = 5
 

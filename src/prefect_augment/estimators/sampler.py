@@ -44,8 +44,6 @@ from prefect_augment.synthesis.novelty import NearRows
 from prefect_augment.synthesis.rejection import Kept, Keys, Rules, draw_kept
 from prefect_augment.synthesis.train import fit_model
 
-__all__ = ["GenerativeSampler"]
-
 # Draw three times as many, keep the third most confidently of the class (docs: two purposes).
 UTILITY_DRAWS = 3
 # max_near="auto": for classes with fewer rows, allow as many near rows as among real ones, and only

@@ -1,13 +1,9 @@
 """Exact tests of whether candidates lie where real records would."""
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import hypergeom
 
-__all__ = ["more_below", "more_true"]
-
-Float = NDArray[np.float64]
-Bool = NDArray[np.bool_]
+from prefect_augment.array_types import Bool, Float
 
 
 def more_below(candidates: Float, real: Float, share: float) -> float:

@@ -5,32 +5,19 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
-from prefect_augment.evaluation.threads import single_threaded
-
-__all__ = [
-    "FEATURE_SPACE",
-    "FeatureSpace",
-    "Points",
-    "Space",
-    "near_copies",
-    "near_limit",
-    "nearest_by_blocks",
-    "real_distances",
-]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-Bool = NDArray[np.bool_]
+from prefect_augment.array_types import Array, Bool, Float, Int, Int32
 
 FEATURE_SPACE = (
     "mean over the columns of |difference| / (95 % - 5 % quantile) for numbers and 0 or 1 for "
     "categories; a null counts as the median, plus 1 beside a value"
 )
 BLOCK_BYTES = 32 << 20
+CACHED_BYTES = (
+    2 << 20
+)  # of tables, whose distances are sums over columns: a block stays in the cache
 # A 5 % quantile of fewer records is little more than their minimum.
 MIN_VALIDATION = 20
 # A tree beats comparing all pairs on purely numeric records, while there are few columns.
@@ -49,7 +36,7 @@ class Space(Protocol):
         """What the report calls the space."""
         ...
 
-    def place(self, X: NDArray[Any], /) -> Any:
+    def place(self, X: Array, /) -> Any:
         """Records, shape (n_records, ...), as points."""
         ...
 
@@ -73,7 +60,7 @@ class Points:
     """Records in the feature space of tables."""
 
     numbers: Float  # (n, n_numeric + n_numeric_with_nulls) scaled numbers, then null indicators
-    levels: NDArray[np.int32]  # (n, n_category) level codes, -1 for null
+    levels: Int32  # (n, n_category) level codes, -1 for null
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -120,11 +107,14 @@ class FeatureSpace:
 
     def distances(self, a: Points, b: Points) -> Float:
         """All distances, shape (len(a), len(b)); the caller bounds the size."""
-        with single_threaded():
-            total: Float = cdist(a.numbers, b.numbers, "cityblock")
-        for j in range(a.levels.shape[1]):
-            total += a.levels[:, j, None] != b.levels[None, :, j]
-        return total / max(1, len(self.is_category))
+        total: Float = cdist(a.numbers, b.numbers, "cityblock")
+        # Mismatches are counted in small integers, which the processor adds many at a time.
+        count = np.zeros(total.shape, dtype=np.min_scalar_type(a.levels.shape[1]))
+        for x, y in zip(a.levels.T, np.ascontiguousarray(b.levels.T), strict=True):
+            count += (x[:, None] != y).view(np.uint8)
+        total += count
+        total /= max(1, len(self.is_category))
+        return total
 
     def nearest(self, a: Points, b: Points) -> Float:
         """Distance of each record of ``a`` to its nearest one in ``b``; takes at most 100 MiB."""
@@ -146,7 +136,9 @@ class FeatureSpace:
             distances, _ = cKDTree(b.numbers).query(a.numbers, k=[k], p=1)
             result: Float = distances[:, 0] / len(self.is_category)
             return result
-        return nearest_by_blocks(self.distances, a, b, to_others=to_others)
+        return nearest_by_blocks(
+            self.distances, a, b, to_others=to_others, block_bytes=CACHED_BYTES
+        )
 
     def _bounds(self, values: Float) -> tuple[Float, Float]:
         """Limits that touch infinite values only: an outlier keeps its distance."""
@@ -155,7 +147,13 @@ class FeatureSpace:
 
 
 def nearest_by_blocks(
-    distances: Callable[[Any, Any], Float], a: Any, b: Any, *, to_others: bool = False, k: int = 1
+    distances: Callable[[Any, Any], Float],
+    a: Any,
+    b: Any,
+    *,
+    to_others: bool = False,
+    k: int = 1,
+    block_bytes: int = BLOCK_BYTES,
 ) -> Float:
     """Distance of each point of ``a`` to its k-th nearest in ``b``, in a bounded amount of memory.
 
@@ -163,7 +161,7 @@ def nearest_by_blocks(
     points.
     """
     best = np.empty(len(a))
-    size = max(1, BLOCK_BYTES // (8 * len(b)))
+    size = max(1, block_bytes // (8 * len(b)))
     for start in range(0, len(a), size):
         rows = np.arange(start, min(start + size, len(a)))
         block = distances(a[rows], b)

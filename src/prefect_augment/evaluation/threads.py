@@ -8,8 +8,6 @@ from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["single_threaded"]
-
 _lock = threading.Lock()
 _blas_users = 0
 _blas_limit: Any = None

@@ -21,8 +21,6 @@ from prefect_augment.plan.priors import shares_of
 from prefect_augment.schema import Experiment, Recipe, StrategyScore
 from prefect_augment.storage import Store
 
-__all__ = ["audit_list", "counted_records", "has_doubted_labels", "with_doubted"]
-
 MOST_COMPARED = 20_000  # records whose nearest neighbours are looked for; all pairs are compared
 # Of planted errors of 2 % the predictions of the data as they are doubt 1.7 % and more, on three tables that without
 # them have at most 0.5 %. Where classes overlap they doubt more than this whatever the labels are.

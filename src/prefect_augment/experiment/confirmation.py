@@ -10,11 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Bool, Float
 from prefect_augment.encoding.arrays import Labelled, Matrix, Records
 from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
 from prefect_augment.evaluation.neighbours import FeatureSpace
@@ -45,8 +44,6 @@ from prefect_augment.schema import (
 )
 from prefect_augment.shards.staged import read_part
 from prefect_augment.storage import Stage, Store
-
-__all__ = ["LEAKS", "confirm", "refusal_reason", "without_comparison"]
 
 logger = logging.getLogger(__name__)
 
@@ -186,8 +183,8 @@ def without_comparison(plan: BalancePlan) -> tuple[Strategy, Verdict]:
     return strategy, verdict
 
 
-Requested = Mapping[str, dict[str, NDArray[np.float64]]]  # strategy -> estimator -> multipliers
-Predicted = dict[str, NDArray[np.float64]]
+Requested = Mapping[str, dict[str, Float]]  # strategy -> estimator -> multipliers
+Predicted = dict[str, Float]
 
 
 @dataclass(frozen=True)
@@ -201,7 +198,7 @@ class _Reading:
     run_seed: int
 
     @cached_property
-    def X(self) -> NDArray[Any]:
+    def X(self) -> Array:
         """The hold-out's records and after them the corrupted copies."""
         return np.concatenate([self.holdout.X, self.copies.X])
 
@@ -288,7 +285,7 @@ def _predict(
     if strategy.has_model and i:
         synthetic = evaluator.synthetic(rows, candidates=reading.candidates, seed=seed)
     proba: Predicted = {}
-    hits: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in requested}
+    hits: dict[str, list[Bool]] = {name: [] for name in requested}
     X = reading.X if requested else reading.X[:n]
     for estimator, p in evaluator.predictions(strategy, rows, X, synthetic=synthetic, seed=seed):
         proba[estimator] = p[:n].copy()  # a view would keep the copies' in memory
@@ -298,7 +295,7 @@ def _predict(
     return proba, {name: np.mean(per_estimator, axis=0) for name, per_estimator in hits.items()}
 
 
-def _over_seeds(values: list[NDArray[np.float64]], n_seeds: int) -> NDArray[np.float64]:
+def _over_seeds(values: list[Float], n_seeds: int) -> Float:
     """Stack the seeds' arrays; a single one is shown for all seeds without copies of it."""
     if len(values) == 1:
         return np.broadcast_to(values[0], (n_seeds, *values[0].shape))
@@ -343,7 +340,7 @@ def _leaks(data: Records, holdout: Records) -> tuple[str, ...]:
 
 def _multipliers(
     strategy: Strategy, classes: Sequence[str], scores: Sequence[StrategyScore], n_seeds: int
-) -> dict[str, NDArray[np.float64]]:
+) -> dict[str, Float]:
     """Thresholds that were tuned on validation records, the same for every seed."""
     tuned = next((s.thresholds for s in scores if s.strategy == strategy), {})
     return {

@@ -6,12 +6,12 @@ predictions of the estimators that it has trained.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Bool, Float, Int
 from prefect_augment.encoding.arrays import Matrix, Records, by_columns
 from prefect_augment.encoding.strata import NULL_TEXT
 from prefect_augment.encoding.values import plain
@@ -42,11 +42,6 @@ from prefect_augment.schema import (
     Strategy,
     Verdict,
 )
-
-__all__ = ["Copies", "Holdout", "corrupted_copies", "diagnose", "pairs_of"]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
 
 # Every estimator of every strategy and seed predicts the corrupted copies. This many records measure
 # balanced accuracy to half a point; with many classes or images, fewer keep arrays below 100 MiB.
@@ -83,9 +78,9 @@ class Copies:
 
     rows: Int  # (n_rows,) which records
     corruptions: tuple[Corruption, ...]
-    X: NDArray[Any]  # (n_corruptions * n_rows, ...), one corruption after the other
+    X: Array  # (n_corruptions * n_rows, ...), one corruption after the other
 
-    def hits(self, proba: Float, y: Int, multipliers: Float | None) -> NDArray[np.bool_]:
+    def hits(self, proba: Float, y: Int, multipliers: Float | None) -> Bool:
         """Whether each copy's class is predicted, shape (n_corruptions, n_rows); ``y`` is the hold-out's."""
         predicted = predict_classes(proba, multipliers).reshape(len(self.corruptions), -1)
         return np.asarray(predicted == y[self.rows])
@@ -245,7 +240,7 @@ def _sample_rows(n: int, most: int, *, seed: int) -> Int:
     return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
 
 
-def _rarest(y: Int, compared: NDArray[np.bool_]) -> list[int]:
+def _rarest(y: Int, compared: Bool) -> list[int]:
     """The rarest compared classes that occur; of two classes the rarer, since the other says the same."""
     counts = np.bincount(y, minlength=len(compared))
     occurring = np.flatnonzero(compared & (counts > 0))

@@ -1,4 +1,4 @@
-"""What differs between tables and images in a comparison, as a protocol.
+"""What differs between tables and images in a comparison.
 
 Scoring, filtering and the verdict are written once, over :class:`Evaluator`. Tables bring a
 :class:`~prefect_augment.experiment.table_evaluator.TableEvaluator`, images an
@@ -6,14 +6,15 @@ Scoring, filtering and the verdict are written once, over :class:`Evaluator`. Ta
 needs torch.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Float, Int
 from prefect_augment.encoding.arrays import (
     FilterOutcome,
     FilterRequest,
@@ -29,146 +30,102 @@ from prefect_augment.evaluation.metrics.measures import Measure
 from prefect_augment.evaluation.neighbours import Space
 from prefect_augment.params import Quality, RunParams
 from prefect_augment.registry import resolve_model
-from prefect_augment.schema import (
-    BalancePlan,
-    DatasetInfo,
-    EstimatorInfo,
-    Experiment,
-    Strategy,
-)
+from prefect_augment.schema import BalancePlan, DatasetInfo, EstimatorInfo, Experiment, Strategy
 from prefect_augment.shards.staged import read_shards
 from prefect_augment.storage import Store
 from prefect_augment.synthesis.soft_labels import SHARE
-
-__all__ = [
-    "Evaluator",
-    "FilterQuery",
-    "OfExperiment",
-    "Synthetic",
-    "best_first",
-    "chosen_measure",
-    "filter_request",
-    "groups_of",
-    "has_candidates",
-    "kept_synthetic",
-    "rarest_in_validation",
-    "score_folds",
-]
-
-Int = NDArray[np.int64]
 
 
 class Synthetic(NamedTuple):
     """Synthetic records for strategies, best first within a stratum."""
 
-    X: NDArray[Any]  # (n, ...)
+    X: Array  # (n, ...)
     strata: Int
-    shares: NDArray[np.float64] | None = None  # weights with soft labels; without, each counts 1
+    shares: Float | None = None  # weights with soft labels; without, each counts 1
 
 
-class Evaluator(Protocol):
+@dataclass(frozen=True)
+class Evaluator(ABC):
     """Records of one kind of data: reading, encoding, folds, training and filtering."""
 
-    @property
-    def experiment(self) -> Experiment:
-        """Records, plan and parameters of the comparison."""
-        ...
-
-    @property
-    def info(self) -> DatasetInfo:
-        """The staged dataset."""
-        ...
+    experiment: Experiment  # records, plan and parameters of the comparison
+    info: DatasetInfo  # the staged dataset
+    records: Records  # training and validation, sorted by key
 
     @property
     def plan(self) -> BalancePlan:
-        """Amounts per class."""
-        ...
-
-    @property
-    def records(self) -> Records:
-        """Training and validation, sorted by key."""
-        ...
-
-    @property
-    def estimators(self) -> tuple[str, ...]:
-        """Names of the classifiers that a strategy trains."""
-        ...
-
-    @property
-    def estimator_infos(self) -> dict[str, EstimatorInfo]:
-        """Package, version and digest of each of them, by name."""
-        ...
-
-    def try_estimators(self) -> None:
-        """Raise ParameterError for an estimator of the user's that fails on the first records."""
-        ...
-
-    def read(self, table: pa.Table) -> Records:
-        """Staged records of another part."""
-        ...
-
-    def encode(self, table: pa.Table) -> NDArray[Any]:
-        """The array form of records alone."""
-        ...
-
-    def folds(self, *, seed: int, has_candidates: bool) -> Int:
-        """Fold of each record whose predictions are scored; -1 for records that only train.
-
-        ``has_candidates``: a model's candidates are compared in this run.
-        """
-        ...
-
-    def is_fixed(self, strategy: Strategy) -> bool:
-        """Whether every seed trains the same estimators on the same records."""
-        ...
-
-    def synthetic(self, rows: Int, *, candidates: Synthetic | None, seed: int) -> Synthetic:
-        """Synthetic records for a strategy that trains on ``rows``, best first within a stratum.
-
-        ``candidates`` are those that the run's own model drew and the filter kept.
-        """
-        ...
-
-    def predictions(
-        self,
-        strategy: Strategy,
-        rows: Int,
-        X: NDArray[Any],
-        *,
-        synthetic: Synthetic | None,
-        seed: int,
-        step_share: float = 1.0,
-    ) -> Iterator[tuple[str, NDArray[np.float64]]]:
-        """Train each estimator on the strategy made of ``rows``; yield its name and probabilities of ``X``.
-
-        ``step_share`` is the share of the steps that an estimator trains for, if it trains in
-        steps.
-        """
-        ...
-
-    def plain_space(self, X: NDArray[Any]) -> Space:
-        """A space of distances that does not depend on which records trained anything."""
-        ...
-
-    def filter(self, query: "FilterQuery") -> FilterOutcome:
-        """Check candidates against real records."""
-        ...
-
-
-class OfExperiment:
-    """What an evaluator takes from its experiment."""
-
-    experiment: Experiment
-
-    @property
-    def plan(self) -> BalancePlan:
-        """The experiment's plan."""
+        """The experiment's plan: amounts per class."""
         return self.experiment.plan
 
     @property
     def params(self) -> RunParams:
         """The experiment's parameters."""
         return self.experiment.params
+
+    @property
+    @abstractmethod
+    def estimators(self) -> tuple[str, ...]:
+        """Names of the classifiers that a strategy trains."""
+
+    @property
+    @abstractmethod
+    def estimator_infos(self) -> dict[str, EstimatorInfo]:
+        """Package, version and digest of each of them, by name."""
+
+    @abstractmethod
+    def try_estimators(self) -> None:
+        """Raise ParameterError for an estimator of the user's that fails on the first records."""
+
+    @abstractmethod
+    def read(self, table: pa.Table) -> Records:
+        """Staged records of another part."""
+
+    @abstractmethod
+    def encode(self, table: pa.Table) -> Array:
+        """The array form of records alone."""
+
+    @abstractmethod
+    def folds(self, *, seed: int, has_candidates: bool) -> Int:
+        """Fold of each record whose predictions are scored; -1 for records that only train.
+
+        ``has_candidates``: a model's candidates are compared in this run.
+        """
+
+    @abstractmethod
+    def is_fixed(self, strategy: Strategy) -> bool:
+        """Whether every seed trains the same estimators on the same records."""
+
+    @abstractmethod
+    def synthetic(self, rows: Int, *, candidates: Synthetic | None, seed: int) -> Synthetic:
+        """Synthetic records for a strategy that trains on ``rows``, best first within a stratum.
+
+        ``candidates`` are those that the run's own model drew and the filter kept.
+        """
+
+    @abstractmethod
+    def predictions(
+        self,
+        strategy: Strategy,
+        rows: Int,
+        X: Array,
+        *,
+        synthetic: Synthetic | None,
+        seed: int,
+        step_share: float = 1.0,
+    ) -> Iterator[tuple[str, Float]]:
+        """Train each estimator on the strategy made of ``rows``; yield its name and probabilities of ``X``.
+
+        ``step_share`` is the share of the steps that an estimator trains for, if it trains in
+        steps.
+        """
+
+    @abstractmethod
+    def plain_space(self, X: Array) -> Space:
+        """A space of distances that does not depend on which records trained anything."""
+
+    @abstractmethod
+    def filter(self, query: "FilterQuery") -> FilterOutcome:
+        """Check candidates against real records."""
 
 
 def kept_synthetic(
@@ -275,9 +232,7 @@ def filter_request(
     )
 
 
-def best_first(
-    outcome: FilterOutcome, strata: NDArray[np.int64], ordinals: NDArray[np.int64], quality: Quality
-) -> NDArray[np.int64]:
+def best_first(outcome: FilterOutcome, strata: Int, ordinals: Int, quality: Quality) -> Int:
     """Kept candidates by stratum and rank, so that a smaller amount is a prefix of a larger one."""
     # With soft labels all scores are 0, and the ordinals decide.
     first = -outcome.score if quality.purpose == "utility" else np.zeros(len(ordinals))

@@ -7,8 +7,6 @@ from prefect_augment.schema import Experiment
 from prefect_augment.shards.staged import load_info
 from prefect_augment.storage import Store
 
-__all__ = ["open_evaluator"]
-
 
 def open_evaluator(store: Store, experiment: Experiment) -> Evaluator:
     """The evaluator of an experiment; MissingExtraError for images without torch or Pillow."""

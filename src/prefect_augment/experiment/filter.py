@@ -4,18 +4,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Int
 from prefect_augment.encoding.arrays import Labelled, Matrix
 from prefect_augment.experiment.evaluator import Evaluator, FilterQuery, best_first
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.params import Quality
-from prefect_augment.schema import ClassFilter, DatasetRef, Experiment, FilterResult
+from prefect_augment.schema import DatasetRef, Experiment, FilterResult
 from prefect_augment.shards.staged import load_info, read_shards, write_candidates
 from prefect_augment.storage import Stage, Store
-from prefect_augment.synthesis.soft_labels import expand, expanded_rows, share_sums
-
-__all__ = ["filter_candidates", "unfiltered"]
+from prefect_augment.synthesis.soft_labels import expand, expanded_rows, learn, share_sums
 
 
 def filter_candidates(experiment: Experiment, candidates: DatasetRef, store: Store) -> FilterResult:
@@ -95,13 +93,14 @@ def _nothing_to_filter(stage: Stage, quality: Quality) -> FilterResult:
 
 
 def _with_soft_labels(
-    kept: pa.Table, strata: NDArray[np.int64], evaluator: Evaluator, seed: int
+    kept: pa.Table, strata: Int, evaluator: Evaluator, seed: int
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Kept records with one row per likely class, and the fields for the result."""
     data = evaluator.records
     assert isinstance(data, Matrix)
     training = np.flatnonzero(~data.is_validation)
-    soft_labels = expand(data, evaluator.plan, training, evaluator.encode(kept), strata, seed=seed)
+    X, ensemble = evaluator.encode(kept), learn(data, training, seed=seed)
+    soft_labels = expand(data, evaluator.plan, training, X, strata, ensemble)
     rows = expanded_rows(kept, data, soft_labels)
     # A row's rank is its place within its stratum.
     counts = np.bincount(soft_labels.strata, minlength=len(data.strata_names))
@@ -117,22 +116,3 @@ def _with_soft_labels(
         "shares": share_sums(soft_labels.strata, soft_labels.shares, data.strata_names),
         "notes": (note,),
     }
-
-
-def unfiltered(candidates: DatasetRef, store: Store) -> FilterResult:
-    """Sampled records as if all of them had passed, with a note that nothing was checked."""
-    info = load_info(candidates, store)
-    return FilterResult(
-        root=store.uri,
-        path=candidates.path,
-        key=candidates.key,
-        purpose="faithful",
-        classes=tuple(
-            ClassFilter(name=name, n_candidates=n, n_passed=n, n_kept=n, reasons={}, metrics={})
-            for name, n in candidates.class_counts.items()
-        ),
-        kept=info.shards,
-        dropped=(),
-        feature_space="",
-        notes=("The synthetic records are published without being filtered.",),
-    )

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from threading import RLock
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Bool, Float, Float32, Images, Int
 from prefect_augment.augmentation.image_policy import ImagePolicy
 from prefect_augment.encoding.arrays import (
     FilterOutcome,
@@ -42,8 +41,8 @@ from prefect_augment.evaluation.classifiers.linear_probe import fit_probe
 from prefect_augment.evaluation.classifiers.own_estimator import estimator_infos, make_network
 from prefect_augment.evaluation.quality.image_filter import ShiftSpace, filter_images
 from prefect_augment.experiment.evaluator import (
+    Evaluator,
     FilterQuery,
-    OfExperiment,
     Synthetic,
     filter_request,
     score_folds,
@@ -51,7 +50,7 @@ from prefect_augment.experiment.evaluator import (
 from prefect_augment.experiment.training_set import drawn_training_set
 from prefect_augment.loading.encoder import FeatureEncoder, staged_encoder
 from prefect_augment.nn.machine import classifier_size
-from prefect_augment.params import Classic, Evaluation, OwnEstimator
+from prefect_augment.params import Classic, Evaluation
 from prefect_augment.params.keys import step_key
 from prefect_augment.plan.priors import smoothing_by_class
 from prefect_augment.schema import (
@@ -67,18 +66,14 @@ from prefect_augment.schema import (
 from prefect_augment.split.ledger_io import split_clusters
 from prefect_augment.storage import Stage, Store
 
-__all__ = ["ESTIMATOR", "RANGES", "ImageEvaluator", "open_evaluator"]
-
 logger = logging.getLogger(__name__)
 
-Int = NDArray[np.int64]
-Images = NDArray[np.uint8]
 
 ESTIMATOR = "convolutional"
 # Presets of the written policy (augmentation.images.PRESETS) as the batched transform has them.
 RANGES = {"safe": ClassicRanges()}
 # Features of the images of the latest runs, by the digest of the pixels that the comparison has.
-_features: OrderedDict[tuple[str, str, str, EncoderInfo], dict[bytes, NDArray[np.float32]]]
+_features: OrderedDict[tuple[str, str, str, EncoderInfo], dict[bytes, Float32]]
 _features = OrderedDict()
 _features_lock = RLock()
 MAX_RECENT = 2
@@ -111,10 +106,6 @@ def _change(classic: Classic, strategy: Strategy) -> Callable[[Images, Int], Ima
     return change
 
 
-def _make_own(own: OwnEstimator, n_classes: int, size: int, channels: int) -> Any:
-    return make_network(own, n_classes=n_classes, size=size, channels=channels)
-
-
 def open_evaluator(store: Store, info: DatasetInfo, experiment: Experiment) -> "ImageEvaluator":
     """The evaluator of staged images."""
     if info.image is None:
@@ -131,18 +122,15 @@ def open_evaluator(store: Store, info: DatasetInfo, experiment: Experiment) -> "
         return _to_records(table, store, info, image, plan, is_validation)
 
     records = recent(store, info, plan, read)
-    return ImageEvaluator(store, experiment, info, image, records)
+    return ImageEvaluator(experiment, info, records, store, image)
 
 
 @dataclass(frozen=True)
-class ImageEvaluator(OfExperiment):
-    """See :class:`~prefect_augment.experiment.evaluator.Evaluator`."""
+class ImageEvaluator(Evaluator):
+    """Squares of pixels, compared by a convolutional classifier or the user's networks."""
 
     store: Store
-    experiment: Experiment
-    info: DatasetInfo
     image: ImageInfo
-    records: Records
 
     @property
     def estimators(self) -> tuple[str, ...]:
@@ -172,7 +160,7 @@ class ImageEvaluator(OfExperiment):
         """What makes each network, by its name; None for the built-in one."""
         networks: dict[str, MakeNetwork | None] = {}
         for own in self.params.evaluation.own_estimators:
-            networks[own.title] = partial(_make_own, own)
+            networks[own.title] = partial(make_network, own)
         return networks or {ESTIMATOR: None}
 
     def read(self, table: pa.Table) -> Records:
@@ -190,7 +178,7 @@ class ImageEvaluator(OfExperiment):
         params = self.params.encoder
         return staged_encoder(params, self.store) if params.uri else None
 
-    def features(self, X: Images) -> NDArray[np.float32]:
+    def features(self, X: Images) -> Float32:
         """Features of images, shape (n, n_features), each computed once.
 
         Those of records come from their files; those of other images, such as corrupted copies, from these pixels.
@@ -205,7 +193,7 @@ class ImageEvaluator(OfExperiment):
             return np.stack([known[d] for d in digests])
 
     @property
-    def _known(self) -> dict[bytes, NDArray[np.float32]]:
+    def _known(self) -> dict[bytes, Float32]:
         """The features so far, at first those of training and validation; under the lock."""
         encoder, info = self.encoder, self.info
         assert encoder is not None
@@ -256,12 +244,12 @@ class ImageEvaluator(OfExperiment):
         self,
         strategy: Strategy,
         rows: Int,
-        X: NDArray[Any],
+        X: Array,
         *,
         synthetic: Synthetic | None,
         seed: int,
         step_share: float = 1.0,
-    ) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    ) -> Iterator[tuple[str, Float]]:
         """Train the classifier on draws from the strategy's training set."""
         data = self.records
         drawn = drawn_training_set(
@@ -314,7 +302,7 @@ class ImageEvaluator(OfExperiment):
             )
             yield name, estimator.predict_proba(X)
 
-    def plain_space(self, X: NDArray[Any]) -> ShiftSpace:
+    def plain_space(self, X: Array) -> ShiftSpace:
         """Pixels: features of a network trained on the training records would tell them from validation."""
         return ShiftSpace()
 
@@ -329,10 +317,10 @@ class ImageEvaluator(OfExperiment):
             data.labelled(query.training),
             data.labelled(query.validation),
             query.candidates,
+            filter_request(data, self.plan, self.params.quality, query),
             steps=self.plan.classifier_steps,
             device=self.params.budget.device,
             encoder=self.encoder,
-            **filter_request(data, self.plan, self.params.quality, query),
         )
 
 
@@ -342,7 +330,7 @@ def _to_records(
     info: DatasetInfo,
     image: ImageInfo,
     plan: BalancePlan,
-    is_validation: NDArray[np.bool_] | None,
+    is_validation: Bool | None,
 ) -> Records:
     shared = shared_fields(table, info=info, plan=plan, is_validation=is_validation)
     if shared["groups"] is None:

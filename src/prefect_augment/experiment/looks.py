@@ -12,15 +12,7 @@ from prefect_augment.evaluation.verdict.alpha_spending import spent_alpha
 from prefect_augment.params.keys import canonical_json
 from prefect_augment.schema import DatasetInfo, Look, Result
 from prefect_augment.split.ledger_io import holdout_entries
-from prefect_augment.storage import (
-    Store,
-    list_versions,
-    read_manifest,
-    read_result,
-    sha256_hex,
-)
-
-__all__ = ["Looks"]
+from prefect_augment.storage import Store, list_versions, read_manifest, read_result, sha256_hex
 
 _MAX_ATTEMPTS = 100
 

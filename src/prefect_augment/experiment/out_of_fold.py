@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Float, Int
 from prefect_augment.encoding.arrays import N_FOLDS, Records
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.metrics.measures import Measure
@@ -30,19 +30,7 @@ from prefect_augment.plan.strategies import as_trained
 from prefect_augment.schema import Experiment, MeasureInfo, Result, Strategy, StrategyScore
 from prefect_augment.storage import Stage, Store
 
-__all__ = [
-    "Predictions",
-    "cross_fitted",
-    "evidence",
-    "folds_of",
-    "out_of_fold",
-    "predict",
-    "read",
-    "score_key",
-    "scored_rows",
-]
-
-Predictions = dict[str, NDArray[np.float64]]  # estimator -> probabilities, shape (n, n_classes)
+Predictions = dict[str, Float]  # estimator -> probabilities, shape (n, n_classes)
 
 
 def score_key(
@@ -58,12 +46,12 @@ def score_key(
 def out_of_fold(
     evaluator: Evaluator,
     strategies: Sequence[Strategy],
-    folds: NDArray[np.int64],
+    folds: Int,
     *,
     candidates: Synthetic | None,
     seed: int,
     step_share: float = 1.0,
-    draw: Callable[[NDArray[np.int64], int], Synthetic] | None = None,
+    draw: Callable[[Int, int], Synthetic] | None = None,
 ) -> list[Predictions]:
     """Each strategy's out-of-fold probabilities.
 
@@ -80,13 +68,12 @@ def out_of_fold(
         train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         synthetic = None
         if strategies[0].has_model:
-            inner = seed * 100 + fold
             synthetic = (
-                draw(train, inner)
+                draw(train, seed)
                 if draw
-                else evaluator.synthetic(train, candidates=candidates, seed=inner)
+                else evaluator.synthetic(train, candidates=candidates, seed=seed)
             )
-        done: dict[Strategy, dict[str, NDArray[np.float64]]] = {}
+        done: dict[Strategy, dict[str, Float]] = {}
         for strategy, out in zip(strategies, predictions, strict=True):
             plain = as_trained(strategy)
             if plain not in done:
@@ -136,12 +123,12 @@ def predict(evaluator: Evaluator, strategy: Strategy, own: int, store: Store) ->
     return stage.run(_Predicted, build).path
 
 
-def folds_of(evaluator: Evaluator, own: int) -> NDArray[np.int64]:
+def folds_of(evaluator: Evaluator, own: int) -> Int:
     """Fold of each record under a seed; -1 for records that only train."""
     return evaluator.folds(seed=own, has_candidates=has_candidates(evaluator.experiment))
 
 
-def read(evaluator: Evaluator, path: str, folds: NDArray[np.int64], store: Store) -> Predictions:
+def read(evaluator: Evaluator, path: str, folds: Int, store: Store) -> Predictions:
     """Probabilities by estimator, (n_records, n_classes); NaN for records that only train."""
     data, loaded = evaluator.records, np.load(io.BytesIO(store.read(path)), allow_pickle=False)
     predicted = {}
@@ -153,11 +140,11 @@ def read(evaluator: Evaluator, path: str, folds: NDArray[np.int64], store: Store
 
 def _of_strategy(
     evaluator: Evaluator, scores: Sequence[StrategyScore], store: Store
-) -> tuple[NDArray[np.int64], StrategyPredictions]:
+) -> tuple[Int, StrategyPredictions]:
     """What one strategy predicted with each of its seeds, and the rows of the compared records."""
     data, strategy, measure = evaluator.records, scores[0].strategy, chosen_measure(evaluator)
-    proba: dict[str, list[NDArray[np.float64]]] = {}
-    tuned: dict[str, list[NDArray[np.float64]]] = {}
+    proba: dict[str, list[Float]] = {}
+    tuned: dict[str, list[Float]] = {}
     for score in scores:
         folds = folds_of(evaluator, evaluator.experiment.params.seed * 1000 + score.seed)
         rows = scored_rows(data, folds)
@@ -171,18 +158,18 @@ def _of_strategy(
     return rows, StrategyPredictions(strategy, stacked, multipliers)
 
 
-def scored_rows(data: Records, folds: NDArray[np.int64]) -> NDArray[np.int64]:
+def scored_rows(data: Records, folds: Int) -> Int:
     """Rows of the compared records that are predicted."""
     return np.flatnonzero((folds >= 0) & data.compared[data.y])
 
 
 def cross_fitted(
     data: Records,
-    proba: NDArray[np.float64],
-    rows: NDArray[np.int64],
+    proba: Float,
+    rows: Int,
     seed: int,
     measure: Measure,
-) -> NDArray[np.float64]:
+) -> Float:
     """Multipliers of each record that were tuned without it, shape (n_rows, n_classes)."""
     y = data.y[rows]
     inner = stratified_folds(
@@ -191,13 +178,13 @@ def cross_fitted(
     return cross_fitted_multipliers(y, proba, inner, data.compared, measure)
 
 
-def _as_bytes(values: NDArray[np.float64]) -> bytes:
+def _as_bytes(values: Float) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, values.astype(np.float32), allow_pickle=False)
     return buffer.getvalue()
 
 
-def _the_same(synthetic: Synthetic, rows: NDArray[np.int64], seed: int) -> Synthetic:
+def _the_same(synthetic: Synthetic, rows: Int, seed: int) -> Synthetic:
     return synthetic
 
 

@@ -23,11 +23,9 @@ from prefect_augment.schema import (
     Records,
     ShardInfo,
 )
-from prefect_augment.shards.parquet import label_names
+from prefect_augment.shards.base import label_names
 from prefect_augment.shards.staged import load_info, read_shards
 from prefect_augment.storage import Stage, Store
-
-__all__ = ["measure", "measure_external", "stored_privacy"]
 
 # Records of a class and side: with 2,000 the interval is three points wide. Images take longer.
 MAX_REAL: dict[Modality, int] = {"table": 2000, "image": 500}

@@ -4,16 +4,13 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Float, Int
 from prefect_augment.evaluation.metrics.measures import Measure
 from prefect_augment.evaluation.metrics.scores import predict_classes, score_predictions
 from prefect_augment.evaluation.metrics.thresholds import tune_multipliers
 from prefect_augment.evaluation.verdict.selection import choose_strategy
-from prefect_augment.experiment.evaluator import (
-    Evaluator,
-    chosen_measure,
-)
+from prefect_augment.experiment.evaluator import Evaluator, chosen_measure
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.out_of_fold import (
     Predictions,
@@ -34,8 +31,6 @@ from prefect_augment.schema import (
     Verdict,
 )
 from prefect_augment.storage import Stage, Store
-
-__all__ = ["choose", "published_strategy", "score", "score_predicted"]
 
 
 def score(experiment: Experiment, strategy: Strategy, seed: int, store: Store) -> StrategyScore:
@@ -99,7 +94,7 @@ def score_predicted(
     evaluator: Evaluator,
     strategy: Strategy,
     predictions: Predictions,
-    folds: NDArray[np.int64],
+    folds: Int,
     *,
     seed: int,
     measure: Measure,
@@ -142,10 +137,10 @@ def score_predicted(
 
 def _on_each(
     measure: Measure,
-    y: NDArray[np.int64],
-    proba: NDArray[np.float64],
-    decided: NDArray[np.int64],
-    folds: NDArray[np.int64],
+    y: Int,
+    proba: Float,
+    decided: Int,
+    folds: Int,
 ) -> list[float]:
     """The measure, higher being better, on each fold where it is defined; empty for a single fold."""
     numbers = np.unique(folds)

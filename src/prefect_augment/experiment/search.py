@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Int
 from prefect_augment.evaluation.verdict.selection import scale_of, tie_width
 from prefect_augment.experiment.evaluator import (
     Evaluator,
@@ -43,17 +43,6 @@ from prefect_augment.schema import (
 )
 from prefect_augment.storage import Stage, Store
 from prefect_augment.synthesis.training_budget import effective_budget
-
-__all__ = [
-    "N_FINALISTS",
-    "best_kind",
-    "best_settings",
-    "finalists",
-    "pilot",
-    "rung",
-    "survivors",
-    "with_choice",
-]
 
 N_FINALISTS = 2  # strategies that are scored with all seeds, beside as is
 
@@ -108,7 +97,7 @@ def _pilot(
     return _Pilots(scores=tuple(s.model_copy(update={"seconds": seconds}) for s in scores))
 
 
-def _draw(evaluator: Evaluator, budget: Budget, rows: NDArray[np.int64], seed: int) -> Synthetic:
+def _draw(evaluator: Evaluator, budget: Budget, rows: Int, seed: int) -> Synthetic:
     assert isinstance(evaluator, TableEvaluator)
     return draw_synthetic(evaluator, rows, seed=seed, budget=budget)
 

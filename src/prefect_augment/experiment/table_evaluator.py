@@ -8,15 +8,15 @@ only: image models take too long.)
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Float, Int
 from prefect_augment.encoding.arrays import (
     N_FOLDS,
     SMALL_VALIDATION,
@@ -33,15 +33,11 @@ from prefect_augment.evaluation.classifiers.own_estimator import estimator_infos
 from prefect_augment.evaluation.classifiers.tree_ensembles import fit_named
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.neighbours import FeatureSpace
-from prefect_augment.evaluation.quality.label_audit import (
-    LabelAudit,
-    audit_labels,
-    clean_weights,
-)
+from prefect_augment.evaluation.quality.label_audit import LabelAudit, audit_labels, clean_weights
 from prefect_augment.evaluation.quality.table_filter import filter_table
 from prefect_augment.experiment.evaluator import (
+    Evaluator,
     FilterQuery,
-    OfExperiment,
     Synthetic,
     best_first,
     filter_request,
@@ -62,21 +58,11 @@ from prefect_augment.storage.keys import hash_ids
 from prefect_augment.synthesis.draw import candidate_seeds
 from prefect_augment.synthesis.model_store import table_spec
 from prefect_augment.synthesis.rejection import Rules, draw_kept
-from prefect_augment.synthesis.soft_labels import (
-    Ensemble,
-    expand,
-    learn,
-    out_of_fold,
-    relabel,
-)
+from prefect_augment.synthesis.soft_labels import Ensemble, expand, learn, out_of_fold, relabel
 from prefect_augment.synthesis.subsample import sample_rows
 from prefect_augment.synthesis.train import fit_model
 from prefect_augment.synthesis.training_budget import effective_budget
 
-__all__ = ["TableEvaluator", "audit_table", "draw_synthetic", "open_evaluator"]
-
-
-Int = NDArray[np.int64]
 T = TypeVar("T")
 
 # Families that add no record: they give every seed the same training set.
@@ -91,11 +77,9 @@ def open_evaluator(store: Store, info: DatasetInfo, experiment: Experiment) -> "
 
 
 @dataclass(frozen=True)
-class TableEvaluator(OfExperiment):
-    """See :class:`~prefect_augment.experiment.evaluator.Evaluator`."""
+class TableEvaluator(Evaluator):
+    """Matrices, compared by the estimators in ``evaluation.estimators``."""
 
-    experiment: Experiment
-    info: DatasetInfo
     records: Matrix
 
     @property
@@ -121,9 +105,9 @@ class TableEvaluator(OfExperiment):
     def _fit(
         self,
         requested: EstimatorName | OwnEstimator,
-        X: NDArray[np.float64],
+        X: Float,
         y: Int,
-        weights: NDArray[np.float64] | None,
+        weights: Float | None,
         seed: int,
         *,
         step_share: float,
@@ -142,9 +126,7 @@ class TableEvaluator(OfExperiment):
             step_share=step_share,
         )
 
-    def _fit_own(
-        self, own: OwnEstimator, X: NDArray[np.float64], y: Int, weights: Any, seed: int
-    ) -> Estimator:
+    def _fit_own(self, own: OwnEstimator, X: Float, y: Int, weights: Any, seed: int) -> Estimator:
         encoder, labels = self.records.encoder, self.records.encoder.labels(self.records.classes)
         decode = encoder.decode_learnt
         return fit_own(own, X, y, weights=weights, decode=decode, labels=labels, seed=seed)
@@ -171,7 +153,7 @@ class TableEvaluator(OfExperiment):
         """Staged records of another part, by the encoder of training and validation."""
         return to_matrix(table, info=self.info, plan=self.plan, encoder=self.records.encoder)
 
-    def encode(self, table: pa.Table) -> NDArray[np.float64]:
+    def encode(self, table: pa.Table) -> Float:
         """The matrix form."""
         return self.records.encoder.encode(table)
 
@@ -210,12 +192,12 @@ class TableEvaluator(OfExperiment):
         self,
         strategy: Strategy,
         rows: Int,
-        X: NDArray[Any],
+        X: Array,
         *,
         synthetic: Synthetic | None,
         seed: int,
         step_share: float = 1.0,
-    ) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    ) -> Iterator[tuple[str, Float]]:
         """Fit each estimator on the strategy's training set."""
         data, labels = self.records, None
         if strategy.family in ("soft_labels", "ensemble"):
@@ -255,14 +237,14 @@ class TableEvaluator(OfExperiment):
             members = [fit(training.X[bag], y[bag], None, seed + i) for i, bag in enumerate(drawn)]
             yield name, Bagged(tuple(members)).predict_proba(X)
 
-    def plain_space(self, X: NDArray[np.float64]) -> FeatureSpace:
+    def plain_space(self, X: Float) -> FeatureSpace:
         """The filter's distance, scaled by these records."""
         return FeatureSpace.of(X, self.records.is_category)
 
     def filter(self, query: FilterQuery) -> FilterOutcome:
         """Distances over the columns, labels by boosting, domains by the encoder."""
         data = self.records
-        options = filter_request(data, self.plan, self.params.quality, query)
+        request = filter_request(data, self.plan, self.params.quality, query)
         X, codes = query.candidates.X, query.candidates.stratum
         strata = [data.strata_names[k] for k in codes]
         # A record that breaks a constraint is outside the domain; external records may do that.
@@ -271,16 +253,15 @@ class TableEvaluator(OfExperiment):
             data.is_category,
             min_records=self.params.quality.min_level_records,
         )
-        options["in_domain"] = data.encoder.in_domain(
-            X, may_miss=rare.without_level
-        ) & self.rules.hold_in(data.encoder, X, strata)
+        in_domain = data.encoder.in_domain(X, may_miss=rare.without_level)
+        in_domain &= self.rules.hold_in(data.encoder, X, strata)
         return filter_table(
             data.labelled(query.training),
             data.labelled(query.validation),
             query.candidates,
+            replace(request, in_domain=in_domain),
             is_category=data.is_category,
             n_levels=data.n_levels,
-            **options,
         )
 
 
@@ -307,7 +288,7 @@ def _remembered(key: str, make: Callable[[], T]) -> T:
 
 
 def learn_ensemble(evaluator: TableEvaluator, rows: Int, *, seed: int) -> Ensemble:
-    """The ensemble that gives soft labels, fitted on some rows."""
+    """The ensemble that gives soft labels to drawn and real records, fitted on some rows."""
     key = f"ensemble {_key(evaluator, rows, seed, None)}"
     return _remembered(key, lambda: learn(evaluator.records, rows, seed=seed))
 
@@ -316,7 +297,7 @@ def audit_table(evaluator: TableEvaluator, rows: Int, *, seed: int) -> LabelAudi
     """The audit of the labels of some rows, ascending, by an ensemble that is fitted on them alone."""
     data = evaluator.records
 
-    def predict(weights: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    def predict(weights: Float | None) -> Float:
         if weights is None:
             return out_of_fold(data, rows, learn_ensemble(evaluator, rows, seed=seed))
         return out_of_fold(data, rows, learn(data, rows, seed=seed + 1, weights=weights))
@@ -326,7 +307,7 @@ def audit_table(evaluator: TableEvaluator, rows: Int, *, seed: int) -> LabelAudi
 
 
 def draw_synthetic(
-    evaluator: TableEvaluator, rows: NDArray[np.int64], *, seed: int, budget: Budget | None = None
+    evaluator: TableEvaluator, rows: Int, *, seed: int, budget: Budget | None = None
 ) -> Synthetic:
     """Fit the model on some rows, draw records in matrix form, and keep those that pass the filter.
 
@@ -336,9 +317,7 @@ def draw_synthetic(
     return _remembered(key, lambda: _draw_synthetic(evaluator, rows, seed=seed, budget=budget))
 
 
-def _key(
-    evaluator: TableEvaluator, rows: NDArray[np.int64], seed: int, budget: Budget | None
-) -> str:
+def _key(evaluator: TableEvaluator, rows: Int, seed: int, budget: Budget | None) -> str:
     """A name of all that the draws depend on."""
     keys = "".join(evaluator.records.keys[rows].tolist()).encode()
     digest = hashlib.sha256(keys).hexdigest()
@@ -348,7 +327,7 @@ def _key(
 
 
 def _draw_synthetic(
-    evaluator: TableEvaluator, rows: NDArray[np.int64], *, seed: int, budget: Budget | None
+    evaluator: TableEvaluator, rows: Int, *, seed: int, budget: Budget | None
 ) -> Synthetic:
     data = evaluator.records
     fold = stratified_folds(
@@ -392,7 +371,9 @@ def _draw_synthetic(
     X, strata = candidates.X[order], candidates.stratum[order]
     if not evaluator.plan.soft_labels:
         return Synthetic(X, strata)
-    rows_per_class = expand(data, evaluator.plan, training, X, strata, seed=seed)
+    # None of these rows is predicted, so their ensemble serves the audit and the real records' labels too.
+    ensemble = learn_ensemble(evaluator, rows, seed=seed)
+    rows_per_class = expand(data, evaluator.plan, training, X, strata, ensemble)
     return Synthetic(X[rows_per_class.rows], rows_per_class.strata, rows_per_class.shares)
 
 

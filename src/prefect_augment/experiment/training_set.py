@@ -14,8 +14,6 @@ from prefect_augment.plan.strategies import Wanted, wanted_records
 from prefect_augment.schema import BalancePlan, Strategy
 from prefect_augment.synthesis.soft_labels import Expansion, share_sums
 
-__all__ = ["DrawnSet", "TrainingSet", "build_training_set", "drawn_training_set", "wanted_with"]
-
 
 @dataclass(frozen=True)
 class TrainingSet:

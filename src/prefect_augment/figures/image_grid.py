@@ -12,21 +12,8 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from prefect_augment.array_types import Pixels
 from prefect_augment.figures.style import MAX_BYTES, drawable, font_path
-
-__all__ = [
-    "CELL",
-    "N_COLUMNS",
-    "ROW_HEIGHT",
-    "ROW_TITLES",
-    "Images",
-    "code_images",
-    "heat_images",
-    "rows_sheet",
-    "sheet",
-    "shown_name",
-    "strip_sheet",
-]
 
 N_COLUMNS = 8  # on a phone each is still 40 pixels wide
 CELL = 112  # pixels: a whole multiple of 8, 14, 16 and 28
@@ -49,7 +36,6 @@ _ABOVE, _BELOW = _TEXT + 14, 14  # of a row of images
 ROW_HEIGHT = _ABOVE + CELL + _BELOW
 _INK, _MUTED, _BORDER = (28, 36, 48), (91, 101, 114), (214, 219, 225)
 
-Pixels = NDArray[np.uint8]  # (height, width, channels)
 Images = NDArray[np.uint8] | Sequence[Pixels]
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Float
 from prefect_augment.figures.style import (
     BLUE,
     FONT,
@@ -29,8 +29,6 @@ from prefect_augment.figures.style import (
 )
 from prefect_augment.schema import class_order
 
-__all__ = ["Cloud", "Scores", "cloud_chart", "scores_chart"]
-
 N_BINS = 60
 # Of the scores on the axis: a few records may be larger by orders of magnitude.
 SHOWN_QUANTILE = 0.995
@@ -43,7 +41,7 @@ _NAME_WIDTH = 10.0
 class Cloud:
     """Vectors in a plane."""
 
-    points: Mapping[str, NDArray[np.float64]]  # some records of each class, (n, 2)
+    points: Mapping[str, Float]  # some records of each class, (n, 2)
     share: float  # of the variance of all vectors, in [0, 1]
 
 
@@ -51,9 +49,9 @@ class Cloud:
 class Scores:
     """Anomaly scores."""
 
-    normal_validation: NDArray[np.float64]  # (n,) behind the threshold
-    known: NDArray[np.float64]  # of all records of the classes that the model knows
-    other: NDArray[np.float64]  # of all other records; may be empty
+    normal_validation: Float  # (n,) behind the threshold
+    known: Float  # of all records of the classes that the model knows
+    other: Float  # of all other records; may be empty
     threshold: float
 
 
@@ -125,7 +123,7 @@ def scores_chart(scores: Scores) -> bytes:
     return png_bytes(figure)
 
 
-def _heights(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
+def _heights(values: Float, edges: Float) -> Float:
     counts = np.histogram(values, edges)[0]
-    heights: NDArray[np.float64] = counts / max(1, len(values))
+    heights: Float = counts / max(1, len(values))
     return heights

@@ -18,31 +18,6 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
 from PIL import Image
 
-__all__ = [
-    "BLUE",
-    "FONT",
-    "GREEN",
-    "GREY",
-    "GRID",
-    "INK",
-    "MAX_BYTES",
-    "MUTED",
-    "ORANGE",
-    "WIDTH",
-    "YELLOW",
-    "add_legend",
-    "axis_label",
-    "bar_mark",
-    "dot_mark",
-    "drawable",
-    "ems",
-    "font_path",
-    "frame",
-    "line_mark",
-    "log_ticks",
-    "png_bytes",
-]
-
 MAX_BYTES = 200_000  # an artifact's picture may not be larger (DESIGN §9)
 DOTS_PER_INCH = (200, 150, 100, 72)  # the first that keeps a picture small enough
 WIDTH = 4.7  # inches: one column on a phone, half a page on a desktop

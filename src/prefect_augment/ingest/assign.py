@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Bool, Int, Int8, Int32
 from prefect_augment.encoding.labels import check_classes, class_names, label_text
 from prefect_augment.encoding.record_ids import real_ids
 from prefect_augment.errors import InputError
@@ -22,26 +22,18 @@ from prefect_augment.ingest.validate import Candidates
 from prefect_augment.ingest.validate_images import Traits, image_info
 from prefect_augment.params import Source
 from prefect_augment.schema import ImageInfo
-from prefect_augment.split.assignment import (
-    Assignment,
-    Ledger,
-    LedgerMatch,
-    RecordSplit,
-    Shares,
-    assign,
-)
-from prefect_augment.split.ledger import LedgerSpill
+from prefect_augment.split.assignment import assign
+from prefect_augment.split.ledger import Assignment, Ledger, LedgerSpill
 from prefect_augment.split.near_split import (
     NearClusters,
     assign_clusters,
     count_near,
     find_clusters,
 )
+from prefect_augment.split.record_split import LedgerMatch, RecordSplit, Shares
 from prefect_augment.storage.external_sort import bin_of
 from prefect_augment.storage.keys import KEY, Coded, group_ids, ranks_within, shared_names
 from prefect_augment.storage.spill import give_back
-
-__all__ = ["REASONS", "Decision", "Piece", "numbers_within"]
 
 #: Why valid records are left out.
 REASONS = ("", "in hold-out", "bridge")
@@ -53,10 +45,10 @@ class Piece:
     """The split of one bin; arrays of shape (n_records,)."""
 
     index: RecordIndex
-    parts: NDArray[np.int8]  # index into PARTS, or LEFT_OUT
-    numbers: NDArray[np.int32]  # among records of one key and class
-    ids: NDArray[Any]  # aug_id; of new records only
-    reasons: NDArray[np.int8]  # index into REASONS; 0 where not left out
+    parts: Int8  # index into PARTS, or LEFT_OUT
+    numbers: Int32  # among records of one key and class
+    ids: Array  # aug_id; of new records only
+    reasons: Int8  # index into REASONS; 0 where not left out
 
 
 class Decision:
@@ -75,7 +67,7 @@ class Decision:
         *,
         ledger: Ledger,
         source: Source,
-        batches: NDArray[np.int32],
+        batches: Int32,
     ) -> None:
         self.candidates, self.reused, self.held, self.source = candidates, reused, held, source
         self.batches = batches
@@ -138,7 +130,7 @@ class Decision:
         values = class_names(self._label_values(left))
         self.classes = tuple(name for name in values if name in left)
 
-    def _names(self, names: list[str]) -> tuple[NDArray[Any], Coded]:
+    def _names(self, names: list[str]) -> tuple[Array, Coded]:
         """Return all class names, the ledger's too, and the ledger's labels coded by them."""
         ours = Coded.of(sorted(names))
         ours, theirs = shared_names(ours, self._parent.labels)
@@ -260,9 +252,7 @@ class Decision:
         return assignment
 
 
-def _piece(
-    some: "_Bin", left: RecordIndex, parts: NDArray[np.int8], occurrences: NDArray[np.int64]
-) -> Piece:
+def _piece(some: "_Bin", left: RecordIndex, parts: Int8, occurrences: Int) -> Piece:
     index = some.index
     every = np.full(len(index), LEFT_OUT, dtype=np.int8)
     every[some.rows] = parts
@@ -321,7 +311,7 @@ class _Bin:
         self.overlaps[TWINS] = int(overlap.sum())
         self._leave_out(overlap, HELD)
 
-    def _leave_out(self, unusable: NDArray[np.bool_], reason: str) -> None:
+    def _leave_out(self, unusable: Bool, reason: str) -> None:
         """Leave out the records where ``unusable``, over the whole bin, is true."""
         self.reasons[self.rows[unusable[self.rows]]] = REASONS.index(reason)
         self.rows = self.rows[~unusable[self.rows]]
@@ -372,7 +362,7 @@ class _Bin:
         }
         return image_info(column, counts_by_trait, **extra)
 
-    def _thumbs_of(self, left: RecordIndex) -> NDArray[np.int8]:
+    def _thumbs_of(self, left: RecordIndex) -> Int8:
         """Return the thumbnails of all records; those of earlier batches are in the ledger."""
         assert left.thumbs is not None
         assert left.thumb_rows is not None
@@ -387,6 +377,6 @@ class _Bin:
         return thumbs
 
 
-def numbers_within(keys: NDArray[Any], labels: Coded) -> NDArray[np.int64]:
+def numbers_within(keys: Array, labels: Coded) -> Int:
     """Return how many records of the same key and class come before each."""
     return ranks_within(group_ids(keys) * max(1, len(labels.names)) + labels.codes)

@@ -20,10 +20,9 @@ from prefect_augment.ingest.scan import Scan
 from prefect_augment.ingest.schema import plain_schema
 from prefect_augment.params import Source
 from prefect_augment.schema import ColumnInfo, Manifest
+from prefect_augment.shards.image_columns import main_image
 from prefect_augment.shards.parquet import select_columns
-from prefect_augment.sources.images.columns import GROUP, main_image, with_group_column
-
-__all__ = ["Roles", "describe", "find_roles"]
+from prefect_augment.sources.images.columns import GROUP, with_group_column
 
 KEPT = "kept in real records, null in synthetic ones"
 

@@ -14,27 +14,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Bool, Int
 from prefect_augment.encoding.arrays import by_columns
-from prefect_augment.encoding.columns import did_you_mean, is_text, listing
+from prefect_augment.encoding.columns import did_you_mean, listing
 from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.encoding.strata import table_strata
-from prefect_augment.encoding.values import plain
+from prefect_augment.encoding.values import is_text, plain
 from prefect_augment.errors import InputError, SchemaError
 from prefect_augment.ingest.quarantine import Batch, Quarantine, by_reason
-from prefect_augment.ingest.scan import Listing, Scan, list_source, scan
+from prefect_augment.ingest.scan import Scan, scan
 from prefect_augment.ingest.validate_images import ImageChecker
 from prefect_augment.params import Source
 from prefect_augment.params.keys import step_key
 from prefect_augment.schema import BalancePlan, DatasetInfo, DatasetRef
 from prefect_augment.shards.parquet import LINEAGE, select_columns
 from prefect_augment.shards.staged import load_info, read_part, read_shards, write_candidates
+from prefect_augment.sources.discovery import Listing, list_source
 from prefect_augment.sources.images.columns import as_image_columns, find_image_columns
 from prefect_augment.storage import Stage, Store, sha256_hex
 from prefect_augment.storage.spill import Workspace
-
-__all__ = ["STAGE", "Read", "class_codes", "import_candidates", "plan_of_external", "read_as"]
 
 logger = logging.getLogger(__name__)
 
@@ -296,7 +295,7 @@ class _Reader:
 
     def _with_lineage(self, table: pa.Table, strata: Sequence[str]) -> pa.Table:
         n = table.num_rows
-        ordinals: NDArray[np.int64] = np.arange(n)
+        ordinals: Int = np.arange(n)
         columns = {
             "aug_id": derived_ids("synthetic", self.digest, ordinals.tolist()),
             "aug_model": pa.nulls(n, pa.string()),
@@ -434,7 +433,7 @@ def _as_bool(value: Any) -> bool | None:
     raise ValueError(text)
 
 
-def class_codes(column: pa.ChunkedArray | pa.Array, classes: tuple[str, ...]) -> NDArray[np.int64]:
+def class_codes(column: pa.ChunkedArray | pa.Array, classes: tuple[str, ...]) -> Int:
     """Return the index of each label in ``classes``, however it is written: 1, 1.0, "1" and " 1" are one.
 
     -1 stands for an unknown class, -2 for a missing label.
@@ -468,7 +467,7 @@ def _normalised(text: str) -> str:
     return str(int(number)) if number.is_integer() else repr(number)
 
 
-def _without(values: pa.Array, rows: NDArray[np.bool_]) -> pa.Array:
+def _without(values: pa.Array, rows: Bool) -> pa.Array:
     return pc.if_else(pa.array(rows), pa.scalar(None, values.type), values)
 
 

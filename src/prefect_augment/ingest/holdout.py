@@ -2,12 +2,11 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Bool
 from prefect_augment.encoding.columns import did_you_mean
 from prefect_augment.encoding.labels import class_names
 from prefect_augment.errors import LabelError, SchemaError
@@ -20,20 +19,15 @@ from prefect_augment.ingest.schema import (
     refuse_other_names,
     wider_type,
 )
-from prefect_augment.ingest.validate import Candidates, Rows, find_candidates, group_names
+from prefect_augment.ingest.validate import Candidates, Rows, find_candidates
 from prefect_augment.params import Source
+from prefect_augment.shards.image_columns import image_columns, main_image
 from prefect_augment.shards.parquet import select_columns
 from prefect_augment.sources.discovery import Listing
-from prefect_augment.sources.images.columns import (
-    image_columns,
-    main_image,
-    with_group_column,
-)
-from prefect_augment.split.assignment import MIN_COMPARED
+from prefect_augment.sources.images.columns import with_group_column
+from prefect_augment.split.record_split import MIN_COMPARED
 from prefect_augment.storage.keys import Coded, group_ids
 from prefect_augment.storage.spill import Workspace
-
-__all__ = ["group_names", "in_holdout", "read_holdout", "refuse_other_classes"]
 
 logger = logging.getLogger(__name__)
 
@@ -139,9 +133,7 @@ def refuse_other_classes(
         )
 
 
-def in_holdout(
-    keys: NDArray[Any], labels: Coded, groups: Coded | None, held: Rows
-) -> NDArray[np.bool_]:
+def in_holdout(keys: Array, labels: Coded, groups: Coded | None, held: Rows) -> Bool:
     """Return which records of the source are in the hold-out, or share a group with it."""
     n = len(keys)
     ids = group_ids(np.concatenate([keys, held.keys]))

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Int8, Int32
 from prefect_augment.encoding.columns import ColumnCounts, ColumnSummary
 from prefect_augment.errors import InputError, IntegrityError
 from prefect_augment.ingest.record_index import RecordIndex, read_index
@@ -24,7 +24,8 @@ from prefect_augment.schema import DatasetInfo, Manifest, ShardInfo, SourceFile,
 from prefect_augment.shards.base import open_shard, put_once, read_shard
 from prefect_augment.sources.discovery import Listing
 from prefect_augment.sources.images.scan import Folder, shown_path
-from prefect_augment.split.assignment import Ledger, make_salt
+from prefect_augment.split.assignment import make_salt
+from prefect_augment.split.ledger import Ledger
 from prefect_augment.split.ledger_io import NEAR_DUPLICATE, read_ledger
 from prefect_augment.storage import (
     Store,
@@ -34,19 +35,6 @@ from prefect_augment.storage import (
     read_result,
     sha256_hex,
 )
-
-__all__ = [
-    "Baseline",
-    "NotReusableError",
-    "ReusedRecords",
-    "baselines",
-    "find_reusable",
-    "labels_digest",
-    "n_moved",
-    "refuse_moved",
-    "schema_text",
-    "write_files",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +87,7 @@ class ReusedRecords:
         return pa.concat_tables(tables) if tables else None
 
 
-def n_moved(index: RecordIndex, parts: NDArray[np.int8], numbers: NDArray[np.int32]) -> int:
+def n_moved(index: RecordIndex, parts: Int8, numbers: Int32) -> int:
     """Return how many staged records the new split would move."""
     moved = (parts != index.parts) | ((parts >= 0) & (numbers != index.numbers))
     return int((moved & (index.rows < 0)).sum())
@@ -205,7 +193,7 @@ class Baseline:
     files: dict[str, SourceFile] = field(default_factory=dict)  # path -> file in the parent
     ingest: str = ""  # path of the parent's ingest outcome, or empty
 
-    def batches(self, listing: Listing) -> NDArray[np.int32]:
+    def batches(self, listing: Listing) -> Int32:
         """Return the batch of every listed file, shape (n_files,)."""
         numbers = np.full(len(listing.entries), self.version, dtype=np.int32)
         for i, (path, n_bytes, etag) in enumerate(listing.identity):

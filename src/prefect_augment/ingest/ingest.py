@@ -10,9 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from prefect_augment.array_types import Int32
 from prefect_augment.errors import InputError
 from prefect_augment.ingest.assign import Decision
 from prefect_augment.ingest.column_roles import Roles, find_roles
@@ -33,12 +31,10 @@ from prefect_augment.params.keys import step_key
 from prefect_augment.schema import DatasetInfo, DatasetRef
 from prefect_augment.sources.discovery import LAYOUTS, MAGIC, Listing, list_source, with_its_holdout
 from prefect_augment.sources.images.scan import Folder, inspect_folder
-from prefect_augment.split.assignment import Ledger
+from prefect_augment.split.ledger import Ledger
 from prefect_augment.split.ledger_io import NEAR_DUPLICATE
 from prefect_augment.storage import Stage, Store, contains
 from prefect_augment.storage.spill import Workspace, give_back, returned_at_once
-
-__all__ = ["ingest"]
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +163,7 @@ def _split(
     stage: Stage,
     candidates: Candidates,
     held: Candidates | None,
-    batches: NDArray[np.int32],
+    batches: Int32,
     reused: ReusedRecords | None,
 ) -> SplitResult:
     """Split all records and write the indexes; the memory is released on return."""
@@ -185,7 +181,7 @@ def _split(
 def _read(
     job: _Job,
     workspace: Workspace,
-    batches: NDArray[np.int32],
+    batches: Int32,
     folder: Folder | None,
     reused: ReusedRecords | None,
 ) -> Candidates:

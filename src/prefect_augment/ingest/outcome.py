@@ -4,10 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Int32
 from prefect_augment.ingest.column_roles import describe
 from prefect_augment.ingest.incremental import (
     ReusedRecords,
@@ -25,14 +24,13 @@ from prefect_augment.ingest.write_shards import Dealt, write_staged
 from prefect_augment.params import Source
 from prefect_augment.params.keys import canonical_json
 from prefect_augment.schema import BatchInfo, ColumnInfo, DatasetInfo, ShardInfo, SourceFile
-from prefect_augment.shards.parquet import write_shards
+from prefect_augment.shards.base import write_shards
 from prefect_augment.sources.discovery import listing_notes, notes_of_files
 from prefect_augment.sources.images.scan import by_folder, shown_path
-from prefect_augment.split.assignment import MIN_COMPARED, PARTS
+from prefect_augment.split.ledger import PARTS
+from prefect_augment.split.record_split import MIN_COMPARED
 from prefect_augment.storage import Stage, sha256_hex
 from prefect_augment.storage.spill import Workspace
-
-__all__ = ["Ingested"]
 
 QUARANTINE_RECORDS = 1_000_000
 QUARANTINE_BYTES = 64 << 20
@@ -48,7 +46,7 @@ class Ingested:
     candidates: Candidates
     held: Candidates | None  # a hold-out with a source of its own
     split: SplitResult
-    batches: NDArray[np.int32]  # (n_files,) batch of each file
+    batches: Int32  # (n_files,) batch of each file
     reused: ReusedRecords | None  # reused staged records
     request: str
     notes: tuple[str, ...]

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-__all__ = ["Batch", "Quarantine", "by_reason"]
+from prefect_augment.array_types import Bool, Int, Int32
 
 # Binary values up to this size are kept whole in the quarantine.
 MAX_SHOWN_BYTES = 256
@@ -31,10 +30,10 @@ class Batch:
     """Some records of a source."""
 
     table: pa.Table  # category columns as plain values
-    file_index: NDArray[np.int32]  # (n_records,) index of the source file
-    positions: NDArray[np.int64]  # (n_records,) row or line in it, from 1
+    file_index: Int32  # (n_records,) index of the source file
+    positions: Int  # (n_records,) row or line in it, from 1
 
-    def filter(self, keep: NDArray[np.bool_]) -> "Batch":
+    def filter(self, keep: Bool) -> "Batch":
         """Return some of the records."""
         if keep.all():
             return self
@@ -60,7 +59,7 @@ class Quarantine:
     def reject(
         self,
         batch: Batch,
-        unusable: NDArray[np.bool_],
+        unusable: Bool,
         reason: str | Sequence[str],
         *,
         details: Sequence[str] = (),

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Bool, Int, Int8, Int32
 from prefect_augment.ingest.validate import Candidates, Rows
 from prefect_augment.ingest.validate_images import Traits
 from prefect_augment.shards.base import write_shard
@@ -18,8 +18,6 @@ from prefect_augment.storage import Store
 from prefect_augment.storage.external_sort import PartitionedRows, first_of_bin
 from prefect_augment.storage.keys import KEY, Coded, joined, shared_names, sort_order, taken
 from prefect_augment.storage.spill import Workspace
-
-__all__ = ["IndexSpill", "RecordIndex", "index_of", "merge", "read_index"]
 
 THUMB_BYTES = THUMB_SIDE * THUMB_SIDE
 ROWS_AT_ONCE = 131_072
@@ -31,25 +29,25 @@ LEFT_OUT = -1  # as a part: in quarantine
 class RecordIndex:
     """Records sorted by key, label, batch, mark and variant; arrays of shape (n_records,)."""
 
-    keys: NDArray[Any]  # content keys
+    keys: Array  # content keys
     labels: Coded
-    batch: NDArray[np.int32]
-    rows: NDArray[np.int64]  # number of the candidate; -1 in earlier batches
-    marked: NDArray[np.bool_] | None  # in the hold-out column
+    batch: Int32
+    rows: Int  # number of the candidate; -1 in earlier batches
+    marked: Bool | None  # in the hold-out column
     groups: Coded | None
-    traits: NDArray[np.int32] | None  # index into kinds
+    traits: Int32 | None  # index into kinds
     distinct_traits: list[Traits]
-    thumb_rows: NDArray[np.int64] | None  # row of thumbs; -1 where the ledger has it
-    thumbs: NDArray[np.int8] | None  # (n_thumbs, 1024) int8
-    parts: NDArray[np.int8]  # index into PARTS, or LEFT_OUT
-    numbers: NDArray[np.int32]  # among records of one key and label
-    files: NDArray[np.int32]
-    sizes: NDArray[np.int32]  # approximate bytes; 0 in earlier batches
+    thumb_rows: Int | None  # row of thumbs; -1 where the ledger has it
+    thumbs: Int8 | None  # (n_thumbs, 1024) int8
+    parts: Int8  # index into PARTS, or LEFT_OUT
+    numbers: Int32  # among records of one key and label
+    files: Int32
+    sizes: Int32  # approximate bytes; 0 in earlier batches
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def take(self, rows: NDArray[Any]) -> "RecordIndex":
+    def take(self, rows: Array) -> "RecordIndex":
         """Return some of the records, in the order of ``rows``; the same where these are all."""
         if len(rows) == len(self) and bool((np.diff(rows) == 1).all()):
             return self
@@ -68,7 +66,7 @@ class RecordIndex:
         return self.take(np.arange(*ends))
 
 
-def index_of(candidates: Candidates, rows: Rows, batches: NDArray[np.int32]) -> RecordIndex:
+def index_of(candidates: Candidates, rows: Rows, batches: Int32) -> RecordIndex:
     """Return the index of candidates, one bin of them (``rows``), before the split."""
     n = len(rows.keys)
     images = candidates.images
@@ -190,7 +188,7 @@ class IndexSpill:
             origin="real",
         ).path
 
-    def _index(self, rows: NDArray[Any]) -> RecordIndex:
+    def _index(self, rows: Array) -> RecordIndex:
         like = self._like
         assert like is not None
         return replace(

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Bool, Int, Int32
 from prefect_augment.errors import EmptyFileError, InputError, SourceChangedError
 from prefect_augment.ingest.quarantine import Batch, Quarantine
 from prefect_augment.ingest.schema import (
@@ -24,23 +24,10 @@ from prefect_augment.ingest.schema import (
 )
 from prefect_augment.params import Source
 from prefect_augment.sources.base import SourceRecords, in_batches
-from prefect_augment.sources.discovery import (
-    Entry,
-    Listing,
-    entry_of,
-    list_source,
-    listing_notes,
-    notes_of_files,
-)
-from prefect_augment.sources.images.scan import (
-    Folder,
-    inspect_folder,
-    read_folder,
-)
+from prefect_augment.sources.discovery import Entry, Listing, listing_notes, notes_of_files
+from prefect_augment.sources.images.scan import Folder, inspect_folder, read_folder
 from prefect_augment.sources.open import reader_of
 from prefect_augment.storage.spill import Spill, Workspace
-
-__all__ = ["Listing", "Progress", "Scan", "list_source", "scan"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +45,8 @@ class Scan:
     workspace: Workspace
     schema: pa.Schema  # of all files, categories as dictionaries
     quarantine: Quarantine
-    n_read: NDArray[np.int64]  # (n_files,) valid records
-    files_read: NDArray[np.bool_]  # (n_files,) which files were read
+    n_read: Int  # (n_files,) valid records
+    files_read: Bool  # (n_files,) which files were read
     dictionaries: Dictionaries  # batch -> category column -> values in order of appearance
     notes: list[tuple[str, str]]  # (note, file), file empty for all
     folder: Folder | None = None  # of loose image files
@@ -101,7 +88,7 @@ def scan(
     source: Source,
     workspace: Workspace,
     *,
-    batches: NDArray[np.int32] | None = None,
+    batches: Int32 | None = None,
     wanted: Collection[str] | None = None,
     known: pa.Schema | None = None,
     folder: Folder | None = None,
@@ -130,7 +117,7 @@ class _Scanner:
         listing: Listing,
         source: Source,
         workspace: Workspace,
-        numbers: NDArray[np.int32],
+        numbers: Int32,
         folder: Folder | None,
         on_progress: Progress | None,
     ) -> None:
@@ -191,18 +178,17 @@ class _Scanner:
             self.report(done / n_bytes, f"read {entries[i].path}")
 
     def _read_object(self, index: int, entry: Entry) -> None:
-        store = self.listing.store
         try:
-            with store.open(entry.path) as file, self._may_be_empty(index):
+            with self.listing.open(entry) as file, self._may_be_empty(index):
                 read = reader_of(self.listing)
                 for records in in_batches(read(file, name=entry.path, source=self.source)):
                     self._take(records, index)
-            unchanged = entry_of(store, entry.path) == entry
+            unchanged = self.listing.is_unchanged(entry)
         except FileNotFoundError:
             unchanged = False
         if not unchanged:
             raise SourceChangedError(
-                f"{entry.path} changed while it was read; run again when nothing writes to {store.uri}.",
+                f"{entry.path} changed while it was read; run again when nothing writes to {self.listing.store.uri}.",
                 path=entry.path,
             )
         logger.info(
@@ -267,8 +253,8 @@ class _Scanner:
     def _put(
         self,
         table: pa.Table,
-        files: NDArray[np.int32],
-        positions: NDArray[np.int64],
+        files: Int32,
+        positions: Int,
         number: np.int32,
     ) -> None:
         for field_ in table.schema:

@@ -8,16 +8,6 @@ import pyarrow as pa
 from prefect_augment.errors import SchemaError
 from prefect_augment.shards.parquet import LINEAGE
 
-__all__ = [
-    "UNTYPED_FORMATS",
-    "one_schema",
-    "plain_name",
-    "plain_schema",
-    "refuse_lineage_names",
-    "refuse_other_names",
-    "wider_type",
-]
-
 # Columns of our own published and staged records; engines such as DuckDB ignore case.
 RESERVED = frozenset(
     [*LINEAGE.names, "content_key", "aug_stratum", "aug_ordinal", "aug_score", "aug_reason"]

@@ -14,10 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefect_augment.encoding.labels import (
-    label_text,
-    missing_labels,
-)
+from prefect_augment.encoding.labels import label_text, missing_labels
 from prefect_augment.encoding.record_ids import plain_array, record_digests, record_variants
 from prefect_augment.errors import InputError
 from prefect_augment.ingest.column_roles import Roles
@@ -30,8 +27,6 @@ from prefect_augment.shards.row_groups import record_bytes
 from prefect_augment.sources.images.columns import GROUP, with_group_column
 from prefect_augment.storage.external_sort import PartitionedRows, bin_of, n_bins_for
 from prefect_augment.storage.keys import KEY, Coded, taken
-
-__all__ = ["Candidates", "HoldoutColumn", "Names", "Rows", "find_candidates", "group_names"]
 
 IN_HOLDOUT = frozenset({"true", "1", "yes", "holdout", "hold-out", "hold_out", "test"})
 IN_TRAINING = frozenset({"false", "0", "no", "train", "training", "validation", ""})

@@ -13,8 +13,8 @@ from operator import attrgetter
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Int8, Int32
 from prefect_augment.errors import InputError
 from prefect_augment.schema import ImageInfo
 from prefect_augment.sources.images.columns import image_bytes
@@ -24,8 +24,6 @@ from prefect_augment.sources.images.validation import (
     ImageCheck,
     check_image,
 )
-
-__all__ = ["ImageChecker", "Images", "Traits", "image_info", "image_notes"]
 
 #: Mode, format, width, height, whether animated, whether turned.
 Traits = tuple[str, str, int, int, bool, bool]
@@ -42,8 +40,8 @@ class Images:
     """Thumbnails and traits of the valid images."""
 
     column: str
-    thumbs: NDArray[np.int8]  # (n_records, 1024) int8, as in ImageCheck
-    traits: NDArray[np.int32]  # (n_records,) index into kinds
+    thumbs: Int8  # (n_records, 1024) int8, as in ImageCheck
+    traits: Int32  # (n_records,) index into kinds
     distinct_traits: list[Traits]  # (mode, format, width, height, is_animated, is_rotated)
 
 
@@ -83,8 +81,8 @@ class ImageChecker:
     def __init__(self, column: str, max_megapixels: float) -> None:
         self.column = column
         self._limit = max_megapixels
-        self._thumbs: list[NDArray[np.int8]] = []
-        self._traits: list[NDArray[np.int32]] = []
+        self._thumbs: list[Int8] = []
+        self._traits: list[Int32] = []
         self._distinct: dict[Traits, int] = {}
         self._first_bad = ""
         self._n_bad = 0

@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import ByteString, Int, Int32
 from prefect_augment.encoding.record_ids import real_ids
 from prefect_augment.ingest.assign import Decision, numbers_within
 from prefect_augment.ingest.incremental import n_moved, refuse_moved
@@ -16,13 +16,11 @@ from prefect_augment.ingest.record_index import IndexSpill
 from prefect_augment.ingest.validate import Candidates
 from prefect_augment.ingest.write_shards import ShardLayout, ShardPlanner
 from prefect_augment.schema import ImageInfo
-from prefect_augment.split.assignment import HOLDOUT, PARTS
+from prefect_augment.split.ledger import HOLDOUT, PARTS
 from prefect_augment.split.ledger_io import write_ledger
 from prefect_augment.storage import Stage
 from prefect_augment.storage.external_sort import bin_of
 from prefect_augment.storage.keys import KEY, group_ids, joined, sort_order
-
-__all__ = ["SplitResult", "place_holdout", "write_index"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class SplitResult:
 
     layout: ShardLayout
     indexes: dict[int, tuple[str, int]]  # batch -> path of its index, number of its records
-    n_used: NDArray[np.int64]  # (n_files,) records in a part
+    n_used: Int  # (n_files,) records in a part
     class_counts: dict[str, int]  # records in a part, those of earlier batches too
     classes: tuple[str, ...]
     n_twins: int  # records whose key occurs more than once
@@ -48,7 +46,7 @@ def write_index(
     candidates: Candidates,
     held: Candidates | None,
     *,
-    batches: NDArray[np.int32],
+    batches: Int32,
     stage: Stage,
 ) -> SplitResult:
     """Write ledger and indexes into the stage, and return what writing the records needs.
@@ -70,7 +68,9 @@ def write_index(
         is_used, is_new = piece.parts >= 0, index.rows >= 0
         indexes.append(index)
         class_counts.update(index.labels.take(is_used).counts())
-        n_twins += _n_twins(index.keys[is_used], _held_keys(held, number, candidates.n_bins))
+        keys = np.zeros(0, dtype=KEY) if held is None else held.every.keys
+        in_bin: ByteString = keys[bin_of(keys, candidates.n_bins) == number]
+        n_twins += _n_twins(index.keys[is_used], in_bin)
         there = is_used & is_new
         n_used += np.bincount(index.files[there], minlength=len(batches))
         planner.add(
@@ -104,17 +104,10 @@ def write_index(
     )
 
 
-def _n_twins(keys: NDArray[np.bytes_], theirs: NDArray[np.bytes_]) -> int:
+def _n_twins(keys: ByteString, theirs: ByteString) -> int:
     """Count records whose key occurs more than once, including a separate hold-out's."""
     n = np.bincount(group_ids(joined(keys, theirs)))
     return int(n[n > 1].sum())
-
-
-def _held_keys(held: Candidates | None, number: int, n_bins: int) -> NDArray[np.bytes_]:
-    """Return the keys of a bin in a separate hold-out."""
-    keys = np.zeros(0, dtype=KEY) if held is None else held.every.keys
-    in_bin: NDArray[np.bytes_] = keys[bin_of(keys, n_bins) == number]
-    return in_bin
 
 
 def place_holdout(held: Candidates) -> ShardLayout:

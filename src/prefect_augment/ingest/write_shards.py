@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Int, Int8, Int32
 from prefect_augment.encoding.columns import ColumnCounts, ColumnSummary
 from prefect_augment.ingest.assign import REASONS
 from prefect_augment.ingest.validate import Candidates
@@ -26,8 +26,6 @@ from prefect_augment.storage import Store
 from prefect_augment.storage.external_sort import PartitionedRows, bin_of, bin_of_row, n_bins_for
 from prefect_augment.storage.keys import KEY, hex_column, sort_order
 from prefect_augment.storage.spill import Spill, Workspace, give_back
-
-__all__ = ["Dealt", "Places", "ShardLayout", "ShardPlanner", "write_staged"]
 
 # Bounds the memory: a shard is held a few times over while it is sorted and encoded.
 SHARD_BYTES = 32 << 20
@@ -56,7 +54,7 @@ class ShardLayout:
     stems: tuple[tuple[str, str], ...]  # part and prefix of its shard names, per shard
     numbers: tuple[int, ...]  # batch, per shard
     placed: PartitionedRows  # places, by row
-    first: NDArray[np.int32]  # (n_groups,) first shard of each part of each batch
+    first: Int32  # (n_groups,) first shard of each part of each batch
 
     def places(self) -> "Places":
         """Return the places from the first row on."""
@@ -71,7 +69,7 @@ class Places:
         self._number = 0
         self._held = np.zeros(0, dtype=PLACED)
 
-    def next(self, n: int) -> NDArray[Any]:
+    def next(self, n: int) -> Array:
         """Return the places of the next ``n`` candidates.
 
         ``rank`` is the position in the shard; ``shard`` is -1 for a candidate left out, for which ``reason`` says why.
@@ -113,12 +111,12 @@ class ShardPlanner:
     def add(
         self,
         *,
-        part: NDArray[np.int8],
-        batch: NDArray[np.int32],
-        ids: NDArray[Any],
-        keys: NDArray[Any],
-        sizes: NDArray[np.int32],
-        rows: NDArray[np.int64],
+        part: Int8,
+        batch: Int32,
+        ids: Array,
+        keys: Array,
+        sizes: Int32,
+        rows: Int,
     ) -> None:
         """Add candidates that go into a shard; all arrays of shape (n_records,), sizes in bytes."""
         waiting = np.zeros(len(rows), dtype=WAITING)
@@ -131,14 +129,14 @@ class ShardPlanner:
                 waiting["group"][of_group] = group.number
         self._waiting.add(waiting, bin_of(waiting["id"], self._waiting.n_bins))
 
-    def leave_out(self, rows: NDArray[np.int64], reasons: NDArray[np.int8]) -> None:
+    def leave_out(self, rows: Int, reasons: Int8) -> None:
         """Add candidates without a shard."""
         placed = np.zeros(len(rows), dtype=PLACED)
         placed["row"], placed["reason"] = rows, reasons
         placed["group"] = placed["shard"] = NOWHERE
         self._put(placed)
 
-    def _put(self, placed: NDArray[Any]) -> None:
+    def _put(self, placed: Array) -> None:
         self._placed.add(placed, bin_of_row(placed["row"]))
 
     def layout(self, parts: Mapping[int, str]) -> ShardLayout:
@@ -164,7 +162,7 @@ class ShardPlanner:
         return ShardLayout(tuple(stems), tuple(numbers), self._placed, first)
 
 
-def _cut(rows: NDArray[Any], group: _Group) -> NDArray[Any]:
+def _cut(rows: Array, group: _Group) -> Array:
     """Return the places of the next records of a part of a batch, sorted by id."""
     after = group.done + np.cumsum(rows["size"], dtype=np.int64)
     n_shards = max(1, -(-group.n_bytes // SHARD_BYTES))
@@ -238,7 +236,7 @@ class Dealt:
                 whole = len(some) == placed.num_rows
                 spill.append(placed if whole else placed.take(pa.array(some)))
 
-    def _look(self, table: pa.Table, shard: NDArray[np.int32]) -> None:
+    def _look(self, table: pa.Table, shard: Int32) -> None:
         if not self._describes:
             return
         for number in {self.layout.numbers[s] for s in np.unique(shard[shard >= 0]).tolist()}:
@@ -257,12 +255,12 @@ class Dealt:
         return self._spills.pop(s)
 
 
-def _as_binary(keys: NDArray[Any]) -> pa.Array:
+def _as_binary(keys: Array) -> pa.Array:
     keys = np.ascontiguousarray(keys)
     return pa.Array.from_buffers(pa.binary(16), len(keys), [None, pa.py_buffer(keys)])
 
 
-def _as_keys(column: pa.ChunkedArray) -> NDArray[Any]:
+def _as_keys(column: pa.ChunkedArray) -> Array:
     """Return a column of 16 bytes a record as keys."""
     chunks = [np.zeros(0, dtype=KEY)]
     for chunk in column.chunks:

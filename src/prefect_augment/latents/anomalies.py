@@ -11,22 +11,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from prefect_augment.array_types import Bool, Float, Int32
 from prefect_augment.errors import ParameterError
 from prefect_augment.figures.latent_charts import Scores, scores_chart
-from prefect_augment.latents.adapter import View, open_view
-from prefect_augment.latents.base import NOT_SUMMED, Job, Progress, Strata, head
-from prefect_augment.latents.embed import finite
-from prefect_augment.latents.output import Piece
+from prefect_augment.latents.adapter import View
+from prefect_augment.latents.base import NOT_SUMMED, Job, Progress, head
+from prefect_augment.latents.image_adapter import open_view
 from prefect_augment.loading.latents import ERROR_MAP
 from prefect_augment.params import Anomalies
 from prefect_augment.schema import LatentRef, ShardInfo
 from prefect_augment.shards.base import label_names
 from prefect_augment.shards.staged import iter_shards
-
-__all__ = ["anomalies"]
 
 COLUMNS = ("score", "anomaly", "rank", ERROR_MAP)
 N_SHOWN = 8  # of the strangest records of validation records
@@ -46,18 +43,17 @@ def anomalies(job: Job, params: Anomalies, on_progress: Progress | None) -> Late
     Raises ParameterError for a model without latents, or without normal validation records; DivergedError
     for a score that is not finite.
     """
-    fitted, encoder = job.load("latents")
-    view = open_view(job, fitted, encoder)
-    normal = Strata(encoder).classes
+    view = open_view(job, "latents")
+    normal = view.strata.classes
 
     def score(table: pa.Table, shard: ShardInfo) -> tuple[pa.Table, Mapping[str, Any]]:
         columns = head(table, job.info.label, shard, COLUMNS)
-        scores = finite(fitted.anomaly_scores(encoder.encode(table)), "scores", job.model)
-        return pa.table({**columns, "score": scores.astype(np.float64)}), {}
+        scores = view.fitted.anomaly_scores(view.encoder.encode(table))
+        return pa.table({**columns, "score": view.finite(scores, "scores").astype(np.float64)}), {}
 
     # First pass: staged scores, which are removed with the receipts at the end.
-    pieces = job.each_shard(score, on_progress, folder="scores")
-    scored = _Scored.read(job, pieces, normal)
+    staged, _ = job.each_shard(score, on_progress, folder="scores")
+    scored = _Scored.read(job, staged, normal)
     beyond = scored.normal_validation
     if not len(beyond):
         raise ParameterError(
@@ -65,7 +61,7 @@ def anomalies(job: Job, params: Anomalies, on_progress: Progress | None) -> Late
             "use ingested records, with validation among output.parts."
         )
     threshold = float(np.quantile(beyond, 1 - params.normal_share, method="higher"))
-    shards = _write(job, view, scored, threshold)
+    shards = _write(view, scored, threshold)
     notes = []
     if len(beyond) * params.normal_share < MIN_BEYOND:
         notes.append(
@@ -95,20 +91,20 @@ def anomalies(job: Job, params: Anomalies, on_progress: Progress | None) -> Late
 class _Scored:
     """All scores, in the order of the shards, with part and class as codes."""
 
-    scores: NDArray[np.float64]
-    part_codes: NDArray[np.int32]
-    class_codes: NDArray[np.int32]
+    scores: Float
+    part_codes: Int32
+    class_codes: Int32
     parts: tuple[str, ...]
     classes: tuple[str, ...]
     normal: tuple[str, ...]
     strangest_validation: tuple[str, ...]  # ids, the highest scores first
 
     @classmethod
-    def read(cls, job: Job, pieces: Sequence[Piece], normal: Sequence[str]) -> "_Scored":
+    def read(cls, job: Job, shards: Sequence[ShardInfo], normal: Sequence[str]) -> "_Scored":
         scores, parts, classes = [], _Codes(), _Codes()
         strangest: list[tuple[float, str]] = []
         columns = ["score", "aug_split", job.info.label, "aug_id"]
-        for table in iter_shards(job.folder.store, _shards(pieces), columns):
+        for table in iter_shards(job.folder.store, shards, columns):
             scores.append(table["score"].to_numpy())
             validation = table.filter(pc.equal(table["aug_split"], "validation")).sort_by(
                 [("score", "descending"), ("aug_id", "ascending")]
@@ -128,15 +124,15 @@ class _Scored:
         )  # fmt: skip
 
     @property
-    def is_normal(self) -> NDArray[np.bool_]:
+    def is_normal(self) -> Bool:
         return np.isin(np.array(self.classes, dtype=object), self.normal)[self.class_codes]
 
     @property
-    def is_validation(self) -> NDArray[np.bool_]:
+    def is_validation(self) -> Bool:
         return np.array([part == "validation" for part in self.parts])[self.part_codes]
 
     @property
-    def normal_validation(self) -> NDArray[np.float64]:
+    def normal_validation(self) -> Float:
         return self.scores[self.is_validation & self.is_normal]
 
     @property
@@ -170,20 +166,20 @@ class _Codes:
 
     def __init__(self) -> None:
         self.index: dict[str, int] = {}
-        self._batches: list[NDArray[np.int32]] = []
+        self._batches: list[Int32] = []
 
     def add(self, names: Sequence[str]) -> None:
         codes = [self.index.setdefault(name, len(self.index)) for name in names]
         self._batches.append(np.array(codes, dtype=np.int32))
 
     @property
-    def codes(self) -> NDArray[np.int32]:
+    def codes(self) -> Int32:
         return np.concatenate(self._batches)
 
 
-def _write(job: Job, view: View, scored: _Scored, threshold: float) -> list[ShardInfo]:
+def _write(view: View, scored: _Scored, threshold: float) -> list[ShardInfo]:
     """Write the scores with flag, rank and location; equal scores rank in the records' order."""
-    ranks = np.empty(len(scored.scores), dtype=np.int64)
+    job, ranks = view.job, np.empty(len(scored.scores), dtype=np.int64)
     ranks[np.argsort(-scored.scores, kind="stable")] = np.arange(1, len(ranks) + 1)
     columns = [*dict.fromkeys(["aug_id", job.info.label, *view.where_columns])]
     written: list[ShardInfo] = []
@@ -209,7 +205,3 @@ def _write(job: Job, view: View, scored: _Scored, threshold: float) -> list[Shar
         )
         start = stop
     return written
-
-
-def _shards(pieces: Sequence[Piece]) -> list[ShardInfo]:
-    return [shard for piece in pieces for shard in piece.shards]

@@ -8,24 +8,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from prefect_augment.array_types import Array, Float, Int
 from prefect_augment.encoding.columns import did_you_mean, listing
 from prefect_augment.encoding.labels import label_text
 from prefect_augment.encoding.values import plain
 from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
-from prefect_augment.latents.adapter import View, open_view
-from prefect_augment.latents.base import Job, Progress, Strata, head
-from prefect_augment.latents.embed import column_values, finite, vector_means, vectors, vectors_by
+from prefect_augment.latents.adapter import View, column_values
+from prefect_augment.latents.base import Job, Progress, head
+from prefect_augment.latents.image_adapter import open_view
 from prefect_augment.latents.reconstruct import decoding_strata
 from prefect_augment.params import AttributeShift
 from prefect_augment.schema import LatentRef, ShardInfo
-from prefect_augment.synthesis.model_store import Encoder
 from prefect_augment.text import suggestion
-
-__all__ = ["shift_attribute"]
 
 STRENGTH = "aug_strength"
 # The mean of fewer vectors depends on single records; a model needs as many of a class.
@@ -53,22 +50,19 @@ def shift_attribute(job: Job, params: AttributeShift, on_progress: Progress | No
     Networks", section 6.3.2 (arithmetic on mean vectors); Larsen et al. 2016, "Autoencoding beyond pixels
     using a learned similarity metric", section 4.2 (attribute vectors of a dataset with labels).
     """
-    fitted, encoder = job.load("latents")
-    strata = Strata(encoder)
+    view = open_view(job, "latents")
     column = _column(job, params.column)
     ends = _ends(job, column, params)
     selection = _Selection.of(job, column, ends[0].value, params.only)
-    means = vector_means(job, fitted, encoder, column=column, values=[end.value for end in ends])
+    means = view.vector_means(column, [end.value for end in ends])
     direction = means[ends[1].value] - means[ends[0].value]
 
-    def shifted(table: pa.Table) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
+    def shifted(table: pa.Table) -> tuple[Int, list[Array]]:
         """Return the decoding strata, and the records decoded once per strength."""
-        codes = decoding_strata(table, strata, params.as_class)
-        Z = vectors(job, fitted, encoder, table)
+        codes = decoding_strata(table, view.strata, params.as_class)
+        Z = view.vectors(table)
         moved = ((Z + s * direction).astype(np.float32) for s in params.strengths)
-        return codes, [fitted.decode_latents(finite(z, "vectors", job.model), codes) for z in moved]
-
-    view = open_view(job, fitted, encoder)
+        return codes, [view.fitted.decode_latents(view.finite(z, "vectors"), codes) for z in moved]
 
     def make(table: pa.Table, shard: ShardInfo) -> tuple[pa.Table, Mapping[str, Any]]:
         table = table.filter(selection.mask(table))
@@ -78,17 +72,17 @@ def shift_attribute(job: Job, params: AttributeShift, on_progress: Progress | No
         return _written(job, table, shard, decoded, params.strengths), {}
 
     n_strengths = len(params.strengths)
-    pieces = job.each_shard(
+    shards, _ = job.each_shard(
         make, on_progress, n_written=lambda shard: selection.counts[shard.path] * n_strengths
     )
 
-    def rows(table: pa.Table) -> list[tuple[str, NDArray[Any]]]:
+    def rows(table: pa.Table) -> list[tuple[str, Array]]:
         _, images = shifted(table)
         return [(f"strength {s:g}", X) for s, X in zip(params.strengths, images, strict=True)]
 
     title = f"{ends[0].value} → {ends[1].value}"
     return job.finish(
-        [shard for piece in pieces for shard in piece.shards],
+        shards,
         summary={
             "column": column,
             "start": ends[0].value,
@@ -98,7 +92,7 @@ def shift_attribute(job: Job, params: AttributeShift, on_progress: Progress | No
             "strengths": list(params.strengths),
             "n_shifted": sum(selection.counts.values()),
             "distance": float(np.linalg.norm(direction)),
-            "validation_auroc": _validation_auroc(job, fitted, encoder, column, ends, direction),
+            "validation_auroc": _validation_auroc(view, column, ends, direction),
         },
         # The shown part may have none of the selected records.
         pictures=job.folder.put_pictures(
@@ -107,9 +101,7 @@ def shift_attribute(job: Job, params: AttributeShift, on_progress: Progress | No
     )
 
 
-def _decoded(
-    view: View, table: pa.Table, codes: NDArray[np.int64], shifted: Sequence[NDArray[Any]]
-) -> pa.Table:
+def _decoded(view: View, table: pa.Table, codes: Int, shifted: Sequence[Array]) -> pa.Table:
     """Return the decoded records, those of one record side by side."""
     ids = table["aug_id"].to_pylist()
     names = [f"{aug_id}-{j:02d}" for j in range(len(shifted)) for aug_id in ids]
@@ -189,21 +181,13 @@ def _problem(counts: Mapping[str, int], few: Sequence[str], start: str, end: str
 
 
 def _validation_auroc(
-    job: Job,
-    fitted: Any,
-    encoder: Encoder,
-    column: str,
-    ends: tuple[_End, _End],
-    direction: NDArray[np.float64],
+    view: View, column: str, ends: tuple[_End, _End], direction: Float
 ) -> float | None:
     """Return the AUROC of projections on the direction between validation records of its two values."""
     start, end = (x.value for x in ends)
-    validation = [shard for shard in job.info.shards if shard.split == "validation"]
-    batches = vectors_by(
-        job, fitted, encoder, column=column, values=[start, end], shards=validation
-    )
-    places: dict[str, list[NDArray[np.float64]]] = {start: [], end: []}
-    for value, _, Z in batches:
+    validation = [shard for shard in view.job.info.shards if shard.split == "validation"]
+    places: dict[str, list[Float]] = {start: [], end: []}
+    for value, _, Z in view.vectors_by(column, [start, end], validation):
         places[value].append(Z @ direction)
     if not (places[start] and places[end]):
         return None

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Int
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import ParameterError, SchemaError
@@ -34,8 +34,6 @@ from prefect_augment.shards.base import label_names
 from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.storage import Store, sha256_hex
 from prefect_augment.synthesis.model_store import Encoder, load_model
-
-__all__ = ["NOT_SUMMED", "Job", "Progress", "Strata", "head", "suffixes"]
 
 # Results on the hold-out are written per record and never summed up: it is kept for the one comparison of
 # a version (DESIGN §8), and scores on it would influence choices.
@@ -140,14 +138,16 @@ class Job:
         *,
         folder: str = "data",
         n_written: Callable[[ShardInfo], int] | None = None,
-    ) -> list[Piece]:
-        """Write the results of each shard's records, with a receipt per shard.
+    ) -> tuple[list[ShardInfo], dict[str, Any]]:
+        """Write the results of each shard's records, with a receipt per shard; return the shards and added numbers.
 
         ``make`` maps records and their shard to records and numbers, in batches of some megabytes; numbers are
         added up by name over the shard. Everything outside the folder ``data`` is removed at the end.
         ``n_written`` is the number of records written for a shard, by default as many as are read.
         """
-        total, done, pieces = sum(shard.n_records for shard in self.shards), 0, []
+        total, done = sum(shard.n_records for shard in self.shards), 0
+        all_shards: list[ShardInfo] = []
+        all_sums: dict[str, Any] = {}
         for i, shard in enumerate(self.shards):
 
             def build(i: int = i, shard: ShardInfo = shard) -> Piece:
@@ -169,11 +169,13 @@ class Job:
                 )
                 return Piece(shards=written, sums=sums)
 
-            pieces.append(self.folder.item(f"shard-{i:05d}", Piece, build))
+            piece = self.folder.item(f"shard-{i:05d}", Piece, build)
+            all_shards += piece.shards
+            add(all_sums, piece.sums)
             done += shard.n_records
             if on_progress is not None:
                 on_progress(done / max(1, total), f"{done:,} of {total:,} records")
-        return pieces
+        return all_shards, all_sums
 
     def finish(
         self,
@@ -248,7 +250,7 @@ class Strata:
         """Classes of the model, in the order of their first stratum."""
         return tuple(dict.fromkeys(self.of_class))
 
-    def codes(self, table: pa.Table) -> NDArray[np.int64]:
+    def codes(self, table: pa.Table) -> Int:
         """Return each record's stratum; -1 if the model does not know it."""
         index = {name: k for k, name in enumerate(self.names)}
         names = table_strata(table, label=self.encoder.label, by=self.encoder.by)

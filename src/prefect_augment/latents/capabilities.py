@@ -9,8 +9,6 @@ from prefect_augment.params import AutoModel, ModelParams, NoModel
 from prefect_augment.registry import MODELS, load_model_class, resolve_model
 from prefect_augment.schema import Modality
 
-__all__ = ["Ability", "able_model", "check_able"]
-
 # One method of each of the protocols Encodes, ScoresClasses and Denoises in genmodels/base.py.
 Ability = Literal["latents", "likelihoods", "denoising"]
 _METHODS: dict[Ability, str] = {

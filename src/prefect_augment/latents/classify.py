@@ -6,18 +6,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+from prefect_augment.array_types import Float
 from prefect_augment.errors import EmptyClassError
 from prefect_augment.latents.base import NOT_SUMMED, Job, Progress, Strata, head
-from prefect_augment.latents.embed import finite
-from prefect_augment.latents.output import add_up
+from prefect_augment.latents.image_adapter import open_view
 from prefect_augment.params import Classification
 from prefect_augment.schema import LatentRef, ShardInfo
 from prefect_augment.shards.base import label_names
-
-__all__ = ["classify", "posterior"]
 
 COLUMNS = ("predicted", "prob")
 
@@ -33,17 +30,15 @@ def classify(job: Job, params: Classification, on_progress: Progress | None) -> 
     Raises ParameterError for a model without likelihoods, and EmptyClassError for the prior ``observed``
     without training records of the model's classes.
     """
-    fitted, encoder = job.load("likelihoods")
-    strata = Strata(encoder)
+    view = open_view(job, "likelihoods")
+    strata = view.strata
     log_prior = _log_prior(job, strata, params.prior)
     first = [strata.of_class.index(name) for name in strata.classes]
 
     def make(table: pa.Table, shard: ShardInfo) -> tuple[pa.Table, Mapping[str, Any]]:
         columns = head(table, job.info.label, shard, COLUMNS)
-        likely = finite(
-            fitted.class_log_likelihoods(encoder.encode(table)), "likelihoods", job.model
-        )
-        proba = posterior(likely, log_prior, strata)
+        likely = view.fitted.class_log_likelihoods(view.encoder.encode(table))
+        proba = posterior(view.finite(likely, "likelihoods"), log_prior, strata)
         best = proba.argmax(axis=1)
         predicted = strata.labels.take(pa.array(np.array(first)[best]))
         probs = proba[np.arange(len(best)), best].astype(np.float32)
@@ -56,18 +51,15 @@ def classify(job: Job, params: Classification, on_progress: Progress | None) -> 
         sums = {} if shard.split == NOT_SUMMED else {shard.split: confusion}
         return pa.table({**columns, "predicted": predicted, "prob": probs}), sums
 
-    pieces = job.each_shard(make, on_progress)
-    confusion: dict[str, dict[str, dict[str, int]]] = add_up(pieces)
-    scores = {part: _scores(classes) for part, classes in confusion.items()}
+    shards, confusions = job.each_shard(make, on_progress)
+    scores = {part: _scores(confusion) for part, confusion in confusions.items()}
     return job.finish(
-        [shard for piece in pieces for shard in piece.shards],
+        shards,
         summary={"prior": params.prior, "classes": list(strata.classes), "parts": scores},
     )
 
 
-def posterior(
-    log_likelihoods: NDArray[np.float64], log_prior: NDArray[np.float64], strata: Strata
-) -> NDArray[np.float64]:
+def posterior(log_likelihoods: Float, log_prior: Float, strata: Strata) -> Float:
     """Return class probabilities, shape (n, n_classes), from log p(record | stratum), shape (n, n_strata).
 
     ``log_prior`` has shape (n_strata,); minus infinity leaves a stratum out.
@@ -77,11 +69,11 @@ def posterior(
     by_class = np.column_stack(
         [logsumexp(joint[:, of_class == k], axis=1) for k in range(len(strata.classes))]
     )
-    proba: NDArray[np.float64] = np.exp(by_class - logsumexp(by_class, axis=1, keepdims=True))
+    proba: Float = np.exp(by_class - logsumexp(by_class, axis=1, keepdims=True))
     return proba
 
 
-def _log_prior(job: Job, strata: Strata, prior: str) -> NDArray[np.float64]:
+def _log_prior(job: Job, strata: Strata, prior: str) -> Float:
     """Return the log prior of each stratum; within a class always as observed in training records."""
     shards = [shard for shard in job.info.shards if shard.split == "training"]
     counts = np.zeros(len(strata.names))
@@ -101,7 +93,7 @@ def _log_prior(job: Job, strata: Strata, prior: str) -> NDArray[np.float64]:
             total = counts[rows].sum()
             counts[rows] = counts[rows] / total if total else 1 / len(rows)
     with np.errstate(divide="ignore"):
-        log_prior: NDArray[np.float64] = np.log(counts / counts.sum())
+        log_prior: Float = np.log(counts / counts.sum())
     return log_prior
 
 

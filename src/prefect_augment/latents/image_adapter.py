@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Bool, Float, Float32, Images, Int
 from prefect_augment.encoding.images import ImageEncoder
 from prefect_augment.encoding.pixels import decode_image, image_bytes
 from prefect_augment.figures.image_grid import (
@@ -19,24 +19,21 @@ from prefect_augment.figures.image_grid import (
     strip_sheet,
 )
 from prefect_augment.genmodels.base import MapsAnomalies
-from prefect_augment.latents.base import Job, Strata, suffixes
+from prefect_augment.latents.adapter import TableView, View
+from prefect_augment.latents.base import Job, suffixes
+from prefect_augment.latents.capabilities import Ability
 from prefect_augment.loading.latents import ERROR_MAP
 from prefect_augment.schema import ShardInfo
 from prefect_augment.shards.base import label_names
 
-__all__ = ["ImageView", "some_records"]
-
-Images = NDArray[np.uint8]
 BATCH = 256  # images whose maps are in memory
 MAX_SHOWN = 8  # strengths of a shift
 
 
 @dataclass(frozen=True)
-class ImageView:
-    """See :class:`.adapter.View`."""
+class ImageView(View):
+    """Images are compared at the model's resolution, and shown."""
 
-    job: Job
-    fitted: Any
     encoder: ImageEncoder
 
     @property
@@ -45,7 +42,7 @@ class ImageView:
         return (self.encoder.column,)
 
     def decode(
-        self, X: Images, codes: NDArray[np.int64], ids: Sequence[str], like: pa.Table | None = None
+        self, X: Images, codes: Int, ids: Sequence[str], like: pa.Table | None = None
     ) -> pa.Table:
         """Return decoded records as PNG."""
         names = [self.encoder.strata[k] for k in codes.tolist()]
@@ -69,7 +66,7 @@ class ImageView:
 
     # --- where an image is anomalous ---
 
-    def where(self, table: pa.Table, flagged: NDArray[np.bool_]) -> dict[str, pa.Array]:
+    def where(self, table: pa.Table, flagged: Bool) -> dict[str, pa.Array]:
         """Return the map of every flagged record, row by row at the model's resolution, else null."""
         size = self.encoder.size**2
         rows = np.flatnonzero(flagged)
@@ -81,11 +78,11 @@ class ImageView:
         places = np.cumsum(flagged) - 1
         return {ERROR_MAP: values.take(pa.array(places, mask=~flagged))}
 
-    def maps(self, X: Images) -> NDArray[np.float32]:
+    def maps(self, X: Images) -> Float32:
         """Return anomaly maps, shape (n, size, size): the model's own, else its squared errors."""
         if isinstance(self.fitted, MapsAnomalies):
             return np.asarray(self.fitted.anomaly_maps(X), dtype=np.float32)
-        errors: NDArray[np.float32] = _squares(X, self._best(X)).mean(axis=3).astype(np.float32)
+        errors: Float32 = _squares(X, self._best(X)).mean(axis=3).astype(np.float32)
         return errors
 
     def _best(self, X: Images) -> Images:
@@ -105,7 +102,7 @@ class ImageView:
         """Draw some records, their vectors and their reconstructions."""
         records, _ = some_records(self.job, [*self.where_columns, *self.encoder.by])
         X = self.encoder.encode(records)
-        codes = Strata(self.encoder).codes(records)
+        codes = self.strata.codes(records)
         Z = self.fitted.embed(X)
         decoded = self._best(X)  # for classes that the model does not know
         if (codes >= 0).any():
@@ -147,6 +144,14 @@ class ImageView:
         return rows_sheet(title, rows)
 
 
+def open_view(job: Job, ability: Ability) -> View:
+    """Return the view of a job's records by its model; ParameterError if the model lacks the ability."""
+    fitted, encoder = job.load(ability)
+    if isinstance(encoder, ImageEncoder):
+        return ImageView(job, fitted, encoder)
+    return TableView(job, fitted, encoder)
+
+
 def some_records(job: Job, columns: Sequence[str], *, n: int = N_COLUMNS) -> tuple[pa.Table, str]:
     """Return a few records of the shown part, and that part.
 
@@ -180,7 +185,7 @@ def _records_named(
     return pa.concat_tables([by_id[i] for i in ids]).unify_dictionaries()
 
 
-def _squares(X: Images, decoded: Images) -> NDArray[np.float64]:
+def _squares(X: Images, decoded: Images) -> Float:
     """Return squared differences of images, white being 1."""
-    difference: NDArray[np.float64] = (X.astype(np.float64) - decoded) / 255
+    difference: Float = (X.astype(np.float64) - decoded) / 255
     return difference**2

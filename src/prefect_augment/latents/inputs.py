@@ -16,8 +16,6 @@ from prefect_augment.shards.stream_writer import write_stream
 from prefect_augment.storage import Stage, Store, read_manifest, sha256_hex
 from prefect_augment.text import suggestion
 
-__all__ = ["select_classes", "version_records"]
-
 SHARD_RECORDS = 1_000_000
 SHARD_BYTES = 128 << 20
 

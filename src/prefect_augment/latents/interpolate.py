@@ -2,23 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Float
 from prefect_augment.errors import EmptyClassError, ParameterError
-from prefect_augment.latents.adapter import open_view
-from prefect_augment.latents.base import Job, Progress, Strata
-from prefect_augment.latents.embed import column_values, finite, vector_means, vectors, vectors_by
+from prefect_augment.latents.adapter import View, column_values
+from prefect_augment.latents.base import Job, Progress
+from prefect_augment.latents.image_adapter import open_view
 from prefect_augment.latents.reconstruct import decoding_strata
 from prefect_augment.params import Interpolation
 from prefect_augment.schema import LatentRef
-from prefect_augment.synthesis.model_store import Encoder
-
-__all__ = ["interpolate", "way"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +22,8 @@ class _End:
     """A record at one end of a strip."""
 
     record: pa.Table
-    z: NDArray[np.float64]
-    centre: NDArray[np.float64] | None = None  # mean vector of its class
+    z: Float
+    centre: Float | None = None  # mean vector of its class
 
     @property
     def aug_id(self) -> str:
@@ -44,17 +40,16 @@ def interpolate(job: Job, params: Interpolation, on_progress: Progress | None) -
 
     Raises ParameterError for a model without latents, an end that is neither class nor record, or equal ends.
     """
-    fitted, encoder = job.load("latents")
-    strata = Strata(encoder)
-    ends = _ends(job, fitted, encoder, strata, params)
+    view = open_view(job, "latents")
+    strata = view.strata
+    ends = _ends(view, params)
     places = np.linspace(0.0, 1.0, params.n_steps)
     centres = ends[0].centre, ends[1].centre
     Z = way(ends[0].z, ends[1].z, places, *(centres if params.path == "class" else ()))
     advice = "let the strip begin and end with classes that it knows, or records of them"
     codes = np.concatenate([decoding_strata(end.record, strata, "", advice=advice) for end in ends])
     y = np.where(places < 0.5, codes[0], codes[1])
-    X = fitted.decode_latents(finite(Z.astype(np.float32), "vectors", job.model), y)
-    view = open_view(job, fitted, encoder)
+    X = view.fitted.decode_latents(view.finite(Z.astype(np.float32), "vectors"), y)
     decoded = view.decode(X, y, [f"step-{i:04d}" for i in range(len(y))])
     strip = _strip(decoded, places, ends)
     shards = job.folder.put(
@@ -74,26 +69,26 @@ def interpolate(job: Job, params: Interpolation, on_progress: Progress | None) -
 
 
 def way(
-    first: NDArray[np.float64],
-    last: NDArray[np.float64],
-    places: NDArray[np.float64],
-    first_centre: NDArray[np.float64] | None = None,
-    last_centre: NDArray[np.float64] | None = None,
-) -> NDArray[np.float64]:
+    first: Float,
+    last: Float,
+    places: Float,
+    first_centre: Float | None = None,
+    last_centre: Float | None = None,
+) -> Float:
     """Return vectors between two, shape (n_places, n_latent), at ``places`` from 0 to 1 on a straight line.
 
     With the mean vectors of both classes, only the deviation from them is interpolated, and the class
     changes as a whole in the middle: half-way between two means a decoder often finds a third class.
     """
     t = places[:, None]
-    line: NDArray[np.float64] = (1 - t) * first + t * last
+    line: Float = (1 - t) * first + t * last
     if first_centre is None or last_centre is None:
         return line
-    bent: NDArray[np.float64] = line + ((t >= 0.5) - t) * (last_centre - first_centre)
+    bent: Float = line + ((t >= 0.5) - t) * (last_centre - first_centre)
     return bent
 
 
-def _strip(decoded: pa.Table, places: NDArray[np.float64], ends: Sequence[_End]) -> pa.Table:
+def _strip(decoded: pa.Table, places: Float, ends: Sequence[_End]) -> pa.Table:
     """Return the first record, the decoded ones and the last record, numbered from 0."""
     first, last = (
         end.record.select(decoded.column_names).cast(decoded.schema.remove_metadata())
@@ -113,9 +108,8 @@ def _strip(decoded: pa.Table, places: NDArray[np.float64], ends: Sequence[_End])
 # --- the ends ---------------------------------------------------------------------------------
 
 
-def _ends(
-    job: Job, fitted: Any, encoder: Encoder, strata: Strata, params: Interpolation
-) -> list[_End]:
+def _ends(view: View, params: Interpolation) -> list[_End]:
+    job, strata = view.job, view.strata
     counts = {
         name: sum(part.get(name, 0) for part in job.info.part_counts.values())
         for name in strata.classes
@@ -127,41 +121,32 @@ def _ends(
             f"both ends of the strip are {names[0]!r}; name two classes, or two records by their "
             f"aug_id. Classes: {', '.join(map(repr, strata.classes))}."
         )
-    records = [
-        None if name in strata.classes else _record(job, fitted, encoder, strata, name)
-        for name in names
-    ]
+    records = [None if name in strata.classes else _record(view, name) for name in names]
     classes = [
         name if end is None else column_values(end.record, job.info.label)[0]
         for name, end in zip(names, records, strict=True)
     ]
     values = [*dict.fromkeys(name for name in classes if name is not None)]
-    centres = vector_means(job, fitted, encoder, column=job.info.label, values=values)
-    medoids = _medoids(job, fitted, encoder, centres, [n for n in names if n in strata.classes])
+    centres = view.vector_means(job.info.label, values)
+    medoids = _medoids(view, centres, [n for n in names if n in strata.classes])
     return [
         replace(end or medoids[name], centre=centres.get(name))
         for name, end in zip(classes, records, strict=True)
     ]
 
 
-def _record(job: Job, fitted: Any, encoder: Encoder, strata: Strata, aug_id: str) -> _End:
-    for table in job.tables(job.shards):
+def _record(view: View, aug_id: str) -> _End:
+    for table in view.job.tables(view.job.shards):
         record = table.filter(pc.equal(table["aug_id"], aug_id)).slice(0, 1)
         if record.num_rows:
-            return _End(record, vectors(job, fitted, encoder, record)[0])
+            return _End(record, view.vectors(record)[0])
     raise ParameterError(
-        f"{aug_id!r} is neither a class nor the aug_id of a record in {', '.join(job.parts)}; classes: "
-        f"{', '.join(map(repr, strata.classes))}."
+        f"{aug_id!r} is neither a class nor the aug_id of a record in {', '.join(view.job.parts)}; classes: "
+        f"{', '.join(map(repr, view.strata.classes))}."
     )
 
 
-def _medoids(
-    job: Job,
-    fitted: Any,
-    encoder: Encoder,
-    centres: Mapping[str, NDArray[np.float64]],
-    classes: Sequence[str],
-) -> dict[str, _End]:
+def _medoids(view: View, centres: Mapping[str, Float], classes: Sequence[str]) -> dict[str, _End]:
     """Return of each class the learnt record nearest to the mean of its vectors."""
     empty = [name for name in classes if name not in centres]
     if empty:
@@ -172,10 +157,8 @@ def _medoids(
     if not classes:
         return {}
     best: dict[str, tuple[float, _End]] = {}
-    batches = vectors_by(
-        job, fitted, encoder, column=job.info.label, values=classes, shards=job.learnt_shards
-    )
-    for name, table, Z in batches:
+    job = view.job
+    for name, table, Z in view.vectors_by(job.info.label, classes, job.learnt_shards):
         distances = np.linalg.norm(Z - centres[name], axis=1)
         i = int(distances.argmin())
         if name not in best or distances[i] < best[name][0]:

@@ -5,7 +5,7 @@ removed, with all other staged objects, when the index is written.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -25,8 +25,6 @@ from prefect_augment.schema import (
 from prefect_augment.shards.stream_writer import write_stream
 from prefect_augment.storage import Stage, Store, sha256_hex
 from prefect_augment.text import markdown_text
-
-__all__ = ["LatentFolder", "Piece", "add", "add_up"]
 
 SHARD_RECORDS = 1_000_000
 SHARD_BYTES = 128 << 20
@@ -178,14 +176,6 @@ def _card(info: LatentInfo) -> str:
         params=markdown_text(params),
     )
     return f"---\n{yaml.safe_dump(front, sort_keys=False, width=100_000)}---\n{text}"
-
-
-def add_up(pieces: Sequence[Piece]) -> dict[str, Any]:
-    """Return the numbers of all receipts, added up by name."""
-    total: dict[str, Any] = {}
-    for piece in pieces:
-        add(total, piece.sums)
-    return total
 
 
 def add(sums: dict[str, Any], numbers: Mapping[str, Any]) -> None:

@@ -11,8 +11,6 @@ from prefect_augment.shards.base import open_shard
 from prefect_augment.storage import Store, read_result
 from prefect_augment.text import markdown_text, number, percent
 
-__all__ = ["latents_page", "latents_sentence"]
-
 MAX_ROWS = 30
 MAX_COLUMNS = 12
 MAX_CELL = 60

@@ -7,18 +7,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefect_augment.encoding.images import ImageEncoder
 from prefect_augment.errors import ParameterError
 from prefect_augment.figures.image_grid import rows_sheet
-from prefect_augment.latents.adapter import open_view
 from prefect_augment.latents.base import NOT_SUMMED, Job, Progress, Strata, head
-from prefect_augment.latents.embed import finite
-from prefect_augment.latents.image_adapter import some_records
-from prefect_augment.latents.output import add_up
+from prefect_augment.latents.image_adapter import ImageView, open_view, some_records
 from prefect_augment.params import Denoising, Reconstruction
 from prefect_augment.schema import LatentRef, ShardInfo
-
-__all__ = ["decoding_strata", "denoise", "reconstruct"]
 
 N_CHECKED = 64  # records that noise is added to, to measure its removal
 
@@ -34,25 +28,24 @@ def reconstruct(job: Job, params: Reconstruction, on_progress: Progress | None) 
 
     Raises ParameterError for a model without latents, or a stratum that it does not know.
     """
-    fitted, encoder = job.load("latents")
-    strata, view = Strata(encoder), open_view(job, fitted, encoder)
+    view = open_view(job, "latents")
 
     def make(table: pa.Table, shard: ShardInfo) -> tuple[pa.Table, Mapping[str, Any]]:
-        codes = decoding_strata(table, strata, params.as_class)
-        X: Any = encoder.encode(table)
-        Z = finite(fitted.embed(X), "vectors", job.model)
+        codes = decoding_strata(table, view.strata, params.as_class)
+        X: Any = view.encoder.encode(table)
+        Z = view.finite(view.fitted.embed(X), "vectors")
         ids = table["aug_id"].to_pylist()
-        decoded = view.decode(fitted.decode_latents(Z, codes), codes, ids, like=table)
+        decoded = view.decode(view.fitted.decode_latents(Z, codes), codes, ids, like=table)
         records, sums = view.compare(X, table, decoded, head(table, job.info.label, shard))
         return records, {} if shard.split == NOT_SUMMED else {shard.split: sums}
 
-    pieces = job.each_shard(make, on_progress)
+    shards, sums = job.each_shard(make, on_progress)
     parts = {
-        part: {name: view.summary(sums) for name, sums in columns.items()}
-        for part, columns in add_up(pieces).items()
+        part: {name: view.summary(own) for name, own in columns.items()}
+        for part, columns in sums.items()
     }
     return job.finish(
-        [shard for piece in pieces for shard in piece.shards],
+        shards,
         summary={"as_class": params.as_class, "parts": parts},
         pictures=job.folder.put_pictures(view.codes_picture()),
     )
@@ -100,13 +93,14 @@ def denoise(job: Job, params: Denoising, on_progress: Progress | None) -> Latent
 
     Raises ParameterError if the records are no images, or the model cannot denoise.
     """
-    fitted, encoder = job.load("denoising")
-    if not isinstance(encoder, ImageEncoder):
+    view = open_view(job, "denoising")
+    if not isinstance(view, ImageView):
         raise ParameterError("denoising is of images, and these records are rows of a table.")
+    encoder = view.encoder
 
     def make(table: pa.Table, shard: ShardInfo) -> tuple[pa.Table, Mapping[str, Any]]:
         ids = table["aug_id"].to_pylist()
-        clean = fitted.denoise(encoder.encode(table), params.noise)
+        clean = view.fitted.denoise(encoder.encode(table), params.noise)
         # Any stratum: it only fills the label's column, which is taken from the record.
         strata = [encoder.strata[0]] * len(ids)
         image = encoder.decode(clean, strata=strata, aug_ids=ids, like=table)[encoder.column]
@@ -114,25 +108,23 @@ def denoise(job: Job, params: Denoising, on_progress: Progress | None) -> Latent
         rest = {f.name: table[f.name] for f in encoder.schema if f.name not in columns}
         return pa.table({**columns, **rest, encoder.column: image}), {}
 
-    pieces = job.each_shard(make, on_progress)
-    check, picture = _check(job, fitted, encoder, params.noise)
+    shards, _ = job.each_shard(make, on_progress)
+    check, picture = _check(view, params.noise)
     return job.finish(
-        [shard for piece in pieces for shard in piece.shards],
+        shards,
         summary={"noise": params.noise, "check": check},
         pictures=job.folder.put_pictures(picture),
     )
 
 
-def _check(
-    job: Job, fitted: Any, encoder: ImageEncoder, noise: float
-) -> tuple[dict[str, Any], bytes]:
+def _check(view: ImageView, noise: float) -> tuple[dict[str, Any], bytes]:
     """Return measurements and a picture of a few records with noise added and removed."""
-    records, part = some_records(job, [encoder.column], n=N_CHECKED)
-    X = encoder.encode(records)
+    records, part = some_records(view.job, [view.encoder.column], n=N_CHECKED)
+    X, denoise = view.encoder.encode(records), view.fitted.denoise
     rng = np.random.default_rng(0)
     noisy = np.rint(X + 255 * noise * rng.standard_normal(X.shape)).clip(0, 255).astype(np.uint8)
-    clean = fitted.denoise(noisy, noise)
-    rows = [("as they are", X), ("denoised", fitted.denoise(X, noise)),
+    clean = denoise(noisy, noise)
+    rows = [("as they are", X), ("denoised", denoise(X, noise)),
             (f"with noise of {noise:g} added", noisy), ("that, denoised", clean)]  # fmt: skip
     check = {"part": part, "n": len(X), "psnr_noisy": _psnr(X, noisy), "psnr": _psnr(X, clean)}
     return check, rows_sheet("Before and after", rows)

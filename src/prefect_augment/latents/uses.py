@@ -25,8 +25,6 @@ from prefect_augment.params.base import Params
 from prefect_augment.schema import DatasetRef, LatentRef, LatentUse, ModelRef
 from prefect_augment.storage import Store
 
-__all__ = ["USES", "Use", "use_latents"]
-
 
 @dataclass(frozen=True)
 class Use:

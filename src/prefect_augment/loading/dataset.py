@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from prefect_augment.loading.torch import TorchDataset
 
-__all__ = ["Dataset", "open_dataset"]
-
 
 def open_dataset(
     uri: str | os.PathLike[str],

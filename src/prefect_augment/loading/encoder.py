@@ -29,9 +29,6 @@ from prefect_augment.storage import Stage, Store, open_store, sha256_hex
 if TYPE_CHECKING:
     from prefect_augment.nn.torch_network import TorchNetwork
 
-__all__ = ["FeatureEncoder", "open_encoder", "staged_encoder"]
-
-Images = NDArray[np.uint8]
 Features = NDArray[np.float32]
 
 ENTRY_POINTS = "prefect_augment.encoders"

@@ -18,8 +18,6 @@ from prefect_augment.storage import Store, open_store, read_result
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ERROR_MAP", "VECTOR", "Latents", "open_latents", "vectors_of"]
-
 VECTOR = "embedding"
 ERROR_MAP = "error_map"
 

@@ -5,16 +5,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from prefect_augment.array_types import Float
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.metrics.calibration import correct_prior, prior_factors
 from prefect_augment.schema import Recipe
 from prefect_augment.shards.base import label_names
-
-__all__ = ["class_names", "multipliers_of", "prior_corrected", "reweighted"]
-
-Float = NDArray[np.float64]
 
 
 def class_names(classes: Sequence[Any]) -> tuple[str, ...]:

@@ -10,22 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-__all__ = [
-    "Part",
-    "Pass",
-    "Reader",
-    "draw_rows",
-    "natural_weights",
-    "one_pass",
-    "real_only_weights",
-    "repeat_numbers",
-    "weighted_passes",
-]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
+from prefect_augment.array_types import Bool, Float, Int
 
 # With one pass, a record that is drawn 50 times in an epoch would be 50 times in one batch; more
 # passes than this gain little and cost their time each.
@@ -189,7 +175,7 @@ def repeat_numbers(rows: Int) -> Int:
     return numbers
 
 
-def real_only_weights(weights: Float, synthetic: NDArray[np.bool_]) -> tuple[Float, Float]:
+def real_only_weights(weights: Float, synthetic: Bool) -> tuple[Float, Float]:
     """Return weights without synthetic records, with each class drawn as often as before.
 
     ``weights`` are sums per group and class, shape (n_groups, n_classes); groups have records of one origin.

@@ -22,13 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
-from prefect_augment.augmentation.image_policy import PRESETS, ImagePolicy, record_seed
+from prefect_augment.array_types import Float, Int
+from prefect_augment.augmentation.image_policy import ImagePolicy, record_seed
+from prefect_augment.augmentation.image_presets import PRESETS
 from prefect_augment.errors import ParameterError, SchemaError
-from prefect_augment.evaluation.classifiers.mixing import (
-    LEAST_LOG_PRIOR,
-    mix_batch,
-    soft_targets,
-)
+from prefect_augment.evaluation.classifiers.mixing import LEAST_LOG_PRIOR, mix_batch, soft_targets
 from prefect_augment.loading.sampling_plan import (
     Part,
     Pass,
@@ -47,12 +45,8 @@ from prefect_augment.shards.image_columns import main_image
 from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.storage import Store
 
-__all__ = ["TorchDataset"]
-
 logger = logging.getLogger(__name__)
 
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
 
 # Shards that a worker keeps open: their footers are not fetched again for every group.
 OPEN_SHARDS = 16

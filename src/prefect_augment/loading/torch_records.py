@@ -10,14 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Float32, Int
 from prefect_augment.errors import MissingExtraError
 from prefect_augment.shards.image_columns import IMAGE_TYPE, main_image
-
-__all__ = ["Records", "RowMaker", "class_codes"]
-
-Int = NDArray[np.int64]
 
 
 def class_codes(column: pa.ChunkedArray, classes: Sequence[str]) -> Int:
@@ -116,7 +112,7 @@ class Records:
     """Decoded records: numbers as a matrix, classes as indices, other columns as lists."""
 
     maker: RowMaker
-    matrix: NDArray[np.float32]
+    matrix: Float32
     columns: dict[str, list[Any]]
     y: list[int]
 
@@ -196,7 +192,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(t.is_string(kind) or t.is_large_string(kind) or t.is_temporal(kind))
 
 
-def _as_floats(column: pa.ChunkedArray) -> NDArray[np.float32]:
+def _as_floats(column: pa.ChunkedArray) -> Float32:
     """Return the numbers, NaN for null."""
     plain = column.cast(_plain(column.type)) if pa.types.is_dictionary(column.type) else column
     if pa.types.is_boolean(plain.type):
@@ -204,5 +200,5 @@ def _as_floats(column: pa.ChunkedArray) -> NDArray[np.float32]:
     if pa.types.is_decimal(plain.type):
         plain = plain.cast(pa.float64())
     converted = plain.cast(pa.float32(), safe=False)
-    floats: NDArray[np.float32] = pc.fill_null(converted, float("nan")).to_numpy()
+    floats: Float32 = pc.fill_null(converted, float("nan")).to_numpy()
     return floats

@@ -34,8 +34,6 @@ from prefect_augment.storage import (
     read_result,
 )
 
-__all__ = ["EraseReport", "erase"]
-
 logger = logging.getLogger(__name__)
 
 FOLDER = "_staging/erase"

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from prefect_augment.encoding.labels import label_text
 from prefect_augment.encoding.record_ids import aug_ids, record_keys
 from prefect_augment.errors import EmptyClassError
-from prefect_augment.ingest.holdout import group_names
+from prefect_augment.ingest.validate import group_names
 from prefect_augment.registry import SHARD_FORMATS, load_shard_format
 from prefect_augment.schema import Manifest, PublishedFile, ShardInfo
 from prefect_augment.shards.base import open_shard, put_once, read_shard, write_shards
@@ -21,8 +21,6 @@ from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.sources.images.columns import GROUP
 from prefect_augment.split.sealed_keys import with_opened_keys, with_sealed_keys
 from prefect_augment.storage import Store, list_versions, read_manifest, sha256_hex
-
-__all__ = ["Rewritten", "erased_rows", "rewrite", "rewrite_ledger"]
 
 
 @dataclass

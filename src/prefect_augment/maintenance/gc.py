@@ -31,8 +31,6 @@ from prefect_augment.storage import (
     store_time,
 )
 
-__all__ = ["GcLine", "GcReport", "collect_garbage"]
-
 logger = logging.getLogger(__name__)
 
 LEASE = f"{LEASES}/removing-gc.json"

@@ -4,11 +4,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from prefect_augment.catalogue.croissant import render_croissant
+from prefect_augment.catalogue.provenance import render_provenance
+from prefect_augment.errors import ParameterError
 from prefect_augment.schema import Decision, Look, Manifest, Recipe, Result
 from prefect_augment.shards.base import read_shard
 from prefect_augment.storage import Store, list_versions, manifest_path, read_manifest
-
-__all__ = ["Inspection", "VersionDiff", "VersionInfo", "diff", "inspect", "versions"]
 
 
 class VersionInfo(Result):
@@ -66,6 +67,9 @@ class VersionDiff(Result):
     decision: tuple[str, str] | None
 
 
+VOCABULARIES = {"croissant": render_croissant, "prov": render_provenance}
+
+
 # --- looking ----------------------------------------------------------------------------------
 
 
@@ -75,6 +79,18 @@ def versions(store: Store) -> tuple[VersionInfo, ...]:
     Raises IntegrityError or SchemaError for a manifest that cannot be read.
     """
     return tuple(_version_info(read_manifest(store, version)) for version in list_versions(store))
+
+
+def rendered(store: Store, version: int | None, vocabulary: str) -> str:
+    """Return a version, the newest by default, as Croissant (``croissant``) or as PROV-JSON (``prov``).
+
+    Raises ParameterError for another vocabulary, and the errors of :func:`versions`.
+    """
+    if vocabulary not in VOCABULARIES:
+        raise ParameterError(
+            f"--as {vocabulary!r} is unknown; choose of {', '.join(VOCABULARIES)}."
+        )
+    return VOCABULARIES[vocabulary](read_manifest(store, version)).decode()
 
 
 def _version_info(manifest: Manifest) -> VersionInfo:

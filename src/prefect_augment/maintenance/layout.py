@@ -11,8 +11,6 @@ from typing import Any, get_args
 from prefect_augment.schema import LatentUse, Manifest
 from prefect_augment.storage import FOLDER as LEASES, Store, modified_at
 
-__all__ = ["kind_of", "named_by", "named_in", "removal_order", "remove", "stage_of"]
-
 _DIGEST = "[0-9a-f]{12}"
 _VERSIONED = rf"v\d{{8}}(-{_DIGEST})?"
 _SHARD = rf"[^/]+-\d{{5}}-{_DIGEST}(\.[a-z0-9]+)+"
@@ -21,7 +19,7 @@ _KINDS = {
     for kind, pattern in {
         # Leftovers of a killed put or probe.
         "temporary": r"((_[a-z]+|data)/([^/]+/)*)?\.(tmp|probe)-[0-9a-f]{32}.*",
-        "card": r"README\.md",
+        "card": r"README\.md|croissant\.json",
         "pointer": r"_workspace\.json",
         "manifest": r"_manifests/v\d{8}\.json",
         "shard": rf"data/{_SHARD}",

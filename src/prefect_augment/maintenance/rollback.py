@@ -17,8 +17,6 @@ from prefect_augment.storage import (
     read_manifest,
 )
 
-__all__ = ["rollback"]
-
 logger = logging.getLogger(__name__)
 
 

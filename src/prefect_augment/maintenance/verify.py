@@ -14,17 +14,8 @@ from prefect_augment.report.card import CARD, card_is_current, refresh_card
 from prefect_augment.schema import Manifest, Result, ShardInfo, class_counts
 from prefect_augment.shards.base import ADVICE, label_names, read_shard
 from prefect_augment.shards.parquet import LINEAGE
-from prefect_augment.storage import (
-    SharedStore,
-    Store,
-    manifest_path,
-    read_manifest,
-    sha256_hex,
-)
+from prefect_augment.storage import SharedStore, Store, manifest_path, read_manifest, sha256_hex
 from prefect_augment.storage.workspace import POINTER, is_private
-
-__all__ = ["Problem", "VerifyReport", "verify"]
-
 
 ProblemKind = Literal[
     "missing", "changed", "unreadable", "counts", "ids", "lineage", "manifest", "card",
@@ -248,5 +239,7 @@ def _check_card(store: Store, repair: bool, repaired: list[str], findings: _Find
         repaired.append(CARD)
     if not card_is_current(store):
         findings.add(
-            CARD, "card", "README.md lags behind the newest version; run verify with --repair."
+            CARD,
+            "card",
+            "README.md or croissant.json lags behind the newest version; run verify with --repair.",
         )

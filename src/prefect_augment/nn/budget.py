@@ -7,8 +7,6 @@ from collections.abc import Callable
 from prefect_augment.errors import ParameterError
 from prefect_augment.schema import Result
 
-__all__ = ["Calibration", "calibrate", "steps_within"]
-
 WARM_STEPS = 2
 TIMED_STEPS = 5
 MAX_SECONDS = 30.0  # of a calibration; a step slower than this is timed once

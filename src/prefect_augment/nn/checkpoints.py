@@ -5,16 +5,14 @@ import json
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError, numpy as safetensors_numpy
 
+from prefect_augment.array_types import Array
 from prefect_augment.errors import IntegrityError
 from prefect_augment.schema import ModelRef, Result
 from prefect_augment.storage import Store
 
-__all__ = ["CheckpointRef", "load_checkpoint", "save_checkpoint"]
-
-Arrays = dict[str, NDArray[Any]]
+Arrays = dict[str, Array]
 
 
 class CheckpointRef(Result):

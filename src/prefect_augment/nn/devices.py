@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from prefect_augment.errors import ParameterError
 from prefect_augment.nn.machine import cpu_multiplies_bf16
 
-__all__ = ["Device", "available_cores", "choose_device", "compiled"]
-
 Precision = Literal["float32", "bfloat16"]
 
 logger = logging.getLogger(__name__)

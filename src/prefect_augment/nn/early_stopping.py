@@ -11,23 +11,14 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-from numpy.typing import NDArray
 from torch import nn
 
+from prefect_augment.array_types import Array
 from prefect_augment.errors import ParameterError
 from prefect_augment.nn import loop
 from prefect_augment.nn.devices import Device
-
-__all__ = [
-    "N_STRETCHES",
-    "PATIENCE",
-    "EarlyStopped",
-    "PartsPhase",
-    "Validation",
-    "train_with_early_stopping",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +58,7 @@ class _History:
 
     steps_compared: list[int] = field(default_factory=list)
     best: dict[str, tuple[int, float]] = field(default_factory=dict)
-    weights: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
+    weights: dict[str, dict[str, Array]] = field(default_factory=dict)
     reason: str = ""
     patience: int = PATIENCE
 

@@ -17,30 +17,18 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from prefect_augment.array_types import Array
 from prefect_augment.errors import DivergedError, ParameterError
 from prefect_augment.nn.budget import calibrate
 from prefect_augment.nn.devices import Device
-
-__all__ = [
-    "Checkpoint",
-    "Phase",
-    "TrainResult",
-    "named_arrays",
-    "seconds_per_step",
-    "step_generator",
-    "tensors",
-    "train",
-    "warmup_cosine",
-]
 
 logger = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, ...]
 # Plain JSON and named arrays.
-Checkpoint = tuple[dict[str, Any], dict[str, NDArray[Any]]]
+Checkpoint = tuple[dict[str, Any], dict[str, Array]]
 Report = Callable[[int, Mapping[str, float]], None]
 
 # Half-life as a share of the steps taken. EDM's fixed 500,000 images give "only noise" after a short
@@ -95,12 +83,12 @@ class TrainResult:
     losses: tuple[tuple[int, float], ...] = ()  # (step, mean loss since the point before)
 
 
-def warmup_cosine(step: int, n_steps: int, *, warmup: float = 0.05, floor: float = 0.01) -> float:
-    """Share of the learning rate at a step (from 0): linear warm-up, then half a cosine down to ``floor``.
+def warmup_cosine(step: int, n_steps: int) -> float:
+    """Share of the learning rate at a step (from 0): linear warm-up, then half a cosine down to 1 %.
 
-    ``n_steps`` is the whole run, so every run ends annealed. ``warmup`` is a share of the steps.
+    ``n_steps`` is the whole run, so every run ends annealed; a twentieth of it is warm-up.
     """
-    n_warm = max(1.0, warmup * n_steps)
+    n_warm, floor = max(1.0, 0.05 * n_steps), 0.01
     if step < n_warm:
         return (step + 1) / (n_warm + 1)
     place = (step - n_warm) / max(1.0, n_steps - n_warm)
@@ -434,7 +422,7 @@ class _Progress:
             self.on_progress(self.run.step, scalars)
 
 
-def named_arrays(prefix: str, state: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+def named_arrays(prefix: str, state: Mapping[str, Any]) -> dict[str, Array]:
     """Tensors as numpy arrays, each name prefixed with ``prefix`` and a dot."""
     return {
         f"{prefix}.{name}": np.array(value.detach().cpu().numpy())
@@ -443,7 +431,7 @@ def named_arrays(prefix: str, state: Mapping[str, Any]) -> dict[str, NDArray[Any
     }
 
 
-def tensors(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+def tensors(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
     """Inverse of :func:`named_arrays`."""
     start = f"{prefix}."
     return {

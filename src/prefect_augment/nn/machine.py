@@ -3,8 +3,6 @@
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["NARROW_BELOW", "classifier_size", "cpu_multiplies_bf16"]
-
 # Flags of CPUs that multiply bf16 in hardware: Intel and AMD (AVX-512, AMX), Arm.
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 

@@ -14,20 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = [
-    "ConvBlock",
-    "Downsample",
-    "FourierFeatures",
-    "ResidualMLP",
-    "SelfAttention",
-    "UNet",
-    "Upsample",
-    "depth_to_space",
-    "group_norm",
-    "patch_size",
-    "space_to_depth",
-]
-
 GROUP_CHANNELS = 16
 
 Layer = TypeVar("Layer", bound=nn.Module)

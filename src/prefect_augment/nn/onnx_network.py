@@ -12,13 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Float32
 from prefect_augment.errors import MissingExtraError, ParameterError
 
-__all__ = ["CHANNELS", "MAX_BYTES", "OnnxNetwork", "feature_row"]
-
-Features = NDArray[np.float32]
+Features = Float32
 
 MAX_BYTES = 2**31 - 1  # protobuf's limit; larger models keep their weights in other files
 MAX_VALUES = 2**28  # of one tensor: 1 GiB of float32
@@ -124,7 +122,7 @@ class OnnxNetwork:
 
 
 def feature_row(
-    values: NDArray[Any], *, name: str, output: str = "", channels_last: bool = False
+    values: Array, *, name: str, output: str = "", channels_last: bool = False
 ) -> Features:
     """Features of one image from a network's output for it, float32 (n_features,); maps are averaged.
 

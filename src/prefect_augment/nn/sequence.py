@@ -10,8 +10,6 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.nn import loop
 from prefect_augment.nn.devices import Device
 
-__all__ = ["Stretch", "mean_seconds_per_step", "train_in_turn"]
-
 logger = logging.getLogger(__name__)
 
 

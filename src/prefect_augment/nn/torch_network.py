@@ -9,17 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
 
+from prefect_augment.array_types import Float32
 from prefect_augment.errors import ParameterError
 from prefect_augment.nn.onnx_network import CHANNELS, feature_row
 
-__all__ = ["TorchNetwork"]
-
-Features = NDArray[np.float32]
+Features = Float32
 
 
 @dataclass(frozen=True)

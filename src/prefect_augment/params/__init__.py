@@ -4,92 +4,63 @@ The text below each field is its description in the form. ``Optional`` and ``dic
 "not set" is an empty string or list, and per-class parameters are lists of models.
 """
 
-from prefect_augment.params.balance import Balance, Classic, ClassTarget
-from prefect_augment.params.constraints import Combination, Constraint, Inequality, Positive, Unique
-from prefect_augment.params.data import ColumnOverride, Destination, Source
-from prefect_augment.params.encoder import Encoder
-from prefect_augment.params.estimators import OwnEstimator
-from prefect_augment.params.form import ImageSettings, TableSettings
-from prefect_augment.params.latents import (
-    Anomalies,
-    AttributeShift,
-    Classification,
-    Denoising,
-    Interpolation,
-    Output,
-    Reconstruction,
+from prefect_augment.params.balance import (
+    Balance as Balance,
+    Classic as Classic,
+    ClassTarget as ClassTarget,
 )
-from prefect_augment.params.metrics import Metric, Mistake
+from prefect_augment.params.constraints import (
+    Combination as Combination,
+    Constraint as Constraint,
+    Inequality as Inequality,
+    Positive as Positive,
+    Unique as Unique,
+)
+from prefect_augment.params.data import (
+    ColumnOverride as ColumnOverride,
+    Destination as Destination,
+    Source as Source,
+)
+from prefect_augment.params.encoder import Encoder as Encoder
+from prefect_augment.params.estimators import OwnEstimator as OwnEstimator
+from prefect_augment.params.form import (
+    ImageSettings as ImageSettings,
+    TableSettings as TableSettings,
+)
+from prefect_augment.params.latents import (
+    Anomalies as Anomalies,
+    AttributeShift as AttributeShift,
+    Classification as Classification,
+    Denoising as Denoising,
+    Interpolation as Interpolation,
+    Output as Output,
+    Reconstruction as Reconstruction,
+)
+from prefect_augment.params.metrics import Metric as Metric, Mistake as Mistake
 from prefect_augment.params.models import (
-    AutoencoderModel,
-    AutoModel,
-    DiffusionModel,
-    FlowModel,
-    GanModel,
-    ModelParams,
-    NoModel,
-    PluginModel,
-    PluginOption,
-    TreesModel,
-    VaeModel,
+    AutoencoderModel as AutoencoderModel,
+    AutoModel as AutoModel,
+    ColumnBounds as ColumnBounds,
+    DiffusionModel as DiffusionModel,
+    FlowModel as FlowModel,
+    GanModel as GanModel,
+    ModelParams as ModelParams,
+    MstModel as MstModel,
+    NoModel as NoModel,
+    PluginModel as PluginModel,
+    PluginOption as PluginOption,
+    TreesModel as TreesModel,
+    VaeModel as VaeModel,
 )
 from prefect_augment.params.run import (
-    Answer,
-    Approval,
-    Budget,
-    ClassAmount,
-    Compute,
-    Evaluation,
-    Publish,
-    Quality,
-    Report,
-    RunParams,
+    Answer as Answer,
+    Approval as Approval,
+    Budget as Budget,
+    ClassAmount as ClassAmount,
+    Compute as Compute,
+    Evaluation as Evaluation,
+    Publish as Publish,
+    Quality as Quality,
+    Report as Report,
+    RunParams as RunParams,
 )
-
-__all__ = [
-    "Anomalies",
-    "Answer",
-    "Approval",
-    "AttributeShift",
-    "AutoModel",
-    "AutoencoderModel",
-    "Balance",
-    "Budget",
-    "ClassAmount",
-    "ClassTarget",
-    "Classic",
-    "Classification",
-    "ColumnOverride",
-    "Combination",
-    "Compute",
-    "Constraint",
-    "Denoising",
-    "Destination",
-    "DiffusionModel",
-    "Encoder",
-    "Evaluation",
-    "FlowModel",
-    "GanModel",
-    "ImageSettings",
-    "Inequality",
-    "Interpolation",
-    "Metric",
-    "Mistake",
-    "ModelParams",
-    "NoModel",
-    "Output",
-    "OwnEstimator",
-    "PluginModel",
-    "PluginOption",
-    "Positive",
-    "Publish",
-    "Quality",
-    "Reconstruction",
-    "Report",
-    "RunParams",
-    "Source",
-    "TableSettings",
-    "TreesModel",
-    "Unique",
-    "VaeModel",
-]

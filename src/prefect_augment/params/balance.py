@@ -6,8 +6,6 @@ from pydantic import Field, model_validator
 
 from prefect_augment.params.base import Params
 
-__all__ = ["Balance", "ClassTarget", "Classic"]
-
 
 class ClassTarget(Params):
     """The target of one class, instead of the general one."""

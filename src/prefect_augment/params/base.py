@@ -7,8 +7,6 @@ from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-__all__ = ["Params"]
-
 
 def _title(name: str, info: object) -> str:
     """Return a field's title in the form: ``holdout_uri`` becomes hold-out URI."""

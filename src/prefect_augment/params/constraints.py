@@ -6,8 +6,6 @@ from pydantic import Field
 
 from prefect_augment.params.base import Params
 
-__all__ = ["Combination", "Constraint", "Inequality", "Positive", "Unique"]
-
 
 class Inequality(Params):
     """One column is below or above another: a start before its end."""

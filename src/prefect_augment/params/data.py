@@ -9,8 +9,6 @@ from pydantic import Field, model_validator
 from prefect_augment.params.base import Params
 from prefect_augment.params.locations import Location
 
-__all__ = ["ColumnOverride", "Destination", "Source"]
-
 
 class ColumnOverride(Params):
     """The kind of a column that is detected wrongly."""
@@ -28,15 +26,16 @@ class Source(Params):
     uri: Location = ""
     """A file, folder or glob: a local path or any fsspec URL (s3://…). Several files are one dataset; a Hugging Face
     dataset folder is its train split. Images: a folder with a folder per class, a zip or tar of one, WebDataset tars,
-    annotated images, or Parquet. Leave empty for the built-in example table."""
+    annotated images, or Parquet. Also a Delta, Iceberg or Lance table, a database (shop.db#orders,
+    postgresql://host/shop#SELECT …) or a workbook (book.xlsx#sheet). Leave empty for the built-in example table."""
     label: str = ""
     """The column that holds the class. Empty: found where only one column can be it."""
     format: Literal[
-        "auto", "parquet", "csv", "jsonl", "arrow", "folder", "webdataset", "coco", "voc", "yolo"
-    ] = "auto"
+        "auto", "parquet", "csv", "jsonl", "arrow", "excel", "folder", "webdataset", "coco", "voc", "yolo"
+    ] = "auto"  # fmt: skip
     """auto goes by the files' names; csv covers TSV and semicolons; jsonl is one JSON object per line; arrow covers
-    Feather; folder is a folder (or zip, or tar) with a folder of images per class; coco, voc and yolo are annotations
-    beside images."""
+    Feather; excel covers OpenDocument; folder is a folder (or zip, or tar) with a folder of images per class; coco, voc
+    and yolo are annotations beside images."""
     include: list[str] = Field(default_factory=list)
     """Image files to read, as glob patterns: *.jpg looks at names, train/**/*.jpg at paths. Empty: all of them."""
     exclude: list[str] = Field(default_factory=list)

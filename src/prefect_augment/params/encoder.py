@@ -9,8 +9,6 @@ from pydantic import Field, model_validator
 from prefect_augment.params.base import Params
 from prefect_augment.params.locations import Location
 
-__all__ = ["Encoder"]
-
 # Beginnings of SPDX ids that keep commercial use or changed copies from whoever gets the outputs.
 _FORBIDS = ("cc-by-nc", "cc-by-nd", "polyform-noncommercial", "polyform-strict", "noassertion")
 

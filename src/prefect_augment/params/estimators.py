@@ -12,8 +12,6 @@ from pydantic.json_schema import SkipJsonSchema
 from prefect_augment.params.base import Params
 from prefect_augment.params.models import PluginOption, options_from_mapping
 
-__all__ = ["Estimator", "OwnEstimator", "estimator_digest", "package_of"]
-
 Estimator = Literal["boosting", "logistic", "random_forest", "lightgbm", "xgboost", "catboost"]
 
 

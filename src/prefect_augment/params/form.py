@@ -19,6 +19,7 @@ from prefect_augment.params.models import (
     FlowModel,
     GanModel,
     ModelParams,
+    MstModel,
     NoModel,
     PluginModel,
     TreesModel,
@@ -33,8 +34,6 @@ from prefect_augment.params.run import (
     Quality,
     Report,
 )
-
-__all__ = ["ImageSettings", "TableSettings"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +102,7 @@ class TableSettings(_Settings):
         | NoModel
         | TreesModel
         | FlowModel
+        | MstModel
         | VaeModel
         | GanModel
         | AutoencoderModel

@@ -12,8 +12,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-__all__ = ["STEPS", "UNUSED", "Step", "canonical_json", "step_key"]
-
 
 @dataclass(frozen=True)
 class Step:
@@ -48,16 +46,16 @@ STEPS: dict[str, Step] = {
         ),
     ),
     "sample": Step(3),
-    "filter": Step(8, ("quality", "encoder")),
+    "filter": Step(9, ("quality", "encoder")),
     "encoder": Step(1, ("encoder.sha256",)),
     "features": Step(1, ("encoder",)),
-    "privacy": Step(3),
-    "draws": Step(4, ("model", "quality")),
-    "pilot": Step(8, _SCORES),
-    "predict": Step(3, _SCORES),
-    "score": Step(9, _SCORES),
+    "privacy": Step(4),
+    "draws": Step(5, ("model", "quality")),
+    "pilot": Step(9, _SCORES),
+    "predict": Step(4, _SCORES),
+    "score": Step(10, _SCORES),
     "confirm": Step(
-        11,
+        13,
         (
             *_SCORES,
             "evaluation.n_seeds",
@@ -68,7 +66,7 @@ STEPS: dict[str, Step] = {
         ),
     ),
     "augment": Step(3, ("classic", "quality.min_level_records")),
-    "report-page": Step(6, ("report", "classic")),
+    "report-page": Step(7, ("report", "classic")),
     "report": Step(3),
     "publish": Step(3, ("publish",)),
     "erase": Step(1),

@@ -7,16 +7,6 @@ from pydantic import Field
 from prefect_augment.params.base import Params
 from prefect_augment.params.locations import Location
 
-__all__ = [
-    "Anomalies",
-    "AttributeShift",
-    "Classification",
-    "Denoising",
-    "Interpolation",
-    "Output",
-    "Reconstruction",
-]
-
 
 class Output(Params):
     """Which records are used, and where the result goes."""

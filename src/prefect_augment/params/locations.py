@@ -8,8 +8,6 @@ from pydantic import AfterValidator
 
 from prefect_augment.errors import ParameterError
 
-__all__ = ["Location", "hide_secrets", "refuse_secrets"]
-
 # Parts of the names of a query's parameters that sign or authorise; a SAS of Azure has sig.
 _SECRET_WORDS = (
     "token", "signature", "secret", "password", "passwd", "credential", "apikey", "accesskey", "awsaccesskeyid",

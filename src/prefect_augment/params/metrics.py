@@ -9,8 +9,6 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from prefect_augment.params.base import Params
 
-__all__ = ["DEFAULT_METRIC", "Metric", "Mistake", "function_given"]
-
 DEFAULT_METRIC = "balanced_accuracy"
 
 # Functions given in Python, by module:function: this process may call them without importing anything.

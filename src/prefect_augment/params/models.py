@@ -1,27 +1,13 @@
 """Generative models: one class of params each, told apart by ``kind``."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from prefect_augment.errors import ParameterError
 from prefect_augment.params.base import Params
-
-__all__ = [
-    "AutoModel",
-    "AutoencoderModel",
-    "DiffusionModel",
-    "FlowModel",
-    "GanModel",
-    "ModelParams",
-    "NoModel",
-    "PluginModel",
-    "PluginOption",
-    "TreesModel",
-    "VaeModel",
-    "options_from_mapping",
-]
 
 
 def _as_value(value: Any) -> str:
@@ -148,6 +134,52 @@ class TreesModel(Params):
     to the records."""
     max_depth: int = Field(default=14, ge=1, le=40)
     """Depth of each column's trees."""
+
+
+class ColumnBounds(Params):
+    """The public range of a numeric column, from what it can be and not from the records."""
+
+    column: str = Field(min_length=1)
+    """The column's name."""
+    low: float
+    """Smallest value; of dates the day since 1970, of timestamps the ticks. Smaller ones are learnt as this one."""
+    high: float
+    """Largest value."""
+
+    @model_validator(mode="after")
+    def _has_a_width(self) -> "ColumnBounds":
+        if not self.low < self.high:
+            raise ValueError(
+                f"bounds of {self.column!r} go from {self.low:g} to {self.high:g}; low has to be smaller."
+            )
+        return self
+
+
+class MstModel(Params):
+    """MST under differential privacy: noisy counts of columns and pairs, drawn along a tree. Tables; extra dp."""
+
+    kind: Literal["mst"] = "mst"
+    epsilon: float = Field(default=1.0, ge=0.01, le=100.0)
+    """Privacy loss of the training towards each record; smaller is more private."""
+    delta: float = Field(default=1e-6, gt=0.0, lt=0.01)
+    """Chance that the loss is larger; keep it well below one over the number of records."""
+    bins: int = Field(default=16, ge=2, le=256)
+    """Bins of about equal shares that a number is cut into, by its noisy counts."""
+    bounds: list[ColumnBounds] = Field(default_factory=list)
+    """Public range of each numeric column."""
+    bounds_from: Literal["given", "data"] = "given"
+    """given refuses a number without bounds. data reads ranges and levels off the training records, which the guarantee
+    then does not cover."""
+
+    def check_bounds(self, numbers: Sequence[str]) -> None:
+        """Raise ParameterError if one of these columns needs bounds and has none."""
+        lacking = sorted(set(numbers) - {bound.column for bound in self.bounds})
+        if self.bounds_from == "given" and lacking:
+            raise ParameterError(
+                f"model.bounds lacks {', '.join(map(repr, lacking[:5]))}: with differential privacy the range of a "
+                "number must be public, not read off the records. Give low and high of each, from what the column "
+                "can be; or set model.bounds_from to 'data', and the guarantee does not cover the ranges."
+            )
 
 
 class FlowModel(Params):
@@ -357,6 +389,7 @@ ModelParams = Annotated[
     | NoModel
     | TreesModel
     | FlowModel
+    | MstModel
     | VaeModel
     | GanModel
     | AutoencoderModel

@@ -36,8 +36,6 @@ from prefect_augment.params.run import (
     Report,
 )
 
-__all__ = ["GROUPS", "parameters_page"]
-
 #: By the name of a flow's parameter.
 GROUPS: dict[str, type[Params]] = {
     "source": Source,

@@ -13,18 +13,6 @@ from prefect_augment.params.locations import Location
 from prefect_augment.params.metrics import Metric
 from prefect_augment.params.models import AutoModel, ModelParams
 
-__all__ = [
-    "Answer",
-    "Approval",
-    "Budget",
-    "ClassAmount",
-    "Compute",
-    "Publish",
-    "Quality",
-    "Report",
-    "RunParams",
-]
-
 
 class Budget(Params):
     """How much effort training may take."""
@@ -56,7 +44,8 @@ class Evaluation(Params):
     metric: Metric = Metric()
     """The measure that decides; the others are reported."""
     n_seeds: int = Field(default=3, ge=1, le=20)
-    """Seeds for the best two strategies and the last comparison."""
+    """Seeds for the best two strategies. The hold-out is compared with as many of images, of tables with one less
+    than twice as many: three give five."""
     n_settings: int = Field(default=0, ge=0, le=8)
     """Settings of each strategy that are tried on validation records; 0: four; of images eight or two, by the
     time that scoring them takes."""
@@ -200,6 +189,9 @@ class Publish(Params):
     export: Location = ""
     """Also write the newest version to this folder or URL, as a plain tree for engines that read by glob
     (<split>/part-….parquet). The folder holds nothing else; an earlier export is replaced."""
+    licence: str = ""
+    """Licence of what you publish, for croissant.json: an SPDX identifier, e.g. CC-BY-4.0, or a URL. The source's
+    terms decide what it may be."""
 
     @model_validator(mode="after")
     def _copies_are_let_out(self) -> "Publish":

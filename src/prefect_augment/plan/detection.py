@@ -19,8 +19,6 @@ from prefect_augment.schema import ClassPlan, DatasetInfo
 from prefect_augment.shards.staged import iter_shards
 from prefect_augment.storage import Store
 
-__all__ = ["object_classes"]
-
 
 def object_classes(info: DatasetInfo, balance: Balance, store: Store) -> tuple[ClassPlan, ...]:
     """Images of each class to copy; ``note`` has the boxes before, wanted and expected.

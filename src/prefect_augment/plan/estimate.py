@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from prefect_augment.nn.machine import NARROW_BELOW
 from prefect_augment.schema import Estimate
 
-__all__ = ["classifier_steps", "estimate", "estimate_images"]
-
-# Fitted by eye to single-thread fits on two shared cores, 2026-11: 300 to 100,000 records, 7 to 100
-# columns, 2 to 8 classes, 0.1 to 14 seconds a fit; then to the processor time of whole runs.
-_TREE_SECONDS = 0.05  # a gradient boosting fit of two classes, which grows a tree per iteration
+# Fitted by eye to single-thread fits on two shared cores, 2026-11-23: 300 to 100,000 records, 7 to 100
+# columns, 2 to 8 classes, 0.04 to 0.7 seconds a fit; then to the processor time of whole runs.
+_TREE_SECONDS = 0.025  # a gradient boosting fit of two classes, which grows a tree per iteration
 _TREES_POWER = 0.7  # more classes grow one each, but smaller ones
-_TREE_COLUMN_SECONDS = 3e-3
-_TREE_VALUE_SECONDS = 6e-7
-_LOGISTIC_VALUE_SECONDS = 5e-8  # a logistic regression fit, per value and class
+_TREE_COLUMN_SECONDS = 1.7e-3
+_TREE_VALUE_SECONDS = 5e-7
+_LOGISTIC_VALUE_SECONDS = 7e-8  # a logistic regression fit, per value and class
 _DRAW_FITS = 2.0  # fitting the model, drawing and filtering, in boosting fits
 _START_SECONDS = 25.0  # imports, orchestration, ingest, report, publishing: of a small table
 _VALUE_SECONDS = 1e-6  # the same, per value of the table
@@ -40,7 +38,7 @@ def estimate(
     """Rough needs of a run on a table, right within a factor of about three.
 
     Processor seconds, bytes written by publishing, peak memory in bytes. A fit of gradient boosting
-    takes trees**0.7 x (0.05 + 0.003 columns + 6e-7 values) seconds, with a tree per class where
+    takes trees**0.7 x (0.025 + 0.0017 columns + 5e-7 values) seconds, with a tree per class where
     there are more than two; all else follows from counts.
     """
     n_trained = n_records + n_added

@@ -65,8 +65,6 @@ from prefect_augment.storage import Store
 from prefect_augment.synthesis.train import why_no_image_model
 from prefect_augment.text import suggestion
 
-__all__ = ["MAX_BY_VALUES", "plan"]
-
 MAX_BY_VALUES = 20  # of a column to balance within; more would make the cells too small
 MAX_SEARCHED = 5.0  # synthetic records per real one
 # Of the comparison's half of the budget, for images with every setting; else half of the settings are tried.

@@ -7,11 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Float
 from prefect_augment.schema import BalancePlan, Recipe, Strategy
-
-__all__ = ["class_shares", "shares_of", "shares_trained", "smoothing_by_class", "with_priors"]
 
 # Mean share of the partner in a mixed image: of a weight that is uniform in [0, 1], and of a rectangle of such an area
 # whose centre is uniform, less what leaves the image (the mean of (s - s**2 / 4)**2 with s**2 uniform).
@@ -65,9 +63,7 @@ def shares_trained(shares: Mapping[str, float], strategy: Strategy) -> dict[str,
     return trained
 
 
-def smoothing_by_class(
-    counts: Sequence[float] | NDArray[np.float64], most: float
-) -> NDArray[np.float64]:
+def smoothing_by_class(counts: Sequence[float] | Float, most: float) -> Float:
     """Share of each class's label that goes to the other classes, shape (n_classes,).
 
     ``most`` for the class with most records and 0 for the one with fewest: Zhong et al. 2021,
@@ -80,5 +76,5 @@ def smoothing_by_class(
     n = np.asarray(counts, dtype=np.float64)
     low, high = n[n > 0].min(initial=math.inf), n.max(initial=0.0)
     share = np.clip((n - low) / (high - low), 0.0, 1.0) if high > low else np.zeros(len(n))
-    smoothing: NDArray[np.float64] = most * np.sin(math.pi / 2 * share)
+    smoothing: Float = most * np.sin(math.pi / 2 * share)
     return smoothing

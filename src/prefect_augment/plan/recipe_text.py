@@ -2,8 +2,6 @@
 
 from prefect_augment.schema import EncoderInfo, Strategy
 
-__all__ = ["recipe_sentence"]
-
 
 def recipe_sentence(
     strategy: Strategy,

@@ -16,16 +16,6 @@ from prefect_augment.plan.search_space import N_KEPT, PILOT_FOLDS, PILOT_STEP_SH
 from prefect_augment.registry import model_kinds, resolve_model
 from prefect_augment.schema import BalancePlan, DatasetInfo, Strategy, StrategyScore
 
-__all__ = [
-    "COMPARISON_SHARE",
-    "PILOT_SHARE",
-    "Schedule",
-    "model_of",
-    "pilot_budget",
-    "suitable",
-    "training_budget",
-]
-
 # Of budget.minutes, for the comparison with its hold-out. A network trains in most of the rest; without one, the
 # rest is for ingest, the report and for scores that take longer than their pilots suggest.
 COMPARISON_SHARE, COMPARISON_SHARE_ALONE = 0.5, 0.7

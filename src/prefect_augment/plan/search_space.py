@@ -21,17 +21,6 @@ from prefect_augment.params import Classic
 from prefect_augment.plan.strategies import as_trained
 from prefect_augment.schema import BalancePlan, Strategy
 
-__all__ = [
-    "N_KEPT",
-    "N_SETTINGS",
-    "N_TABLE_SETTINGS",
-    "PILOT_FOLDS",
-    "PILOT_STEP_SHARE",
-    "n_trained",
-    "pilot_groups",
-    "settings",
-]
-
 # Most of one strategy. Tables have half as many: on few records the best of eight is the luckiest one, and with
 # tuned thresholds settings differ little. Plans of images lower it where the budget is short.
 N_SETTINGS = 8
@@ -99,10 +88,12 @@ def settings(
 
 def _settings(strategy: Strategy, plan: BalancePlan, classic: Classic) -> Iterable[dict[str, Any]]:
     if strategy.has_model and plan.soft_labels:
-        return _of_soft_labels()
+        return ({"amount": amount, "synthetic_weight": weight} for amount, weight in _SOFT_LABELS)
     if strategy.has_model:
         on_images = strategy.real_only_finish < 1
-        return _of_model(_IMAGE_MODEL if on_images else _MODEL, _most_per_real(plan))
+        most = max((c.n_synthetic / c.n_real for c in plan.classes if c.n_real), default=0.0)
+        listed = _IMAGE_MODEL if on_images else _MODEL  # but numbers that the plan does not reach
+        return (one for one in listed if one.get("per_real", 0.0) < most)
     for name, tried in _ON_REQUEST.items():
         if getattr(strategy, name):
             return ({"amount": amount, name: value} for amount, value in tried)
@@ -114,19 +105,6 @@ def _settings(strategy: Strategy, plan: BalancePlan, classic: Classic) -> Iterab
         return _on_the_fly(strategy, classic)
     amounts = _BAGGING if strategy.family == "bagging" else _PLAIN
     return ({"amount": amount} for amount in amounts)
-
-
-def _of_soft_labels() -> Iterable[dict[str, Any]]:
-    return ({"amount": amount, "synthetic_weight": weight} for amount, weight in _SOFT_LABELS)
-
-
-def _of_model(tried: Sequence[dict[str, Any]], most: float) -> Iterable[dict[str, Any]]:
-    """Settings without numbers per real record that the plan does not reach."""
-    return (one for one in tried if one.get("per_real", 0.0) < most)
-
-
-def _most_per_real(plan: BalancePlan) -> float:
-    return max((c.n_synthetic / c.n_real for c in plan.classes if c.n_real), default=0.0)
 
 
 def _on_the_fly(strategy: Strategy, classic: Classic) -> Iterable[dict[str, Any]]:

@@ -25,21 +25,6 @@ from prefect_augment.schema import (
     StrategyScore,
 )
 
-__all__ = [
-    "AMOUNTS",
-    "EXTERNAL",
-    "Wanted",
-    "as_trained",
-    "candidates_wanted",
-    "classic_recipe",
-    "image_strategies",
-    "make_recipe",
-    "make_strategies",
-    "plain_recipe",
-    "table_strategies",
-    "wanted_records",
-]
-
 # Values of Classic.table -> names of strategies.
 TITLES = {
     "smote": "SMOTE",

@@ -14,16 +14,6 @@ from prefect_augment.params import Balance, ClassTarget
 from prefect_augment.schema import ClassPlan, class_order
 from prefect_augment.text import suggestion
 
-__all__ = [
-    "CAP_WARNING",
-    "MIN_SAMPLED",
-    "MIN_SAMPLED_IMAGES",
-    "balanced_weights",
-    "plan_classes",
-    "plan_warnings",
-    "targets",
-]
-
 MIN_SAMPLED = 10  # records a stratum needs before a model may draw for it
 # The same for images, below which classic augmentation is used instead: what a hold-out of a fifth leaves of 20.
 MIN_SAMPLED_IMAGES = 16

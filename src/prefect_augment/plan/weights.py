@@ -15,8 +15,6 @@ from prefect_augment.plan.priors import with_priors
 from prefect_augment.schema import BalancePlan, Recipe
 from prefect_augment.storage import Store, latest_version, read_manifest
 
-__all__ = ["MAX_MOVE", "keep_weights", "shard_weights"]
-
 logger = logging.getLogger(__name__)
 
 # A stratum keeps its weight of the parent version while the new one differs by less than this share.

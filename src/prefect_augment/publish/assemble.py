@@ -22,8 +22,6 @@ from prefect_augment.storage import Store
 from prefect_augment.storage.keys import hash_ids
 from prefect_augment.storage.spill import Workspace
 
-__all__ = ["Assembled", "Portion", "Stream", "assemble", "check_settings"]
-
 
 @dataclass(frozen=True)
 class Stream:

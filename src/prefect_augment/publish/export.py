@@ -29,8 +29,6 @@ from prefect_augment.storage import (
 )
 from prefect_augment.text import markdown_text
 
-__all__ = ["ExportReport", "check_export", "chosen_shards", "export", "export_newest", "swapped"]
-
 logger = logging.getLogger(__name__)
 
 SUCCESS = "_SUCCESS"

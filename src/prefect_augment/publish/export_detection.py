@@ -29,8 +29,6 @@ from prefect_augment.shards.staged import iter_shards
 from prefect_augment.sources.images.validation import header_of
 from prefect_augment.storage import Store, contains, open_store, read_manifest
 
-__all__ = ["export_boxes"]
-
 logger = logging.getLogger(__name__)
 
 ENDINGS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg"}

@@ -27,19 +27,6 @@ from prefect_augment.schema import (
 from prefect_augment.storage import Store, find_commit, read_result
 from prefect_augment.text import markdown_text, suggestion
 
-__all__ = [
-    "Proposal",
-    "added_records",
-    "decide",
-    "list_proposals",
-    "lowered",
-    "lowered_amounts",
-    "propose",
-    "read_decision",
-    "read_proposal",
-    "request_markdown",
-]
-
 FOLDER = "_proposals"
 MAX_ROWS = 100  # of the approver's table
 

@@ -26,7 +26,7 @@ from prefect_augment.publish.sidecar_files import (
     copy_report,
 )
 from prefect_augment.registry import check_shard_format
-from prefect_augment.report.card import CARD, refresh_card, render_card
+from prefect_augment.report.card import derived_files, refresh_card
 from prefect_augment.report.redaction import redactor
 from prefect_augment.schema import (
     ApprovalDecision,
@@ -60,8 +60,6 @@ from prefect_augment.storage import (
     read_manifest,
 )
 from prefect_augment.storage.spill import Workspace, give_back, returned_at_once
-
-__all__ = ["check_destination", "publish"]
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +169,7 @@ def _searched(
     real = real_values(store, info, manifest, least)
     pages = {
         manifest_path(version): manifest.sealed().to_json(),
-        CARD: render_card(manifest).encode(),
+        **derived_files(manifest),
     }
     leaks = leaks_of(store.destination, real, before | own, more=pages)
     if not leaks:

@@ -13,12 +13,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import ByteString, Float, Int, Uint64
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import EmptyClassError
 from prefect_augment.schema import Origin, ShardInfo
-from prefect_augment.shards.parquet import label_names, select_columns
+from prefect_augment.shards.base import label_names
+from prefect_augment.shards.parquet import select_columns
 from prefect_augment.shards.staged import iter_shards, read_shards
 from prefect_augment.shards.stream_writer import Reordered
 from prefect_augment.storage import Store
@@ -26,13 +27,9 @@ from prefect_augment.storage.external_sort import PartitionedRows, bin_of_number
 from prefect_augment.storage.keys import hash_ids
 from prefect_augment.storage.spill import Workspace
 
-__all__ = ["Copies", "Ids", "Piece", "Real", "RecordReader", "Records", "Source"]
-
 # Ingest appends these to the source's columns; aug_id becomes a lineage column, content_key is dropped.
 STAGED_COLUMNS = ("aug_id", "content_key")
 N_ID_BINS = 64
-
-Int = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Records:
     table: pa.Table
     strata: Sequence[str]
     lineage: Mapping[str, Any]
-    shares: NDArray[np.float64] | None = None  # effective count of each, if not 1
+    shares: Float | None = None  # effective count of each, if not 1
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ class Ids:
         self._hashes.add(hashes, bin_of_number(hashes, N_ID_BINS))
 
     @staticmethod
-    def duplicates(sources: Sequence[Source]) -> NDArray[np.uint64]:
+    def duplicates(sources: Sequence[Source]) -> Uint64:
         """Return hashes that occur more than once."""
         parts = [np.zeros(0, dtype=np.uint64)]
         for number in range(N_ID_BINS):
@@ -169,7 +166,7 @@ class Real:
         shares = self._shares(table) if self.doubted else None
         return Records(user, self.reader.strata(table), {"aug_id": table["aug_id"]}, shares)
 
-    def _shares(self, table: pa.Table) -> NDArray[np.float64]:
+    def _shares(self, table: pa.Table) -> Float:
         return np.array([self.doubted.get(i, 1.0) for i in table["aug_id"].to_pylist()])
 
     @cached_property
@@ -239,9 +236,9 @@ class Copies:
         n_bytes = int(share * sum(s.n_bytes for s in real.shards))
         self.pieces: tuple[Piece, ...] = (Piece(n, n_bytes, self._records),) if n else ()
 
-    def _draw(self) -> tuple[NDArray[np.bytes_], Int]:
+    def _draw(self) -> tuple[ByteString, Int]:
         """Return the copies' ids, sorted, and the row of each one's parent among the real records."""
-        rows: dict[str, list[tuple[NDArray[np.bytes_], Int]]] = {name: [] for name in self.counts}
+        rows: dict[str, list[tuple[ByteString, Int]]] = {name: [] for name in self.counts}
         start = 0
         for table in self.real.small_columns():
             strata = np.array(self.real.reader.strata(table), dtype=object)
@@ -300,7 +297,7 @@ class Copies:
                 )
 
 
-def _texts(ids: NDArray[np.bytes_]) -> pa.StringArray:
+def _texts(ids: ByteString) -> pa.StringArray:
     return pa.array([aug_id.decode() for aug_id in ids.tolist()], pa.string())
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from prefect_augment.array_types import Bool, ByteString, Float, Int
 from prefect_augment.encoding.record_ids import content_digests
 from prefect_augment.encoding.values import plain, value_type
 from prefect_augment.schema import DatasetInfo
@@ -19,19 +20,15 @@ from prefect_augment.shards.staged import iter_shards
 from prefect_augment.storage import Store, sha256_hex
 from prefect_augment.storage.keys import group_ids
 
-__all__ = ["Rare", "RealValues", "digests_of", "is_text", "numbers_of", "texts_of"]
-
-Rows = NDArray[np.int64]
-
 
 @dataclass(frozen=True)
 class Rare:
     """A column's rare values, sorted, and a record that has each."""
 
-    values: NDArray[np.float64] | NDArray[np.object_]
-    rows: Rows
+    values: Float | NDArray[np.object_]
+    rows: Int
 
-    def find(self, values: NDArray[np.float64] | NDArray[np.object_]) -> Rows:
+    def find(self, values: Float | NDArray[np.object_]) -> Int:
         """Row of the record that has each value, -1 where none has, (n,)."""
         if not len(self.values) or not len(values):
             return np.full(len(values), -1)
@@ -66,7 +63,7 @@ class RealValues:
         for name in [column.name for column in info.columns if column.name not in known]:
             kind = value_type(schema.field(name).type)
             if is_text(kind):
-                real.texts[name] = real._rare_texts(name)
+                real.texts[name] = _rare(texts_of(real._column(name)), None, real.min_records)
             elif pa.types.is_temporal(kind):
                 texts = texts_of(real._column(name))
                 real.texts[name] = _rare(texts, None, 2)
@@ -99,11 +96,8 @@ class RealValues:
         parts = [plain(t[name]) for t in iter_shards(self.store, self.info.shards, [name])]
         return pa.concat_arrays(parts) if parts else pa.array([], pa.string())
 
-    def _rare_texts(self, name: str) -> Rare:
-        return _rare(texts_of(self._column(name)), None, self.min_records)
 
-
-def _single(x: NDArray[np.float64], among: NDArray[np.bool_]) -> Rare:
+def _single(x: Float, among: Bool) -> Rare:
     """Numbers that one of these records has."""
     rows = np.flatnonzero(among)
     values, first, counts = np.unique(x[rows], return_index=True, return_counts=True)
@@ -114,7 +108,7 @@ def _single(x: NDArray[np.float64], among: NDArray[np.bool_]) -> Rare:
     return Rare(values[counts == 1], rows[first[counts == 1]])
 
 
-def _rare(texts: NDArray[np.object_], among: NDArray[np.bool_] | None, least: int) -> Rare:
+def _rare(texts: NDArray[np.object_], among: Bool | None, least: int) -> Rare:
     rows = np.array([i for i, t in enumerate(texts.tolist()) if t], dtype=np.int64)
     if among is not None:
         rows = rows[among[rows]]
@@ -136,7 +130,7 @@ def _is_number(kind: pa.DataType) -> bool:
     return bool(t.is_integer(kind) or t.is_floating(kind) or t.is_decimal(kind))
 
 
-def numbers_of(values: pa.Array) -> NDArray[np.float64]:
+def numbers_of(values: pa.Array) -> Float:
     """Numbers as float64, NaN for null, (n,)."""
     if not _is_number(values.type):
         return np.full(len(values), np.nan)
@@ -151,7 +145,7 @@ def texts_of(values: pa.Array) -> NDArray[np.object_]:
     return texts
 
 
-def digests_of(tables: Iterator[pa.Table], columns: Sequence[str]) -> NDArray[np.bytes_]:
+def digests_of(tables: Iterator[pa.Table], columns: Sequence[str]) -> ByteString:
     """A digest of each record's values in these columns, equal for equal values."""
     parts = [content_digests(table.select(list(columns))) for table in tables]
     return np.concatenate([np.zeros(0, "S16"), *parts])

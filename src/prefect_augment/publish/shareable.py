@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from prefect_augment.array_types import Uint64
 from prefect_augment.encoding.rare_values import MIN_LEVEL_RECORDS
 from prefect_augment.encoding.values import plain, value_type
 from prefect_augment.errors import IntegrityError
@@ -42,16 +42,8 @@ from prefect_augment.publish.real_values import (
     texts_of,
 )
 from prefect_augment.schema import DatasetInfo, Manifest, Result
-from prefect_augment.storage import (
-    SharedStore,
-    Store,
-    private_objects,
-    read_result,
-    sha256_hex,
-)
+from prefect_augment.storage import SharedStore, Store, private_objects, read_result, sha256_hex
 from prefect_augment.storage.workspace import is_private
-
-__all__ = ["Leak", "find_leaks", "leaks_of", "real_values"]
 
 MIN_LETTERS, MIN_DIGITS = 5, 7  # of a value that is a finding by itself
 MIN_COLUMNS = 3  # of one record that meet in a text, where each by itself may be chance
@@ -360,7 +352,7 @@ class _Search:
             bits = wanted.astype("<f8").view("<u8")
             for start in range(min(8, len(data))):
                 end = start + (len(data) - start) // 8 * 8
-                view: NDArray[np.uint64] = np.frombuffer(data[start:end], "<u8")
+                view: Uint64 = np.frombuffer(data[start:end], "<u8")
                 if np.isin(view, bits).any():
                     self.add(path, "value", f"has numbers of single real records (column {name!r})")
                     return

@@ -9,8 +9,8 @@ from typing import IO
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Uint64
 from prefect_augment.errors import CommitConflictError, IntegrityError
 from prefect_augment.schema import DatasetInfo, Manifest, PublishedFile, ReportRef, ShardInfo
 from prefect_augment.shards.base import open_shard, put_once
@@ -19,8 +19,6 @@ from prefect_augment.split.ledger_io import part_codes
 from prefect_augment.split.sealed_keys import with_opened_keys
 from prefect_augment.storage import Store, sha256_hex
 from prefect_augment.storage.keys import hash_ids
-
-__all__ = ["check_follows", "copy_files", "copy_ledger", "copy_quarantine", "copy_report"]
 
 
 def check_follows(store: Store, info: DatasetInfo, parent: Manifest | None) -> None:
@@ -44,7 +42,7 @@ def check_follows(store: Store, info: DatasetInfo, parent: Manifest | None) -> N
     )
 
 
-def _entries(store: Store, path: str) -> tuple[list[str], NDArray[np.uint64]]:
+def _entries(store: Store, path: str) -> tuple[list[str], Uint64]:
     """Return a ledger's columns, and a 64-bit hash of key, occurrence and part of each entry.
 
     The label is left out: correcting it moves no record.

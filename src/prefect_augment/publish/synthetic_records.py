@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Int, Int32
 from prefect_augment.errors import ParameterError
 from prefect_augment.publish.real_records import Ids, Piece, Real, RecordReader, Records
 from prefect_augment.schema import DatasetRef, FilterResult, Origin, ShardInfo
@@ -17,10 +17,6 @@ from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.shards.stream_writer import Reordered
 from prefect_augment.storage import Store
 from prefect_augment.synthesis.soft_labels import SHARE
-
-__all__ = ["classic_records", "synthetic_records"]
-
-Int = NDArray[np.int64]
 
 
 @dataclass
@@ -175,7 +171,7 @@ def _small(
     shards: Sequence[ShardInfo],
     wanted: Mapping[str, int],
     numbers: Sequence[str],
-) -> tuple[NDArray[np.int32], dict[str, Int]]:
+) -> tuple[Int32, dict[str, Int]]:
     """Return each record's stratum, as its place among the sorted names or -1, and numeric columns."""
     code = {name: k for k, name in enumerate(sorted(wanted))}
     strata = [np.zeros(0, dtype=np.int32)]
@@ -193,7 +189,7 @@ def _small(
 
 
 def _first_of_each(
-    strata: NDArray[np.int32], rows: Int, wanted: Mapping[str, int], what: str, notes: list[str]
+    strata: Int32, rows: Int, wanted: Mapping[str, int], what: str, notes: list[str]
 ) -> Int:
     """Take the first ``wanted`` rows of each stratum; notes name those with fewer."""
     taken = [np.zeros(0, dtype=np.int64)]

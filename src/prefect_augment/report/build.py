@@ -14,20 +14,15 @@ from prefect_augment.augmentation.label_preservation import check_picture, find_
 from prefect_augment.encoding.arrays import by_columns
 from prefect_augment.encoding.pixels import DECODING_RULE
 from prefect_augment.encoding.tables import TableEncoder
-from prefect_augment.evaluation.metrics.column_shapes import column_values
+from prefect_augment.evaluation.metrics.column_shapes import ColumnShape, column_values
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.experiment.audit import audit_list
 from prefect_augment.params import Classic
 from prefect_augment.params.keys import step_key
 from prefect_augment.report.contact_sheets import NEAREST_RULE, picture_sheets
 from prefect_augment.report.drift import drift_since, find_previous
-from prefect_augment.report.report import (
-    ColumnShape,
-    Neighbour,
-    ReportData,
-    build_report,
-    markdown_summary,
-)
+from prefect_augment.report.json import Neighbour, ReportData
+from prefect_augment.report.report import build_report, markdown_summary
 from prefect_augment.schema import (
     ApprovalDecision,
     BalancePlan,
@@ -44,12 +39,10 @@ from prefect_augment.schema import (
     Verdict,
     software_versions,
 )
-from prefect_augment.shards.parquet import label_names, read_shard
+from prefect_augment.shards.base import label_names, read_shard
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Stage, Store, read_result
 from prefect_augment.synthesis.resume import read_training
-
-__all__ = ["report"]
 
 Status = Literal["published", "proposed", "refused", "evaluated"]
 
@@ -139,6 +132,11 @@ def _draw(
 ) -> _Page:
     experiment, dataset, plan = release.experiment, release.dataset, release.experiment.plan
     candidates, recipe, verdict = experiment.candidates, release.recipe, release.verdict
+    if candidates is not None and not release.lets_synthetic_out:  # no class of them can be unsafe
+        classes = tuple(
+            c.model_copy(update={"checks": (), "verdict": "not tested"}) for c in candidates.classes
+        )
+        candidates = candidates.model_copy(update={"classes": classes})
     classic = experiment.params.classic if recipe is not None else None
     pictures, findings = experiment.params.report.pictures, release.findings
     model = release.models[0] if release.models else None
@@ -223,11 +221,7 @@ def _notes(
 
 
 def _before(plan: BalancePlan) -> dict[str, dict[Origin, int]]:
-    counts: dict[str, dict[Origin, int]] = {}
-    for entry in plan.classes:
-        by_origin = counts.setdefault(entry.label, {"real": 0})
-        by_origin["real"] += entry.n_real
-    return counts
+    return {name: {"real": n} for name, n in plan.real_counts.items()}
 
 
 def _after(plan: BalancePlan, recipe: Recipe | None) -> dict[str, dict[Origin, int]]:

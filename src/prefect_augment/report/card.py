@@ -1,19 +1,19 @@
 """The dataset card, README.md: derived from the newest manifest, so that ``load_dataset(DEST)`` works.
 
-It may lag after a kill; the next run or ``verify --repair`` updates it. A README by somebody else
-is left alone.
+``croissant.json`` is derived and kept up in the same way. Both may lag after a kill; the next run or
+``verify --repair`` updates them. A README, or a croissant.json, by somebody else is left alone.
 """
 
 import logging
 
 import yaml
 
+from prefect_augment.catalogue.croissant import CROISSANT, is_ours, render_croissant
+from prefect_augment.catalogue.governance import article_10, is_shared
 from prefect_augment.schema import EncoderInfo, Manifest, Recipe, Verdict
 from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.storage import Store, latest_version, read_manifest
 from prefect_augment.text import markdown_text
-
-__all__ = ["CARD", "card_is_current", "refresh_card", "render_card"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +76,14 @@ _DTYPES |= {kind: kind for kind in ("bool", "int8", "int16", "int32", "int64")}
 
 def render_card(manifest: Manifest) -> str:
     """The card of a version; user strings are escaped."""
+    lines = ["configs:", "- config_name: default", "  data_files:"]
+    for split in _SPLITS:
+        shards = manifest.split_shards(split)
+        if shards:
+            lines += [f"  - split: {split}", "    path:", *(f"    - {s.path}" for s in shards)]
     parts = [
         "---",
-        *_front_matter(manifest),
+        *(lines + (_features(manifest) if _is_tar(manifest) else [])),
         "---",
         _MARK,
         "",
@@ -97,24 +102,16 @@ def render_card(manifest: Manifest) -> str:
         *_elsewhere(manifest),
         *_encoder(manifest.encoder),
         *_prior(manifest.recipe),
+        *_governance(manifest),
         _HOW_TO_READ.format(shards=(_TAR if _is_tar(manifest) else _PARQUET).strip())
         + (_SHARED if is_shared(manifest) else _HOLDS_REAL),
     ]
     return "\n".join(parts)
 
 
-def is_shared(manifest: Manifest) -> bool:
-    """Whether a version holds synthetic records alone, so that it can be shared."""
-    return bool(manifest.shards) and all(s.origin == "synthetic" for s in manifest.shards)
-
-
-def _front_matter(manifest: Manifest) -> list[str]:
-    lines = ["configs:", "- config_name: default", "  data_files:"]
-    for split in _SPLITS:
-        shards = manifest.split_shards(split)
-        if shards:
-            lines += [f"  - split: {split}", "    path:", *(f"    - {s.path}" for s in shards)]
-    return lines + (_features(manifest) if _is_tar(manifest) else [])
+def derived_files(manifest: Manifest) -> dict[str, bytes]:
+    """Files beside the manifests that follow from the newest one, by path."""
+    return {CARD: render_card(manifest).encode(), CROISSANT: render_croissant(manifest)}
 
 
 def _is_tar(manifest: Manifest) -> bool:
@@ -214,6 +211,20 @@ def _prior(recipe: Recipe) -> list[str]:
     return lines
 
 
+def _governance(manifest: Manifest) -> list[str]:
+    """The section with what Article 10(2) of the EU AI Act asks for."""
+    lines = [
+        "",
+        "## Data governance",
+        "",
+        "What Article 10(2) of the EU AI Act (Regulation 2024/1689) asks for, as far as the manifest knows it.",
+        "",
+    ]
+    for heading, sentences in article_10(manifest):
+        lines.append(f"- **{heading}.** {' '.join(map(markdown_text, sentences))}")
+    return lines
+
+
 def _elsewhere(manifest: Manifest) -> list[str]:
     lines = []
     if manifest.holdout_uri:
@@ -228,40 +239,47 @@ def _elsewhere(manifest: Manifest) -> list[str]:
 
 
 def card_is_current(store: Store) -> bool:
-    """Whether README.md is that of the newest version, or somebody else's."""
+    """Whether README.md and croissant.json are those of the newest version, or somebody else's."""
     latest = latest_version(store)
-    return latest is None or _card(store) in (render_card(read_manifest(store, latest)), None)
+    if latest is None:
+        return True
+    files = derived_files(read_manifest(store, latest))
+    return all(_there(store, path) in (data, None) for path, data in files.items())
 
 
 def refresh_card(store: Store) -> bool:
-    """Write the newest version's card where it lags; return whether it was written.
+    """Write the newest version's card and croissant.json where they lag; return whether one was written.
 
-    Of two commits that race, the older one's card may be put last. So each checks again after its
-    put, until the card is the newest version's.
+    Of two commits that race, the older one's files may be put last. So each checks again after its
+    put, until the files are the newest version's.
     """
-    written = False
+    written, others = False, set[str]()
     while (latest := latest_version(store)) is not None:
-        text = render_card(read_manifest(store, latest))
-        card = _card(store)
-        if card is None:
-            logger.warning(
-                "%s/%s was written by somebody else and is left alone; datasets.load_dataset may not find "
-                "the shards. Rename it and run `prefect-augment verify --repair` to get a card.",
-                store.uri,
-                CARD,
-            )
+        files = derived_files(read_manifest(store, latest))
+        there = {path: _there(store, path) for path in files}
+        others |= {path for path, data in there.items() if data is None}
+        old = [p for p in files if there[p] is not None and there[p] != files[p]]
+        for path in old:
+            store.put(path, files[path])
+            written = True
+        if not old:
             break
-        if card == text:
-            break
-        store.put(CARD, text.encode())
-        written = True
+    for path in sorted(others):
+        logger.warning(
+            "%s/%s was written by somebody else and is left alone%s. Rename it and run `prefect-augment verify "
+            "--repair` to get ours.",
+            store.uri,
+            path,
+            "; datasets.load_dataset may not find the shards" if path == CARD else "",
+        )
     return written
 
 
-def _card(store: Store) -> str | None:
-    """Our card, empty where there is none; None where the file is somebody else's."""
+def _there(store: Store, path: str) -> bytes | None:
+    """Our file, empty where there is none; None where the file is somebody else's."""
     try:
-        text = store.read(CARD).decode(errors="replace")
+        data = store.read(path)
     except FileNotFoundError:
-        return ""
-    return text if _MARK in text else None
+        return b""
+    is_own = _MARK.encode() in data if path == CARD else is_ours(data)
+    return data if is_own else None

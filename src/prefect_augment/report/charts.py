@@ -37,18 +37,6 @@ from prefect_augment.figures.style import (
 )
 from prefect_augment.schema import Interval, Origin, TrainingCurve
 
-__all__ = [
-    "ClassBar",
-    "ForestRow",
-    "RecallRow",
-    "class_counts_chart",
-    "curves_chart",
-    "forest_chart",
-    "recall_chart",
-    "rows_figure",
-    "shapes_chart",
-]
-
 MAX_ROWS = 30  # more rows do not fit on a phone; the tables have them all
 SHAPES_PER_CHART = 6
 
@@ -329,6 +317,7 @@ def _estimate(ax: Axes, y: float, interval: Interval, colour: str, *, hollow: bo
 
 
 def in_percent(interval: Interval) -> Interval:
+    """The interval times 100."""
     return Interval(
         estimate=100 * interval.estimate, low=100 * interval.low, high=100 * interval.high
     )

@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Float32, Pixels, String
 from prefect_augment.augmentation.image_policy import ImagePolicy, record_seed
 from prefect_augment.augmentation.label_preservation import policy_sheet
 from prefect_augment.encoding.images import encode_column, image_array
@@ -24,8 +24,6 @@ from prefect_augment.shards.base import label_names, open_shard
 from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.storage import Store, open_store
 
-__all__ = ["NEAREST_RULE", "picture_sheets", "preview"]
-
 logger = logging.getLogger(__name__)
 
 MAX_SHEETS = 12
@@ -34,8 +32,6 @@ NEAREST_RULE = (
     "In the pictures, the nearest training image is the one of the class with the smallest sum of "
     f"squared pixel differences at {NEAREST_SIZE}×{NEAREST_SIZE} pixels."
 )
-
-Pixels = NDArray[np.uint8]
 
 
 def picture_sheets(
@@ -55,7 +51,9 @@ def picture_sheets(
     """
     if pictures == "none" or info.image is None:
         return {}
-    classes = _classes_to_show(plan)
+    n_real = plan.real_counts
+    wanted = {entry.label for entry in plan.classes if entry.target > entry.n_real}
+    classes = sorted(wanted, key=lambda name: (n_real[name], name))[:MAX_SHEETS]
     training = [shard for shard in info.shards if shard.split == "training"]
     real = _shown(store, training, info, classes, by_id=True) if pictures == "real" else {}
     synthetic = _shown(store, candidates.kept if candidates else (), info, classes, by_id=False)
@@ -70,14 +68,6 @@ def picture_sheets(
     return sheets
 
 
-def _classes_to_show(plan: BalancePlan) -> list[str]:
-    n_real: dict[str, int] = {}
-    for entry in plan.classes:
-        n_real[entry.label] = n_real.get(entry.label, 0) + entry.n_real
-    wanted = {entry.label for entry in plan.classes if entry.target > entry.n_real}
-    return sorted(wanted, key=lambda name: (n_real[name], name))[:MAX_SHEETS]
-
-
 class _Image(NamedTuple):
     aug_id: str
     data: bytes
@@ -89,7 +79,7 @@ def _of_classes(
     info: DatasetInfo,
     classes: Collection[str],
     columns: Sequence[str],
-) -> Iterator[tuple[NDArray[np.str_], pa.Table]]:
+) -> Iterator[tuple[String, pa.Table]]:
     """Records of some classes with their class; shards without any of them are not read."""
     wanted = pa.array(sorted(classes), pa.string())
     relevant = [s for s in shards if any(s.class_counts.get(name) for name in classes)]
@@ -206,7 +196,7 @@ def _nearest(
     return {name: [images[key] for _, key in nearest if key] for name, nearest in best.items()}
 
 
-def _vectors(column: pa.Array | pa.ChunkedArray, channels: int) -> NDArray[np.float32]:
+def _vectors(column: pa.Array | pa.ChunkedArray, channels: int) -> Float32:
     pixels = encode_column(column, size=NEAREST_SIZE, channels=channels)
     return pixels.reshape(len(column), -1).astype(np.float32)
 

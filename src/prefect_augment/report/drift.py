@@ -21,8 +21,6 @@ from prefect_augment.schema import (
 from prefect_augment.storage import Store, list_versions, read_manifest
 from prefect_augment.text import count, natural_order, percent
 
-__all__ = ["class_drifts", "drift_since", "find_previous"]
-
 logger = logging.getLogger(__name__)
 
 ALPHA = 0.01  # of a false flag among all classes
@@ -53,9 +51,7 @@ def drift_since(before: Manifest, release: Release) -> Drift:
         for name, origins in before.class_counts.get("train", {}).items()
         if origins.get("real")
     }
-    new: dict[str, int] = {}
-    for entry in release.experiment.plan.classes:
-        new[entry.label] = new.get(entry.label, 0) + entry.n_real
+    new = release.experiment.plan.real_counts
     drift = Drift(
         version=before.version,
         n_before=sum(old.values()),

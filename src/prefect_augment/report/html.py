@@ -28,13 +28,10 @@ from prefect_augment.report.view_model import (
     as_is_strategy,
     class_rows,
     headline,
-    main_difference,
     published_counts,
     strategy_rows,
 )
 from prefect_augment.schema import Interval, MeasureInfo
-
-__all__ = ["SECTIONS", "Chart", "draw_charts", "render_page"]
 
 FILTERS = (
     "count",
@@ -220,6 +217,7 @@ def _holdout_charts(data: ReportData) -> list[Chart]:
             charts.ForestRow(d.strategy, charts.in_percent(d.interval), detail=f"vs {d.against}")
             for d in verdict.differences
         ]
+        detectable = verdict.minimum_detectable_effect
         details = "; ".join(
             f"{d.strategy} against {d.against}: {formats.interval_points(d.interval)}"
             for d in verdict.differences
@@ -228,7 +226,7 @@ def _holdout_charts(data: ReportData) -> list[Chart]:
             rows,
             label="difference on the hold-out, points",
             zero=True,
-            effect=100 * verdict.minimum_detectable_effect,
+            effect=100 * detectable if detectable < 1 else None,
             legend="95 % interval",
         )
         alt = f"Differences of balanced accuracy on the hold-out, in points. {details}."
@@ -330,7 +328,6 @@ def _context(
         "is_image": data.modality == "image",
         "parts": [part for part in PARTS if part in data.part_counts],
         "head": headline(data),
-        "main": main_difference(data),
         "published": published_counts(data),
         "charts": by_section,
         "rows": rows,

@@ -29,16 +29,6 @@ from prefect_augment.schema import (
     Verdict,
 )
 
-__all__ = [
-    "Neighbour",
-    "ReportData",
-    "ReportInfo",
-    "published_schema",
-    "report_schema",
-    "schema_text",
-    "sheet_files",
-]
-
 
 @dataclass(frozen=True)
 class Neighbour:

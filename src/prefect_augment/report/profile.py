@@ -24,11 +24,10 @@ from prefect_augment.params import Source
 from prefect_augment.schema import ColumnInfo, ImageInfo, Profile
 from prefect_augment.sources.discovery import Listing, list_source
 from prefect_augment.sources.images.files import MASKS
-from prefect_augment.split.assignment import MIN_COMPARED, Ledger
+from prefect_augment.split.ledger import Ledger
 from prefect_augment.split.near_split import find_clusters
+from prefect_augment.split.record_split import MIN_COMPARED
 from prefect_augment.storage.spill import Workspace
-
-__all__ = ["profile"]
 
 
 def profile(source: Source, *, source_options: dict[str, Any] | None = None) -> Profile:

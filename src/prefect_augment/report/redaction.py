@@ -11,8 +11,6 @@ from collections.abc import Callable, Collection
 
 from prefect_augment.report.json import ReportData
 
-__all__ = ["HIDDEN", "redact", "redactor"]
-
 HIDDEN = "'…'"
 # As repr writes text: in single quotes, or in double ones where it contains a single one. No letter
 # comes before the first, or the apostrophes of "others' records and others'" would be a pair.

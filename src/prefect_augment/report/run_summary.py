@@ -27,8 +27,6 @@ from prefect_augment.text import count, duration, markdown_text
 
 Status = Literal["published", "unchanged", "evaluated", "planned", "awaiting_approval", "rejected"]
 
-__all__ = ["outcome_sentence", "peak_rss_bytes", "run_page", "summarise", "where", "with_external"]
-
 
 def summarise(
     release: Release,
@@ -142,7 +140,8 @@ def outcome_sentence(result: RunResult, root: str) -> str:
         n = sum(sum(origins.values()) for origins in result.counts.get("train", {}).values())
         recipe = f" Recipe: {result.recipe.strategy.name}." if result.recipe else ""
         approval = f" {result.approval.sentence}" if result.approval else ""
-        return f"Published version {result.version} with {n:,} training records.{verdict}{recipe}{approval}"
+        version = f" Published version {result.version} with {n:,} training records."
+        return f"{verdict}{version}{recipe}{approval}".lstrip()  # the answer comes first
     if result.status == "unchanged":
         return f"Nothing new: the same inputs are version {result.version}.{verdict}"
     if result.status == "awaiting_approval":
@@ -169,7 +168,8 @@ def run_page(result: RunResult, root: str, manifest: Manifest | None) -> str:
         verdict = result.verdict
         answers = [f"- {markdown_text(a)}" for a in (verdict.headline, *verdict.details)]
         blocks.append(f"## Verdict: {verdict.word}\n\n" + "\n".join(answers))
-    blocks.append(f"**{markdown_text(outcome_sentence(result, root))}**")
+    without_answers = result.model_copy(update={"verdict": None})  # which stand above
+    blocks.append(f"**{markdown_text(outcome_sentence(without_answers, root))}**")
     if result.recipe is not None:
         blocks.append(f"How to read it: {markdown_text(result.recipe.sentence)}")
     blocks += [_classes(result), *(f"- {markdown_text(note)}" for note in result.notes)]

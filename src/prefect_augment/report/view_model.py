@@ -9,27 +9,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from prefect_augment.report.json import ReportData
-from prefect_augment.schema import (
-    Difference,
-    EstimatorScore,
-    Interval,
-    MeasureInfo,
-    Origin,
-    StrategyScore,
-)
+from prefect_augment.schema import EstimatorScore, Interval, MeasureInfo, Origin, StrategyScore
 from prefect_augment.text import count, natural_order
-
-__all__ = [
-    "ClassRow",
-    "Headline",
-    "StrategyRow",
-    "as_is_strategy",
-    "class_rows",
-    "headline",
-    "main_difference",
-    "published_counts",
-    "strategy_rows",
-]
 
 ORIGINS: tuple[Origin, ...] = ("real", "copy", "classic", "synthetic")
 
@@ -121,14 +102,6 @@ def headline(data: ReportData) -> Headline:
     if data.status == "refused":
         sentence += " The run was set to fail in this case, so nothing was published."
     return Headline(verdict.decision, verdict.word.capitalize(), sentence, verdict.details)
-
-
-def main_difference(data: ReportData) -> Difference | None:
-    """The gain of what is published over the data as they are; without one, the comparison that was made."""
-    verdict = data.verdict
-    if verdict is None or not verdict.differences:
-        return None
-    return verdict.gain or verdict.differences[0]
 
 
 def as_is_strategy(data: ReportData) -> str | None:

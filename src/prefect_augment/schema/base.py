@@ -12,36 +12,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
-__all__ = [
-    "INDEX",
-    "BalancePlan",
-    "BatchInfo",
-    "ClassCheck",
-    "ClassFilter",
-    "ClassPlan",
-    "ClassVerdict",
-    "ColumnInfo",
-    "DatasetInfo",
-    "DatasetRef",
-    "Estimate",
-    "FilterResult",
-    "ImageInfo",
-    "Interval",
-    "LatentInfo",
-    "LatentRef",
-    "LatentResult",
-    "LatentUse",
-    "Modality",
-    "ModelRef",
-    "Origin",
-    "Part",
-    "Profile",
-    "ReportRef",
-    "ShardInfo",
-    "SourceFile",
-    "class_order",
-]
-
 Part = Literal["training", "validation", "holdout"]
 Split = Literal["train", "holdout"]
 Origin = Literal["real", "copy", "classic", "synthetic"]
@@ -286,8 +256,49 @@ class BalancePlan(Result):
         """Planned synthetic records over all strata."""
         return sum(c.n_synthetic for c in self.classes)
 
+    @property
+    def real_counts(self) -> dict[str, int]:
+        """Real training records per class."""
+        return real_counts(self.classes)
+
+
+def real_counts(strata: Iterable[ClassPlan]) -> dict[str, int]:
+    """Real training records per class, over its strata."""
+    counts: dict[str, int] = {}
+    for stratum in strata:
+        counts[stratum.label] = counts.get(stratum.label, 0) + stratum.n_real
+    return counts
+
 
 # --- models and candidates --------------------------------------------------------------------
+
+
+class PrivacyGuarantee(Result):
+    """Differential privacy of one training: what is promised, how it is counted, and what is not covered."""
+
+    epsilon: float
+    delta: float
+    rho: float  # zero-concentrated loss that is spent
+    mechanism: str
+    bounds_from: Literal["given", "data"]  # ranges of the numbers
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """The guarantee in words, for manifest, card and report."""
+        domain = "which levels a category has, which columns have missing values, how many records each class has"
+        if self.bounds_from == "data":
+            domain = f"the numbers' ranges, which were read off the records, {domain}"
+        promise = (
+            f"The training is differentially private towards one record added or removed: epsilon {self.epsilon:g}, "
+            f"delta {self.delta:g}, which is rho {self.rho:.4g} of zero-concentrated privacy. {self.mechanism}."
+        )
+        return (
+            promise,
+            f"The guarantee does not cover {domain}.",
+            "Nor does it cover the split, the filter and the choice among strategies, which read real records again.",
+            "Nor the preparation of columns, rare values that decoding avoids, and further trainings.",
+            "It is about one record, not about all records of one person.",
+        )
 
 
 class ModelRef(Result):
@@ -305,6 +316,7 @@ class ModelRef(Result):
     n_training: int = Field(validation_alias=AliasChoices("n_training", "n_fit"))
     steps: int
     notes: tuple[str, ...] = ()
+    guarantee: PrivacyGuarantee | None = None  # of a training under differential privacy
     block: str = ""
 
 

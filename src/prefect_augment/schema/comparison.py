@@ -9,25 +9,6 @@ from pydantic import AliasChoices, BeforeValidator, Field
 from prefect_augment.params.encoder import Encoder
 from prefect_augment.schema.base import Interval, Result
 
-__all__ = [
-    "Change",
-    "Choice",
-    "Decision",
-    "Difference",
-    "EncoderInfo",
-    "EstimatorInfo",
-    "EstimatorScore",
-    "Look",
-    "MeasureInfo",
-    "Mixing",
-    "Recipe",
-    "Strategy",
-    "StrategyFamily",
-    "StrategyScore",
-    "SyntheticAnswer",
-    "Verdict",
-]
-
 StrategyFamily = Annotated[
     Literal[
         "as_is",

@@ -11,31 +11,8 @@ from pydantic import AliasChoices, Field
 from prefect_augment.params.keys import step_key
 from prefect_augment.params.models import ModelParams
 from prefect_augment.params.run import Budget, RunParams
-from prefect_augment.schema.base import (
-    BalancePlan,
-    DatasetRef,
-    FilterResult,
-    Interval,
-    Result,
-)
+from prefect_augment.schema.base import BalancePlan, DatasetRef, FilterResult, Interval, Result
 from prefect_augment.schema.comparison import Difference, Strategy
-
-__all__ = [
-    "CalibrationResult",
-    "CalibrationScore",
-    "ConditionRow",
-    "Experiment",
-    "Gap",
-    "GroupRow",
-    "HoldoutResult",
-    "RobustnessResult",
-    "Rung",
-    "SearchResult",
-    "SliceResult",
-    "SliceRow",
-    "StrategyCalibration",
-    "Trial",
-]
 
 
 class Experiment(Result):

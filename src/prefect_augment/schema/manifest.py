@@ -18,22 +18,13 @@ from prefect_augment.schema.base import (
     ClassFilter,
     ClassPlan,
     ColumnInfo,
+    PrivacyGuarantee,
     Result,
     ShardInfo,
     class_order,
 )
 from prefect_augment.schema.comparison import EncoderInfo, Recipe, Verdict
 from prefect_augment.schema.run import ApprovalDecision
-
-__all__ = [
-    "SCHEMA_VERSION",
-    "Manifest",
-    "PublishedFile",
-    "PublishedModel",
-    "class_counts",
-    "content_digest",
-    "software_versions",
-]
 
 SCHEMA_VERSION = 2
 ROLLED_BACK = "Rolled back to"  # start of such a version's note
@@ -129,6 +120,7 @@ class PublishedModel(Result):
     n_training: int = Field(validation_alias=AliasChoices("n_training", "n_fit"))
     steps: int
     notes: tuple[str, ...] = ()
+    guarantee: PrivacyGuarantee | None = None  # of a training under differential privacy
 
 
 class Manifest(Result):

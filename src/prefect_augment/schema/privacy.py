@@ -6,10 +6,19 @@ from pydantic import AliasChoices, Field
 
 from prefect_augment.schema.base import Interval, Result
 
-__all__ = ["Attack", "ClassPrivacy", "Closeness", "Exposure", "Privacy", "PrivacySide"]
-
 Finding = Literal["leak", "gap", "none shown", "too few", "not measured"]
 Records = Literal["drawn", "kept"]
+AttackName = Literal[
+    "nearest",
+    "columns",
+    "ranks",
+    "density",
+    "origins",
+    "classifier",
+    "singling out",
+    "linkability",
+    "inference",
+]
 
 
 class Attack(Result):
@@ -22,6 +31,19 @@ class Attack(Result):
     detected_share: float | None = Field(
         default=None, validation_alias=AliasChoices("detected_share", "found_share")
     )
+
+
+class AttackResult(Result):
+    """One attack of several, over all classes.
+
+    ``success`` is a share of pairs of a member and another (chance: one half), or of members where the
+    attack is a risk by itself: singling out, linkability, inference. There ``chance`` is the share of others.
+    """
+
+    name: AttackName
+    success: Interval
+    chance: float
+    detected: bool  # beyond what all attacks together reach by luck
 
 
 class Closeness(Result):
@@ -69,6 +91,7 @@ class PrivacySide(Result):
     closeness: Closeness | None
     exposure: Exposure | None
     classes: tuple[ClassPrivacy, ...]
+    attacks: tuple[AttackResult, ...] = ()  # all that were tried, the first of them ``attack``
     finding: Finding
     sentence: str
 

@@ -8,12 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from prefect_augment.params.keys import step_key
-from prefect_augment.schema.base import (
-    DatasetRef,
-    Interval,
-    ModelRef,
-    Result,
-)
+from prefect_augment.schema.base import DatasetRef, Interval, ModelRef, Result
 from prefect_augment.schema.comparison import Recipe, StrategyScore, Verdict
 from prefect_augment.schema.experiment import (
     CalibrationResult,
@@ -23,18 +18,6 @@ from prefect_augment.schema.experiment import (
     SliceResult,
 )
 from prefect_augment.schema.privacy import Privacy
-
-__all__ = [
-    "ClassDrift",
-    "Drift",
-    "Findings",
-    "OperationCheck",
-    "PolicyCheck",
-    "Release",
-    "StrategyDrift",
-    "Training",
-    "TrainingCurve",
-]
 
 
 class ClassDrift(Result):

@@ -8,13 +8,6 @@ from pydantic import Field
 from prefect_augment.schema.base import BalancePlan, ModelRef, Result
 from prefect_augment.schema.comparison import Recipe, StrategyScore, Verdict
 
-__all__ = [
-    "ApprovalDecision",
-    "Commit",
-    "RunResult",
-    "TrainResult",
-]
-
 
 class ApprovalDecision(Result):
     """A person's final decision on a proposal."""
@@ -79,9 +72,9 @@ class RunResult(Result):
         if self.recipe is not None:
             parts.append(self.recipe._repr_html_())
         parts.append(self.plan._repr_html_())
-        return "".join(
-            [*parts, f"<p>{escape(self.status)}: {escape(self.report or self.manifest)}</p>"]
-        )
+        place = self.report or self.manifest
+        end = f"{self.status}: {place}" if place else self.status
+        return "".join([*parts, f"<p>{escape(end)}</p>"])
 
 
 class TrainResult(Result):

@@ -19,21 +19,6 @@ from prefect_augment.shards.hashing_sink import HashedSink
 from prefect_augment.shards.row_groups import row_groups, rows_per_group
 from prefect_augment.storage import Draft, Store, sha256_hex
 
-__all__ = [
-    "ADVICE",
-    "OpenShard",
-    "ShardFormat",
-    "ShardReader",
-    "check_count",
-    "check_digest",
-    "label_names",
-    "open_shard",
-    "put_once",
-    "read_shard",
-    "write_shard",
-    "write_shards",
-]
-
 #: What to do about a published object that is not what it was.
 ADVICE = (
     "restore it from a copy, or go on with an older version (`prefect-augment rollback`); "

@@ -7,8 +7,6 @@ from typing import Any
 
 from prefect_augment.storage import Draft
 
-__all__ = ["HashedSink"]
-
 # Pieces (of about 1 MiB) that may wait to be hashed, which takes about as long as writing them.
 WAITING = 16
 

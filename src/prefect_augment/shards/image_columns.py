@@ -9,17 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = [
-    "FEATURES_KEY",
-    "IMAGE_TYPE",
-    "OBJECTS_TYPE",
-    "image_columns",
-    "image_metadata",
-    "image_slices",
-    "main_image",
-]
-
-
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 OBJECTS_TYPE = pa.struct(
     [("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))]

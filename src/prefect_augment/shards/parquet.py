@@ -15,27 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Float32, Int
 from prefect_augment.errors import SchemaError
 from prefect_augment.schema import Origin
-from prefect_augment.shards.base import label_names, put_once, read_shard, write_shards
 from prefect_augment.shards.image_columns import image_columns, image_slices
 from prefect_augment.shards.parquet_pages import ImagePages
-
-__all__ = [
-    "LINEAGE",
-    "ParquetShards",
-    "conform",
-    "label_names",
-    "put_once",
-    "read_shard",
-    "select_columns",
-    "take_rows",
-    "with_lineage",
-    "write_parquet",
-    "write_shards",
-]
 
 LINEAGE = pa.schema(
     [
@@ -85,7 +70,7 @@ def select_columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
     )
 
 
-def take_rows(table: pa.Table, rows: NDArray[Any]) -> pa.Table:
+def take_rows(table: pa.Table, rows: Array) -> pa.Table:
     """Return these rows, in this order, also of a table with more than 2 GiB of images.
 
     Arrow's own ``take`` counts the bytes of a column in 32 bits and fails there.
@@ -99,9 +84,7 @@ def take_rows(table: pa.Table, rows: NDArray[Any]) -> pa.Table:
     return pa.concat_tables(taken)
 
 
-def _take_block(
-    batches: Sequence[pa.RecordBatch], ends: NDArray[np.int64], rows: NDArray[Any]
-) -> pa.Table:
+def _take_block(batches: Sequence[pa.RecordBatch], ends: Int, rows: Array) -> pa.Table:
     """Take rows batch by batch, then restore their order."""
     source = np.searchsorted(ends, rows, side="right")
     pieces, places = [], []
@@ -119,7 +102,7 @@ def with_lineage(
     *,
     origin: Origin,
     aug_id: Any,
-    weight: NDArray[np.float32] | None = None,
+    weight: Float32 | None = None,
     parent: Any = None,
     model: Any = None,
     seed: Any = None,

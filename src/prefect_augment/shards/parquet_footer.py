@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
-__all__ = ["ColumnChunk", "Footer", "PageHeader", "RowGroup", "read_footer", "read_page_header"]
-
 MAGIC = b"PAR1"
 TAIL_BYTES = 8  # length of the footer, and the magic
 MAX_FOOTER_BYTES = 4 << 20  # a larger one costs too much to be read twice

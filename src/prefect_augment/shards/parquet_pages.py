@@ -19,8 +19,6 @@ from prefect_augment.shards.parquet_footer import (
     read_page_header,
 )
 
-__all__ = ["ImagePages"]
-
 BYTE_ARRAY, UNCOMPRESSED, PLAIN, RLE = 6, 0, 0, 3  # by their numbers in the format
 MAX_HEADER_BYTES = 1 << 10  # statistics, which a header may hold, are not written of images
 MAX_LEVEL = 127  # definition levels are a byte each, and two in an image column

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-__all__ = ["ROW_GROUP_BYTES", "record_bytes", "row_groups", "rows_per_group"]
+from prefect_augment.array_types import Int32
 
 # 2 to 4 MB: larger row groups cost 13 times in random access (shared/research/storage.md, section 3).
 ROW_GROUP_BYTES = 3 << 20
@@ -25,7 +24,7 @@ def row_groups(table: pa.Table, n_rows: int) -> Iterator[pa.Table]:
         yield table.slice(start, n_rows)
 
 
-def record_bytes(table: pa.Table) -> NDArray[np.int32]:
+def record_bytes(table: pa.Table) -> Int32:
     """Return the approximate bytes of Arrow data per record, independent of chunks."""
     total = np.zeros(table.num_rows, dtype=np.int64)
     for field in table.schema:

@@ -9,12 +9,9 @@ import pyarrow as pa
 
 from prefect_augment.errors import IntegrityError
 from prefect_augment.schema import DatasetInfo, DatasetRef, ShardInfo
-from prefect_augment.shards.base import ADVICE, check_count, open_shard, read_shard
-from prefect_augment.shards.parquet import write_shards
+from prefect_augment.shards.base import ADVICE, check_count, open_shard, read_shard, write_shards
 from prefect_augment.shards.stream_writer import BATCH_BYTES, BATCH_RECORDS
 from prefect_augment.storage import Stage, Store, read_result
-
-__all__ = ["iter_shards", "load_info", "read_part", "read_shards", "write_candidates"]
 
 
 def load_info(ref: DatasetRef, store: Store) -> DatasetInfo:

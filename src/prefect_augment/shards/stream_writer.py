@@ -12,8 +12,8 @@ from typing import IO
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Int
 from prefect_augment.errors import StorageError
 from prefect_augment.registry import load_shard_format
 from prefect_augment.schema import Origin, ShardInfo
@@ -22,15 +22,6 @@ from prefect_augment.shards.hashing_sink import HashedSink
 from prefect_augment.shards.row_groups import rows_per_group
 from prefect_augment.storage import Draft, Store
 from prefect_augment.storage.spill import Workspace, disk_space
-
-__all__ = [
-    "BATCH_BYTES",
-    "BATCH_RECORDS",
-    "Reordered",
-    "cut",
-    "drafted",
-    "write_stream",
-]
 
 # What is in memory at once, of Arrow data; a record that is larger is one by itself.
 BATCH_BYTES = 8 << 20
@@ -169,7 +160,7 @@ class Reordered:
             self._close()
         self._workspace.close()
 
-    def add(self, table: pa.Table, places: NDArray[np.int64]) -> None:
+    def add(self, table: pa.Table, places: Int) -> None:
         """Add records and the place of each."""
         buckets = places // self._n_per_bucket
         table = table.unify_dictionaries().append_column(_PLACE, pa.array(places, pa.int64()))

@@ -27,17 +27,6 @@ from prefect_augment.shards.image_columns import IMAGE_TYPE, image_columns, imag
 from prefect_augment.shards.parquet import write_parquet
 from prefect_augment.shards.row_groups import ROW_GROUP_BYTES, row_groups
 
-__all__ = [
-    "BLOCK",
-    "PLACE_TYPE",
-    "TarMembers",
-    "WebDatasetShards",
-    "is_published_tar",
-    "one_chunk",
-    "tar_headers",
-    "whole_member",
-]
-
 INDEX = "__columns__"
 INDEX_ROWS_PER_GROUP = 100_000
 

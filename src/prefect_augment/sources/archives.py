@@ -17,17 +17,6 @@ from typing import IO, Any
 from prefect_augment.errors import AugmentError, InputError
 from prefect_augment.sources.images.files import Member, is_ignored
 
-__all__ = [
-    "ARCHIVE_ENDINGS",
-    "UNPACK_ERRORS",
-    "most_bytes",
-    "opened",
-    "read_archive",
-    "refuse_bomb",
-    "size_of",
-    "too_large",
-]
-
 ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # What an archive may unpack to: images hardly shrink, so this is far above any honest one.
 MAX_EXPANSION = 50

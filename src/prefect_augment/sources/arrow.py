@@ -6,7 +6,8 @@ Nothing is guessed. Every value is validated before use, as Arrow follows offset
 import io
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import IO, Any
 
 import numpy as np
@@ -19,13 +20,7 @@ from prefect_augment.params import Source
 from prefect_augment.sources.archives import refuse_bomb, size_of
 from prefect_augment.sources.base import SourceRecords
 from prefect_augment.sources.guard import untrusted
-from prefect_augment.sources.parquet import (
-    plain_schema,
-    refuse_duplicates,
-    with_plain_types,
-)
-
-__all__ = ["read_batches"]
+from prefect_augment.sources.parquet import plain_schema, refuse_duplicates, with_plain_types
 
 BYTES_AT_ONCE = 8 << 20
 FILE_MAGIC = b"ARROW1"
@@ -40,16 +35,29 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
     cannot hold.
     """
     n_bytes = size_of(file)
-    n_rows = n_unpacked = 0
     with untrusted(name, "Arrow IPC or Feather"):
-        for table in _tables(file, name):
-            table.validate(full=True)
-            n_unpacked += _n_bytes(table)
-            refuse_bomb(name, n_bytes, n_unpacked)
-            for part in _parts(with_plain_types(table)):
-                positions = np.arange(n_rows + 1, n_rows + part.num_rows + 1, dtype=np.int64)
-                yield SourceRecords(part, positions)
-                n_rows += part.num_rows
+        yield from _records(_tables(file, name), lambda n: refuse_bomb(name, n_bytes, n))
+
+
+def read_table(reader: pa.RecordBatchReader, *, name: str) -> Iterator[SourceRecords]:
+    """Yield the records of a table that is no file, as :func:`read_batches` does those of one."""
+    empty = _checked(reader.schema.empty_table(), name)
+    tables = (pa.Table.from_batches([batch]) for batch in reader)
+    yield from _records(chain((empty,), tables), lambda n: None)
+
+
+def _records(
+    tables: Iterable[pa.Table], check_unpacked: Callable[[int], None]
+) -> Iterator[SourceRecords]:
+    n_rows = n_unpacked = 0
+    for table in tables:
+        table.validate(full=True)
+        n_unpacked += _n_bytes(table)
+        check_unpacked(n_unpacked)
+        for part in _parts(with_plain_types(table)):
+            positions = np.arange(n_rows + 1, n_rows + part.num_rows + 1, dtype=np.int64)
+            yield SourceRecords(part, positions)
+            n_rows += part.num_rows
 
 
 def _parts(table: pa.Table) -> Iterator[pa.Table]:

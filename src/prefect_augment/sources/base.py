@@ -1,16 +1,13 @@
 """The contract of source formats (:class:`SourceReader`): bytes in, records and rejected records out."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Protocol
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Int
 from prefect_augment.params import Source
-
-__all__ = ["BATCH_BYTES", "Rejected", "SourceReader", "SourceRecords", "in_batches"]
 
 #: About so many bytes of Arrow data in a batch of records.
 BATCH_BYTES = 8 << 20
@@ -30,9 +27,20 @@ class SourceRecords:
     """Records of one source object, all or a batch; ``positions[i]`` is the place of record i in it."""
 
     table: pa.Table
-    positions: NDArray[np.int64]
+    positions: Int
     rejected: tuple[Rejected, ...] = ()
     notes: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class StoredTable:
+    """One state of a table that is no file: of a database, or of Delta, Iceberg or Lance."""
+
+    name: str
+    title: str  # in messages, such as Delta
+    identity: str  # the snapshot's, or a digest of the records
+    n_bytes: int
+    open: Callable[[], pa.RecordBatchReader]
 
 
 class SourceReader(Protocol):

@@ -19,8 +19,8 @@ from typing import IO
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Int
 from prefect_augment.errors import EmptyFileError, InputError, ParameterError, SchemaError
 from prefect_augment.params import Source
 from prefect_augment.sources.archives import UNPACK_ERRORS, refuse_bomb, size_of
@@ -28,8 +28,6 @@ from prefect_augment.sources.base import Rejected, SourceRecords
 from prefect_augment.sources.csv_types import ColumnTyper, count_decimals, is_number
 from prefect_augment.sources.other_formats import what_it_is
 from prefect_augment.storage.spill import Workspace
-
-__all__ = ["Text", "read_batches"]
 
 SEPARATORS = (",", ";", "\t", "|")
 SEPARATOR_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -240,7 +238,7 @@ class _Blocks:
         self._header = list(header)
         self._texts = workspace.spill()
         # Per block: the rows' line numbers, and the lines that do not fit.
-        self._positions: list[NDArray[np.int64]] = []
+        self._positions: list[Int] = []
         self._rejected: list[list[Rejected]] = [[]]
 
     def read(self, reader: Iterator[list[str]], lines: _Lines, name: str) -> None:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["ColumnTyper", "count_decimals", "is_number"]
-
 # A column is of a type if more than this share of its values is; the rows of the rest are rejected.
 MIN_PARSED = 0.99
 # … but only where the others differ enough to be measurements: of codes 1, 2, 3 and a rare A the A is
@@ -66,7 +64,7 @@ class ColumnTyper:
         self._n_values = 0
         self._has_leading_zero = False
         self._seen = {kind.name: _Seen() for kind in TEXT_TYPES}
-        self._kind: _Kind | None = None
+        self._kind: TextKind | None = None
         self._unit = "us"
         self.n_missing_words = 0
         self.type: pa.DataType = pa.string()
@@ -110,7 +108,7 @@ class ColumnTyper:
                 break
         self.n_missing_words = n_words if self._kind is not None else 0
 
-    def _is(self, kind: "_Kind", seen: "_Seen", n_values: int) -> bool:
+    def _is(self, kind: "TextKind", seen: "_Seen", n_values: int) -> bool:
         if seen.n_matching == n_values:
             return True
         if self._strict or seen.n_matching <= MIN_PARSED * n_values:
@@ -149,7 +147,7 @@ class _Seen:
         self.is_nano = False
         self.fails_as_nano = False
 
-    def add(self, trimmed: pa.Array, kind: "_Kind") -> int:
+    def add(self, trimmed: pa.Array, kind: "TextKind") -> int:
         """Count a block and return how many of its values match."""
         fits = _fits(trimmed, kind)
         n_matching = int(pc.sum(fits).as_py() or 0)
@@ -162,10 +160,10 @@ class _Seen:
                 fitting.unique().drop_null().slice(0, 2 * MIN_DISTINCT).to_pylist()
             )
         if kind.name == "whole number":
-            self.fails |= not _converts(fitting, kind, "us")
+            self.fails |= not converts(fitting, kind, "us")
         if kind.has_unit:
             self.is_nano |= _count(fitting, NANO) > 0
-            self.fails_as_nano |= not _converts(fitting, kind, "ns")
+            self.fails_as_nano |= not converts(fitting, kind, "ns")
         return n_matching
 
 
@@ -179,24 +177,25 @@ def _trimmed(text: pa.Array) -> tuple[pa.Array, int, int]:
     return (pc.if_else(words, None, trimmed) if n_words else trimmed), n_values, n_words
 
 
-def _fits(trimmed: pa.Array, kind: "_Kind") -> pa.Array:
+def _fits(trimmed: pa.Array, kind: "TextKind") -> pa.Array:
     """Return which values are of the type, null for none; 2024-02-30 looks like a date and is not."""
     fits = pc.match_substring_regex(trimmed, kind.pattern, ignore_case=True)
     if not kind.is_date or not pc.any(fits, min_count=0).as_py():
         return fits
     looks = pc.if_else(fits, trimmed, None)
-    if _converts(looks, kind, "us") and _count(looks, NANO) == 0:
+    if converts(looks, kind, "us") and _count(looks, NANO) == 0:
         return fits
     distinct = [v for v in looks.unique().drop_null().to_pylist() if _is_valid(v, kind)]
     return pc.and_(fits, pc.is_in(looks, value_set=pa.array(distinct, pa.string())))
 
 
-def _is_valid(value: str, kind: "_Kind") -> bool:
+def _is_valid(value: str, kind: "TextKind") -> bool:
     one = pa.array([value], pa.string())
-    return _converts(one, kind, "ns" if re.search(NANO, value) else "us")
+    return converts(one, kind, "ns" if re.search(NANO, value) else "us")
 
 
-def _converts(values: pa.Array, kind: "_Kind", unit: str) -> bool:
+def converts(values: pa.Array, kind: "TextKind", unit: str) -> bool:
+    """Tell whether all texts are of the kind: 2024-02-30 is no date, nor 1600 a point in nanoseconds."""
     try:
         kind.convert(values, unit)
     except pa.ArrowInvalid:
@@ -205,7 +204,7 @@ def _converts(values: pa.Array, kind: "_Kind", unit: str) -> bool:
 
 
 @dataclass(frozen=True)
-class _Kind:
+class TextKind:
     """A type that text may hold: the pattern of its texts, and the conversion."""
 
     name: str
@@ -226,30 +225,30 @@ def _plain_number(text: pa.Array) -> pa.Array:
     return pc.replace_substring_regex(text, r"^\+", "")
 
 
-NUMBER_KIND = _Kind(
+NUMBER_KIND = TextKind(
     "number",
     f"({NUMBER})|({INFINITE})",
     lambda t, unit: _plain_number(t).cast(pa.float64()),
     lambda unit: pa.float64(),
 )
 TEXT_TYPES = (
-    _Kind(
+    TextKind(
         "truth value",
         r"^(true|false)$",
         lambda t, unit: pc.utf8_lower(t).cast(pa.bool_()),
         lambda unit: pa.bool_(),
     ),
-    _Kind(
+    TextKind(
         "whole number",
         INTEGER,
         lambda t, unit: _plain_number(t).cast(pa.int64()),
         lambda unit: pa.int64(),
     ),
     NUMBER_KIND,
-    _Kind(
+    TextKind(
         "date", DATE, lambda t, unit: t.cast(pa.date32()), lambda unit: pa.date32(), is_date=True
     ),
-    _Kind(
+    TextKind(
         "point in time",
         TIMESTAMP,
         lambda t, unit: t.cast(pa.timestamp(unit)),
@@ -257,7 +256,7 @@ TEXT_TYPES = (
         is_date=True,
         has_unit=True,
     ),
-    _Kind(
+    TextKind(
         "point in time with zone",
         ZONED,
         lambda t, unit: t.cast(pa.timestamp(unit, tz="UTC")),
@@ -266,3 +265,4 @@ TEXT_TYPES = (
         has_unit=True,
     ),
 )
+DATE_KINDS = tuple(kind for kind in TEXT_TYPES if kind.is_date)

@@ -1,16 +1,20 @@
 """The files at a source's URI: one object, a folder, a glob, one of our datasets, or ``denoise`` output.
 
-Tables are objects of one registered format. Image files are listed one by one, archives as a whole.
+Tables are objects of one registered format, or one table of a database or table format. Image files are listed one
+by one, archives as a whole.
 """
 
 import errno
+import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import IO, Any, Literal, cast
 
+import fsspec
 from pydantic import ValidationError
 
 from prefect_augment.errors import InputError, StorageError
@@ -18,28 +22,16 @@ from prefect_augment.params import Source
 from prefect_augment.registry import FORMATS
 from prefect_augment.schema import INDEX, LatentInfo, Manifest, ShardInfo
 from prefect_augment.sources.archives import ARCHIVE_ENDINGS
+from prefect_augment.sources.base import StoredTable
 from prefect_augment.sources.guard import untrusted
 from prefect_augment.sources.hf_layout import CARD, choose_files
 from prefect_augment.sources.images.files import is_ignored, is_image_name, match_segments
 from prefect_augment.sources.other_formats import name_others
+from prefect_augment.sources.sql import SCHEMES, database_kind, query_table
+from prefect_augment.sources.table_formats import find_table
 from prefect_augment.storage import Store, latest_version, open_store, read_manifest
 
-__all__ = [
-    "BROKEN_LINK",
-    "LAYOUTS",
-    "MAGIC",
-    "PART",
-    "Entry",
-    "Listing",
-    "denoised_shards",
-    "entry_of",
-    "list_source",
-    "listing_notes",
-    "notes_of_files",
-    "with_its_holdout",
-]
-
-Format = Literal["parquet", "csv", "jsonl", "arrow", "folder", "archive"]
+Format = Literal["parquet", "csv", "jsonl", "arrow", "excel", "folder", "archive", "table"]
 # Values of source.format that say how image files get their labels.
 LAYOUTS = ("folder", "webdataset", "coco", "voc", "yolo")
 
@@ -73,6 +65,16 @@ class Listing:
     n_loops: int = 0  # links to a folder above them; not followed
     notes: tuple[str, ...] = ()  # how the files were chosen
     denoised: tuple[ShardInfo, ...] = ()  # what denoise left
+    table: StoredTable | None = None  # of a database, or of Delta, Iceberg or Lance
+    part: str = ""  # what the URI names behind a #: the sheet of a workbook
+
+    def open(self, entry: Entry) -> AbstractContextManager[IO[bytes]]:
+        """Open an object of the listing; a table is opened by its reader."""
+        return self.store.open(entry.path) if self.table is None else io.BytesIO()
+
+    def is_unchanged(self, entry: Entry) -> bool:
+        """Tell whether an object is still as it was listed; FileNotFoundError if it is gone."""
+        return self.table is not None or entry_of(self.store, entry.path) == entry
 
     @property
     def identity(self) -> list[list[Any]]:
@@ -89,8 +91,16 @@ def list_source(uri: str, *, requested: str, options: dict[str, Any] | None) -> 
     takes the format of most files. A folder with our manifest is read as its newest version, one left by
     ``denoise`` through its index. Raises InputError if there is nothing, or formats are mixed.
     """
+    uri, part = _split(uri, options)
+    if database := database_kind(uri):
+        nowhere = Store(uri=uri, fs=fsspec.filesystem("memory"), root="")
+        return _one_table(nowhere, query_table(uri, database, part))
     objects = _find(uri, options)
     store, paths = objects.store, list(objects.entries)
+    if requested == "auto" and not objects.is_exact and not objects.is_glob:
+        table = find_table(store, paths, part, options or {})
+        if table is not None:
+            return _one_table(store, table)
     # A folder of ours is read by its manifest or index.
     if not objects.is_exact:
         manifest = _manifest_of(store)
@@ -133,7 +143,28 @@ def list_source(uri: str, *, requested: str, options: dict[str, Any] | None) -> 
         )
     entries = tuple(entry_of(store, p) for p in sorted(matching))
     one = cast(Format, next(iter(formats)))
-    return Listing(store, entries, one, None, len(paths) - len(matching), notes=notes)
+    if part and one != "excel":
+        raise InputError(
+            f"{uri} holds {FORMATS[one].title} files, which have no parts; leave out the # and {part!r}.",
+            uri=uri,
+        )
+    return Listing(store, entries, one, None, len(paths) - len(matching), notes=notes, part=part)
+
+
+def _split(uri: str, options: dict[str, Any] | None) -> tuple[str, str]:
+    """Return a location, and what it names behind a #: a table, a query, a sheet, a snapshot."""
+    base, sign, part = uri.partition("#")
+    if not sign or uri.partition("://")[0] in SCHEMES:
+        return base, part
+    whole, before = open_store(uri, options=options), open_store(base, options=options)
+    is_name = whole.is_object("") or whole.is_folder("")  # files may have a # in their names
+    is_split = not is_name and (before.is_object("") or before.is_folder(""))
+    return (base, part) if is_split else (uri, "")
+
+
+def _one_table(store: Store, table: StoredTable) -> Listing:
+    entry = Entry(table.name, table.n_bytes, table.identity)
+    return Listing(store, (entry,), "table", table=table)
 
 
 def notes_of_files(notes: Iterable[tuple[str, str, int]]) -> list[str]:

@@ -12,8 +12,6 @@ from prefect_augment.errors import AugmentError, InputError
 from prefect_augment.params import Source
 from prefect_augment.sources.base import SourceRecords, in_batches
 
-__all__ = ["guarded", "untrusted"]
-
 Read = Callable[..., SourceRecords | Iterable[SourceRecords]]
 
 
@@ -21,18 +19,8 @@ Read = Callable[..., SourceRecords | Iterable[SourceRecords]]
 def untrusted(name: str, what: str) -> Iterator[None]:
     """Turn any error on a file into an :class:`InputError` that names it; ours and a store's failures pass.
 
-    Parameters
-    ----------
-    name : str
-        The file, for the message.
-    what : str
-        What it should be, such as Parquet.
-
-    Raises
-    ------
-    InputError
-        For every exception but `AugmentError` and an `OSError` with a number, which is the store's: parsers' own
-        have none.
+    ``what`` is what the file should be, such as Parquet. An `OSError` with a number is the store's: parsers'
+    own have none.
     """
     try:
         yield

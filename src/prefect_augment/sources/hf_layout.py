@@ -17,8 +17,6 @@ from prefect_augment.sources.images.files import SPLIT_NAMES, match_segments
 from prefect_augment.storage import Store
 from prefect_augment.text import load_yaml
 
-__all__ = ["CARD", "Chosen", "choose_files"]
-
 STATE, INFO, DICT, CARD = "state.json", "dataset_info.json", "dataset_dict.json", "README.md"
 # Cards and states are a few kB; what is larger is none.
 MAX_BYTES = 4 << 20

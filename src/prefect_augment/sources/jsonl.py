@@ -19,62 +19,48 @@ from prefect_augment.errors import EmptyFileError, InputError
 from prefect_augment.params import Source
 from prefect_augment.sources.archives import UNPACK_ERRORS, opened, refuse_bomb, size_of
 from prefect_augment.sources.base import Rejected, SourceRecords
-from prefect_augment.sources.csv_types import DATE, MIN_DISTINCT, MIN_PARSED, TIMESTAMP, ZONED
-
-__all__ = ["DateKind", "date_types", "read_batches", "to_dates"]
+from prefect_augment.sources.csv_types import (
+    DATE_KINDS,
+    MIN_DISTINCT,
+    MIN_PARSED,
+    NANO,
+    TextKind,
+    converts,
+)
 
 # What Arrow raises on a value that has not the type it should have.
 CONVERSION_ERRORS = (pa.ArrowException, OverflowError, TypeError, ValueError)
-NANOSECONDS = r"\.\d{7,9}"
-# Name, pattern, and the type for seconds of up to six digits and of up to nine.
-DATE_TYPES = (
-    ("date", DATE, pa.date32(), pa.date32()),
-    ("point in time", TIMESTAMP, pa.timestamp("us"), pa.timestamp("ns")),
-    ("point in time with zone", ZONED, pa.timestamp("us", "UTC"), pa.timestamp("ns", "UTC")),
-)
 
 
 @dataclass(frozen=True)
 class DateKind:
-    """A kind of date that all texts of a column can be, and its Arrow type.
+    """A kind of date that all texts of a column can be, and whether in nanoseconds, which end in 2262."""
 
-    ``fits_fine`` tells whether all fit into nanoseconds, which end in 2262.
-    """
-
-    name: str
-    arrow_type: pa.DataType
+    kind: TextKind
+    is_fine: bool = False  # some text has more than six digits of a second
     fits_fine: bool = True
 
+    @property
+    def unit(self) -> str:
+        """Unit of the Arrow type."""
+        return "ns" if self.is_fine else "us"
 
-def date_types(text: pa.Array, so_far: Sequence[DateKind] | None) -> list[DateKind]:
+
+def date_kinds(text: pa.Array, so_far: Sequence[DateKind] | None) -> list[DateKind]:
     """Return the kinds of dates that all values of a batch (without nulls) and of those before can be."""
+    candidates = map(DateKind, DATE_KINDS) if so_far is None else so_far
     result = []
-    for name, pattern, coarse, fine in DATE_TYPES:
-        previous = next((kind for kind in so_far or () if kind.name == name), None)
-        if so_far is not None and previous is None:
+    for before in candidates:
+        kind = before.kind
+        if not pc.all(pc.match_substring_regex(text, kind.pattern)).as_py():
             continue
-        if not pc.all(pc.match_substring_regex(text, pattern)).as_py():
-            continue
-        is_fine = pc.any(pc.match_substring_regex(text, NANOSECONDS)).as_py()
-        is_fine = is_fine or (previous is not None and previous.arrow_type == fine != coarse)
-        fits_fine = (previous is None or previous.fits_fine) and _converts(text, fine)
-        if fits_fine if is_fine else _converts(text, coarse):
-            result.append(DateKind(name, fine if is_fine else coarse, fits_fine))
+        is_fine = before.is_fine or (
+            kind.has_unit and pc.any(pc.match_substring_regex(text, NANO)).as_py()
+        )
+        fits_fine = before.fits_fine and converts(text, kind, "ns")
+        if fits_fine if is_fine else converts(text, kind, "us"):
+            result.append(DateKind(kind, is_fine, fits_fine))
     return result
-
-
-def _converts(text: pa.Array, arrow_type: pa.DataType) -> bool:
-    """Tell whether all texts are valid dates: 2024-02-30 is not, nor 1600 in nanoseconds."""
-    try:
-        to_dates(text, arrow_type)
-    except pa.ArrowInvalid:
-        return False
-    return True
-
-
-def to_dates(text: pa.Array, arrow_type: pa.DataType) -> pa.Array:
-    """Return text of a type of :func:`date_types` as dates."""
-    return text.cast(arrow_type)
 
 
 ROWS_AT_ONCE = 65_536
@@ -235,7 +221,7 @@ class _Type:
     json_types: frozenset[str]
     note: str = ""
     is_spelled: bool = False  # values as JSON spells them
-    is_date: bool = False
+    date: DateKind | None = None
     words: str = ""
 
 
@@ -260,7 +246,7 @@ class _Column:
         self.low, self.high = min([self.low, *whole]), max([self.high, *whole])
         texts = [v for v, kind in zip(values, types, strict=True) if kind == "text"]
         if texts and self.dates != []:
-            self.dates = date_types(pa.array(texts, pa.string()), self.dates)
+            self.dates = date_kinds(pa.array(texts, pa.string()), self.dates)
         self._add_nested([v for v, kind in zip(values, types, strict=True) if kind == "nested"])
 
     def _add_nested(self, values: Sequence[Any]) -> None:
@@ -309,11 +295,10 @@ class _Column:
     def _text(self, name: str) -> _Type:
         if not self.dates:
             return _Type(pa.string(), frozenset({"text"}), words="text")
-        kind = self.dates[0]
-        return _Type(
-            kind.arrow_type, frozenset({"text"}), f"column {name!r}: text read as a {kind.name}",
-            is_date=True, words="text",
-        )  # fmt: skip
+        date = self.dates[0]
+        note = f"column {name!r}: text read as a {date.kind.name}"
+        arrow = date.kind.type_of(date.unit)
+        return _Type(arrow, frozenset({"text"}), note, date=date, words="text")
 
 
 def _spelled(note: str) -> _Type:
@@ -416,8 +401,8 @@ def _misfit(record: dict[str, Any], types: dict[str, _Type]) -> str:
 def _array(values: list[Any], kind: _Type) -> pa.Array:
     if kind.is_spelled:
         values = [v if v is None or isinstance(v, str) else _spell(v) for v in values]
-    if kind.is_date:
-        return to_dates(pa.array(values, pa.string()), kind.arrow)
+    if kind.date is not None:
+        return kind.date.kind.convert(pa.array(values, pa.string()), kind.date.unit)
     return pa.array(values, kind.arrow)
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import IO
 
 import numpy as np
@@ -14,14 +15,13 @@ from prefect_augment.params import Source
 from prefect_augment.registry import FORMATS, load_reader
 from prefect_augment.shards import webdataset
 from prefect_augment.shards.parquet import LINEAGE, select_columns
+from prefect_augment.sources.arrow import read_table
 from prefect_augment.sources.base import SourceRecords, in_batches
 from prefect_augment.sources.discovery import PART, Listing
 from prefect_augment.sources.guard import guarded
 from prefect_augment.sources.images.columns import as_image_columns, find_image_columns, is_binary
 from prefect_augment.sources.images.scan import read_archive_records
 from prefect_augment.sources.parquet import read_batches as read_parquet
-
-__all__ = ["reader_of"]
 
 # An image column is known by its first values; where a file begins with nulls, so much is read ahead.
 MAX_AHEAD = 64 << 20
@@ -36,7 +36,16 @@ def reader_of(listing: Listing) -> Callable[..., Iterator[SourceRecords]]:
         return guarded(_read_denoised, "a shard of ours")
     if listing.format == "archive":
         return guarded(_read_archive, "an archive")
+    if listing.table is not None:
+        table = listing.table
+
+        def read_stored(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
+            return _with_images(read_table(table.open(), name=name))
+
+        return guarded(read_stored, f"a table of {table.title}")
     read = load_reader(listing.format)
+    if listing.part:
+        read = partial(read, sheet=listing.part)
 
     def with_images(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
         return _with_images(in_batches(read(file, name=name, source=source)))
@@ -81,7 +90,11 @@ def _read_published(file: IO[bytes], *, name: str, source: Source) -> Iterator[S
     else:
         batches = _read_published_tar(file, name)
     for batch in batches:
-        yield _only_real(batch)
+        table = batch.table
+        is_real = pc.equal(table["aug_origin"], "real")
+        names = [name for name in table.column_names if name not in LINEAGE.names]
+        real = _without_empty_pandas(select_columns(table.filter(is_real), names))
+        yield SourceRecords(real, batch.positions[is_real.to_numpy()])
 
 
 def _read_published_tar(file: IO[bytes], name: str) -> Iterator[SourceRecords]:
@@ -105,15 +118,6 @@ def _read_denoised(file: IO[bytes], *, name: str, source: Source) -> Iterator[So
     for batch in _read_published(file, name=name, source=source):
         names = [n for n in batch.table.column_names if n != PART or n == source.holdout_column]
         yield replace(batch, table=select_columns(batch.table, names))
-
-
-def _only_real(records: SourceRecords) -> SourceRecords:
-    """Return the real records of our dataset, as its source had them."""
-    table = records.table
-    is_real = pc.equal(table["aug_origin"], "real")
-    names = [name for name in table.column_names if name not in LINEAGE.names]
-    real = _without_empty_pandas(select_columns(table.filter(is_real), names))
-    return SourceRecords(real, records.positions[is_real.to_numpy()])
 
 
 def _without_empty_pandas(table: pa.Table) -> pa.Table:

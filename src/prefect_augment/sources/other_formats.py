@@ -3,11 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable
 
-__all__ = ["name_others", "what_it_is"]
-
 _PANDAS = "save it as CSV or Parquet, e.g. pandas.{}({!r}).to_parquet('data.parquet')"
 _BY_READER: dict[str, dict[str, tuple[str, ...]]] = {
-    "read_excel": {"Excel": (".xlsx", ".xls", ".xlsm", ".xlsb"), "OpenDocument": (".ods",)},
     "read_spss": {"SPSS": (".sav", ".zsav")},
     "read_stata": {"Stata": (".dta",)},
     "read_sas": {"SAS": (".sas7bdat", ".xpt")},
@@ -18,9 +15,12 @@ _BY_READER: dict[str, dict[str, tuple[str, ...]]] = {
     "read_csv": {"text": (".txt", ".dat", ".csv.bz2", ".csv.xz", ".csv.zst", ".csv.zip")},
 }
 _BY_ADVICE: dict[str, dict[str, tuple[str, ...]]] = {
-    "export its table as Parquet or CSV": {
+    "name it .xlsx, and source.format auto reads it": {"Excel": (".xlsx", ".xls")},
+    "give the file itself, with the table behind a #, as shop.db#orders": {
         "SQLite": (".sqlite", ".sqlite3", ".db", ".db3"),
         "DuckDB": (".duckdb",),
+    },
+    "export its table as Parquet or CSV": {
         "Access": (".mdb", ".accdb"),
         "Avro": (".avro",),
         "ARFF": (".arff",),

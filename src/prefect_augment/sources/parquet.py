@@ -26,15 +26,6 @@ from prefect_augment.sources.archives import refuse_bomb, size_of
 from prefect_augment.sources.base import BATCH_BYTES, SourceRecords
 from prefect_augment.sources.guard import untrusted
 
-__all__ = [
-    "check_parquet",
-    "check_row_count",
-    "plain_schema",
-    "read_batches",
-    "refuse_duplicates",
-    "with_plain_types",
-]
-
 # What a footer says of sizes may be wrong by orders of magnitude: 200 kB can hold one long text many
 # thousand times. So many rows are looked at first.
 N_PROBED = 32

@@ -8,24 +8,14 @@ order nor date decides, and nobody can choose where a record goes.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Bool, Int, Int8
 from prefect_augment.errors import InputError
-from prefect_augment.split.ledger import (
-    HOLDOUT,
-    PARTS,
-    TRAINING,
-    VALIDATION,
-    Assignment,
-    ImageRows,
-    Ledger,
-)
+from prefect_augment.split.ledger import HOLDOUT, PARTS, TRAINING, VALIDATION, Assignment, Ledger
 from prefect_augment.split.record_split import (
     MIN_COMPARED,
-    LedgerMatch,
     RecordSplit,
     Shares,
     grown_ledger,
@@ -43,27 +33,8 @@ from prefect_augment.storage.keys import (
 )
 from prefect_augment.storage.spill import Workspace
 
-__all__ = [
-    "HOLDOUT",
-    "MIN_COMPARED",
-    "PARTS",
-    "TRAINING",
-    "VALIDATION",
-    "Assignment",
-    "ImageRows",
-    "Ledger",
-    "LedgerMatch",
-    "RecordSplit",
-    "Shares",
-    "assign",
-    "make_salt",
-]
-
 #: Groups that a class needs: one for each part.
 MIN_GROUPS = 3
-
-Int = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 
 
 def make_salt(seed: int) -> str:
@@ -72,14 +43,14 @@ def make_salt(seed: int) -> str:
 
 
 def assign(
-    keys: Sequence[str] | NDArray[Any],
+    keys: Sequence[str] | Array,
     labels: Sequence[str] | Coded,
     *,
     ledger: Ledger,
     holdout_fraction: float,
     validation_fraction: float,
-    marked: Mask | None = None,
-    groups: Sequence[str] | NDArray[Any] | Coded | None = None,
+    marked: Bool | None = None,
+    groups: Sequence[str] | Array | Coded | None = None,
 ) -> Assignment:
     """Return the part of every record and the extended ledger.
 
@@ -103,7 +74,7 @@ def assign(
 
 
 def _assign_records(
-    keys: NDArray[Any], labels: Coded, ledger: Ledger, shares: Shares, marked: Mask | None
+    keys: Array, labels: Coded, ledger: Ledger, shares: Shares, marked: Bool | None
 ) -> Assignment:
     labels, theirs = shared_names(labels, ledger.labels)
     with Workspace() as workspace:
@@ -126,7 +97,7 @@ def _assign_records(
 
 
 def _assign_groups(
-    labels: Coded, ledger: Ledger, shares: Shares, marked: Mask | None, groups: Coded
+    labels: Coded, ledger: Ledger, shares: Shares, marked: Bool | None, groups: Coded
 ) -> Assignment:
     n_groups = len(groups.names)
     sizes = np.bincount(groups.codes, minlength=n_groups)
@@ -156,12 +127,12 @@ def _assign_groups(
     )
 
 
-def _ids_of_both(theirs: NDArray[Any], ours: NDArray[Any]) -> tuple[Int, Int]:
+def _ids_of_both(theirs: Array, ours: Array) -> tuple[Int, Int]:
     ids = group_ids(joined(theirs, ours))
     return ids[: len(theirs)], ids[len(theirs) :]
 
 
-def _marked_groups(groups: Coded, sizes: NDArray[Any], marked: Mask | None) -> Mask | None:
+def _marked_groups(groups: Coded, sizes: Array, marked: Bool | None) -> Bool | None:
     """Return which groups are marked as hold-out; raises InputError for a group on both sides."""
     if marked is None:
         return None
@@ -176,9 +147,7 @@ def _marked_groups(groups: Coded, sizes: NDArray[Any], marked: Mask | None) -> M
     return np.asarray(n_marked > 0)
 
 
-def _place_groups(
-    part_of: NDArray[np.int8], groups: Coded, labels: Coded, salt: str, shares: Shares
-) -> None:
+def _place_groups(part_of: Int8, groups: Coded, labels: Coded, salt: str, shares: Shares) -> None:
     """Assign waiting groups in hash order, each where it brings the shares nearer to their target."""
     n_classes = len(labels.names)
     # Records of each (group, class), sorted by group.
@@ -196,7 +165,7 @@ def _place_groups(
         [shares.wanted(int(n_records[k]), int(have[HOLDOUT, k])) for k in range(n_classes)]
     ).reshape(n_classes, 2)
 
-    def gain(classes: NDArray[Any], counts: NDArray[Any], part: int) -> float:
+    def gain(classes: Array, counts: Array, part: int) -> float:
         """By how much the group brings its classes nearer to their aim in a part, in shares."""
         total = 0.0
         for k, n_of in zip(classes.tolist(), counts.tolist(), strict=True):

@@ -6,29 +6,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Int, Int8, Int32
 from prefect_augment.storage.external_sort import PartitionedRows
 from prefect_augment.storage.keys import KEY, Coded, as_keys
 from prefect_augment.storage.spill import Workspace
-
-__all__ = [
-    "HOLDOUT",
-    "PARTS",
-    "TRAINING",
-    "VALIDATION",
-    "Assignment",
-    "ImageRows",
-    "Ledger",
-    "LedgerSpill",
-]
 
 PARTS = ("training", "validation", "holdout")
 TRAINING, VALIDATION, HOLDOUT = 0, 1, 2
 
 ROWS_AT_ONCE = 131_072
-
-Int = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +23,9 @@ class ImageRows:
     """The ledger's entry of each image, by which later versions find its near-duplicates."""
 
     # (n_images,) content key of one of the cluster's first members, and strictness of its comparison
-    clusters: NDArray[Any] = field(default_factory=lambda: np.zeros(0, dtype=KEY))
+    clusters: Array = field(default_factory=lambda: np.zeros(0, dtype=KEY))
     levels: Int = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    thumbs: NDArray[np.int8] = field(default_factory=lambda: np.zeros((0, 1024), dtype=np.int8))
+    thumbs: Int8 = field(default_factory=lambda: np.zeros((0, 1024), dtype=np.int8))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "clusters", as_keys(self.clusters))
@@ -55,10 +42,10 @@ class Ledger:
     salt: str  # fixed in the first version
     unit: str = "record"  # record, group:<column>, pattern:<expression> or near-duplicate
     # Content keys, or the groups' values as text; number among records of one key, 0 for groups.
-    keys: NDArray[Any] = ()  # type: ignore[assignment]
-    occurrences: NDArray[np.int32] = ()  # type: ignore[assignment]
+    keys: Array = ()  # type: ignore[assignment]
+    occurrences: Int32 = ()  # type: ignore[assignment]
     labels: Coded = ()  # type: ignore[assignment]  # empty for groups, which may hold several
-    parts: NDArray[np.int8] = ()  # type: ignore[assignment]  # index into PARTS
+    parts: Int8 = ()  # type: ignore[assignment]  # index into PARTS
     has_own_holdout: bool = False  # at another URI, so no record here may be in it
     images: ImageRows | None = None  # one row per key, for near-duplicate
 
@@ -110,7 +97,7 @@ class LedgerSpill:
 
     images = None
 
-    def __init__(self, like: Ledger, names: NDArray[Any], workspace: Workspace) -> None:
+    def __init__(self, like: Ledger, names: Array, workspace: Workspace) -> None:
         self.salt, self.unit, self.has_own_holdout = like.salt, like.unit, like.has_own_holdout
         self._like, self._names = (
             Ledger(like.salt, like.unit, has_own_holdout=like.has_own_holdout),
@@ -146,7 +133,7 @@ class LedgerSpill:
         """The digest that the equal :class:`Ledger` has."""
         codes = (np.cumsum(self._is_used) - 1).astype(np.int32)
 
-        def column(name: str) -> tuple[np.dtype[Any], int, Iterable[NDArray[Any]]]:
+        def column(name: str) -> tuple[np.dtype[Any], int, Iterable[Array]]:
             blocks = (rows[name] for rows in self._rows.blocks(0, ROWS_AT_ONCE))
             if name == "label":
                 blocks = (codes[values] for values in blocks)
@@ -160,7 +147,7 @@ class LedgerSpill:
 
 def _digest(
     ledger: Ledger | LedgerSpill,
-    columns: Iterable[tuple[np.dtype[Any], int, Iterable[NDArray[Any]]]],
+    columns: Iterable[tuple[np.dtype[Any], int, Iterable[Array]]],
 ) -> str:
     """Hash columns, each with its type, its length and its values in pieces."""
     digest = hashlib.sha256(repr((ledger.salt, ledger.unit, ledger.has_own_holdout)).encode())
@@ -178,7 +165,7 @@ def _digest(
 class Assignment:
     """The result of :func:`assign`."""
 
-    parts: NDArray[np.int8]  # (n_records,) index into PARTS
+    parts: Int8  # (n_records,) index into PARTS
     occurrences: Int  # (n_records,) as in the ledger; 0 with groups
     ledger: Ledger
     n_new: int = 0  # records that the old ledger did not know

@@ -13,15 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array
 from prefect_augment.errors import IntegrityError, SchemaError
 from prefect_augment.schema import DatasetInfo
 from prefect_augment.shards.base import write_shard
 from prefect_augment.shards.parquet import ParquetShards
 from prefect_augment.sources.images.validation import THUMB_SIDE
-from prefect_augment.split.assignment import PARTS, ImageRows, Ledger
-from prefect_augment.split.ledger import HOLDOUT, LedgerSpill
+from prefect_augment.split.ledger import HOLDOUT, PARTS, ImageRows, Ledger, LedgerSpill
 from prefect_augment.split.sealed_keys import SEALED, opened, sealed, secret_of
 from prefect_augment.storage import Store
 from prefect_augment.storage.keys import (
@@ -34,15 +33,6 @@ from prefect_augment.storage.keys import (
     pairs_of_equals,
     unhex,
 )
-
-__all__ = [
-    "NEAR_DUPLICATE",
-    "holdout_entries",
-    "part_codes",
-    "read_ledger",
-    "split_clusters",
-    "write_ledger",
-]
 
 #: Unit of a ledger whose near-duplicate images stay together.
 NEAR_DUPLICATE = "near-duplicate"
@@ -115,7 +105,7 @@ def _block(ledger: Ledger, schema: pa.Schema, secret: bytes) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def _texts(keys: NDArray[Any], secret: bytes) -> pa.Array:
+def _texts(keys: Array, secret: bytes) -> pa.Array:
     if secret:
         return sealed(keys, secret)
     return hex_column(keys) if keys.dtype == KEY else pa.array(key_texts(keys), pa.string())
@@ -141,7 +131,7 @@ def split_clusters(store: Store, info: DatasetInfo, content_keys: Sequence[str])
     ]
 
 
-def _as_keys(content_keys: Sequence[str]) -> NDArray[Any]:
+def _as_keys(content_keys: Sequence[str]) -> Array:
     """Return the content keys as bytes; anything else as a key that no image has."""
     keys = np.zeros(len(content_keys), dtype=KEY)
     is_key = [len(key) == 32 and not set(key) - HEX_DIGITS for key in content_keys]
@@ -210,8 +200,8 @@ def _read(file: pq.ParquetFile, metadata: dict[str, str], secret: bytes) -> Ledg
             f"and this version compares {THUMB_BYTES}; publish to a new folder."
         )
     is_sealed, is_text = SEALED in metadata, _is_grouped(metadata)
-    read: Callable[[pa.Array], NDArray[Any]] = _as_objects if is_text else unhex
-    read_cluster: Callable[[pa.Array], NDArray[Any]] = unhex
+    read: Callable[[pa.Array], Array] = _as_objects if is_text else unhex
+    read_cluster: Callable[[pa.Array], Array] = unhex
     if is_sealed:
         read = partial(opened, secret=secret, is_text=is_text)
         read_cluster = partial(opened, secret=secret, is_text=False)
@@ -253,5 +243,5 @@ def _read(file: pq.ParquetFile, metadata: dict[str, str], secret: bytes) -> Ledg
     )
 
 
-def _as_objects(column: pa.Array) -> NDArray[Any]:
+def _as_objects(column: pa.Array) -> Array:
     return np.array([*column.to_pylist(), None], dtype=object)[:-1]

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.split.assignment import (
+from prefect_augment.split.assignment import assign
+from prefect_augment.split.ledger import (
     HOLDOUT,
     TRAINING,
     VALIDATION,
     Assignment,
     ImageRows,
     Ledger,
-    assign,
 )
 from prefect_augment.split.near_duplicates import (
     Neighbours,
@@ -36,8 +36,6 @@ from prefect_augment.storage.keys import (
     pairs_of_equals,
     sort_order,
 )
-
-__all__ = ["NearClusters", "assign_clusters", "count_near", "find_clusters"]
 
 Thumbs = NDArray[np.int8]
 

@@ -5,11 +5,10 @@ Held for all records at once: only counts, and per class the hash bounds of hold
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Bool, Int, Int8, Int32, Uint64
 from prefect_augment.split.ledger import HOLDOUT, PARTS, TRAINING, VALIDATION, Ledger
 from prefect_augment.storage.external_sort import PartitionedRows, bin_of, first_of_bin
 from prefect_augment.storage.keys import (
@@ -24,15 +23,10 @@ from prefect_augment.storage.keys import (
 )
 from prefect_augment.storage.spill import Workspace
 
-__all__ = ["MIN_COMPARED", "LedgerMatch", "RecordSplit", "Shares", "grown_ledger", "salted"]
-
 #: Records that a class needs before any of them leaves training. By default ten give two in the hold-out and two
 #: in validation; with fewer, a part would hold at most one record, whose recall of 0 or 1 says nothing.
 MIN_COMPARED = 10
 HASHED_AT_ONCE = 65_536  # texts alive at a time
-
-Int = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,7 @@ class LedgerMatch:
 
     rows: Int  # (n_records,) row of the bin's ledger; -1 for new
     occurrences: Int  # (n_records,) among records of one key
-    hashes: NDArray[Any]  # (n_new,) salted
+    hashes: Array  # (n_new,) salted
     ledger: Ledger  # of this bin
 
 
@@ -95,10 +89,10 @@ class RecordSplit:
         # Those of all new records by key: to make them takes longer than to write and read them.
         self._hashes = PartitionedRows(workspace, np.dtype([("hash", KEY)]), n_bins)
         self._is_noted = np.zeros(n_bins, dtype=bool)
-        self._cuts: NDArray[Any] | None = None
+        self._cuts: Array | None = None
 
     def look_up(
-        self, keys: NDArray[Any], labels: Coded, marked: Mask | None, number: int = 0
+        self, keys: Array, labels: Coded, marked: Bool | None, number: int = 0
     ) -> LedgerMatch:
         """Find the records of a bin in the ledger; number and hash the others."""
         ledger = self.ledger.take(slice(self._bounds[number], self._bounds[number + 1]))
@@ -121,7 +115,7 @@ class RecordSplit:
         return LedgerMatch(rows, occurrences, hashes, ledger)
 
     def note(
-        self, entries: LedgerMatch, labels: Coded, marked: Mask | None, number: int = 0
+        self, entries: LedgerMatch, labels: Coded, marked: Bool | None, number: int = 0
     ) -> None:
         """Count the records of a bin."""
         if self.n_bins > 1:
@@ -143,8 +137,8 @@ class RecordSplit:
         self._waiting.add(rows, bins)
 
     def assign(
-        self, entries: LedgerMatch, keys: NDArray[Any], labels: Coded, marked: Mask | None
-    ) -> tuple[NDArray[np.int8], Ledger]:
+        self, entries: LedgerMatch, keys: Array, labels: Coded, marked: Bool | None
+    ) -> tuple[Int8, Ledger]:
         """Return the parts of a bin's records, and its rows of the grown ledger."""
         if self._cuts is None:
             self._cuts = self._find_cuts()
@@ -174,7 +168,7 @@ class RecordSplit:
         )
         return parts, grown
 
-    def _find_cuts(self) -> NDArray[Any]:
+    def _find_cuts(self) -> Array:
         """Return the hash bounds below which a class's records go to hold-out and validation."""
         # How many waiting records of each class go to hold-out, and to hold-out or validation, (2, n_classes).
         n = self._n_classes
@@ -207,25 +201,25 @@ class RecordSplit:
         return cuts
 
 
-def _numbers(hashes: NDArray[Any]) -> NDArray[np.uint64]:
+def _numbers(hashes: Array) -> Uint64:
     """Return each hash as two numbers that compare as its bytes do."""
     return np.ascontiguousarray(hashes).view(">u8").reshape(-1, 2).astype(np.uint64)
 
 
-def _is_below(hashes: NDArray[Any], cuts: NDArray[np.uint64]) -> Mask:
+def _is_below(hashes: Array, cuts: Uint64) -> Bool:
     numbers = _numbers(hashes)
     high, low = numbers[:, 0], numbers[:, 1]
-    is_below: Mask = (high < cuts[:, 0]) | ((high == cuts[:, 0]) & (low < cuts[:, 1]))
+    is_below: Bool = (high < cuts[:, 0]) | ((high == cuts[:, 0]) & (low < cuts[:, 1]))
     return is_below
 
 
 def _match(
     of_record: Int,
-    labels: NDArray[np.int32],
+    labels: Int32,
     of_ledger: Int,
-    their_labels: NDArray[np.int32],
+    their_labels: Int32,
     ledger: Ledger,
-    marked: Mask | None,
+    marked: Bool | None,
 ) -> Int:
     """Return the ledger row of each record, -1 for new ones.
 
@@ -257,10 +251,10 @@ def _match(
 
 def _next_occurrences(
     new: Int,
-    labels: NDArray[np.int32],
+    labels: Int32,
     of_ledger: Int,
-    occurrences: NDArray[np.int32],
-    marked: Mask | None,
+    occurrences: Int32,
+    marked: Bool | None,
 ) -> Int:
     """Number new records from the ledger's on; equal keys by label, then mark."""
     following = np.zeros(int(max(new.max(initial=0), of_ledger.max(initial=0))) + 1, dtype=np.int64)
@@ -272,7 +266,7 @@ def _next_occurrences(
     return numbers
 
 
-def salted(salt: str, keys: NDArray[Any], occurrences: Int) -> NDArray[Any]:
+def salted(salt: str, keys: Array, occurrences: Int) -> Array:
     """Return salted hashes of (key, occurrence) pairs."""
     prefix = hashlib.blake2b(salt.encode(), digest_size=16)
     digests = np.zeros(len(keys), dtype=KEY)
@@ -289,10 +283,10 @@ def salted(salt: str, keys: NDArray[Any], occurrences: Int) -> NDArray[Any]:
 
 def grown_ledger(
     ledger: Ledger,
-    keys: NDArray[Any],
+    keys: Array,
     occurrences: Int,
     labels: Coded,
-    parts: NDArray[np.int8],
+    parts: Int8,
 ) -> Ledger:
     """Return the ledger with new rows in order; ``labels`` are those of old and new rows."""
     every = joined(ledger.keys, keys)

@@ -19,15 +19,6 @@ from prefect_augment.errors import IntegrityError
 from prefect_augment.storage import SharedStore, Store
 from prefect_augment.storage.keys import KEY, Keys, hex_column, unhex
 
-__all__ = [
-    "SEALED",
-    "opened",
-    "sealed",
-    "secret_of",
-    "with_opened_keys",
-    "with_sealed_keys",
-]
-
 #: Metadata of a ledger whose keys are sealed.
 SEALED = "sealed"
 TAG_BYTES = 16

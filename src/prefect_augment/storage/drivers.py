@@ -1,9 +1,14 @@
 """Options and quirks of the object store drivers (s3fs, adlfs, gcsfs), which bring them under one contract."""
 
+import functools
+import json
 import os
 from typing import Any
 
-__all__ = ["options_of", "quieten", "retries_itself", "what_to_do"]
+import fsspec
+
+# Variables that decide whom a driver connects as, and where.
+_CONNECTION = ("AWS_", "AZURE_", "GOOGLE_", "GCSFS_", "STORAGE_EMULATOR_HOST", "HOME", "FSSPEC_")
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _CHECKSUMS = {
@@ -12,27 +17,60 @@ _CHECKSUMS = {
 }
 
 
+def open_fs(uri: str, requested: dict[str, Any]) -> tuple[Any, str]:
+    """Return the file system of ``uri`` and the root on it.
+
+    Each task of a run opens its store, and a new client of botocore takes a quarter of a second. So a file
+    system is opened once per process, options and credentials of the environment.
+    """
+    try:
+        options = json.dumps(requested, sort_keys=True)
+    except TypeError:  # an object, such as a credential of Azure's
+        return _open(uri, requested)
+    environment = tuple(sorted(i for i in os.environ.items() if i[0].startswith(_CONNECTION)))
+    return _opened(uri, options, environment, os.getpid())
+
+
+@functools.lru_cache(maxsize=16)
+def _opened(uri: str, options: str, _environment: tuple[Any, ...], _pid: int) -> tuple[Any, str]:
+    return _open(uri, json.loads(options))
+
+
+def _open(uri: str, requested: dict[str, Any]) -> tuple[Any, str]:
+    fs, root = fsspec.core.url_to_fs(uri, **options_of(uri, requested))
+    return fs, str(root)
+
+
+def forget_connections() -> None:
+    """Open every file system anew: keys may have been changed in a file that drivers read at the start."""
+    _opened.cache_clear()
+
+
 def options_of(uri: str, requested: dict[str, Any]) -> dict[str, Any]:
     """Return the fsspec options to open ``uri`` with: the user's, then our defaults."""
     if uri.startswith("memory://"):
         return requested
-    # Listings are never cached and instances never shared: a stale listing hides another
-    # writer's manifest, and a shared instance may hold another run's credentials.
+    # Listings are never cached, and fsspec does not share instances: a stale listing hides another writer's
+    # manifest, and fsspec knows nothing of the environment's credentials.
     options = {"use_listings_cache": False, "skip_instance_cache": True, **requested}
     if uri.startswith(("s3://", "s3a://")):
         options["config_kwargs"] = {**_s3_config(requested), **requested.get("config_kwargs", {})}
     return options
 
 
+def s3_endpoint(requested: dict[str, Any]) -> str:
+    """Return the URL of an S3 server that is not Amazon's, from the options or the environment; else empty."""
+    return (
+        requested.get("endpoint_url")
+        or requested.get("client_kwargs", {}).get("endpoint_url")
+        or next(filter(None, map(os.environ.get, _ENDPOINTS)), "")
+    )
+
+
 def _s3_config(requested: dict[str, Any]) -> dict[str, Any]:
     """Return botocore's settings: no retries of its own, and checksums that other makers' stores take."""
     config: dict[str, Any] = {"retries": {"total_max_attempts": 1}}
-    endpoint = (
-        requested.get("endpoint_url")
-        or requested.get("client_kwargs", {}).get("endpoint_url")
-        or next(filter(None, map(os.environ.get, _ENDPOINTS)), None)
-    )
-    if endpoint:
+    if s3_endpoint(requested):
         # botocore adds checksums that AWS knows and many S3-compatible servers refuse or answer wrongly.
         # The signature covers the bytes sent, and shards are checked by their digests.
         config |= {

@@ -15,8 +15,6 @@ from typing import Any, Literal
 from prefect_augment.errors import StorageError, TransientError
 from prefect_augment.params.locations import hide_secrets
 
-__all__ = ["DRIVERS", "Fault", "Kind", "as_storage_error", "fault_of"]
-
 Kind = Literal[
     "absent",  # no such object
     "exists",  # a condition was not met: there is an object

@@ -9,21 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Int, Uint64
 from prefect_augment.storage.keys import KEY
 from prefect_augment.storage.spill import Workspace, disk_space
-
-__all__ = [
-    "BIN_ROWS",
-    "DistinctCounter",
-    "PartitionedRows",
-    "bin_of",
-    "bin_of_number",
-    "bin_of_row",
-    "first_of_bin",
-    "n_bins_for",
-]
 
 #: About so many rows are in a bin; what is computed on them takes some hundred bytes each.
 BIN_ROWS = 1 << 17
@@ -37,12 +26,12 @@ def n_bins_for(n_rows: int) -> int:
     return max(1, -(-n_rows // BIN_ROWS))
 
 
-def bin_of_row(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def bin_of_row(rows: Int) -> Int:
     """Return the bin of each row, of :func:`n_bins_for` all rows, in their order."""
     return rows // BIN_ROWS
 
 
-def bin_of(keys: NDArray[Any], n_bins: int) -> NDArray[np.int64]:
+def bin_of(keys: Array, n_bins: int) -> Int:
     """Return the bin of each 16-byte key: equal ranges of the key space, in order; equal keys share a bin.
 
     Examples
@@ -56,13 +45,13 @@ def bin_of(keys: NDArray[Any], n_bins: int) -> NDArray[np.int64]:
     return ((first * np.uint64(n_bins)) >> np.uint64(32)).astype(np.int64)
 
 
-def bin_of_number(numbers: NDArray[np.uint64], n_bins: int) -> NDArray[np.int64]:
+def bin_of_number(numbers: Uint64, n_bins: int) -> Int:
     """Return a bin per number, the same for equal ones; mixing makes the bins about equal."""
     mixed = (numbers * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)
     return ((mixed * np.uint64(n_bins)) >> np.uint64(32)).astype(np.int64)
 
 
-def first_of_bin(number: int, n_bins: int) -> NDArray[Any]:
+def first_of_bin(number: int, n_bins: int) -> Array:
     """Return the smallest key that :func:`bin_of` puts into a bin."""
     first = -(-(number << 32) // n_bins)
     return np.array([min(first, 2**32 - 1).to_bytes(4, "big") + bytes(12)], dtype=KEY)
@@ -82,14 +71,14 @@ class PartitionedRows:
         self._written = 0
         # Of each bin, where pieces of it begin and how many rows they have.
         self._pieces: list[list[tuple[int, int]]] = [[] for _ in range(n_bins)]
-        self._rows: list[NDArray[Any]] = []
-        self._bins: list[NDArray[np.int64]] = []
+        self._rows: list[Array] = []
+        self._bins: list[Int] = []
         self._n_bytes = 0
 
     def __len__(self) -> int:
         return int(self.sizes.sum())
 
-    def add(self, rows: NDArray[Any], bins: NDArray[np.int64] | None = None) -> None:
+    def add(self, rows: Array, bins: Int | None = None) -> None:
         """Add rows, each to its bin (default: the first); raises StorageError if the temporary folder is full."""
         if len(rows) == 0:
             return
@@ -120,7 +109,7 @@ class PartitionedRows:
         with disk_space(), Path(self._path).open("ab") as file:
             file.write(np.ascontiguousarray(rows).view(np.uint8).data)
 
-    def read(self, number: int = 0) -> NDArray[Any]:
+    def read(self, number: int = 0) -> Array:
         """Return the rows of a bin."""
         result = np.zeros(int(self.sizes[number]), dtype=self.dtype)
         start = 0
@@ -129,9 +118,9 @@ class PartitionedRows:
             start += len(rows)
         return result
 
-    def blocks(self, number: int, size: int) -> Iterator[NDArray[Any]]:
+    def blocks(self, number: int, size: int) -> Iterator[Array]:
         """Yield the rows of a bin, ``size`` at a time; nothing where there are none."""
-        held: list[NDArray[Any]] = []
+        held: list[Array] = []
         n_held = 0
         for rows in self._parts(number, size):
             held.append(rows)
@@ -143,7 +132,7 @@ class PartitionedRows:
         if n_held:
             yield np.concatenate(held)
 
-    def _parts(self, number: int, most: int) -> Iterator[NDArray[Any]]:
+    def _parts(self, number: int, most: int) -> Iterator[Array]:
         """Yield the written rows of a bin, at most ``most`` at a time, then the buffered ones."""
         if self._path:
             with Path(self._path).open("rb") as file:
@@ -171,10 +160,10 @@ class DistinctCounter:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._on_disk: PartitionedRows | None = None
-        self._held: list[NDArray[np.uint64]] = []
+        self._held: list[Uint64] = []
         self._n_held = 0
 
-    def add(self, numbers: NDArray[np.uint64]) -> None:
+    def add(self, numbers: Uint64) -> None:
         """Add numbers."""
         self._held.append(_distinct(numbers))
         self._n_held += len(self._held[-1])
@@ -205,7 +194,7 @@ class DistinctCounter:
         return n
 
 
-def _distinct(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _distinct(numbers: Uint64) -> Uint64:
     """Return the distinct numbers, sorted: several times faster than ``np.unique``, which hashes them."""
     ordered = np.sort(numbers)
     is_first = np.ones(len(ordered), dtype=bool)

@@ -13,30 +13,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-__all__ = [
-    "KEY",
-    "Coded",
-    "as_keys",
-    "group_ids",
-    "hash_ids",
-    "hex_column",
-    "joined",
-    "key_texts",
-    "pairs_of_equals",
-    "ranks_within",
-    "shared_names",
-    "sort_order",
-    "taken",
-    "unhex",
-]
+from prefect_augment.array_types import Array, Int, Int32, Uint64
 
 #: Content keys and ids: 16 bytes each.
 KEY = np.dtype("S16")
 
 HEX_AT_ONCE = 1 << 14  # keys that are text twice at a time
 
-Keys = NDArray[Any]
-Int = NDArray[np.int64]
+Keys = Array
 
 
 # --- keys -------------------------------------------------------------------------------------
@@ -98,9 +82,9 @@ def joined(one: Keys, other: Keys) -> Keys:
 # --- sorting and grouping ---------------------------------------------------------------------
 
 
-def sort_order(*columns: NDArray[Any]) -> Int:
+def sort_order(*columns: Array) -> Int:
     """Return the stable order by the first column, then the second …; keys by their bytes."""
-    parts: list[NDArray[Any]] = []
+    parts: list[Array] = []
     for column in columns:
         if column.dtype == KEY:
             # Two numbers compare many times faster than 16 bytes.
@@ -113,7 +97,7 @@ def sort_order(*columns: NDArray[Any]) -> Int:
     return np.lexsort(parts[::-1]).astype(np.int64)
 
 
-def group_ids(values: NDArray[Any]) -> Int:
+def group_ids(values: Array) -> Int:
     """Return a number per value: equal for equal values, greater for greater ones."""
     ids = np.zeros(len(values), dtype=np.int64)
     if len(values) == 0:
@@ -124,7 +108,7 @@ def group_ids(values: NDArray[Any]) -> Int:
     return ids
 
 
-def ranks_within(ids: NDArray[Any]) -> Int:
+def ranks_within(ids: Array) -> Int:
     """Return how many equal ids come before each.
 
     Examples
@@ -170,8 +154,8 @@ def pairs_of_equals(theirs: Int, ours: Int) -> Int:
 class Coded:
     """Texts (or keys) as numbers: record i has ``names[codes[i]]``."""
 
-    codes: NDArray[np.int32]  # (n_records,) greater for greater names
-    names: NDArray[Any]  # (n_names,) sorted, distinct
+    codes: Int32  # (n_records,) greater for greater names
+    names: Array  # (n_names,) sorted, distinct
 
     @classmethod
     def of(cls, values: "Coded | Sequence[Any] | NDArray[Any]") -> "Coded":
@@ -187,7 +171,7 @@ class Coded:
         return cls.from_names(encoded.indices.to_numpy(), encoded.dictionary.to_pylist())
 
     @classmethod
-    def from_names(cls, codes: NDArray[Any], names: Sequence[str]) -> "Coded":
+    def from_names(cls, codes: Array, names: Sequence[str]) -> "Coded":
         """Return codes of names in any order as codes of the sorted names."""
         order = sorted(range(len(names)), key=names.__getitem__)
         rank = np.zeros(len(names), dtype=np.int32)
@@ -202,7 +186,7 @@ class Coded:
     def __iter__(self) -> Iterator[Any]:
         return iter(self.names[self.codes].tolist())
 
-    def take(self, rows: NDArray[Any] | slice) -> "Coded":
+    def take(self, rows: Array | slice) -> "Coded":
         """Return these records' texts; all names stay."""
         return Coded(self.codes[rows], self.names)
 
@@ -217,7 +201,7 @@ class Coded:
         return {name: k for name, k in zip(self.names.tolist(), n, strict=True) if k}
 
 
-def taken(values: Any, rows: NDArray[Any]) -> Any:
+def taken(values: Any, rows: Array) -> Any:
     """Return some rows of an array or coded texts; None stays."""
     if values is None:
         return None
@@ -239,7 +223,7 @@ def shared_names(*columns: Coded) -> list[Coded]:
     return recoded
 
 
-def hash_ids(ids: pa.StringArray | pa.ChunkedArray) -> NDArray[np.uint64]:
+def hash_ids(ids: pa.StringArray | pa.ChunkedArray) -> Uint64:
     """Return a 64-bit hash of each id, shape (n_ids,): a tenth of the memory of their texts."""
     texts = ids.cast(pa.string()).to_pylist()
     if any(len(text) != 32 for text in texts):

@@ -15,8 +15,6 @@ from typing import Any, Literal
 from prefect_augment.errors import TransientError
 from prefect_augment.storage.store import Store
 
-__all__ = ["FOLDER", "drop_lease", "lease", "modified_at", "store_time"]
-
 FOLDER = "_staging/lease"
 
 # A killed run's lease expires after this time. Writing shards and a manifest may take

@@ -7,8 +7,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["Draft", "RangeReader", "local_create", "local_temporary"]
-
 # Sequential readers (CSV, tar) get more and more at a time; one that jumps gets little more than it asked for.
 _FIRST_BYTES = 256 << 10
 _MOST_BYTES = 8 << 20

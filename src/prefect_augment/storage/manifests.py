@@ -12,19 +12,6 @@ from prefect_augment.errors import CommitConflictError, IntegrityError, SchemaEr
 from prefect_augment.schema import SCHEMA_VERSION, Commit, Manifest, content_digest
 from prefect_augment.storage.store import Store
 
-__all__ = [
-    "commit",
-    "commit_next",
-    "committed",
-    "find_commit",
-    "latest_version",
-    "list_versions",
-    "manifest_path",
-    "probe_exclusive",
-    "read_manifest",
-]
-
-
 # 300 bytes per shard: a million shards. Larger ones are made to fill the memory of who reads them.
 MAX_BYTES = 256 << 20
 

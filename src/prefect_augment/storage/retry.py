@@ -13,8 +13,6 @@ from tenacity import RetryCallState, Retrying, wait_random_exponential
 
 from prefect_augment.errors import ParameterError
 
-__all__ = ["ONCE", "RetryPolicy", "call"]
-
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")

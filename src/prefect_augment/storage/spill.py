@@ -15,8 +15,6 @@ import pyarrow as pa
 
 from prefect_augment.errors import StorageError
 
-__all__ = ["Spill", "Workspace", "disk_space", "give_back", "returned_at_once"]
-
 # Tables of a small source never see a disk.
 IN_MEMORY = 8 << 20
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h

@@ -15,8 +15,6 @@ from prefect_augment.errors import IntegrityError
 from prefect_augment.schema import DatasetInfo, DatasetRef, Result, ShardInfo
 from prefect_augment.storage.store import Store, sha256_hex
 
-__all__ = ["Stage", "read_result"]
-
 F = TypeVar("F", bound=Result)
 
 

@@ -15,18 +15,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from prefect_augment.errors import ParameterError, StorageError
 from prefect_augment.params.locations import hide_secrets, refuse_secrets
 from prefect_augment.storage import retry as retries
-from prefect_augment.storage.drivers import options_of, quieten, retries_itself, what_to_do
+from prefect_augment.storage.drivers import (
+    forget_connections,
+    open_fs,
+    quieten,
+    retries_itself,
+    what_to_do,
+)
 from prefect_augment.storage.errors import as_storage_error, fault_of
 from prefect_augment.storage.local import Draft, RangeReader, local_create, local_temporary
-
-__all__ = ["Draft", "Store", "contains", "open_store", "sha256_hex"]
-
 
 T = TypeVar("T")
 
@@ -58,7 +60,7 @@ def open_store(uri: str | os.PathLike[str], *, options: dict[str, Any] | None = 
     if "://" not in uri:
         uri = str(Path(uri).expanduser().resolve())
     try:
-        fs, root = fsspec.core.url_to_fs(uri, **options_of(uri, options or {}))
+        fs, root = open_fs(uri, options or {})
     except (ImportError, ValueError) as exc:
         raise ParameterError(
             f"cannot open {uri!r}: {hide_secrets(str(exc))}; {what_to_do(uri, exc)}.", uri=uri
@@ -372,6 +374,8 @@ class Store:
         except StorageError:
             raise
         except Exception as exc:
+            if fault_of(exc).kind in ("credentials", "denied"):
+                forget_connections()
             expected = isinstance(exc, FileNotFoundError) and (
                 self.is_local or (verb != "write" and fault_of(exc).kind == "absent")
             )

@@ -18,16 +18,6 @@ from prefect_augment.errors import ParameterError, StorageError
 from prefect_augment.storage.manifests import list_versions, read_manifest
 from prefect_augment.storage.store import Store, contains, open_store
 
-__all__ = [
-    "POINTER",
-    "SharedStore",
-    "is_private",
-    "keep_apart",
-    "open_published",
-    "private_objects",
-    "with_workspace",
-]
-
 POINTER = "_workspace.json"
 SUFFIX = "-workspace"
 _SHARED = ("_manifests", POINTER)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Int
 from prefect_augment.encoding.images import ImageEncoder
 from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.encoding.tables import TableEncoder
@@ -19,12 +19,10 @@ from prefect_augment.params.keys import canonical_json
 from prefect_augment.synthesis.model_store import Encoder
 from prefect_augment.synthesis.rejection import Keys, Rules, draw_kept
 
-__all__ = ["candidate_seeds", "draw_batch", "draw_by_rules", "micro_batch", "records_of"]
-
 
 def candidate_seeds(
     run_seed: int, stratum: str, start: int, n: int, conditions: Mapping[str, Any] | None = None
-) -> NDArray[np.int64]:
+) -> Int:
     """Seeds of a stratum's candidates ``start`` to ``start + n - 1``, all distinct.
 
     A seed depends only on the run's seed, the stratum, the ordinal and the requested column values
@@ -71,12 +69,12 @@ def draw_batch(
 
 
 def records_of(
-    drawn: NDArray[Any],
+    drawn: Array,
     encoder: Encoder,
     digest: str,
     strata: Sequence[str],
-    seeds: NDArray[np.int64],
-    ordinals: NDArray[np.int64],
+    seeds: Int,
+    ordinals: Int,
     given: Collection[str] = (),
 ) -> pa.Table:
     """Decode drawn records to the source's columns and append their lineage.

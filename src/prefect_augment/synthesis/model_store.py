@@ -5,8 +5,8 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Int
 from prefect_augment.encoding.images import ImageEncoder
 from prefect_augment.encoding.rare_values import RareValues
 from prefect_augment.encoding.tables import TableEncoder
@@ -22,16 +22,12 @@ from prefect_augment.registry import load_model_class
 from prefect_augment.schema import Modality, ModelRef
 from prefect_augment.storage import Stage, Store
 
-__all__ = ["Encoder", "copy_model", "image_spec", "keep_model", "load_model", "table_spec"]
-
 logger = logging.getLogger(__name__)
 
 Encoder = TableEncoder | ImageEncoder
 
 
-def table_spec(
-    encoder: TableEncoder, strata: NDArray[np.int64], names: tuple[str, ...] = ()
-) -> TableSpec:
+def table_spec(encoder: TableEncoder, strata: Int, names: tuple[str, ...] = ()) -> TableSpec:
     """Spec of encoded records; ``strata`` index ``names``, by default the encoder's strata."""
     names = names or encoder.strata
     return TableSpec(
@@ -43,9 +39,7 @@ def table_spec(
     )
 
 
-def image_spec(
-    encoder: ImageEncoder, strata: NDArray[np.int64], names: tuple[str, ...] = ()
-) -> ImageSpec:
+def image_spec(encoder: ImageEncoder, strata: Int, names: tuple[str, ...] = ()) -> ImageSpec:
     """Spec of encoded images; see :func:`table_spec`."""
     names = names or encoder.strata
     return ImageSpec(encoder.size, encoder.channels, names, _counts(strata, names))
@@ -73,6 +67,8 @@ def keep_model(
     digest, (checkpoint, config_path) = save_checkpoint(stage.store, stage.prefix, config, arrays)
     stage.store.put(_encoder_path(config_path, encoder.digest), encoder.to_json())
     counts = dict(zip(spec.classes, spec.class_counts, strict=True))
+    guarantee = getattr(model, "guarantee", None)
+    notes += guarantee.sentences if guarantee else ()
     notes += tuple(
         f"class {name!r} has {n} training records and is not sampled: a model needs "
         f"{MIN_SAMPLED_RECORDS}"
@@ -94,6 +90,7 @@ def keep_model(
         n_training=n_training,
         steps=model.n_steps,
         notes=notes,
+        guarantee=guarantee,
     )
 
 
@@ -152,7 +149,7 @@ def _read_encoder(data: bytes) -> Encoder:
     return ImageEncoder.from_json(data) if is_image else TableEncoder.from_json(data)
 
 
-def _counts(strata: NDArray[np.int64], names: Sequence[str]) -> tuple[int, ...]:
+def _counts(strata: Int, names: Sequence[str]) -> tuple[int, ...]:
     return tuple(int(n) for n in np.bincount(strata, minlength=len(names)))
 
 

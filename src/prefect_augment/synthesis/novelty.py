@@ -15,14 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Bool, Float, Int
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.evaluation.neighbours import FeatureSpace, Points, near_limit, real_distances
 from prefect_augment.genmodels.base import GenerativeModel
 from prefect_augment.genmodels.counter_rng import record_keys, seeds_from, uniform
-
-__all__ = ["QUANTILE", "NearRows"]
 
 QUANTILE = 0.05  # of the real records' distances
 MIN_DISTANCES = 10  # with fewer real records only equal ones count, as in the filter
@@ -30,8 +28,6 @@ MIN_DISTANCES = 10  # with fewer real records only equal ones count, as in the f
 # so that measuring does not take longer than drawing.
 N_MEASURED, N_MEASURED_IN_ALL, MIN_MEASURED = 2048, 8192, 128
 COUNTER = 1 << 40  # of the random number that decides, far beyond those of models
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -61,8 +57,8 @@ class NearRows:
         fitted: GenerativeModel,
         encoder: TableEncoder,
         *,
-        training: tuple[Floats, NDArray[np.int64]],
-        validation: tuple[Floats, NDArray[np.int64]],
+        training: tuple[Float, Int],
+        validation: tuple[Float, Int],
         strata: Sequence[int],
     ) -> Self:
         """Measure how near a model's draws lie in the strata that are drawn.
@@ -91,24 +87,24 @@ class NearRows:
         strata = {k: stratum for k, stratum in self.strata.items() if stratum.accepted >= least}
         return replace(self, strata=strata)
 
-    def stay(self, k: int, X: Floats, seeds: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def stay(self, k: int, X: Float, seeds: Int) -> Bool:
         """Tell which records of stratum ``k`` to keep, shape (n,); ``seeds`` are their own seeds."""
         stratum = self.strata.get(k)
         if stratum is None or min(stratum.keep_near, stratum.keep_equal) >= 1:
             return np.ones(len(X), dtype=bool)
         distance = self.space.nearest(self._points(X), stratum.training)
         keep = np.where(distance == 0, stratum.keep_equal, stratum.keep_near)
-        stays: NDArray[np.bool_] = uniform(record_keys(seeds), COUNTER) < keep
+        stays: Bool = uniform(record_keys(seeds), COUNTER) < keep
         return stays | ((distance > 0) & (distance >= stratum.limit))
 
-    def _points(self, X: Floats) -> Points:
+    def _points(self, X: Float) -> Points:
         """Records in the feature space, with the values as written, after rounding."""
         codecs = [self.encoder.codec(name) for name in self.encoder.names]
         written = [codec.encode(codec.decode(x)) for codec, x in zip(codecs, X.T, strict=True)]
         return self.space.place(np.array(written).reshape(X.shape[::-1]).T)
 
 
-def _stratum_of(training: Points, real: Floats, drawn: Floats, share: float) -> _Stratum:
+def _stratum_of(training: Points, real: Float, drawn: Float, share: float) -> _Stratum:
     """Acceptance probabilities from the distances of real and drawn records.
 
     With shares s of near, e of equal and f of other draws, and s', e', f' requested, near ones are
@@ -124,7 +120,7 @@ def _stratum_of(training: Points, real: Floats, drawn: Floats, share: float) -> 
     is_near = ~is_equal & (drawn < limit)
     n_others = np.count_nonzero(~is_equal & ~is_near)
 
-    def keep(wanted: float, is_one: NDArray[np.bool_]) -> float:
+    def keep(wanted: float, is_one: Bool) -> float:
         n = np.count_nonzero(is_one)
         # None was drawn here, but one may follow.
         return min(1.0, wanted / others * n_others / n) if n else float(wanted > 0)

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from prefect_augment.array_types import Bool, Float, Int
+from prefect_augment.encoding.columns import did_you_mean, listing
 from prefect_augment.encoding.tables import TableEncoder
+from prefect_augment.encoding.values import values_to_json
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.quality.constraints import (
     check_types,
@@ -27,10 +29,88 @@ from prefect_augment.evaluation.quality.constraints import (
 )
 from prefect_augment.genmodels.base import GenerativeModel, SamplesWithValues
 from prefect_augment.params import Combination, Constraint, Unique
-from prefect_augment.synthesis.conditions import condition_value, require_column
 from prefect_augment.synthesis.novelty import NearRows
 
-__all__ = ["Kept", "Keys", "Rules", "draw_kept"]
+
+def require_column(encoder: TableEncoder, name: str, what: str, *, fixed: bool) -> None:
+    """Raise ParameterError for a column that is unknown, or that cannot be constrained.
+
+    ``what`` names the request in the message. With ``fixed``, a constant or a column that the
+    stratum determines is accepted.
+    """
+    names = encoder.schema.names
+    if name not in names:
+        raise ParameterError(
+            f"{what} names {name!r}, which is not a column{did_you_mean(name, names)}; there are: "
+            f"{listing(names)}.",
+            column=name,
+        )
+    if name in encoder.names or (fixed and encoder.is_fixed(name)):
+        return
+    if name == encoder.label or name in encoder.by:
+        raise ParameterError(
+            f"{what} names {name!r}, which the class (with balance.by, the stratum) determines already; "
+            f"request one of {listing(encoder.strata, 5)} instead.",
+            column=name,
+        )
+    raise ParameterError(
+        f"{what} names {name!r}, which no model learns (an identifier, a constant, free text or a "
+        "column without values); leave it out, or say with source.columns what it is.",
+        column=name,
+    )
+
+
+def condition_value(encoder: TableEncoder, name: str, value: Any) -> tuple[float, Any]:
+    """Return a requested value in the matrix form and as JSON.
+
+    Raises ParameterError if the column is unknown or not learnt, or the value is outside its
+    domain.
+    """
+    require_column(encoder, name, "the request", fixed=False)
+    codec = encoder.codec(name)
+    if _is_missing(value):
+        if codec.missing is None:
+            raise ParameterError(
+                f"a missing value is requested in column {name!r}, where no training record lacks one; "
+                "give a value.",
+                column=name,
+            )
+        return float("nan"), None
+    array = _as_array(value, codec.kind, name)
+    x = codec.encode(array)
+    written = values_to_json(array, column=name)[0]
+    if np.isnan(x[0]) or not codec.in_domain(x)[0] or codec.decode(x) != array:
+        raise ParameterError(
+            f"the value {value!r} is requested in column {name!r}, but is none of its values: "
+            f"{codec.domain_text()}.",
+            column=name,
+        )
+    return float(x[0]), written
+
+
+def _is_missing(value: Any) -> bool:
+    """Tell whether a value is None, or the NaN, NaT or NA of any library."""
+    try:
+        return bool(pa.array([value], from_pandas=True).null_count)
+    except pa.ArrowInvalid:
+        return False
+
+
+def _as_array(value: Any, kind: pa.DataType, name: str) -> pa.Array:
+    """One value in a column's type; text is parsed as that type."""
+    try:
+        if not (pa.types.is_integer(kind) and value != int(value)):  # Arrow would truncate it
+            return pa.array([value], kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, TypeError, ValueError):
+        pass
+    try:
+        return pa.array([str(value)]).cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
+        raise ParameterError(
+            f"the value {value!r} is requested in column {name!r}, which holds {kind}; give such a value.",
+            column=name,
+        ) from exc
+
 
 # Draws per requested record before the rules count as too narrow, and the least number in total.
 MAX_DRAWS_PER_RECORD = 1000
@@ -99,9 +179,7 @@ class Rules:
         """Columns that the constraints read."""
         return sorted({name for rule in self.constraints for name in columns_of(rule)})
 
-    def hold_in(
-        self, encoder: TableEncoder, X: NDArray[np.float64], strata: Sequence[str]
-    ) -> NDArray[np.bool_]:
+    def hold_in(self, encoder: TableEncoder, X: Float, strata: Sequence[str]) -> Bool:
         """Tell which records keep the constraints about single records, shape (n_records,)."""
         good = np.ones(len(X), dtype=bool)
         if self.constraints:
@@ -128,9 +206,9 @@ class Rules:
 class Kept:
     """Records of one stratum that keep the rules."""
 
-    X: NDArray[np.float64]  # (n, n_columns)
-    ordinals: NDArray[np.int64]
-    seeds: NDArray[np.int64]
+    X: Float  # (n, n_columns)
+    ordinals: Int
+    seeds: Int
     n_draws: int  # draws examined, up to the last record kept
     passed: dict[str, int]  # draws, those with the values, and of these those that keep each rule
 
@@ -143,7 +221,7 @@ def draw_kept(
     stratum: str,
     start: int,
     n: int,
-    seeds_of: Callable[[int, int], NDArray[np.int64]],
+    seeds_of: Callable[[int, int], Int],
     taken: Keys,
     least: int | None = None,
 ) -> Kept:
@@ -158,7 +236,7 @@ def draw_kept(
     step = int(getattr(fitted, "micro_batch", 1))
     least = n if least is None else least
     bound = max(MIN_DRAWS, MAX_DRAWS_PER_RECORD * least)
-    batches: list[tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]] = []
+    batches: list[tuple[Float, Int, Int]] = []
     passed: Counter[str] = Counter()
     n_kept, n_draws, position = 0, 0, start - start % step
     while n_kept < n:
@@ -193,9 +271,9 @@ def _draw(
     fitted: GenerativeModel,
     encoder: TableEncoder,
     rules: Rules,
-    codes: NDArray[np.int64],
-    seeds: NDArray[np.int64],
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    codes: Int,
+    seeds: Int,
+) -> tuple[Int, Float]:
     """Indices of the records with the requested values, and these records."""
     if rules.values and isinstance(fitted, SamplesWithValues):
         return fitted.sample_with_values(codes, seeds=seeds, values=rules.values)
@@ -217,13 +295,13 @@ def _draw(
 def _keeping(
     encoder: TableEncoder,
     rules: Rules,
-    X: NDArray[np.float64],
-    seeds: NDArray[np.int64],
+    X: Float,
+    seeds: Int,
     stratum: str,
     taken: Keys,
     n: int,
     passed: Counter[str],
-) -> NDArray[np.int64]:
+) -> Int:
     """Indices of the first ``n`` records that keep all rules; counts what each rule let through."""
     keep = np.ones(len(X), dtype=bool)
     if rules.near is not None:

@@ -16,8 +16,6 @@ from prefect_augment.synthesis.draw import candidate_seeds, draw_batch
 from prefect_augment.synthesis.model_store import Encoder, load_model
 from prefect_augment.synthesis.soft_labels import drawn_for
 
-__all__ = ["remake_records"]
-
 # Candidates of a stratum searched for a seed, and how many at a time.
 MAX_CANDIDATES = 50_000_000
 SEEDS_AT_ONCE = 1_000_000

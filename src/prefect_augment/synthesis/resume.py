@@ -10,8 +10,6 @@ from prefect_augment.nn.checkpoints import CheckpointRef, load_checkpoint, save_
 from prefect_augment.schema import ModelRef, Training, TrainingCurve
 from prefect_augment.storage import Stage, Store, read_result
 
-__all__ = ["CurveRecorder", "Resume", "read_training"]
-
 logger = logging.getLogger(__name__)
 
 FILE = "training.json"

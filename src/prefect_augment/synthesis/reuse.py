@@ -13,8 +13,6 @@ from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Stage, read_result
 from prefect_augment.synthesis.model_store import Encoder, copy_model, load_model
 
-__all__ = ["TrainedOn", "find_previous", "keep_training"]
-
 logger = logging.getLogger(__name__)
 
 _RECEIPT = "trained"

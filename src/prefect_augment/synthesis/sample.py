@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pydantic import Field
 
+from prefect_augment.array_types import Float, Int
 from prefect_augment.encoding.images import ImageEncoder
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.encoding.tables import TableEncoder
@@ -20,16 +20,14 @@ from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
 from prefect_augment.params import Constraint
 from prefect_augment.params.keys import step_key
 from prefect_augment.schema import DatasetInfo, DatasetRef, ModelRef, Result, ShardInfo
-from prefect_augment.shards.parquet import write_shards
+from prefect_augment.shards.base import write_shards
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Stage, Store
-from prefect_augment.synthesis.draw import candidate_seeds, draw_batch, draw_by_rules
+from prefect_augment.synthesis.draw import draw_batch, draw_by_rules
 from prefect_augment.synthesis.model_store import load_model
 from prefect_augment.synthesis.novelty import NearRows
 from prefect_augment.synthesis.rejection import Rules
 from prefect_augment.text import suggestion
-
-__all__ = ["candidate_seeds", "draw_batch", "sample"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,45 +63,15 @@ def sample(
     """Draw exactly the requested candidates, and stage them.
 
     They follow the class as the model learnt it. :func:`.filter_candidates` selects the most useful
-    ones where ``quality.purpose`` is utility.
+    ones where ``quality.purpose`` is utility. The arguments are those of
+    :func:`prefect_augment.tasks.sample.sample_classes`, and the root that model and dataset lie under;
+    ``conditions``, ``constraints`` and ``max_near`` (see :mod:`.novelty`) are of tables. Records that
+    break a constraint are rejected, up to a bound; ``extra["rules"]`` of the staged info has the
+    accepted share.
 
-    Parameters
-    ----------
-    model : ModelRef
-        A trained model.
-    counts : mapping of str to int
-        Candidates per stratum; 0 draws none.
-    seed : int
-        The run's seed; each candidate gets its own from :func:`candidate_seeds`.
-    store : Store
-        The root that model and dataset lie under.
-    dataset : DatasetRef
-        The records that the model was trained on.
-    conditions : mapping of str to value, optional
-        Tables: value that every record has, by column; the other columns follow the model given
-        these values. None requests a missing value.
-    constraints : sequence of Constraint
-        Tables: what every record keeps. Others are rejected, up to a bound; ``extra["rules"]`` of the
-        staged info has the accepted share.
-    max_near : float in [0, 1), optional
-        Tables: largest share of records that are nearer to a training record of their stratum than
-        the nearest 5 % of validation records, see :mod:`.novelty`. None takes all.
-    on_progress : callable, optional
-        Called with the fraction done and a message.
-
-    Returns
-    -------
-    DatasetRef
-        Shards of the source's columns, then aug_id, aug_model, aug_seed, aug_stratum and aug_ordinal,
-        in the order of (stratum, ordinal).
-
-    Raises
-    ------
-    EmptyClassError
-        If the model does not know a stratum, or has seen too few of its records.
-    ParameterError
-        If a count is negative, ``max_near`` no share, a condition or a constraint does not fit the
-        columns, or too few draws keep them.
+    The shards have the source's columns, then aug_id, aug_model, aug_seed, aug_stratum and aug_ordinal,
+    in the order of (stratum, ordinal). Raises EmptyClassError if the model does not know a stratum, or
+    has seen too few of its records; ParameterError for a negative count too.
     """
     wanted = _check_counts(counts, model)
     if max_near is not None and not 0 <= max_near < 1:
@@ -163,9 +131,7 @@ def _measure_near(
     )
 
 
-def _encoded(
-    table: pa.Table, encoder: TableEncoder
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _encoded(table: pa.Table, encoder: TableEncoder) -> tuple[Float, Int]:
     """Records in the matrix form, and their strata; -1 for one that the model does not know."""
     index = {name: k for k, name in enumerate(encoder.strata)}
     names = table_strata(table, label=encoder.label, by=encoder.by)

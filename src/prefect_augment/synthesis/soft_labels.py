@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Float, Int
 from prefect_augment.encoding.arrays import Matrix
 from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.evaluation.classifiers.soft_label_ensemble import (
@@ -26,26 +26,10 @@ from prefect_augment.schema import BalancePlan
 from prefect_augment.storage.keys import hash_ids
 from prefect_augment.synthesis.subsample import sample_rows
 
-__all__ = [
-    "SHARE",
-    "Ensemble",
-    "Expansion",
-    "drawn_for",
-    "expand",
-    "expanded_rows",
-    "learn",
-    "out_of_fold",
-    "relabel",
-    "share_sums",
-]
-
 # Column of kept records: the weight of a row.
 SHARE = "aug_share"
 # The ensemble gains little from more records; rare classes are taken whole.
 MAX_LEARNT = 50_000
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -133,19 +117,18 @@ def _class_strata(data: Matrix, plan: BalancePlan, training: Int, strata: Int) -
 
 
 def expand(
-    data: Matrix, plan: BalancePlan, training: Int, X: Float, strata: Int, *, seed: int
+    data: Matrix, plan: BalancePlan, training: Int, X: Float, strata: Int, ensemble: Ensemble
 ) -> Expansion:
     """Estimate which classes the drawn records ``X`` (n, n_columns) may belong to.
 
-    The ensemble learns from the rows ``training`` of the real records ``data``. ``strata`` (n,) are
-    what the records were drawn for. A record never leaves its cell of ``balance.by``.
+    The rows ``training`` of the real records ``data`` decide which classes have enough records. ``strata``
+    (n,) are what the records were drawn for. A record never leaves its cell of ``balance.by``.
     """
-    ensemble = learn(data, training, seed=seed)
-    teacher, class_strata = ensemble.teacher, _class_strata(data, plan, training, strata)
+    class_strata = _class_strata(data, plan, training, strata)
     proba = ensemble.predict_proba(X)
     own = data.class_of_stratum(plan)[strata]
     rows, classes, shares = soft_label_rows(np.where(class_strata >= 0, proba, 0.0), own)
-    return Expansion(rows, class_strata[rows, classes], shares, teacher.member_shares)
+    return Expansion(rows, class_strata[rows, classes], shares, ensemble.teacher.member_shares)
 
 
 def _place_of_class(data: Matrix, plan: BalancePlan, counts: Int) -> Int:

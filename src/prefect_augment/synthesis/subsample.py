@@ -10,16 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from prefect_augment.array_types import Int, Uint64
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.genmodels.counter_rng import record_keys
 from prefect_augment.schema import DatasetInfo
 from prefect_augment.shards.staged import iter_shards, read_part
 from prefect_augment.storage import Store
 from prefect_augment.storage.keys import hash_ids
-
-__all__ = ["n_training_records", "read_training_records", "sample_rows", "sample_sizes"]
-
-Int = NDArray[np.int64]
 
 
 def n_training_records(info: DatasetInfo) -> int:
@@ -88,9 +85,7 @@ def _choose(
     return np.union1d(rows, extra), counts
 
 
-def sample_rows(
-    strata: NDArray[np.integer], hashes: NDArray[np.uint64], *, most: int, seed: int
-) -> Int:
+def sample_rows(strata: NDArray[np.integer], hashes: Uint64, *, most: int, seed: int) -> Int:
     """Select at most ``most`` rows, ascending; ``strata`` are codes from 0, ``hashes`` the hashed ids."""
     choice = _Choice(most, seed)
     choice.add(strata.astype(np.int64), hashes)
@@ -108,7 +103,7 @@ class _Choice:
         self._ranks = np.zeros(0, dtype=np.uint64)
         self._rows = np.zeros(0, dtype=np.int64)
 
-    def add(self, strata: Int, hashes: NDArray[np.uint64]) -> None:
+    def add(self, strata: Int, hashes: Uint64) -> None:
         """Add the next records."""
         start = int(self.counts.sum())
         counts = np.bincount(strata, minlength=len(self.counts))

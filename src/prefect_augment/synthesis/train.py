@@ -8,14 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Bool
 from prefect_augment.encoding.images import ImageEncoder
-from prefect_augment.encoding.rare_values import (
-    MIN_LEVEL_RECORDS,
-    RareValues,
-    without_rare_levels,
-)
+from prefect_augment.encoding.rare_values import MIN_LEVEL_RECORDS, RareValues, without_rare_levels
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.encoding.values import plain
@@ -50,8 +46,6 @@ from prefect_augment.synthesis.training_budget import (
     plain_context,
 )
 
-__all__ = ["MIN_IMAGES", "find_model", "fit_model", "train", "why_no_image_model"]
-
 logger = logging.getLogger(__name__)
 
 # By default no image model is trained on a CPU for larger images or fewer images seen, where none
@@ -70,29 +64,11 @@ def train(experiment: Experiment, store: Store, *, on_progress: Progress | None 
     A previous model of most of these records is reused while no class has grown by more than
     ``budget.reuse_growth`` and its encoder's domain holds. A model trained in steps leaves two
     kinds of receipts: the calibration that turns minutes into steps, and checkpoints that resume an
-    interrupted run.
+    interrupted run. ``strata`` of the result are those with at least ``MIN_SAMPLED_RECORDS`` training
+    records; the notes name the others.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        Ingested records, the plan with the columns of the strata, model params, budget and seed.
-    store : Store
-        The root that the dataset lies under.
-    on_progress : callable, optional
-        Called with the fraction done and a message.
-
-    Returns
-    -------
-    ModelRef
-        ``strata`` are those with at least ``MIN_SAMPLED_RECORDS`` training records; the notes name
-        the others.
-
-    Raises
-    ------
-    ParameterError
-        If the params name no model, or the budget is too small for one step.
-    EmptyClassError
-        If there is no training record.
+    Raises ParameterError if the params name no model, or the budget is too small for one step;
+    EmptyClassError if there is no training record.
     """
     job = _Job.of(experiment, store)
     return job.stage.run(ModelRef, lambda: _train(job, on_progress))
@@ -217,9 +193,7 @@ def fit_model(
     return model
 
 
-def _learnable(
-    data: TableData, is_category: NDArray[np.bool_], min_records: int, seed: int
-) -> TableData:
+def _learnable(data: TableData, is_category: Bool, min_records: int, seed: int) -> TableData:
     """The records as a model sees them: without levels of few records."""
     X = without_rare_levels(data.X, data.y, is_category, min_records=min_records, seed=seed)
     return TableData(X, data.y)
@@ -291,7 +265,9 @@ class _Job:
                 "there are 0 training records, so no model can be trained; give a larger source."
             )
         encoder = self._encoder(table)
-        strata = _strata_codes(table, encoder)
+        index = {name: k for k, name in enumerate(encoder.strata)}
+        names = table_strata(table, label=encoder.label, by=encoder.by)
+        strata = np.array([index[name] for name in names], dtype=np.int64)
         data: Any = encoder.encode(table)
         del table
         give_back()  # free memory for training
@@ -357,12 +333,6 @@ class _Job:
 def _most(model_class: Any) -> int:
     """Largest training set of the model; 0 for no limit."""
     return int(getattr(model_class, "max_training_records", 0))
-
-
-def _strata_codes(table: pa.Table, encoder: Encoder) -> NDArray[np.int64]:
-    index = {name: k for k, name in enumerate(encoder.strata)}
-    names = table_strata(table, label=encoder.label, by=encoder.by)
-    return np.array([index[name] for name in names], dtype=np.int64)
 
 
 def _progress(

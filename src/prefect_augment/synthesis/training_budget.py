@@ -10,18 +10,6 @@ from prefect_augment.nn.budget import Calibration, steps_within
 from prefect_augment.params import Budget
 from prefect_augment.text import duration
 
-__all__ = [
-    "TRAINING_SHARE",
-    "announce",
-    "calibrate",
-    "calibrated_context",
-    "check_budget",
-    "effective_budget",
-    "plain_context",
-    "training_bytes",
-    "trees_seconds",
-]
-
 logger = logging.getLogger(__name__)
 
 # Share of budget.minutes; the comparison takes at most half, sampling and the filter the rest.

@@ -12,10 +12,7 @@ torch = pytest.importorskip("torch")
 
 from prefect_augment.evaluation.classifiers import convnet  # noqa: E402 - as below
 from prefect_augment.evaluation.classifiers.base import balanced_weights  # noqa: E402 - as below
-from prefect_augment.evaluation.classifiers.batch_transforms import (  # noqa: E402 - needs torch
-    ClassicRanges,
-    classic_batch,
-)
+from prefect_augment.evaluation.classifiers.batch_transforms import ClassicRanges, classic_batch  # noqa: E402 - needs torch
 from prefect_augment.evaluation.classifiers.convnet import (  # noqa: E402 - needs torch
     OWN_PEAK_RATE,
     PEAK_RATE,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from prefect_augment.evaluation.classifiers.quantile_bins import MAX_BINS, Bins
+from prefect_augment.evaluation.classifiers.quantile_bins import MAX_BINS, Bins, CodedBoosting
 
 
 def columns(n: int, seed: int) -> np.ndarray:
@@ -58,3 +58,22 @@ def test_nothing_is_binned_where_scikit_learn_is_quick_itself() -> None:
     bins = Bins.of(X, np.ones(len(X)), np.ones(5, dtype=bool))
     assert bins.thresholds == {}
     assert bins.take(X) is X
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_codes_of_categories_give_the_trees_of_scikit_learn_s_encoder(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(900, 5))
+    native = np.array([False, True, False, True, True])
+    X[:, native] = rng.choice([0, 2, 3, 7, 11], size=(900, 3))  # gaps: levels that training lacks
+    X[rng.random(X.shape) < 0.05] = np.nan
+    y = ((X[:, 1] == 3) + (X[:, 0] > 0) + (X[:, 4] > 2)).astype(int)
+    new = rng.choice([0, 1, 3, 7, 12, np.nan], size=(300, 5))
+    expected, found = (
+        kind(max_iter=10, categorical_features=native, early_stopping=False, random_state=0)
+        .fit(X, y, sample_weight=np.arange(900) + 1.0)
+        .predict_proba(new)
+        for kind in (HistGradientBoostingClassifier, CodedBoosting)
+    )
+    assert (found == expected).all()
+    assert len(np.unique(found, axis=0)) > 20

@@ -5,16 +5,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from prefect_augment.encoding.arrays import Labelled
+from prefect_augment.encoding.arrays import FilterRequest, Labelled
 from prefect_augment.evaluation.classifiers.base import balanced_weights
-from prefect_augment.evaluation.classifiers.convnet import (
-    fit_image_classifier,
-)
-from prefect_augment.evaluation.quality.image_filter import (
-    PictureSpace,
-    ShiftSpace,
-    filter_images,
-)
+from prefect_augment.evaluation.classifiers.convnet import fit_image_classifier
+from prefect_augment.evaluation.quality.image_filter import PictureSpace, ShiftSpace, filter_images
 from prefect_augment.evaluation.quality.record_filter import REASONS
 
 SIDE = 8
@@ -55,10 +49,11 @@ def filtered(candidates, *, wanted=(300, 300), **options):
         "wanted": np.array(wanted),
         "ordinals": np.arange(len(candidates)),
         "training_keys": [f"key-{i}" for i in range(len(TRAINING))],
-        "steps": STEPS,
         "metrics": False,
     }
-    return filter_images(TRAINING, VALIDATION, candidates, **{**given, **options})
+    how = {name: options.pop(name) for name in ("steps", "device", "encoder") if name in options}
+    request = FilterRequest(**{**given, **options})
+    return filter_images(TRAINING, VALIDATION, candidates, request, **{"steps": STEPS, **how})
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +239,7 @@ def test_pictures_without_contrast_resemble_nothing():
     assert np.isinf(space.nearest(flat, flat[:0])).all()
 
 
+@pytest.mark.slow
 def test_an_encoder_takes_the_place_of_the_classifier_behind_the_feature_space(
     tmp_path, monkeypatch
 ):

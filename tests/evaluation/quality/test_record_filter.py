@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from prefect_augment.encoding.arrays import Labelled
+from prefect_augment.encoding.arrays import FilterRequest, Labelled
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.quality.record_filter import REASONS
 from prefect_augment.evaluation.quality.table_filter import filter_table
@@ -40,16 +40,14 @@ def fresh_outcome():
 def filtered(candidates, *, training=TRAINING, validation=VALIDATION, wanted=(300, 300), **kwargs):
     kwargs.setdefault("strata", ["head", "tail"])
     kwargs.setdefault("stratum_class", np.arange(len(kwargs["strata"])))
-    return filter_table(
-        training,
-        validation,
-        candidates,
+    request = FilterRequest(
         wanted=np.array(wanted),
         ordinals=np.arange(len(candidates)),
         training_keys=[f"key-{i}" for i in range(len(training))],
-        is_category=IS_CATEGORY,
-        n_levels=N_LEVELS,
         **kwargs,
+    )
+    return filter_table(
+        training, validation, candidates, request, is_category=IS_CATEGORY, n_levels=N_LEVELS
     )
 
 
@@ -194,11 +192,13 @@ def test_outcome_does_not_depend_on_the_order_of_records(fresh_outcome):
         Labelled(TRAINING.X[fit_order], TRAINING.stratum[fit_order]),
         Labelled(VALIDATION.X[validation_order], VALIDATION.stratum[validation_order]),
         Labelled(FRESH.X[order], FRESH.stratum[order]),
-        strata=["head", "tail"],
-        stratum_class=np.arange(2),
-        wanted=np.array([50, 100]),
-        ordinals=order,
-        training_keys=[f"key-{i}" for i in fit_order],
+        FilterRequest(
+            strata=["head", "tail"],
+            stratum_class=np.arange(2),
+            wanted=np.array([50, 100]),
+            ordinals=order,
+            training_keys=[f"key-{i}" for i in fit_order],
+        ),
         is_category=IS_CATEGORY,
         n_levels=N_LEVELS,
     )

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from prefect_augment.params import Destination, Evaluation, NoModel
 from prefect_augment.storage import Store, open_store
 
 pytestmark = pytest.mark.faults
+
+flow_module = import_module("prefect_augment.flows.rebalance")
 
 S3_SERVERS = ["moto", "swift", "rclone"]
 VERBS: dict[str, Callable[[Store], Any]] = {
@@ -32,6 +35,16 @@ def refused(store: Store, verb: str) -> str:
         VERBS[verb](store)
     assert not isinstance(error.value, TransientError)
     return str(error.value)
+
+
+def small_run(lake: str) -> dict[str, Any]:
+    """Arguments of a run that takes seconds."""
+    return {
+        "source": example_source(f"{lake}/in"),
+        "destination": Destination(uri=f"{lake}/out"),
+        "model": NoModel(),
+        "evaluation": Evaluation(n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"]),
+    }
 
 
 @pytest.fixture
@@ -139,12 +152,7 @@ def test_a_run_without_permission_ends_before_anything_is_trained(
 ) -> None:
     as_user(server)
     lake = f"s3://{server.bucket()}"
-    wanted = {
-        "source": example_source(f"{lake}/in"),
-        "destination": Destination(uri=f"{lake}/out"),
-        "model": NoModel(),
-        "evaluation": Evaluation(n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"]),
-    }
+    wanted = small_run(lake)
     if is_ingested:
         rebalance.fn(**wanted, plan_only=True)
     before = server.names(lake[5:])
@@ -155,6 +163,34 @@ def test_a_run_without_permission_ends_before_anything_is_trained(
         rebalance.fn(**wanted)
     left = {name for name in server.names(lake[5:]) if "/.probe-" not in name}
     assert left == set(before)
+
+
+@pytest.mark.parametrize("server", ["moto"], indirect=True)
+def test_a_key_that_is_revoked_in_mid_run_ends_it_and_a_new_one_goes_on(
+    server: Any, monkeypatch: pytest.MonkeyPatch, as_user: Callable[..., None]
+) -> None:
+    import prefect_augment_test_object_servers as servers
+
+    as_user(server)
+    lake = f"s3://{server.bucket()}"
+    wanted = small_run(lake)
+    everything = {"Effect": "Allow", "Action": "s3:*", "Resource": "*"}
+    key, secret = servers.make_user(server, "passing", [everything])
+    compare = flow_module.compare
+
+    def revoked(*args: Any, **kwargs: Any) -> Any:
+        server.client("iam").delete_access_key(UserName="passing", AccessKeyId=key)
+        return compare(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", key)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+        patch.setattr(flow_module, "compare", revoked)
+        with pytest.raises(StorageError, match="access key id") as error:
+            rebalance.fn(**wanted)
+    assert secret not in str(error.value)
+    assert not [name for name in server.names(lake[5:]) if "/_manifests/" in name]
+    assert rebalance.fn(**wanted).version == 1
 
 
 # --- where nobody answers, and who one is ---

@@ -7,16 +7,9 @@ torch = pytest.importorskip("torch", reason="the extra 'torch'")
 
 from prefect_augment.errors import ParameterError  # noqa: E402
 from prefect_augment.genmodels.autoencoder_losses import jacobian_norm  # noqa: E402
-from prefect_augment.genmodels.base import (  # noqa: E402
-    Arrays,
-    Config,
-    FitContext,
-    ImageData,
-    ImageSpec,
-)
-from prefect_augment.genmodels.images.autoencoder import Autoencoder  # noqa: E402
+from prefect_augment.genmodels.base import Arrays, Config, FitContext, ImageData, ImageSpec  # noqa: E402
+from prefect_augment.genmodels.images.autoencoder import Autoencoder, AutoencoderPhase  # noqa: E402
 from prefect_augment.genmodels.images.autoencoder_network import Codec  # noqa: E402
-from prefect_augment.genmodels.images.autoencoder_training import AutoencoderPhase  # noqa: E402
 from prefect_augment.genmodels.images.training import ImageRecords  # noqa: E402
 from prefect_augment.genmodels.tables.autoencoder import TableAutoencoder  # noqa: E402
 from prefect_augment.nn.devices import Device  # noqa: E402
@@ -135,6 +128,7 @@ def test_noise_goes_and_the_image_stays(denoising: Autoencoder) -> None:
         denoising.denoise(noisy, -1.0)
 
 
+@pytest.mark.slow
 def test_a_blot_is_strange_and_the_map_says_where(denoising: Autoencoder) -> None:
     usual = bars(seed=1).images[:100]
     blotted = usual.copy()

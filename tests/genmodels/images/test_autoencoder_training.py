@@ -8,11 +8,7 @@ torch = pytest.importorskip("torch", reason="the extra 'torch'")
 
 from torch import Tensor, nn  # noqa: E402
 
-from prefect_augment.genmodels.images.autoencoder_training import (  # noqa: E402
-    Units,
-    contrastive_divergence,
-    free_energy,
-)
+from prefect_augment.genmodels.images.autoencoder import Units, contrastive_divergence, free_energy  # noqa: E402
 
 N_VISIBLE, N_HIDDEN = 3, 2
 

@@ -16,19 +16,15 @@ from prefect_augment.errors import ParameterError  # noqa: E402
 from prefect_augment.genmodels import counter_rng as counter_random  # noqa: E402
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec  # noqa: E402
 from prefect_augment.genmodels.counter_rng import normal, record_keys  # noqa: E402
-from prefect_augment.genmodels.images.flow_matching import Diffusion, integrate  # noqa: E402
-from prefect_augment.genmodels.images.flow_training import (  # noqa: E402
+from prefect_augment.genmodels.images.flow_matching import (  # noqa: E402
+    Diffusion,
     FlowPhase,
     class_balance_loss,
     denoised,
+    integrate,
     velocity_loss,
 )
-from prefect_augment.genmodels.images.training import (  # noqa: E402
-    N_AUGMENT,
-    ImageRecords,
-    moved,
-    turned,
-)
+from prefect_augment.genmodels.images.training import N_AUGMENT, ImageRecords, moved, turned  # noqa: E402
 from prefect_augment.nn.devices import Device  # noqa: E402
 from prefect_augment.nn.networks import UNet  # noqa: E402
 from prefect_augment.params import DiffusionModel  # noqa: E402

@@ -13,16 +13,14 @@ from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec  # n
 from prefect_augment.genmodels.images import gan as gan_module  # noqa: E402
 from prefect_augment.genmodels.images.gan import (  # noqa: E402
     GanPhase,
+    GanValidation,
     ImageGan,
+    class_gaps,
+    compared_rows,
     relativistic_loss,
     slope_penalty,
 )
-from prefect_augment.genmodels.images.gan_eval import GanValidation, class_gaps, compared_rows  # noqa: E402
-from prefect_augment.genmodels.images.training import (  # noqa: E402
-    ImageRecords,
-    critic_moves,
-    seen_by_critic,
-)
+from prefect_augment.genmodels.images.training import ImageRecords, critic_moves, seen_by_critic  # noqa: E402
 from prefect_augment.nn.devices import Device  # noqa: E402
 from prefect_augment.params import GanModel  # noqa: E402
 

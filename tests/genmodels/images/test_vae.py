@@ -7,19 +7,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra 'torch'")
 
-from torch.distributions import (  # noqa: E402
-    Normal,
-    kl_divergence as torch_kl,
-)
+from torch.distributions import Normal, kl_divergence as torch_kl  # noqa: E402
 
 from prefect_augment.errors import ParameterError  # noqa: E402
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec  # noqa: E402
-from prefect_augment.genmodels.images.vae import (  # noqa: E402
-    Vae,
-    VaeNetwork,
-    elbo_parts,
-    importance_bounds,
-)
+from prefect_augment.genmodels.images.vae import Vae, VaeNetwork, elbo_parts, importance_bounds  # noqa: E402
 from prefect_augment.genmodels.latent_density import Prior  # noqa: E402
 from prefect_augment.params import VaeModel  # noqa: E402
 

@@ -11,11 +11,9 @@ from torch import Tensor  # noqa: E402
 from prefect_augment.errors import EmptyClassError, ParameterError  # noqa: E402
 from prefect_augment.genmodels.base import FitContext, TableData, TableSpec  # noqa: E402
 from prefect_augment.genmodels.tables.flow import (  # noqa: E402
+    FlowNetwork,
     FlowPhase,
     TableFlow,
-)
-from prefect_augment.genmodels.tables.flow_network import (  # noqa: E402
-    FlowNetwork,
     draw_choices,
     drawing_order,
     integrate_scores,

@@ -12,10 +12,10 @@ import torch
 from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import FitContext, SamplesWithValues, TableData, TableSpec
 from prefect_augment.genmodels.counter_rng import seeds_from
-from prefect_augment.genmodels.tables.flow import TableFlow
-from prefect_augment.genmodels.tables.flow_network import (
+from prefect_augment.genmodels.tables.flow import (
     N_TRIED,
     FlowNetwork,
+    TableFlow,
     draw_choices_with_values,
 )
 from prefect_augment.params import FlowModel
@@ -95,6 +95,7 @@ def test_the_other_columns_follow_a_number(model: TableFlow) -> None:
         assert paid[0] == pytest.approx(paid[1], abs=0.7)
 
 
+@pytest.mark.slow
 def test_the_class_counts_beside_the_values(model: TableFlow) -> None:
     odds = [draw(model, {1: 0.0}, k=k)[:, 2].mean() for k in (0, 1)]
     assert odds == pytest.approx([0.5, 0.8], abs=0.12)
@@ -130,12 +131,14 @@ def test_codes_before_a_given_one_are_drawn_as_if_it_had_come_about() -> None:
     assert right > 0.5 * (0.2 + exact) + 0.1, "far nearer to Bayes' rule than to knowing nothing"
 
 
+@pytest.mark.slow
 def test_what_no_training_record_has_is_refused(model: TableFlow) -> None:
     for given in ({3: 3.0}, {0: np.nan}, {0: 99.0}, {4: 6.0}):
         with pytest.raises(ParameterError, match="no training record has the requested value"):
             draw(model, given)
 
 
+@pytest.mark.slow
 def test_a_micro_batch_gives_the_same_bits_alone(model: TableFlow) -> None:
     """What stages rely on: whole micro-batches are drawn, and each has its place."""
     n = 2 * model.micro_batch
@@ -150,6 +153,7 @@ def test_a_micro_batch_gives_the_same_bits_alone(model: TableFlow) -> None:
     assert alone.tobytes() == X[late].tobytes()
 
 
+@pytest.mark.slow
 def test_records_without_given_values_are_as_before(model: TableFlow) -> None:
     classes, seeds = np.zeros(300, dtype=np.int64), seeds_from(2, 0, 300)
     kept, X = model.sample_with_values(classes, seeds=seeds, values={})

@@ -50,6 +50,7 @@ def data_of(n: int = 800) -> tuple[TableData, TableSpec]:
     return TableData(np.column_stack([level, x]), y), spec
 
 
+@pytest.mark.slow
 def test_made_records_have_sharp_codes_and_no_score_where_the_code_says_so() -> None:
     data, spec = data_of(200)
     space = MixedSpace.fit(data, spec)
@@ -70,6 +71,7 @@ def test_made_records_have_sharp_codes_and_no_score_where_the_code_says_so() -> 
     )
 
 
+@pytest.mark.slow
 def test_each_loss_moves_its_own_networks() -> None:
     data, spec = data_of(200)
     space = MixedSpace.fit(data, spec)

@@ -5,21 +5,18 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra 'torch'")
 
-from torch.distributions import (  # noqa: E402
-    Categorical,
-    MixtureSameFamily,
-    Normal,
-    kl_divergence as torch_kl,
-)
+from torch.distributions import Categorical, MixtureSameFamily, Normal, kl_divergence as torch_kl  # noqa: E402
 
 from prefect_augment.genmodels.base import FitContext, TableData, TableSpec  # noqa: E402
 from prefect_augment.genmodels.latent_density import kl_divergence  # noqa: E402
 from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace  # noqa: E402
 from prefect_augment.genmodels.tables.training import Encoded  # noqa: E402
-from prefect_augment.genmodels.tables.vae import TableVae, VaePhase, elbo_parts  # noqa: E402
-from prefect_augment.genmodels.tables.vae_network import (  # noqa: E402
+from prefect_augment.genmodels.tables.vae import (  # noqa: E402
+    TableVae,
     VaeNetwork,
+    VaePhase,
     draw_score,
+    elbo_parts,
     mixture_nll,
     mixture_parts,
 )

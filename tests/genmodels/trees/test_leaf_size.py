@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from prefect_augment.genmodels.base import FitContext, TableData, TableSpec
 from prefect_augment.genmodels.counter_rng import seeds_from
 from prefect_augment.genmodels.trees import model as table_trees
-from prefect_augment.genmodels.trees.leaf_size import too_near
+from prefect_augment.genmodels.trees.growth import too_near
 from prefect_augment.genmodels.trees.model import TableTrees
 from prefect_augment.params import TreesModel
 

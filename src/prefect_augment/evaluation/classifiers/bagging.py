@@ -12,14 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Float, Int
 from prefect_augment.evaluation.classifiers.base import checked_weights
-
-__all__ = ["N_BAGS", "Bagged", "bags", "n_bags"]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
 
 N_BAGS = 10
 FEWEST_BAGS = 3  # of a pilot
@@ -32,11 +27,11 @@ class Bagged:
     members: tuple[Any, ...]
 
     @property
-    def classes_(self) -> NDArray[Any]:
+    def classes_(self) -> Array:
         """Of scikit-learn's classifiers: the classes, shape (n_classes,)."""
         return np.asarray(self.members[0].classes_)
 
-    def predict(self, X: Any) -> NDArray[Any]:
+    def predict(self, X: Any) -> Array:
         """Of scikit-learn's classifiers: the most probable class of each record."""
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
@@ -50,7 +45,7 @@ def n_bags(step_share: float) -> int:
     return max(FEWEST_BAGS, round(step_share * N_BAGS))
 
 
-def bags(strata: NDArray[Any], weights: Float | None, *, n: int = N_BAGS, seed: int) -> list[Int]:
+def bags(strata: Array, weights: Float | None, *, n: int = N_BAGS, seed: int) -> list[Int]:
     """Sorted row indices of ``n`` bags, drawn with replacement by weight within each stratum.
 
     Per stratum a bag has as many records as its weights sum up to, where the largest mean weight of

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["ClassicRanges", "classic_batch"]
-
 
 @dataclass(frozen=True)
 class ClassicRanges:

@@ -15,38 +15,19 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prefect_augment.array_types import Bool, Float, Float32, Images, Int
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.classifiers.base import checked_weights
 from prefect_augment.evaluation.classifiers.batch_transforms import ClassicRanges, classic_batch
-from prefect_augment.evaluation.classifiers.mixing import (
-    LEAST_LOG_PRIOR,
-    mix_batch,
-    soft_targets,
-)
+from prefect_augment.evaluation.classifiers.mixing import LEAST_LOG_PRIOR, mix_batch, soft_targets
 from prefect_augment.nn.devices import Device, choose_device
 from prefect_augment.nn.loop import train
 from prefect_augment.nn.machine import NARROW_BELOW
 from prefect_augment.schema import Mixing
 
-__all__ = [
-    "BATCH_SIZE",
-    "ConvNet",
-    "ImageClassifier",
-    "MakeNetwork",
-    "balanced_softmax_loss",
-    "fit_image_classifier",
-    "one_torch_thread",
-    "own_network",
-]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-Bool = NDArray[np.bool_]
-Images = NDArray[np.uint8]
 Loss = Literal["ce", "balanced_softmax"]
 Change = Callable[[Images, Int], Images]
 MakeNetwork = Callable[[int, int, int], nn.Module]
@@ -202,12 +183,12 @@ class ImageClassifier:
         proba: Float = odds / odds.sum(axis=1, keepdims=True)
         return proba
 
-    def features(self, images: Images, /) -> NDArray[np.float32]:
+    def features(self, images: Images, /) -> Float32:
         """Penultimate layer of the built-in network, float32 of shape (n, n_features)."""
         assert isinstance(self.network, ConvNet)
         return self._outputs(self.network.body, images, self.network.n_features)
 
-    def _outputs(self, network: nn.Module, images: Images, n: int) -> NDArray[np.float32]:
+    def _outputs(self, network: nn.Module, images: Images, n: int) -> Float32:
         """The ``n`` outputs of a network, or of a part of it, for each image."""
         outputs = [np.zeros((0, n), dtype=np.float32)]
         # Without autocast: bfloat16's three digits would blur the distance of a near copy.

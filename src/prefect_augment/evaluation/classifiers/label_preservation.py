@@ -9,13 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
-__all__ = ["Flips", "label_flips"]
+from prefect_augment.array_types import Images, Int
 
-Images = NDArray[np.uint8]
-Int = NDArray[np.int64]
 Change = Callable[[Images, Int], Images]  # images and a seed for each
 
 

@@ -4,23 +4,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from prefect_augment.array_types import Array, Float, Int
 from prefect_augment.evaluation.classifiers.base import Estimator, fit_logistic, fit_on_matrix
 
 if TYPE_CHECKING:
     from prefect_augment.schema import Recipe
 
-__all__ = ["LinearProbe", "fit_probe"]
-
-Float = NDArray[np.float64]
-
 
 def fit_probe(
-    features: NDArray[Any],  # (n, n_features)
-    y: NDArray[np.int64],  # (n,) class codes; classes may be absent
+    features: Array,  # (n, n_features)
+    y: Int,  # (n,) class codes; classes may be absent
     *,
     C: float,
     weights: Float | None,  # (n,), in proportion
@@ -87,6 +83,6 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         return self.estimator_.predict_proba(validate_data(self, X, dtype=np.float64, reset=False))
 
-    def predict(self, X: Any) -> NDArray[Any]:
+    def predict(self, X: Any) -> Array:
         """The most probable class of each record."""
         return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])

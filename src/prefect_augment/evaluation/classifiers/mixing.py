@@ -10,8 +10,6 @@ from torch.nn import functional
 
 from prefect_augment.schema import Mixing
 
-__all__ = ["LEAST_LOG_PRIOR", "mix_batch", "soft_targets"]
-
 # In the place of minus infinity, whose product with a target of 0 is not a number; exp of it is 0.
 LEAST_LOG_PRIOR = -1e4
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _check_sample_weight, check_array, has_fit_parameter
 
+from prefect_augment.array_types import Array, Float, Int
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.classifiers.base import Constant, Estimator, checked_weights
 from prefect_augment.evaluation.classifiers.tree_ensembles import check_installed, distribution_of
@@ -28,20 +28,6 @@ from prefect_augment.params import Evaluation, OwnEstimator
 from prefect_augment.params.estimators import estimator_digest, package_of, unusable
 from prefect_augment.registry import load_function
 from prefect_augment.schema import EstimatorInfo, Modality
-
-__all__ = [
-    "ENTRY_POINTS",
-    "check_estimators",
-    "check_modality",
-    "estimator_infos",
-    "fit_own",
-    "fit_weighted",
-    "make_classifier",
-    "make_network",
-]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
 
 ENTRY_POINTS = "prefect_augment.estimators"
 # What code of the user's raises; an error of memory or an interrupt is nobody's mistake in a parameter.
@@ -91,7 +77,7 @@ def makes_networks(own: OwnEstimator) -> bool:
     return _is_factory(loaded) and "n_classes" in _parameters(loaded)
 
 
-def make_network(own: OwnEstimator, *, n_classes: int, size: int, channels: int) -> Any:
+def make_network(own: OwnEstimator, n_classes: int, size: int, channels: int) -> Any:
     """The user's untrained torch module for images of ``size`` x ``size`` pixels."""
     shape = {"n_classes": n_classes, "size": size, "channels": channels}
     built = _call(own, _loaded(own), shape | own.option_values)
@@ -184,7 +170,7 @@ def fit_own(
     *,
     weights: Float | None,  # (n,), in proportion
     decode: Callable[[Float], pa.Table],  # the matrix as records, any value of which may be null
-    labels: NDArray[Any],  # (n_classes,) classes as the source spells them
+    labels: Array,  # (n_classes,) classes as the source spells them
     seed: int,
 ) -> Estimator:
     """A classifier of the user's on weighted records; a single class is predicted with certainty.

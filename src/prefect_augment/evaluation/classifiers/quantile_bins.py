@@ -1,20 +1,18 @@
-"""Quantile bins of numeric columns, as gradient boosting makes them, with one sort per column.
+"""Columns as gradient boosting reads them, made in less time than scikit-learn takes; the trees are the same.
 
 HistGradientBoosting bins a column of more than 255 distinct values by weighted percentiles, and
 sorts the column anew for each of the 254 thresholds: half of the training time where SMOTE has made
-whole numbers continuous. Columns that arrive as bin numbers skip that, and the trees are the same.
+whole numbers continuous. Columns that arrive as bin numbers skip that. Its encoder of categories takes
+a sixth of the time that a fit on 640 records takes, and half of a prediction's.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from sklearn.ensemble import HistGradientBoostingClassifier
 
-__all__ = ["MAX_BINS", "Bins"]
-
-Float = NDArray[np.float64]
-Bool = NDArray[np.bool_]
+from prefect_augment.array_types import Bool, Float
 
 MAX_BINS = 255  # HistGradientBoosting's own number and limit
 MAX_RECORDS = 200_000  # beyond, it bins a random draw of so many, without weights: fast already
@@ -65,3 +63,31 @@ def _thresholds(column: Float, weights: Float) -> Float | None:
     # A bin without records joins the one above, where a split beside it would send its values.
     filled = np.unique(np.searchsorted(cuts, distinct))
     return cuts[filled[filled < len(cuts)]]
+
+
+class CodedBoosting(HistGradientBoostingClassifier):
+    """HistGradientBoosting on level codes: ``categorical_features`` is None or a mask of at least one column.
+
+    It replaces a private method. A scikit-learn that has another in its place uses its own encoder.
+    """
+
+    def _preprocess_X(self, X: Float, *, reset: bool) -> Any:
+        native = self.categorical_features
+        if native is None:
+            return super()._preprocess_X(X, reset=reset)
+        if reset:
+            self.is_categorical_, self.n_features_in_ = native, X.shape[1]
+            self._is_categorical_remapped = np.sort(native)[::-1]  # as there, categories come first
+            self._levels = [np.unique(x[~np.isnan(x)]) for x in X.T[native]]
+        coded = [_places(x, levels) for x, levels in zip(X.T[native], self._levels, strict=True)]
+        joined = np.column_stack([*coded, X[:, ~native]])
+        if not reset:
+            return joined
+        known = [np.arange(len(levels), dtype=np.float64) for levels in self._levels]
+        return joined, known + [None] * int(np.sum(~native))
+
+
+def _places(codes: Float, levels: Float) -> Float:
+    """Each code's place among the levels that training has; NaN for null and others."""
+    places = np.minimum(np.searchsorted(levels, codes), len(levels) - 1)
+    return np.where(levels[places] == codes, places, np.nan)

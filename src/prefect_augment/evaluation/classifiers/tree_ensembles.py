@@ -12,10 +12,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.ensemble import RandomForestClassifier
 
+from prefect_augment.array_types import Bool, Float, Int
 from prefect_augment.errors import MissingExtraError
 from prefect_augment.evaluation.classifiers.base import (
     Columns,
@@ -26,12 +26,6 @@ from prefect_augment.evaluation.classifiers.base import (
     n_trees,
 )
 from prefect_augment.params.estimators import Estimator as EstimatorName
-
-__all__ = ["check_installed", "distribution_of", "fit_named"]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-Bool = NDArray[np.bool_]
 
 N_TREES = 100
 LARGEST = 1e30  # within single precision, which forest and XGBoost compute in

@@ -4,34 +4,17 @@ One set of draws serves all strategies, so differences are paired by record and 
 two levels: groups of records (single records where there are no groups) and training seeds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtrit
 
+from prefect_augment.array_types import Bool, Float, Int
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.evaluation.threads import single_threaded
 from prefect_augment.schema import Interval
-
-__all__ = [
-    "MAX_UNITS",
-    "Bootstrap",
-    "Draws",
-    "paired_bootstrap",
-    "percentiles",
-    "seed_weights",
-    "simultaneous",
-    "stretched",
-    "units_of",
-    "wider_by_seeds",
-]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-Bool = NDArray[np.bool_]
 
 CHUNK_BYTES = 32 << 20
 # Agresti & Min 2005: half a record in each cell of the two-by-two table "first strategy right or wrong,
@@ -119,52 +102,54 @@ class Bootstrap:
         return np.asarray(draws - max(0.0, 1.0 - FEW_CLASSES / len(self.classes)) * pull)
 
     def _interval(self, weights: Float, draws: Float, level: float = 0.95) -> Interval:
-        """Percentiles of the records' draws, as much wider as the training seeds make them."""
+        """Percentiles of the records' draws, as much wider as training seeds and few records make them."""
         estimate = float((self.recall * weights).sum())
-        return stretched(estimate, draws, self._wider(weights, draws, level), level=level)
+        uncertain = self.units.uncertainty(weights, len(self.by_seed))
+        factor = self._wider(weights, draws, uncertain, level)
+        return stretched(estimate, draws, factor, level=level)
 
-    def _wider(self, weights: Float, draws: Float, level: float = 0.95) -> float:
-        """:func:`wider_by_seeds` for a sum of recalls."""
+    def _wider(
+        self, weights: Float, draws: Float, uncertain: float = 0.0, level: float = 0.95
+    ) -> float:
+        """:func:`wider_interval` for a sum of recalls."""
         n_seeds, seeds = len(self.by_seed), []
         for a in np.flatnonzero(weights.any(axis=1)) if n_seeds > 1 else ():
             own = np.zeros_like(weights)
             own[a] = weights[a]
             between = float(np.tensordot(self.by_seed, own, 2).var(ddof=1))
             seeds.append((between, self.units.interaction(own, n_seeds)))
-        n_units = int(self.n_units.sum())
-        return wider_by_seeds(float(draws.var()), seeds, n_seeds, n_units, level=level)
+        return wider_interval(float(draws.var()), seeds, n_seeds, uncertain, level=level)
 
 
 LEAST_FREEDOM = 3  # with fewer, Student's t has no end at the levels of later looks
 
 
-def wider_by_seeds(
+def wider_interval(
     records: float,  # variance of the mean over seeds that the records have
     seeds: Sequence[
         tuple[float, float]
     ],  # per strategy: variance between seeds, and chance's part of it
     n_seeds: int,
-    n_units: int,
+    uncertain: float,  # half the variance of ``records``: its square over its degrees of freedom
     *,
     level: float,
 ) -> float:
-    """How many times wider than by records alone an interval of a difference is.
+    """How many times wider than a normal one by records alone an interval of a difference is.
 
     Records and seeds are crossed: each seed's estimator is tested on the same records. The spread
     between a strategy's seeds has two parts, the seeds' own and chance in single records, which the
     records' variance of the mean over seeds holds already. The first is the ANOVA component (Searle
     et al. 1992, section 4.3); few seeds tell little of it, hence Student's t with the degrees of
-    freedom of Satterthwaite (1946). Two strategies draw their training apart, so their components
-    add up. Drawing seeds beside records counts the second part twice (Owen 2007, "The pigeonhole
-    bootstrap").
+    freedom of Satterthwaite (1946), also where the component came out as 0. Two strategies draw their
+    training apart, so their components add up. Drawing seeds beside records counts the second part
+    twice (Owen 2007, "The pigeonhole bootstrap").
     """
-    own = sum(max(0.0, between - chance) for between, chance in seeds) / n_seeds
-    if records == 0 or own == 0:
+    if records == 0:
         return 1.0
-    uncertain = records**2 / max(1, n_units - 1)
+    own = sum(max(0.0, between - chance) for between, chance in seeds) / n_seeds
     uncertain += sum((between / n_seeds) ** 2 / (n_seeds - 1) for between, _ in seeds)
     total, tail = records + own, (1 + level) / 2
-    freedom = max(LEAST_FREEDOM, total**2 / uncertain)
+    freedom = max(LEAST_FREEDOM, total**2 / uncertain) if uncertain else np.inf
     return float(np.sqrt(total / records) * stdtrit(freedom, tail) / ndtri(tail))
 
 
@@ -279,10 +264,47 @@ class _Units:
     hits: Float  # (n_entries, n_strategies * n_seeds) sums of hits
 
     def interaction(self, weights: Float, n_seeds: int) -> float:
-        """Variance that chance in single units gives a sum of recalls of one seed.
+        """Variance that chance in single units gives a sum of recalls of one seed."""
+        variance = 0.0
+        for size, values in self._parts(weights, n_seeds):
+            n = size.sum()
+            residuals = values - values.mean(axis=1, keepdims=True)
+            residuals -= np.average(residuals, axis=0, weights=size)
+            variance += n / max(1.0, n - 1) * float(size @ (residuals**2).sum(axis=1))
+        return variance / (n_seeds - 1)
 
-        ``weights`` (n_strategies, n_classes). Residuals of units and seeds, by class where a unit
-        has one class.
+    def uncertainty(self, weights: Float, n_seeds: int) -> float:
+        """Half the variance of the variance that the units give a sum of recalls.
+
+        Few units that differ say little of how much units differ, and imaginary ones are known. From
+        fourth moments (O'Neill 2014, "Some useful moment results in sampling problems").
+        """
+        uncertain = 0.0
+        for size, values in self._parts(weights, n_seeds):
+            of_mean = values.mean(axis=1) * size.sum() / (size.sum() + PRIOR_RECORDS)
+            squares = (of_mean - np.average(of_mean, weights=size)) ** 2
+            uncertain += float(size @ (squares - np.average(squares, weights=size)) ** 2) / 2
+        return uncertain
+
+    def sizes(self, entries: Int) -> tuple[float, float]:
+        """Records of a class in a unit on average, and how many of them one independent record is worth.
+
+        The second is Kish's (1965) design effect of the hits, 1 for independent records: an imaginary
+        unit is as large as the class's units are, and its records are as alike as theirs.
+        """
+        size, n, hits = self.size[self.unit[entries]], self.n[entries], self.hits[entries]
+        per_unit = float(np.average(n, weights=size))
+        share = size @ hits / (size @ n)
+        chance = (size @ n) * float((share * (1 - share)).sum())
+        if chance == 0:  # all right or all wrong: as alike as can be
+            return per_unit, per_unit
+        between = float((size @ (hits - n[:, None] * share) ** 2).sum())
+        return per_unit, float(np.clip(between / chance, 1.0, per_unit))
+
+    def _parts(self, weights: Float, n_seeds: int) -> Iterator[tuple[Float, Float]]:
+        """Per class, and for units of several: numbers of units, and their part (n, n_seeds) of a sum of recalls.
+
+        ``weights`` (n_strategies, n_classes).
         """
         n_k = np.bincount(self.klass, weights=self.n * self.size[self.unit])
         by_strategy = self.hits.reshape(len(self.hits), len(weights), n_seeds)
@@ -294,15 +316,8 @@ class _Units:
         stratum = np.full(n_units, weights.shape[1])
         stratum[self.unit] = self.klass
         stratum[np.bincount(self.unit, minlength=n_units) > 1] = weights.shape[1]
-        variance = 0.0
         for g in np.unique(stratum):
-            rows = stratum == g
-            size, of_units = self.size[rows], values[rows]
-            n = size.sum()
-            residuals = of_units - of_units.mean(axis=1, keepdims=True)
-            residuals -= np.average(residuals, axis=0, weights=size)
-            variance += n / max(1.0, n - 1) * float(size @ (residuals**2).sum(axis=1))
-        return variance / (n_seeds - 1)
+            yield self.size[stratum == g], values[stratum == g]
 
 
 def _units_of_records(y: Int, flat: Float) -> _Units:
@@ -348,10 +363,9 @@ def _draw_recalls(
             w = weight[:, units.unit[entries]]
             right = (w @ units.hits[entries]).reshape(n_draws, n_strategies, n_seeds)
             total = w @ units.n[entries]
-            # An imaginary unit is as large as the class's units are on average.
-            per_unit = np.average(units.n[entries], weights=units.size[units.unit[entries]])
-            shape = np.full(len(cells), PRIOR_RECORDS / len(cells))
-            prior = per_unit * rng.standard_gamma(shape, size=(n_draws, len(cells)))
+            per_unit, alike = units.sizes(entries)
+            shape = np.full(len(cells), PRIOR_RECORDS * per_unit / alike / len(cells))
+            prior = alike * rng.standard_gamma(shape, size=(n_draws, len(cells)))
             right_mean = right.mean(axis=2) + prior @ cells
             share = right_mean / (total + prior.sum(axis=1))[:, None]
             draws[start : start + n_draws, :, k] = share.clip(0.0, 1.0)
@@ -423,7 +437,9 @@ def seed_weights(n_seeds: int, n_draws: int, rng: np.random.Generator) -> Float:
 
 def percentiles(estimate: float, draws: Float, *, level: float = 0.95) -> Interval:
     """Percentile interval of draws that holds the estimate."""
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    # The k-th of n draws is the quantile k / (n + 1) (Davison & Hinkley 1997, section 2.4).
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.quantile(draws, tails, method="weibull")
     # The imaginary records pull draws off an estimate at the edge, such as a recall of 1.
     return Interval(
         estimate=float(estimate), low=float(min(low, estimate)), high=float(max(high, estimate))

@@ -8,24 +8,11 @@ share.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Float, Int
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.metrics.bootstrap import Draws, percentiles
 from prefect_augment.schema import CalibrationScore, Interval, StrategyCalibration
-
-__all__ = [
-    "calibration_error",
-    "calibration_of",
-    "class_calibration_error",
-    "correct_prior",
-    "n_calibration_bins",
-    "prior_factors",
-    "squared_distances",
-]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
 
 N_BINS = 15  # Guo et al. 2017
 MIN_PER_BIN = 20  # fewer bins where there are fewer records

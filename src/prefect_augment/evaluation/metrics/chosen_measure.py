@@ -8,23 +8,17 @@ from importlib.metadata import entry_points
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import get_scorer, get_scorer_names
 
+from prefect_augment.array_types import Bool, Float, Int
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.metrics import measures
 from prefect_augment.evaluation.metrics.measures import Measure, Sums
 from prefect_augment.params.metrics import Metric, function_given
 from prefect_augment.registry import load_function
 from prefect_augment.text import suggestion
-
-__all__ = ["ENTRY_POINTS", "check_metric", "measure_of"]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-Bool = NDArray[np.bool_]
 
 ENTRY_POINTS = "prefect_augment.metrics"
 ONE_CLASS = ("f_beta", "recall_at_precision", "precision_at_recall")

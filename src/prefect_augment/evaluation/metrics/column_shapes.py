@@ -12,8 +12,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-__all__ = ["ColumnShape", "ShapeSummary", "column_values", "summarise_shapes"]
-
 MAX_LEVELS = 6  # further levels are summed: six bars stay legible in a small picture
 MAX_BINS = 24
 _LARGEST_WHOLE = 2.0**50  # beyond it float64 cannot hold the half between whole numbers

@@ -12,11 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["IMAGE_CORRUPTIONS", "TABLE_CORRUPTIONS", "Corruption", "Scale"]
-
-Float = NDArray[np.float64]
-Bool = NDArray[np.bool_]
-Images = NDArray[np.uint8]
+from prefect_augment.array_types import Array, Bool, Float, Images
 
 IMAGE_NOISE = 0.08  # standard deviation, of values from 0 to 1
 IMAGE_BLUR = 0.7 / 32  # standard deviation of the kernel, in sides: 0.7 pixels at CIFAR's 32
@@ -61,7 +57,7 @@ class Corruption:
 
     name: str
     strength: str
-    apply: Callable[[NDArray[Any], np.random.Generator, Scale | None], NDArray[Any]]
+    apply: Callable[[Array, np.random.Generator, Scale | None], Array]
 
 
 def _missing(X: Float, rng: np.random.Generator, scale: Scale | None) -> Float:

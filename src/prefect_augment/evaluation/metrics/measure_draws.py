@@ -5,17 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from prefect_augment.evaluation.metrics.bootstrap import Draws, stretched, wider_by_seeds
+from prefect_augment.array_types import Float, Int
+from prefect_augment.evaluation.metrics.bootstrap import Draws, stretched, wider_interval
 from prefect_augment.evaluation.metrics.measures import Measure
 from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
 from prefect_augment.schema import Interval
-
-__all__ = ["MeasureDraws"]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
 
 # A scorer of scikit-learn's takes milliseconds for each draw.
 MOST_SLOW_DRAWS = 300
@@ -75,5 +70,7 @@ class MeasureDraws:
         draws = (self.draws[strategy] - self.draws[against]).mean(axis=1)
         draws = draws[np.isfinite(draws)]
         estimate = float((self.values[strategy] - self.values[against]).mean())
-        factor = wider_by_seeds(float(draws.var()), seeds, n_seeds, self.n_units, level=level)
+        records = float(draws.var())
+        uncertain = records**2 / max(1, self.n_units - 1)
+        factor = wider_interval(records, seeds, n_seeds, uncertain, level=level)
         return stretched(estimate, draws, factor, level=level)

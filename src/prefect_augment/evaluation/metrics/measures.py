@@ -12,36 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 
+from prefect_augment.array_types import Bool, Float, Int
 from prefect_augment.evaluation.threads import single_threaded
 from prefect_augment.schema import MeasureInfo
 
-__all__ = [
-    "CHUNK_BYTES",
-    "Curve",
-    "Margins",
-    "Mean",
-    "Measure",
-    "Ranking",
-    "Reads",
-    "Sums",
-    "average_precision",
-    "balanced_accuracy",
-    "brier",
-    "cost",
-    "f_beta",
-    "log_loss",
-    "macro_f1",
-    "precision_at_recall",
-    "recall_at_precision",
-    "roc_auc",
-]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-Bool = NDArray[np.bool_]
 Reads = Literal["decisions", "probabilities"]
 
 CHUNK_BYTES = 32 << 20

@@ -4,21 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Bool, Float, Int
 from prefect_augment.evaluation.metrics.measures import Measure
-from prefect_augment.evaluation.metrics.scores import (
-    mean_score,
-    predict_classes,
-    score_predictions,
-)
+from prefect_augment.evaluation.metrics.scores import mean_score, predict_classes, score_predictions
 from prefect_augment.schema import EstimatorScore, Strategy
-
-__all__ = ["StrategyPredictions"]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-Bool = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Bool, Float, Int
 from prefect_augment.evaluation.metrics.bootstrap import (
     Bootstrap,
     paired_bootstrap,
@@ -19,11 +19,6 @@ from prefect_augment.evaluation.metrics.bootstrap import (
 from prefect_augment.evaluation.metrics.corruptions import Corruption
 from prefect_augment.schema import ConditionRow, Difference, Interval, RobustnessResult
 
-__all__ = ["robustness", "rows_to_corrupt"]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-Bool = NDArray[np.bool_]
 Pairs = Sequence[tuple[str, str]]
 
 

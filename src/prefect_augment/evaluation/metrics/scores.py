@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Bool, Float, Int
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.evaluation.metrics.measures import (
     Measure,
@@ -20,12 +20,6 @@ from prefect_augment.evaluation.metrics.measures import (
     roc_auc,
 )
 from prefect_augment.schema import EstimatorScore
-
-__all__ = ["mean_score", "predict_classes", "score_predictions"]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-Bool = NDArray[np.bool_]
 
 
 def predict_classes(proba: Float, multipliers: Float | None = None) -> Int:

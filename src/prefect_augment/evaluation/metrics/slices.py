@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Bool, Float, Int
 from prefect_augment.evaluation.metrics.bootstrap import (
     Bootstrap,
     paired_bootstrap,
@@ -14,12 +14,6 @@ from prefect_augment.evaluation.metrics.bootstrap import (
     simultaneous,
 )
 from prefect_augment.schema import Gap, GroupRow, Interval, Shown, SliceResult, SliceRow
-
-__all__ = ["MIN_SLICE", "slices"]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-Bool = NDArray[np.bool_]
 
 # With this many records a recall of 80 % has an interval of about 18 points to each side; with fewer
 # it says more about chance than about the group.

@@ -7,17 +7,11 @@ was not trained on, and scored on yet other records (:func:`cross_fitted_multipl
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from prefect_augment.array_types import Bool, Float, Int
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.metrics.measures import AtTarget, Mean, Measure, Sums
-
-__all__ = ["cross_fitted_multipliers", "tune_multipliers"]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-Bool = NDArray[np.bool_]
 
 # Powers of the prior correction 1 / share_k that the search may start from: 0 changes nothing, 1
 # is optimal for calibrated probabilities, more for overconfident ones.

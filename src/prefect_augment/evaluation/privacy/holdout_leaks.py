@@ -6,15 +6,11 @@ their own near-duplicate search, which keeps duplicates on one side of the split
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Float
 from prefect_augment.encoding.arrays import Labelled
 from prefect_augment.evaluation.exact_tests import more_below
 from prefect_augment.evaluation.neighbours import MIN_VALIDATION, Space
-
-__all__ = ["holdout_leaks"]
-
-Float = NDArray[np.float64]
 
 MAX_RECORDS = 2000  # of validation and of the hold-out each
 # Of the median distance between different rows. Six real tables have at most 0.2 % of their rows

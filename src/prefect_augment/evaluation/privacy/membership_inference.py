@@ -12,26 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import beta, norm, rankdata, t
 
+from prefect_augment.array_types import Array, Float, Int
 from prefect_augment.evaluation.neighbours import Space, nearest_by_blocks
 from prefect_augment.schema import Attack, Closeness, Exposure, Interval
-
-__all__ = [
-    "K_EXPOSED",
-    "K_ISOLATION",
-    "MIN_RECORDS",
-    "RARE_SHARE",
-    "Distances",
-    "attack",
-    "closeness",
-    "exposure",
-    "measure_distances",
-]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
 
 K_ISOLATION = 5  # as for density and coverage
 # With as many synthetic records as real ones, some is among the five nearest of nearly every record.
@@ -66,9 +51,9 @@ class Distances:
 
 
 def measure_distances(
-    members: NDArray[Any],
-    others: NDArray[Any],
-    synthetic: NDArray[Any],
+    members: Array,
+    others: Array,
+    synthetic: Array,
     *,
     space: Space,
     member_groups: Int | None = None,
@@ -128,10 +113,23 @@ def attack(classes: Sequence[Distances], *, level: float = 0.95) -> Attack | Non
     large = [c for c in classes if min(c.n_pairs) >= MIN_RECORDS]
     if not large:
         return None
-    scores = [_scores(c) for c in large]
-    # Van Elteren's weights of strata.
-    weights = np.array([n * m / (n + m + 1) for n, m in (c.n_pairs for c in large)])
-    weights /= weights.sum()
+    return attack_by_scores(
+        [relative_distances(c) for c in large],
+        np.concatenate([c.member_groups for c in large]),
+        np.concatenate([c.other_groups for c in large]),
+        level=level,
+    )
+
+
+def attack_by_scores(
+    scores: Sequence[tuple[Float, Float]],
+    member_groups: Int,
+    other_groups: Int,
+    *,
+    level: float = 0.95,
+) -> Attack:
+    """As :func:`attack`, from scores of members and others in each class; the smaller, the more like a member."""
+    weights = stratum_weights([(len(a), len(b)) for a, b in scores])
     auc, member_parts, other_parts, detected = 0.0, [], [], []
     for (a, b), weight in zip(scores, weights, strict=True):
         class_auc, of_members, of_others = _auc(a, b)
@@ -141,8 +139,6 @@ def attack(classes: Sequence[Distances], *, level: float = 0.95) -> Attack | Non
         if len(b) >= MIN_FOR_SHARE:
             detected.append(a < np.quantile(b, FALSE_ALARMS, method="lower"))
     # The variance, over groups of records.
-    member_groups = np.concatenate([c.member_groups for c in large])
-    other_groups = np.concatenate([c.other_groups for c in large])
     variance, n_groups = 0.0, []
     for parts, groups in ((member_parts, member_groups), (other_parts, other_groups)):
         codes = np.unique(groups, return_inverse=True)[1]
@@ -157,7 +153,13 @@ def attack(classes: Sequence[Distances], *, level: float = 0.95) -> Attack | Non
     )
 
 
-def _scores(distances: Distances) -> tuple[Float, Float]:
+def stratum_weights(sizes: Sequence[tuple[int, int]]) -> Float:
+    """Van Elteren's weights of strata with so many members and others; their sum is 1."""
+    weights = np.array([n * m / (n + m + 1) for n, m in sizes])
+    return weights / weights.sum()
+
+
+def relative_distances(distances: Distances) -> tuple[Float, Float]:
     """Distances over the radius of the neighbourhood, of members and others; smaller means more like a member."""
     radii = np.concatenate([distances.members_radius, distances.others_radius])
     positive = radii[(radii > 0) & np.isfinite(radii)]
@@ -253,17 +255,22 @@ def exposure(classes: Sequence[Distances], *, level: float = 0.95) -> Exposure |
     if min(len(a), len(b)) < MIN_RECORDS:
         return None
     p, q = float(a.mean()), float(b.mean())
-    (low_p, high_p), (low_q, high_q) = _wilson(p, len(a), level), _wilson(q, len(b), level)
     return Exposure(
         n_members=len(a),
         n_others=len(b),
         members=p,
         others=q,
-        difference=Interval(
-            estimate=p - q,
-            low=p - q - float(np.hypot(p - low_p, high_q - q)),
-            high=p - q + float(np.hypot(high_p - p, q - low_q)),
-        ),
+        difference=share_difference(p, len(a), q, len(b), level),
+    )
+
+
+def share_difference(p: float, n: int, q: float, m: int, level: float) -> Interval:
+    """The share p of n minus the share q of m, with Newcombe's interval."""
+    (low_p, high_p), (low_q, high_q) = _wilson(p, n, level), _wilson(q, m, level)
+    return Interval(
+        estimate=p - q,
+        low=p - q - float(np.hypot(p - low_p, high_q - q)),
+        high=p - q + float(np.hypot(high_p - p, q - low_q)),
     )
 
 

@@ -25,24 +25,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Bool, Float
 from prefect_augment.encoding.arrays import Limits
 from prefect_augment.evaluation.exact_tests import more_below, more_true
 from prefect_augment.schema import ClassCheck, ClassVerdict
-
-__all__ = [
-    "CHECKS",
-    "MIN_TO_COMPARE",
-    "CopyEvidence",
-    "Evidence",
-    "class_checks",
-    "class_verdict",
-    "describe_faults",
-]
-
-Float = NDArray[np.float64]
-Bool = NDArray[np.bool_]
 
 CHECKS = ("domain", "copies", "noise", "labels", "collapse")
 MIN_TO_COMPARE = 20  # records a side

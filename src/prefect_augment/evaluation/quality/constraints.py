@@ -7,15 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Bool
 from prefect_augment.encoding.values import plain, value_type, values_to_json
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Combination, Constraint, Inequality, Positive, Unique
-
-__all__ = ["check_types", "columns_of", "describe_rule", "holds", "n_breaking", "tuples_of"]
-
-Bool = NDArray[np.bool_]
 
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "<": pc.less,
@@ -40,7 +36,7 @@ def holds(rule: Constraint, table: pa.Table, real: set[tuple[Any, ...]]) -> Bool
     if isinstance(rule, Positive):
         for name in rule.columns:
             values = plain(table.column(name))
-            zero = _zero(values.type)
+            zero = pa.scalar(0, pa.int64()).cast(values.type)
             compare = pc.greater_equal if rule.zero else pc.greater
             good &= _true(compare(values, zero), values)
     return good
@@ -53,10 +49,6 @@ def _true(holds: pa.Array, *values: pa.Array) -> Bool:
         if pa.types.is_floating(column.type):
             result |= np.isnan(column.to_numpy(zero_copy_only=False).astype(np.float64))
     return result
-
-
-def _zero(dtype: pa.DataType) -> pa.Scalar:
-    return pa.scalar(0, pa.int64()).cast(dtype)
 
 
 def describe_rule(rule: Constraint) -> str:

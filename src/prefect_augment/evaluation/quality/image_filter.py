@@ -9,33 +9,20 @@ hashes. Needs torch.
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Protocol, Unpack
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.fft import dctn
 
+from prefect_augment.array_types import Float, Float32, Images, Int, Uint64
 from prefect_augment.encoding.arrays import FilterOutcome, FilterRequest, Labelled
 from prefect_augment.evaluation.classifiers.base import balanced_weights
 from prefect_augment.evaluation.classifiers.convnet import ImageClassifier, fit_image_classifier
 from prefect_augment.evaluation.neighbours import Space
+from prefect_augment.evaluation.quality.near_copies import Measures
 from prefect_augment.evaluation.quality.prdc import c2st_auc
-from prefect_augment.evaluation.quality.record_filter import Measures, filter_records
+from prefect_augment.evaluation.quality.record_filter import filter_records
 from prefect_augment.evaluation.threads import single_threaded
-
-__all__ = [
-    "N_FREQUENCIES",
-    "PictureSpace",
-    "Pictures",
-    "ShiftSpace",
-    "filter_images",
-    "image_measures",
-    "perceptual_hashes",
-]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-Images = NDArray[np.uint8]
 
 AUGMENT_PROB = 0.5
 # Above 0, which is for equal pixels alone: the largest rounding error of a distance is far below.
@@ -48,11 +35,11 @@ def filter_images(
     training: Labelled,
     validation: Labelled,
     candidates: Labelled,
+    request: FilterRequest,
     *,
     steps: int,
     device: str = "cpu",
     encoder: "Encodes | None" = None,
-    **options: Unpack[FilterRequest],
 ) -> FilterOutcome:
     """Filter candidate images; see :func:`~.record_filter.filter_records`.
 
@@ -62,13 +49,13 @@ def filter_images(
     """
     measures = image_measures(
         training,
-        stratum_class=options["stratum_class"],
+        stratum_class=request.stratum_class,
         steps=steps,
-        seed=options.get("seed", 0),
+        seed=request.seed,
         device=device,
         encoder=encoder,
     )
-    return filter_records(training, validation, candidates, measures=measures, **options)
+    return filter_records(training, validation, candidates, request, measures=measures)
 
 
 def image_measures(
@@ -136,7 +123,7 @@ class Pictures:
 class Encodes(Protocol):
     """What gives features of images."""
 
-    def features(self, images: Images, /) -> NDArray[np.float32]:
+    def features(self, images: Images, /) -> Float32:
         """Features of images, uint8 of shape (n, height, width, channels), as (n, n_features)."""
         ...
 
@@ -208,16 +195,16 @@ class ShiftSpace(Space):
             f"(images above {MAX_SIDE} pixels averaged down first)"
         )
 
-    def place(self, images: Images) -> NDArray[np.float32]:
+    def place(self, images: Images) -> Float32:
         """Images, uint8 of shape (n, height, width, channels), as gray ones of at most 32 pixels."""
         step = -(-max(images.shape[1:3], default=1) // MAX_SIDE)
         height, width = (side // step * step for side in images.shape[1:3])
         gray = images[:, :height, :width].astype(np.float32).mean(axis=3)
         blocks = gray.reshape(len(gray), height // step, step, width // step, step)
-        small: NDArray[np.float32] = blocks.mean(axis=(2, 4))
+        small: Float32 = blocks.mean(axis=(2, 4))
         return small
 
-    def distances(self, a: NDArray[np.float32], b: NDArray[np.float32]) -> Float:
+    def distances(self, a: Float32, b: Float32) -> Float:
         """All distances, shape (len(a), len(b)), in [0, 2]; 1 for an image without contrast."""
         inner = _standard(b[:, 1:-1, 1:-1]).T
         best = np.full((len(a), len(b)), -1.0, dtype=np.float32)
@@ -230,19 +217,19 @@ class ShiftSpace(Space):
         return 1.0 - best.astype(np.float64)
 
 
-def _standard(windows: NDArray[np.float32]) -> NDArray[np.float32]:
+def _standard(windows: Float32) -> Float32:
     """Windows as rows of mean 0 and length 1; zeros where they have no contrast."""
     rows = windows.reshape(len(windows), -1)
     rows = rows - rows.mean(axis=1, keepdims=True)
     norm = np.sqrt((rows * rows).sum(axis=1, keepdims=True))
-    unit: NDArray[np.float32] = np.where(norm > PLAIN, rows / np.maximum(norm, PLAIN), 0)
+    unit: Float32 = np.where(norm > PLAIN, rows / np.maximum(norm, PLAIN), 0)
     return unit.astype(np.float32)
 
 
 N_FREQUENCIES = 8  # in each direction: 64 bits
 
 
-def perceptual_hashes(gray: NDArray[np.float32]) -> NDArray[np.uint64]:
+def perceptual_hashes(gray: Float32) -> Uint64:
     """64-bit hashes of gray images, (n, height, width); equal hashes mean similar images.
 
     One bit for each of the 8x8 lowest frequencies of the discrete cosine transform: whether it is

@@ -8,18 +8,11 @@ Duplicates, contradictions and outliers are found by the records alone.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Bool, Float, Int
 from prefect_augment.evaluation.quality.near_copies import comparable
-
-__all__ = ["LabelAudit", "audit_labels", "clean_weights", "repeated", "unusual"]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-Bool = NDArray[np.bool_]
 
 # Of the records that the first round doubts entirely: a class must not vanish from the second.
 LEAST_TRUST = 1e-3
@@ -38,28 +31,16 @@ class LabelAudit:
 
 
 def audit_labels(y: Int, predict: Callable[[Float | None], Float]) -> LabelAudit:
-    """Score of a label error and whether the label is doubted, for each record.
+    """Score of a label error and whether the label is doubted, for each record of classes ``y`` (n_records,).
 
-    Parameters
-    ----------
-    y : ndarray of int64, shape (n_records,)
-        Class codes as given.
-    predict : callable
-        Weights of the records, or None for 1 each -> out-of-fold probabilities, shape (n_records, n_classes).
-        Called twice.
+    ``predict`` is called twice: with None for weights of 1, and with weights of the records. It gives
+    out-of-fold probabilities, shape (n_records, n_classes).
 
-    Returns
-    -------
-    LabelAudit
-        With p the probabilities of the second round and j the likeliest other class than the record's own k, the
-        score is ``p_j / (p_j + p_k)``. A label is doubted if that exceeds 1/2 and ``p_j`` is at least the mean
-        of ``p_j`` over the records labelled j, which calibrates by class. The most suspicious records are
-        doubted first, and each class keeps a fifth of its records, five of them at least.
-
-    References
-    ----------
-    Northcutt, Jiang & Chuang 2021, "Confident Learning", section 3.1 (a class's mean self-confidence as its
-    threshold).
+    With p the probabilities of the second round and j the likeliest other class than the record's own k, the
+    score is ``p_j / (p_j + p_k)``. A label is doubted if that exceeds 1/2 and ``p_j`` is at least the mean
+    of ``p_j`` over the records labelled j, which calibrates by class. The most suspicious records are
+    doubted first, and each class keeps a fifth of its records, five of them at least. Northcutt, Jiang &
+    Chuang 2021, "Confident Learning", section 3.1 (a class's mean self-confidence as its threshold).
     """
     first, _ = _doubts(predict(None), y)
     proba = predict(np.maximum(1 - first, LEAST_TRUST))
@@ -94,7 +75,7 @@ def _doubts(proba: Float, y: Int) -> tuple[Float, Int]:
     return other / (other + own), others.argmax(axis=1).astype(np.int64)
 
 
-def repeated(X: NDArray[Any], y: Int) -> tuple[Bool, Bool]:
+def repeated(X: Array, y: Int) -> tuple[Bool, Bool]:
     """Which records equal an earlier one with the same label, and which equal one with another label.
 
     ``X`` (n_records, ...) are values without the label; all NaN are equal.

@@ -10,18 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Bool, Float, Int, String
 from prefect_augment.encoding.arrays import Labelled
 from prefect_augment.evaluation.classifiers.base import Classifier, TrainClassifier
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.neighbours import MIN_VALIDATION
-
-__all__ = ["Halves", "label_limits", "real_probabilities", "utility_scores"]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-Bool = NDArray[np.bool_]
 
 MIN_TO_CLASSIFY = 5  # of a class, in the half that the classifier learns from
 
@@ -39,7 +33,7 @@ class Halves:
     def of(
         cls,
         training: Labelled,
-        keys: Sequence[str] | NDArray[np.str_],
+        keys: Sequence[str] | String,
         groups: Any,
         stratum_class: Int,
         train: TrainClassifier,
@@ -70,7 +64,7 @@ class Halves:
         )
 
 
-def utility_scores(classifier: Classifier, X: NDArray[Any], wanted_class: Int) -> Float:
+def utility_scores(classifier: Classifier, X: Array, wanted_class: Int) -> Float:
     """Probability that the utility filter gives to each candidate's class, shape (n_candidates,)."""
     return classifier.predict_proba(X)[np.arange(len(X)), wanted_class]
 

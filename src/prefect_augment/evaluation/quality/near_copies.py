@@ -9,27 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefect_augment.array_types import Array, Bool, Float, Int, String
 from prefect_augment.encoding.arrays import Labelled
 from prefect_augment.evaluation.classifiers.base import TrainClassifier
 from prefect_augment.evaluation.neighbours import MIN_VALIDATION, Space, near_copies, real_distances
 from prefect_augment.evaluation.quality.class_tests import CopyEvidence
-
-__all__ = [
-    "Equality",
-    "Measures",
-    "Near",
-    "comparable",
-    "drop_copies_and_outliers",
-    "equality",
-    "equality_evidence",
-    "one_of_each",
-    "set_reason",
-    "training_distances",
-]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-Bool = NDArray[np.bool_]
 
 # Below this many records even the training records' own distances say nothing: only exact copies count.
 MIN_DISTANCES = 10
@@ -106,9 +90,9 @@ def training_distances(
 
 def _in_space(
     space: Space,
-    training: NDArray[Any],
-    validation: NDArray[Any],
-    candidates: NDArray[Any],
+    training: Array,
+    validation: Array,
+    candidates: Array,
     half: Bool,
     rest: Bool,
     independent: Bool,
@@ -136,7 +120,7 @@ def drop_copies_and_outliers(
     strata: Sequence[str],
     ordinals: Int,
     quantile: float,
-    reason: NDArray[np.str_],
+    reason: String,
     notes: list[str],
 ) -> None:
     """Set the reasons ``near copy`` and ``outlier``."""
@@ -164,7 +148,7 @@ def drop_copies_and_outliers(
         set_reason(reason, stratum.rows[far], "outlier")
 
 
-def set_reason(reason: NDArray[np.str_], rows: Int, why: str) -> None:
+def set_reason(reason: String, rows: Int, why: str) -> None:
     """Give a reason to those rows that have none yet."""
     reason[rows[reason[rows] == ""]] = why
 
@@ -179,9 +163,7 @@ class Equality:
     of_unique: Bool  # candidates equal to a training record that is unlike all other real ones
 
 
-def equality(
-    training: NDArray[Any], validation: NDArray[Any], candidates: NDArray[Any]
-) -> Equality:
+def equality(training: Array, validation: Array, candidates: Array) -> Equality:
     """Compare the records of all strata."""
     of_training, of_validation, of_candidates = map(_digests, (training, validation, candidates))
     values, counts = np.unique(of_training, return_counts=True)
@@ -194,20 +176,18 @@ def equality(
     )
 
 
-def _digests(X: NDArray[Any]) -> NDArray[np.void]:
+def _digests(X: Array) -> NDArray[np.void]:
     """A 16-byte hash of each record: images of a thousand pixels are too large to sort."""
-    # -0.0 is 0.0
-    digests = [
-        hashlib.blake2b((row + 0).tobytes(), digest_size=16).digest() for row in comparable(X)
-    ]
+    rows = np.ascontiguousarray(comparable(X) + 0)  # -0.0 is 0.0
+    digests = [hashlib.blake2b(row, digest_size=16).digest() for row in rows]
     return np.frombuffer(b"".join(digests), dtype="V16")
 
 
 def equality_evidence(
     measures: "Measures",
-    training: NDArray[Any],
-    validation: NDArray[Any],
-    candidates: NDArray[Any],
+    training: Array,
+    validation: Array,
+    candidates: Array,
     exact: Equality,
 ) -> dict[str, CopyEvidence]:
     """Candidates that equal training records, by kind of equality: 0 where equal, else 1.
@@ -227,7 +207,7 @@ def equality_evidence(
     return evidence
 
 
-def _has_twin(rows: NDArray[Any]) -> Bool:
+def _has_twin(rows: Array) -> Bool:
     """Which rows occur more than once, shape (n,)."""
     if not len(rows):
         return np.zeros(0, dtype=bool)
@@ -235,7 +215,7 @@ def _has_twin(rows: NDArray[Any]) -> Bool:
     return np.asarray(counts[value.ravel()] > 1)
 
 
-def comparable(X: NDArray[Any]) -> NDArray[Any]:
+def comparable(X: Array) -> Array:
     """One row per record, nulls as a number, since NaN does not equal itself."""
     rows = X.reshape(len(X), math.prod(X.shape[1:]))
     if not np.issubdtype(rows.dtype, np.floating):
@@ -250,10 +230,10 @@ class Measures:
     space: Space
     train: TrainClassifier
     # AUC of a classifier that tells real records (first argument) and synthetic ones apart.
-    two_sample: Callable[[NDArray[Any], NDArray[Any]], float] | None
+    two_sample: Callable[[Array, Array], float] | None
     moved: Space | None = None  # a second space, in which copies that were moved are near too
     # (n,) codes that are equal where records look alike at a coarse resolution
-    hashes: Callable[[NDArray[Any]], NDArray[Any]] | None = None
+    hashes: Callable[[Array], Array] | None = None
 
     @property
     def name(self) -> str:

@@ -1,12 +1,12 @@
 """Likeness of two sets of records (precision, recall, density, coverage) and the two-sample test."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from sklearn.metrics import roc_auc_score
 
+from prefect_augment.array_types import Array, Bool, Float, Int
 from prefect_augment.evaluation.classifiers.base import (
     EstimatorKind,
     balanced_weights,
@@ -14,12 +14,6 @@ from prefect_augment.evaluation.classifiers.base import (
 )
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.neighbours import Space
-
-__all__ = ["MAX_COMPARED", "Likeness", "c2st_auc", "expected_coverage", "likeness"]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-Bool = NDArray[np.bool_]
 
 MAX_COMPARED = 2000  # records a side; all distances between them take 32 MiB
 # The two-sample test needs a bound on its seconds rather than its last decimal.
@@ -37,9 +31,7 @@ class Likeness(NamedTuple):
     coverage: float  # share of real records whose ball holds a synthetic one
 
 
-def likeness(
-    real: NDArray[Any], synthetic: NDArray[Any], k: int = 5, *, space: Space | None = None
-) -> Likeness:
+def likeness(real: Array, synthetic: Array, k: int = 5, *, space: Space | None = None) -> Likeness:
     """Precision, recall, density and coverage of synthetic records against real ones.
 
     The first 2,000 of each count. A record's closed ball reaches to its k-th nearest neighbour.

@@ -30,19 +30,22 @@ kept like faithful ones without a label check: those near a class border are the
 unsafe class is kept (reason ``unsafe class``).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from prefect_augment.encoding.arrays import FilterOutcome, Labelled, Limits, Purpose
+from prefect_augment.array_types import Array, Bool, Float, Int, String
+from prefect_augment.encoding.arrays import FilterOutcome, FilterRequest, Labelled, Limits, Purpose
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.folds import stratified_folds
-from prefect_augment.evaluation.quality.class_metrics import Stratum, class_evidence, class_metrics
+from prefect_augment.evaluation.neighbours import Space
 from prefect_augment.evaluation.quality.class_tests import (
+    MIN_TO_COMPARE,
+    CopyEvidence,
+    Evidence,
     class_checks,
     class_verdict,
     describe_faults,
@@ -65,13 +68,95 @@ from prefect_augment.evaluation.quality.near_copies import (
     set_reason,
     training_distances,
 )
+from prefect_augment.evaluation.quality.prdc import MAX_COMPARED, expected_coverage, likeness
 from prefect_augment.schema import ClassCheck, ClassFilter, ClassVerdict
 
-__all__ = ["REASONS", "Measures", "filter_records"]
 
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-Bool = NDArray[np.bool_]
+@dataclass(frozen=True)
+class Stratum:
+    """A stratum's records and the results of the checks on single records."""
+
+    training: Array  # the records that the model has seen, (n, ...)
+    validation: Array
+    candidates: Array
+    valid: Bool  # (n_candidates,) within the domain
+    kept: Bool
+    distance: Float  # (n_candidates,) to the nearest training record
+    real: Float  # the same of unseen real records, or of training records to one another
+    near: tuple[CopyEvidence, ...]  # per space; empty with too few real records
+    equal: Mapping[str, CopyEvidence]  # by the kind of equality
+    one_each: tuple[Bool, Bool]  # one training and one validation record of each group
+    wrong: Bool | None = None  # (n_candidates,) taken for another class
+    real_wrong: Bool | None = None
+
+    @property
+    def reference(self) -> Array:
+        """Real records to compare with: validation's, with training records where there are few."""
+        return _enough(self.validation, self.training)
+
+    @property
+    def independent(self) -> Array:
+        """One real record of each group, for tests that assume independent records."""
+        return _enough(self.validation[self.one_each[1]], self.training[self.one_each[0]])
+
+
+def _enough(validation: Array, training: Array) -> Array:
+    return (
+        validation if len(validation) >= MIN_TO_COMPARE else np.concatenate([validation, training])
+    )
+
+
+def class_evidence(stratum: Stratum, space: Space) -> Evidence:
+    """The evidence that :func:`~.class_tests.class_checks` needs, of one stratum."""
+    real, candidates = stratum.independent, stratum.candidates[stratum.valid]
+    coverage = full = float("nan")
+    if min(len(real), len(candidates)) >= MIN_TO_COMPARE:
+        coverage = likeness(real, candidates, space=space).coverage
+        full = expected_coverage(len(real), len(candidates))
+    return Evidence(
+        valid=stratum.valid,
+        near=[CopyEvidence(e.candidates[stratum.valid], e.real) for e in stratum.near],
+        equal=[CopyEvidence(e.candidates[stratum.valid], e.real) for e in stratum.equal.values()],
+        wrong=None if stratum.wrong is None else stratum.wrong[stratum.valid],
+        real_wrong=stratum.real_wrong,
+        coverage=coverage,
+        full_coverage=full,
+    )
+
+
+def class_metrics(
+    stratum: Stratum,
+    evidence: Evidence,
+    space: Space,
+    two_sample: Callable[[Array, Array], float] | None,
+) -> dict[str, float]:
+    """Shares over all candidates of a stratum, and likeness of the kept ones to real records.
+
+    ``precision``, ``recall``, ``density``, ``coverage`` and ``c2st_auc`` (with ``two_sample``) are
+    of kept records. ``domain_fraction``, ``*_copy_fraction``, ``median_distance``, ``label_error``
+    and ``candidate_coverage`` are of all candidates; ``real_*`` are the same of real records. What
+    cannot be measured is left out.
+    """
+    real, synthetic = stratum.reference, stratum.candidates[stratum.kept][:MAX_COMPARED]
+    metrics = likeness(real, synthetic, space=space)._asdict()
+    if two_sample is not None and min(len(real), len(synthetic)) >= MIN_TO_COMPARE:
+        metrics["c2st_auc"] = two_sample(real, synthetic)
+    if len(stratum.candidates):
+        metrics["domain_fraction"] = float(stratum.valid.mean())
+        metrics["median_distance"] = float(np.median(stratum.distance))
+        for name, equal in stratum.equal.items():
+            metrics[f"{name}_copy_fraction"] = float((equal.candidates == 0).mean())
+            if len(equal.real):
+                metrics[f"real_{name}_copy_fraction"] = float((equal.real == 0).mean())
+        if len(stratum.real):
+            metrics["real_median_distance"] = float(np.median(stratum.real))
+        if stratum.wrong is not None and stratum.real_wrong is not None:
+            metrics["label_error"] = float(stratum.wrong.mean())
+            metrics["real_label_error"] = float(stratum.real_wrong.mean())
+        metrics["candidate_coverage"] = evidence.coverage
+    # JSON has no NaN or infinity: what cannot be measured is left out.
+    return {name: value for name, value in metrics.items() if np.isfinite(value)}
+
 
 REASONS = ("domain", "near copy", "outlier", "label", "repeat", "unsafe class", "surplus")
 MAX_STRATA_COMPARED = 50  # the two-sample test takes about half a second a stratum
@@ -130,36 +215,12 @@ def filter_records(
     training: Labelled,
     validation: Labelled,
     candidates: Labelled,
+    request: FilterRequest,
     *,
     measures: Measures,
-    strata: Sequence[str],  # names in code order
-    stratum_class: Int,  # (n_strata,) class code of each stratum
-    wanted: Int,  # (n_strata,) records to keep at most
-    ordinals: Int,  # (n_candidates,) place of each candidate in its stratum
-    training_keys: Sequence[str] | NDArray[np.str_],  # decide the halves of the two classifiers
-    training_groups: Any = None,  # records of a group stay in one half
-    validation_groups: Any = None,
-    in_domain: Bool | None = None,  # (n_candidates,)
-    purpose: Purpose = "utility",
-    near_copy_quantile: float = 0.05,
-    fidelity_quantile: float = 0.05,
-    seed: int = 0,
-    metrics: bool = True,
-    limits: Limits | None = None,
-    drop_unsafe: bool = False,
 ) -> FilterOutcome:
     """Check candidates against real records, and keep the wanted number of those that pass.
 
-    A quantile is the share of real records that the check would drop; 0 drops only what lies beyond
-    all validation records. Without ``metrics`` and ``drop_unsafe`` classes are not tested as a whole.
-
-    Raises
-    ------
-    ParameterError
-        If a quantile is outside [0, 1) or lengths differ.
-
-    Notes
-    -----
     With fewer than 20 validation records, a stratum is compared with its training records' distances
     to one another. With fewer than 10 of those too, only exact copies are dropped, and no outliers.
     Where exact copies of training records lie within validation's quantile (a table with many
@@ -169,31 +230,34 @@ def filter_records(
     whatever its label. Labels are not checked for a class with fewer than five training records in
     the classifier's half.
     """
-    _check(candidates, ordinals, wanted, strata, near_copy_quantile, fidelity_quantile)
+    strata, stratum_class, wanted = request.strata, request.stratum_class, request.wanted
+    ordinals, groups, drop_unsafe = request.ordinals, request.training_groups, request.drop_unsafe
+    if len(ordinals) != len(candidates):
+        raise ParameterError(f"expected {len(candidates)} ordinals; got {len(ordinals)}.")
     notes: list[str] = []
     reason = np.full(len(candidates), "", dtype="U16")
-    if in_domain is not None:
-        reason[~in_domain] = "domain"
+    if request.in_domain is not None:
+        reason[~request.in_domain] = "domain"
 
     # Near copies and outliers, by distance. The halves are by stratum, not by class.
-    half = stratified_folds(training.stratum, training_groups, 2, seed, training_keys) == 0
+    half = stratified_folds(training.stratum, groups, 2, request.seed, request.training_keys) == 0
     one_each = (
-        one_of_each(training.stratum, training_groups),
-        one_of_each(validation.stratum, validation_groups),
+        one_of_each(training.stratum, groups),
+        one_of_each(validation.stratum, request.validation_groups),
     )
     near = training_distances(measures, training, validation, candidates, half, one_each)
     equal = equality(training.X, validation.X, candidates.X)
     set_reason(reason, np.flatnonzero(equal.of_unique), "near copy")
-    drop_copies_and_outliers(near, strata, ordinals, near_copy_quantile, reason, notes)
+    drop_copies_and_outliers(near, strata, ordinals, request.near_copy_quantile, reason, notes)
 
     # Labels, by two classifiers on disjoint halves of the training records.
-    tests_classes = metrics or drop_unsafe
+    tests_classes = request.metrics or drop_unsafe
     score = np.zeros(len(candidates))
     labels = None
-    if purpose != "soft" or tests_classes:
+    if request.purpose != "soft" or tests_classes:
         halves = Halves.of(
-            training, training_keys, training_groups, stratum_class, measures.train, seed,
-            with_filter=purpose != "soft",
+            training, request.training_keys, groups, stratum_class, measures.train, request.seed,
+            with_filter=request.purpose != "soft",
         )  # fmt: skip
         labels = _Labels.of(halves, validation, candidates, stratum_class)
         notes += [
@@ -203,7 +267,7 @@ def filter_records(
             if labels.real[k] is None
         ]
         if halves.filter is not None:
-            set_reason(reason, labels.doubtful(fidelity_quantile), "label")
+            set_reason(reason, labels.doubtful(request.fidelity_quantile), "label")
             score = utility_scores(halves.filter, candidates.X, labels.wanted)
 
     # Values that repeat more often than real ones do.
@@ -217,7 +281,7 @@ def filter_records(
 
     # The wanted number of those that passed; then every class as a whole.
     passed = reason == ""
-    kept = _keep(passed, candidates.stratum, ordinals, score, wanted, purpose)
+    kept = _keep(passed, candidates.stratum, ordinals, score, wanted, request.purpose)
     reason[passed & ~kept] = "surplus"
     shown = np.flatnonzero(
         (wanted > 0) | (np.bincount(candidates.stratum, minlength=len(strata)) > 0)
@@ -229,7 +293,7 @@ def filter_records(
             _Comparison(near, equal, one_each), labels, reason, kept,
         )  # fmt: skip
         results = {
-            s: _test_class(stratum, measures, limits or Limits(), len(shown), metrics=metrics)
+            s: _test_class(stratum, measures, request.limits, len(shown), metrics=request.metrics)
             for s, stratum in classes
         }
     for s, result in results.items():
@@ -256,7 +320,7 @@ def _strata(
     measures: Measures,
     comparison: _Comparison,
     labels: _Labels,
-    reason: NDArray[np.str_],
+    reason: String,
     kept: Bool,
 ) -> Iterator[tuple[int, Stratum]]:
     """The records of each stratum with everything that its tests need."""
@@ -302,7 +366,7 @@ def _test_class(
     )
 
 
-def _repeats(X: NDArray[Any], real: NDArray[Any]) -> Bool:
+def _repeats(X: Array, real: Array) -> Bool:
     """Candidates, in order, that repeat earlier ones more often than real records repeat."""
     if not len(X) or not len(real):
         return np.zeros(len(X), dtype=bool)
@@ -335,40 +399,15 @@ def _class_name(strata: Sequence[str], stratum_class: Int, k: int) -> str:
 
 
 def _info(
-    name: str, own: Bool, passed: Bool, kept: Bool, reason: NDArray[np.str_], result: _ClassResult
+    name: str, own: Bool, passed: Bool, kept: Bool, reason: String, result: _ClassResult
 ) -> ClassFilter:
     return ClassFilter(
         name=name,
         n_candidates=int(own.sum()),
         n_passed=int((passed & own).sum()),
         n_kept=int((kept & own).sum()),
-        reasons=_count_reasons(reason[own]),
+        reasons={why: n for why in REASONS if (n := int((reason[own] == why).sum()))},
         metrics=dict(result.metrics),
         checks=result.checks,
         verdict=result.verdict,
     )
-
-
-def _count_reasons(reason: NDArray[np.str_]) -> dict[str, int]:
-    return {why: n for why in REASONS if (n := int((reason == why).sum()))}
-
-
-def _check(
-    candidates: Labelled,
-    ordinals: Int,
-    wanted: Int,
-    strata: Sequence[str],
-    near_copy_quantile: float,
-    fidelity_quantile: float,
-) -> None:
-    if len(ordinals) != len(candidates) or len(wanted) != len(strata):
-        raise ParameterError(
-            f"expected {len(candidates)} ordinals and {len(strata)} wanted counts; got "
-            f"{len(ordinals)} and {len(wanted)}."
-        )
-    for name, value in (
-        ("near_copy_quantile", near_copy_quantile),
-        ("fidelity_quantile", fidelity_quantile),
-    ):
-        if not 0.0 <= value < 1.0:
-            raise ParameterError(f"{name}={value} is not a share; choose it in [0, 1).")

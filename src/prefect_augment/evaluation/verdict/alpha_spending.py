@@ -12,8 +12,6 @@ from scipy.special import zeta
 
 from prefect_augment.errors import ParameterError
 
-__all__ = ["FAMILYWISE_ERROR", "FIRST", "spent_alpha"]
-
 #: Chance of any false ``proven`` over all looks at a hold-out.
 FAMILYWISE_ERROR = 0.05
 #: The first look spends as much as a single 95 % interval does, so a dataset of one version pays nothing.

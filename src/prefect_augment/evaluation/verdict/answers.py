@@ -22,18 +22,6 @@ from prefect_augment.schema import (
     Verdict,
 )
 
-__all__ = [
-    "Comparison",
-    "first_answer",
-    "losses_by_estimator",
-    "on_synthetic",
-    "price",
-    "side",
-    "what_to_use",
-    "with_controls",
-    "with_safety",
-]
-
 # Scores that fall by less than this are no price worth a word; so many are named.
 LEAST_PRICE, MAX_PRICES = 0.01, 3
 BRIER = "Brier score"  # the only one of which less is better
@@ -162,7 +150,7 @@ def with_safety(verdict: Verdict, privacy: Privacy | None) -> Verdict:
     """Add the third answer, for synthetic records that go out; none where they were not attacked."""
     if privacy is None:
         return verdict
-    answer = {"none shown": "yes, as far as this attack shows", "leak": "no", "gap": "no"}
+    answer = {"none shown": "yes, as far as the attacks show", "leak": "no", "gap": "no"}
     why = privacy.sentence.split(". ")[0].rstrip(".")  # the report has the rest
     safe = f"Safe to publish: {answer.get(privacy.finding, 'not known')}. {why}."
     return verdict.model_copy(update={"answers": (*verdict.answers, safe)})

@@ -13,20 +13,14 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from prefect_augment.array_types import Float, Int
 from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap, units_of
 from prefect_augment.evaluation.metrics.measure_draws import MeasureDraws
 from prefect_augment.evaluation.metrics.measures import Measure
 from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
 from prefect_augment.schema import Interval
-
-__all__ = ["OutOfFold", "pooled"]
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-Bool = NDArray[np.bool_]
 
 # Bootstrap samples in which the choice is repeated; of a scorer that takes milliseconds for each.
 N_CHOICES, N_SLOW_CHOICES = 400, 40

@@ -9,8 +9,6 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.verdict.decision import OnNoGain
 from prefect_augment.schema import Strategy, StrategyScore
 
-__all__ = ["TIE", "StrategyChoice", "choose_strategy", "scale_of", "tie_width"]
-
 SIMPLEST_FIRST = (
     "as_is",
     "threshold",

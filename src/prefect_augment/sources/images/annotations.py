@@ -27,8 +27,6 @@ from prefect_augment.sources.images.metadata import metadata_labels
 from prefect_augment.sources.images.validation import BadImageError, header_of
 from prefect_augment.text import load_yaml
 
-__all__ = ["read_labels"]
-
 Box = tuple[str, list[float]]  # category; x, y, width, height in pixels
 MISSING = "unlabelled: no annotation"
 

@@ -16,20 +16,7 @@ from prefect_augment.shards.image_columns import (
     image_metadata,
     main_image,
 )
-from prefect_augment.sources.images.validation import (
-    looks_like,
-)
-
-__all__ = [
-    "GROUP",
-    "as_image_columns",
-    "find_image_columns",
-    "image_bytes",
-    "image_columns",
-    "is_binary",
-    "main_image",
-    "with_group_column",
-]
+from prefect_augment.sources.images.validation import looks_like
 
 #: The column that ``source.group_pattern`` makes.
 GROUP = "group"

@@ -19,23 +19,6 @@ from prefect_augment.params import Source
 from prefect_augment.shards.image_columns import IMAGE_TYPE, OBJECTS_TYPE, image_metadata
 from prefect_augment.sources.base import Rejected, SourceRecords
 
-__all__ = [
-    "MASKS",
-    "Chosen",
-    "Labels",
-    "Layout",
-    "Member",
-    "choose_records",
-    "class_folders",
-    "ending_of",
-    "is_ignored",
-    "is_image_name",
-    "is_other",
-    "match_segments",
-    "matches",
-    "wanted",
-]
-
 Layout = Literal["folder", "webdataset", "coco", "voc", "yolo"]
 
 SPLIT_NAMES = frozenset({"train", "training", "validation", "valid", "test", "testing", "holdout"})

@@ -13,8 +13,6 @@ from prefect_augment.errors import InputError
 from prefect_augment.params import Source
 from prefect_augment.sources.images.files import SPLIT_NAMES, Labels, Member
 
-__all__ = ["LABEL_FIELDS", "metadata_labels"]
-
 NAMES = ("metadata.csv", "metadata.jsonl")
 FILE_NAME = "file_name"
 LABEL_FIELDS = ("label", "class", "category", "target")

@@ -35,15 +35,6 @@ from prefect_augment.sources.images.validation import BadImageError, header_of, 
 from prefect_augment.storage import sha256_hex
 from prefect_augment.storage.spill import Spill, Workspace
 
-__all__ = [
-    "Folder",
-    "by_folder",
-    "inspect_folder",
-    "read_archive_records",
-    "read_folder",
-    "shown_path",
-]
-
 # Small files from an object store wait for the network, not for a processor.
 READERS = 16
 ANNOTATIONS = frozenset(

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Float32, Int8
 from prefect_augment.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
-
-__all__ = ["THUMB_SIDE", "BadImageError", "ImageCheck", "check_image", "header_of", "looks_like"]
 
 #: Side of the thumbnails that near-duplicates are compared on.
 THUMB_SIDE = 32
@@ -56,7 +54,7 @@ class ImageCheck:
     height: int
     is_animated: bool
     is_rotated: bool  # by its EXIF orientation
-    thumb: NDArray[np.int8]  # upright, gray, centred, max |x| 127; integers, so sums are exact
+    thumb: Int8  # upright, gray, centred, max |x| 127; integers, so sums are exact
 
 
 def looks_like(data: bytes) -> bool:
@@ -147,7 +145,7 @@ def _decode(image: ImageFile.ImageFile) -> int:
     return orientation if orientation in range(1, 9) else UPRIGHT
 
 
-def _thumb(image: Image.Image, orientation: int) -> NDArray[np.int8]:
+def _thumb(image: Image.Image, orientation: int) -> Int8:
     """Return the upright gray thumbnail, centred and scaled to integers."""
     from PIL import Image
 
@@ -176,9 +174,9 @@ def _gray(image: Image.Image) -> Image.Image:
     return image.convert("L")
 
 
-def _upright(orientation: int) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+def _upright(orientation: int) -> Callable[[Float32], Float32]:
     """Return the function that turns an array with this EXIF orientation upright."""
-    steps: dict[int, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
+    steps: dict[int, Callable[[Float32], Float32]] = {
         2: np.fliplr,
         3: lambda a: np.rot90(a, 2),
         4: np.flipud,

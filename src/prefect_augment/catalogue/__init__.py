@@ -1,0 +1,1 @@
+"""A version as regulators and catalogues read it, made from its manifest alone."""

@@ -1,0 +1,184 @@
+"""All pairs of real and synthetic records, compared column by column in bounded memory.
+
+Attacks see records through a *view*: the columns of a table, their ranks, or whole images. A view
+gives differences in each of its parts; from these come distances over any subset of the parts.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from scipy.stats import rankdata
+
+from prefect_augment.array_types import Float32, Int, Int32
+from prefect_augment.evaluation.neighbours import Points, Space
+from prefect_augment.evaluation.threads import single_threaded
+
+BLOCK_VALUES = 4_000_000  # 16 MB of differences at a time
+FARTHEST = 1e6  # of a scaled column: single precision can square it
+N_SPLITS = 6  # into halves, of which each is a subset
+N_SMALL = 6  # pairs and as many threes
+
+
+class View(Protocol):
+    """Records as attacks see them."""
+
+    @property
+    def n_parts(self) -> int:
+        """How many columns there are; 1 for an image."""
+        ...
+
+    @property
+    def n_degrees(self) -> int:
+        """Dimension of the records."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def differences(self, other: Any, rows: slice, /) -> Float32:
+        """Differences to rows of another view, shape (n_parts, len(self), rows), none below 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Columns(View):
+    """A table's records: scaled numbers with their nulls, and level codes."""
+
+    numbers: Float32  # (n, n_numeric)
+    nulls: Float32  # (n, n_numeric) 1 for a null
+    levels: Int32  # (n, n_category)
+
+    @classmethod
+    def of(cls, points: Points, columns: Int) -> "Columns":
+        """These columns of records in a table's feature space; numbers come before categories."""
+        n_numeric = points.numbers.shape[1] // 2
+        numeric, category = columns[columns < n_numeric], columns[columns >= n_numeric]
+        numbers = np.clip(points.numbers[:, numeric], -FARTHEST, FARTHEST)
+        return cls(
+            numbers.astype(np.float32),
+            points.numbers[:, n_numeric + numeric].astype(np.float32),
+            points.levels[:, category - n_numeric],
+        )
+
+    @property
+    def n_parts(self) -> int:
+        """Numeric columns, then categories."""
+        return self.numbers.shape[1] + self.levels.shape[1]
+
+    @property
+    def n_degrees(self) -> int:
+        """Columns."""
+        return self.n_parts
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def differences(self, other: "Columns", rows: slice) -> Float32:
+        """Absolute ones of numbers, 1 more beside a null; 0 or 1 of levels."""
+        n, m = len(self), rows.stop - rows.start
+        differences = np.empty((self.n_parts, n, m), dtype=np.float32)
+        n_numeric = self.numbers.shape[1]
+        for j in range(n_numeric):
+            of = differences[j]
+            np.subtract(self.numbers[:, j, None], other.numbers[None, rows, j], out=of)
+            np.abs(of, out=of)
+            a, b = self.nulls[:, j], other.nulls[rows, j]
+            if a.any() or b.any():
+                of += a[:, None] != b
+        for j in range(self.levels.shape[1]):
+            differences[n_numeric + j] = self.levels[:, j, None] != other.levels[None, rows, j]
+        return differences
+
+    def ranked(self) -> "Columns":
+        """Numbers as their ranks in this set, from 0 to 1; any increasing change of a column keeps them."""
+        if not self.numbers.size:
+            return self
+        ranks = (rankdata(self.numbers, axis=0) - 0.5) / len(self)
+        ranks[self.nulls > 0] = 0.5
+        return Columns(ranks.astype(np.float32), self.nulls, self.levels)
+
+
+@dataclass(frozen=True)
+class Whole(View):
+    """Records with distances as a whole: images."""
+
+    space: Space
+    points: Any
+
+    @property
+    def n_parts(self) -> int:
+        """The image."""
+        return 1
+
+    @property
+    def n_degrees(self) -> int:
+        """Of small images: of the size that Pope et al. 2021, "The Intrinsic Dimension of Images", find."""
+        return 12
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def differences(self, other: "Whole", rows: slice) -> Float32:
+        """The root of the distance, since 1 - correlation grows with the square of a change."""
+        distances = self.space.distances(self.points, other.points[rows])
+        return np.sqrt(np.maximum(distances, 0.0))[None].astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Records of one view compared with those of another."""
+
+    nearest: Float32  # (n_subsets, n) distance to the nearest, over each subset of parts
+    rows: Int  # (n_subsets, n) the nearest one; the first of equals
+    squares: Float32  # (n, m) squared distances over all parts; infinite to itself
+
+
+def compare(a: View, b: View, subsets: Float32) -> Pairs:
+    """Compare all records of ``a`` with those of ``b``; with themselves if both are one object.
+
+    ``subsets``, shape (n_subsets, n_parts), has the weight of each part.
+    """
+    n, m = len(a), len(b)
+    nearest = np.full((len(subsets), n), np.inf, dtype=np.float32)
+    nearest_rows = np.zeros((len(subsets), n), dtype=np.int64)
+    squares = np.empty((n, m), dtype=np.float32)
+    with single_threaded():
+        for rows in _blocks(m, n * (a.n_parts + len(subsets))):
+            differences = a.differences(b, rows).reshape(a.n_parts, -1)
+            distances = (subsets @ differences).reshape(len(subsets), n, rows.stop - rows.start)
+            squares[:, rows] = np.einsum("ij,ij->j", differences, differences).reshape(n, -1)
+            if a is b:
+                own = np.arange(rows.start, rows.stop)
+                distances[:, own, own - rows.start] = np.inf
+                squares[own, own] = np.inf
+            best = distances.argmin(axis=2)
+            values = np.take_along_axis(distances, best[:, :, None], axis=2)[:, :, 0]
+            better = values < nearest
+            nearest[better] = values[better]
+            nearest_rows[better] = best[better] + rows.start
+    return Pairs(nearest, nearest_rows, squares)
+
+
+def _blocks(m: int, values_per_row: int) -> Iterator[slice]:
+    size = max(1, BLOCK_VALUES // max(1, values_per_row))
+    for start in range(0, m, size):
+        yield slice(start, min(start + size, m))
+
+
+def random_subsets(n_parts: int, rng: np.random.Generator) -> Float32:
+    """Subsets of the columns as 0 and 1, shape (n_subsets, n_parts): halves, and random twos and threes.
+
+    The first two are the halves in the columns' order, and each half is followed by its complement.
+    """
+    chosen = []
+    for split in range(N_SPLITS if n_parts > 1 else 0):
+        order = np.arange(n_parts) if split == 0 else rng.permutation(n_parts)
+        chosen += [order[: n_parts // 2], order[n_parts // 2 :]]
+    for size in (2, 3):
+        if size < n_parts:
+            chosen += [rng.permutation(n_parts)[:size] for _ in range(N_SMALL)]
+    subsets = np.zeros((len(chosen), n_parts), dtype=np.float32)
+    for row, parts in zip(subsets, chosen, strict=True):
+        row[parts] = 1.0
+    return subsets
