@@ -206,7 +206,7 @@ def test_an_audit_finds_swapped_labels_and_reads_its_own_rows_alone(
     assert set(recipe.doubted) <= set(data.keys)
     assert set(recipe.doubted.values()) <= {0.25}
     assert sum(recipe.prior_train.values()) == pytest.approx(1.0)
-    listed = pq.read_table(io.BytesIO(audit_list(evaluator.experiment, store)))
+    listed = audit_list(evaluator.experiment, store)
     doubted = listed.filter(listed["doubted"])["aug_id"].to_pylist()
     assert set(doubted) == set(recipe.doubted), "what counts less stands in the list"
     assert all(listed["reason"].to_pylist())

@@ -23,7 +23,7 @@ from prefect_augment.evaluation.metrics.column_shapes import ColumnShape
 from prefect_augment.figures import style as drawing
 from prefect_augment.figures.image_grid import sheet
 from prefect_augment.report.html import render_page
-from prefect_augment.report.json import Neighbour, ReportData, published_schema
+from prefect_augment.report.json import DoubtedLabel, Neighbour, ReportData, published_schema
 from prefect_augment.report.report import (
     build_report,
     markdown_summary,
@@ -219,6 +219,10 @@ def full_report(**changes: Any) -> ReportData:
         "neighbours": (
             Neighbour(HOSTILE, record, {**record, "site <b>": SECRET}, 0.31),
             Neighbour("scratch", record, {"temperature": "3.5"}, float("nan")),
+        ),
+        "doubted": (
+            DoubtedLabel("scratch", HOSTILE, 0.93, {"site <b>": SECRET, "temperature": "3.5"}),
+            DoubtedLabel(HOSTILE, "scratch", 0.91, {"temperature": "17.5"}),
         ),
         "seed": 7,
         "model_kind": "trees",
@@ -531,6 +535,7 @@ def test_a_run_that_did_nothing_still_has_a_page_that_says_so() -> None:
         {"counts_before": {}, "counts_after": {}, "weighted_counts": {}},
         {"columns": (), "seconds": None, "seed": None},
         {"column_shapes": {}, "neighbours": ()},
+        {"doubted": ()},
     ],
     ids=lambda m: ", ".join(m),
 )

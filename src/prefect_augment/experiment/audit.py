@@ -1,11 +1,9 @@
 """The audit of a dataset's real training records: which of them a recipe doubts, and the list of what it found."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from prefect_augment.evaluation.quality.label_audit import (
     LabelAudit,
@@ -82,8 +80,8 @@ def counted_records(recipe: Recipe, experiment: Experiment, store: Store) -> dic
     return dict(zip(data.strata_names, counts.tolist(), strict=True))
 
 
-def audit_list(experiment: Experiment, store: Store) -> bytes:
-    """The records of training and validation that are worth a look, the likeliest label errors first, as Parquet.
+def audit_list(experiment: Experiment, store: Store) -> pa.Table:
+    """The records of training and validation that are worth a look, the likeliest label errors first.
 
     Columns are ``aug_id``, ``label``, ``suggested`` (the most probable other class), ``score`` in [0, 1] of a label
     error, ``doubted`` and ``reason``: a doubted label, values that equal an earlier record's or those of a record
@@ -105,7 +103,7 @@ def audit_list(experiment: Experiment, store: Store) -> bytes:
     listed = np.flatnonzero(np.any([*reasons.values()], axis=0))
     listed = listed[np.argsort(-audit.score[listed], kind="stable")]
     classes = np.array(data.classes)
-    table = pa.table(
+    return pa.table(
         {
             "aug_id": data.keys[listed],
             "label": classes[data.y[listed]],
@@ -115,9 +113,6 @@ def audit_list(experiment: Experiment, store: Store) -> bytes:
             "reason": ["; ".join(text for text, of in reasons.items() if of[i]) for i in listed],
         }
     )
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    return buffer.getvalue()
 
 
 def _open(experiment: Experiment, store: Store) -> TableEvaluator:

@@ -1,6 +1,7 @@
 """The report of a run, built from results and staged records, and staged until it is published."""
 
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -8,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from prefect_augment.augmentation.image_policy import ImagePolicy
 from prefect_augment.augmentation.label_preservation import check_picture, find_check
@@ -21,7 +23,7 @@ from prefect_augment.params import Classic
 from prefect_augment.params.keys import step_key
 from prefect_augment.report.contact_sheets import NEAREST_RULE, picture_sheets
 from prefect_augment.report.drift import drift_since, find_previous
-from prefect_augment.report.json import Neighbour, ReportData
+from prefect_augment.report.json import DoubtedLabel, Neighbour, ReportData
 from prefect_augment.report.report import build_report, markdown_summary
 from prefect_augment.schema import (
     ApprovalDecision,
@@ -47,6 +49,8 @@ from prefect_augment.synthesis.resume import read_training
 Status = Literal["published", "proposed", "refused", "evaluated"]
 
 N_NEIGHBOURS = 3  # per class: enough to see by eye, few enough to read
+MAX_DOUBTED, MAX_DOUBTED_COLUMNS = 20, 30  # the columns that name a record are among them
+MAX_TEXT = 60
 MAX_SHAPES = 12
 SHOWN_COLUMNS = 8  # of a record
 MARKDOWN_SHEETS = 4  # an artifact goes through the API: below a megabyte
@@ -147,6 +151,9 @@ def _draw(
         sheets = picture_sheets(store, info, plan, candidates, pictures=pictures, classic=classic)
     elif candidates is not None and candidates.kept and pictures != "none":
         side_by_side = _side_by_side(store, info, plan, candidates)
+    audit = None
+    if any(s.strategy.family == "clean" for s in release.scores):
+        audit = audit_list(experiment, store)
     data = ReportData(
         title=store.uri.rstrip("/").rsplit("/", 1)[-1],
         label=info.label,
@@ -166,6 +173,7 @@ def _draw(
         not_compared={c.label: c.note for c in plan.classes if not c.compared},
         quarantine=_quarantine(store, info),
         **side_by_side,
+        doubted=_doubted(audit, store, info) if audit is not None and pictures == "real" else (),
         modality=info.modality,
         sheets=sheets,
         pictures=pictures,
@@ -189,8 +197,10 @@ def _draw(
         findings=findings,
     )
     files = build_report(data)
-    if any(s.strategy.family == "clean" for s in release.scores):
-        files["audit.parquet"] = audit_list(experiment, store)
+    if audit is not None:
+        buffer = io.BytesIO()
+        pq.write_table(audit, buffer)
+        files["audit.parquet"] = buffer.getvalue()
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     key = step_key("report", inputs=[digests])
     prefix = f"_staging/report/{key}"
@@ -325,9 +335,27 @@ def _neighbours(
     return tuple(neighbours)
 
 
+def _doubted(audit: pa.Table, store: Store, info: DatasetInfo) -> tuple[DoubtedLabel, ...]:
+    """The likeliest label errors with what the record says."""
+    rows = audit.filter(audit["doubted"]).slice(0, MAX_DOUBTED)
+    shown = [c.name for c in info.columns if c.name != info.label][:MAX_DOUBTED_COLUMNS]
+    records = read_part(store, info, ["training", "validation"], columns=["aug_id", *shown])
+    records = records.take(pc.index_in(rows["aug_id"], value_set=records["aug_id"]))
+    return tuple(
+        DoubtedLabel(
+            label=row["label"],
+            suggested=row["suggested"],
+            score=row["score"],
+            record=_as_text(records, i, shown),
+        )
+        for i, row in enumerate(rows.to_pylist())
+    )
+
+
 def _as_text(table: pa.Table, row: int, columns: Sequence[str]) -> dict[str, str]:
     return {name: _short(table.column(name)[row].as_py()) for name in columns}
 
 
 def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+    text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"

@@ -20,7 +20,7 @@ from prefect_augment import text as formats
 from prefect_augment.evaluation.metrics.column_shapes import ShapeSummary
 from prefect_augment.figures.image_grid import shown_name
 from prefect_augment.report import charts
-from prefect_augment.report.json import Neighbour, ReportData, sheet_files
+from prefect_augment.report.json import ReportData, sheet_files
 from prefect_augment.report.view_model import (
     ORIGINS,
     ClassRow,
@@ -62,6 +62,7 @@ SECTIONS = {
     "calibration": "Calibration",
     "shapes": "Column shapes",
     "neighbours": "Neighbours",
+    "doubted": "Doubted labels",
     "training": "Training curves",
     "privacy": "Privacy",
     "quality": "Data quality",
@@ -322,7 +323,10 @@ def _context(
     data: ReportData, shapes: Sequence[ShapeSummary], by_section: Mapping[str, list[Chart]]
 ) -> dict[str, Any]:
     rows, strategies = class_rows(data), strategy_rows(data)
-    neighbours = data.neighbours[:MAX_NEIGHBOURS] if data.pictures == "real" else ()
+    shows_real = data.pictures == "real"
+    neighbours = data.neighbours[:MAX_NEIGHBOURS] if shows_real else ()
+    doubted = data.doubted if shows_real else ()
+    compared = [side for n in neighbours for side in (n.synthetic, n.real)]
     return {
         "data": data,
         "is_image": data.modality == "image",
@@ -344,7 +348,9 @@ def _context(
         "n_shapes_drawn": min(len(shapes), MAX_SHAPES),
         "max_rows": charts.MAX_ROWS,
         "neighbours": neighbours,
-        "neighbour_columns": _neighbour_columns(data, neighbours),
+        "neighbour_columns": _columns_of(data, compared),
+        "doubted": doubted,
+        "doubted_columns": _columns_of(data, [row.record for row in doubted]),
         "thresholds": _threshold_rows(data, rows),
         "holdout_strategies": _holdout_strategies(data),
         "decisions": _decision_counts(rows),
@@ -389,9 +395,9 @@ def _filter_metrics(data: ReportData) -> list[str]:
     return sorted({name for c in classes for name in c.metrics})
 
 
-def _neighbour_columns(data: ReportData, neighbours: Sequence[Neighbour]) -> list[str]:
-    """Columns in the source's order; others, by name, after them."""
-    occurring = {name for n in neighbours for name in (*n.synthetic, *n.real)}
+def _columns_of(data: ReportData, records: Sequence[Mapping[str, str]]) -> list[str]:
+    """The records' columns in the source's order; others, by name, after them."""
+    occurring = {name for record in records for name in record}
     known = [c.name for c in data.columns if c.name in occurring]
     return [*known, *sorted(occurring.difference(known))]
 

@@ -41,6 +41,16 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
+class DoubtedLabel:
+    """A real record whose label an audit doubts, as text per column."""
+
+    label: str
+    suggested: str  # the most probable other class
+    score: float  # of a label error
+    record: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything that a report can show; :class:`ReportInfo` describes the fields.
 
@@ -68,6 +78,7 @@ class ReportData:
     # Values of single records: summaries are shown as far as pictures allows.
     column_shapes: Mapping[str, ColumnShape] = field(default_factory=dict)
     neighbours: tuple[Neighbour, ...] = ()  # shown only where pictures is "real"
+    doubted: tuple[DoubtedLabel, ...] = ()  # shown only where pictures is "real"
     modality: Modality = "table"
     # PNG per class of images, in the page's order; drawn without real images unless pictures allows.
     sheets: Mapping[str, bytes] = field(default_factory=dict)
@@ -106,6 +117,15 @@ class NeighbourRow(Result):
     synthetic: dict[str, str]
     real: dict[str, str]
     distance: float
+
+
+class DoubtedRow(Result):
+    """A real record whose label an audit doubts."""
+
+    label: str
+    suggested: str = Field(description="the most probable other class")
+    score: float = Field(description="of a label error, in [0, 1]")
+    record: dict[str, str]
 
 
 class ShapeRow(Result):
@@ -152,6 +172,7 @@ class ReportInfo(Findings):
     rare_classes: tuple[str, ...] = Field(description="that shapes is of")
     shapes: tuple[ShapeRow, ...]
     neighbours: tuple[NeighbourRow, ...]
+    doubted: tuple[DoubtedRow, ...] = Field(description="the likeliest; audit.parquet has all")
     modality: Literal["table", "image"]
     sheets: dict[str, str] = Field(description="class -> file of its pictures")
     pictures: Literal["real", "synthetic", "none"] = Field(

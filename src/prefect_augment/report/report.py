@@ -80,7 +80,7 @@ def report_info(data: ReportData, shapes: tuple[ShapeSummary, ...]) -> dict[str,
     info["shapes"] = shapes
     info["sheets"] = sheet_files(data)
     if data.pictures != "real":
-        info["neighbours"] = ()
+        info["neighbours"] = info["doubted"] = ()
     info["schema_version"] = SCHEMA_VERSION
     plain = _plain(info)
     assert isinstance(plain, dict)
