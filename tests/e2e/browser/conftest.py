@@ -8,6 +8,8 @@ in `params.py` does not break a test.
 import contextlib
 import json
 import os
+import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,17 +104,27 @@ class Ui:
 
     def submit(self) -> UUID:
         """Submit the form and go to the page of the run that it made."""
-        submit = self.page.get_by_role("button", name="Submit")
-        self.page.wait_for_timeout(1000)  # a click while the form still redraws itself is lost
-        for _ in range(5):
-            with self.page.expect_response("**/create_flow_run", timeout=90_000) as created:
-                submit.click()
-            if created.value.status != 503:  # sqlite was locked; the form asks to try again
-                break
-        assert created.value.ok, created.value.text()
-        run_id = UUID(created.value.json()["id"])
+        created = self.press(self.page.get_by_role("button", name="Submit"), "**/create_flow_run")
+        run_id = UUID(created.json()["id"])
         self.open_run(run_id)
         return run_id
+
+    def press(self, button: Any, path: str) -> Any:
+        """Press a button, again while the server is busy, and return the response to its request.
+
+        Prefect reads, checks what was given, then writes, in one transaction. Where somebody else has
+        written in between, sqlite gives up, the server answers 503 and the page asks to try again.
+        """
+        until = time.monotonic() + RUN_MS / 1000
+        self.page.wait_for_timeout(1000)  # a click while the form still redraws itself is lost
+        while True:
+            with self.page.expect_response(path, timeout=90_000) as answered:
+                button.click()
+            if answered.value.status != 503 or time.monotonic() > until:
+                break
+            self.page.wait_for_timeout(random.uniform(100, 1500))
+        assert answered.value.ok, answered.value.text()
+        return answered.value
 
     # --- a run ---
 

@@ -105,14 +105,8 @@ def answer(dialog: Any, decision: str, comment: str) -> None:
 
 
 def send(ui: Any, dialog: Any) -> None:
-    """Resume the run, and wait for its end; where sqlite was locked the dialog stays and is sent again."""
-    ui.page.wait_for_timeout(1000)  # a click while the form still redraws itself is lost
-    for _ in range(5):
-        with ui.page.expect_response("**/resume", timeout=90_000) as resumed:
-            dialog.get_by_role("button", name="Resume").click()
-        if resumed.value.status != 503:
-            break
-    assert resumed.value.ok, resumed.value.text()
+    """Resume the run, and wait for its end."""
+    ui.press(dialog.get_by_role("button", name="Resume"), "**/resume")
     dialog.wait_for(state="hidden")
     ui.wait_for_state("Completed")
 
