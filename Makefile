@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # A file stays in one process, for what its tests share; tests/conftest.py puts the longest files first.
 SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 # These wait for servers, schedules and kills part of their time.
-WAITING := -n 4 --dist loadfile --no-loadscope-reorder
+WAITING := -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test slow e2e faults lint bench schema docs dist clean

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -138,6 +138,8 @@ class Server:
             "HOME": str(home),
         }
         self._processes: list[Process] = []
+        self._clients = ExitStack()
+        self._client: SyncPrefectClient | None = None
         self.barriers = home / "barriers"
         self.barriers.mkdir()
 
@@ -174,6 +176,7 @@ class Server:
 
     def close(self) -> None:
         """End everything that was started here."""
+        self._clients.close()
         for process in reversed(self._processes):
             with suppress(psutil.NoSuchProcess, subprocess.TimeoutExpired):
                 process.kill()
@@ -250,9 +253,10 @@ class Server:
 
     @contextmanager
     def client(self) -> Iterator[SyncPrefectClient]:
-        """Open a client of this server."""
-        with SyncPrefectClient(self.api_url) as client:
-            yield client
+        """Give the client of this server, which is made once: it costs more than what is asked."""
+        if self._client is None:
+            self._client = self._clients.enter_context(SyncPrefectClient(self.api_url))
+        yield self._client
 
     # --- runs ---
 
