@@ -7,28 +7,21 @@ by itself, in a batch of any size.
 import numpy as np
 
 from prefect_augment.array_types import Float, Float32, Int, Uint64
+from prefect_augment.storage.keys import GOLDEN, mixed
 
 BLOCK = 1 << 20  # numbers computed at once, in about 40 MiB
-_GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
-
-
-def _mix(z: Uint64) -> Uint64:
-    """Output function of splitmix64 (Steele, Lea & Flood 2014, OOPSLA)."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
 
 
 def record_keys(seeds: Int) -> Uint64:
     """Key of each record: its seed mixed, so that neighbouring seeds have unrelated numbers."""
-    return _mix(np.asarray(seeds, np.int64).view(np.uint64) + np.uint64(_GOLDEN))
+    return mixed(np.asarray(seeds, np.int64).view(np.uint64) + np.uint64(GOLDEN))
 
 
 def uniform(keys: Uint64, counter: int) -> Float:
     """Number ``counter`` (from 0) of each record, uniform in [0, 1) with 53 bits."""
-    step = np.uint64(_GOLDEN * (counter + 1) & _MASK)
-    return (_mix(keys + step) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    step = np.uint64(GOLDEN * (counter + 1) & _MASK)
+    return (mixed(keys + step) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def normal(keys: Uint64, n_values: int, start: int = 0) -> Float32:
@@ -48,8 +41,8 @@ def normal(keys: Uint64, n_values: int, start: int = 0) -> Float32:
 
 def _normal(keys: Uint64, n_values: int, start: int) -> Float:
     n_pairs = (n_values + 1) // 2
-    counters = np.arange(start + 1, start + 2 * n_pairs + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
-    bits = _mix(keys[:, None] + counters) >> np.uint64(11)
+    counters = np.arange(start + 1, start + 2 * n_pairs + 1, dtype=np.uint64) * np.uint64(GOLDEN)
+    bits = mixed(keys[:, None] + counters) >> np.uint64(11)
     # In (0, 1], because log(0) is infinite.
     uniforms = ((bits + np.uint64(1)).astype(np.float64) * 2.0**-53).reshape(len(keys), n_pairs, 2)
     radius = np.sqrt(-2.0 * np.log(uniforms[..., 0]))
@@ -62,4 +55,4 @@ def _normal(keys: Uint64, n_values: int, start: int) -> Float:
 def seeds_from(key: int, start: int, n: int) -> Int:
     """Numbers ``start`` to ``start + n - 1`` of the seed sequence ``key``, all distinct."""
     counters = np.arange(start + 1, start + n + 1, dtype=np.uint64)
-    return _mix(np.uint64(key) + counters * np.uint64(_GOLDEN)).view(np.int64)
+    return mixed(np.uint64(key) + counters * np.uint64(GOLDEN)).view(np.int64)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.steps import experiment_of
 
+from prefect_augment.augmentation import base
 from prefect_augment.augmentation.base import augment
 from prefect_augment.errors import ParameterError
 from prefect_augment.ingest.ingest import ingest
@@ -288,3 +289,36 @@ def test_too_much_memory_leaves_no_outcome(
     with pytest.raises(ParameterError, match="max_memory_mib allows 64"):
         run(dataset, balance_plan, store, {"rare": 10**7}, Classic(max_memory_mib=64))
     assert store.list() == before
+
+
+@pytest.mark.parametrize("method", ["smote", "borderline", "jitter"])
+def test_records_of_a_large_table_are_made_from_a_sample_that_the_notes_name(
+    dataset: DatasetRef,
+    balance_plan: BalancePlan,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+) -> None:
+    def made() -> DatasetRef:
+        classic = Classic(table=method)  # type: ignore[arg-type]
+        return augment(
+            dataset, plan=balance_plan, counts={"rare": 90}, classic=classic, seed=0, store=store
+        )
+
+    whole = made()
+    monkeypatch.setattr(base, "MAX_STARTS", 60)
+    sampled = made()
+    assert sampled.key != whole.key
+    info = load_info(sampled, store)
+    assert sampled.n_records == 90
+    parents = set(read_part(store, info, ["train"])["aug_parent"].to_pylist())
+    rare = [
+        row["aug_id"]
+        for part in ("training", "validation")
+        for row in read_part(store, load_info(dataset, store), [part]).to_pylist()
+        if row["kind"] == "rare"
+    ]
+    assert len(parents) < len(rare)
+    assert parents <= set(rare)
+    assert "of 208 training and validation records" in info.notes[-1]
+    assert not load_info(whole, store).notes

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.steps import experiment_of, publish_parts, release_of
 
+from prefect_augment.encoding.subsample import read_parts
 from prefect_augment.errors import ParameterError
 from prefect_augment.experiment import confirmation, diagnostics
 from prefect_augment.experiment.confirmation import confirm
@@ -90,13 +91,13 @@ def compared(dataset: DatasetRef, planned: BalancePlan, store: Store) -> tuple[V
     """The verdict, and every reading of the hold-out that it took."""
     reads: list[Any] = []
 
-    def counting(where: Store, info: Any, parts: Any, columns: Any = None) -> pa.Table:
+    def counting(where: Store, info: Any, parts: Any, **options: Any) -> list[pa.Table]:
         reads.append(list(parts))
-        return read_part(where, info, parts, columns)
+        return read_parts(where, info, parts, **options)
 
     choice = Choice(chosen=WEIGHTS, baseline=WEIGHTS, as_is=AS_IS, model=None, scores={}, reason="")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(confirmation, "read_part", counting)
+        patch.setattr(confirmation, "read_parts", counting)
         found = confirm(asked(dataset, planned), choice, [], store)
     return found, [parts for parts in reads if "holdout" in parts]
 
@@ -122,12 +123,12 @@ def test_a_look_is_counted_before_the_hold_out_is_read(
     look = compared[0].look
     assert (look.number, look.n_holdout, look.level) == (1, compared[0].n_holdout, 0.95)
 
-    def killed(where: Store, info: Any, parts: Any, columns: Any = None) -> pa.Table:
+    def killed(where: Store, info: Any, parts: Any, **options: Any) -> list[pa.Table]:
         if "holdout" in parts:
             raise KeyboardInterrupt
-        return read_part(where, info, parts, columns)
+        return read_parts(where, info, parts, **options)
 
-    monkeypatch.setattr(confirmation, "read_part", killed)
+    monkeypatch.setattr(confirmation, "read_parts", killed)
     other = Choice(chosen=AS_IS, baseline=AS_IS, as_is=AS_IS, model=None, scores={}, reason="")
     experiment = asked(dataset, planned)
     with pytest.raises(KeyboardInterrupt):

@@ -53,14 +53,14 @@ def evaluate_file(
         label="state",
         holdout_uri=str(folder / "holdout.parquet") if holdout else "",
     )
-    read_part, parts = verdict.read_part, list[str]()
+    read_parts, parts = verdict.read_parts, list[str]()
 
-    def counted(store: Any, info: Any, wanted: Any, *rest: Any) -> pa.Table:
+    def counted(store: Any, info: Any, wanted: Any, **options: Any) -> list[pa.Table]:
         parts.extend(wanted)
-        return read_part(store, info, wanted, *rest)
+        return read_parts(store, info, wanted, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verdict, "read_part", counted)
+        patch.setattr(verdict, "read_parts", counted)
         result = evaluate.fn(
             source=source,
             synthetic=str(synthetic),

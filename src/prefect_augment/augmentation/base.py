@@ -9,6 +9,7 @@ Copies of images are made in :mod:`~.write_images`.
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +19,10 @@ from prefect_augment.augmentation.smote import SmoteRecords, random_oversample_i
 from prefect_augment.augmentation.smote_neighbours import start_weights, stratum_seed
 from prefect_augment.augmentation.text import is_learnable, text_changer, with_texts
 from prefect_augment.augmentation.write_images import make_image_copies
-from prefect_augment.encoding.arrays import Matrix, training_matrix
+from prefect_augment.encoding.arrays import TRAINED_ON, Matrix, training_matrix
 from prefect_augment.encoding.rare_values import RareValues, without_rare_levels
 from prefect_augment.encoding.record_ids import derived_ids
+from prefect_augment.encoding.subsample import Sample
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Classic, Quality
 from prefect_augment.params.keys import step_key
@@ -34,6 +36,8 @@ SHARD_RECORDS, SHARD_BYTES = 1_000_000, 128 * 1024 * 1024
 # Identifiers follow from each record's place in its stratum. Synthetic candidates take the first
 # places, several times as many as planned; classic records start beyond, so identifiers are unique.
 CANDIDATES_PER_PLANNED = 64
+# Real records of a table that new ones are made from: what a search for neighbours holds in memory.
+MAX_STARTS = 200_000
 
 
 def augment(
@@ -60,7 +64,10 @@ def augment(
     source = load_info(dataset, store)
     _check(requested, plan, classic, source.modality)
     # Of the plan only the strata and the first free place matter; its amounts come as counts.
-    inputs = [dataset.key, requested, [entry.name for entry in plan.classes], _first_place(plan)]
+    inputs: list[Any] = [dataset.key, requested, [entry.name for entry in plan.classes]]
+    inputs.append(_first_place(plan))
+    if source.modality == "table" and _n_real(source) > MAX_STARTS:
+        inputs.append(MAX_STARTS)
     quality = quality or Quality()
     key = step_key("augment", {"classic": classic, "quality": quality}, inputs=inputs, seed=seed)
     stage = Stage(store, "augment", key)
@@ -114,7 +121,9 @@ def _make(
             "the source holds free text alone, and new records would be empty; set classic.text='light', or name a "
             "classic.text_plugin."
         )
-    data = _to_interpolate(training_matrix(stage.store, source, plan), classic, least, seed)
+    sample = _sample(classic, seed)
+    matrix = training_matrix(stage.store, source, plan, sample)
+    data = _to_interpolate(matrix, classic, least, seed)
     names = [entry.name for entry in plan.classes]
     records = make_records(
         data.X,
@@ -139,7 +148,20 @@ def _make(
         max_bytes=SHARD_BYTES,
     )
     notes = tuple(f"{names[code]}: {note}" for code, note in sorted(records.notes.items()))
+    if len(data.y) < (n_real := _n_real(source)):
+        rule = "as many of each class, rarer ones whole" if sample.equal else "each class's share"
+        made_from = f"made from {len(data.y):,} of {n_real:,} training and validation records"
+        notes += (f"{made_from}, chosen by their ids and the seed: {rule}.",)
     return stage.info_of(source, shards, part="classic", notes=notes)
+
+
+def _sample(classic: Classic, seed: int) -> Sample:
+    """Where new records start. Borderline-SMOTE and ADASYN look at the classes around, so frequencies stay."""
+    return Sample(MAX_STARTS, seed, equal=classic.table not in ("borderline", "adasyn"))
+
+
+def _n_real(source: DatasetInfo) -> int:
+    return sum(s.n_records for s in source.shards if s.split in TRAINED_ON)
 
 
 def _to_interpolate(data: Matrix, classic: Classic, least: int, seed: int) -> Matrix:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from prefect_augment.array_types import Array, Bool, Float, Int, String
 from prefect_augment.encoding.strata import table_strata
+from prefect_augment.encoding.subsample import ALL, Sample, read_parts
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import ParameterError
 from prefect_augment.params.keys import canonical_json
@@ -20,6 +21,7 @@ from prefect_augment.shards.base import label_names
 from prefect_augment.shards.staged import read_part
 from prefect_augment.storage import Store
 
+TRAINED_ON = ("training", "validation")  # parts
 N_FOLDS = 5
 N_FEWER_FOLDS = 3  # where a budget does not allow five
 # With fewer validation records in the rarest compared class, chance decides, and strategies are compared by folds
@@ -73,9 +75,13 @@ def by_columns(plan: BalancePlan) -> tuple[str, ...]:
 
 def training_table(store: Store, info: DatasetInfo) -> tuple[pa.Table, Bool]:
     """Return training and validation, sorted by key, and which of them are validation; the hold-out is not read."""
-    parts = [read_part(store, info, [part]) for part in ("training", "validation")]
-    table = pa.concat_tables(parts)
-    is_validation = np.repeat([False, True], [part.num_rows for part in parts])
+    return by_key(*(read_part(store, info, [part]) for part in TRAINED_ON))
+
+
+def by_key(training: pa.Table, validation: pa.Table) -> tuple[pa.Table, Bool]:
+    """Return both, sorted by key, and which of them are validation."""
+    table = pa.concat_tables([training, validation])
+    is_validation = np.repeat([False, True], [training.num_rows, validation.num_rows])
     order = pc.sort_indices(table, sort_keys=[("aug_id", "ascending")])
     return table.take(order), is_validation[order.to_numpy()]
 
@@ -112,16 +118,22 @@ def shared_fields(
 
 
 # All strategies of a run read the same records, some from several threads.
-_recent: OrderedDict[tuple[str, str, bytes], Any] = OrderedDict()
+_recent: OrderedDict[tuple[str, str, bytes, Sample], Any] = OrderedDict()
 _recent_lock = Lock()
 MAX_RECENT = 2
 
 R = TypeVar("R", bound=Records)
 
 
-def recent(store: Store, info: DatasetInfo, plan: BalancePlan, read: Callable[[], R]) -> R:
-    """Return the training records, read once for all strategies of a run."""
-    key = (store.uri, info.digest + info.key, canonical_json(list(plan.classes)))
+def recent(
+    store: Store,
+    info: DatasetInfo,
+    plan: BalancePlan,
+    read: Callable[[], R],
+    sample: Sample = ALL,
+) -> R:
+    """Return the training records, or a sample of them, read once for all strategies of a run."""
+    key = (store.uri, info.digest + info.key, canonical_json(list(plan.classes)), sample)
     with _recent_lock:
         if key not in _recent:
             _recent[key] = read()
@@ -160,17 +172,21 @@ class Matrix(Records):
         return np.asarray(self.encoder.n_levels, dtype=np.int64)
 
 
-def training_matrix(store: Store, info: DatasetInfo, plan: BalancePlan) -> Matrix:
-    """Return training and validation in matrix form, sorted by key; only they fit the encoder."""
+def training_matrix(
+    store: Store, info: DatasetInfo, plan: BalancePlan, sample: Sample = ALL
+) -> Matrix:
+    """Return training and validation, or a sample of them, in matrix form, sorted by key.
+
+    Only they fit the encoder.
+    """
 
     def read() -> Matrix:
-        table, is_validation = training_table(store, info)
-        encoder = TableEncoder.fit(
-            table, columns=info.columns, label=info.label, by=by_columns(plan)
-        )
+        by = by_columns(plan)
+        table, is_validation = by_key(*read_parts(store, info, TRAINED_ON, by=by, sample=sample))
+        encoder = TableEncoder.fit(table, columns=info.columns, label=info.label, by=by)
         return to_matrix(table, info=info, plan=plan, encoder=encoder, is_validation=is_validation)
 
-    return recent(store, info, plan, read)
+    return recent(store, info, plan, read, sample)
 
 
 def to_matrix(

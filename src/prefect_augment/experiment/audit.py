@@ -39,7 +39,10 @@ def has_doubted_labels(
     as_is = [score for score in first if score.strategy.family == "as_is"]
     if experiment.dataset.modality == "image" or not as_is:
         return False
-    known = evidence(open_evaluator(store, experiment), as_is, store)
+    evaluator = open_evaluator(store, experiment)
+    if evaluator.is_sampled:  # a recipe names what it doubts, and most records are not looked at
+        return False
+    known = evidence(evaluator, as_is, store)
     if known is None:
         return False
     (predicted,) = known.predictions.values()

@@ -14,7 +14,8 @@ from functools import cached_property
 import numpy as np
 
 from prefect_augment.array_types import Array, Bool, Float
-from prefect_augment.encoding.arrays import Labelled, Matrix, Records
+from prefect_augment.encoding.arrays import Labelled, Matrix, Records, by_columns
+from prefect_augment.encoding.subsample import read_parts
 from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.privacy.holdout_leaks import holdout_leaks
@@ -24,7 +25,9 @@ from prefect_augment.experiment.evaluator import (
     Evaluator,
     Synthetic,
     chosen_measure,
+    compared_sample,
     kept_synthetic,
+    sampled_note,
 )
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.looks import Looks
@@ -42,7 +45,6 @@ from prefect_augment.schema import (
     StrategyScore,
     Verdict,
 )
-from prefect_augment.shards.staged import read_part
 from prefect_augment.storage import Stage, Store
 
 logger = logging.getLogger(__name__)
@@ -87,7 +89,15 @@ def _confirm(
     data = evaluator.records
     looks = Looks(store, evaluator.info)
     look = looks.take(stage.key)  # before the hold-out is read
-    holdout = Holdout.of(evaluator, read_part(store, evaluator.info, ["holdout"]))
+    (table,) = read_parts(
+        store,
+        evaluator.info,
+        ["holdout"],
+        by=by_columns(evaluator.plan),
+        sample=compared_sample(experiment),
+    )
+    holdout = Holdout.of(evaluator, table)
+    del table
     records, is_external = holdout.records, choice.chosen.family == "external"
     if is_external and experiment.candidates is not None:
         measure_external(evaluator, records, store)  # of this one reading
@@ -138,6 +148,9 @@ def _confirm(
         verdict = verdict.model_copy(update=nothing)
     for leak in leaks:
         logger.warning("%s", leak)
+    if sampled := sampled_note(evaluator, records):
+        logger.info("%s", sampled)
+        verdict = verdict.model_copy(update={"reasons": (*verdict.reasons, sampled)})
     stage.item(
         DIAGNOSTICS,
         HoldoutResult,

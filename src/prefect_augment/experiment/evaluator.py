@@ -7,6 +7,7 @@ needs torch.
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from prefect_augment.array_types import Array, Float, Int
 from prefect_augment.encoding.arrays import (
+    TRAINED_ON,
     FilterOutcome,
     FilterRequest,
     Labelled,
@@ -24,6 +26,7 @@ from prefect_augment.encoding.arrays import (
     by_columns,
 )
 from prefect_augment.encoding.strata import table_strata
+from prefect_augment.encoding.subsample import LEAST_OF_CLASS, Sample
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.metrics.chosen_measure import measure_of
 from prefect_augment.evaluation.metrics.measures import Measure
@@ -123,6 +126,15 @@ class Evaluator(ABC):
     def plain_space(self, X: Array) -> Space:
         """A space of distances that does not depend on which records trained anything."""
 
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the records are a sample of a larger dataset's."""
+        return bool(sampled_note(self))
+
+    def with_model_records(self) -> "Evaluator":
+        """Itself, with the training records that the run's model has seen where its own are another sample."""
+        return self
+
     @abstractmethod
     def filter(self, query: "FilterQuery") -> FilterOutcome:
         """Check candidates against real records."""
@@ -152,6 +164,34 @@ def kept_synthetic(
         evaluator.encode(table),
         np.array([index[s] for s in strata], dtype=np.int64),
         table[SHARE].to_numpy() if share_column else None,
+    )
+
+
+def compared_sample(experiment: Experiment) -> Sample:
+    """The records that strategies are compared on: of larger tables a sample that keeps the class frequencies."""
+    return Sample(experiment.max_compared, experiment.params.seed, equal=False)
+
+
+def sampled_note(evaluator: Evaluator, holdout: Records | None = None) -> str:
+    """How many records of a larger table were compared, as a sentence; empty where it was all of them."""
+    if not evaluator.experiment.max_compared:
+        return ""
+    used: dict[tuple[str, ...], Records] = {TRAINED_ON: evaluator.records}
+    if holdout is not None:
+        used["holdout",] = holdout
+    n_of = Counter[str]()
+    for shard in evaluator.info.shards:
+        n_of[shard.split] += shard.n_records
+    sampled = [
+        f"{len(records.y):,} of {n:,} {' and '.join(parts)} records"
+        for parts, records in used.items()
+        if len(records.y) < (n := sum(n_of[part] for part in parts))
+    ]
+    if not sampled:
+        return ""
+    return (
+        f"Strategies were compared on {' and '.join(sampled)}, chosen by their ids and the seed: as many of each class "
+        f"as its share, and at least {LEAST_OF_CLASS:,} where it has them."
     )
 
 

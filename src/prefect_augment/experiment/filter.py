@@ -31,12 +31,13 @@ def _filter(experiment: Experiment, candidates: DatasetRef, stage: Stage) -> Fil
     if not sampled.shards:
         return _nothing_to_filter(stage, params.quality)
     evaluator = open_evaluator(store, experiment)
-    data, info = evaluator.records, evaluator.info
+    seen = evaluator.with_model_records()
+    data, info = seen.records, evaluator.info
     table = read_shards(store, sampled.shards)
     names = {name: i for i, name in enumerate(data.strata_names)}
     strata = np.array([names[s] for s in table["aug_stratum"].to_pylist()], dtype=np.int64)
     ordinals = table["aug_ordinal"].to_numpy()
-    outcome = evaluator.filter(
+    outcome = seen.filter(
         FilterQuery(
             training=np.flatnonzero(~data.is_validation),
             validation=np.flatnonzero(data.is_validation),

@@ -57,7 +57,7 @@ def measure(experiment: Experiment, drawn: DatasetRef, store: Store) -> Privacy:
     stage = _stage(store, experiment.dataset, filtered, "validation")
 
     def attack() -> Privacy:
-        evaluator = open_evaluator(store, experiment)
+        evaluator = open_evaluator(store, experiment).with_model_records()
         data = evaluator.records
         return _measured(
             evaluator,

@@ -20,13 +20,17 @@ from prefect_augment.array_types import Array, Float, Int
 from prefect_augment.encoding.arrays import (
     N_FOLDS,
     SMALL_VALIDATION,
+    TRAINED_ON,
     FilterOutcome,
     Labelled,
     Matrix,
+    by_columns,
+    by_key,
     to_matrix,
     training_matrix,
 )
 from prefect_augment.encoding.rare_values import RareValues
+from prefect_augment.encoding.subsample import read_parts, read_training_records, sample_rows
 from prefect_augment.evaluation.classifiers.bagging import Bagged, bags, n_bags
 from prefect_augment.evaluation.classifiers.base import Estimator
 from prefect_augment.evaluation.classifiers.own_estimator import estimator_infos, fit_own
@@ -40,6 +44,7 @@ from prefect_augment.experiment.evaluator import (
     FilterQuery,
     Synthetic,
     best_first,
+    compared_sample,
     filter_request,
     groups_of,
     rarest_in_validation,
@@ -59,7 +64,6 @@ from prefect_augment.synthesis.draw import candidate_seeds
 from prefect_augment.synthesis.model_store import table_spec
 from prefect_augment.synthesis.rejection import Rules, draw_kept
 from prefect_augment.synthesis.soft_labels import Ensemble, expand, learn, out_of_fold, relabel
-from prefect_augment.synthesis.subsample import sample_rows
 from prefect_augment.synthesis.train import fit_model
 from prefect_augment.synthesis.training_budget import effective_budget
 
@@ -73,7 +77,9 @@ SEEDLESS = ("boosting", "logistic", "lightgbm", "xgboost")  # estimators that dr
 
 def open_evaluator(store: Store, info: DatasetInfo, experiment: Experiment) -> "TableEvaluator":
     """The evaluator of a staged table."""
-    return TableEvaluator(experiment, info, training_matrix(store, info, experiment.plan))
+    sample = compared_sample(experiment)
+    records = training_matrix(store, info, experiment.plan, sample)
+    return TableEvaluator(experiment, info, records, store)
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ class TableEvaluator(Evaluator):
     """Matrices, compared by the estimators in ``evaluation.estimators``."""
 
     records: Matrix
+    store: Store
 
     @property
     def estimators(self) -> tuple[str, ...]:
@@ -240,6 +247,28 @@ class TableEvaluator(Evaluator):
     def plain_space(self, X: Float) -> FeatureSpace:
         """The filter's distance, scaled by these records."""
         return FeatureSpace.of(X, self.records.is_category)
+
+    def with_model_records(self) -> "TableEvaluator":
+        """Itself, with the training records that the run's model has seen where its own are another sample.
+
+        A copy of a record that is not there would pass for new.
+        """
+        if not self.is_sampled or isinstance(self.params.model, NoModel):
+            return self
+        model_class = load_model_class(self.params.model, modality="table")
+        most = getattr(model_class, "max_training_records", 0)
+        by, seed = by_columns(self.plan), self.params.seed
+        training, _ = read_training_records(self.store, self.info, by=by, most=most, seed=seed)
+        sample = compared_sample(self.experiment)
+        _, validation = read_parts(self.store, self.info, TRAINED_ON, by=by, sample=sample)
+        table, is_validation = by_key(training, validation)
+        encoder = self.records.encoder
+        return replace(
+            self,
+            records=to_matrix(
+                table, info=self.info, plan=self.plan, encoder=encoder, is_validation=is_validation
+            ),
+        )
 
     def filter(self, query: FilterQuery) -> FilterOutcome:
         """Distances over the columns, labels by boosting, domains by the encoder."""

@@ -15,6 +15,7 @@ from prefect_augment.augmentation.image_policy import ImagePolicy
 from prefect_augment.augmentation.label_preservation import check_picture, find_check
 from prefect_augment.encoding.arrays import by_columns
 from prefect_augment.encoding.pixels import DECODING_RULE
+from prefect_augment.encoding.subsample import Sample, read_parts
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.evaluation.metrics.column_shapes import ColumnShape, column_values
 from prefect_augment.evaluation.neighbours import FeatureSpace
@@ -42,7 +43,7 @@ from prefect_augment.schema import (
     software_versions,
 )
 from prefect_augment.shards.base import label_names, read_shard
-from prefect_augment.shards.staged import load_info, read_part
+from prefect_augment.shards.staged import load_info
 from prefect_augment.storage import Stage, Store, read_result
 from prefect_augment.synthesis.resume import read_training
 
@@ -52,6 +53,7 @@ N_NEIGHBOURS = 3  # per class: enough to see by eye, few enough to read
 MAX_DOUBTED, MAX_DOUBTED_COLUMNS = 20, 30  # the columns that name a record are among them
 MAX_TEXT = 60
 MAX_SHAPES = 12
+MAX_SHOWN = 200_000  # training records that synthetic ones are shown beside
 SHOWN_COLUMNS = 8  # of a record
 MARKDOWN_SHEETS = 4  # an artifact goes through the API: below a megabyte
 # The page's charts that say most for their bytes; shown in the order of these names.
@@ -274,7 +276,8 @@ def _side_by_side(
 ) -> dict[str, Any]:
     """Fields of the report that compare synthetic with real records of a table."""
     synthetic = pa.concat_tables([read_shard(store, shard.path) for shard in candidates.kept])
-    training = read_part(store, info, ["training"])
+    by, sample = by_columns(plan), Sample(MAX_SHOWN, 0)
+    (training,) = read_parts(store, info, ["training"], by=by, sample=sample)
     # With soft labels records of every class are drawn.
     wanted = [c.label for c in plan.classes if c.n_synthetic and c.target > c.n_real]
     rare = tuple(dict.fromkeys(wanted))

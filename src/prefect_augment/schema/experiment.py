@@ -14,6 +14,10 @@ from prefect_augment.params.run import Budget, RunParams
 from prefect_augment.schema.base import BalancePlan, DatasetRef, FilterResult, Interval, Result
 from prefect_augment.schema.comparison import Difference, Strategy
 
+# Records that strategies of a table are compared on, of training and validation together, and as many of the hold-out.
+# With more, chance no longer decides, and a comparison takes hours.
+MAX_COMPARED = 200_000
+
 
 class Experiment(Result):
     """The object that the steps of one comparison share.
@@ -33,6 +37,11 @@ class Experiment(Result):
     plan: BalancePlan
     params: RunParams = RunParams()
     candidates: FilterResult | None = None
+
+    @property
+    def max_compared(self) -> int:
+        """Most records that strategies are compared on; 0 for images: all of them."""
+        return 0 if self.dataset.modality == "image" else MAX_COMPARED
 
     def with_model(self, model: ModelParams) -> "Experiment":
         """Return the experiment with another generative model."""
@@ -56,8 +65,10 @@ class Experiment(Result):
         ``step`` is a name of :data:`~prefect_augment.params.keys.STEPS`; ``inputs`` are what it reads besides
         dataset, plan and candidates; ``seed`` is the run's by default.
         """
-        read = [self.dataset.key, self.dataset.digest, self.plan.identity]
+        read: list[Any] = [self.dataset.key, self.dataset.digest, self.plan.identity]
         read += [self.candidates.key if self.candidates else "", *inputs]
+        if self.max_compared and self.dataset.n_records > self.max_compared:
+            read.append({"max_compared": self.max_compared})
         seed = self.params.seed if seed is None else seed
         return step_key(step, self.params, inputs=read, seed=seed)
 

@@ -20,6 +20,8 @@ KEY = np.dtype("S16")
 
 HEX_AT_ONCE = 1 << 14  # keys that are text twice at a time
 
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio, the step of splitmix64
+
 Keys = Array
 
 
@@ -233,6 +235,13 @@ def hash_ids(ids: pa.StringArray | pa.ChunkedArray) -> Uint64:
     words = np.frombuffer("".join(texts).encode(), dtype=np.uint64).reshape(-1, 4)
     hashes = np.zeros(len(texts), dtype=np.uint64)
     for i in range(4):
-        hashes = (hashes ^ words[:, i]) * np.uint64(0x9E3779B97F4A7C15)
+        hashes = (hashes ^ words[:, i]) * np.uint64(GOLDEN)
         hashes ^= hashes >> np.uint64(29)
     return hashes
+
+
+def mixed(z: Uint64) -> Uint64:
+    """Output function of splitmix64 (Steele, Lea & Flood 2014, OOPSLA)."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

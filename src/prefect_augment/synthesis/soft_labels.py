@@ -15,6 +15,7 @@ import pyarrow as pa
 from prefect_augment.array_types import Float, Int
 from prefect_augment.encoding.arrays import Matrix
 from prefect_augment.encoding.record_ids import derived_ids
+from prefect_augment.encoding.subsample import sample_rows
 from prefect_augment.evaluation.classifiers.soft_label_ensemble import (
     Teacher,
     fit_teacher,
@@ -24,7 +25,6 @@ from prefect_augment.evaluation.classifiers.soft_label_ensemble import (
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
 from prefect_augment.schema import BalancePlan
 from prefect_augment.storage.keys import hash_ids
-from prefect_augment.synthesis.subsample import sample_rows
 
 # Column of kept records: the weight of a row.
 SHARE = "aug_share"

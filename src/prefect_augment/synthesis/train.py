@@ -13,6 +13,7 @@ from prefect_augment.array_types import Bool
 from prefect_augment.encoding.images import ImageEncoder
 from prefect_augment.encoding.rare_values import MIN_LEVEL_RECORDS, RareValues, without_rare_levels
 from prefect_augment.encoding.strata import table_strata
+from prefect_augment.encoding.subsample import n_training_records, read_training_records
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.encoding.values import plain
 from prefect_augment.errors import EmptyClassError, ParameterError
@@ -36,7 +37,6 @@ from prefect_augment.storage.spill import give_back
 from prefect_augment.synthesis.model_store import Encoder, image_spec, keep_model, table_spec
 from prefect_augment.synthesis.resume import CurveRecorder, Resume
 from prefect_augment.synthesis.reuse import find_previous, keep_training
-from prefect_augment.synthesis.subsample import n_training_records, read_training_records
 from prefect_augment.synthesis.training_budget import (
     announce,
     calibrate,

@@ -8,6 +8,14 @@ import pyarrow as pa
 import pytest
 from support.steps import experiment_of
 
+from prefect_augment.encoding import subsample
+from prefect_augment.encoding.subsample import (
+    Sample,
+    read_parts,
+    read_training_records,
+    sample_rows,
+    sample_sizes,
+)
 from prefect_augment.errors import MissingExtraError
 from prefect_augment.params import AutoencoderModel, Budget, ModelParams, TreesModel
 from prefect_augment.registry import load_model_class, model_kinds
@@ -15,7 +23,6 @@ from prefect_augment.schema import DatasetRef
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Store
 from prefect_augment.storage.keys import hash_ids
-from prefect_augment.synthesis.subsample import read_training_records, sample_rows, sample_sizes
 from prefect_augment.synthesis.train import train
 
 
@@ -123,3 +130,49 @@ def test_every_model_of_tables_has_a_limit(kind: str) -> None:
     except MissingExtraError as exc:
         pytest.skip(str(exc))
     assert 50_000 <= model_class.max_training_records <= 1_000_000
+
+
+PARTS = ("training", "validation")
+
+
+def shares_of(names: list[str]) -> dict[str, float]:
+    found, counts = np.unique(names, return_counts=True)
+    return dict(zip(found.tolist(), (counts / len(names)).tolist(), strict=True))
+
+
+def test_a_sample_to_compare_on_keeps_the_class_frequencies(
+    store: Store, releases: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = releases.source_table(2000)
+    names = np.array(["common"] * 1600 + ["rare"] * 390 + ["single"] * 10)
+    table = table.set_column(table.column_names.index("label"), "label", pa.array(names))
+    ref = releases.stage_dataset(store, table, key="frequencies", shard_records=300)
+    info = load_info(ref, store)
+    monkeypatch.setattr(subsample, "LEAST_OF_CLASS", 5)
+    sample = Sample(400, 1, equal=False)
+    training, validation = read_parts(store, info, PARTS, by=(), sample=sample)
+    assert 400 <= training.num_rows + validation.num_rows <= 410
+    assert 0.2 < validation.num_rows / 400 < 0.3, "a quarter, as of all"
+    labels = [*training["label"].to_pylist(), *validation["label"].to_pylist()]
+    shares = shares_of(labels)
+    assert shares["common"] == pytest.approx(0.8, abs=0.05)
+    assert shares["rare"] == pytest.approx(0.195, abs=0.05)
+    assert labels.count("single") >= 5, "no class is lost to its share"
+    turned = info.model_copy(update={"shards": info.shards[::-1]})
+    again = read_parts(store, turned, PARTS, by=(), sample=sample)
+    assert [t.sort_by("aug_id").to_pylist() for t in again] == [
+        t.sort_by("aug_id").to_pylist() for t in (training, validation)
+    ]
+    other = read_parts(store, info, PARTS, by=(), sample=sample._replace(seed=2))
+    assert set(other[0]["aug_id"].to_pylist()) != set(training["aug_id"].to_pylist())
+
+
+def test_the_parts_of_a_table_within_the_limit_come_as_they_are(
+    store: Store, dataset: DatasetRef
+) -> None:
+    info = load_info(dataset, store)
+    parts = read_parts(store, info, PARTS, by=(), sample=Sample(560, 0, equal=False))
+    assert [t.num_rows for t in parts] == [420, 140]
+    assert all(
+        t.equals(read_part(store, info, [part])) for t, part in zip(parts, PARTS, strict=True)
+    )

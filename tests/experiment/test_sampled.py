@@ -1,0 +1,141 @@
+"""Tables above the limit are compared on a sample, which the verdict names."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.steps import experiment_of
+
+from prefect_augment.encoding.arrays import Labelled
+from prefect_augment.encoding.subsample import read_training_records
+from prefect_augment.experiment.audit import has_doubted_labels
+from prefect_augment.experiment.confirmation import confirm
+from prefect_augment.experiment.evaluator import FilterQuery
+from prefect_augment.experiment.evaluators import open_evaluator
+from prefect_augment.experiment.score import choose, score
+from prefect_augment.experiment.table_evaluator import TableEvaluator
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.params import Classic, Evaluation, NoModel, RunParams, Source, TreesModel
+from prefect_augment.plan.plan import plan
+from prefect_augment.plan.strategies import make_strategies
+from prefect_augment.registry import load_model_class
+from prefect_augment.schema import DatasetRef, Experiment, experiment as experiment_module
+from prefect_augment.shards.staged import load_info
+from prefect_augment.storage import Store
+
+EVALUATION = Evaluation(estimators=["logistic"], n_seeds=1, n_bootstrap=100)
+MOST = 400
+
+
+@pytest.fixture(scope="module")
+def store(memory_store: Store) -> Store:
+    return memory_store
+
+
+@pytest.fixture(scope="module")
+def dataset(
+    store: Store, make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory
+) -> DatasetRef:
+    path = tmp_path_factory.mktemp("source") / "records.parquet"
+    pq.write_table(make_table(counts={"ok": 1300, "worn": 500, "lost": 200}), path)
+    return ingest(Source(uri=str(path), label="state"), store=store, seed=0)
+
+
+def asked(dataset: DatasetRef, store: Store, *, trees: bool = False) -> Experiment:
+    params = {"model": TreesModel() if trees else NoModel(), "evaluation": EVALUATION}
+    found = plan(dataset, RunParams(**params), store, compares=False)
+    return experiment_of(dataset, found, **params)
+
+
+@pytest.fixture
+def limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment_module, "MAX_COMPARED", MOST)
+
+
+def test_the_limit_is_in_the_keys_of_larger_tables_alone(
+    dataset: DatasetRef, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = asked(dataset, store)
+    assert wanted.max_compared > dataset.n_records
+    before = wanted.key("score")
+    assert not open_evaluator(store, wanted).is_sampled
+    monkeypatch.setattr(experiment_module, "MAX_COMPARED", dataset.n_records)
+    assert wanted.key("score") == before
+    monkeypatch.setattr(experiment_module, "MAX_COMPARED", MOST)
+    assert wanted.key("score") != before
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("limited")
+def test_a_large_table_is_compared_on_a_sample_that_the_verdict_names(
+    dataset: DatasetRef, store: Store
+) -> None:
+    wanted = asked(dataset, store)
+    evaluator = open_evaluator(store, wanted)
+    data = evaluator.records
+    assert evaluator.is_sampled
+    # The limit, and up to a third of it of a class that is rarer than a third.
+    assert MOST <= len(data.y) <= MOST + MOST // 3
+    assert 0.1 < data.is_validation.mean() < 0.3
+    strategies = [
+        s
+        for s in make_strategies("table", model=None, classic=Classic())
+        if s.family in ("as_is", "threshold", "weights")
+    ]
+    strategies = [s.model_copy(update={"amount": 1.0}) for s in strategies]
+    scores = [score(wanted, s, 0, store) for s in strategies]
+    verdict = confirm(wanted, choose(scores), scores, store)
+    n_holdout = sum(s.n_records for s in load_info(dataset, store).shards if s.split == "holdout")
+    assert n_holdout <= MOST, "the hold-out is within the limit"
+    (said,) = [reason for reason in verdict.reasons if "were compared on" in reason]
+    assert f"{len(data.y):,} of 1,600 training and validation records" in said
+    assert "by their ids and the seed" in said
+    assert "hold-out" not in said
+
+
+@pytest.mark.usefixtures("limited")
+def test_cleaning_is_not_tried_on_a_sample(tmp_path: Path, store: Store) -> None:
+    """The recipe would doubt the sampled records alone."""
+    rng = np.random.default_rng(0)
+    rare = np.arange(600) % 5 == 0
+    x, y = rng.normal(size=600) + 8 * rare, rare ^ (rng.random(600) < 0.05)
+    table = pa.table({"x": x, "state": np.where(y, "rare", "common")})
+    pq.write_table(table, tmp_path / "records.parquet")
+    source = Source(uri=str(tmp_path / "records.parquet"), label="state")
+    wanted = asked(ingest(source, store=store, seed=0), store)
+    as_is = make_strategies("table", model=None, classic=Classic())[0]
+    assert open_evaluator(store, wanted).is_sampled
+    assert not has_doubted_labels(wanted, [score(wanted, as_is, 0, store)], store)
+
+
+@pytest.mark.usefixtures("limited")
+def test_copies_are_looked_for_among_the_records_that_the_model_has_seen(
+    dataset: DatasetRef, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison's sample lacks most of them."""
+    monkeypatch.setattr(load_model_class(TreesModel()), "max_training_records", 450)
+    wanted = asked(dataset, store, trees=True)
+    info = load_info(dataset, store)
+    own = open_evaluator(store, wanted)
+    assert isinstance(own, TableEvaluator)
+    seen = own.with_model_records()
+    records, _ = read_training_records(store, info, by=(), most=450, seed=0)
+    training = ~seen.records.is_validation
+    assert set(seen.records.keys[training]) == set(records["aug_id"].to_pylist())
+    assert set(seen.records.keys[~training]) == set(own.records.keys[own.records.is_validation])
+    assert (np.sort(seen.records.keys) == seen.records.keys).all()
+    k = own.records.strata_names.index("lost")
+    unknown = ~np.isin(seen.records.keys, own.records.keys)
+    copies = seen.records.X[training & unknown & (seen.records.strata == k)]
+    assert len(copies) > 20, "rare classes are learnt whole"
+    query = FilterQuery(
+        training=np.flatnonzero(training),
+        validation=np.flatnonzero(~training),
+        candidates=Labelled(copies, np.full(len(copies), k)),
+        ordinals=np.arange(len(copies)),
+        seed=0,
+    )
+    assert (seen.filter(query).reason == "near copy").mean() > 0.9
