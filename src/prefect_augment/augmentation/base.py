@@ -150,8 +150,8 @@ def _make(
     notes = tuple(f"{names[code]}: {note}" for code, note in sorted(records.notes.items()))
     if len(data.y) < (n_real := _n_real(source)):
         rule = "as many of each class, rarer ones whole" if sample.equal else "each class's share"
-        made_from = f"made from {len(data.y):,} of {n_real:,} training and validation records"
-        notes += (f"{made_from}, chosen by their ids and the seed: {rule}.",)
+        sampled = f"made from {len(data.y):,} of {n_real:,} training and validation records"
+        notes += (f"{sampled}, chosen by their ids and the seed: {rule}.",)
     return stage.info_of(source, shards, part="classic", notes=notes)
 
 
