@@ -21,15 +21,25 @@ def test_estimate_grows_with_everything_it_counts() -> None:
         "n_estimators": 2,
         "n_model_strategies": 0,
     }
-    least = estimate(**base)
+    limit = 200_000
+    least = estimate(**base, max_compared=limit)
     for name, value in base.items():
-        more = estimate(**{**base, name: 2 * value + 1})
+        more = estimate(**{**base, name: 2 * value + 1}, max_compared=limit)
         assert (more.seconds, more.memory_bytes, more.output_bytes) > (
             least.seconds,
             least.memory_bytes,
             least.output_bytes,
         ), name
     assert least.output_bytes == pytest.approx(550_000 + 400_000)
+    large, larger = (
+        estimate(**base | {"n_records": n, "n_bytes": 50 * n}, max_compared=limit)
+        for n in (10**6, 10**7)
+    )
+    assert larger.memory_bytes == pytest.approx(large.memory_bytes, rel=0.01), (
+        "a sample is compared"
+    )
+    assert larger.seconds > large.seconds
+    assert larger.output_bytes > 9 * large.output_bytes
 
 
 def test_training_is_estimated_as_it_was_measured() -> None:

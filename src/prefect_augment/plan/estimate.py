@@ -34,6 +34,7 @@ def estimate(
     n_seeds: int,  # of the best two strategies and of the confirmation
     n_estimators: int,
     n_model_strategies: int,
+    max_compared: int,  # records that strategies are compared on
 ) -> Estimate:
     """Rough needs of a run on a table, right within a factor of about three.
 
@@ -42,12 +43,14 @@ def estimate(
     there are more than two; all else follows from counts.
     """
     n_trained = n_records + n_added
+    share = min(1.0, max_compared / max(1, n_records))
     n_values = n_trained * n_columns
+    n_compared = share * n_values
     n_trees = n_classes if n_classes > 2 else 1
     boosting = n_trees**_TREES_POWER * (
-        _TREE_SECONDS + _TREE_COLUMN_SECONDS * n_columns + _TREE_VALUE_SECONDS * n_values
+        _TREE_SECONDS + _TREE_COLUMN_SECONDS * n_columns + _TREE_VALUE_SECONDS * n_compared
     )
-    logistic = _LOGISTIC_VALUE_SECONDS * n_values * n_classes
+    logistic = _LOGISTIC_VALUE_SECONDS * n_compared * n_classes
     n_scored = (
         n_strategies * n_folds + _N_FINALISTS * (n_seeds - 1) * n_folds + _N_FINALISTS * n_seeds
     )
@@ -57,7 +60,7 @@ def estimate(
     return Estimate(
         seconds=round(_START_SECONDS + _VALUE_SECONDS * n_values + fits, 1),
         output_bytes=round(n_bytes + record_bytes * n_added) + _REPORT_BYTES,
-        memory_bytes=_START_BYTES + 4 * n_bytes + _COPIES * 8 * n_values,
+        memory_bytes=round(_START_BYTES + share * 4 * n_bytes + _COPIES * 8 * n_compared),
     )
 
 

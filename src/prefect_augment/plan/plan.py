@@ -60,6 +60,7 @@ from prefect_augment.schema import (
     Experiment,
     Strategy,
 )
+from prefect_augment.schema.experiment import MAX_COMPARED
 from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.storage import Store
 from prefect_augment.synthesis.train import why_no_image_model
@@ -379,6 +380,7 @@ def _estimate(
         n_seeds=evaluation.n_seeds,
         n_estimators=len(evaluation.estimators),
         n_model_strategies=sum(strategy.has_model for strategy in strategies),
+        max_compared=MAX_COMPARED,
     )
 
 
