@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "building $(VENV): a few minutes at the first time"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install --constraint constraints.txt setuptools
-	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev,images,torch,s3,azure,gcs,sql,delta,iceberg,lance,excel]'
+	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev,images,torch,s3,azure,gcs,sql,delta,iceberg,lance,excel,dask,ray]'
 	@touch $@
 
 demo: setup ## rebalance the built-in table and images, end to end

@@ -19,6 +19,7 @@ from prefect_augment.flows._stopping import stoppable_run
 from prefect_augment.loading.encoder import staged_encoder
 from prefect_augment.params import (
     AutoModel,
+    Compute,
     Destination,
     Encoder,
     MstModel,
@@ -34,6 +35,7 @@ from prefect_augment.shards.staged import load_info
 from prefect_augment.storage import contains
 from prefect_augment.tasks._blocks import storage_options
 from prefect_augment.tasks._display import STEPS, dataset_slug, run_progress
+from prefect_augment.tasks._engines import open_engine
 from prefect_augment.tasks._limits import check_crashes, destination_lease
 from prefect_augment.tasks._runtime import open_destination, open_root, run, run_log
 from prefect_augment.tasks.augment import check_image_policy
@@ -66,8 +68,11 @@ def running(
     steps: Sequence[str] = tuple(STEPS),
     job: str = "",
     source: str = "",
-) -> Iterator[None]:
+    compute: Compute = Compute(),
+) -> Iterator[int]:
     """Show the run's log lines and one progress bar of these steps, stop endless restarts, hold the destination.
+
+    Tasks inside run where ``compute`` says. Yields how many of them may run at the same time.
 
     ``publishes`` is False for a run that only inspects or stages; it waits for no other run. OpenLineage hears of the
     ``job``, if it has a name, and of its ``source``.
@@ -79,7 +84,7 @@ def running(
         if publishes:
             stack.enter_context(destination_lease(destination.uri))
         stack.enter_context(run_progress(destination.uri, steps))
-        yield
+        yield stack.enter_context(open_engine(compute))
 
 
 def check_parameters(

@@ -38,6 +38,7 @@ from prefect_augment.plan.strategies import EXTERNAL, make_strategies
 from prefect_augment.report.run_summary import summarise, with_external
 from prefect_augment.schema import Experiment, Findings, Release, RunResult
 from prefect_augment.tasks._display import STEPS, run_progress
+from prefect_augment.tasks._engines import open_engine
 from prefect_augment.tasks._events import emit_refused
 from prefect_augment.tasks._runtime import conclude, open_root, run, run_log
 from prefect_augment.tasks.compare import (
@@ -80,7 +81,7 @@ def evaluate(
         evaluation: How strategies are compared, and whether a run without a gain fails.
         quality: Limits per record and class, and whether a run with a leak fails.
         report: What may be seen in the report.
-        compute: How many workers.
+        compute: Where tasks run, and how many at the same time.
         seed: Seed of everything random.
     """
     started = time.monotonic()
@@ -95,7 +96,11 @@ def evaluate(
         evaluation=check_estimators(evaluation), quality=quality, report=report, seed=seed,
     )  # fmt: skip
     steps = [step for step in STEPS if step not in ("compare models", "train", "sample", "publish")]
-    with run_log(), run_progress(destination.uri, steps):
+    with (
+        run_log(),
+        run_progress(destination.uri, steps),
+        open_engine(compute) as workers,
+    ):
         check_encoder(encoder, destination)
         dataset = run(ingest_dataset, source, destination, seed=seed)
         check_modality(params.evaluation, dataset.modality)
@@ -120,15 +125,13 @@ def evaluate(
         strategies = make_strategies(
             dataset.modality, model=None, classic=classic, encoder=bool(encoder.uri)
         )
-        search = search_strategies(baselines, strategies, workers=compute.workers)
+        search = search_strategies(baselines, strategies, workers=workers)
         # Whoever made the records may have seen validation, so they are compared on the hold-out alone.
         best = run(choose_strategy, search.scores)
         choice = best.model_copy(update={"chosen": EXTERNAL, "model": EXTERNAL})
         confirms = baselines.model_copy(update={"candidates": filtered}).with_seeds(search.n_seeds)
         tuned = run(score_strategy, experiment, EXTERNAL, 0)
-        verdict = run(
-            confirm_choice, confirms, choice, [*search.scores, tuned], workers=compute.workers
-        )
+        verdict = run(confirm_choice, confirms, choice, [*search.scores, tuned], workers=workers)
         # Of the records that the verdict has read the hold-out for.
         privacy = stored_privacy(store, dataset, filtered)
         release = Release(

@@ -88,7 +88,7 @@ def rebalance(
         approval: Whether somebody has to say yes before anything is published.
         publish: What is written.
         report: What may be seen in the report.
-        compute: How many workers.
+        compute: Where tasks run, and how many at the same time.
         seed: Seed of everything random; the same input, parameters and seed give the same bytes.
         plan_only: Show the plan and an estimate; train and publish nothing.
         label: The column that holds the class, where the source does not name it.
@@ -107,7 +107,14 @@ def rebalance(
     destination = default_destination(destination, source)
     steps = ("ingest",) if plan_only else tuple(STEPS)
     job = "" if plan_only else "rebalance"
-    with running(destination, publishes=not plan_only, steps=steps, job=job, source=source.uri):
+    with running(
+        destination,
+        publishes=not plan_only,
+        steps=steps,
+        job=job,
+        source=source.uri,
+        compute=compute,
+    ) as workers:
         if approval.ask and not plan_only:
             announce(approval)
         prepare_destination(destination, params.publish)
@@ -119,8 +126,8 @@ def rebalance(
             return conclude(result, experiment.dataset)
         check_before_work(experiment)
         first = compare_first(experiment)
-        synthesis = synthesize(experiment, workers=compute.workers)
-        comparison = compare(synthesis, first, workers=compute.workers)
+        synthesis = synthesize(experiment, workers=workers)
+        comparison = compare(synthesis, first, workers=workers)
         models = (synthesis.model,) if synthesis.model else ()
         release = _release(synthesis.experiment, comparison).model_copy(
             update={"models": models, "requested": as_json(params, source, destination, approval)}

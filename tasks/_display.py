@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, cast
 from uuid import UUID
@@ -61,7 +62,11 @@ def in_run() -> bool:
 class _Bar:
     """The bar of one run: the step at work, since when the run works, and how long it may still take."""
 
+    artifact: UUID | None = None
+    is_lent = False
+
     def __init__(self, steps: Sequence[str], show: Progress) -> None:
+        self.steps = tuple(steps)
         ends = list(accumulate(STEPS.get(step, 10) for step in steps))
         starts = [0, *ends]
         self._span = {s: (starts[i] / ends[-1], ends[i] / ends[-1]) for i, s in enumerate(steps)}
@@ -71,6 +76,18 @@ class _Bar:
         self._text = "starting"
         self._stop = threading.Event()
         self._shown = threading.Lock()
+
+    @classmethod
+    def of_lent(cls, lent: "LentBar", show: Progress) -> "_Bar":
+        """The bar of a run elsewhere, as far as that had come."""
+        bar = cls(lent.steps, show)
+        bar._done, bar._started = lent.done, time.monotonic() - lent.seconds
+        return bar
+
+    def as_lent(self) -> "LentBar":
+        """What a worker needs to go on with it."""
+        assert self.artifact is not None
+        return LentBar(self.artifact, self.steps, self._done, time.monotonic() - self._started)
 
     def move(self, step: str, fraction: float, text: str) -> None:
         """Go to a place in a step; a bar never goes back."""
@@ -100,9 +117,13 @@ class _Bar:
         while not self._stop.wait(BEAT_SECONDS):
             self.show()
 
+    def stop(self) -> None:
+        """Show nothing more by itself."""
+        self._stop.set()
+
     def end(self, text: str) -> None:
         """Show the last state."""
-        self._stop.set()
+        self.stop()
         with self._shown:
             self._show(self._done, f"{text} after {duration(time.monotonic() - self._started)}")
 
@@ -134,15 +155,15 @@ def run_progress(uri: str, steps: Sequence[str] = tuple(STEPS)) -> Iterator[None
         artifact = cast("UUID", create_progress_artifact(0.0, key=key, description="starting"))
 
     def show(done: float, text: str) -> None:
-        if artifact is not None:
+        if artifact is not None and not bar.is_lent:
             _update(artifact, done, text)
         if listener is not None:
             listener(done, text)
 
     bar = _Bar(steps, show)
+    bar.artifact = artifact
     token = _bar.set(bar)
-    thread = threading.Thread(target=copy_context().run, args=(bar.beat,), daemon=True)
-    thread.start()
+    _start_beating(bar)
     ended = "stopped"
     try:
         yield
@@ -151,6 +172,52 @@ def run_progress(uri: str, steps: Sequence[str] = tuple(STEPS)) -> Iterator[None
     finally:
         _bar.reset(token)
         bar.end(ended)
+
+
+def _start_beating(bar: _Bar) -> None:
+    thread = threading.Thread(target=copy_context().run, args=(bar.beat,), daemon=True)
+    thread.start()
+
+
+@dataclass(frozen=True)
+class LentBar:
+    """The run's bar as it is sent to a worker, which alone moves it for the time of a task."""
+
+    artifact: UUID
+    steps: tuple[str, ...]
+    done: float
+    seconds: float  # since the run started
+
+
+@contextmanager
+def lend_bar() -> Iterator[LentBar | None]:
+    """Yield the run's bar for a worker; None where it has no artifact, which workers could reach."""
+    bar = _bar.get()
+    if bar is None or bar.artifact is None:
+        yield None
+        return
+    bar.is_lent = True
+    try:
+        yield bar.as_lent()
+    finally:
+        bar.is_lent = False
+
+
+@contextmanager
+def borrowed_bar(lent: LentBar | None) -> Iterator[None]:
+    """Move the run's bar from a worker."""
+    if lent is None:
+        yield
+        return
+    artifact = lent.artifact
+    bar = _Bar.of_lent(lent, lambda done, text: _update(artifact, done, text))
+    token = _bar.set(bar)
+    _start_beating(bar)
+    try:
+        yield
+    finally:
+        bar.stop()
+        _bar.reset(token)
 
 
 @contextmanager

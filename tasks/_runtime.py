@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from contextvars import copy_context
+from copy import copy
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.futures import PrefectFuture
 from prefect.logging.handlers import APILogHandler
 from prefect.states import Completed
 from tenacity import (
@@ -41,12 +41,16 @@ from prefect_augment.storage import Store, keep_apart, open_published, open_stor
 from prefect_augment.storage.workspace import POINTER
 from prefect_augment.tasks._blocks import storage_options
 from prefect_augment.tasks._display import (
+    LentBar,
     artifact_key,
+    borrowed_bar,
     dataset_slug,
     in_run,
+    lend_bar,
     markdown_artifact,
     progress,
 )
+from prefect_augment.tasks._engines import Engine, again_if_lost, engine, plain_call
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -80,8 +84,45 @@ _patiently = Retrying(
 
 
 def run(task: Task[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a task as a task inside a flow run, and as its plain function elsewhere."""
-    return task(*args, **kwargs) if in_run() else _patiently(task.fn, *args, **kwargs)
+    """Run a task as a task inside a flow run, and as its plain function elsewhere; on the run's engine."""
+    opened = engine()
+    if opened is None:
+        return task(*args, **kwargs) if in_run() else _patiently(task.fn, *args, **kwargs)
+    with lend_bar() as lent:
+        return _run_on(opened, task, lent, *args, **kwargs)
+
+
+def _run_on(
+    opened: Engine, task: Task[P, T], lent: LentBar | None, *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Run a task on a worker, which moves the run's bar where that is lent to it."""
+
+    def call() -> T:
+        done: T
+        if in_run():
+            done = _for_worker(task, lent).submit(*args, **kwargs).result()
+        else:
+            done = plain_call(opened, _patiently, task.fn, *args, **kwargs)
+        return done
+
+    return again_if_lost(opened, task.name, call)
+
+
+def _for_worker(task: Task[P, T], lent: LentBar | None) -> Task[P, T]:
+    """The task as a worker runs it: with the run's bar, and its log lines sent before it ends."""
+    fn = task.fn
+
+    @wraps(fn)
+    def on_worker(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            with borrowed_bar(lent):
+                return fn(*args, **kwargs)
+        finally:
+            APILogHandler().flush()  # a local cluster ends its workers with the run
+
+    sent = copy(task)
+    sent.fn = on_worker
+    return sent
 
 
 @dataclass(frozen=True)
@@ -101,30 +142,25 @@ def call(task: Task[P, T], *args: P.args, **kwargs: P.kwargs) -> Call[T]:
 def run_each(calls: Sequence[Call[T]], *, workers: int, step: str) -> list[T]:
     """Make the calls, at most ``workers`` at the same time; return their results in order.
 
-    ``step`` is what the progress bar calls them.
-
-    The window is not the task runner's: ``workers`` is a parameter of the run, and a flow's runner is
-    fixed before its parameters are known.
+    ``step`` is what the progress bar calls them. Each waits in a thread of its own, wherever it works.
     """
-    with progress(step) as report:
-        if not in_run():
-            with ThreadPoolExecutor(workers) as pool:
-                pending: list[Future[T]] = [
-                    pool.submit(
-                        copy_context().run, _patiently, one.task.fn, *one.args, **one.kwargs
-                    )
-                    for one in calls
-                ]
-                for i, _ in enumerate(as_completed(pending), 1):
-                    report(i / len(calls), f"{i} of {len(calls)}")
-                return [one.result() for one in pending]
-        futures: list[PrefectFuture[T]] = []
-        for i, one in enumerate(calls):
-            if i >= workers:
-                futures[i - workers].wait()
-                report((i - workers + 1) / len(calls), f"{i - workers + 1} of {len(calls)}")
-            futures.append(one.task.submit(*one.args, **one.kwargs))
-        return [future.result() for future in futures]
+    if not calls:
+        return []
+    opened = engine()
+    with progress(step) as report, ThreadPoolExecutor(workers) as pool:
+        pending: list[Future[T]] = []
+        for one in calls:
+            make = run if opened is None else partial(_run_on, opened)
+            args = (one.task, *one.args) if opened is None else (one.task, None, *one.args)
+            pending.append(pool.submit(copy_context().run, partial(make, *args, **one.kwargs)))
+        try:
+            for i, done in enumerate(as_completed(pending), 1):
+                done.result()
+                report(i / len(calls), f"{i} of {len(calls)}")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # what waits is not started
+            raise
+        return [one.result() for one in pending]
 
 
 # --- log ----------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ class _Settings(Params):
     report: Report | None = None
     """Whether the report shows records."""
     compute: Compute | None = None
-    """How many workers."""
+    """Where tasks run, and how many at the same time."""
     seed: int = 0
     """Seed of everything random; the same input, parameters and seed give the same bytes."""
 

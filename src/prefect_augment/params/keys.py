@@ -96,7 +96,7 @@ UNUSED: dict[str, str] = {
     "approval": "who has to agree",
     "answer": "lowered amounts are in the recipe, an input of the version",
     "publish.export": "a copy of the version",
-    "compute": "how many tasks run at the same time",
+    "compute": "where tasks run, and how many at the same time",
     "output.uri": "where the result goes",
     "output.storage_block": "how that is opened",
 }

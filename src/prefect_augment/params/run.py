@@ -210,10 +210,25 @@ class Report(Params):
 
 
 class Compute(Params):
-    """How many workers; changes the time a run takes, and its bytes only with budget.minutes."""
+    """Where tasks run, and how many at the same time. It changes bytes only with budget.minutes."""
 
-    workers: int = Field(default=2, ge=1, le=256)
-    """Strategies scored and shards written at the same time."""
+    engine: Literal["threads", "processes", "dask", "ray"] = "threads"
+    """threads of the flow's own process; processes of its machine; a Dask or Ray cluster (extras dask and ray)."""
+    address: Location = ""
+    """Of a running cluster, whose workers see source and destination: tcp://host:8786 (Dask), ray://host:10001, or
+    auto (Ray on this machine). Empty: a cluster of this machine, for the run alone."""
+    workers: int = Field(default=0, ge=0, le=256)
+    """Tasks at the same time, such as strategies that are scored. 0: two, or with an address all that its workers
+    can do."""
+
+    @model_validator(mode="after")
+    def _address_of_a_cluster(self) -> "Compute":
+        if self.address and self.engine not in ("dask", "ray"):
+            raise ValueError(
+                f"address is {self.address!r} and engine is {self.engine!r}, which has none; set engine to 'dask' or "
+                "'ray', or leave the address out."
+            )
+        return self
 
 
 class RunParams(Params):

@@ -1,0 +1,119 @@
+"""Where tasks run: threads, processes, Dask and Ray give the same bytes, and a run's page shows the same."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from uuid import UUID
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.client.schemas.objects import Artifact, Log, TaskRun
+
+from prefect_augment.flows.rebalance import rebalance
+from prefect_augment.params import (
+    Budget,
+    Compute,
+    Destination,
+    Evaluation,
+    Quality,
+    Source,
+    TreesModel,
+)
+
+pytestmark = pytest.mark.flow
+ENGINES = ("processes", "dask", "ray")
+# What the flow itself does are subflows and tasks without data: none of them.
+STEPS = {
+    "ingest_dataset", "plan_balance", "score_strategy", "pilot_strategy", "train_model", "sample_classes",
+    "filter_candidates", "measure_privacy", "choose_strategy", "confirm_choice", "write_report", "publish_dataset",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shared_source(
+    make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory
+) -> Source:
+    path = tmp_path_factory.mktemp("engines") / "in.parquet"
+    pq.write_table(make_table(), path)
+    return Source(uri=str(path), label="state")
+
+
+def run(source: Source, folder: Path, compute: Compute) -> UUID:
+    """Make a short run, and return its id."""
+    state = rebalance(
+        source=source,
+        destination=Destination(uri=str(folder)),
+        model=TreesModel(),
+        budget=Budget(steps=20),
+        quality=Quality(labels="hard"),
+        evaluation=Evaluation(
+            n_seeds=2, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"
+        ),
+        compute=compute,
+        return_state=True,
+    )
+    assert state.is_completed(), state.message
+    run_id: UUID = state.state_details.flow_run_id
+    return run_id
+
+
+def published(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted((folder / "data").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def of_one_thread(
+    prefect_harness: None, shared_source: Source, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("engines") / "out"
+    run(shared_source, folder, Compute(workers=1))
+    return published(folder)
+
+
+def what_a_page_shows(run_id: UUID) -> tuple[list[Artifact], list[Log], list[TaskRun]]:
+    with get_client(sync_client=True) as client:
+        artifacts = client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+        )
+        tasks: list[TaskRun] = []
+        for _ in range(60):  # Prefect sends log lines and states in batches
+            logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id])))
+            tasks = client.read_task_runs(
+                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
+            )
+            ended = all(task.state_name == "Completed" for task in tasks)
+            if ended and tasks and any("Published" in log.message for log in logs):
+                break
+            time.sleep(0.5)
+    return artifacts, logs, tasks
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_gives_the_bytes_of_one_thread_and_shows_the_same(
+    engine: str, shared_source: Source, of_one_thread: dict[str, bytes], tmp_path: Path
+) -> None:
+    if engine != "processes":
+        pytest.importorskip(f"prefect_{engine}", reason=f"needs the extra {engine}")
+    compute = Compute.model_validate({"engine": engine, "workers": 2})
+    run_id = run(shared_source, tmp_path / "out", compute)
+    assert published(tmp_path / "out") == of_one_thread
+    assert any("synthetic" in name for name in of_one_thread)
+    artifacts, logs, tasks = what_a_page_shows(run_id)
+    assert {task.state_name for task in tasks} == {"Completed"}
+    names = {task.name.rpartition("-")[0] or task.name for task in tasks}
+    assert len(tasks) >= len(STEPS), names
+    # A line of the first task and one of the last, which workers wrote.
+    assert any(log.message.startswith("Read in.parquet") for log in logs)
+    assert any("Published" in log.message for log in logs)
+    bars = [a for a in artifacts if a.type == "progress"]
+    assert [a.data for a in bars] == [100.0]
