@@ -35,7 +35,7 @@ from prefect_augment.shards.staged import load_info
 from prefect_augment.storage import contains
 from prefect_augment.tasks._blocks import storage_options
 from prefect_augment.tasks._display import STEPS, dataset_slug, run_progress
-from prefect_augment.tasks._engines import open_engine
+from prefect_augment.tasks._engines import check_address, open_engine
 from prefect_augment.tasks._limits import check_crashes, destination_lease
 from prefect_augment.tasks._runtime import open_destination, open_root, run, run_log
 from prefect_augment.tasks.augment import check_image_policy
@@ -77,6 +77,7 @@ def running(
     ``publishes`` is False for a run that only inspects or stages; it waits for no other run. OpenLineage hears of the
     ``job``, if it has a name, and of its ``source``.
     """
+    check_address(compute, destination)
     with stoppable_run(), run_log(), ExitStack() as stack:
         check_crashes()
         if job:

@@ -17,6 +17,7 @@ from prefect_augment.params import (
     Approval,
     Balance,
     Classic,
+    Compute,
     Destination,
     NoModel,
     Publish,
@@ -28,7 +29,14 @@ from prefect_augment.plan.strategies import classic_recipe
 from prefect_augment.plan.weights import keep_weights
 from prefect_augment.report.run_summary import summarise
 from prefect_augment.schema import Experiment, PolicyCheck, Release, RunResult
-from prefect_augment.tasks._runtime import conclude, finish, open_root, prepare_destination, run
+from prefect_augment.tasks._runtime import (
+    check_shared,
+    conclude,
+    finish,
+    open_root,
+    prepare_destination,
+    run,
+)
 from prefect_augment.tasks.augment import augment_records, check_image_policy
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
@@ -45,6 +53,7 @@ def augment(
     classic: Classic = Classic(),
     publish: Publish = Publish(),
     report: Report = Report(),
+    compute: Compute = Compute(),
     seed: int = 0,
     plan_only: bool = False,
 ) -> RunResult:
@@ -57,6 +66,7 @@ def augment(
         classic: How records are classic_records: SMOTE on tables, small changes of pictures on images.
         publish: What is written.
         report: What may be seen in the report.
+        compute: Where tasks run, and how many at the same time.
         seed: Seed of everything random; the same input, parameters and seed give the same bytes.
         plan_only: Show the plan and an estimate; publish nothing.
     """
@@ -70,9 +80,17 @@ def augment(
     if plan_only:
         steps = steps[:1]
     job = "" if plan_only else "augment"
-    with running(destination, publishes=not plan_only, steps=steps, job=job, source=source.uri):
+    with running(
+        destination,
+        publishes=not plan_only,
+        steps=steps,
+        job=job,
+        source=source.uri,
+        compute=compute,
+    ):
         prepare_destination(destination, publish)
         source = default_source(source, destination)
+        check_shared(destination, source)
         dataset = run(ingest_dataset, source, destination, seed=seed)
         plan = run(plan_balance, dataset, params, compares=False)
         experiment = Experiment(dataset=dataset, plan=plan, params=params)

@@ -38,9 +38,9 @@ from prefect_augment.plan.strategies import EXTERNAL, make_strategies
 from prefect_augment.report.run_summary import summarise, with_external
 from prefect_augment.schema import Experiment, Findings, Release, RunResult
 from prefect_augment.tasks._display import STEPS, run_progress
-from prefect_augment.tasks._engines import open_engine
+from prefect_augment.tasks._engines import check_address, open_engine
 from prefect_augment.tasks._events import emit_refused
-from prefect_augment.tasks._runtime import conclude, open_root, run, run_log
+from prefect_augment.tasks._runtime import check_shared, conclude, open_root, run, run_log
 from prefect_augment.tasks.compare import (
     choose_strategy,
     confirm_choice,
@@ -95,12 +95,14 @@ def evaluate(
         balance=balance, model=NoModel(), classic=classic, encoder=encoder, budget=budget,
         evaluation=check_estimators(evaluation), quality=quality, report=report, seed=seed,
     )  # fmt: skip
+    check_address(compute, destination)
     steps = [step for step in STEPS if step not in ("compare models", "train", "sample", "publish")]
     with (
         run_log(),
         run_progress(destination.uri, steps),
         open_engine(compute) as workers,
     ):
+        check_shared(destination, source)
         check_encoder(encoder, destination)
         dataset = run(ingest_dataset, source, destination, seed=seed)
         check_modality(params.evaluation, dataset.modality)

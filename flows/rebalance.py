@@ -45,7 +45,13 @@ from prefect_augment.report.run_summary import summarise
 from prefect_augment.schema import Experiment, Release, ReportRef, RunResult
 from prefect_augment.tasks._display import STEPS
 from prefect_augment.tasks._events import emit_refused
-from prefect_augment.tasks._runtime import conclude, open_root, prepare_destination, run
+from prefect_augment.tasks._runtime import (
+    check_shared,
+    conclude,
+    open_root,
+    prepare_destination,
+    run,
+)
 from prefect_augment.tasks.augment import augment_records
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
@@ -119,6 +125,7 @@ def rebalance(
             announce(approval)
         prepare_destination(destination, params.publish)
         source = default_source(source, destination)
+        check_shared(destination, source)
         check_encoder(encoder, destination)
         experiment = _plan(source, destination, params)
         if plan_only:

@@ -16,6 +16,7 @@ from prefect_augment.params import (
     AutoModel,
     Balance,
     Budget,
+    Compute,
     Destination,
     ModelParams,
     NoModel,
@@ -25,7 +26,7 @@ from prefect_augment.params import (
 from prefect_augment.report.run_summary import peak_rss_bytes
 from prefect_augment.schema import Experiment, TrainResult
 from prefect_augment.synthesis.train import find_model
-from prefect_augment.tasks._runtime import finish, open_root, run
+from prefect_augment.tasks._runtime import check_shared, finish, open_root, run
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.train import train_model
@@ -40,6 +41,7 @@ def train(
     balance: Balance = Balance(),
     model: ModelParams = AutoModel(),
     budget: Budget = Budget(),
+    compute: Compute = Compute(),
     seed: int = 0,
 ) -> TrainResult:
     """Train the generative model ahead of time, for example where the GPU is at night.
@@ -50,6 +52,7 @@ def train(
         balance: As in the later rebalance; the columns in `by` change what the model is trained on.
         model: The generative model.
         budget: How much effort the run may take.
+        compute: Where tasks run, and how many at the same time.
         seed: Seed of everything random; rebalance reuses the model with the same seed and budget.
     """
     started = time.monotonic()
@@ -61,8 +64,9 @@ def train(
     check_parameters(source, destination, params)
     destination = default_destination(destination, source)
     # Nothing is published, so no other run has to wait; later runs find the model by its receipt.
-    with running(destination, publishes=False, steps=("ingest", "train")):
+    with running(destination, publishes=False, steps=("ingest", "train"), compute=compute):
         source = default_source(source, destination)
+        check_shared(destination, source)
         dataset = run(ingest_dataset, source, destination, seed=seed)
         store = open_root(dataset)
         check_comparable(dataset, store)

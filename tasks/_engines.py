@@ -26,8 +26,14 @@ import cloudpickle
 from prefect.context import FlowRunContext
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner
 
-from prefect_augment.errors import AugmentError, CrashedTooOftenError, MissingExtraError
-from prefect_augment.params import Compute
+from prefect_augment.errors import (
+    AugmentError,
+    CrashedTooOftenError,
+    MissingExtraError,
+    ParameterError,
+    StorageError,
+)
+from prefect_augment.params import Compute, Destination
 
 T = TypeVar("T")
 
@@ -54,7 +60,7 @@ class Engine(ABC):
     def runner(self) -> TaskRunner[Any]:
         """Return a task runner of Prefect's, not yet started, that submits to the same workers."""
 
-    def everywhere(self, function: Callable[..., T]) -> Mapping[str, T | BaseException]:
+    def everywhere(self, function: Callable[..., T], *args: Any) -> Mapping[str, T | BaseException]:
         """Call a function once on each machine or worker; what it returns or raises, by the worker's address.
 
         Empty where all workers are on this machine, as its own processes.
@@ -126,13 +132,13 @@ class _Dask(Engine):
         return done
 
     def runner(self) -> TaskRunner[Any]:
-        made: TaskRunner[Any] = import_module("prefect_dask").DaskTaskRunner(
+        runner: TaskRunner[Any] = import_module("prefect_dask").DaskTaskRunner(
             address=self._client.scheduler.address
         )
-        return made
+        return runner
 
-    def everywhere(self, function: Callable[..., T]) -> Mapping[str, T | BaseException]:
-        done: dict[str, T | BaseException] = self._client.run(function, on_error="return")
+    def everywhere(self, function: Callable[..., T], *args: Any) -> Mapping[str, T | BaseException]:
+        done: dict[str, T | BaseException] = self._client.run(function, *args, on_error="return")
         return done
 
 
@@ -155,19 +161,19 @@ class _Ray(Engine):
 
     def runner(self) -> TaskRunner[Any]:
         # Ray is connected already, which the runner sees.
-        made: TaskRunner[Any] = import_module("prefect_ray").RayTaskRunner(
+        runner: TaskRunner[Any] = import_module("prefect_ray").RayTaskRunner(
             address=self._address or None
         )
-        return made
+        return runner
 
-    def everywhere(self, function: Callable[..., T]) -> Mapping[str, T | BaseException]:
+    def everywhere(self, function: Callable[..., T], *args: Any) -> Mapping[str, T | BaseException]:
         strategies = import_module("ray.util.scheduling_strategies")
         calls = {}
         for node in self._ray.nodes():
             if node["Alive"] and node["Resources"].get("CPU"):
                 here = strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                 task = self._ray.remote(function).options(scheduling_strategy=here, num_cpus=0)
-                calls[node["NodeManagerAddress"]] = task.remote()
+                calls[node["NodeManagerAddress"]] = task.remote(*args)
         done: dict[str, T | BaseException] = {}
         for address, call in calls.items():
             try:
@@ -359,6 +365,37 @@ def _unpacked(packed: bytes) -> tuple[bytes, list[logging.LogRecord]]:
 # --- what workers see ---------------------------------------------------------------------------
 
 
+def check_address(compute: Compute, destination: Destination) -> None:
+    """Refuse a folder of this machine as the destination of workers on others, before anything is started."""
+    uri = destination.uri
+    if not is_here(compute.address) and ("://" not in uri or uri.startswith(("file:", "local:"))):
+        raise ParameterError(
+            f"destination {uri} is a folder of {socket.gethostname()}, and the workers at compute.address "
+            f"{compute.address} are on other machines; give a destination in an object store, such as "
+            "s3://bucket/folder, or leave compute.address empty."
+        )
+
+
+def check_workers(look: Callable[[], str]) -> None:
+    """Raise StorageError if any worker says that something is missing, and name it.
+
+    ``look`` returns what a worker lacks, in words; empty if nothing.
+    """
+    opened = engine()
+    if opened is None:
+        return
+    for address, lacks in opened.everywhere(_unpacked_call, cloudpickle.dumps(look)).items():
+        if isinstance(lacks, BaseException):
+            lacks = f"it cannot run a task of prefect-augment ({type(lacks).__name__}: {lacks})"
+        if lacks:
+            raise StorageError(f"the worker at {address} cannot do its part: {lacks}")
+
+
+def _unpacked_call(packed: bytes) -> str:
+    lacks: str = cloudpickle.loads(packed)()
+    return lacks
+
+
 def is_here(address: str) -> bool:
     """Whether a cluster's address names this machine.
 
@@ -371,10 +408,10 @@ def is_here(address: str) -> bool:
         return True
     host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
     try:
-        found = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
+        places = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
     except OSError:
         return False
-    for family, kind, protocol, _, place in found:
+    for family, kind, protocol, _, place in places:
         try:  # an address of another machine cannot be bound
             with socket.socket(family, kind, protocol) as trial:
                 trial.bind(place)

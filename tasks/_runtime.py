@@ -6,6 +6,8 @@ function call in a notebook or under another orchestrator.
 
 import logging
 import os
+import re
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,11 +17,14 @@ from contextvars import copy_context
 from copy import copy
 from dataclasses import dataclass
 from functools import partial, wraps
+from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar, cast
+from uuid import uuid4
 
 from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.context import with_context
 from prefect.logging.handlers import APILogHandler
 from prefect.states import Completed
 from tenacity import (
@@ -32,8 +37,8 @@ from tenacity import (
 )
 
 from prefect_augment.catalogue.openlineage import is_traced, record_outcome
-from prefect_augment.errors import TransientError
-from prefect_augment.params import Destination, Publish
+from prefect_augment.errors import AugmentError, ParameterError, TransientError
+from prefect_augment.params import Destination, Publish, Source
 from prefect_augment.report.run_summary import outcome_sentence, run_page
 from prefect_augment.schema import DatasetRef, RunResult
 from prefect_augment.shards.staged import load_info
@@ -50,7 +55,7 @@ from prefect_augment.tasks._display import (
     markdown_artifact,
     progress,
 )
-from prefect_augment.tasks._engines import Engine, again_if_lost, engine, plain_call
+from prefect_augment.tasks._engines import Engine, again_if_lost, check_workers, engine, plain_call
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -324,3 +329,46 @@ def open_root(dataset: DatasetRef) -> Store:
 def open_block_store(uri: str, block: str) -> Store:
     """Open ``uri`` with the credentials of ``block``, or with the environment's where there is none."""
     return open_published(uri, options=storage_options(block))
+
+
+def check_shared(destination: Destination, source: Source) -> None:
+    """Raise where a worker of the run's engine does not see the destination, its workspace or a local source.
+
+    Call it in a run's first seconds, once the destination has its workspace.
+    """
+    if engine() is None:
+        return
+    uris = (destination.uri, destination.workspace, source.uri, source.holdout_uri)
+    for uri in uris:
+        if uri.startswith("memory:"):
+            raise ParameterError(
+                f"{uri} lies in the memory of the flow's own process, which no worker sees; give a folder or a URL, "
+                "or set compute.engine to 'threads'."
+            )
+    token = f"_staging/.seen-{uuid4().hex}"
+    store = open_destination(destination)
+    store.put(token, b"")
+    try:
+        look = partial(_lacks, destination, source, token)
+        check_workers(with_context(look) if in_run() else look)
+    finally:
+        store.delete(token)
+
+
+def _lacks(destination: Destination, source: Source, token: str) -> str:
+    """What the machine that this runs on does not see, and what to do; empty if it sees all."""
+    host = socket.gethostname()
+    todo = "Give a folder that all machines share, at the same path, or an object store such as s3://bucket/folder."
+    try:
+        seen = open_destination(destination).exists(token)
+        why = "what the flow wrote there is not there"
+    except AugmentError as exc:
+        seen, why = False, str(exc)
+    if not seen:
+        workspace = f" or its workspace {destination.workspace}" if destination.workspace else ""
+        return f"{host} does not see the destination {destination.uri}{workspace}: {why}. {todo}"
+    for uri in filter(None, (source.uri, source.holdout_uri)):
+        folder = re.split(r"[*?[#]", uri)[0]
+        if "://" not in uri and not Path(folder).expanduser().exists():
+            return f"{host} does not see the source {uri}. {todo}"
+    return ""

@@ -19,12 +19,14 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import Artifact, Log, TaskRun
 
+from prefect_augment.errors import AugmentError, ParameterError
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.params import (
     Budget,
     Compute,
     Destination,
     Evaluation,
+    NoModel,
     Quality,
     Source,
     TreesModel,
@@ -32,7 +34,7 @@ from prefect_augment.params import (
 
 pytestmark = pytest.mark.flow
 ENGINES = ("processes", "dask", "ray")
-# What the flow itself does are subflows and tasks without data: none of them.
+# Tasks of a run; each works on a worker.
 STEPS = {
     "ingest_dataset", "plan_balance", "score_strategy", "pilot_strategy", "train_model", "sample_classes",
     "filter_candidates", "measure_privacy", "choose_strategy", "confirm_choice", "write_report", "publish_dataset",
@@ -110,10 +112,30 @@ def test_an_engine_gives_the_bytes_of_one_thread_and_shows_the_same(
     assert any("synthetic" in name for name in of_one_thread)
     artifacts, logs, tasks = what_a_page_shows(run_id)
     assert {task.state_name for task in tasks} == {"Completed"}
-    names = {task.name.rpartition("-")[0] or task.name for task in tasks}
-    assert len(tasks) >= len(STEPS), names
+    names = {task.task_key.partition("-")[0] for task in tasks}
+    assert names >= STEPS, names
     # A line of the first task and one of the last, which workers wrote.
     assert any(log.message.startswith("Read in.parquet") for log in logs)
     assert any("Published" in log.message for log in logs)
     bars = [a for a in artifacts if a.type == "progress"]
     assert [a.data for a in bars] == [100.0]
+
+
+def test_a_destination_in_memory_is_refused_where_workers_are_other_processes(
+    shared_source: Source,
+) -> None:
+    compute = Compute(engine="processes")
+    with pytest.raises(ParameterError, match="memory://somewhere lies in the memory of the flow"):
+        rebalance(
+            source=shared_source,
+            destination=Destination(uri="memory://somewhere"),
+            model=NoModel(),
+            compute=compute,
+        )
+
+
+def test_an_address_that_nobody_answers_at_is_named(shared_source: Source) -> None:
+    pytest.importorskip("prefect_dask", reason="needs the extra dask")
+    compute = Compute(engine="dask", address="tcp://127.0.0.1:9")
+    with pytest.raises(AugmentError, match=r"no Dask cluster answers at tcp://127\.0\.0\.1:9"):
+        rebalance(source=shared_source, model=NoModel(), compute=compute)

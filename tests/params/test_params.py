@@ -30,6 +30,7 @@ from prefect_augment.params import (
     AttributeShift,
     Balance,
     ClassTarget,
+    Compute,
     DiffusionModel,
     PluginModel,
     Publish,
@@ -205,3 +206,11 @@ def test_guidance_away_from_what_is_never_learnt_is_refused() -> None:
     with pytest.raises(ValidationError, match="label_dropout 0 never trains"):
         DiffusionModel(guidance=2.0, label_dropout=0.0)
     DiffusionModel(guidance=2.0, guide="early", label_dropout=0.0)
+
+
+def test_an_address_is_of_a_cluster_and_holds_no_secret() -> None:
+    with pytest.raises(ValueError, match="engine is 'processes', which has none"):
+        Compute(engine="processes", address="tcp://10.0.0.1:8786")
+    with pytest.raises(ParameterError, match="password or token"):
+        Compute(engine="dask", address="tcp://me:secret@10.0.0.1:8786")
+    assert Compute(engine="ray", address="ray://10.0.0.1:10001").workers == 0
