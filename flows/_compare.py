@@ -33,6 +33,7 @@ from prefect_augment.plan.strategies import as_trained, candidates_wanted, make_
 from prefect_augment.registry import load_model_class, resolve_model
 from prefect_augment.schema import (
     BalancePlan,
+    Choice,
     Experiment,
     Findings,
     ModelRef,
@@ -44,17 +45,20 @@ from prefect_augment.schema import (
     Verdict,
 )
 from prefect_augment.shards.staged import load_info
+from prefect_augment.synthesis.sample import n_batches
 from prefect_augment.tasks._display import progress
+from prefect_augment.tasks._engines import engine
 from prefect_augment.tasks._runtime import call, open_root, run, run_each
 from prefect_augment.tasks.compare import (
     choose_strategy,
     confirm_choice,
     filter_candidates,
+    fit_part,
     measure_privacy,
     pilot_strategy,
     score_strategy,
 )
-from prefect_augment.tasks.sample import sample_classes
+from prefect_augment.tasks.sample import draw_part, sample_classes
 from prefect_augment.tasks.train import train_model
 from prefect_augment.text import measured
 
@@ -112,6 +116,13 @@ def synthesize(experiment: Experiment, *, workers: int) -> Synthesis:
         )
         return nothing
     rules = params.quality.constraints
+    n_parts = min(workers, n_batches(wanted, dataset.modality))
+    if engine() is not None and n_parts > 1 and not rules:  # its workers share the batches
+        calls = [
+            call(draw_part, dataset, model, wanted, seed=params.seed, part=part, n_parts=n_parts)
+            for part in range(n_parts)
+        ]
+        run_each(calls, workers=workers, step="sample")
     drawn = run(sample_classes, dataset, model, wanted, seed=params.seed, constraints=rules)
     filtered = run(filter_candidates, trains, drawn)
     trains = trains.model_copy(update={"candidates": filtered})
@@ -168,12 +179,25 @@ def compare(
     prefer_model = params.evaluation.on_no_gain == "publish"
     choice = run(choose_strategy, search.scores, prefer_model=prefer_model)
     confirms = experiment.with_seeds(search.n_seeds)
-    verdict = run(confirm_choice, confirms, choice, search.scores, workers=workers)
+    verdict = confirm(confirms, choice, search.scores, workers=workers)
     result = with_choice(search.result, choice)
     result = result.model_copy(update={"skipped": synthesis.skipped or {}})
     findings = Findings(privacy=synthesis.privacy, search=result)
     strategy = published_strategy(choice, verdict)
     return Comparison(strategy, verdict, tuple(search.scores), findings)
+
+
+def confirm(
+    experiment: Experiment, choice: Choice, scores: Sequence[StrategyScore], *, workers: int
+) -> Verdict:
+    """Confirm a choice on the hold-out; with an engine its workers share the fits, else threads do."""
+    if engine() is not None and workers > 1:
+        calls = [
+            call(fit_part, experiment, choice, scores, part=part, n_parts=workers)
+            for part in range(workers)
+        ]
+        run_each(calls, workers=workers, step="confirm on the hold-out")
+    return run(confirm_choice, experiment, choice, scores, workers=workers)
 
 
 def search_strategies(

@@ -9,7 +9,7 @@ from prefect_augment.evaluation.metrics.chosen_measure import check_metric
 from prefect_augment.evaluation.verdict.answers import with_safety
 from prefect_augment.experiment.confirmation import refusal_reason
 from prefect_augment.experiment.privacy import stored_privacy
-from prefect_augment.flows._compare import search_strategies
+from prefect_augment.flows._compare import confirm, search_strategies
 from prefect_augment.flows._flow import flow
 from prefect_augment.flows._inputs import (
     check_encoded,
@@ -41,12 +41,7 @@ from prefect_augment.tasks._display import STEPS, run_progress
 from prefect_augment.tasks._engines import check_address, open_engine
 from prefect_augment.tasks._events import emit_refused
 from prefect_augment.tasks._runtime import check_shared, conclude, open_root, run, run_log
-from prefect_augment.tasks.compare import (
-    choose_strategy,
-    confirm_choice,
-    filter_candidates,
-    score_strategy,
-)
+from prefect_augment.tasks.compare import choose_strategy, filter_candidates, score_strategy
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.publish import write_report
@@ -133,7 +128,7 @@ def evaluate(
         choice = best.model_copy(update={"chosen": EXTERNAL, "model": EXTERNAL})
         confirms = baselines.model_copy(update={"candidates": filtered}).with_seeds(search.n_seeds)
         tuned = run(score_strategy, experiment, EXTERNAL, 0)
-        verdict = run(confirm_choice, confirms, choice, [*search.scores, tuned], workers=workers)
+        verdict = confirm(confirms, choice, [*search.scores, tuned], workers=workers)
         # Of the records that the verdict has read the hold-out for.
         privacy = stored_privacy(store, dataset, filtered)
         release = Release(

@@ -163,6 +163,36 @@ def confirm_choice(
         return confirmation.confirm(experiment, choice, scores, store, workers=workers)
 
 
+@step(lambda p: f"fit on all training records, part {p['part'] + 1} of {p['n_parts']}")
+def fit_part(
+    experiment: Experiment,
+    choice: Choice,
+    scores: Sequence[StrategyScore],
+    *,
+    part: int,
+    n_parts: int,
+) -> int:
+    """Train a part of the estimators that :func:`confirm_choice` compares, and stage what they predict.
+
+    Parameters
+    ----------
+    experiment, choice, scores
+        As for :func:`confirm_choice`.
+    part : int
+        From 0.
+    n_parts : int
+        How many tasks share the work.
+
+    Returns
+    -------
+    int
+        How many were trained here.
+    """
+    with _gpu(experiment):
+        store = open_root(experiment.dataset)
+        return confirmation.fit_part(experiment, choice, scores, store, part=part, n_parts=n_parts)
+
+
 def _gpu(experiment: Experiment) -> AbstractContextManager[None]:
     """Hold a GPU for images, whose classifier is a network."""
     is_image = experiment.dataset.modality == "image"

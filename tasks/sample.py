@@ -7,7 +7,7 @@ from prefect_augment.ingest.external import import_candidates
 from prefect_augment.params import Constraint
 from prefect_augment.registry import load_model_class
 from prefect_augment.schema import BalancePlan, DatasetRef, ModelRef
-from prefect_augment.synthesis.sample import sample
+from prefect_augment.synthesis import sample
 from prefect_augment.tasks._blocks import storage_options
 from prefect_augment.tasks._display import progress
 from prefect_augment.tasks._limits import gpu_slot
@@ -59,7 +59,7 @@ def sample_classes(
     """
     with progress("sample", dataset.root) as report:
         with gpu_slot(network=load_model_class(model.kind).trained_in_steps):
-            ref = sample(
+            ref = sample.sample(
                 model,
                 counts=counts,
                 seed=seed,
@@ -71,6 +71,44 @@ def sample_classes(
                 on_progress=report,
             )
         return ref.model_copy(update={"block": dataset.block})
+
+
+@step(lambda p: f"sample, part {p['part'] + 1} of {p['n_parts']}")
+def draw_part(
+    dataset: DatasetRef,
+    model: ModelRef,
+    counts: Mapping[str, int],
+    *,
+    seed: int = 0,
+    part: int,
+    n_parts: int,
+) -> int:
+    """Draw a part of the batches of :func:`sample_classes`, which finds them.
+
+    Parameters
+    ----------
+    dataset, model, counts, seed
+        As for :func:`sample_classes`, which then has no conditions and constraints.
+    part : int
+        From 0.
+    n_parts : int
+        How many tasks share the work.
+
+    Returns
+    -------
+    int
+        How many batches are this part's.
+    """
+    with gpu_slot(network=load_model_class(model.kind).trained_in_steps):
+        return sample.draw_part(
+            model,
+            counts=counts,
+            seed=seed,
+            store=open_root(dataset),
+            dataset=dataset,
+            part=part,
+            n_parts=n_parts,
+        )
 
 
 @step("import {uri}")

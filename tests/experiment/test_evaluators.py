@@ -20,7 +20,7 @@ from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.errors import MissingExtraError
 from prefect_augment.experiment import table_evaluator
 from prefect_augment.experiment.audit import audit_list, with_doubted
-from prefect_augment.experiment.confirmation import confirm
+from prefect_augment.experiment.confirmation import confirm, fit_part
 from prefect_augment.experiment.evaluator import (
     Evaluator,
     FilterQuery,
@@ -328,6 +328,11 @@ def test_strategies_are_scored_chosen_and_confirmed(dataset: DatasetRef, store: 
     store.fs.rm(store.full("_staging/confirm"), recursive=True)
     beside = confirm(asked, choose(scores), scores, store, workers=3)
     assert beside == verdict, "what is trained at the same time changes nothing"
+    store.fs.rm(store.full("_staging/confirm"), recursive=True)
+    parts = [fit_part(asked, choose(scores), scores, store, part=i, n_parts=2) for i in (0, 1, 1)]
+    assert min(parts[:2]) > 0
+    assert parts[2] == 0, "what is staged is not trained again"
+    assert confirm(asked, choose(scores), scores, store) == verdict
     assert verdict.n_holdout > 0
     assert set(verdict.balanced_accuracy) >= {"as is"}
     assert verdict.n_seeds == N_SEEDS

@@ -19,7 +19,7 @@ from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Store, open_store
 from prefect_augment.synthesis import sample as stage
 from prefect_augment.synthesis.draw import candidate_seeds
-from prefect_augment.synthesis.sample import sample
+from prefect_augment.synthesis.sample import draw_part, n_batches, sample
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -94,6 +94,25 @@ def test_batches_do_not_change_the_records(
     info = load_info(ref, store)
     assert [s.n_records for s in info.shards] == [4, 4, 4]
     assert read_part(store, info, ["candidates"]).equals(whole)
+
+
+def test_parts_of_the_batches_are_found_and_change_no_byte(
+    model: ModelRef, dataset: DatasetRef, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "BATCH_RECORDS", 4)
+    given = {"counts": {"rare": 7, "ill": 5}, "seed": 1, "store": store, "dataset": dataset}
+    alone = sample(model, **given)
+    before = {path: store.read(path) for path in store.list("_staging/sample")}
+    for path in before:
+        store.delete(path)
+    assert n_batches(given["counts"], "table") == 3
+    assert [draw_part(model, **given, part=part, n_parts=2) for part in (1, 0)] == [1, 2]
+    drawn_again: list[object] = []
+    monkeypatch.setattr(stage, "draw_batch", lambda *args: drawn_again.append(args))
+    assert sample(model, **given) == alone
+    assert drawn_again == []
+    assert {path: store.read(path) for path in store.list("_staging/sample")} == before
+    assert draw_part(model, **given, part=0, n_parts=2) == 0, "all is there"
 
 
 def test_interrupted_sampling_continues_and_ends_in_the_same_bytes(

@@ -4,8 +4,9 @@ Also when a run is refused after its report: nothing helps, or records reveal wh
 from.
 """
 
+import io
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from prefect_augment.schema import (
     Choice,
     Experiment,
     HoldoutResult,
+    Look,
     Privacy,
     Strategy,
     StrategyScore,
@@ -77,6 +79,142 @@ def confirm(
     return stage.run(Verdict, lambda: _confirm(experiment, choice, scores, stage, workers))
 
 
+def fit_part(
+    experiment: Experiment,
+    choice: Choice,
+    scores: Sequence[StrategyScore],
+    store: Store,
+    *,
+    part: int,
+    n_parts: int,
+) -> int:
+    """Train every ``n_parts``-th estimator of a comparison, and stage what it predicts of the hold-out.
+
+    :func:`confirm` with the same arguments finds it. Returns how many were trained.
+    """
+    stage = Stage(store, "confirm", experiment.key("confirm", choice))
+    if stage.outcome(Verdict) is not None:
+        return 0
+    case = _Case.of(experiment, choice, scores, stage)
+    own = [fit for i, fit in enumerate(case.fits()) if i % n_parts == part]
+    left = [fit for fit in own if fit.load(case) is None]
+    for fit in left:
+        fit.save(case, _predict(fit.strategy, case.reading, case.requested[fit.strategy], fit.seed))
+    return len(left)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A strategy that is trained with one seed, and where its predictions are staged."""
+
+    strategy: Strategy
+    seed: int
+    name: str
+
+    def load(self, case: "_Case") -> "tuple[Predicted, Predicted] | None":
+        """Return what was staged, None if nothing was."""
+        try:
+            data = case.stage.store.read(f"{case.stage.prefix}/{self.name}")
+        except FileNotFoundError:
+            return None
+        names = (case.reading.evaluator.estimators, tuple(case.requested[self.strategy]))
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            proba, hits = (
+                {name: arrays[f"{kind}-{i}"] for i, name in enumerate(of)}
+                for kind, of in zip(("proba", "hits"), names, strict=True)
+            )
+        return proba, hits
+
+    def save(self, case: "_Case", predicted: "tuple[Predicted, Predicted]") -> None:
+        """Stage what the estimators predict."""
+        names = (case.reading.evaluator.estimators, tuple(case.requested[self.strategy]))
+        arrays = {
+            f"{kind}-{i}": values[name]
+            for kind, of, values in zip(("proba", "hits"), names, predicted, strict=True)
+            for i, name in enumerate(of)
+        }
+        file = io.BytesIO()
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+        case.stage.store.put_if_absent(f"{case.stage.prefix}/{self.name}", file.getvalue())
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One comparison on the hold-out: what is read for it, and what is trained."""
+
+    stage: Stage
+    looks: Looks
+    look: Look
+    holdout: Holdout
+    reading: "_Reading"
+    strategies: dict[str, Strategy]
+    compared: dict[str, Strategy]
+    multipliers: "dict[str, dict[str, Float]]"
+
+    @classmethod
+    def of(
+        cls, experiment: Experiment, choice: Choice, scores: Sequence[StrategyScore], stage: Stage
+    ) -> "_Case":
+        """Read the hold-out, after the look at it is recorded."""
+        store, evaluation, seed = stage.store, experiment.params.evaluation, experiment.params.seed
+        evaluator = open_evaluator(store, experiment)
+        data = evaluator.records
+        looks = Looks(store, evaluator.info)
+        look = looks.take(stage.key)
+        (table,) = read_parts(
+            store,
+            evaluator.info,
+            ["holdout"],
+            by=by_columns(evaluator.plan),
+            sample=compared_sample(experiment),
+        )
+        holdout = Holdout.of(evaluator, table)
+        del table
+        copies = corrupted_copies(evaluator, holdout.records, seed=seed)
+        # Shown, whatever is chosen; an image's classifier takes minutes for that.
+        shown = choice.model if evaluator.info.image is None else None
+        compared = {s.name: s for s in (choice.chosen, choice.baseline, choice.as_is)}
+        strategies = compared | ({shown.name: shown} if shown else {})
+        is_external = choice.chosen.family == "external"
+        candidates = kept_synthetic(evaluator, store, with_dropped=is_external)
+        multipliers = {
+            name: _multipliers(strategy, data.classes, scores, evaluation.n_seeds)
+            for name, strategy in strategies.items()
+        }
+        reading = _Reading(evaluator, holdout.records, copies, candidates, seed)
+        return cls(stage, looks, look, holdout, reading, strategies, compared, multipliers)
+
+    @cached_property
+    def names_of(self) -> dict[Strategy, list[str]]:
+        """Names by strategy that is trained: one and the same with tuned thresholds are trained once."""
+        names: dict[Strategy, list[str]] = {}
+        for name, strategy in self.strategies.items():
+            names.setdefault(as_trained(strategy), []).append(name)
+        return names
+
+    @cached_property
+    def requested(self) -> "dict[Strategy, Requested]":
+        """Multipliers by strategy that is trained, of those whose corrupted copies are predicted too."""
+        return {
+            trained: {name: self.multipliers[name] for name in names if name in self.compared}
+            for trained, names in self.names_of.items()
+        }
+
+    def fits(self) -> list[_Fit]:
+        """What is trained; a strategy that draws nothing is the same under every seed."""
+        evaluator = self.reading.evaluator
+        return [
+            _Fit(strategy, seed, f"fit-{i:03d}-{seed:03d}.npz")
+            for i, strategy in enumerate(self.requested)
+            for seed in range(1 if evaluator.is_fixed(strategy) else self.n_seeds)
+        ]
+
+    @property
+    def n_seeds(self) -> int:
+        """Seeds that strategies are compared with."""
+        return self.reading.evaluator.params.evaluation.n_seeds
+
+
 def _confirm(
     experiment: Experiment,
     choice: Choice,
@@ -85,40 +223,14 @@ def _confirm(
     workers: int,
 ) -> Verdict:
     store, evaluation, run_seed = stage.store, experiment.params.evaluation, experiment.params.seed
-    evaluator = open_evaluator(store, experiment)
+    case = _Case.of(experiment, choice, scores, stage)
+    reading, holdout, look, compared = case.reading, case.holdout, case.look, case.compared
+    evaluator, records, candidates = reading.evaluator, reading.holdout, reading.candidates
     data = evaluator.records
-    looks = Looks(store, evaluator.info)
-    look = looks.take(stage.key)  # before the hold-out is read
-    (table,) = read_parts(
-        store,
-        evaluator.info,
-        ["holdout"],
-        by=by_columns(evaluator.plan),
-        sample=compared_sample(experiment),
-    )
-    holdout = Holdout.of(evaluator, table)
-    del table
-    records, is_external = holdout.records, choice.chosen.family == "external"
+    is_external = choice.chosen.family == "external"
     if is_external and experiment.candidates is not None:
         measure_external(evaluator, records, store)  # of this one reading
-    copies = corrupted_copies(evaluator, records, seed=run_seed)
-    # Shown, whatever is chosen; an image's classifier takes minutes for that.
-    shown = choice.model if evaluator.info.image is None else None
-    compared = {s.name: s for s in (choice.chosen, choice.baseline, choice.as_is)}
-    strategies = compared | ({shown.name: shown} if shown else {})
-    candidates = kept_synthetic(evaluator, store, with_dropped=is_external)
-    multipliers = {
-        name: _multipliers(strategy, data.classes, scores, evaluation.n_seeds)
-        for name, strategy in strategies.items()
-    }
-    predictions, corrupted = _predict_strategies(
-        _Reading(evaluator, records, copies, candidates, run_seed),
-        strategies,
-        multipliers,
-        with_copies=compared,
-        n_seeds=evaluation.n_seeds,
-        workers=workers,
-    )
+    predictions, corrupted = _predict_strategies(case, workers=workers)
     verdict = decide(
         records.y,
         predictions,
@@ -160,12 +272,12 @@ def _confirm(
             {name: corrupted[name] for name in compared},
             evaluator=evaluator,
             holdout=holdout,
-            copies=copies,
+            copies=reading.copies,
             candidates=candidates,
         ),
     )
     if verdict.synthetic == "proven":
-        looks.mark_proven(look)
+        case.looks.mark_proven(look)
     diagnostics = f"{stage.prefix}/{DIAGNOSTICS}.json"
     known = {"look": look, "leaks": leaks, "diagnostics": diagnostics}
     return verdict.model_copy(update=known | {"estimators": evaluator.estimator_infos})
@@ -217,68 +329,54 @@ class _Reading:
 
 
 def _predict_strategies(
-    reading: _Reading,
-    strategies: Mapping[str, Strategy],
-    multipliers: Requested,
-    *,
-    with_copies: Collection[str],
-    n_seeds: int,
-    workers: int,
+    case: _Case, *, workers: int
 ) -> tuple[dict[str, StrategyPredictions], Predicted]:
-    """Predictions of the hold-out by strategy, and hits on the copies for those ``with_copies``."""
-    # A strategy and the same with tuned thresholds are trained once.
-    names_of: dict[Strategy, list[str]] = {}
-    for name, strategy in strategies.items():
-        names_of.setdefault(as_trained(strategy), []).append(name)
-    requested = {
-        trained: {name: multipliers[name] for name in names if name in with_copies}
-        for trained, names in names_of.items()
-    }
+    """Predictions of the hold-out by strategy, and hits on the copies for those that are compared."""
     predictions: dict[str, StrategyPredictions] = {}
     corrupted: Predicted = {}
-    for trained, (proba, hits) in _predict_all(
-        reading, requested, n_seeds=n_seeds, workers=workers
-    ).items():
+    for trained, (proba, hits) in _predict_all(case, workers=workers).items():
         corrupted |= hits
-        for name in names_of[trained]:
+        for name in case.names_of[trained]:
             predictions[name] = StrategyPredictions(
-                strategies[name],
+                case.strategies[name],
                 proba,
-                multipliers[name],
-                is_fixed=reading.evaluator.is_fixed(trained),
+                case.multipliers[name],
+                is_fixed=case.reading.evaluator.is_fixed(trained),
             )
     return predictions, corrupted
 
 
-def _predict_all(
-    reading: _Reading, requested: Mapping[Strategy, Requested], *, n_seeds: int, workers: int
-) -> dict[Strategy, tuple[Predicted, Predicted]]:
+def _predict_all(case: _Case, *, workers: int) -> dict[Strategy, tuple[Predicted, Predicted]]:
     """Train every strategy with each seed, ``workers`` at the same time, and predict the hold-out.
 
-    ``requested`` has the multipliers of those strategies whose corrupted copies are predicted too.
-    The result has, by estimator, probabilities (n_seeds, n_records, n_classes), and by strategy
-    name the share of estimators that are right about each copy, (n_seeds, n_corruptions, n_rows).
+    What :func:`fit_part` has staged is not trained again. The result has, by estimator,
+    probabilities (n_seeds, n_records, n_classes), and by strategy name the share of estimators that
+    are right about each copy, (n_seeds, n_corruptions, n_rows).
     """
-    evaluator = reading.evaluator
+    reading, requested, n_seeds = case.reading, case.requested, case.n_seeds
     assert len(reading.X)  # computed here, once, before threads use it
+
+    def one(fit: _Fit) -> tuple[Predicted, Predicted]:
+        return fit.load(case) or _predict(fit.strategy, reading, requested[fit.strategy], fit.seed)
+
+    fits = case.fits()
     with ThreadPoolExecutor(workers) as pool:
-        # A strategy that draws nothing is the same under every seed.
-        jobs = {
-            strategy: [
-                # The run's log goes by the context.
-                pool.submit(copy_context().run, _predict, strategy, reading, of, i)
-                for i in range(1 if evaluator.is_fixed(strategy) else n_seeds)
-            ]
-            for strategy, of in requested.items()
-        }
+        # The run's log goes by the context.
+        jobs = [pool.submit(copy_context().run, one, fit) for fit in fits]
         try:
-            done = {s: [job.result() for job in of_seeds] for s, of_seeds in jobs.items()}
+            predicted = [job.result() for job in jobs]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # jobs that wait are not started
             raise
+    done: dict[Strategy, list[tuple[Predicted, Predicted]]] = {s: [] for s in requested}
+    for fit, result in zip(fits, predicted, strict=True):
+        done[fit.strategy].append(result)
     return {
         strategy: (
-            {name: _over_seeds([p[name] for p, _ in of], n_seeds) for name in evaluator.estimators},
+            {
+                name: _over_seeds([p[name] for p, _ in of], n_seeds)
+                for name in reading.evaluator.estimators
+            },
             {
                 name: _over_seeds([hits[name] for _, hits in of], n_seeds)
                 for name in requested[strategy]

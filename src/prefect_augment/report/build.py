@@ -43,7 +43,7 @@ from prefect_augment.schema import (
     software_versions,
 )
 from prefect_augment.shards.base import label_names, read_shard
-from prefect_augment.shards.staged import load_info
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Stage, Store, read_result
 from prefect_augment.synthesis.resume import read_training
 

@@ -19,7 +19,7 @@ from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
 from prefect_augment.params import Constraint
 from prefect_augment.params.keys import step_key
-from prefect_augment.schema import DatasetInfo, DatasetRef, ModelRef, Result, ShardInfo
+from prefect_augment.schema import DatasetInfo, DatasetRef, Modality, ModelRef, Result, ShardInfo
 from prefect_augment.shards.base import write_shards
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Stage, Store
@@ -82,10 +82,7 @@ def sample(
     rules = Rules()
     if conditions or constraints or max_near is not None:
         rules = _rules(model, store, dataset, conditions, constraints)
-    read = [dataset.key, dataset.digest, model.key, model.digest]
-    inputs = [read, wanted, rules.values_json, list(rules.constraints), max_near]
-    key = step_key("sample", inputs=inputs, seed=seed)
-    stage = Stage(store, "sample", key)
+    stage = _stage(model, wanted, seed, store, dataset, rules, max_near)
     info = stage.outcome(DatasetInfo)
     if info is None:
         source = load_info(dataset, store)
@@ -93,6 +90,58 @@ def sample(
             rules = replace(rules, near=_measure_near(model, store, source, wanted, max_near))
         info = stage.finish(_draw_all(model, wanted, rules, seed, stage, source, on_progress))
     return stage.reference(info, info.part_counts["candidates"])
+
+
+def n_batches(counts: Mapping[str, int], modality: Modality) -> int:
+    """Return how many batches :func:`sample` draws, each of which may be drawn by :func:`draw_part`."""
+    size = BATCH_IMAGES if modality == "image" else BATCH_RECORDS
+    return -(-sum(counts.values()) // size)
+
+
+def draw_part(
+    model: ModelRef,
+    *,
+    counts: Mapping[str, int],
+    seed: int,
+    store: Store,
+    dataset: DatasetRef,
+    part: int,
+    n_parts: int,
+) -> int:
+    """Draw and stage every ``n_parts``-th batch, which :func:`sample` with the same arguments finds.
+
+    Not for draws with conditions, constraints or ``max_near``, whose batches depend on one another. Returns how
+    many batches are this part's.
+    """
+    wanted = _check_counts(counts, model)
+    stage = _stage(model, wanted, seed, store, dataset, Rules(), None)
+    if stage.outcome(DatasetInfo) is not None:
+        return 0
+    fitted, encoder = load_model(store, model)
+    size = BATCH_IMAGES if isinstance(encoder, ImageEncoder) else BATCH_RECORDS
+    own = [one for one in enumerate(_batches(wanted, size)) if one[0] % n_parts == part]
+    for i, batch in own:
+
+        def draw(i: int = i, batch: list[tuple[str, int, int]] = batch) -> _Batch:
+            table = draw_batch(fitted, encoder, model.digest, batch, seed)
+            return _Batch(shards=_write(table, stage, i, encoder.label))
+
+        stage.item(f"batch-{i:05d}", _Batch, draw)
+    return len(own)
+
+
+def _stage(
+    model: ModelRef,
+    wanted: Mapping[str, int],
+    seed: int,
+    store: Store,
+    dataset: DatasetRef,
+    rules: Rules,
+    max_near: float | None,
+) -> Stage:
+    read = [dataset.key, dataset.digest, model.key, model.digest]
+    inputs = [read, wanted, rules.values_json, list(rules.constraints), max_near]
+    return Stage(store, "sample", step_key("sample", inputs=inputs, seed=seed))
 
 
 def _rules(

@@ -1,0 +1,115 @@
+"""Workers that are killed at random points: a run's bytes are those of an undisturbed one."""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prefect_augment.flows.rebalance import rebalance
+from prefect_augment.params import (
+    Budget,
+    Compute,
+    Destination,
+    Evaluation,
+    Quality,
+    Source,
+    TreesModel,
+)
+
+pytestmark = pytest.mark.faults
+
+N_RUNS, KILLS_A_RUN = 5, 2
+
+
+@pytest.fixture(scope="module")
+def source(make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory) -> Source:
+    path = tmp_path_factory.mktemp("lost") / "in.parquet"
+    pq.write_table(make_table(), path)
+    return Source(uri=str(path), label="state")
+
+
+def run(source: Source, folder: Path, **compute: object) -> dict[str, bytes]:
+    rebalance(
+        source=source,
+        destination=Destination(uri=str(folder)),
+        model=TreesModel(),
+        budget=Budget(steps=20),
+        quality=Quality(labels="hard"),
+        evaluation=Evaluation(
+            n_seeds=2, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"
+        ),
+        compute=Compute.model_validate(compute),
+    )
+    return {p.name: p.read_bytes() for p in sorted((folder / "data").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return run(source, tmp_path_factory.mktemp("lost") / "out")
+
+
+def workers() -> list[psutil.Process]:
+    """Processes below this one that take tasks."""
+    own = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            line = " ".join(process.cmdline())
+            if line.startswith("ray::") or "spawn_main" in line:
+                own.append(process)
+    return own
+
+
+@contextmanager
+def killing(at: list[float], rng: random.Random) -> Iterator[list[float]]:
+    """Kill a worker at each of these seconds after there are any; yield when that was."""
+    killed: list[float] = []
+    stop = threading.Event()
+
+    def kill() -> None:
+        while not workers() and not stop.wait(0.05):
+            pass
+        started = time.monotonic()
+        for seconds in at:
+            if stop.wait(max(0.0, started + seconds - time.monotonic())):
+                return
+            if those := workers():
+                with suppress(ProcessLookupError):
+                    os.kill(rng.choice(those).pid, signal.SIGKILL)
+                    killed.append(time.monotonic() - started)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("engine", ["processes", "dask", "ray"])
+def test_killed_workers_change_no_byte(
+    engine: str, source: Source, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    if engine != "processes":
+        pytest.importorskip(f"prefect_{engine}", reason=f"needs the extra {engine}")
+    rng = random.Random(engine)
+    with killing([], rng):
+        started = time.monotonic()
+        assert run(source, tmp_path / "undisturbed", engine=engine) == undisturbed
+        seconds = time.monotonic() - started
+    n_killed = 0
+    for i in range(N_RUNS):
+        at = sorted(rng.uniform(0.0, 0.8 * seconds) for _ in range(KILLS_A_RUN))
+        with killing(at, rng) as killed:
+            assert run(source, tmp_path / f"out-{i}", engine=engine) == undisturbed, killed
+        n_killed += len(killed)
+    assert n_killed >= N_RUNS, "less than half of the kills met a run"
