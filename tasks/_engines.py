@@ -17,7 +17,8 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from importlib import import_module
 from logging.handlers import QueueHandler
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from queue import SimpleQueue
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -79,20 +80,22 @@ class _Processes(Engine):
 
     lost = (BrokenProcessPool,)
 
-    def __init__(self, n_workers: int) -> None:
+    def __init__(self, n_workers: int, runner: TaskRunner[Any] | None = None) -> None:
         self.n_workers = n_workers
         self._lock = threading.Lock()
-        self._runner: TaskRunner[Any] | None = None
+        self._runner = runner
         self._pool = self._new_pool()
 
     def _new_pool(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self.n_workers, mp_context=get_context("spawn"))
+        return ProcessPoolExecutor(
+            self.n_workers, mp_context=get_context("spawn"), initializer=_end_with_parent
+        )
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
         return self._pool.submit(function, *args).result()
 
     def runner(self) -> TaskRunner[Any]:
-        self._runner = ProcessPoolTaskRunner(max_workers=self.n_workers)
+        self._runner = ProcessPoolTaskRunner(self.n_workers, initializer=_end_with_parent)
         return self._runner
 
     def renew(self, generation: int) -> bool:
@@ -110,6 +113,19 @@ class _Processes(Engine):
     def close(self) -> None:
         """End the processes."""
         self._pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Have a worker process end when the flow's does, even by a kill: a pool's workers would wait for ever."""
+    parent = parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+
+        def watch() -> None:
+            wait([sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
 
 
 class _Dask(Engine):
@@ -282,7 +298,7 @@ def _of_runner(runner: TaskRunner[Any], compute: Compute) -> Engine | None:
     if kind == "RayTaskRunner":
         return _Ray(compute)
     if isinstance(runner, ProcessPoolTaskRunner):
-        return _Processes(runner._max_workers)
+        return _Processes(runner._max_workers, runner)
     return None
 
 

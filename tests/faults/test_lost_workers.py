@@ -3,6 +3,8 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,7 +47,7 @@ def run(source: Source, folder: Path, **compute: object) -> dict[str, bytes]:
         budget=Budget(steps=20),
         quality=Quality(labels="hard"),
         evaluation=Evaluation(
-            n_seeds=2, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"
+            n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"
         ),
         compute=Compute.model_validate(compute),
     )
@@ -113,3 +115,31 @@ def test_killed_workers_change_no_byte(
             assert run(source, tmp_path / f"out-{i}", engine=engine) == undisturbed, killed
         n_killed += len(killed)
     assert n_killed >= N_RUNS, "less than half of the kills met a run"
+
+
+FLOW = """
+import os, sys, time
+from prefect_augment.params import Compute
+from prefect_augment.tasks._engines import engine, open_engine
+if __name__ == "__main__":
+    with open_engine(Compute(engine=sys.argv[1], workers=1)):
+        print(engine().call(os.getpid), flush=True)
+        time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("name", ["processes", "dask", "ray"])
+def test_no_worker_outlives_a_killed_flow(name: str, tmp_path: Path) -> None:
+    if name != "processes":
+        pytest.importorskip(f"prefect_{name}", reason=f"needs the extra {name}")
+    script = tmp_path / "flow.py"
+    script.write_text(FLOW)
+    command = [sys.executable, str(script), name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as flow:
+        assert flow.stdout is not None
+        worker = psutil.Process(int(flow.stdout.readline()))
+        flow.kill()
+    gone, alive = psutil.wait_procs([worker], timeout=60)
+    for process in alive:
+        process.kill()
+    assert gone

@@ -1,0 +1,232 @@
+"""Workers that share a run's steps: `python benchmarks/engines.py [--quick] [--engine NAME] [--json FILE]`.
+
+Each step is done by the run's own tasks with one and with two workers of an engine, in a process of its own. Workers
+have done a small run before, so that imports are not counted. Measured, medians of interleaved repeats:
+
+- records per second of ingest, sampling, augmentation and the comparison with its hold-out;
+- efficiency: the time with one worker over twice the time with two. Threads are shown beside;
+- the cost of a piece that does nothing, and its share of a mean piece of the comparison.
+
+Ingest and augmentation are one task each: a second worker brings them nothing, and their efficiency says so.
+--quick: a third of the records, and one repeat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from _goals import Goal, print_goals, print_heading, print_row
+
+ENGINES = ("threads", "processes", "dask", "ray")
+WANTED = {"threads": 0.0, "processes": 0.9, "dask": 0.85, "ray": 0.85}
+STEPS = ("ingest", "sampling", "augmentation", "comparison")
+N_PIECES = 40  # that do nothing
+MOST_OVERHEAD = 0.05
+
+
+def make_table(path: Path, n: int, seed: int = 0) -> None:
+    """Write a table of two classes, 15 % in the rare one, with eight numbers and a category."""
+    rng = np.random.default_rng(seed)
+    y = rng.random(n) < 0.15
+    numbers = {f"x{i}": rng.normal(y * (0.2 * i), 1.0) for i in range(8)}
+    kind = rng.choice(["a", "b", "c"], n)
+    pq.write_table(pa.table({**numbers, "kind": kind, "y": np.where(y, "rare", "usual")}), path)
+
+
+# --- the child: every step with one engine ------------------------------------------------------
+
+
+def child(given: dict[str, Any]) -> None:
+    """Do the steps with an engine, first small and then as wanted; print the seconds of each."""
+    from prefect_augment.params import Compute
+    from prefect_augment.tasks._engines import open_engine
+
+    compute = Compute.model_validate(given["compute"])
+    folder = Path(given["folder"])
+    with open_engine(compute) as workers:
+        # As many at a time as there are workers, so that each has imported what it needs.
+        steps(folder / "warm", Path(given["small"]), workers, n_batches=2 * workers)
+        seconds = steps(folder / "out", Path(given["source"]), workers, n_batches=given["batches"])
+        seconds["nothing"] = timed(lambda: nothing(workers)) / N_PIECES
+    print(json.dumps(seconds))
+
+
+def timed(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def nothing(workers: int) -> None:
+    """Run pieces that do nothing."""
+    from prefect_augment.tasks._runtime import call, run_each, step
+
+    @step("nothing")
+    def nothing_at_all(i: int) -> int:
+        return i
+
+    run_each([call(nothing_at_all, i) for i in range(N_PIECES)], workers=workers, step="nothing")
+
+
+def steps(folder: Path, source: Path, workers: int, *, n_batches: int) -> dict[str, float]:
+    """Seconds of each step, and pieces of the comparison."""
+    from prefect_augment.flows._compare import confirm, search_strategies
+    from prefect_augment.params import (
+        Balance,
+        Budget,
+        Destination,
+        Evaluation,
+        NoModel,
+        RunParams,
+        Source,
+        TreesModel,
+    )
+    from prefect_augment.plan.strategies import make_strategies
+    from prefect_augment.schema import Experiment
+    from prefect_augment.tasks._runtime import call, run, run_each
+    from prefect_augment.tasks.augment import augment_records
+    from prefect_augment.tasks.compare import choose_strategy
+    from prefect_augment.tasks.ingest import ingest_dataset
+    from prefect_augment.tasks.plan import plan_balance
+    from prefect_augment.tasks.sample import draw_part
+    from prefect_augment.tasks.train import train_model
+
+    took: dict[str, float] = {}
+
+    def clock(name: str, started: float) -> None:
+        took[name] = time.perf_counter() - started
+
+    params = RunParams(
+        balance=Balance(target="majority"),
+        model=TreesModel(),
+        budget=Budget(steps=50),
+        evaluation=Evaluation(n_seeds=3, n_settings=2, n_bootstrap=200),
+    )
+    where = Destination(uri=str(folder))
+    started = time.perf_counter()
+    dataset = run(ingest_dataset, Source(uri=str(source), label="y"), where, seed=0)
+    clock("ingest", started)
+    plan = run(plan_balance, dataset, params, searched=True)
+    experiment = Experiment(dataset=dataset, plan=plan, params=params)
+    model = run(train_model, experiment)
+    counts = {"rare": n_batches * 100_000}  # a batch each
+    parts = [
+        call(draw_part, dataset, model, counts, seed=0, part=i, n_parts=workers)
+        for i in range(workers)
+    ]
+    started = time.perf_counter()
+    run_each(parts, workers=workers, step="sample")
+    clock("sampling", started)
+    started = time.perf_counter()
+    run(augment_records, experiment, {"rare": dataset.class_counts["usual"]})
+    clock("augmentation", started)
+
+    alone = experiment.with_model(NoModel())
+    strategies = make_strategies("table", model=None, classic=params.classic)
+    started = time.perf_counter()
+    search = search_strategies(alone, strategies, workers=workers)
+    choice = run(choose_strategy, search.scores)
+    confirm(alone.with_seeds(search.n_seeds), choice, search.scores, workers=workers)
+    clock("comparison", started)
+    pieces = len(search.scores) + len({s.strategy.name for s in search.scores}) + workers
+    return took | {"pieces": pieces}
+
+
+# --- all of them --------------------------------------------------------------------------------
+
+
+def measure(engine: str, workers: int, small: Path, source: Path, batches: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        given = {
+            "compute": {"engine": engine, "workers": workers},
+            "folder": folder,
+            "small": str(small),
+            "source": str(source),
+            "batches": batches,
+        }
+        done = subprocess.run(
+            [sys.executable, __file__, "--child", json.dumps(given)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    seconds: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--engine", choices=ENGINES, action="append")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child")
+    args = parser.parse_args()
+    if args.child:
+        child(json.loads(args.child))
+        return
+    n, batches, repeats = (20_000, 4, 1) if args.quick else (60_000, 8, 3)
+    engines = args.engine or ENGINES
+    taken: dict[tuple[str, int], list[dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        small, source = Path(folder, "small.parquet"), Path(folder, "in.parquet")
+        make_table(small, 2000)
+        make_table(source, n)
+        for _ in range(repeats):
+            for engine in engines:
+                for workers in (1, 2):
+                    took = measure(engine, workers, small, source, batches)
+                    taken.setdefault((engine, workers), []).append(took)
+    median = {
+        key: {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+        for key, runs in taken.items()
+    }
+    done = {"sampling": batches * 100_000}
+    rows: list[dict[str, Any]] = []
+    goals: list[Goal] = []
+    print(f"{n} records, {repeats} repeats\n")
+    print_heading(["engine", "step", "records/s, 1 worker", "2 workers", "efficiency"])
+    for engine in engines:
+        one, two = median[engine, 1], median[engine, 2]
+        for step in STEPS:
+            records = done.get(step, n)
+            efficiency = one[step] / (2 * two[step])
+            rows.append({"engine": engine, "step": step, "one": one[step], "two": two[step]})
+            cells = [f"{records / t:,.0f}" for t in (one[step], two[step])]
+            print_row([engine, step, *cells, f"{efficiency:.2f}"])
+            if wanted := WANTED[engine]:
+                name = f"{engine}: efficiency of {step} at two workers"
+                met = efficiency >= wanted
+                goal = f"at least {wanted}"
+                goals.append(Goal(name, "", efficiency, float("nan"), "", goal, met))
+        piece = one["comparison"] / one["pieces"]
+        share = one["nothing"] / piece
+        print_row([engine, f"a piece: {1000 * one['nothing']:.1f} ms", f"{share:.1%}", "", ""])
+        if WANTED[engine]:
+            name = f"{engine}: overhead of a piece"
+            met = share <= MOST_OVERHEAD
+            goal = f"at most {MOST_OVERHEAD}"
+            goals.append(Goal(name, "", share, piece, "a mean piece, s", goal, met))
+    print_goals(goals)
+    if args.json:
+        args.json.write_text(
+            json.dumps({"rows": rows, "goals": [g.row() for g in goals]}, indent=1)
+        )
+
+
+if __name__ == "__main__":
+    main()
