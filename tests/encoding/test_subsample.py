@@ -72,7 +72,7 @@ def test_records_that_come_in_parts_are_chosen_as_all_at_once(
     names = np.array(table["label"].to_pylist())
     strata = np.unique(names, return_inverse=True)[1]
     for most in (1, 7, 50, 300):
-        chosen = sample_rows(strata, hash_ids(table["aug_id"]), most=most, seed=3)
+        chosen = sample_rows(strata, hash_ids(table["aug_id"]), Sample(most, 3))
         expected = {table["aug_id"][int(i)].as_py() for i in chosen}
         # Shards of 100 records: the choice is made in five steps.
         assert set(read(store, dataset, most, seed=3)[0]["aug_id"].to_pylist()) == expected

@@ -14,7 +14,7 @@ from support.steps import experiment_of, publish_parts, release_of
 
 from prefect_augment.encoding.subsample import read_parts
 from prefect_augment.errors import ParameterError
-from prefect_augment.experiment import confirmation, diagnostics
+from prefect_augment.experiment import diagnostics, evaluator as evaluators
 from prefect_augment.experiment.confirmation import confirm
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.looks import Looks
@@ -97,7 +97,7 @@ def compared(dataset: DatasetRef, planned: BalancePlan, store: Store) -> tuple[V
 
     choice = Choice(chosen=WEIGHTS, baseline=WEIGHTS, as_is=AS_IS, model=None, scores={}, reason="")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(confirmation, "read_parts", counting)
+        patch.setattr(evaluators, "read_parts", counting)
         found = confirm(asked(dataset, planned), choice, [], store)
     return found, [parts for parts in reads if "holdout" in parts]
 
@@ -128,7 +128,7 @@ def test_a_look_is_counted_before_the_hold_out_is_read(
             raise KeyboardInterrupt
         return read_parts(where, info, parts, **options)
 
-    monkeypatch.setattr(confirmation, "read_parts", killed)
+    monkeypatch.setattr(evaluators, "read_parts", killed)
     other = Choice(chosen=AS_IS, baseline=AS_IS, as_is=AS_IS, model=None, scores={}, reason="")
     experiment = asked(dataset, planned)
     with pytest.raises(KeyboardInterrupt):

@@ -15,6 +15,7 @@ from support.staging import shards_of
 from support.steps import candidates_with, experiment_of
 
 from prefect_augment import experiment
+from prefect_augment.encoding import subsample
 from prefect_augment.encoding.arrays import Labelled
 from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.errors import MissingExtraError
@@ -26,6 +27,7 @@ from prefect_augment.experiment.evaluator import (
     FilterQuery,
     Synthetic,
     kept_synthetic,
+    sampled_note,
     score_folds,
 )
 from prefect_augment.experiment.evaluators import open_evaluator
@@ -44,6 +46,7 @@ from prefect_augment.params import (
     RunParams,
     Source,
 )
+from prefect_augment.plan import estimate as estimates
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import EXTERNAL, make_recipe, make_strategies
 from prefect_augment.schema import (
@@ -405,6 +408,7 @@ def test_image_strategies_draw_the_balance_that_the_strategy_asks_for(
         drawn = drawn_training_set(
             strategy,
             data.X,
+            np.arange(len(data.X)),
             data.strata,
             names=data.strata_names,
             plan=found,
@@ -424,10 +428,60 @@ def test_external_images_are_drawn_as_they_are(images: DatasetRef, store: Store)
     data = open_evaluator(store, experiment_of(images, found)).records
     synthetic = Synthetic(data.X[:10], np.full(10, 2))
     drawn = drawn_training_set(
-        EXTERNAL, data.X, data.strata, names=data.strata_names, plan=found, synthetic=synthetic
+        EXTERNAL,
+        data.X,
+        np.arange(len(data.X)),
+        data.strata,
+        names=data.strata_names,
+        plan=found,
+        synthetic=synthetic,
     )
     assert (drawn.weights == 1).all()
     assert drawn.synthetic.sum() == 10
+
+
+def test_more_images_than_a_comparison_holds_are_sampled_by_seed_and_the_plan_says_so(
+    images: DatasetRef, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = RunParams(model=NoModel(), evaluation=EVALUATION)
+    whole = plan(images, params, store)
+    every = open_evaluator(store, experiment_of(images, whole, model=NoModel()))
+    held, _ = every.read_holdout(store)
+    n, limit = len(every.records.y), 60
+    assert whole.max_compared == 0
+    monkeypatch.setattr(estimates, "COMPARED_BYTES", limit * every.records.X[0].size)
+    monkeypatch.setattr(subsample, "LEAST_OF_CLASS", 5)
+    found = plan(images, params, store)
+    sampled = {
+        seed: open_evaluator(store, experiment_of(images, found, model=NoModel(), seed=seed))
+        for seed in (0, 1)
+    }
+    data = sampled[0].records
+    holdout, table = sampled[0].read_holdout(store)
+    n_strata = 2 * len(data.classes)  # of training and of validation
+    assert limit <= len(data.y) < limit + 5 * n_strata < n
+    assert limit // 4 <= len(holdout.y) < len(held.y)
+    assert found.max_compared == limit
+    assert f"compared on {limit} of the training and validation images" in found.warnings[0]
+    note = sampled_note(sampled[0], holdout)
+    assert f"{len(data.y)} of {n} training and validation records" in note
+    assert f"{len(holdout.y)} of {len(held.y)} holdout records" in note
+    keys = {
+        plan_.max_compared: experiment_of(images, plan_).key("score") for plan_ in (whole, found)
+    }
+    assert len(set(keys.values())) == 2
+    rows = np.searchsorted(every.records.keys, data.keys)
+    assert np.array_equal(data.X, every.records.X[rows])
+    assert np.array_equal(data.y, every.records.y[rows])
+    assert np.array_equal(data.is_validation, every.records.is_validation[rows])
+    assert set(data.keys) != set(sampled[1].records.keys)
+    assert table.column("aug_id").to_pylist() == holdout.keys.tolist()
+    assert set(holdout.keys) <= set(held.keys)
+    counts, of_all = np.bincount(data.y), np.bincount(every.records.y)
+    assert (counts >= np.minimum(of_all, 5)).all(), "rare classes stay"
+    # A model's candidates may copy any image, so none is left out beside them.
+    with_model = RunParams(evaluation=EVALUATION, model=DiffusionModel())
+    assert plan(images, with_model, store).max_compared == 0
 
 
 def test_an_image_strategy_with_a_model_trains_on_the_runs_own_candidates(

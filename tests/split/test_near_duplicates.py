@@ -11,11 +11,13 @@ from prefect_augment.split.near_duplicates import (
     DISTANCES,
     GAP,
     MAX_LEVEL,
+    ThumbRows,
     cluster_images,
     cluster_limit,
     nearest_by_group,
     strengths,
 )
+from prefect_augment.storage import spill
 
 Thumbs = NDArray[np.int8]
 
@@ -65,6 +67,29 @@ def test_the_order_of_the_images_does_not_matter() -> None:
     other, other_levels = cluster_images(both[order], limit=20)
     assert same_partition(one[order], other)
     assert (one_levels[order] == other_levels).all()
+
+
+def test_images_on_disk_have_the_clusters_and_neighbours_of_those_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The split is permanent: where thumbnails lie must not change a decision."""
+    first = thumbs(60, cells=4)
+    both = np.concatenate([first, noisy(first, 8.0), noisy(first[:30], 14.0, seed=2)])
+    clusters, levels = cluster_images(both, limit=20)
+    parts: dict[str, Any] = {"groups": np.arange(60) % 2, "levels": levels[:60], "n_groups": 2}
+    near = nearest_by_group(both[60:], first, **parts)
+    monkeypatch.setattr(spill, "IN_MEMORY", 0)
+    order = np.random.default_rng(3).permutation(len(both))
+    aside = spill.ArraySpill(1024)
+    aside.append(both[order])
+    view = ThumbRows(aside, np.argsort(order))
+    found = cluster_images(view, limit=20)
+    assert np.array_equal(found[0], clusters)
+    assert np.array_equal(found[1], levels)
+    again = nearest_by_group(ThumbRows(view, np.arange(60, 150)), first, **parts)
+    assert near.strength.any()
+    for name in ("strength", "index", "level"):
+        assert np.array_equal(getattr(again, name), getattr(near, name))
 
 
 def test_a_crowd_of_look_alikes_is_told_apart_more_strictly_and_others_are_not() -> None:

@@ -3,11 +3,13 @@
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from prefect_augment.errors import StorageError
-from prefect_augment.storage.spill import Workspace
+from prefect_augment.storage import spill
+from prefect_augment.storage.spill import ArraySpill, Workspace
 
 
 def make(start: int, n: int) -> pa.Table:
@@ -54,3 +56,24 @@ def test_a_full_temporary_folder_is_said() -> None:
         aside = workspace.spill()
         with pytest.raises(StorageError, match="no space left in the temporary folder"):
             aside.append(make(0, 100_000))
+
+
+@pytest.mark.parametrize("in_memory", [0, 300, 1 << 20])
+def test_rows_are_read_by_number_as_an_array_gives_them(
+    in_memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(spill, "IN_MEMORY", in_memory)
+    rows = np.random.default_rng(0).integers(-128, 128, (90, 7)).astype(np.int8)
+    aside, chosen = ArraySpill(7), np.array([88, 3, 3, 41])
+    assert aside[:10].shape == (0, 7)
+    for start in range(0, 90, 30):
+        aside.append(rows[start : start + 30])
+        assert np.array_equal(aside[:], rows[: start + 30]), "also between two parts"
+    assert len(aside) == 90
+    assert np.array_equal(aside[chosen], rows[chosen])
+    assert np.array_equal(aside[rows[:, 0] > 0], rows[rows[:, 0] > 0])
+    assert np.array_equal(aside[5:8], rows[5:8])
+    aside[chosen][:] = 0  # a copy
+    assert np.array_equal(aside[chosen], rows[chosen])
+    assert not list(tmp_path.iterdir()), "the file has no name that a crash could leave behind"

@@ -122,9 +122,9 @@ def _choose(
     return np.union1d(rows, extra), counts
 
 
-def sample_rows(strata: NDArray[np.integer], hashes: Uint64, *, most: int, seed: int) -> Int:
-    """Select at most ``most`` rows, ascending; ``strata`` are codes from 0, ``hashes`` the hashed ids."""
-    choice = _choice(Sample(most, seed))
+def sample_rows(strata: NDArray[np.integer], hashes: Uint64, sample: Sample) -> Int:
+    """Select rows, ascending; ``strata`` are codes from 0, ``hashes`` the hashed ids."""
+    choice = _choice(sample)
     choice.add(strata.astype(np.int64), hashes)
     return choice.rows()
 

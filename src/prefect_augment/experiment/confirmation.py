@@ -9,14 +9,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from prefect_augment.array_types import Array, Bool, Float
-from prefect_augment.encoding.arrays import Labelled, Matrix, Records, by_columns
-from prefect_augment.encoding.subsample import read_parts
+from prefect_augment.encoding.arrays import Labelled, Matrix, Records
 from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.privacy.holdout_leaks import holdout_leaks
@@ -26,7 +25,6 @@ from prefect_augment.experiment.evaluator import (
     Evaluator,
     Synthetic,
     chosen_measure,
-    compared_sample,
     kept_synthetic,
     sampled_note,
 )
@@ -161,16 +159,12 @@ class _Case:
         data = evaluator.records
         looks = Looks(store, evaluator.info)
         look = looks.take(stage.key)
-        (table,) = read_parts(
-            store,
-            evaluator.info,
-            ["holdout"],
-            by=by_columns(evaluator.plan),
-            sample=compared_sample(experiment),
-        )
-        holdout = Holdout.of(evaluator, table)
-        del table
-        copies = corrupted_copies(evaluator, holdout.records, seed=seed)
+        holdout = Holdout.of(evaluator, store)
+        records = holdout.records
+        copies = corrupted_copies(evaluator, records, seed=seed)
+        X = np.concatenate([records.X, copies.X])  # both are parts of it: neither is held twice
+        copies = replace(copies, X=X[len(records.y) :])
+        holdout = replace(holdout, records=replace(records, X=X[: len(records.y)]))
         # Shown, whatever is chosen; an image's classifier takes minutes for that.
         shown = choice.model if evaluator.info.image is None else None
         compared = {s.name: s for s in (choice.chosen, choice.baseline, choice.as_is)}
@@ -181,7 +175,7 @@ class _Case:
             name: _multipliers(strategy, data.classes, scores, evaluation.n_seeds)
             for name, strategy in strategies.items()
         }
-        reading = _Reading(evaluator, holdout.records, copies, candidates, seed)
+        reading = _Reading(evaluator, holdout.records, copies, X, candidates, seed)
         return cls(stage, looks, look, holdout, reading, strategies, compared, multipliers)
 
     @cached_property
@@ -319,13 +313,9 @@ class _Reading:
     evaluator: Evaluator
     holdout: Records
     copies: Copies
+    X: Array  # the hold-out's records and after them the corrupted copies
     candidates: Synthetic | None
     run_seed: int
-
-    @cached_property
-    def X(self) -> Array:
-        """The hold-out's records and after them the corrupted copies."""
-        return np.concatenate([self.holdout.X, self.copies.X])
 
 
 def _predict_strategies(
@@ -354,7 +344,6 @@ def _predict_all(case: _Case, *, workers: int) -> dict[Strategy, tuple[Predicted
     are right about each copy, (n_seeds, n_corruptions, n_rows).
     """
     reading, requested, n_seeds = case.reading, case.requested, case.n_seeds
-    assert len(reading.X)  # computed here, once, before threads use it
 
     def one(fit: _Fit) -> tuple[Predicted, Predicted]:
         return fit.load(case) or _predict(fit.strategy, reading, requested[fit.strategy], fit.seed)

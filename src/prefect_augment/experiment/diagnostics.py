@@ -42,6 +42,7 @@ from prefect_augment.schema import (
     Strategy,
     Verdict,
 )
+from prefect_augment.storage import Store
 
 # Every estimator of every strategy and seed predicts the corrupted copies. This many records measure
 # balanced accuracy to half a point; with many classes or images, fewer keep arrays below 100 MiB.
@@ -63,13 +64,14 @@ class Holdout:
     by: dict[str, list[str]]
 
     @classmethod
-    def of(cls, evaluator: Evaluator, table: pa.Table) -> "Holdout":
-        """The hold-out of a table of staged records."""
+    def of(cls, evaluator: Evaluator, store: Store) -> "Holdout":
+        """The hold-out, read here."""
+        records, table = evaluator.read_holdout(store)
         by = {
             name: plain(table[name]).cast(pa.string()).fill_null(NULL_TEXT).to_pylist()
             for name in by_columns(evaluator.plan)
         }
-        return cls(evaluator.read(table), by)
+        return cls(records, by)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from prefect_augment.encoding.arrays import (
     by_columns,
 )
 from prefect_augment.encoding.strata import table_strata
-from prefect_augment.encoding.subsample import LEAST_OF_CLASS, Sample
+from prefect_augment.encoding.subsample import LEAST_OF_CLASS, Sample, read_parts
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.metrics.chosen_measure import measure_of
 from prefect_augment.evaluation.metrics.measures import Measure
@@ -82,6 +82,12 @@ class Evaluator(ABC):
     @abstractmethod
     def read(self, table: pa.Table) -> Records:
         """Staged records of another part."""
+
+    def read_holdout(self, store: Store) -> tuple[Records, pa.Table]:
+        """The hold-out's records, or a sample, and a table of them with at least the ``balance.by`` columns."""
+        by, sample = by_columns(self.plan), compared_sample(self.experiment)
+        (table,) = read_parts(store, self.info, ["holdout"], by=by, sample=sample)
+        return self.read(table), table
 
     @abstractmethod
     def encode(self, table: pa.Table) -> Array:

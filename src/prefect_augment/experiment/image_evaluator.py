@@ -10,7 +10,7 @@ import hashlib
 import io
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -18,18 +18,22 @@ from threading import RLock
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prefect_augment.array_types import Array, Bool, Float, Float32, Images, Int
 from prefect_augment.augmentation.image_policy import ImagePolicy
 from prefect_augment.encoding.arrays import (
+    TRAINED_ON,
     FilterOutcome,
     Records,
+    by_columns,
     recent,
     shared_fields,
     training_table,
 )
 from prefect_augment.encoding.images import encode_column
 from prefect_augment.encoding.pixels import resize
+from prefect_augment.encoding.subsample import Sample, sample_rows
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.classifiers.batch_transforms import ClassicRanges
 from prefect_augment.evaluation.classifiers.convnet import (
@@ -44,6 +48,7 @@ from prefect_augment.experiment.evaluator import (
     Evaluator,
     FilterQuery,
     Synthetic,
+    compared_sample,
     filter_request,
     score_folds,
 )
@@ -52,6 +57,7 @@ from prefect_augment.loading.encoder import FeatureEncoder, staged_encoder
 from prefect_augment.nn.machine import classifier_size
 from prefect_augment.params import Classic, Evaluation
 from prefect_augment.params.keys import step_key
+from prefect_augment.plan.estimate import HOLDOUT_SHARE
 from prefect_augment.plan.priors import smoothing_by_class
 from prefect_augment.schema import (
     BalancePlan,
@@ -63,8 +69,11 @@ from prefect_augment.schema import (
     Result,
     Strategy,
 )
+from prefect_augment.shards.base import label_names
+from prefect_augment.shards.staged import iter_shards, read_part, read_shards
 from prefect_augment.split.ledger_io import split_clusters
 from prefect_augment.storage import Stage, Store
+from prefect_augment.storage.keys import hash_ids
 
 logger = logging.getLogger(__name__)
 
@@ -117,11 +126,12 @@ def open_evaluator(store: Store, info: DatasetInfo, experiment: Experiment) -> "
         raise ParameterError("the plan has no classifier steps; plan again with this version.")
     image = info.image
 
-    def read() -> Records:
-        table, is_validation = training_table(store, info)
-        return _to_records(table, store, info, image, plan, is_validation)
+    sample = compared_sample(experiment)
 
-    records = recent(store, info, plan, read)
+    def read() -> Records:
+        return _read_parts(store, info, image, plan, TRAINED_ON, sample)[0]
+
+    records = recent(store, info, plan, read, sample)
     return ImageEvaluator(experiment, info, records, store, image)
 
 
@@ -165,12 +175,21 @@ class ImageEvaluator(Evaluator):
 
     def read(self, table: pa.Table) -> Records:
         """Staged records of another part."""
-        records = _to_records(table, self.store, self.info, self.image, self.plan, None)
+        records = _to_records(table, self.store, self.info, self.encode(table), self.plan, None)
         if (encoder := self.encoder) is not None:
             with _features_lock:
                 rows = encoder.features(table.column(self.image.column))
                 self._known.update(zip(_digests(records.X), rows, strict=True))
         return records
+
+    def read_holdout(self, store: Store) -> tuple[Records, pa.Table]:
+        """Pixels are made batch by batch; an encoder needs all files."""
+        sample = compared_sample(self.experiment)
+        sample = sample._replace(most=sample.most // HOLDOUT_SHARE)
+        records, table = _read_parts(store, self.info, self.image, self.plan, ("holdout",), sample)
+        if self.encoder is not None:
+            self.read(_files_of(records, read_part(store, self.info, ["holdout"])))
+        return records, table
 
     @property
     def encoder(self) -> FeatureEncoder | None:
@@ -197,13 +216,14 @@ class ImageEvaluator(Evaluator):
         """The features so far, at first those of training and validation; under the lock."""
         encoder, info = self.encoder, self.info
         assert encoder is not None
-        key = (self.store.uri, info.key, info.digest, encoder.info)
+        sample = [*compared_sample(self.experiment)] if self.is_sampled else []
+        key = (self.store.uri, info.key, f"{info.digest}{sample}", encoder.info)
         if key not in _features:
-            stage_key = step_key("features", self.params, inputs=[info.key, info.digest])
+            stage_key = step_key("features", self.params, inputs=[info.key, info.digest, *sample])
             stage = Stage(self.store, "features", stage_key)
 
             def build() -> _Features:
-                table, _ = training_table(self.store, info)
+                table = _files_of(self.records, training_table(self.store, info)[0])
                 logger.info("Computing features of %d images by %s.", len(table), encoder.info.name)
                 buffer, path = io.BytesIO(), f"{stage.prefix}/features.npy"
                 np.save(buffer, encoder.features(table.column(self.image.column)))
@@ -254,7 +274,8 @@ class ImageEvaluator(Evaluator):
         data = self.records
         drawn = drawn_training_set(
             strategy,
-            data.X[rows],
+            data.X,
+            rows,
             data.strata[rows],
             names=data.strata_names,
             plan=self.plan,
@@ -264,7 +285,7 @@ class ImageEvaluator(Evaluator):
         counts = np.bincount(y, minlength=len(data.classes)).astype(np.float64)
         if strategy.family == "probe":
             probe = fit_probe(
-                self.features(drawn.X),
+                self.features(drawn.X[drawn.rows]),
                 y,
                 C=strategy.C,
                 weights=drawn.weights,
@@ -280,6 +301,7 @@ class ImageEvaluator(Evaluator):
             estimator = fit_image_classifier(
                 drawn.X,
                 y,
+                rows=drawn.rows,
                 n_classes=len(data.classes),
                 steps=max(1, round(step_share * self.plan.classifier_steps)),
                 seed=seed,
@@ -324,18 +346,62 @@ class ImageEvaluator(Evaluator):
         )
 
 
+def _read_parts(
+    store: Store,
+    info: DatasetInfo,
+    image: ImageInfo,
+    plan: BalancePlan,
+    parts: Sequence[str],
+    sample: Sample,
+) -> tuple[Records, pa.Table]:
+    """Staged records, or a sample of them, sorted by key, and their columns but for the image.
+
+    A batch of images is decoded at a time. A sample has each class of each part by its share.
+    """
+    shards = [s for part in parts for s in info.shards if s.split == part]
+    names = ["aug_id", "content_key", info.label, info.group_column, *by_columns(plan)]
+    columns = [*dict.fromkeys(name for name in names if name)]
+    table = read_shards(store, shards, columns, like=info.shards)
+    is_validation = np.repeat(
+        np.array([s.split == "validation" for s in shards], dtype=bool),
+        np.array([s.n_records for s in shards], dtype=np.int64),
+    )
+    order = pc.sort_indices(table, sort_keys=[("aug_id", "ascending")]).to_numpy().astype(np.int64)
+    if sample.most and len(order) > sample.most:
+        classes = np.unique(label_names(table[info.label]), return_inverse=True)[1]
+        strata = 2 * classes[order] + is_validation[order]
+        hashes = hash_ids(table["aug_id"])[order]
+        order = order[sample_rows(strata, hashes, sample)]
+    place = np.full(table.num_rows, -1)
+    place[order] = np.arange(len(order))
+    table, is_validation = table.take(order), is_validation[order]
+    size, start = classifier_size(image.most_common_size), 0
+    X = np.empty((len(order), size, size, image.n_channels), dtype=np.uint8)
+    for batch in iter_shards(store, shards, [image.column]):
+        rows = place[start : start + batch.num_rows]
+        start += batch.num_rows
+        X[rows[rows >= 0]] = _encode(batch.filter(rows >= 0), image)
+    return _to_records(table, store, info, X, plan, is_validation), table
+
+
+def _files_of(records: Records, table: pa.Table) -> pa.Table:
+    """The rows of a table that are these records, in their order."""
+    rows = pc.index_in(pa.array(records.keys), value_set=table["aug_id"].combine_chunks())
+    return table.take(rows)
+
+
 def _to_records(
     table: pa.Table,
     store: Store,
     info: DatasetInfo,
-    image: ImageInfo,
+    X: Images,
     plan: BalancePlan,
     is_validation: Bool | None,
 ) -> Records:
     shared = shared_fields(table, info=info, plan=plan, is_validation=is_validation)
     if shared["groups"] is None:
         shared["groups"] = _clusters(store, info, shared["content"].tolist())
-    return Records(X=_encode(table, image), **shared)
+    return Records(X=X, **shared)
 
 
 def _clusters(store: Store, info: DatasetInfo, content: list[str]) -> Int | None:

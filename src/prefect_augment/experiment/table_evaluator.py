@@ -30,7 +30,12 @@ from prefect_augment.encoding.arrays import (
     training_matrix,
 )
 from prefect_augment.encoding.rare_values import RareValues
-from prefect_augment.encoding.subsample import read_parts, read_training_records, sample_rows
+from prefect_augment.encoding.subsample import (
+    Sample,
+    read_parts,
+    read_training_records,
+    sample_rows,
+)
 from prefect_augment.evaluation.classifiers.bagging import Bagged, bags, n_bags
 from prefect_augment.evaluation.classifiers.base import Estimator
 from prefect_augment.evaluation.classifiers.own_estimator import estimator_infos, fit_own
@@ -372,7 +377,7 @@ def _draw_synthetic(
         training
     )
     keys = hash_ids(pa.array(data.keys[training], pa.string()))
-    learnt = training[sample_rows(data.strata[training], keys, most=most, seed=seed)]
+    learnt = training[sample_rows(data.strata[training], keys, Sample(most, seed))]
     trained = fit_model(
         TableData(data.X[learnt], data.strata[learnt]),
         table_spec(data.encoder, data.strata[learnt], data.strata_names),

@@ -90,9 +90,10 @@ def build_training_set(
 
 @dataclass(frozen=True)
 class DrawnSet:
-    """Images, stratum codes, draw weights of mean 1 and a mask of synthetic records."""
+    """Images, the row of each record in them, stratum codes, draw weights of mean 1 and a mask of synthetic records."""
 
     X: NDArray[np.uint8]
+    rows: NDArray[np.int64]
     strata: NDArray[np.int64]
     weights: NDArray[np.float64]
     synthetic: NDArray[np.bool_]
@@ -101,27 +102,32 @@ class DrawnSet:
 def drawn_training_set(
     strategy: Strategy,
     X: NDArray[np.uint8],
+    rows: NDArray[np.int64],
     strata: NDArray[np.int64],
     *,
     names: tuple[str, ...],
     plan: BalancePlan,
     synthetic: Synthetic | None,
 ) -> DrawnSet:
-    """Training set of one strategy whose estimator draws records by weight, instead of copying them."""
+    """Training set of one strategy whose estimator draws records by weight, instead of copying them.
+
+    Real records are those ``rows`` of ``X``, with their ``strata``. Without synthetic records no image is copied.
+    """
     wanted = wanted_with(strategy, _counts(strata, names), plan, synthetic, names)
     n_real = len(strata)
     if strategy.has_model and synthetic is not None:
-        rows = _first_of_each(
+        drawn = _first_of_each(
             synthetic.strata, {names.index(k): amounts.synthetic for k, amounts in wanted.items()}
         )
-        X = np.concatenate([X, synthetic.X[rows]])
-        strata = np.concatenate([strata, synthetic.strata[rows]])
+        rows = np.concatenate([rows, len(X) + np.arange(len(drawn))])
+        X = np.concatenate([X, synthetic.X[drawn]])
+        strata = np.concatenate([strata, synthetic.strata[drawn]])
     weight = np.zeros(len(names))
     for name, amounts in wanted.items():
         weight[names.index(name)] = amounts.effective / max(1, amounts.counted)
     is_synthetic = np.arange(len(strata)) >= n_real
     weights = weight[strata] * np.where(is_synthetic, strategy.synthetic_weight, 1.0)
-    return DrawnSet(X, strata, weights / weights.mean(), is_synthetic)
+    return DrawnSet(X, rows, strata, weights / weights.mean(), is_synthetic)
 
 
 def wanted_with(

@@ -17,13 +17,14 @@ from prefect_augment.encoding.labels import check_classes, class_names, label_te
 from prefect_augment.encoding.record_ids import real_ids
 from prefect_augment.errors import InputError
 from prefect_augment.ingest.holdout import in_holdout, refuse_other_classes
-from prefect_augment.ingest.record_index import LEFT_OUT, RecordIndex, index_of, merge
+from prefect_augment.ingest.record_index import LEFT_OUT, THUMB_BYTES, RecordIndex, index_of, merge
 from prefect_augment.ingest.validate import Candidates
 from prefect_augment.ingest.validate_images import Traits, image_info
 from prefect_augment.params import Source
 from prefect_augment.schema import ImageInfo
 from prefect_augment.split.assignment import assign
 from prefect_augment.split.ledger import Assignment, Ledger, LedgerSpill
+from prefect_augment.split.near_duplicates import ThumbRows, Thumbs
 from prefect_augment.split.near_split import (
     NearClusters,
     assign_clusters,
@@ -362,14 +363,14 @@ class _Bin:
         }
         return image_info(column, counts_by_trait, **extra)
 
-    def _thumbs_of(self, left: RecordIndex) -> Int8:
+    def _thumbs_of(self, left: RecordIndex) -> Thumbs:
         """Return the thumbnails of all records; those of earlier batches are in the ledger."""
         assert left.thumbs is not None
         assert left.thumb_rows is not None
         known = left.thumb_rows < 0
         if not known.any():
-            return left.thumbs[left.thumb_rows]
-        thumbs = np.zeros((len(left), left.thumbs.shape[1]), dtype=np.int8)
+            return ThumbRows(left.thumbs, left.thumb_rows)
+        thumbs = np.zeros((len(left), THUMB_BYTES), dtype=np.int8)
         thumbs[~known] = left.thumbs[left.thumb_rows[~known]]
         if self.ledger.images is not None:
             place = np.searchsorted(self.ledger.keys, left.keys[known])

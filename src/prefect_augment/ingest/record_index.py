@@ -17,10 +17,11 @@ from prefect_augment.sources.images.validation import THUMB_SIDE
 from prefect_augment.storage import Store
 from prefect_augment.storage.external_sort import PartitionedRows, first_of_bin
 from prefect_augment.storage.keys import KEY, Coded, joined, shared_names, sort_order, taken
-from prefect_augment.storage.spill import Workspace
+from prefect_augment.storage.spill import ArraySpill, Workspace
 
 THUMB_BYTES = THUMB_SIDE * THUMB_SIDE
 ROWS_AT_ONCE = 131_072
+THUMBS_AT_ONCE = 1024
 TRAITS = ("mode", "format", "width", "height", "is_animated", "is_rotated")
 LEFT_OUT = -1  # as a part: in quarantine
 
@@ -38,7 +39,7 @@ class RecordIndex:
     traits: Int32 | None  # index into kinds
     distinct_traits: list[Traits]
     thumb_rows: Int | None  # row of thumbs; -1 where the ledger has it
-    thumbs: Int8 | None  # (n_thumbs, 1024) int8
+    thumbs: Int8 | ArraySpill | None  # (n_thumbs, 1024) int8
     parts: Int8  # index into PARTS, or LEFT_OUT
     numbers: Int32  # among records of one key and label
     files: Int32
@@ -129,7 +130,7 @@ def merge(parts: Sequence[RecordIndex]) -> RecordIndex:
         np.concatenate(traits) if traits else None,
         list(distinct),
         np.concatenate(thumb_rows) if traits else None,
-        np.concatenate(thumbs) if traits else None,
+        _joined(thumbs) if traits else None,
         np.concatenate([p.parts for p in parts]),
         np.concatenate([p.numbers for p in parts]),
         np.concatenate([p.files for p in parts]),
@@ -139,6 +140,14 @@ def merge(parts: Sequence[RecordIndex]) -> RecordIndex:
     columns = [whole.keys, whole.labels.codes, whole.batch]
     columns += [] if whole.marked is None else [whole.marked]
     return whole.take(sort_order(*columns))
+
+
+def _joined(thumbs: Sequence[Int8 | ArraySpill]) -> ArraySpill:
+    every = ArraySpill(THUMB_BYTES)
+    for part in thumbs:
+        for start in range(0, len(part), THUMBS_AT_ONCE):
+            every.append(part[start : start + THUMBS_AT_ONCE])
+    return every
 
 
 # --- as an object -----------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from operator import attrgetter
 import numpy as np
 import pyarrow as pa
 
-from prefect_augment.array_types import Int8, Int32
+from prefect_augment.array_types import Int32
 from prefect_augment.errors import InputError
 from prefect_augment.schema import ImageInfo
 from prefect_augment.sources.images.columns import image_bytes
@@ -24,6 +24,7 @@ from prefect_augment.sources.images.validation import (
     ImageCheck,
     check_image,
 )
+from prefect_augment.storage.spill import ArraySpill
 
 #: Mode, format, width, height, whether animated, whether turned.
 Traits = tuple[str, str, int, int, bool, bool]
@@ -40,7 +41,7 @@ class Images:
     """Thumbnails and traits of the valid images."""
 
     column: str
-    thumbs: Int8  # (n_records, 1024) int8, as in ImageCheck
+    thumbs: ArraySpill  # (n_records, 1024) int8, as in ImageCheck
     traits: Int32  # (n_records,) index into kinds
     distinct_traits: list[Traits]  # (mode, format, width, height, is_animated, is_rotated)
 
@@ -81,7 +82,7 @@ class ImageChecker:
     def __init__(self, column: str, max_megapixels: float) -> None:
         self.column = column
         self._limit = max_megapixels
-        self._thumbs: list[Int8] = []
+        self._thumbs = ArraySpill(THUMB_SIDE * THUMB_SIDE)
         self._traits: list[Int32] = []
         self._distinct: dict[Traits, int] = {}
         self._first_bad = ""
@@ -124,21 +125,15 @@ class ImageChecker:
 
     def refuse_none(self) -> None:
         """Raise InputError if no image of the source is valid."""
-        if self._n_bad and not self._thumbs:
+        if self._n_bad and not len(self._thumbs):
             raise InputError(
                 f"none of the source's {self._n_bad} images can be used; the first is {self._first_bad}."
             )
 
     def images(self) -> Images:
         """Return thumbnails and traits of the valid images."""
-        thumbs = np.zeros((sum(map(len, self._traits)), THUMB_SIDE * THUMB_SIDE), dtype=np.int8)
-        start = 0
-        while self._thumbs:  # not all of them twice
-            part = self._thumbs.pop(0)
-            thumbs[start : start + len(part)] = part
-            start += len(part)
         traits = [np.zeros(0, dtype=np.int32), *self._traits]
-        return Images(self.column, thumbs, np.concatenate(traits), list(self._distinct))
+        return Images(self.column, self._thumbs, np.concatenate(traits), list(self._distinct))
 
 
 _traits = attrgetter("mode", "format", "width", "height", "is_animated", "is_rotated")

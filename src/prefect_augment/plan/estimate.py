@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from prefect_augment.nn.machine import NARROW_BELOW
-from prefect_augment.schema import Estimate
+from prefect_augment.nn.machine import NARROW_BELOW, classifier_size
+from prefect_augment.schema import Estimate, ImageInfo
 
 # Fitted by eye to single-thread fits on two shared cores, 2026-11-23: 300 to 100,000 records, 7 to 100
 # columns, 2 to 8 classes, 0.04 to 0.7 seconds a fit; then to the processor time of whole runs.
@@ -79,6 +79,17 @@ _PREDICT_SHARE = 0.25  # of an image predicted, over an image trained on
 _FILTER_FITS = 3  # classifiers that the filter trains
 _DECODE_SECONDS = 4e-4  # per image: ingest reads it, models and classifiers decode it again
 _IMAGE_BYTES = 24  # float32 copies of the pixels and similar arrays that a run holds
+
+# Pixels of training and validation that a comparison holds; of the hold-out a quarter as many. 174,000 images of 32
+# pixels in colour, or 43,000 of 64: a classifier takes at most 384,000 draws.
+COMPARED_BYTES = 512 << 20
+HOLDOUT_SHARE = 4
+
+
+def most_compared(image: ImageInfo) -> int:
+    """Return how many training and validation images a comparison holds at most; of the hold-out, a quarter."""
+    side = classifier_size(image.most_common_size)
+    return max(1, COMPARED_BYTES // (side * side * image.n_channels))
 
 
 def classifier_steps(

@@ -31,7 +31,13 @@ from prefect_augment.params import (
 )
 from prefect_augment.params.constraints import Constraint
 from prefect_augment.plan.detection import object_classes
-from prefect_augment.plan.estimate import classifier_steps, estimate, estimate_images
+from prefect_augment.plan.estimate import (
+    HOLDOUT_SHARE,
+    classifier_steps,
+    estimate,
+    estimate_images,
+    most_compared,
+)
 from prefect_augment.plan.schedule import COMPARISON_SHARE
 from prefect_augment.plan.search_space import (
     N_KEPT,
@@ -150,6 +156,9 @@ def _plan(
         else "no model was requested",
     )
     has_model = any(entry.n_synthetic for entry in classes)
+    max_compared = 0 if has_model else max_compared_images(info)
+    if max_compared and compares:
+        messages = (*messages, _sample_text(max_compared))
     if info.image is not None:
         expected, comparison = _estimate_images(info, classes, params, budget, has_model=has_model)
     else:
@@ -165,7 +174,27 @@ def _plan(
         + plan_warnings(classes, balance, soft_labels=soft_labels)
         + _budget_warnings(expected, comparison, info, budget, evaluation.n_seeds),
         soft_labels=soft_labels,
+        max_compared=max_compared,
         **comparison,
+    )
+
+
+def max_compared_images(info: DatasetInfo) -> int:
+    """Most training and validation images that the comparison reads; 0 for all of them."""
+    if info.image is None:
+        return 0
+    n = {part: sum(of.values()) for part, of in info.part_counts.items()}
+    n_training = sum(n.get(part, 0) for part in _TRAINING)
+    most = most_compared(info.image)
+    fits = n_training <= most and n.get("holdout", 0) <= most // HOLDOUT_SHARE
+    return 0 if fits else most
+
+
+def _sample_text(most: int) -> str:
+    """What the comparison reads of more images than it holds."""
+    return (
+        f"strategies are compared on {most:,} of the training and validation images, and on {most // HOLDOUT_SHARE:,} "
+        "of the hold-out, chosen by their ids and the seed; all of them are published."
     )
 
 

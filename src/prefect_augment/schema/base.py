@@ -233,6 +233,7 @@ class BalancePlan(Result):
     n_folds: int = 0  # of images: folds of the comparison, 1 for validation alone; 0 for tables
     n_settings: int = 8  # most settings tried of one strategy, see plan.search_space
     soft_labels: bool = False  # each synthetic record has a row per likely class, by weight
+    max_compared: int = 0  # most training and validation images that are compared; 0 for all
 
     def _repr_html_(self) -> str:
         rows = [(c.name, c.n_real, c.target, c.n_synthetic, c.n_classic) for c in self.classes]

@@ -40,8 +40,13 @@ class Experiment(Result):
 
     @property
     def max_compared(self) -> int:
-        """Most records that strategies are compared on; 0 for images: all of them."""
-        return 0 if self.dataset.modality == "image" else MAX_COMPARED
+        """Most training and validation records that strategies are compared on; 0 for all of them.
+
+        A model's or external images are held against every image, of which any may have been copied.
+        """
+        if self.dataset.modality == "table":
+            return MAX_COMPARED
+        return 0 if self.candidates else self.plan.max_compared
 
     def with_model(self, model: ModelParams) -> "Experiment":
         """Return the experiment with another generative model."""

@@ -10,12 +10,13 @@ import numpy as np
 from prefect_augment.array_types import Array, Int, Int8, Int32
 from prefect_augment.storage.external_sort import PartitionedRows
 from prefect_augment.storage.keys import KEY, Coded, as_keys
-from prefect_augment.storage.spill import Workspace
+from prefect_augment.storage.spill import ArraySpill, Workspace
 
 PARTS = ("training", "validation", "holdout")
 TRAINING, VALIDATION, HOLDOUT = 0, 1, 2
 
 ROWS_AT_ONCE = 131_072
+THUMBS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,7 @@ class ImageRows:
     # (n_images,) content key of one of the cluster's first members, and strictness of its comparison
     clusters: Array = field(default_factory=lambda: np.zeros(0, dtype=KEY))
     levels: Int = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    thumbs: Int8 = field(default_factory=lambda: np.zeros((0, 1024), dtype=np.int8))
+    thumbs: Int8 | ArraySpill = field(default_factory=lambda: np.zeros((0, 1024), dtype=np.int8))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "clusters", as_keys(self.clusters))
@@ -67,8 +68,14 @@ class Ledger:
         labels = self.labels.only_used()
         columns = [self.keys, labels.names, labels.codes, self.occurrences, self.parts]
         if self.images is not None:
-            columns += [self.images.clusters, self.images.levels, self.images.thumbs]
-        return _digest(self, [(column.dtype, len(column), [column]) for column in columns])
+            columns += [self.images.clusters, self.images.levels]
+        described: list[tuple[np.dtype[Any], int, Iterable[Array]]]
+        described = [(column.dtype, len(column), [column]) for column in columns]
+        if self.images is not None:
+            thumbs, n = self.images.thumbs, len(self.images.thumbs)
+            pieces = (thumbs[i : i + THUMBS_AT_ONCE] for i in range(0, n, THUMBS_AT_ONCE))
+            described.append((thumbs.dtype, n, pieces))
+        return _digest(self, described)
 
     def take(self, rows: slice) -> "Ledger":
         """Return some of the rows."""

@@ -33,6 +33,7 @@ from prefect_augment.storage.keys import (
     pairs_of_equals,
     unhex,
 )
+from prefect_augment.storage.spill import ArraySpill
 
 #: Unit of a ledger whose near-duplicate images stay together.
 NEAR_DUPLICATE = "near-duplicate"
@@ -117,7 +118,7 @@ def split_clusters(store: Store, info: DatasetInfo, content_keys: Sequence[str])
     An image not in the ledger (of a separate hold-out), and every record of another kind of split, is its own
     cluster.
     """
-    ledger = read_ledger(store, info.ledger)
+    ledger = read_ledger(store, info.ledger, with_thumbs=False)
     if ledger.images is None:
         return list(content_keys)
     wanted = _as_keys(content_keys)
@@ -140,13 +141,13 @@ def _as_keys(content_keys: Sequence[str]) -> Array:
     return keys
 
 
-def read_ledger(store: Store, path: str) -> Ledger:
-    """Return the ledger at ``path``.
+def read_ledger(store: Store, path: str, *, with_thumbs: bool = True) -> Ledger:
+    """Return the ledger at ``path``, without a kilobyte per image if ``with_thumbs`` is false.
 
     Raises IntegrityError if it is missing or damaged: without it, hold-out records could enter training.
     """
     with _opened(store, path) as (file, metadata):
-        return _read(file, metadata, secret_of(store))
+        return _read(file, metadata, secret_of(store), with_thumbs)
 
 
 @contextmanager
@@ -190,7 +191,9 @@ def _is_grouped(metadata: Mapping[str, str]) -> bool:
     return metadata["unit"].startswith(("group:", "pattern:"))
 
 
-def _read(file: pq.ParquetFile, metadata: dict[str, str], secret: bytes) -> Ledger:
+def _read(
+    file: pq.ParquetFile, metadata: dict[str, str], secret: bytes, with_thumbs: bool
+) -> Ledger:
     """Read a ledger block by block into coded columns."""
     schema = file.schema_arrow
     has_images = "cluster" in schema.names
@@ -206,8 +209,10 @@ def _read(file: pq.ParquetFile, metadata: dict[str, str], secret: bytes) -> Ledg
         read = partial(opened, secret=secret, is_text=is_text)
         read_cluster = partial(opened, secret=secret, is_text=False)
     columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+    thumbs = ArraySpill(THUMB_BYTES)
     label_names: dict[str, int] = {}
-    for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
+    wanted = [name for name in schema.names if with_thumbs or name != "thumb"]
+    for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=wanted):
         labels = batch["label"].dictionary_encode()
         codes = [label_names.setdefault(n, len(label_names)) for n in labels.dictionary.to_pylist()]
         columns["label"].append(np.array(codes, dtype=np.int32)[labels.indices.to_numpy()])
@@ -217,10 +222,11 @@ def _read(file: pq.ParquetFile, metadata: dict[str, str], secret: bytes) -> Ledg
         if has_images:
             columns["cluster"].append(read_cluster(batch["cluster"]))
             columns["level"].append(batch["level"].to_numpy())
+        if has_images and with_thumbs:
             data = batch["thumb"].buffers()[1]
             start = batch["thumb"].offset * THUMB_BYTES
             pixels = np.frombuffer(data, np.int8)[start : start + batch.num_rows * THUMB_BYTES]
-            columns["thumb"].append(pixels.reshape(-1, THUMB_BYTES))
+            thumbs.append(pixels)
     if not columns["key"]:
         return Ledger(
             metadata["salt"],
@@ -237,9 +243,7 @@ def _read(file: pq.ParquetFile, metadata: dict[str, str], secret: bytes) -> Ledg
         labels=Coded.from_names(column["label"], list(label_names)),
         parts=column["part"],
         has_own_holdout=metadata["has_own_holdout"] == "true",
-        images=ImageRows(column["cluster"], column["level"], column["thumb"])
-        if has_images
-        else None,
+        images=ImageRows(column["cluster"], column["level"], thumbs) if has_images else None,
     )
 
 

@@ -16,6 +16,7 @@ of threads changes the result.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from threadpoolctl import threadpool_limits
 
-from prefect_augment.array_types import Bool, Float, Float32, Int, Int8
+from prefect_augment.array_types import Bool, Float, Float32, Int, Int8, Int32
+from prefect_augment.storage.spill import ArraySpill
 
 SIDE = 32  # of the thumbnails, as ingest makes them
 # Images whose hashes share a band are compared, all with all; larger buckets are divided by the next
@@ -39,7 +41,27 @@ SMOOTHED = 2  # times, with the binomial (1, 2, 1) in both directions
 MIN_NORM = 1e-3
 N_AXES = 5  # an image and its four tangents
 
-Thumbs = Int8
+
+class Thumbs(Protocol):
+    """Thumbnails (n, 1024) int8: an array, or rows that are read when they are compared."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class ThumbRows:
+    """Some rows of thumbnails, in another order, without a copy of them."""
+
+    thumbs: Thumbs
+    rows: Int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        return self.thumbs[self.rows[rows]]
 
 
 def distances(thumbs: Thumbs, i: Int, others: Thumbs, j: Int) -> Float:
@@ -54,7 +76,7 @@ def distances(thumbs: Thumbs, i: Int, others: Thumbs, j: Int) -> Float:
     return np.concatenate(parts)
 
 
-def _images(thumbs: Thumbs) -> Float32:
+def _images(thumbs: Int8) -> Float32:
     images = thumbs.reshape(len(thumbs), SIDE, SIDE).astype(np.float32)
     for _ in range(SMOOTHED):
         images = _smooth(images)
@@ -136,25 +158,25 @@ def _unit(rows: Float32) -> Float32:
 class Shape:
     """Images at a quarter of the cells, to find the likeliest of many pairs by matrix products.
 
-    Per image an orthogonal basis (1 kB) of itself and its tangents: an image in that span is the same one,
-    slightly shifted or scaled.
+    Per image an orthogonal basis (1 kB, on local disk) of itself and its tangents: an image in that span is
+    the same one, slightly shifted or scaled.
     """
 
     def __init__(self, thumbs: Thumbs) -> None:
         n, half = len(thumbs), SIDE // 2
-        self.informative: Int = (
-            np.flatnonzero(thumbs.any(axis=1)) if n else np.zeros(0, dtype=np.int64)
-        )
-        self._axes = np.zeros((n, N_AXES, (half - 2) ** 2), dtype=np.int8)
+        is_informative = np.zeros(n, dtype=bool)
+        self._axes = ArraySpill(N_AXES * (half - 2) ** 2)
         self._scale = np.zeros((n, N_AXES, 1), dtype=np.float32)
         for start in range(0, n, BUCKET):  # bounds the memory
             some = slice(start, start + BUCKET)
             images = thumbs[some].reshape(-1, SIDE, SIDE).astype(np.float32)
+            is_informative[some] = images.any(axis=(1, 2))
             small = _smooth(images).reshape(-1, half, 2, half, 2).sum(axis=(2, 4))
             axes = np.stack(_axes(_smooth(_smooth(small))), axis=1)
             peak = np.maximum(np.abs(axes).max(axis=2, keepdims=True), np.float32(1e-9))
-            self._axes[some] = np.rint(axes * (127 / peak))
+            self._axes.append(np.rint(axes * (127 / peak)).astype(np.int8))
             self._scale[some] = peak / 127
+        self.informative: Int = np.flatnonzero(is_informative)
 
     def likeness(self, rows: Int, others: Int) -> Float32:
         """Return the share of each image's contrast that each of the others explains, (n_rows, n_others)."""
@@ -166,8 +188,11 @@ class Shape:
         return self._explained(next(every), others, next(every)) > 1 - COARSE_LIMIT
 
     def _explained(self, rows: Int, others: "Shape", their_rows: Int) -> Float32:
-        ours = self._axes[rows, 0] * self._scale[rows, 0]
-        axes = others._axes[their_rows] * others._scale[their_rows]
+        axes = others._axes_of(their_rows) * others._scale[their_rows]
+        if others is self and their_rows is rows:
+            ours = axes[:, 0].copy()
+        else:
+            ours = self._axes_of(rows)[:, 0] * self._scale[rows, 0]
         product = ours @ axes[:, 0].T
         share: Float32 = np.where(product > 0, product * product, np.float32(-1))
         for k in range(1, N_AXES):
@@ -175,6 +200,9 @@ class Shape:
             along *= along
             share += along
         return share
+
+    def _axes_of(self, rows: Int) -> Int8:
+        return self._axes[rows].reshape(len(rows), N_AXES, -1)
 
 
 def _axes(images: Float32) -> list[Float32]:
@@ -192,10 +220,15 @@ class Best:
 
     def __init__(self, n: int) -> None:
         self.likeness = np.full((n, N_MEASURED), -np.inf, dtype=np.float32)
-        self.index = np.full((n, N_MEASURED), -1, dtype=np.int64)
+        self.index: Int32 = np.full((n, N_MEASURED), -1, dtype=np.int32)
 
     def keep(self, rows: Int, others: Int, likeness: Float32) -> None:
         """Update with all pairs of two subsets; a pair may recur in another bucket."""
+        # Most images are like no other: only pairs beyond the limit are ever measured.
+        some = (likeness > 1 - COARSE_LIMIT).any(axis=1)
+        if not some.any():
+            return
+        rows, likeness = rows[some], likeness[some]
         k = min(N_MEASURED, len(others))
         top = np.argpartition(-likeness, k - 1, axis=1)[:, :k]
         scores = np.concatenate(
@@ -212,7 +245,7 @@ class Best:
     def pairs(self) -> tuple[Int, Int]:
         """Return the pairs of every image with its candidates."""
         rows, places = np.nonzero(self.likeness > 1 - COARSE_LIMIT)
-        return rows, self.index[rows, places]
+        return rows, self.index[rows, places].astype(np.int64)
 
 
 def hash_bands(thumbs: Thumbs) -> NDArray[np.uint8]:
@@ -227,7 +260,7 @@ def hash_bands(thumbs: Thumbs) -> NDArray[np.uint8]:
     return np.concatenate(bands)
 
 
-def _bands(thumbs: Thumbs) -> NDArray[np.uint8]:
+def _bands(thumbs: Int8) -> NDArray[np.uint8]:
     images = thumbs.reshape(len(thumbs), SIDE, SIDE).astype(np.int64)
     # Cell k covers columns [k, k + 1) * side / 9: weights in ninths, so that they are whole numbers.
     edges = 9 * np.arange(SIDE)
@@ -367,7 +400,10 @@ def nearest_by_group(
     )
     if n == 0 or len(others) == 0:
         return nearest
-    every = np.concatenate([thumbs, others])
+    every = ArraySpill(SIDE * SIDE)
+    for part in (thumbs, others):
+        for start in range(0, len(part), BUCKET):
+            every.append(part[start : start + BUCKET])
     shape, bands = Shape(every), hash_bands(every)
     del every
     with threadpool_limits(limits=1, user_api="blas"):

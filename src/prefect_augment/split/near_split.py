@@ -22,7 +22,10 @@ from prefect_augment.split.ledger import (
     Ledger,
 )
 from prefect_augment.split.near_duplicates import (
+    SIDE,
     Neighbours,
+    ThumbRows,
+    Thumbs,
     cluster_images,
     cluster_limit,
     nearest_by_group,
@@ -36,8 +39,9 @@ from prefect_augment.storage.keys import (
     pairs_of_equals,
     sort_order,
 )
+from prefect_augment.storage.spill import ArraySpill
 
-Thumbs = NDArray[np.int8]
+ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,10 @@ class _Known:
 
     def only(self, chosen: NDArray[np.bool_]) -> "_Known":
         return _Known(
-            self.thumbs[chosen], self.parts[chosen], self.levels[chosen], self.clusters[chosen]
+            ThumbRows(self.thumbs, np.flatnonzero(chosen)),
+            self.parts[chosen],
+            self.levels[chosen],
+            self.clusters[chosen],
         )
 
 
@@ -104,7 +111,7 @@ def find_clusters(
         others = old if marked is None else old.only((old.parts == HOLDOUT) == side)
         new = np.flatnonzero(there)
         names[new], levels[new], is_bridge[new] = _placed(
-            distinct[new], thumbs[rows[first[new]]], others, cluster_limit(n)
+            distinct[new], ThumbRows(thumbs, rows[first[new]]), others, cluster_limit(n)
         )
     return NearClusters(names[of_record], levels[of_record], is_bridge[of_record])
 
@@ -274,10 +281,13 @@ def _grown(
     every = joined(ledger.keys, keys[added])
     order = sort_order(every)
     n_old = len(ledger.keys)
-    pixels = np.empty((len(every), thumbs.shape[1]), dtype=np.int8)
-    is_old = order < n_old
-    pixels[is_old] = known.thumbs[order[is_old]]
-    pixels[~is_old] = thumbs[thumb_rows[added[order[~is_old] - n_old]]]
+    pixels = ArraySpill(SIDE * SIDE)
+    for start in range(0, len(order), ROWS_AT_ONCE):
+        some = order[start : start + ROWS_AT_ONCE]
+        rows, is_old = np.empty((len(some), SIDE * SIDE), dtype=np.int8), some < n_old
+        rows[is_old] = known.thumbs[some[is_old]]
+        rows[~is_old] = thumbs[thumb_rows[added[some[~is_old] - n_old]]]
+        pixels.append(rows)
     return Ledger(
         salt=ledger.salt,
         unit=ledger.unit,
@@ -323,5 +333,5 @@ def count_near(
 def _levels(keys: NDArray[Any], thumbs: Thumbs) -> NDArray[np.int64]:
     """Return the strictness of each image, from its distance to the source's others."""
     distinct, first, which = np.unique(keys, return_index=True, return_inverse=True)
-    _, levels = cluster_images(thumbs[first], limit=cluster_limit(len(distinct)))
+    _, levels = cluster_images(ThumbRows(thumbs, first), limit=cluster_limit(len(distinct)))
     return levels[which.ravel()]

@@ -5,14 +5,18 @@ They are read again in the order they were appended, any number of times.
 
 import ctypes
 import errno
+import mmap
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from prefect_augment.array_types import Array
 from prefect_augment.errors import StorageError
 
 # Tables of a small source never see a disk.
@@ -168,6 +172,53 @@ class Spill:
                 self._writer.close()
                 self._file.close()
             self._writer = self._file = None
+
+
+class ArraySpill:
+    """Rows of one width, in memory up to some megabytes and then in a nameless local file, read by number.
+
+    ``spill[rows]`` returns a copy, as an array of shape (n, width) does; pages of the file do not stay in memory.
+    """
+
+    def __init__(self, width: int, dtype: np.dtype[Any] | type = np.int8) -> None:
+        self.width, self.dtype = width, np.dtype(dtype)
+        self._parts: list[Array] = []
+        self._n_rows = 0
+        self._file: Any = None
+        self._map: mmap.mmap | None = None
+
+    def __len__(self) -> int:
+        return self._n_rows
+
+    def append(self, rows: Array) -> None:
+        """Append rows (n, width); raises StorageError if the disk is full."""
+        rows = np.ascontiguousarray(rows, dtype=self.dtype).reshape(-1, self.width)
+        self._n_rows += len(rows)
+        self._parts.append(rows)
+        if self._file is None and self._n_rows * self.width * self.dtype.itemsize <= IN_MEMORY:
+            return
+        with disk_space():
+            if self._file is None:
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with this object
+                weakref.finalize(self, self._file.close)
+            for part in self._parts:
+                self._file.write(part.data if part.size else b"")
+            self._file.flush()
+        self._parts, self._map = [], None
+
+    def __getitem__(self, rows: Any) -> Array:
+        if self._file is None:
+            if len(self._parts) != 1:
+                none = np.zeros((0, self.width), dtype=self.dtype)
+                self._parts = [np.concatenate([none, *self._parts])]
+            found: Array = self._parts[0][rows]
+            return found.copy()
+        if self._map is None:
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        found = np.frombuffer(self._map, dtype=self.dtype).reshape(-1, self.width)[rows].copy()
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)  # they count as this process's memory until then
+        return found
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import pyarrow as pa
 from prefect_augment.array_types import Float, Int
 from prefect_augment.encoding.arrays import Matrix
 from prefect_augment.encoding.record_ids import derived_ids
-from prefect_augment.encoding.subsample import sample_rows
+from prefect_augment.encoding.subsample import Sample, sample_rows
 from prefect_augment.evaluation.classifiers.soft_label_ensemble import (
     Teacher,
     fit_teacher,
@@ -61,7 +61,7 @@ def learn(data: Matrix, training: Int, *, seed: int, weights: Float | None = Non
     ``weights`` are those of the rows, 1 by default.
     """
     hashes = hash_ids(pa.array(data.keys[training], pa.string()))
-    learnt = training[sample_rows(data.strata[training], hashes, most=MAX_LEARNT, seed=seed)]
+    learnt = training[sample_rows(data.strata[training], hashes, Sample(MAX_LEARNT, seed))]
     n_classes = len(data.classes)
     teacher = fit_teacher(
         data.X[learnt],

@@ -84,6 +84,16 @@ def test_two_estimators_trained_beside_one_another_are_those_trained_alone():
     assert torch.get_num_threads() == before
 
 
+def test_records_named_by_their_rows_train_as_copies_of_them_do():
+    """A strategy's images are drawn from those of all strategies, and none is held twice."""
+    images, y = TRAINING
+    rows = np.random.default_rng(1).permutation(len(y))[:70]
+    one = fit(images, y[rows], rows=rows, steps=4, augment_prob=0.5)
+    other = fit(images[rows], y[rows], steps=4, augment_prob=0.5)
+    assert one.scale == other.scale
+    assert np.array_equal(one.predict_proba(TEST[0]), other.predict_proba(TEST[0]))
+
+
 def test_one_thread_holds_until_the_last_block_is_left():
     before = torch.get_num_threads()
     with one_torch_thread():

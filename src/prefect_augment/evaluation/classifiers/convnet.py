@@ -47,12 +47,13 @@ PREDICT_BATCH = 512
 
 
 def fit_image_classifier(
-    images: Images,  # (n, height, width, channels)
+    images: Images,  # (n_images, height, width, channels)
     y: Int,  # (n,) class codes; classes may be absent
     *,
     n_classes: int,
     steps: int,  # see prefect_augment.plan.estimate.classifier_steps
     seed: int,  # of the initial weights, the draws and the augmentation
+    rows: Int | None = None,  # (n,) the image of each record; by default there is one for each
     weights: Float | None = None,  # (n,) how often each record is drawn, in proportion
     loss: Loss = "ce",
     prior: Float | None = None,  # (n_classes,), in proportion; by default the shares of the draws
@@ -88,7 +89,7 @@ def fit_image_classifier(
         raise ParameterError(f"loss {loss!r} is unknown; choose 'ce' or 'balanced_softmax'.")
     weights = checked_weights(weights, len(y))
     where = choose_device(device, threads=1)
-    scale = _value_scale(images)
+    scale = _value_scale(images, np.arange(len(y)) if rows is None else rows)
     if (weights > 0).sum() < NARROW_BELOW:
         width = min(width, 0.5)
     network: nn.Module
@@ -100,6 +101,7 @@ def fit_image_classifier(
     phase = _Classifying(
         network=network.to(where.torch, memory_format=torch.channels_last),
         images=torch.from_numpy(np.ascontiguousarray(images)).to(where.torch),
+        rows=None if rows is None else torch.from_numpy(rows).to(where.torch),
         y=torch.from_numpy(y).to(where.torch),
         scale=scale,
         draws=_draws(y, weights, synthetic, where.torch),
@@ -234,7 +236,7 @@ class _Classifying:
     """The training phase that the shared loop runs."""
 
     network: nn.Module
-    images: Tensor  # uint8, (n_records, height, width, channels), on the device
+    images: Tensor  # uint8, (n_images, height, width, channels), on the device
     y: Tensor
     scale: tuple[float, float]
     # Cumulative draw probabilities: of all records by weight, of real ones by weight, of all without weights.
@@ -244,6 +246,7 @@ class _Classifying:
     augment_prob: float
     ranges: ClassicRanges
     batch_size: int
+    rows: Tensor | None = None  # of each record, its image; None where there is one for each
     change: Change | None = None
     n_deferred: int = 0
     mixing: Mixing = ""
@@ -278,7 +281,7 @@ class _Classifying:
             self.batch_size, generator=rng, device=cumulative.device, dtype=torch.float64
         )
         rows = torch.searchsorted(cumulative, uniform, right=True)
-        images = self.images[rows]
+        images = self.images[rows if self.rows is None else self.rows[rows]]
         if self.augment_prob > 0 and self.change is not None:
             images = _changed(images, rng, self.change, self.augment_prob)
         x = _to_batch(images)
@@ -356,9 +359,14 @@ def _make_network(images: Images, n_classes: int, *, width: float, seed: int) ->
     return network
 
 
-def _value_scale(images: Images) -> tuple[float, float]:
-    """Mean and standard deviation of all values, from their counts: exact, without a float copy."""
-    counts = np.bincount(images.ravel(), minlength=256)
+def _value_scale(images: Images, rows: Int) -> tuple[float, float]:
+    """Mean and standard deviation of the values of these rows, from their counts: exact, without a float copy."""
+    counts = np.zeros(256, dtype=np.int64)
+    for start in range(
+        0, len(rows), PREDICT_BATCH
+    ):  # numpy counts in a copy of eight bytes a value
+        some = images[rows[start : start + PREDICT_BATCH]]
+        counts += np.bincount(some.ravel(), minlength=256)
     values = np.arange(256) / 255
     mean = float(np.average(values, weights=counts))
     variance = float(np.average((values - mean) ** 2, weights=counts))
