@@ -1,12 +1,14 @@
 """Levels of few records and numbers of one record do not come out of a decoder."""
 
 import datetime as dt
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from prefect_augment.encoding import rare_values
 from prefect_augment.encoding.columns import describe_columns
 from prefect_augment.encoding.rare_values import RareValues, without_rare_levels
 from prefect_augment.encoding.tables import TableEncoder
@@ -86,3 +88,27 @@ def test_stored_and_read_again_they_are_the_same() -> None:
     for ours, theirs in ((rare.levels, again.levels), (rare.numbers, again.numbers)):
         assert ours.keys() == theirs.keys()
         np.testing.assert_array_equal([*ours.values()], [*theirs.values()])
+
+
+@pytest.mark.parametrize("at_once", [3, 1 << 20])
+def test_numbers_that_come_in_batches_are_counted_as_all_at_once(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(rare_values, "AT_ONCE", at_once)
+    x = np.random.default_rng(0).integers(0, 40, 200) / 8
+    x[::9] = np.nan
+
+    def batches() -> Iterator[np.ndarray]:
+        return iter(np.array_split(x, 11))
+
+    values, counts = rare_values.count_values(batches, x[:20])
+    expected = np.unique(x[~np.isnan(x)], return_counts=True)
+    assert (values == expected[0]).all()
+    assert (counts == expected[1]).all()
+    # Above the limit those of the learnt records alone, counted over all.
+    known, n = rare_values.count_values(batches, x[:20], most=30)
+    assert len(known) < 20
+    assert known.tolist() == np.unique(x[:20][~np.isnan(x[:20])]).tolist()
+    assert n.tolist() == [int((x == value).sum()) for value in known]
+    same, _ = rare_values.count_values(batches, x[:20], most=len(values))
+    assert (same == values).all()

@@ -23,6 +23,7 @@ from prefect_augment.schema import DatasetRef
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Store
 from prefect_augment.storage.keys import hash_ids
+from prefect_augment.synthesis.model_store import load_model
 from prefect_augment.synthesis.train import train
 
 
@@ -120,6 +121,27 @@ def test_a_model_says_that_it_was_fitted_on_a_sample(
     assert "fitted on 90 of 420 training records" in sampled.notes[0]
     assert not any("fitted on" in note for note in whole.notes)
     assert f"Training {model.kind} on 90 records of 1 columns takes" in caplog.text
+
+
+@pytest.mark.slow
+def test_of_many_numbers_a_model_guards_those_that_it_has_learnt(
+    store: Store, monkeypatch: pytest.MonkeyPatch, releases: ModuleType
+) -> None:
+    table = releases.source_table(700).select(["label"])
+    numbers = np.random.default_rng(0).normal(size=700)
+    table = table.append_column("x", pa.array(numbers))
+    dataset = releases.stage_dataset(store, table, key="numbers")
+    wanted = experiment_of(dataset, model=TreesModel())
+    monkeypatch.setattr(load_model_class(TreesModel()), "max_training_records", 90)
+    whole = train(wanted, store)
+    monkeypatch.setattr("prefect_augment.synthesis.train.MAX_NUMBERS", 300)
+    limited = train(wanted, store)
+    assert whole.key != limited.key
+    guarded = [load_model(store, model)[1]._rare for model in (whole, limited)]
+    learnt, _ = read(store, dataset, 90)
+    assert len(guarded[0].numbers[0][0]) == 420
+    assert guarded[1].numbers[0][0].tolist() == sorted(learnt["x"].to_pylist())
+    assert guarded[1].numbers[0][1].all(), "each is a single record's, among all 420"
 
 
 @pytest.mark.parametrize("kind", model_kinds("table"))

@@ -102,6 +102,11 @@ class NumberCodec:
             return 0.0
         return 1.0 if self.offset else self.step / 10.0**self.decimals
 
+    @property
+    def is_free(self) -> bool:
+        """Whether a value may be any float64, so that two records hardly ever have the same by chance."""
+        return self.is_continuous and pa.types.is_float64(self.kind)
+
     def snapped(self, x: Float) -> Float:
         """Return the values as they come back once they are written; NaN for missing."""
         return self.encode(self.decode(x))

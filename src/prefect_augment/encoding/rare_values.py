@@ -7,7 +7,7 @@ one. Of a number, a draw that meets a value of a single record is moved to the n
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
@@ -16,6 +16,9 @@ import numpy as np
 from prefect_augment.array_types import Array, Bool, Float, Int
 
 MIN_LEVEL_RECORDS = 5
+# Distinct numbers of a column that are kept for this, where only those learnt can be drawn.
+MAX_NUMBERS = 1_000_000
+AT_ONCE = 1 << 20  # numbers that are sorted together
 MAX_STEPS = 64  # of a grid, that a number may move; then to the nearest shared value
 
 
@@ -98,6 +101,41 @@ class RareValues:
             {j: (of[j, "values"], of[j, "unique"]) for j, what in of if what == "values"},
             {j: of[j, what] for j, what in of if what == "levels"},
         )
+
+
+def count_values(
+    batches: Callable[[], Iterator[Float]], learnt: Float, *, most: int = 0
+) -> tuple[Float, Int]:
+    """Distinct numbers, sorted, and how many records have each; NaN is no value.
+
+    Each call of ``batches`` yields a column's numbers from the start. Above ``most`` distinct ones (0: no limit)
+    only those of the records ``learnt`` (n,) are counted.
+    """
+    values, counts = np.zeros(0), np.zeros(0, dtype=np.int64)
+    waiting: list[Float] = []
+    for x in batches():
+        waiting.append(x[~np.isnan(x)])
+        if sum(map(len, waiting)) >= max(AT_ONCE, len(values)):
+            values, counts = _merged(values, counts, waiting)
+            waiting = []
+        if 0 < most < len(values):
+            break
+    values, counts = _merged(values, counts, waiting)
+    if not 0 < most < len(values):
+        return values, counts
+    values = np.unique(learnt[~np.isnan(learnt)])
+    counts = np.zeros(len(values), dtype=np.int64)
+    for x in batches():
+        place = np.searchsorted(values, x).clip(0, len(values) - 1)
+        counts += np.bincount(place[values[place] == x], minlength=len(values))
+    return values, counts
+
+
+def _merged(values: Float, counts: Int, more: list[Float]) -> tuple[Float, Int]:
+    found, n = np.unique(np.concatenate([np.zeros(0), *more]), return_counts=True)
+    every, place = np.unique(np.concatenate([values, found]), return_inverse=True)
+    total = np.bincount(place, np.concatenate([counts, n]), len(every))
+    return every, total.astype(np.int64)
 
 
 def _targets(values: Float, is_unique: Bool, codec: _Snaps) -> tuple[Float, Float]:

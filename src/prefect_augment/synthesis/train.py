@@ -2,16 +2,23 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from prefect_augment.array_types import Bool
+from prefect_augment.array_types import Bool, Float
+from prefect_augment.encoding.codecs import Codec, NumberCodec
 from prefect_augment.encoding.images import ImageEncoder
-from prefect_augment.encoding.rare_values import MIN_LEVEL_RECORDS, RareValues, without_rare_levels
+from prefect_augment.encoding.rare_values import (
+    MAX_NUMBERS,
+    MIN_LEVEL_RECORDS,
+    RareValues,
+    count_values,
+    without_rare_levels,
+)
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.encoding.subsample import n_training_records, read_training_records
 from prefect_augment.encoding.tables import TableEncoder
@@ -243,7 +250,10 @@ class _Job:
         by = list(plan.classes[0].by) if plan.classes else []
         key_budget = effective_budget(budget) if model_class.trained_in_steps else Budget()
         most = _most(model_class)
-        inputs: list[Any] = [kind, by, most if 0 < most < n_training_records(info) else 0]
+        n_training = n_training_records(info)
+        inputs: list[Any] = [kind, by, most if 0 < most < n_training else 0]
+        if info.modality == "table" and n_training > MAX_NUMBERS:
+            inputs.append(MAX_NUMBERS)
         sections = {"model": params, "quality": experiment.params.quality}
         request = step_key("train", sections | {"budget": key_budget}, inputs=inputs, seed=seed)
         key_budget = key_budget.model_copy(update={"reuse_growth": budget.reuse_growth})
@@ -277,23 +287,31 @@ class _Job:
         least, is_category = self.min_level_records, encoder.is_category
         rare = RareValues.of(data, is_category, min_records=least)
         if len(data) < n_training_records(self.info):
-            rare = self._with_all_numbers(rare, encoder)
+            rare = self._with_all_numbers(rare, encoder, data)
         learnable = _learnable(TableData(data, strata), is_category, least, self.seed)
         return _Records(encoder, table_spec(encoder, strata), learnable, rare, notes)
 
-    def _with_all_numbers(self, rare: RareValues, encoder: TableEncoder) -> RareValues:
+    def _with_all_numbers(
+        self, rare: RareValues, encoder: TableEncoder, learnt: Float
+    ) -> RareValues:
         """Count the numbers of all training records, a column at a time, not of those learnt alone."""
-        shards = [s for s in self.info.shards if s.split == "training"]
+        store, shards = self.stage.store, [s for s in self.info.shards if s.split == "training"]
         numbers = dict(rare.numbers)
         for j, name in enumerate(encoder.names):
             if encoder.is_category[j] or self.min_level_records == 1:
                 continue
-            codec, store = encoder.codec(name), self.stage.store
-            parts = [codec.encode(plain(t[name])) for t in iter_shards(store, shards, [name])]
-            one = RareValues.of(np.concatenate(parts)[:, None], np.array([False]))
+            codec = encoder.codec(name)
+
+            def batches(name: str = name, codec: Codec = codec) -> Iterator[Float]:
+                for table in iter_shards(store, shards, [name]):
+                    yield codec.encode(plain(table[name]))
+
+            # A draw of such a column meets no value but those learnt, save by a chance of about 1 in 2^50.
+            free = isinstance(codec, NumberCodec) and codec.is_free
+            values, counts = count_values(batches, learnt[:, j], most=MAX_NUMBERS if free else 0)
             numbers.pop(j, None)
-            if 0 in one.numbers:
-                numbers[j] = one.numbers[0]
+            if (counts == 1).any():
+                numbers[j] = values, counts == 1
         return replace(rare, numbers=numbers)
 
     def _encoder(self, table: pa.Table) -> Encoder:
