@@ -155,7 +155,11 @@ class _Dask(Engine):
 
     def everywhere(self, function: Callable[..., T], *args: Any) -> Mapping[str, T | BaseException]:
         done: dict[str, T | BaseException] = self._client.run(function, *args, on_error="return")
-        return done
+        closed = import_module("distributed").comm.CommClosedError
+        # A worker that dies meanwhile is lost, as any other is later.
+        return {
+            address: answer for address, answer in done.items() if not isinstance(answer, closed)
+        }
 
 
 class _Ray(Engine):
@@ -194,6 +198,8 @@ class _Ray(Engine):
         for address, call in calls.items():
             try:
                 done[address] = self._ray.get(call)
+            except self.lost:
+                logger.warning("The worker at %s died.", address)
             except self._ray.exceptions.RayError as exc:
                 done[address] = exc
         return done
