@@ -268,7 +268,7 @@ def _open_dask(compute: Compute, n_workers: int, stack: ExitStack) -> Engine:
             n_workers=n_workers,
             threads_per_worker=1,
             memory_limit=0,  # none: as for the other engines
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # any free port
             silence_logs=logging.ERROR,
             env=_own_threads(),
         )

@@ -147,14 +147,15 @@ def call(task: Task[P, T], *args: P.args, **kwargs: P.kwargs) -> Call[T]:
 def run_each(calls: Sequence[Call[T]], *, workers: int, step: str) -> list[T]:
     """Make the calls, at most ``workers`` at the same time; return their results in order.
 
-    ``step`` is what the progress bar calls them. Each waits in a thread of its own, wherever it works.
+    ``step`` is what the progress bar calls them. Each waits in a thread of its own, wherever it works. Strategies
+    come simplest first, so several workers begin with the last: a long one at the end would leave the others idle.
     """
     if not calls:
         return []
     opened = engine()
     with progress(step) as report, ThreadPoolExecutor(workers) as pool:
         pending: list[Future[T]] = []
-        for one in calls:
+        for one in calls if workers == 1 else calls[::-1]:
             make = run if opened is None else partial(_run_on, opened)
             args = (one.task, *one.args) if opened is None else (one.task, None, *one.args)
             pending.append(pool.submit(copy_context().run, partial(make, *args, **one.kwargs)))
@@ -165,7 +166,7 @@ def run_each(calls: Sequence[Call[T]], *, workers: int, step: str) -> list[T]:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # what waits is not started
             raise
-        return [one.result() for one in pending]
+        return [one.result() for one in (pending if workers == 1 else pending[::-1])]
 
 
 # --- log ----------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Workers that are killed at random points: a run's bytes are those of an undisturbed one."""
 
+import logging
 import os
 import random
 import signal
@@ -26,6 +27,7 @@ from prefect_augment.params import (
     Source,
     TreesModel,
 )
+from prefect_augment.tasks import _engines
 
 pytestmark = pytest.mark.faults
 
@@ -70,14 +72,27 @@ def workers() -> list[psutil.Process]:
     return own
 
 
+class _Opened(logging.Handler):
+    """Notes that the run's engine has started: a cluster whose workers die before they register does not start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.event = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.event.set()
+
+
 @contextmanager
 def killing(at: list[float], rng: random.Random) -> Iterator[list[float]]:
-    """Kill a worker at each of these seconds after there are any; yield when that was."""
+    """Kill a worker at each of these seconds after the engine has started; yield when that was."""
     killed: list[float] = []
-    stop = threading.Event()
+    stop, opened, logger = threading.Event(), _Opened(), logging.getLogger(_engines.__name__)
+    logger.addHandler(opened)
+    logger.setLevel(logging.INFO)
 
     def kill() -> None:
-        while not workers() and not stop.wait(0.05):
+        while not opened.event.wait(0.05) and not stop.is_set():
             pass
         started = time.monotonic()
         for seconds in at:
@@ -95,6 +110,7 @@ def killing(at: list[float], rng: random.Random) -> Iterator[list[float]]:
     finally:
         stop.set()
         thread.join()
+        logger.removeHandler(opened)
 
 
 @pytest.mark.parametrize("engine", ["processes", "dask", "ray"])

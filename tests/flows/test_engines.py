@@ -18,6 +18,8 @@ from prefect.client.schemas.filters import (
     LogFilterFlowRunId,
 )
 from prefect.client.schemas.objects import Artifact, Log, TaskRun
+from prefect.flows import Flow
+from prefect.task_runners import ProcessPoolTaskRunner
 
 from prefect_augment.errors import AugmentError, ParameterError
 from prefect_augment.flows.rebalance import rebalance
@@ -31,6 +33,7 @@ from prefect_augment.params import (
     Source,
     TreesModel,
 )
+from prefect_augment.schema import RunResult
 
 pytestmark = pytest.mark.flow
 ENGINES = ("processes", "dask", "ray")
@@ -50,9 +53,11 @@ def shared_source(
     return Source(uri=str(path), label="state")
 
 
-def run(source: Source, folder: Path, compute: Compute) -> UUID:
+def run(
+    source: Source, folder: Path, compute: Compute, flow: Flow[..., RunResult] = rebalance
+) -> UUID:
     """Make a short run, and return its id."""
-    state = rebalance(
+    state = flow(
         source=source,
         destination=Destination(uri=str(folder)),
         model=TreesModel(),
@@ -119,6 +124,17 @@ def test_an_engine_gives_the_bytes_of_one_thread_and_shows_the_same(
     assert any("Published" in log.message for log in logs)
     bars = [a for a in artifacts if a.type == "progress"]
     assert [a.data for a in bars] == [100.0]
+
+
+def test_a_task_runner_of_with_options_is_the_engine(
+    shared_source: Source, of_one_thread: dict[str, bytes], tmp_path: Path
+) -> None:
+    flow = rebalance.with_options(task_runner=ProcessPoolTaskRunner(max_workers=2))
+    run_id = run(shared_source, tmp_path / "out", Compute(), flow)
+    assert published(tmp_path / "out") == of_one_thread
+    _, logs, tasks = what_a_page_shows(run_id)
+    assert {"ingest_dataset", "fit_part"} <= {task.task_key.partition("-")[0] for task in tasks}
+    assert any("Tasks run on the task runner" in log.message for log in logs)
 
 
 def test_a_destination_in_memory_is_refused_where_workers_are_other_processes(
