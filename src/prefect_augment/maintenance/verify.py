@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from prefect_augment.array_types import Uint64
 from prefect_augment.errors import AugmentError
 from prefect_augment.publish.shareable import find_leaks
 from prefect_augment.report.card import CARD, card_is_current, refresh_card
@@ -15,7 +17,12 @@ from prefect_augment.schema import Manifest, Result, ShardInfo, class_counts
 from prefect_augment.shards.base import ADVICE, label_names, read_shard
 from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.storage import SharedStore, Store, manifest_path, read_manifest, sha256_hex
+from prefect_augment.storage.external_sort import PartitionedRows, bin_of_number
+from prefect_augment.storage.keys import hash_ids
+from prefect_augment.storage.spill import Workspace
 from prefect_augment.storage.workspace import POINTER, is_private
+
+N_ID_BINS = 64
 
 ProblemKind = Literal[
     "missing", "changed", "unreadable", "counts", "ids", "lineage", "manifest", "card",
@@ -70,8 +77,14 @@ def verify(
     IntegrityError, SchemaError
         If there is no such version, or its manifest cannot be read at all.
     """
+    with Workspace() as workspace:
+        return _verify(store, version, repair, shareable, _Findings(workspace))
+
+
+def _verify(
+    store: Store, version: int | None, repair: bool, shareable: bool, findings: "_Findings"
+) -> VerifyReport:
     manifest = read_manifest(store, version)
-    findings = _Findings()
     for shard in manifest.shards:
         findings.attempt(shard.path, partial(_check_shard, store, manifest, shard, findings))
     is_copy = not isinstance(store, SharedStore) and store.exists(POINTER)
@@ -79,7 +92,7 @@ def verify(
         if is_copy and is_private(path):  # in a workspace that is not here
             continue
         findings.attempt(path, partial(_check_bytes, store, path, n_bytes, sha256, findings))
-    _check_ids(findings, has_real=any(shard.origin == "real" for shard in manifest.shards))
+    _check_ids(store, findings, has_real=any(shard.origin == "real" for shard in manifest.shards))
     _check_counts(manifest, findings)
     repaired: list[str] = []
     # As an attempt: an older version can be sound even if the newest manifest is damaged.
@@ -101,10 +114,12 @@ def verify(
 class _Findings:
     """What one verification has collected so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, workspace: Workspace) -> None:
         self.problems: list[Problem] = []
-        self.ids: list[pa.ChunkedArray] = []
-        self.parents: list[pa.ChunkedArray] = []
+        self.readable: list[str] = []  # shards whose ids are known
+        self.ids, self.parents = (
+            PartitionedRows(workspace, np.dtype(np.uint64), N_ID_BINS) for _ in range(2)
+        )
         self.n_objects = 0
         self.n_bytes = 0
         self.has_all_ids = True
@@ -181,8 +196,10 @@ def _check_shard(store: Store, manifest: Manifest, shard: ShardInfo, findings: _
         findings.add(shard.path, "counts", message)
     for message in _lineage_faults(table, shard):
         findings.add(shard.path, "lineage", f"{shard.path}: {message}")
-    findings.ids.append(table["aug_id"])
-    findings.parents.append(table["aug_parent"])
+    findings.readable.append(shard.path)
+    for rows, column in ((findings.ids, "aug_id"), (findings.parents, "aug_parent")):
+        hashes = _hashes(table[column].drop_null())
+        rows.add(hashes, bin_of_number(hashes, N_ID_BINS))
 
 
 def _lineage_faults(table: pa.Table, shard: ShardInfo) -> list[str]:
@@ -209,19 +226,47 @@ def _lineage_faults(table: pa.Table, shard: ShardInfo) -> list[str]:
     return faults
 
 
-def _check_ids(findings: _Findings, *, has_real: bool) -> None:
-    ids = pa.chunked_array([c for column in findings.ids for c in column.chunks], pa.string())
+def _hashes(texts: pa.ChunkedArray) -> Uint64:
+    """A hash of each, which depends on no other."""
+    is_own = pc.equal(pc.binary_length(texts), 32)
+    hashes = np.empty(len(texts), dtype=np.uint64)
+    for mask in (is_own, pc.invert(is_own)):
+        hashes[mask.to_numpy()] = hash_ids(texts.filter(mask))
+    return hashes
+
+
+def _suspects(findings: _Findings, *, with_parents: bool) -> Uint64:
+    """Hashes that several ids have, and those of parents that no id has."""
+    found = [np.zeros(0, dtype=np.uint64)]
+    for number in range(N_ID_BINS):
+        ids = np.sort(findings.ids.read(number))
+        found.append(ids[1:][ids[1:] == ids[:-1]])
+        if with_parents:
+            parents = findings.parents.read(number)
+            found.append(parents[~np.isin(parents, ids)])
+    return np.unique(np.concatenate(found))
+
+
+def _check_ids(store: Store, findings: _Findings, *, has_real: bool) -> None:
+    # A parent may be in an unreadable shard, or was not published.
+    with_parents = findings.has_all_ids and has_real
+    suspects = _suspects(findings, with_parents=with_parents)
+    if not suspects.size:
+        return
+    # These alone are compared as texts.
+    columns: dict[str, list[pa.Array]] = {"aug_id": [], "aug_parent": []}
+    for path in findings.readable:
+        table = read_shard(store, path, [*columns])
+        for name, chunks in columns.items():
+            texts = table[name].drop_null()
+            chunks += texts.filter(pa.array(np.isin(_hashes(texts), suspects))).chunks
+    ids, parents = (pa.chunked_array(chunks, pa.string()) for chunks in columns.values())
     counted = pc.value_counts(ids)
     twice = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")
     if len(twice):
         findings.add("", "ids", f"{len(twice)} ids occur more than once, e.g. {twice[0].as_py()}.")
-    if not (findings.has_all_ids and has_real):
-        return  # a parent may be in an unreadable shard, or was not published
-    parents = pa.chunked_array(
-        [c for column in findings.parents for c in column.chunks], pa.string()
-    ).drop_null()
     lost = parents.filter(pc.invert(pc.is_in(parents, value_set=ids)))
-    if len(lost):
+    if with_parents and len(lost):
         example = lost[0].as_py()
         message = f"{len(lost)} records name a parent that is not in the version, e.g. {example}."
         findings.add("", "ids", message)
