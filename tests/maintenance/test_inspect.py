@@ -176,6 +176,22 @@ def test_ids_that_occur_twice_are_found(store: Store, release: Any) -> None:
     assert any("more than once" in p.message for p in verify(store).problems)
 
 
+def test_an_id_is_found_twice_beside_ids_that_are_none_of_ours(store: Store, release: Any) -> None:
+    """Ids of 32 digits are hashed by another rule than others."""
+    manifest = read_manifest(store)
+    real = next(s for s in manifest.shards if s.origin == "real")
+    known = read_shard(store, real.path)["aug_id"][0].as_py()
+
+    def odd(table: pa.Table) -> pa.Table:
+        ids = ["odd", known, *table["aug_id"].to_pylist()[2:]]
+        return table.set_column(table.column_names.index("aug_id"), "aug_id", pa.array(ids))
+
+    replace_shard(store, "classic", odd)
+    assert any(
+        f"1 ids occur more than once, e.g. {known}" in p.message for p in verify(store).problems
+    )
+
+
 def column(table: pa.Table, name: str, value: Any) -> pa.Table:
     at = table.column_names.index(name)
     return table.set_column(
