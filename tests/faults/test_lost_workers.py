@@ -67,7 +67,9 @@ def workers() -> list[psutil.Process]:
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             line = " ".join(process.cmdline())
-            if line.startswith("ray::") or "spawn_main" in line:
+            # Ray's agents are named alike, and the node ends with them.
+            is_rays = line.startswith("ray::") and "Agent" not in line
+            if is_rays or "spawn_main" in line:
                 own.append(process)
     return own
 
@@ -136,10 +138,10 @@ def test_killed_workers_change_no_byte(
 FLOW = """
 import os, sys, time
 from prefect_augment.params import Compute
-from prefect_augment.tasks._engines import engine, open_engine
+from prefect_augment.tasks._engines import engine, open_engine, plain_call
 if __name__ == "__main__":
     with open_engine(Compute(engine=sys.argv[1], workers=1)):
-        print(engine().call(os.getpid), flush=True)
+        print(plain_call(engine(), os.getpid), flush=True)
         time.sleep(600)
 """
 
