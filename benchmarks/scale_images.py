@@ -3,13 +3,13 @@
 Pictures of 32 px in ten classes (30 % to 1 %), a hundredth of them near copies of another, go
 through the command ``prefect-augment augment`` or, with ``--flow rebalance``, ``rebalance`` without
 a model. Each run is a process of its own with an empty Prefect home. A step lasts from the line that
-announces it to the next one; what a process holds is looked at every 200 ms, so a step's peak is the
-largest resident memory of one process while the step runs. Publishing is followed by
-``prefect-augment verify``.
+announces it to the next one. Its processor seconds, which other processes of the machine change less than the
+clock's, and what a process holds are looked at every 200 ms; a step's peak is the largest resident memory
+of one process while the step runs. Publishing is followed by ``prefect-augment verify``.
 
 Limits: under 2 GiB for each process, and no step that grows faster than linearly. The exponent is
-that of a straight line through the logarithms of seconds and of images, over the sizes at which the
-step takes at least ``MIN_SECONDS``.
+that of a straight line through the logarithms of processor seconds and of images, over the sizes at
+which the step takes at least ``MIN_SECONDS``.
 
 ``--n 2000 20000 200000`` names the sizes, ``--budget`` the minutes of a comparison, ``--folder``
 where sources and destinations stay. --quick: 1,000 and 4,000 images.
@@ -103,9 +103,10 @@ def _png(pixels: np.ndarray[Any, Any]) -> bytes:
 
 @dataclass
 class Step:
-    """Seconds of a step, and the largest resident memory of one process meanwhile, in bytes."""
+    """Seconds of a step, of them the processor's, and the largest resident memory of one process, in bytes."""
 
     seconds: float = 0.0
+    busy: float = 0.0
     peak: int = 0
 
 
@@ -130,7 +131,7 @@ def run(words: Sequence[str], folder: Path, n: int) -> Run:
         "OMP_NUM_THREADS": "1",
         "NO_PROXY": "127.0.0.1",
     }
-    looks: list[tuple[float, int]] = []
+    looks: list[tuple[float, int, float]] = []
     lines: list[tuple[float, str]] = []
     found, started = Run(n), time.monotonic()
     process = subprocess.Popen(
@@ -145,8 +146,8 @@ def run(words: Sequence[str], folder: Path, n: int) -> Run:
     reader.start()
     root = psutil.Process(process.pid)
     while process.poll() is None:
-        resident, mark = _look(root)
-        looks.append((time.monotonic(), resident))
+        resident, mark, busy = _look(root)
+        looks.append((time.monotonic(), resident, busy))
         found.peak = max(found.peak, mark)
         time.sleep(LOOK_SECONDS)
     reader.join()
@@ -160,7 +161,11 @@ def run(words: Sequence[str], folder: Path, n: int) -> Run:
     for (start, name), (end, _) in pairwise(starts):
         step = found.steps.setdefault(name, Step())
         step.seconds += end - start
-        step.peak = max([step.peak, *(size for at, size in looks if start <= at <= end)])
+        step.peak = max([step.peak, *(size for at, size, _ in looks if start <= at <= end)])
+        at = np.array([look[0] for look in looks])
+        # A process that has ended is no longer counted.
+        busy = np.maximum.accumulate([look[2] for look in looks])
+        step.busy += float(np.diff(np.interp([start, end], at, busy))[0])
     return found
 
 
@@ -171,24 +176,27 @@ def _read(process: subprocess.Popen[str], lines: list[tuple[float, str]], path: 
         for line in process.stdout:
             lines.append((time.monotonic(), line))
             log.write(line)
+            log.flush()
 
 
-def _look(root: psutil.Process) -> tuple[int, int]:
-    """Return resident memory and high-water mark of the largest process of a tree."""
+def _look(root: psutil.Process) -> tuple[int, int, float]:
+    """Return resident memory and high-water mark of the largest process of a tree, and the processor seconds of all."""
     resident = mark = 0
+    busy = 0.0
     try:
         processes = [root, *root.children(recursive=True)]
     except psutil.Error:
-        return 0, 0
+        return 0, 0, 0.0
     for process in processes:
         try:
             resident = max(resident, process.memory_info().rss)
+            busy += sum(process.cpu_times()[:2])
             status = Path(f"/proc/{process.pid}/status").read_text()
         except (psutil.Error, OSError):
             continue  # it ended meanwhile
         if line := re.search(r"VmHWM:\s+(\d+)", status):
             mark = max(mark, 1024 * int(line[1]))
-    return resident, mark
+    return resident, mark, busy
 
 
 def measure(flow: str, n: int, folder: Path, budget: float) -> Run:
@@ -221,8 +229,8 @@ def _check(manifest: dict[str, Any], n: int) -> None:
 
 
 def exponent(runs: Sequence[Run], step: str) -> float:
-    """Return the power of the number of images with which a step's seconds grow."""
-    points = [(r.n, r.steps[step].seconds) for r in runs if step in r.steps]
+    """Return the power of the number of images with which a step's processor seconds grow."""
+    points = [(r.n, r.steps[step].busy) for r in runs if step in r.steps]
     points = [(n, seconds) for n, seconds in points if seconds >= MIN_SECONDS]
     if len(points) < 2:
         return math.nan
@@ -256,11 +264,14 @@ def goals(flow: str, runs: Sequence[Run]) -> list[Goal]:
 def report(flow: str, r: Run) -> None:
     """Print what a run took."""
     print(f"\n### {flow}, {r.n:,} images: {r.seconds:.0f} s, {r.n / r.seconds:.0f} images/s\n")
-    print_heading(["step", "seconds", "images/s", "peak MiB"])
+    print_heading(["step", "seconds", "of the processor", "images/s", "peak MiB"])
     for name, step in r.steps.items():
-        rate = r.n / step.seconds if step.seconds else 0.0
-        print_row([name, f"{step.seconds:.1f}", f"{rate:,.0f}", f"{step.peak / MIB:.0f}"])
-    print_row(["whole", f"{r.seconds:.1f}", f"{r.n / r.seconds:,.0f}", f"{r.peak / MIB:.0f}"])
+        rate = r.n / step.busy if step.busy else 0.0
+        times = [f"{step.seconds:.1f}", f"{step.busy:.1f}"]
+        print_row([name, *times, f"{rate:,.0f}", f"{step.peak / MIB:.0f}"])
+    busy = sum(step.busy for step in r.steps.values())
+    times = [f"{r.seconds:.1f}", f"{busy:.1f}"]
+    print_row(["whole", *times, f"{r.n / max(busy, 1e-9):,.0f}", f"{r.peak / MIB:.0f}"])
 
 
 def main() -> None:
