@@ -1,18 +1,19 @@
 """Small images as they become more: `python benchmarks/scale_images.py [--quick] [--json FILE]`.
 
 Pictures of 32 px in ten classes (30 % to 1 %), a hundredth of them near copies of another, go
-through the command ``prefect-augment augment`` or, with ``--flow rebalance``, ``rebalance`` without
-a model. Each run is a process of its own with an empty Prefect home. A step lasts from the line that
-announces it to the next one. Its processor seconds, which other processes of the machine change less than the
-clock's, and what a process holds are looked at every 200 ms; a step's peak is the largest resident memory
-of one process while the step runs. Publishing is followed by ``prefect-augment verify``.
+through the command ``prefect-augment augment`` or, with ``--flow rebalance``, ``rebalance --quick``,
+which compares strategies without a model. Each run is a process of its own with an empty Prefect
+home. A step lasts from the line that announces it to the next one. Its processor seconds, which
+other processes of the machine change less than the clock's, and what a process holds are looked at
+every 200 ms; a step's peak is the largest resident memory of one process while the step runs.
+Publishing is followed by ``prefect-augment verify``.
 
 Limits: under 2 GiB for each process, and no step that grows faster than linearly. The exponent is
 that of a straight line through the logarithms of processor seconds and of images, over the sizes at
 which the step takes at least ``MIN_SECONDS``.
 
-``--n 2000 20000 200000`` names the sizes, ``--budget`` the minutes of a comparison, ``--folder``
-where sources and destinations stay. --quick: 1,000 and 4,000 images.
+``--n 2000 20000 200000`` names the sizes, ``--folder`` where sources and destinations stay: staged
+work is found there again. --quick: 1,000 and 4,000 images.
 """
 
 from __future__ import annotations
@@ -199,16 +200,16 @@ def _look(root: psutil.Process) -> tuple[int, int, float]:
     return resident, mark, busy
 
 
-def measure(flow: str, n: int, folder: Path, budget: float) -> Run:
+def measure(flow: str, n: int, folder: Path) -> Run:
     """Run a flow over ``n`` images, check what came out, and verify it."""
     source, destination = folder / f"source-{n}", folder / f"{flow}-{n}"
     if not source.exists():
         write_source(source, n)
     folder = folder / f"{flow}-{n}-run"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     words = [flow, str(source), str(destination), "--label", "label"]
     if flow == "rebalance":
-        words += ["--model", "none", "--minutes", f"{budget:g}"]
+        words.append("--quick")
     whole = run(words, folder, n)
     _check(json.loads((destination / "_manifests" / "v00000001.json").read_text()), n)
     verified = run(["verify", str(destination)], folder, n)
@@ -282,7 +283,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="1,000 and 4,000 images")
     parser.add_argument("--n", type=int, nargs="+", default=[2_000, 20_000, 200_000])
     parser.add_argument("--flow", choices=("augment", "rebalance"), default="augment")
-    parser.add_argument("--budget", type=float, default=3.0, help="minutes of a comparison")
     parser.add_argument("--folder", type=Path, help="keep sources and destinations here")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
@@ -290,7 +290,7 @@ def main() -> None:
         folder = args.folder or Path(temporary)
         runs = []
         for n in [1_000, 4_000] if args.quick else args.n:
-            runs.append(measure(args.flow, n, folder, args.budget))
+            runs.append(measure(args.flow, n, folder))
             report(args.flow, runs[-1])
     found = goals(args.flow, runs)
     print_goals(found)
