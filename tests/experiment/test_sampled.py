@@ -20,7 +20,7 @@ from prefect_augment.experiment.table_evaluator import TableEvaluator
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Classic, Evaluation, NoModel, RunParams, Source, TreesModel
 from prefect_augment.plan.plan import plan
-from prefect_augment.plan.strategies import make_strategies
+from prefect_augment.plan.strategies import make_recipe, make_strategies
 from prefect_augment.registry import load_model_class
 from prefect_augment.schema import DatasetRef, Experiment, experiment as experiment_module
 from prefect_augment.shards.staged import load_info
@@ -94,6 +94,36 @@ def test_a_large_table_is_compared_on_a_sample_that_the_verdict_names(
     assert f"{len(data.y):,} of 1,600 training and validation records" in said
     assert "by their ids and the seed" in said
     assert "hold-out" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("limited")
+def test_thresholds_are_for_estimators_that_train_on_all_records(
+    tmp_path: Path, store: Store
+) -> None:
+    """A rare class is more frequent in the sample, so a threshold tuned there is too low a factor for all records."""
+    rng = np.random.default_rng(0)
+    rare = np.arange(4000) % 50 == 0
+    x = rng.normal(size=4000) + 2 * rare
+    table = pa.table({"x": x, "state": np.where(rare, "rare", "common")})
+    pq.write_table(table, tmp_path / "records.parquet")
+    source = Source(uri=str(tmp_path / "records.parquet"), label="state")
+    wanted = asked(ingest(source, store=store, seed=0), store)
+    counts = np.bincount(open_evaluator(store, wanted).records.y) / np.array([3136, 64])
+    over = counts[1] / counts[0]
+    assert over > 5, "all of the rare class, and an eighth of the others"
+    for family in ("threshold", "weights"):
+        (strategy,) = (
+            s for s in make_strategies("table", model=None, classic=Classic()) if s.family == family
+        )
+        one = score(wanted, strategy.model_copy(update={"amount": 1.0}), 0, store)
+        recipe = make_recipe(wanted, one.strategy, [one])
+        for estimator, tuned in one.thresholds.items():
+            ratio = tuned["rare"] / tuned["common"]
+            given = recipe.thresholds[estimator]["rare"] / recipe.thresholds[estimator]["common"]
+            # Balanced weights leave the same shares of both.
+            assert given / ratio == pytest.approx(over if family == "threshold" else 1, rel=1e-6)
+        assert one.thresholds
 
 
 @pytest.mark.usefixtures("limited")

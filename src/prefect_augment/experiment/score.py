@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from prefect_augment.array_types import Float, Int
+from prefect_augment.encoding.arrays import Records
 from prefect_augment.evaluation.metrics.measures import Measure
 from prefect_augment.evaluation.metrics.scores import predict_classes, score_predictions
 from prefect_augment.evaluation.metrics.thresholds import tune_multipliers
@@ -132,7 +133,13 @@ def score_predicted(
         n_train=int(np.sum(folds != 0)),
         n_validation=len(rows),
         folds=tuple(float(x) for x in np.mean(of_folds, axis=0)),
+        sampled=_counts(data) if evaluator.is_sampled else {},
     )
+
+
+def _counts(data: Records) -> dict[str, int]:
+    counts = np.bincount(data.strata, minlength=len(data.strata_names))
+    return dict(zip(data.strata_names, counts.tolist(), strict=True))
 
 
 def _on_each(

@@ -13,7 +13,7 @@ from typing import Any
 
 from prefect_augment.augmentation.image_policy import ImagePolicy
 from prefect_augment.params import Classic, Quality
-from prefect_augment.plan.priors import smoothing_by_class, with_priors
+from prefect_augment.plan.priors import shares_of, shares_trained, smoothing_by_class, with_priors
 from prefect_augment.plan.recipe_text import recipe_sentence
 from prefect_augment.schema import (
     BalancePlan,
@@ -325,7 +325,31 @@ def make_recipe(
             encoder=encoder,
         ),
     )
-    return with_priors(recipe, plan)
+    recipe = with_priors(recipe, plan)
+    sampled = next((s.sampled for s in scores if s.strategy == strategy), {})
+    return _for_all_records(recipe, plan, sampled) if sampled else recipe
+
+
+def _for_all_records(recipe: Recipe, plan: BalancePlan, sampled: Mapping[str, int]) -> Recipe:
+    """The recipe with thresholds for estimators that are trained on all records.
+
+    They were tuned for estimators of a sample, of which rare classes are a larger share. By Bayes' rule a
+    class's probability is in proportion to its share of what was trained on.
+    """
+    strategy = recipe.strategy
+    wanted = wanted_records(strategy, sampled, plan)
+    shares = shares_of(plan, {name: one.effective for name, one in wanted.items()})
+    tuned_for = shares_trained(shares, strategy)
+    factor = {
+        name: tuned_for[name] / share
+        for name, share in recipe.prior_train.items()
+        if share and tuned_for.get(name)
+    }
+    thresholds = {
+        estimator: {name: value * factor.get(name, 1.0) for name, value in of.items()}
+        for estimator, of in recipe.thresholds.items()
+    }
+    return recipe.model_copy(update={"thresholds": thresholds})
 
 
 def _thresholds(strategy: Strategy, scores: Sequence[StrategyScore]) -> dict[str, dict[str, float]]:

@@ -162,6 +162,8 @@ class StrategyScore(Result):
     seconds: float = 0.0
     path: str = ""  # the staged predictions behind the scores, relative to root
     folds: tuple[float, ...] = ()  # the score on each fold, if there are several
+    # Stratum -> records that were compared, where those are a sample of all.
+    sampled: dict[str, int] = Field(default_factory=dict)
 
 
 class Choice(Result):
