@@ -76,6 +76,7 @@ from .tasks.compare import (
     choose_strategy as choose_strategy,
     confirm_choice as confirm_choice,
     filter_candidates as filter_candidates,
+    fit_part as fit_part,
     measure_privacy as measure_privacy,
     pilot_strategy as pilot_strategy,
     score_strategy as score_strategy,
@@ -88,5 +89,9 @@ from .tasks.latents import (
 )
 from .tasks.plan import plan_balance as plan_balance
 from .tasks.publish import publish_dataset as publish_dataset, write_report as write_report
-from .tasks.sample import import_synthetic as import_synthetic, sample_classes as sample_classes
+from .tasks.sample import (
+    draw_part as draw_part,
+    import_synthetic as import_synthetic,
+    sample_classes as sample_classes,
+)
 from .tasks.train import train_model as train_model
