@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -22,8 +23,18 @@ from multiprocessing.connection import wait
 from queue import SimpleQueue
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import cloudpickle
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner
 
@@ -42,6 +53,7 @@ DEFAULT_WORKERS = 2
 # A task whose workers die so often is likely to kill the next one too.
 MAX_LOST = 3
 CONNECT_SECONDS = 20
+STATES_SECONDS = 20
 FIRST_WORKER_SECONDS = 60  # of a cluster that starts workers when there is work
 
 logger = logging.getLogger(__name__)
@@ -247,6 +259,28 @@ def open_engine(compute: Compute) -> Iterator[int]:
             opened.n_workers,
         )  # fmt: skip
         yield opened.n_workers
+        if context is not None and context.flow_run is not None:
+            _await_states(context.flow_run.id)
+
+
+def _await_states(flow_run: UUID) -> None:
+    """Wait until the server knows how the run's tasks ended, for a few seconds at most.
+
+    A worker sends that in the background, and one that is ended before it did leaves a task that runs for ever
+    on the run's page.
+    """
+    running = TaskRunFilter(
+        state=TaskRunFilterState(
+            type=TaskRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
+        )
+    )
+    of_run = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))
+    until = time.monotonic() + STATES_SECONDS
+    with get_client(sync_client=True) as client:
+        while client.read_task_runs(flow_run_filter=of_run, task_run_filter=running, limit=1):
+            if time.monotonic() > until:
+                return
+            time.sleep(0.2)
 
 
 def _open(compute: Compute, stack: ExitStack) -> Engine:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from prefect_augment.cli.app import app, main
 from prefect_augment.errors import RefusedError
-from prefect_augment.experiment import confirmation as verdict
+from prefect_augment.experiment import evaluator
 from prefect_augment.flows.evaluate import evaluate
 from prefect_augment.params import Destination, Evaluation, Quality, Report, Source
 from prefect_augment.schema import RunResult
@@ -53,14 +53,14 @@ def evaluate_file(
         label="state",
         holdout_uri=str(folder / "holdout.parquet") if holdout else "",
     )
-    read_parts, parts = verdict.read_parts, list[str]()
+    read_parts, parts = evaluator.read_parts, list[str]()
 
     def counted(store: Any, info: Any, wanted: Any, **options: Any) -> list[pa.Table]:
         parts.extend(wanted)
         return read_parts(store, info, wanted, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verdict, "read_parts", counted)
+        patch.setattr(evaluator, "read_parts", counted)
         result = evaluate.fn(
             source=source,
             synthetic=str(synthetic),

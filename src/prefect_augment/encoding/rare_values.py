@@ -132,8 +132,8 @@ def count_values(
 
 
 def _merged(values: Float, counts: Int, more: list[Float]) -> tuple[Float, Int]:
-    found, n = np.unique(np.concatenate([np.zeros(0), *more]), return_counts=True)
-    every, place = np.unique(np.concatenate([values, found]), return_inverse=True)
+    distinct, n = np.unique(np.concatenate([np.zeros(0), *more]), return_counts=True)
+    every, place = np.unique(np.concatenate([values, distinct]), return_inverse=True)
     total = np.bincount(place, np.concatenate([counts, n]), len(every))
     return every, total.astype(np.int64)
 
