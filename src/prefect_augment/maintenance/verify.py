@@ -237,14 +237,14 @@ def _hashes(texts: pa.ChunkedArray) -> Uint64:
 
 def _suspects(findings: _Findings, *, with_parents: bool) -> Uint64:
     """Hashes that several ids have, and those of parents that no id has."""
-    found = [np.zeros(0, dtype=np.uint64)]
+    suspects = [np.zeros(0, dtype=np.uint64)]
     for number in range(N_ID_BINS):
         ids = np.sort(findings.ids.read(number))
-        found.append(ids[1:][ids[1:] == ids[:-1]])
+        suspects.append(ids[1:][ids[1:] == ids[:-1]])
         if with_parents:
             parents = findings.parents.read(number)
-            found.append(parents[~np.isin(parents, ids)])
-    return np.unique(np.concatenate(found))
+            suspects.append(parents[~np.isin(parents, ids)])
+    return np.unique(np.concatenate(suspects))
 
 
 def _check_ids(store: Store, findings: _Findings, *, has_real: bool) -> None:
