@@ -211,14 +211,14 @@ class ArraySpill:
             if len(self._parts) != 1:
                 none = np.zeros((0, self.width), dtype=self.dtype)
                 self._parts = [np.concatenate([none, *self._parts])]
-            found: Array = self._parts[0][rows]
-            return found.copy()
+            rows_read: Array = self._parts[0][rows]
+            return rows_read.copy()
         if self._map is None:
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        found = np.frombuffer(self._map, dtype=self.dtype).reshape(-1, self.width)[rows].copy()
+        rows_read = np.frombuffer(self._map, dtype=self.dtype).reshape(-1, self.width)[rows].copy()
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)  # they count as this process's memory until then
-        return found
+        return rows_read
 
 
 @contextmanager
