@@ -31,7 +31,8 @@ from prefect_augment.tasks import _engines
 
 pytestmark = pytest.mark.faults
 
-N_RUNS, KILLS_A_RUN = 5, 2
+#: Runs of each engine; LOST_WORKERS_RUNS=5 makes the ten kills that docs/scaling.md tells of.
+N_RUNS, KILLS_A_RUN = int(os.environ.get("LOST_WORKERS_RUNS", "1")), 2
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +58,13 @@ def run(source: Source, folder: Path, **compute: object) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(source: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    return run(source, tmp_path_factory.mktemp("lost") / "out")
+def undisturbed(
+    source: Source, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, bytes], float]:
+    """What a run in threads publishes, and its seconds; the engines' runs take longer."""
+    started = time.monotonic()
+    published = run(source, tmp_path_factory.mktemp("lost") / "out")
+    return published, time.monotonic() - started
 
 
 def workers() -> list[psutil.Process]:
@@ -117,22 +123,17 @@ def killing(at: list[float], rng: random.Random) -> Iterator[list[float]]:
 
 @pytest.mark.parametrize("engine", ["processes", "dask", "ray"])
 def test_killed_workers_change_no_byte(
-    engine: str, source: Source, undisturbed: dict[str, bytes], tmp_path: Path
+    engine: str, source: Source, undisturbed: tuple[dict[str, bytes], float], tmp_path: Path
 ) -> None:
     if engine != "processes":
         pytest.importorskip(f"prefect_{engine}", reason=f"needs the extra {engine}")
+    published, seconds = undisturbed
     rng = random.Random(engine)
-    with killing([], rng):
-        started = time.monotonic()
-        assert run(source, tmp_path / "undisturbed", engine=engine) == undisturbed
-        seconds = time.monotonic() - started
-    n_killed = 0
     for i in range(N_RUNS):
-        at = sorted(rng.uniform(0.0, 0.8 * seconds) for _ in range(KILLS_A_RUN))
+        at = sorted(rng.uniform(0.0, seconds) for _ in range(KILLS_A_RUN))
         with killing(at, rng) as killed:
-            assert run(source, tmp_path / f"out-{i}", engine=engine) == undisturbed, killed
-        n_killed += len(killed)
-    assert n_killed >= N_RUNS, "less than half of the kills met a run"
+            assert run(source, tmp_path / f"out-{i}", engine=engine) == published, killed
+        assert killed, "no kill met the run"
 
 
 FLOW = """

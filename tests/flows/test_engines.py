@@ -36,7 +36,6 @@ from prefect_augment.params import (
 from prefect_augment.schema import RunResult
 
 pytestmark = pytest.mark.flow
-ENGINES = ("processes", "dask", "ray")
 # Tasks of a run; each works on a worker.
 STEPS = {
     "ingest_dataset", "plan_balance", "score_strategy", "pilot_strategy", "train_model", "sample_classes",
@@ -64,7 +63,7 @@ def run(
         budget=Budget(steps=20),
         quality=Quality(labels="hard"),
         evaluation=Evaluation(
-            n_seeds=2, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"
+            n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"
         ),
         compute=compute,
         return_state=True,
@@ -105,12 +104,12 @@ def what_a_page_shows(run_id: UUID) -> tuple[list[Artifact], list[Log], list[Tas
     return artifacts, logs, tasks
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+# Processes are those of the next test, and of tests/faults/test_lost_workers.py.
+@pytest.mark.parametrize("engine", ["dask", "ray"])
 def test_an_engine_gives_the_bytes_of_one_thread_and_shows_the_same(
     engine: str, shared_source: Source, of_one_thread: dict[str, bytes], tmp_path: Path
 ) -> None:
-    if engine != "processes":
-        pytest.importorskip(f"prefect_{engine}", reason=f"needs the extra {engine}")
+    pytest.importorskip(f"prefect_{engine}", reason=f"needs the extra {engine}")
     compute = Compute.model_validate({"engine": engine, "workers": 2})
     run_id = run(shared_source, tmp_path / "out", compute)
     assert published(tmp_path / "out") == of_one_thread
