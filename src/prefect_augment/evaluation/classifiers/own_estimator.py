@@ -6,10 +6,12 @@ most frequent level: a pipeline need not expect what it has never seen.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import packages_distributions, version
+from functools import cache
+from importlib.metadata import distributions, version
 from typing import Any
 
 import numpy as np
@@ -109,9 +111,20 @@ def estimator_infos(evaluation: Evaluation) -> dict[str, EstimatorInfo]:
             own = estimator if estimator.digest else _checked(estimator)
             built = _loaded(own) if makes_networks(own) else make_classifier(own)
             package, of_package = package_of(built)
-            package = packages_distributions().get(package, [package])[0]  # as pip names it
-            infos[own.title] = EstimatorInfo(package=package, version=of_package, digest=own.digest)
+            infos[own.title] = EstimatorInfo(
+                package=_as_pip_names_it(package), version=of_package, digest=own.digest
+            )
     return infos
+
+
+@cache
+def _as_pip_names_it(package: str) -> str:
+    """The distribution of an importable package; packages_distributions() reads and parses all of every one."""
+    its_file = re.compile(rf"^{re.escape(package)}(/__init__)?\.py,", re.MULTILINE)
+    for distribution in distributions():
+        if its_file.search(distribution.read_text("RECORD") or ""):
+            return distribution.name
+    return package
 
 
 def _checked(own: OwnEstimator) -> OwnEstimator:
