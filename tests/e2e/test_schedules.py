@@ -52,7 +52,7 @@ def test_a_schedule_publishes_finds_nothing_new_then_extends_the_split(
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
     pq.write_table(make_table(), source / "1.parquet")
-    seconds = 30
+    seconds = 60  # a run takes half of that on a busy machine
     every = IntervalSchedule(interval=timedelta(seconds=seconds))
     parameters = {
         "source": {"uri": str(source), "label": "state"},
