@@ -31,7 +31,7 @@ from prefect_augment.tasks import _engines
 
 pytestmark = pytest.mark.faults
 
-#: Runs of each engine; LOST_WORKERS_RUNS=5 makes the ten kills that docs/scaling.md tells of.
+#: Runs of each engine; LOST_WORKERS_RUNS=5 makes ten kills of them.
 N_RUNS, KILLS_A_RUN = int(os.environ.get("LOST_WORKERS_RUNS", "1")), 2
 
 
