@@ -122,7 +122,7 @@ def png_bytes(figure: Figure) -> bytes:
         pixels, size = canvas.print_to_buffer()
         # Flat colours: a palette shows no difference and takes a third of the space.
         flat = Image.frombytes("RGBA", size, pixels).convert("RGB")
-        palette = flat.quantize(96, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        palette = flat.quantize(96, dither=Image.Dither.NONE)
         buffer = BytesIO()
         palette.save(buffer, format="png")
         content = buffer.getvalue()
