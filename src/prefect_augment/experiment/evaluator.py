@@ -196,8 +196,8 @@ def sampled_note(evaluator: Evaluator, holdout: Records | None = None) -> str:
     if not sampled:
         return ""
     return (
-        f"Strategies were compared on {' and '.join(sampled)}, chosen by their ids and the seed: as many of each class "
-        f"as its share, and at least {LEAST_OF_CLASS:,} where it has them."
+        f"Strategies were compared on {' and '.join(sampled)}. They are chosen by their ids and the seed: of each "
+        f"class its share, and at least {LEAST_OF_CLASS:,} where it has them."
     )
 
 

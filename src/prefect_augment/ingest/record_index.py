@@ -21,7 +21,6 @@ from prefect_augment.storage.spill import ArraySpill, Workspace
 
 THUMB_BYTES = THUMB_SIDE * THUMB_SIDE
 ROWS_AT_ONCE = 131_072
-THUMBS_AT_ONCE = 1024
 TRAITS = ("mode", "format", "width", "height", "is_animated", "is_rotated")
 LEFT_OUT = -1  # as a part: in quarantine
 
@@ -145,8 +144,7 @@ def merge(parts: Sequence[RecordIndex]) -> RecordIndex:
 def _joined(thumbs: Sequence[Int8 | ArraySpill]) -> ArraySpill:
     every = ArraySpill(THUMB_BYTES)
     for part in thumbs:
-        for start in range(0, len(part), THUMBS_AT_ONCE):
-            every.append(part[start : start + THUMBS_AT_ONCE])
+        every.extend(part)
     return every
 
 

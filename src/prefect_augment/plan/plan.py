@@ -194,7 +194,7 @@ def _sample_text(most: int) -> str:
     """What the comparison reads of more images than it holds."""
     return (
         f"strategies are compared on {most:,} of the training and validation images, and on {most // HOLDOUT_SHARE:,} "
-        "of the hold-out, chosen by their ids and the seed; all of them are published."
+        "of the hold-out. They are chosen by their ids and the seed; all images are published."
     )
 
 

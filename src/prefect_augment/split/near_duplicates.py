@@ -401,9 +401,8 @@ def nearest_by_group(
     if n == 0 or len(others) == 0:
         return nearest
     every = ArraySpill(SIDE * SIDE)
-    for part in (thumbs, others):
-        for start in range(0, len(part), BUCKET):
-            every.append(part[start : start + BUCKET])
+    every.extend(thumbs)
+    every.extend(others)
     shape, bands = Shape(every), hash_bands(every)
     del every
     with threadpool_limits(limits=1, user_api="blas"):

@@ -21,6 +21,7 @@ from prefect_augment.errors import StorageError
 
 # Tables of a small source never see a disk.
 IN_MEMORY = 8 << 20
+ROWS_AT_ONCE = 1024  # that are copied
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -205,6 +206,11 @@ class ArraySpill:
                 self._file.write(part.data if part.size else b"")
             self._file.flush()
         self._parts, self._map = [], None
+
+    def extend(self, more: Any) -> None:
+        """Append the rows of an array, or of something on disk that is read like one, a few at a time."""
+        for start in range(0, len(more), ROWS_AT_ONCE):
+            self.append(more[start : start + ROWS_AT_ONCE])
 
     def __getitem__(self, rows: Any) -> Array:
         if self._file is None:

@@ -362,9 +362,8 @@ def _make_network(images: Images, n_classes: int, *, width: float, seed: int) ->
 def _value_scale(images: Images, rows: Int) -> tuple[float, float]:
     """Mean and standard deviation of the values of these rows, from their counts: exact, without a float copy."""
     counts = np.zeros(256, dtype=np.int64)
-    for start in range(
-        0, len(rows), PREDICT_BATCH
-    ):  # numpy counts in a copy of eight bytes a value
+    # In batches, since numpy counts in a copy of eight bytes a value.
+    for start in range(0, len(rows), PREDICT_BATCH):
         some = images[rows[start : start + PREDICT_BATCH]]
         counts += np.bincount(some.ravel(), minlength=256)
     values = np.arange(256) / 255

@@ -122,7 +122,9 @@ def _as_pip_names_it(package: str) -> str:
     """The distribution of an importable package; packages_distributions() reads and parses all of every one."""
     its_file = re.compile(rf"^{re.escape(package)}(/__init__)?\.py,", re.MULTILINE)
     for distribution in distributions():
-        if its_file.search(distribution.read_text("RECORD") or ""):
+        # An editable installation records no file of its packages, but may name them.
+        named = (distribution.read_text("top_level.txt") or "").split()
+        if package in named or its_file.search(distribution.read_text("RECORD") or ""):
             return distribution.name
     return package
 
