@@ -16,17 +16,9 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.engine_runs import published_shards, short_run
 
-from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.params import (
-    Budget,
-    Compute,
-    Destination,
-    Evaluation,
-    Quality,
-    Source,
-    TreesModel,
-)
+from prefect_augment.params import Compute
 from prefect_augment.tasks import _engines
 
 pytestmark = pytest.mark.faults
@@ -36,30 +28,20 @@ N_RUNS, KILLS_A_RUN = int(os.environ.get("LOST_WORKERS_RUNS", "1")), 2
 
 
 @pytest.fixture(scope="module")
-def source(make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory) -> Source:
+def source(make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("lost") / "in.parquet"
     pq.write_table(make_table(), path)
-    return Source(uri=str(path), label="state")
+    return path
 
 
-def run(source: Source, folder: Path, **compute: object) -> dict[str, bytes]:
-    rebalance(
-        source=source,
-        destination=Destination(uri=str(folder)),
-        model=TreesModel(),
-        budget=Budget(steps=20),
-        quality=Quality(labels="hard"),
-        evaluation=Evaluation(
-            n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"
-        ),
-        compute=Compute.model_validate(compute),
-    )
-    return {p.name: p.read_bytes() for p in sorted((folder / "data").iterdir())}
+def run(source: Path, folder: Path, **compute: object) -> dict[str, bytes]:
+    short_run(str(source), str(folder), Compute.model_validate(compute))
+    return published_shards(folder)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    source: Source, tmp_path_factory: pytest.TempPathFactory
+    source: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, bytes], float]:
     """What a run in threads publishes, and its seconds; the engines' runs take longer."""
     started = time.monotonic()
@@ -123,7 +105,7 @@ def killing(at: list[float], rng: random.Random) -> Iterator[list[float]]:
 
 @pytest.mark.parametrize("engine", ["processes", "dask", "ray"])
 def test_killed_workers_change_no_byte(
-    engine: str, source: Source, undisturbed: tuple[dict[str, bytes], float], tmp_path: Path
+    engine: str, source: Path, undisturbed: tuple[dict[str, bytes], float], tmp_path: Path
 ) -> None:
     if engine != "processes":
         pytest.importorskip(f"prefect_{engine}", reason=f"needs the extra {engine}")

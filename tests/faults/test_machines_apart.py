@@ -17,18 +17,10 @@ pytest.importorskip("s3fs", reason="needs the extra s3")
 
 from faults.servers.object_servers import PYTHON_BIN
 from support.clusters import DaskCluster, dask_cluster, network_namespace, wait_until
+from support.engine_runs import short_run
 
 from prefect_augment.errors import ParameterError, StorageError
-from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.params import (
-    Budget,
-    Compute,
-    Destination,
-    Evaluation,
-    Quality,
-    Source,
-    TreesModel,
-)
+from prefect_augment.params import Compute
 from prefect_augment.storage import open_store
 
 pytestmark = pytest.mark.faults
@@ -42,17 +34,8 @@ def table(make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPath
 
 
 def run(source: str, destination: str, address: str = "") -> None:
-    engine = {"engine": "dask", "address": address} if address else {}
-    rebalance(
-        source=Source(uri=source, label="state"),
-        destination=Destination(uri=destination),
-        model=TreesModel(),
-        budget=Budget(steps=20),
-        quality=Quality(labels="hard"),
-        evaluation=Evaluation(
-            n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"
-        ),
-        compute=Compute.model_validate(engine),
+    short_run(
+        source, destination, Compute(engine="dask", address=address) if address else Compute()
     )
 
 

@@ -20,19 +20,11 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import Artifact, Log, TaskRun
 from prefect.flows import Flow
 from prefect.task_runners import ProcessPoolTaskRunner
+from support.engine_runs import published_shards, short_run
 
 from prefect_augment.errors import AugmentError, ParameterError
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.params import (
-    Budget,
-    Compute,
-    Destination,
-    Evaluation,
-    NoModel,
-    Quality,
-    Source,
-    TreesModel,
-)
+from prefect_augment.params import Compute, Destination, NoModel, Source
 from prefect_augment.schema import RunResult
 
 pytestmark = pytest.mark.flow
@@ -56,25 +48,10 @@ def run(
     source: Source, folder: Path, compute: Compute, flow: Flow[..., RunResult] = rebalance
 ) -> UUID:
     """Make a short run, and return its id."""
-    state = flow(
-        source=source,
-        destination=Destination(uri=str(folder)),
-        model=TreesModel(),
-        budget=Budget(steps=20),
-        quality=Quality(labels="hard"),
-        evaluation=Evaluation(
-            n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"
-        ),
-        compute=compute,
-        return_state=True,
-    )
+    state = short_run(source.uri, str(folder), compute, flow=flow, return_state=True)
     assert state.is_completed(), state.message
     run_id: UUID = state.state_details.flow_run_id
     return run_id
-
-
-def published(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted((folder / "data").iterdir())}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +60,7 @@ def of_one_thread(
 ) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("engines") / "out"
     run(shared_source, folder, Compute(workers=1))
-    return published(folder)
+    return published_shards(folder)
 
 
 def what_a_page_shows(run_id: UUID) -> tuple[list[Artifact], list[Log], list[TaskRun]]:
@@ -112,7 +89,7 @@ def test_an_engine_gives_the_bytes_of_one_thread_and_shows_the_same(
     pytest.importorskip(f"prefect_{engine}", reason=f"needs the extra {engine}")
     compute = Compute.model_validate({"engine": engine, "workers": 2})
     run_id = run(shared_source, tmp_path / "out", compute)
-    assert published(tmp_path / "out") == of_one_thread
+    assert published_shards(tmp_path / "out") == of_one_thread
     assert any("synthetic" in name for name in of_one_thread)
     artifacts, logs, tasks = what_a_page_shows(run_id)
     assert {task.state_name for task in tasks} == {"Completed"}
@@ -130,7 +107,7 @@ def test_a_task_runner_of_with_options_is_the_engine(
 ) -> None:
     flow = rebalance.with_options(task_runner=ProcessPoolTaskRunner(max_workers=2))
     run_id = run(shared_source, tmp_path / "out", Compute(), flow)
-    assert published(tmp_path / "out") == of_one_thread
+    assert published_shards(tmp_path / "out") == of_one_thread
     _, logs, tasks = what_a_page_shows(run_id)
     assert {"ingest_dataset", "fit_part"} <= {task.task_key.partition("-")[0] for task in tasks}
     assert any("Tasks run on the task runner" in log.message for log in logs)
