@@ -47,6 +47,7 @@ from prefect_augment.augmentation.write_images import portions
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Classic, NoModel, RunParams, Source
 from prefect_augment.plan.plan import plan
+from prefect_augment.schema import Experiment
 from prefect_augment.shards.staged import load_info
 from prefect_augment.storage import open_store
 
@@ -267,14 +268,9 @@ def step(folder: Path, n_copies: int) -> dict[str, float]:
     best = math.inf
     for seed in range(3):
         started = time.process_time()
-        made = augment(
-            dataset,
-            plan=planned,
-            counts={"rare": n_copies},
-            classic=classic,
-            seed=seed,
-            store=store,
-        )
+        params = RunParams(classic=classic, seed=seed)
+        experiment = Experiment(dataset=dataset, plan=planned, params=params)
+        made = augment(experiment, {"rare": n_copies}, store)
         best = min(best, time.process_time() - started)
         assert sum(load_info(made, store).part_counts["classic"].values()) == n_copies
     pixels = [decoded(data) for data in images]

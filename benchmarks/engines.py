@@ -3,12 +3,12 @@
 Each step is done by the run's own tasks with one and with two workers of an engine, in a process of its own. Workers
 have done a small run before, so that imports are not counted. Measured, medians of interleaved repeats:
 
-- records per second of ingest, sampling, augmentation and the comparison with its hold-out;
+- records per second of ingest, sampling, changed copies of images and the comparison with its hold-out;
 - efficiency: the time with one worker over twice the time with two. Threads are shown beside, and as the limit what two
   processes reach that do the whole work each at the same time and share nothing but the machine;
 - the cost of a piece that does nothing, and its share of a mean piece of the comparison.
 
-Ingest and augmentation are one task each: a second worker brings them nothing, and their efficiency says so.
+Ingest is one task: a second worker brings it nothing, and its efficiency says so.
 --quick: a third of the records, and one repeat.
 """
 
@@ -31,11 +31,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from _goals import Goal, print_goals, print_heading, print_row
+from scale_images import write_source
 
 ENGINES = ("threads", "processes", "dask", "ray")
 WANTED = {"threads": 0.0, "processes": 0.9, "dask": 0.85, "ray": 0.85}
 STEPS = ("ingest", "sampling", "augmentation", "comparison")
 N_PIECES = 40  # that do nothing
+IMAGE_SIDE = 64
 MOST_OVERHEAD = 0.05
 
 
@@ -85,6 +87,7 @@ def nothing(workers: int) -> None:
 
 def steps(folder: Path, source: Path, workers: int, *, n_batches: int) -> dict[str, float]:
     """Seconds of each step, and pieces of the comparison."""
+    from prefect_augment.flows._classic import with_classic
     from prefect_augment.flows._compare import confirm, search_strategies
     from prefect_augment.params import (
         Balance,
@@ -96,10 +99,9 @@ def steps(folder: Path, source: Path, workers: int, *, n_batches: int) -> dict[s
         Source,
         TreesModel,
     )
-    from prefect_augment.plan.strategies import make_strategies
-    from prefect_augment.schema import Experiment
+    from prefect_augment.plan.strategies import classic_recipe, make_strategies
+    from prefect_augment.schema import Experiment, Release
     from prefect_augment.tasks._runtime import call, run, run_each
-    from prefect_augment.tasks.augment import augment_records
     from prefect_augment.tasks.compare import choose_strategy
     from prefect_augment.tasks.ingest import ingest_dataset
     from prefect_augment.tasks.plan import plan_balance
@@ -132,8 +134,15 @@ def steps(folder: Path, source: Path, workers: int, *, n_batches: int) -> dict[s
     started = time.perf_counter()
     run_each(parts, workers=workers, step="sample")
     clock("sampling", started)
+    images = Source(uri=str(source.with_suffix("")), label="label")
+    pictures = run(ingest_dataset, images, Destination(uri=f"{folder}-images"), seed=0)
+    plan = run(plan_balance, pictures, params, compares=False)
+    recipe = classic_recipe(plan, "image", params.classic)
+    release = Release(
+        experiment=Experiment(dataset=pictures, plan=plan, params=params), recipe=recipe
+    )
     started = time.perf_counter()
-    run(augment_records, experiment, {"rare": dataset.class_counts["usual"]})
+    with_classic(release, workers=workers)
     clock("augmentation", started)
 
     alone = experiment.with_model(NoModel())
@@ -188,6 +197,8 @@ def main() -> None:
         small, source = Path(folder, "small.parquet"), Path(folder, "in.parquet")
         make_table(small, 2000)
         make_table(source, n)
+        write_source(small.with_suffix(""), 500, IMAGE_SIDE)
+        write_source(source.with_suffix(""), n // 2, IMAGE_SIDE)
         for _ in range(repeats):
             for engine in engines:
                 for workers in (1, 2):

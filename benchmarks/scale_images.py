@@ -13,7 +13,8 @@ that of a straight line through the logarithms of processor seconds and of image
 which the step takes at least ``MIN_SECONDS``.
 
 ``--n 2000 20000 200000`` names the sizes, ``--folder`` where sources and destinations stay: staged
-work is found there again. --quick: 1,000 and 4,000 images.
+work is found there again. ``--side 433`` makes photographs, as JPEG, for the rates of docs/scaling.md. --quick:
+1,000 and 4,000 images.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from PIL import Image
 MIB = 2**20
 LOOK_SECONDS = 0.2
 SIDE, CELLS = 32, 6
+LARGEST_PNG = 64  # larger images are photographs, which come as JPEG
 SHARES = (0.30, 0.22, 0.15, 0.11, 0.08, 0.05, 0.04, 0.025, 0.015, 0.01)
 COPIES = 0.01  # of the images are a shifted, brightened copy of the one before
 FILE_RECORDS = 10_000
@@ -58,44 +60,49 @@ MIN_SECONDS = 2.0  # a step's fixed cost is small beside more than that
 # --- the data ---
 
 
-def write_source(folder: Path, n: int) -> None:
-    """Write ``n`` images as PNG in Parquet files."""
+def write_source(folder: Path, n: int, side: int) -> None:
+    """Write ``n`` images in Parquet files."""
     folder.mkdir(parents=True)
+    at_once = max(100, 1000 * SIDE**2 // side**2)
     for i, start in enumerate(range(0, n, FILE_RECORDS)):
         with pq.ParquetWriter(folder / f"{i:04d}.parquet", SCHEMA, compression="none") as writer:
             rng = np.random.default_rng(i)
             end = min(n, start + FILE_RECORDS)
-            for first in range(start, end, 1000):
-                rows = _rows(rng, first, min(1000, end - first))
+            for first in range(start, end, at_once):
+                rows = _rows(rng, first, min(at_once, end - first), side)
                 writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
 
 
-def _rows(rng: np.random.Generator, start: int, n: int) -> list[dict[str, Any]]:
+def _rows(rng: np.random.Generator, start: int, n: int, side: int) -> list[dict[str, Any]]:
     """Return smooth random colours under waves whose direction is the class's, with noise."""
     k = rng.choice(len(SHARES), n, p=SHARES)
     cells = rng.uniform(-80, 80, (n, 3, CELLS, CELLS)).astype(np.float32)
-    across = (np.arange(SIDE) + 0.5) * CELLS / SIDE - 0.5
+    across = (np.arange(side) + 0.5) * CELLS / side - 0.5
     weights = np.clip(1 - np.abs(across[:, None] - np.arange(CELLS)), 0, None).astype(np.float32)
     weights /= weights.sum(axis=1, keepdims=True)
-    at = np.arange(SIDE) / SIDE
+    at = np.arange(side) / side
     angle = (np.pi * k / len(SHARES))[:, None, None]
     phase = rng.uniform(0, 2 * np.pi, (n, 1, 1))
     along = np.cos(angle) * at[:, None] + np.sin(angle) * at
     wave = 30 * np.sin(2 * np.pi * 3 * along + phase)[:, None]
-    images = 128 + weights @ cells @ weights.T + wave + rng.normal(0, 4, (n, 3, SIDE, SIDE))
+    images = 128 + weights @ cells @ weights.T + wave + rng.normal(0, 4, (n, 3, side, side))
     pixels = np.clip(images, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
     for i in np.flatnonzero(rng.random(n) < COPIES)[1:]:
         pixels[i] = np.clip(np.roll(pixels[i - 1], 1, axis=0).astype(np.int16) + 6, 0, 255)
         k[i] = k[i - 1]
+    ending = "jpg" if side > LARGEST_PNG else "png"
     return [
-        {"image": {"bytes": _png(image), "path": f"{i:07d}.png"}, "label": f"class {c}"}
+        {"image": {"bytes": _file(image), "path": f"{i:07d}.{ending}"}, "label": f"class {c}"}
         for i, (image, c) in enumerate(zip(pixels, k.tolist(), strict=True), start=start)
     ]
 
 
-def _png(pixels: np.ndarray[Any, Any]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+def _file(pixels: np.ndarray[Any, Any]) -> bytes:
+    file, image = io.BytesIO(), Image.fromarray(pixels)
+    if len(pixels) > LARGEST_PNG:
+        image.save(file, "JPEG", quality=93)
+    else:
+        image.save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
@@ -200,11 +207,11 @@ def _look(root: psutil.Process) -> tuple[int, int, float]:
     return resident, mark, busy
 
 
-def measure(flow: str, n: int, folder: Path) -> Run:
+def measure(flow: str, n: int, folder: Path, side: int) -> Run:
     """Run a flow over ``n`` images, check what came out, and verify it."""
     source, destination = folder / f"source-{n}", folder / f"{flow}-{n}"
     if not source.exists():
-        write_source(source, n)
+        write_source(source, n, side)
     folder = folder / f"{flow}-{n}-run"
     folder.mkdir(exist_ok=True)
     words = [flow, str(source), str(destination), "--label", "label"]
@@ -282,6 +289,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="1,000 and 4,000 images")
     parser.add_argument("--n", type=int, nargs="+", default=[2_000, 20_000, 200_000])
+    parser.add_argument("--side", type=int, default=SIDE, help="pixels")
     parser.add_argument("--flow", choices=("augment", "rebalance"), default="augment")
     parser.add_argument("--folder", type=Path, help="keep sources and destinations here")
     parser.add_argument("--json", type=Path, help="write the figures here")
@@ -290,7 +298,7 @@ def main() -> None:
         folder = args.folder or Path(temporary)
         runs = []
         for n in [1_000, 4_000] if args.quick else args.n:
-            runs.append(measure(args.flow, n, folder))
+            runs.append(measure(args.flow, n, folder, args.side))
             report(args.flow, runs[-1])
     found = goals(args.flow, runs)
     print_goals(found)

@@ -4,6 +4,7 @@ import logging
 import time
 
 from prefect_augment.flows._approval import publish_or_ask
+from prefect_augment.flows._classic import with_classic
 from prefect_augment.flows._flow import flow, named_by_source
 from prefect_augment.flows._inputs import (
     as_json,
@@ -37,7 +38,7 @@ from prefect_augment.tasks._runtime import (
     prepare_destination,
     run,
 )
-from prefect_augment.tasks.augment import augment_records, check_image_policy
+from prefect_augment.tasks.augment import check_image_policy
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.publish import write_report
@@ -63,7 +64,7 @@ def augment(
         source: Where the labelled records are. Empty: the built-in example.
         destination: Where the augmented dataset is published, version by version.
         balance: How far the rare classes are brought up.
-        classic: How records are classic_records: SMOTE on tables, small changes of pictures on images.
+        classic: How records are made: SMOTE on tables, small changes of pictures on images.
         publish: What is written.
         report: What may be seen in the report.
         compute: Where tasks run, and how many at the same time.
@@ -87,7 +88,7 @@ def augment(
         job=job,
         source=source.uri,
         compute=compute,
-    ):
+    ) as workers:
         prepare_destination(destination, publish)
         source = default_source(source, destination)
         check_shared(destination, source)
@@ -100,13 +101,10 @@ def augment(
         check_before_work(experiment)
         recipe = classic_recipe(plan, dataset.modality, classic)
         recipe = keep_weights(recipe, plan, publish, open_root(dataset))
-        classic_records = (
-            run(augment_records, experiment, recipe.classic) if recipe.classic else None
-        )
         logger.info("%s To have it compared, run the flow rebalance instead.", recipe.sentence)
         requested = as_json(params, source, destination) | {"flow": "augment"}
-        release = Release(
-            experiment=experiment, recipe=recipe, classic=classic_records, requested=requested
+        release = with_classic(
+            Release(experiment=experiment, recipe=recipe, requested=requested), workers=workers
         )
         page = run(write_report, release)
         return publish_or_ask(release, page, Approval(), started=started)

@@ -10,6 +10,7 @@ from prefect_augment.evaluation.verdict.answers import with_controls, with_safet
 from prefect_augment.experiment.audit import counted_records, with_doubted
 from prefect_augment.experiment.confirmation import refusal_reason
 from prefect_augment.flows._approval import announce, publish_or_ask
+from prefect_augment.flows._classic import with_classic
 from prefect_augment.flows._compare import Comparison, compare, compare_first, synthesize
 from prefect_augment.flows._flow import DestinationLike, SourceLike, flow, named_by_source
 from prefect_augment.flows._inputs import (
@@ -52,7 +53,6 @@ from prefect_augment.tasks._runtime import (
     prepare_destination,
     run,
 )
-from prefect_augment.tasks.augment import augment_records
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.publish import write_report
@@ -141,7 +141,8 @@ def rebalance(
         )
         page = run(write_report, release, status="proposed" if approval.ask else "published")
         _refuse(release, page, destination)
-        return publish_or_ask(_with_classic(release), page, approval, started=started)
+        release = with_classic(release, workers=workers)
+        return publish_or_ask(release, page, approval, started=started)
 
 
 def _plan(source: Source, destination: Destination, params: RunParams) -> Experiment:
@@ -205,12 +206,3 @@ def _refuse(release: Release, page: ReportRef, destination: Destination) -> None
         verdict=verdict,
         report=place,
     )
-
-
-def _with_classic(release: Release) -> Release:
-    """Add the classic records that the recipe has."""
-    assert release.recipe is not None
-    if not release.recipe.classic:
-        return release
-    classic = run(augment_records, release.experiment, release.recipe.classic)
-    return release.model_copy(update={"classic": classic})

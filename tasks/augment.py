@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from prefect_augment.augmentation.base import augment
+from prefect_augment.augmentation.base import augment, augment_part as stage_part
 from prefect_augment.augmentation.label_preservation import act_on, check_policy, policy_page
 from prefect_augment.params import Classic
 from prefect_augment.schema import DatasetRef, Experiment, PolicyCheck
@@ -26,18 +26,34 @@ def augment_records(experiment: Experiment, counts: Mapping[str, int]) -> Datase
     DatasetRef
         Staged classic records.
     """
-    dataset, params = experiment.dataset, experiment.params
+    dataset = experiment.dataset
     with progress("augment", dataset.root):
-        ref = augment(
-            dataset,
-            plan=experiment.plan,
-            counts=counts,
-            classic=params.classic,
-            quality=params.quality,
-            seed=params.seed,
-            store=open_root(dataset),
-        )
+        ref = augment(experiment, counts, open_root(dataset))
         return ref.model_copy(update={"block": dataset.block})
+
+
+@step(lambda p: f"augment, part {p['part'] + 1} of {p['n_parts']}")
+def augment_part(
+    experiment: Experiment, counts: Mapping[str, int], *, part: int, n_parts: int
+) -> int:
+    """Change the images of a part of the shards of :func:`augment_records`, which finds them.
+
+    Parameters
+    ----------
+    experiment, counts
+        As for :func:`augment_records`; of images.
+    part : int
+        From 0.
+    n_parts : int
+        How many tasks share the work.
+
+    Returns
+    -------
+    int
+        How many shards are this part's.
+    """
+    store = open_root(experiment.dataset)
+    return stage_part(experiment, counts, store, part=part, n_parts=n_parts)
 
 
 @step(lambda p: f"check policy {p['classic'].image}")

@@ -69,6 +69,7 @@ from .schema.report import Release as Release
 from .synthesis.reproduce import remake_records as remake_records
 from .tasks.approve import decide_proposal as decide_proposal, propose_dataset as propose_dataset
 from .tasks.augment import (
+    augment_part as augment_part,
     augment_records as augment_records,
     check_image_policy as check_image_policy,
 )

@@ -19,7 +19,7 @@ from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Balance, Classic, Quality, RunParams, Source, TreesModel
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import candidates_wanted
-from prefect_augment.schema import BalancePlan, DatasetRef
+from prefect_augment.schema import BalancePlan, DatasetRef, Experiment
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Store, open_store
 from prefect_augment.synthesis.sample import sample
@@ -91,14 +91,9 @@ def run(
     classic: Classic | None = None,
     seed: int = 5,
 ) -> DatasetRef:
-    return augment(
-        dataset,
-        plan=balance_plan,
-        counts=COUNTS if counts is None else counts,
-        classic=classic or Classic(),
-        seed=seed,
-        store=store,
-    )
+    params = RunParams(classic=classic or Classic(), seed=seed)
+    experiment = Experiment(dataset=dataset, plan=balance_plan, params=params)
+    return augment(experiment, COUNTS if counts is None else counts, store)
 
 
 def records(ref: DatasetRef, store: Store, *parts: str) -> pa.Table:
@@ -301,9 +296,7 @@ def test_records_of_a_large_table_are_made_from_a_sample_that_the_notes_name(
 ) -> None:
     def made() -> DatasetRef:
         classic = Classic(table=method)  # type: ignore[arg-type]
-        return augment(
-            dataset, plan=balance_plan, counts={"rare": 90}, classic=classic, seed=0, store=store
-        )
+        return run(dataset, balance_plan, store, {"rare": 90}, classic, seed=0)
 
     whole = made()
     monkeypatch.setattr(base, "MAX_STARTS", 60)

@@ -17,7 +17,8 @@ from support.steps import candidates_with, release_of
 
 pytest.importorskip("albumentations", reason="needs the extra 'images'")
 
-from prefect_augment.augmentation.base import augment
+from prefect_augment.augmentation import write_images
+from prefect_augment.augmentation.base import augment, augment_part
 from prefect_augment.augmentation.image_policy import ImagePolicy, record_seed
 from prefect_augment.encoding.images import image_array
 from prefect_augment.encoding.pixels import (
@@ -30,11 +31,18 @@ from prefect_augment.encoding.pixels import (
 )
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.figures.image_grid import CELL, ROW_HEIGHT
-from prefect_augment.params import Classic
+from prefect_augment.params import Classic, RunParams
 from prefect_augment.plan.strategies import plain_recipe
 from prefect_augment.report.build import report
 from prefect_augment.report.contact_sheets import picture_sheets
-from prefect_augment.schema import BalancePlan, ClassFilter, DatasetRef, FilterResult, ImageInfo
+from prefect_augment.schema import (
+    BalancePlan,
+    ClassFilter,
+    DatasetRef,
+    Experiment,
+    FilterResult,
+    ImageInfo,
+)
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Store, open_store
 
@@ -102,6 +110,11 @@ def plan() -> BalancePlan:
     )
 
 
+def experiment(dataset: DatasetRef, plan: BalancePlan, seed: int = 5, **options: Any) -> Experiment:
+    params = RunParams(classic=Classic(**options), seed=seed)
+    return Experiment(dataset=dataset, plan=plan, params=params)
+
+
 def run(
     dataset: DatasetRef,
     plan: BalancePlan,
@@ -111,9 +124,7 @@ def run(
     **options: Any,
 ) -> pa.Table:
     counts = counts or {RARE: 60, SINGLE: 9}
-    ref = augment(
-        dataset, plan=plan, counts=counts, classic=Classic(**options), seed=seed, store=store
-    )
+    ref = augment(experiment(dataset, plan, seed=seed, **options), counts, store)
     assert ref.class_counts == counts
     return read_part(store, load_info(ref, store), ["train"])
 
@@ -210,15 +221,36 @@ def test_other_seeds_give_other_copies(
 def test_large_amounts_are_written_in_several_shards(
     dataset: DatasetRef, plan: BalancePlan, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefect_augment.augmentation import write_images as augment_images
-
-    monkeypatch.setattr(augment_images, "SHARD_BYTES", 20_000)
-    ref = augment(dataset, plan=plan, counts={RARE: 61}, classic=Classic(), seed=8, store=store)
+    monkeypatch.setattr(write_images, "SHARD_BYTES", 20_000)
+    ref = augment(experiment(dataset, plan, seed=8), {RARE: 61}, store)
     info = load_info(ref, store)
     assert len(info.shards) > 1
     ids = read_part(store, info, ["train"])["aug_id"].to_pylist()
     assert ids == sorted(ids)
     assert len(ids) == 61
+
+
+@pytest.mark.parametrize("n_done", [1, 2])
+def test_what_other_tasks_have_staged_is_found_and_changes_no_byte(
+    dataset: DatasetRef,
+    plan: BalancePlan,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    n_done: int,
+) -> None:
+    one, counts = experiment(dataset, plan, seed=9 + n_done), {RARE: 30, SINGLE: 9}
+    with monkeypatch.context() as patch:
+        other = open_store(f"memory://{uuid4().hex}")
+        for name in store.list():
+            other.put(name, store.read(name))
+        patch.setattr(write_images, "BATCH_BYTES", 10_000)  # several files of a shard
+        parts = [augment_part(one, counts, other, part=part, n_parts=2) for part in range(n_done)]
+    assert parts == [2, 1][:n_done], "of three shards"
+    whole, found = augment(one, counts, store), augment(one, counts, other)
+    assert load_info(found, other).shards == load_info(whole, store).shards
+    staged = [name for name in other.list("_staging/augment") if name.endswith(".arrow")]
+    assert len(staged) > n_done
+    assert augment_part(one, counts, other, part=0, n_parts=2) == 0, "all is done"
 
 
 def test_what_cannot_be_made_is_refused(

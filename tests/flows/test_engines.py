@@ -23,9 +23,16 @@ from prefect.task_runners import ProcessPoolTaskRunner
 from support.engine_runs import published_shards, short_run
 
 from prefect_augment.errors import AugmentError, ParameterError
+from prefect_augment.examples import example_images
+from prefect_augment.flows._classic import with_classic
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.params import Compute, Destination, NoModel, Source
-from prefect_augment.schema import RunResult
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.params import Compute, Destination, NoModel, RunParams, Source
+from prefect_augment.plan.plan import plan as make_plan
+from prefect_augment.plan.strategies import classic_recipe
+from prefect_augment.schema import Experiment, Release, RunResult
+from prefect_augment.storage import open_store
+from prefect_augment.tasks._engines import open_engine
 
 pytestmark = pytest.mark.flow
 # Tasks of a run; each works on a worker.
@@ -111,6 +118,24 @@ def test_a_task_runner_of_with_options_is_the_engine(
     _, logs, tasks = what_a_page_shows(run_id)
     assert {"ingest_dataset", "fit_part"} <= {task.task_key.partition("-")[0] for task in tasks}
     assert any("Tasks run on the task runner" in log.message for log in logs)
+
+
+def test_workers_share_the_images_of_classic_augmentation(tmp_path: Path) -> None:
+    pytest.importorskip("albumentations", reason="needs the images extra")
+    store, params = open_store(str(tmp_path / "out")), RunParams(model=NoModel())
+    dataset = ingest(example_images(str(tmp_path / "in"), seed=0), store=store, seed=0)
+    plan = make_plan(dataset, params, store, compares=False)
+    experiment = Experiment(dataset=dataset, plan=plan, params=params)
+    recipe = classic_recipe(plan, "image", params.classic)
+    with open_engine(Compute(engine="processes", workers=2)) as workers:
+        release = with_classic(Release(experiment=experiment, recipe=recipe), workers=workers)
+    assert release.classic is not None
+    assert release.classic.class_counts == recipe.classic
+    staged = [name for name in store.list("_staging/augment") if "/copies-" in name]
+    assert {name.rpartition("/")[2] for name in staged if name.endswith(".json")} == {
+        "copies-00000.json",
+        "copies-00001.json",
+    }, "of training and of validation"
 
 
 def test_a_destination_in_memory_is_refused_where_workers_are_other_processes(

@@ -8,7 +8,6 @@ Copies of images are made in :mod:`~.write_images`.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,15 @@ from prefect_augment.array_types import Bool, Float, Int
 from prefect_augment.augmentation.smote import SmoteRecords, random_oversample_indices, smote
 from prefect_augment.augmentation.smote_neighbours import start_weights, stratum_seed
 from prefect_augment.augmentation.text import is_learnable, text_changer, with_texts
-from prefect_augment.augmentation.write_images import make_image_copies
+from prefect_augment.augmentation.write_images import CopyMaker, make_image_copies
 from prefect_augment.encoding.arrays import TRAINED_ON, Matrix, training_matrix
 from prefect_augment.encoding.rare_values import RareValues, without_rare_levels
 from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.encoding.subsample import Sample
 from prefect_augment.errors import ParameterError
-from prefect_augment.params import Classic, Quality
+from prefect_augment.params import Classic
 from prefect_augment.params.keys import step_key
-from prefect_augment.schema import BalancePlan, DatasetInfo, DatasetRef, Modality
+from prefect_augment.schema import BalancePlan, DatasetInfo, DatasetRef, Experiment, Modality
 from prefect_augment.shards.base import write_shards
 from prefect_augment.shards.staged import load_info
 from prefect_augment.storage import Stage, Store
@@ -40,43 +39,61 @@ CANDIDATES_PER_PLANNED = 64
 MAX_STARTS = 200_000
 
 
-def augment(
-    dataset: DatasetRef,
-    *,
-    plan: BalancePlan,
-    counts: Mapping[str, int],
-    classic: Classic,
-    seed: int,
-    store: Store,
-    quality: Quality | None = None,
-) -> DatasetRef:
+def augment(experiment: Experiment, counts: Mapping[str, int], store: Store) -> DatasetRef:
     """Return staged classic records made from training and validation records.
 
     They have the source's columns and types, then ``aug_id``, ``aug_parent`` (the real record each
     starts from), ``aug_seed`` (of images: each copy's own) and ``aug_stratum``; sorted by ``aug_id``.
-    ``counts`` are records per stratum; of ``quality`` only ``min_level_records`` matters. The notes
-    name strata that were copied instead of interpolated.
+    ``counts`` are records per stratum. The notes name strata that were copied instead of interpolated.
 
     Raises ParameterError for an unknown stratum, classic augmentation switched off, or too little
     memory; EmptyClassError for a stratum without records.
     """
+    source, requested, stage = _request(experiment, counts, store)
+    plan, params = experiment.plan, experiment.params
+    info = stage.outcome(DatasetInfo)
+    if info is None and source.modality == "image":
+        info = stage.finish(
+            make_image_copies(source, plan, requested, params.classic, params.seed, stage)
+        )
+    elif info is None:
+        info = stage.finish(_make(source, experiment, requested, stage))
+    return stage.reference(info, info.part_counts["classic"])
+
+
+def augment_part(
+    experiment: Experiment, counts: Mapping[str, int], store: Store, *, part: int, n_parts: int
+) -> int:
+    """Make and stage the copies of every ``n_parts``-th shard of images, which :func:`augment` finds.
+
+    Returns how many shards are this part's.
+    """
+    source, requested, stage = _request(experiment, counts, store)
+    if stage.outcome(DatasetInfo) is not None:
+        return 0
+    plan, params = experiment.plan, experiment.params
+    maker = CopyMaker.of(source, plan, requested, params.classic, params.seed, stage)
+    own = range(part, maker.n_shards, n_parts)
+    for number in own:
+        maker.keep(number)
+    return len(own)
+
+
+def _request(
+    experiment: Experiment, counts: Mapping[str, int], store: Store
+) -> tuple[DatasetInfo, dict[str, int], Stage]:
+    """Return the source, the counts above 0 and the stage of the records; raise for what cannot be made."""
+    dataset, plan, params = experiment.dataset, experiment.plan, experiment.params
     requested = {name: n for name, n in sorted(counts.items()) if n > 0}
     source = load_info(dataset, store)
-    _check(requested, plan, classic, source.modality)
+    _check(requested, plan, params.classic, source.modality)
     # Of the plan only the strata and the first free place matter; its amounts come as counts.
     inputs: list[Any] = [dataset.key, requested, [entry.name for entry in plan.classes]]
     inputs.append(_first_place(plan))
     if source.modality == "table" and _n_real(source) > MAX_STARTS:
         inputs.append(MAX_STARTS)
-    quality = quality or Quality()
-    key = step_key("augment", {"classic": classic, "quality": quality}, inputs=inputs, seed=seed)
-    stage = Stage(store, "augment", key)
-    info = stage.outcome(DatasetInfo)
-    if info is None:
-        least = quality.min_level_records
-        make = make_image_copies if source.modality == "image" else partial(_make, least=least)
-        info = stage.finish(make(source, plan, requested, classic, seed, stage))
-    return stage.reference(info, info.part_counts["classic"])
+    key = step_key("augment", params, inputs=inputs, seed=params.seed)
+    return source, requested, Stage(store, "augment", key)
 
 
 def _check(
@@ -105,16 +122,11 @@ def _first_place(plan: BalancePlan) -> int:
 
 
 def _make(
-    source: DatasetInfo,
-    plan: BalancePlan,
-    requested: Mapping[str, int],
-    classic: Classic,
-    seed: int,
-    stage: Stage,
-    *,
-    least: int,
+    source: DatasetInfo, experiment: Experiment, requested: Mapping[str, int], stage: Stage
 ) -> DatasetInfo:
-    """Make the records and write their shards."""
+    """Make the records of a table and write their shards."""
+    plan, params = experiment.plan, experiment.params
+    classic, seed = params.classic, params.seed
     change = text_changer(classic)
     if requested and change is None and not is_learnable(source):
         raise ParameterError(
@@ -123,7 +135,7 @@ def _make(
         )
     sample = _sample(classic, seed)
     matrix = training_matrix(stage.store, source, plan, sample)
-    data = _to_interpolate(matrix, classic, least, seed)
+    data = _to_interpolate(matrix, classic, params.quality.min_level_records, seed)
     names = [entry.name for entry in plan.classes]
     records = make_records(
         data.X,

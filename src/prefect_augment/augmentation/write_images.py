@@ -2,12 +2,12 @@
 
 The recipe gives the number per stratum. Which record a copy comes from and how it looks depend only
 on the records' ids and the seed. Records are read in portions, and copies are sorted by id through
-local files.
+local files. Workers of an engine make and stage the copies of different shards, which are then found.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from prefect_augment.array_types import ByteString, Float, Int
 from prefect_augment.augmentation.image_policy import ImagePolicy, record_seed
 from prefect_augment.encoding.annotations import ImageTargets, MovedRecord
-from prefect_augment.encoding.arrays import by_columns
+from prefect_augment.encoding.arrays import TRAINED_ON, by_columns
 from prefect_augment.encoding.images import image_array
 from prefect_augment.encoding.pixels import (
     decode_checked,
@@ -29,7 +29,7 @@ from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.errors import EmptyClassError, SchemaError
 from prefect_augment.params import Classic
-from prefect_augment.schema import BalancePlan, DatasetInfo, ShardInfo
+from prefect_augment.schema import BalancePlan, DatasetInfo, Result, ShardInfo
 from prefect_augment.shards.staged import iter_shards
 from prefect_augment.shards.stream_writer import (
     BATCH_BYTES,
@@ -38,12 +38,13 @@ from prefect_augment.shards.stream_writer import (
     cut,
     write_stream,
 )
-from prefect_augment.storage import Stage, Store
+from prefect_augment.storage import Stage, Store, read_result
 
 SHARD_RECORDS, SHARD_BYTES = 1_000_000, 128 * 1024 * 1024
 # Of encoded images: dozens of thumbnails, or one large image, because decoded ones take memory.
 PORTION_BYTES = 32 * 1024
 IDS = ("aug_id", "content_key")  # of staged records, beside the source's columns
+_PLACE = "\0place"
 
 
 class _Jobs(NamedTuple):
@@ -51,9 +52,11 @@ class _Jobs(NamedTuple):
 
     ids: ByteString  # (n_copies,) 32 hexadecimal digits
     rows: Int  # (n_copies,) places among the training records
+    by_row: Int  # (n_copies,) the copies in the order of rows
     copies: Int  # (n_copies,) number of the copy of its record, from 0
     strata: Int  # (n_copies,) places in the strata of _TrainingRecords
     probs: Float  # (n_strata,)
+    starts: Int  # (n_shards + 1,) row of the first training record of each shard
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class _TrainingRecords:
     @property
     def shards(self) -> list[ShardInfo]:
         """Shards that may hold such records; the others stay unread."""
-        return [s for s in self.source.shards if s.split in ("training", "validation")]
+        return [s for s in self.source.shards if s.split in TRAINED_ON]
 
     @property
     def column(self) -> str:
@@ -77,24 +80,16 @@ class _TrainingRecords:
             raise SchemaError("the staged records name no image column; ingest the source again.")
         return self.source.image.column
 
-    def tables(self, columns: Sequence[str] | None = None) -> Iterator[tuple[pa.Table, Int]]:
-        """Yield the records in portions, each with its strata's places."""
+    def tables(
+        self, shard: ShardInfo, columns: Sequence[str] | None = None
+    ) -> Iterator[tuple[pa.Table, Int]]:
+        """Yield the records of a shard in portions, each with its strata's places."""
         index = {name: k for k, name in enumerate(self.strata)}
-        for shard in self.shards:
-            if columns is None and not self._has_any(shard, index):
-                continue
-            for table in iter_shards(self.store, [shard], columns):
-                codes = self._codes(table, index)
-                rows = np.flatnonzero(codes >= 0)
-                if rows.size:
-                    yield table.take(pa.array(rows)), codes[rows]
-
-    def _has_any(self, shard: ShardInfo, index: Mapping[str, int]) -> bool:
-        columns = [*dict.fromkeys([self.source.label, *self.by])]
-        return any(
-            np.any(self._codes(table, index) >= 0)
-            for table in iter_shards(self.store, [shard], columns)
-        )
+        for table in iter_shards(self.store, [shard], columns):
+            codes = self._codes(table, index)
+            rows = np.flatnonzero(codes >= 0)
+            if rows.size:
+                yield table.take(pa.array(rows)), codes[rows]
 
     def _codes(self, table: pa.Table, index: Mapping[str, int]) -> Int:
         names = table_strata(table, label=self.source.label, by=self.by)
@@ -123,13 +118,16 @@ def make_image_copies(
     quality 95 if the parent is a JPEG. Boxes, masks and keypoints move with the image; a box that
     leaves it is dropped with all its columns (``classic.min_visibility``).
     """
-    policy = ImagePolicy.from_params(classic)
-    policy.check()
-    training = _TrainingRecords(stage.store, source, by_columns(plan), sorted(counts))
-    jobs = _jobs(training, counts, policy, source.digest, seed)
+    maker = CopyMaker.of(source, plan, counts, classic, seed, stage)
+    training, policy, n = maker.training, maker.policy, len(maker.jobs.ids)
+    sizes = np.zeros(n, dtype=np.int64)
     shards: list[ShardInfo] = []
-    with Reordered(len(jobs.ids), training.expected_bytes(len(jobs.ids))) as spill:
-        sizes = _make_all(training, jobs, policy, classic.min_visibility, seed, spill)
+    with Reordered(n, training.expected_bytes(n)) as spill:
+        for number in range(maker.n_shards):
+            for table, places in maker.staged(number) or maker.copies(number):
+                images = image_bytes(table.column(training.column), name=training.column)
+                sizes[places] = [len(data) for data in images]
+                spill.add(table, places)
         for n, tables in cut(spill.tables(), _shard_sizes(sizes)):
             shards += write_stream(
                 stage.store,
@@ -162,11 +160,15 @@ def _jobs(
     columns = [*dict.fromkeys(["aug_id", training.source.label, *training.by])]
     keys, ranks = [np.zeros(0, dtype="S32")], [np.zeros(0, dtype="S32")]
     codes = [np.zeros(0, dtype=np.int64)]
-    for table, table_codes in training.tables(columns):
-        keys.append(_as_bytes(table["aug_id"]))
-        # Ranks depend on the seed: in the order of ids the same records would always come first.
-        ranks.append(_as_bytes(derived_ids("classic order", table["aug_id"].to_pylist(), seed)))
-        codes.append(table_codes)
+    starts = [0]
+    for shard in training.shards:
+        starts.append(starts[-1])
+        for table, table_codes in training.tables(shard, columns):
+            keys.append(_as_bytes(table["aug_id"]))
+            # Ranks depend on the seed: in the order of ids the same records would always come first.
+            ranks.append(_as_bytes(derived_ids("classic order", table["aug_id"].to_pylist(), seed)))
+            codes.append(table_codes)
+            starts[-1] += table.num_rows
     parents, ranked, strata = np.concatenate(keys), np.concatenate(ranks), np.concatenate(codes)
     ids = [np.zeros(0, dtype="S32")]
     rows: list[Int] = []
@@ -197,7 +199,8 @@ def _jobs(
     order = np.argsort(joined)
     none = [np.zeros(0, dtype=np.int64)]
     row, copy, stratum = (np.concatenate(none + parts)[order] for parts in (rows, copies, of))
-    return _Jobs(joined[order], row, copy, stratum, probs)
+    by_row = np.argsort(row, kind="stable")
+    return _Jobs(joined[order], row, by_row, copy, stratum, probs, np.array(starts))
 
 
 def _as_bytes(ids: Any) -> ByteString:
@@ -207,50 +210,115 @@ def _as_bytes(ids: Any) -> ByteString:
 # --- their bytes ------------------------------------------------------------------------------
 
 
-def _make_all(
-    training: _TrainingRecords,
-    jobs: _Jobs,
-    policy: ImagePolicy,
-    min_visibility: float,
-    seed: int,
-    spill: Reordered,
-) -> Int:
-    """Make the copies portion by portion; return the bytes of each in the order of their ids."""
-    by_row = np.argsort(jobs.rows, kind="stable")
-    rows = jobs.rows[by_row]
-    sizes = np.zeros(rows.size, dtype=np.int64)
-    start = 0
-    for parents, _ in training.tables():
-        images = list(image_bytes(parents.column(training.column), name=training.column))
+class _Staged(Result):
+    """The receipt of a shard's copies, made before by another task."""
+
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CopyMaker:
+    """Makes the copies of one shard of training records after the other."""
+
+    training: _TrainingRecords
+    jobs: _Jobs
+    policy: ImagePolicy
+    min_visibility: float
+    seed: int
+    stage: Stage
+
+    @classmethod
+    def of(
+        cls,
+        source: DatasetInfo,
+        plan: BalancePlan,
+        counts: Mapping[str, int],
+        classic: Classic,
+        seed: int,
+        stage: Stage,
+    ) -> Self:
+        """Return what makes the copies; raises EmptyClassError for a stratum without records."""
+        policy = ImagePolicy.from_params(classic)
+        policy.check()
+        training = _TrainingRecords(stage.store, source, by_columns(plan), sorted(counts))
+        jobs = _jobs(training, counts, policy, source.digest, seed)
+        return cls(training, jobs, policy, classic.min_visibility, seed, stage)
+
+    @property
+    def n_shards(self) -> int:
+        """How many shards of training records there are."""
+        return len(self.training.shards)
+
+    def keep(self, number: int) -> None:
+        """Make and stage the copies of a shard, unless they are staged."""
+        stem = f"copies-{number:05d}"
+
+        def build() -> _Staged:
+            paths: list[str] = []
+            for table, places in self.copies(number):
+                table = table.append_column(_PLACE, pa.array(places, pa.int64()))
+                sink = pa.BufferOutputStream()
+                with pa.ipc.new_stream(sink, table.schema) as writer:
+                    writer.write_table(table)
+                paths.append(f"{self.stage.prefix}/{stem}/{len(paths):05d}.arrow")
+                self.stage.store.put(paths[-1], sink.getvalue().to_pybytes())
+            return _Staged(paths=tuple(paths))
+
+        self.stage.item(stem, _Staged, build)
+
+    def staged(self, number: int) -> Iterator[tuple[pa.Table, Int]] | None:
+        """Return the copies of a shard that are staged, or None."""
+        path = f"{self.stage.prefix}/copies-{number:05d}.json"
+        staged = read_result(self.stage.store, path, _Staged)
+        return None if staged is None else self._read(staged)
+
+    def _read(self, staged: _Staged) -> Iterator[tuple[pa.Table, Int]]:
+        for path in staged.paths:
+            table = pa.ipc.open_stream(self.stage.store.read(path)).read_all()
+            yield table.drop_columns([_PLACE]), table.column(_PLACE).to_numpy()
+
+    def copies(self, number: int) -> Iterator[tuple[pa.Table, Int]]:
+        """Yield the copies of a shard's records, about ``BATCH_BYTES`` at a time, and their places among all."""
+        jobs, training = self.jobs, self.training
+        start = int(jobs.starts[number])
+        ends = jobs.starts[number : number + 2]
+        places = jobs.by_row[slice(*np.searchsorted(jobs.rows, ends, sorter=jobs.by_row))]
+        if not places.size:  # then the shard stays unread
+            return
+        for parents, _ in training.tables(training.shards[number]):
+            n = np.searchsorted(jobs.rows[places], start + parents.num_rows)
+            yield from self._portion(parents, places[:n], start)
+            places, start = places[n:], start + parents.num_rows
+
+    def _portion(
+        self, parents: pa.Table, places: Int, start: int
+    ) -> Iterator[tuple[pa.Table, Int]]:
+        """Yield the copies of parents that are the rows from ``start`` on."""
+        jobs, column = self.jobs, self.training.column
+        images = list(image_bytes(parents.column(column), name=column))
         keys = parents["aug_id"].to_pylist()
-        targets = ImageTargets.of(parents.schema, training.column)
-        low, high = np.searchsorted(rows, [start, start + parents.num_rows])
-        copier = _Copier(policy, min_visibility, targets)
-        places: list[int] = []
+        targets = ImageTargets.of(parents.schema, column)
+        copier = _Copier(self.policy, self.min_visibility, targets)
+        rows = jobs.rows[places] - start
         copied: list[_Copy] = []
-        n_bytes = 0
-        for ats in portions([len(images[int(row) - start]) for row in rows[low:high]], low):
-            taken = by_row[ats]
-            local = (rows[ats] - start).tolist()
+        n_bytes = first = 0
+        for ats in portions([len(images[row]) for row in rows.tolist()]):
+            taken, local = places[ats], rows[ats].tolist()
             copies = jobs.copies[taken].tolist()
             copied += copier.of(
                 [images[row] for row in local],
                 [
-                    record_seed(seed, keys[row], copy)
+                    record_seed(self.seed, keys[row], copy)
                     for row, copy in zip(local, copies, strict=True)
                 ],
                 jobs.probs[jobs.strata[taken]].tolist(),
                 [parents.slice(row, 1).to_pylist()[0] for row in local] if targets else None,
             )
-            places += taken.tolist()
             n_bytes += sum(len(copy.data) for copy in copied[-len(local) :])
-            if n_bytes >= BATCH_BYTES or ats.stop == high:
-                of = np.array(places)
-                sizes[of] = [len(m.data) for m in copied]
-                spill.add(_to_table(training, parents, jobs, of, start, copied, targets), of)
-                places, copied, n_bytes = [], [], 0
-        start += parents.num_rows
-    return sizes
+            if n_bytes >= BATCH_BYTES or ats.stop == len(places):
+                of = places[first : ats.stop]
+                yield _to_table(self.training, parents, jobs, of, start, copied, targets), of
+                copied, n_bytes, first = [], 0, ats.stop
 
 
 def _shard_sizes(sizes: Int) -> list[int]:
@@ -273,8 +341,8 @@ class _Copy(NamedTuple):
     moved: MovedRecord | None = None  # its targets, if they have changed
 
 
-def portions(sizes: Sequence[int], first: int = 0) -> Iterator[slice]:
-    """Yield slices of places from ``first`` on: many small images each, or one large one.
+def portions(sizes: Sequence[int]) -> Iterator[slice]:
+    """Yield slices of places: many small images each, or one large one.
 
     ``sizes`` are bytes of encoded images.
     """
@@ -282,7 +350,7 @@ def portions(sizes: Sequence[int], first: int = 0) -> Iterator[slice]:
     for i, size in enumerate(sizes):
         n_bytes += size
         if n_bytes >= PORTION_BYTES or i + 1 == len(sizes):
-            yield slice(first + begin, first + i + 1)
+            yield slice(begin, i + 1)
             begin, n_bytes = i + 1, 0
 
 
