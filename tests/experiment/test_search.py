@@ -544,12 +544,7 @@ def test_a_budget_too_short_for_the_whole_classifier_takes_half_of_its_channels(
 
 def test_settings_are_as_many_as_are_asked_for(store: Store, dataset: DatasetRef) -> None:
     default, one = (
-        plan(
-            dataset,
-            RunParams(model=NoModel(), evaluation=Evaluation(n_settings=n)),
-            store,
-            compares=False,
-        )
+        plan(dataset, RunParams(model=NoModel(), evaluation=Evaluation(n_settings=n)), store)
         for n in (0, 1)
     )
     assert (default.n_settings, one.n_settings) == (4, 1)

@@ -1,8 +1,11 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, strategies as st
 
 from prefect_augment.nn.machine import classifier_size
-from prefect_augment.plan.estimate import classifier_steps, estimate, estimate_images
+from prefect_augment.plan.estimate import classifier_steps, estimate, estimate_images, whole_run
+from prefect_augment.schema import Estimate
 from prefect_augment.synthesis.training_budget import training_bytes, trees_seconds
 
 # --- tables -------------------------------------------------------------------------------------
@@ -77,6 +80,7 @@ BASE: dict[str, object] = {
     "n_scored": 3_000,
     "n_bytes": 8 * 2**20,
     "side": 28,
+    "n_pixels": 784,
     "n_channels": 1,
     "n_added": 0,
     "n_strategies": 8,
@@ -84,6 +88,42 @@ BASE: dict[str, object] = {
     "n_seeds": 3,
     "has_model": False,
 }
+
+
+def test_a_run_without_a_comparison_takes_less_of_everything() -> None:
+    needs, _, _ = estimate_images(**BASE)  # type: ignore[arg-type]
+
+    def of(*, compares: bool, has_model: bool = False, n_bytes: int = 8 * 2**20) -> Estimate:
+        training = 60.0 if has_model else 0.0
+        return whole_run(
+            needs,
+            n_bytes=n_bytes,
+            compares=compares,
+            has_model=has_model,
+            training_seconds=training,
+        )
+
+    alone, compared, modelled = (
+        of(compares=False),
+        of(compares=True),
+        of(compares=True, has_model=True),
+    )
+    assert alone.comparison_seconds == 0
+    assert compared.seconds == pytest.approx(alone.seconds + needs.comparison_seconds)
+    assert modelled.seconds == compared.seconds + 60
+    for less, more in pairwise((alone, compared, modelled)):
+        assert (less.writes, less.reads) < (more.writes, more.reads)
+    larger = of(compares=False, n_bytes=2**30)
+    assert (larger.writes, larger.reads) > (alone.writes + 30, alone.reads + 3000)
+
+
+def test_images_that_are_not_held_take_no_memory() -> None:
+    def memory(n_train: int, *, has_model: bool = False) -> int:
+        given = BASE | {"n_train": n_train, "has_model": has_model}
+        return estimate_images(**given)[0].memory_bytes  # type: ignore[arg-type]
+
+    assert memory(1_000_000) == memory(2_000_000) < 3 * 2**30
+    assert memory(1_000_000, has_model=True) > 5 * memory(1_000_000)
 
 
 def expected_of_images(**changes: object) -> tuple[float, int]:

@@ -118,7 +118,7 @@ def test_plan_without_a_model_has_no_synthetic_records(dataset: DatasetRef, stor
 
 def test_plan_is_cheaper_without_a_model(dataset: DatasetRef, store: Store) -> None:
     with_model, without = (
-        plan(dataset, RunParams(balance=Balance(), model=model), store, compares=False).estimate
+        plan(dataset, RunParams(balance=Balance(), model=model), store).estimate
         for model in (TreesModel(), NoModel())
     )
     assert with_model.seconds > without.seconds > 0

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from prefect_augment.schema import (
+    BalancePlan,
     Interval,
     LatentResult,
     Result,
@@ -18,10 +19,13 @@ from prefect_augment.schema import (
     TrainResult,
     Verdict,
 )
+from prefect_augment.text import duration
 
 if TYPE_CHECKING:
     from prefect_augment.schema import PolicyCheck
 
+# A million of each; S3 Standard, us-east-1, November 2026.
+DOLLARS_A_WRITE, DOLLARS_A_READ = 5.0, 0.4
 COLOURS = {"accept": "green", "reject": "red", "inconclusive": "yellow"}
 
 
@@ -29,12 +33,7 @@ def show_run(console: Console, result: RunResult) -> None:
     """Print a run: classes before and after, strategies, verdict, recipe, where things are."""
     _show_classes(console, result)
     if result.status == "planned":
-        estimate = result.plan.estimate
-        console.print(
-            f"Estimate: {estimate.seconds:.0f} s, {estimate.output_bytes / 1e6:.1f} MB written, "
-            f"{estimate.memory_bytes / 1e6:.0f} MB of memory. Nothing was trained or published.",
-            highlight=False,
-        )
+        _show_estimate(console, result.plan)
         return
     _show_strategies(console, result.strategies)
     _show_verdict(console, result.verdict)
@@ -257,26 +256,43 @@ def _show_value(console: Console, value: Any, depth: int) -> None:
 
 def _show_classes(console: Console, result: RunResult) -> None:
     table = Table("class", title="Classes (training records)")
-    for head in ("before", "target", "synthetic", "classic", "after", "weighted"):
-        table.add_column(head, justify="right")
     train = result.counts.get("train", {})
     recipe = result.recipe
+    heads = ("before", "target", "synthetic", "classic", "after", "weighted")
+    for head in heads if recipe is not None else heads[:-1]:
+        table.add_column(head, justify="right")
     for entry in result.plan.classes:
-        synthetic, classic, weighted = entry.n_synthetic, entry.n_classic, ""
+        synthetic, classic, weighted = entry.n_synthetic, entry.n_classic, []
         if recipe is not None:
             synthetic = recipe.synthetic.get(entry.name, 0)
             classic = recipe.classic.get(entry.name, 0)
             n = entry.n_real + recipe.counted(entry.name)
-            weighted = f"{n * recipe.class_weight.get(entry.name, 1.0):,.0f}"
+            weighted = [f"{n * recipe.class_weight.get(entry.name, 1.0):,.0f}"]
         after = entry.n_real + synthetic + classic
         if train and not entry.by:
             after = sum(train.get(entry.label, {}).values())
         name = escape(entry.name) + ("" if entry.compared else " (not compared)")
         counts = (entry.n_real, entry.target, synthetic, classic, after)
-        table.add_row(name, *(f"{n:,}" for n in counts), weighted)
+        table.add_row(name, *(f"{n:,}" for n in counts), *weighted)
     console.print(table)
     for warning in result.plan.warnings:
         console.print(f"[yellow]{escape(warning)}[/]")
+
+
+def _show_estimate(console: Console, plan: BalancePlan) -> None:
+    if plan.soft_labels:
+        console.print(
+            "Synthetic records have soft labels: each gets a row for every likely class. More are drawn than the "
+            "targets say, and weights bring the balance."
+        )
+    needs = plan.estimate
+    dollars = (needs.writes * DOLLARS_A_WRITE + needs.reads * DOLLARS_A_READ) / 1e6
+    console.print(
+        f"Estimate: {duration(needs.seconds)} of one core, {needs.output_bytes / 1e6:,.1f} MB written, "
+        f"{needs.memory_bytes / 1e6:,.0f} MB of memory; in an object store {needs.writes:,} requests that write or "
+        f"list and {needs.reads:,} that read, ${dollars:.4f} at S3's list prices. Nothing was trained or published.",
+        highlight=False,
+    )
 
 
 def _show_strategies(console: Console, scores: tuple[StrategyScore, ...]) -> None:

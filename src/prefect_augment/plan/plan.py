@@ -37,6 +37,7 @@ from prefect_augment.plan.estimate import (
     estimate,
     estimate_images,
     most_compared,
+    whole_run,
 )
 from prefect_augment.plan.schedule import COMPARISON_SHARE
 from prefect_augment.plan.search_space import (
@@ -56,6 +57,7 @@ from prefect_augment.plan.targets import (
     plan_classes,
     plan_warnings,
 )
+from prefect_augment.registry import load_model_class
 from prefect_augment.schema import (
     BalancePlan,
     ClassPlan,
@@ -166,10 +168,11 @@ def _plan(
             info, classes, evaluation, can_sample=can_sample, soft_labels=soft_labels
         )
         comparison = {"n_settings": evaluation.n_settings or N_TABLE_SETTINGS}
+    needs = _whole_run(expected, info, params, compares=compares, has_model=has_model)
     return BalancePlan(
         rule=_rule_text(balance, soft_labels=soft_labels),
         classes=classes,
-        estimate=expected,
+        estimate=needs,
         warnings=messages
         + plan_warnings(classes, balance, soft_labels=soft_labels)
         + _budget_warnings(expected, comparison, info, budget, evaluation.n_seeds),
@@ -207,7 +210,7 @@ def _plan_objects(
     return BalancePlan(
         rule=f"{_rule_text(params.balance, soft_labels=False)} (counted in boxes)",
         classes=classes,
-        estimate=expected,
+        estimate=_whole_run(expected, info, params, compares=False, has_model=False),
         **comparison,
     )
 
@@ -447,8 +450,9 @@ def _estimate_images(
             n_scored=max(counts.get("validation", 0), counts.get("holdout", 0)),
             n_bytes=sum(shard.n_bytes for shard in info.shards),
             side=classifier_size(info.image.most_common_size),
+            n_pixels=math.prod(info.image.most_common_size),
             n_channels=info.image.n_channels,
-            n_added=sum(entry.n_synthetic for entry in classes),
+            n_added=sum(max(0, entry.target - entry.n_real) for entry in classes),
             n_strategies=math.ceil(pilots * PILOT_STEP_SHARE) + min(len(strategies), N_KEPT + 2),
             folds=folds,
             n_seeds=params.evaluation.n_seeds,
@@ -469,6 +473,22 @@ def _estimate_images(
         "n_folds": n_folds,
         "n_settings": n_settings,
     }
+
+
+def _whole_run(
+    expected: Estimate, info: DatasetInfo, params: RunParams, *, compares: bool, has_model: bool
+) -> Estimate:
+    """The estimate with the training of a network, which takes its part of the minutes, and the store's requests."""
+    trains = has_model and compares and not params.budget.steps
+    trains = trains and load_model_class(params.model, modality=info.modality).trained_in_steps
+    share = 1 - COMPARISON_SHARE if trains else 0.0
+    return whole_run(
+        expected,
+        n_bytes=sum(shard.n_bytes for shard in info.shards),
+        compares=compares,
+        has_model=has_model,
+        training_seconds=60 * share * params.budget.minutes,
+    )
 
 
 def _n_pilots(

@@ -211,10 +211,12 @@ class ClassPlan(Result):
 class Estimate(Result):
     """Rough cost of a run before it starts."""
 
-    seconds: float
+    seconds: float  # of one core, or of the GPU that trains
     output_bytes: int
     memory_bytes: int
-    comparison_seconds: float = 0.0  # part of ``seconds`` for comparing the strategies, if known
+    comparison_seconds: float = 0.0  # part of ``seconds`` for comparing the strategies
+    writes: int = 0  # requests to a store of objects that put or list
+    reads: int = 0  # those that get or ask for a size
 
 
 class BalancePlan(Result):
