@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.staging import class_plan, people, plan_of, stage_parts
+from support.steps import experiment_of
 
 torch = pytest.importorskip("torch", reason="the extra 'torch'")
 
@@ -23,7 +25,9 @@ from prefect_augment.genmodels.images.gan import ImageGan  # noqa: E402
 from prefect_augment.genmodels.tables.flow import TableFlow  # noqa: E402
 from prefect_augment.nn import loop  # noqa: E402
 from prefect_augment.params import Budget, FlowModel, GanModel  # noqa: E402
+from prefect_augment.storage import Store  # noqa: E402
 from prefect_augment.synthesis.ranks import _lost, _Rank, check_devices, fit_on_ranks  # noqa: E402
+from prefect_augment.synthesis.train import _Job  # noqa: E402
 
 COUNTS = (60, 20)
 CLASSES = np.repeat([0, 1], COUNTS).astype(np.int64)
@@ -119,6 +123,17 @@ def test_an_error_in_a_rank_is_that_of_one_process() -> None:
     other = ImageData(np.zeros((2, 9, 9, 1), np.uint8), np.array([0, 1]))
     with pytest.raises(ParameterError, match=r"expected uint8 images of shape \(2, 8, 8, 1\)"):
         fit_on_ranks(model, other, FitContext(seed=1, steps=2), 2)
+
+
+def test_the_number_of_devices_is_in_the_key_of_a_network(store: Store) -> None:
+    dataset = stage_parts(store, {"training": people()})
+    plan = plan_of([class_plan("well")])
+
+    def key(n: int) -> str:
+        params = {"model": FlowModel(), "budget": Budget(steps=9, devices=n)}
+        return _Job.of(experiment_of(dataset, plan, **params), store).stage.key
+
+    assert key(1) == key(1) != key(2)
 
 
 def test_the_end_of_a_lost_rank_is_told() -> None:

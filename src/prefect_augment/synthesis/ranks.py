@@ -60,6 +60,10 @@ def fit_on_ranks(
     heard: dict[str, Callable[..., object]] = {"report": ctx.report, "log": _log}
     if ctx.checkpoint is not None:
         heard["checkpoint"] = ctx.checkpoint
+    # Imported here: it loads torch, which tables do without.
+    import torch
+
+    torch.cuda.empty_cache()  # what the calibration took of the first GPU is the first rank's
     job = ForkingPickler.dumps((model, data, settings, ctx.checkpoint is not None))
     with (
         TemporaryDirectory(prefix="prefect-augment-") as folder,
@@ -87,7 +91,8 @@ def _started(n_ranks: int, store: str) -> Iterator[list[_Rank]]:
     """Start the ranks; end them with the block, however it ends."""
     # Their ports are for this machine alone.
     loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-    path = os.pathsep.join(filter(None, sys.path))  # with the folder of a script
+    # Modules are found as here: with the folder of a script, and without that of the process.
+    path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
     names = {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback, "PYTHONPATH": path}
     ranks: list[_Rank] = []
     try:
@@ -96,7 +101,7 @@ def _started(n_ranks: int, store: str) -> Iterator[list[_Rank]]:
             with theirs:
                 given = [str(i), str(n_ranks), store, str(theirs.fileno())]
                 process = subprocess.Popen(  # noqa: S603 - this interpreter and our own words
-                    [sys.executable, "-c", _COMMAND, *given],
+                    [sys.executable, "-P", "-c", _COMMAND, *given],
                     env=os.environ | names,
                     pass_fds=[theirs.fileno()],
                 )
