@@ -20,6 +20,7 @@ from logging.handlers import QueueHandler
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -92,7 +93,7 @@ def _started(n_ranks: int, store: str) -> Iterator[list[_Rank]]:
     # Their ports are for this machine alone.
     loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     # Modules are found as here: with the folder of a script, and without that of the process.
-    path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+    path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
     names = {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback, "PYTHONPATH": path}
     ranks: list[_Rank] = []
     try:
