@@ -45,15 +45,18 @@ def has_server() -> bool:
 
 
 @contextmanager
-def gpu_slot(device: str = "auto", *, network: bool = True) -> Iterator[None]:
+def gpu_slot(device: str = "auto", *, network: bool = True, n: int = 1) -> Iterator[None]:
     """Hold a slot of the limit ``gpu`` while the block computes; ``network`` is False where no GPU is used.
 
+    A network that is trained on ``n`` GPUs holds as many slots, or all that there are.
     A run with the tag ``gpu`` always takes a slot: for models of other packages, or to run one after
     the other on a machine that shows no GPU. The limit is created with a slot per GPU seen here;
     ``prefect gcl update gpu --limit N`` changes it.
     """
     needed = has_server() and (GPU in _tags() or (network and _n_gpus(device) > 0))
-    with _turn(GPU, max(1, _n_gpus(device)), "a GPU", strict=True) if needed else ExitStack():
+    n_gpus = max(1, _n_gpus(device))
+    n = min(n, n_gpus) if network else 1
+    with _turn(GPU, n_gpus, "a GPU", strict=True, n=n) if needed else ExitStack():
         yield
 
 
@@ -93,9 +96,9 @@ def destination_limit(uri: str) -> str:
 
 
 @contextmanager
-def _turn(name: str, limit: int, what: str, *, strict: bool) -> Iterator[None]:
-    """Wait for a slot of a limit, created if missing, and hold it."""
-    _make_limit(name, limit)
+def _turn(name: str, limit: int, what: str, *, strict: bool, n: int = 1) -> Iterator[None]:
+    """Wait for slots of a limit, created if missing, and hold them."""
+    n = min(n, _make_limit(name, limit))  # more than there are would never be free
     with ExitStack() as stack:
         patience = 1.0  # short at first, so that a waiting run logs it at once
         while True:
@@ -103,6 +106,7 @@ def _turn(name: str, limit: int, what: str, *, strict: bool) -> Iterator[None]:
                 stack.enter_context(
                     concurrency(
                         name,
+                        occupy=max(1, n),
                         timeout_seconds=patience,
                         lease_duration=LEASE_SECONDS,
                         strict=True,  # without it a missing limit is no limit
@@ -119,15 +123,17 @@ def _turn(name: str, limit: int, what: str, *, strict: bool) -> Iterator[None]:
     logger.info("Gave %s back.", what)
 
 
-def _make_limit(name: str, limit: int) -> None:
+def _make_limit(name: str, limit: int) -> int:
+    """Number of slots of a limit, created if missing."""
     with get_client(sync_client=True) as client:
         try:
-            client.read_global_concurrency_limit_by_name(name)
+            return client.read_global_concurrency_limit_by_name(name).limit
         except ObjectNotFound:
             with suppress(ObjectAlreadyExists):  # another run was quicker
                 client.create_global_concurrency_limit(
                     GlobalConcurrencyLimitCreate(name=name, limit=limit)
                 )
+    return limit
 
 
 def _tags() -> set[str]:

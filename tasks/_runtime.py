@@ -37,7 +37,7 @@ from tenacity import (
 )
 
 from prefect_augment.catalogue.openlineage import is_traced, record_outcome
-from prefect_augment.errors import AugmentError, ParameterError, TransientError
+from prefect_augment.errors import AugmentError, LostRankError, ParameterError, TransientError
 from prefect_augment.params import Destination, Publish, Source
 from prefect_augment.report.run_summary import outcome_sentence, run_page
 from prefect_augment.schema import DatasetRef, RunResult
@@ -65,9 +65,13 @@ RETRY_SECONDS = (2, 10, 30)  # before each further try
 MAX_LISTED = 10  # classes in the name of a task
 
 
-def _only_transient(task: Task[Any, Any], task_run: Any, state: State[Any]) -> bool:
-    """Retry transient errors only."""
-    return isinstance(state.result(raise_on_failure=False), TransientError)
+# What may pass on another try, which goes on from what is staged.
+RETRIED = (TransientError, LostRankError)
+
+
+def _may_pass(task: Task[Any, Any], task_run: Any, state: State[Any]) -> bool:
+    """Retry what may pass only."""
+    return isinstance(state.result(raise_on_failure=False), RETRIED)
 
 
 # Receipts in the destination are the only memory of a run, so Prefect keeps no results.
@@ -76,11 +80,11 @@ TASK_OPTIONS: dict[str, Any] = {
     "persist_result": False,
     "retries": len(RETRY_SECONDS),
     "retry_delay_seconds": list(RETRY_SECONDS),
-    "retry_condition_fn": _only_transient,
+    "retry_condition_fn": _may_pass,
 }
 # The same outside a run, where there is no Prefect to do so.
 _patiently = Retrying(
-    retry=retry_if_exception_type(TransientError),
+    retry=retry_if_exception_type(RETRIED),
     wait=wait_chain(*map(wait_fixed, RETRY_SECONDS)),
     stop=stop_after_attempt(1 + len(RETRY_SECONDS)),
     before_sleep=before_sleep_log(logging.getLogger(LOGGER), logging.WARNING),

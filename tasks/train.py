@@ -35,6 +35,6 @@ def train_model(experiment: Experiment) -> ModelRef:
         ref = find_model(experiment, store)
         if ref is None:  # without work no run waits for a GPU
             network = load_model_class(params.model, modality=dataset.modality).trained_in_steps
-            with gpu_slot(params.budget.device, network=network):
+            with gpu_slot(params.budget.device, network=network, n=params.budget.devices):
                 ref = train(experiment, store, on_progress=report)
         return ref.model_copy(update={"block": dataset.block})

@@ -73,6 +73,7 @@ LONGEST_FIRST = (
     "packaging/test_readme.py",
     "e2e/browser/test_answering.py",
     "faults/test_lost_workers.py",
+    "faults/test_lost_ranks.py",
     "faults/test_kill_matrix.py",
     "faults/test_machines_apart.py",
     "faults/test_interrupts.py",

@@ -300,6 +300,7 @@ class FlowPhase(TablePhase):
     """Both networks, on the same records."""
 
     name = "table-flow"
+    together = SCORED
 
     @staticmethod
     def noisy(data: Encoded, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:

@@ -149,6 +149,11 @@ class GanPhase(TablePhase):
     name = "table-gan"
     params: GanModel
 
+    @property
+    def together(self) -> int:
+        """Records of a pack."""
+        return self.params.pack
+
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Critic ``critic_steps`` times with one optimiser, then generator and encoder."""
         network, rate = self.network, self.params.learning_rate or LEARNING_RATE

@@ -14,8 +14,9 @@
     ├── StorageError            a location cannot be read or written (exit 1)
     │   ├── IntegrityError      stored bytes do not match their digest
     │   ├── CommitConflictError another run committed a different version first
-    │   └── TransientError      may pass on another try; the only retried error
+    │   └── TransientError      may pass on another try, so it is retried
     ├── DivergedError           training gave infinite numbers or NaN (exit 1)
+    ├── LostRankError           one of the processes that train together died; retried (exit 1)
     ├── RefusedError            no gain or a leak, where that is to fail (exit 3)
     ├── LabelDamageError        a policy changes labels, where that is to fail (exit 3)
     ├── CrashedTooOftenError    a run that crashed several times in a row (exit 1)
@@ -111,6 +112,10 @@ class TransientError(StorageError):
 
 class DivergedError(AugmentError):
     """The training loss is no longer a finite number."""
+
+
+class LostRankError(AugmentError):
+    """One of the processes that train a network together has ended early."""
 
 
 class RefusedError(AugmentError):

@@ -1,15 +1,20 @@
 """Training alone, and the rebalance that finds what was trained."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tenacity import wait_none
 
-from prefect_augment.errors import ParameterError
+from prefect_augment.errors import LostRankError, ParameterError
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.flows.train import train
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.params import Budget, Destination, Evaluation, NoModel, Source, TreesModel
+from prefect_augment.schema import ModelRef
 from prefect_augment.storage import Store, open_store
+from prefect_augment.synthesis import train as synthesis
+from prefect_augment.tasks import _runtime, train as tasks
 
 QUICK = Evaluation(
     n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="publish"
@@ -52,3 +57,20 @@ def test_the_same_training_again_finds_its_model(source: Source, tmp_path: Path)
 def test_no_model_is_nothing_to_train(source: Source, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="choose auto or a kind"):
         train.fn(source=source, destination=Destination(uri=str(tmp_path / "out")), model=NoModel())
+
+
+def test_a_lost_process_of_a_training_costs_a_try(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    def lost_at_first(*args: Any, **kwargs: Any) -> ModelRef:
+        tries.append("")
+        if len(tries) == 1:
+            raise LostRankError("rank 1 of 2 was lost")
+        return synthesis.train(*args, **kwargs)
+
+    monkeypatch.setattr(tasks, "train", lost_at_first)
+    monkeypatch.setattr(_runtime._patiently, "wait", wait_none())
+    result = train.fn(source=source, destination=Destination(uri=str(tmp_path / "out")))
+    assert (result.status, len(tries)) == ("trained", 2)

@@ -88,7 +88,9 @@ def test_training_again_takes_the_receipt_and_the_same_inputs_give_the_same_byte
 def test_stage_key_follows_what_changes_the_bytes(dataset: DatasetRef, store: Store) -> None:
     key = run(dataset, store).key
     assert run(dataset, store, model=TreesModel()).key == key, "auto is trees with its defaults"
-    assert run(dataset, store, budget=Budget(minutes=99)).key == key, "trees take no budget"
+    assert run(dataset, store, budget=Budget(minutes=99, devices=2)).key == key, (
+        "trees take no budget"
+    )
     assert run(dataset, store, seed=4).key != key
     assert run(dataset, store, model=TreesModel(min_leaf=9)).key != key
 

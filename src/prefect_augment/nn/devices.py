@@ -6,7 +6,7 @@ The choice changes bits, so a run stores it (:class:`.budget.Calibration`) and r
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from subprocess import SubprocessError
 from typing import Literal
@@ -84,6 +84,12 @@ def choose_device(requested: str = "auto", *, threads: int = 0, precision: str =
         "bfloat16" if (precision == "bfloat16" or (not precision and native)) else "float32"
     )
     return Device(name, chosen, threads or available_cores())
+
+
+def gpu_in_turn(i: int) -> AbstractContextManager[object]:
+    """Context in which "cuda" is GPU ``i``, counted from the first again after the last."""
+    n = torch.cuda.device_count()
+    return torch.cuda.device(i % n) if n > 1 else nullcontext()
 
 
 def available_cores() -> int:

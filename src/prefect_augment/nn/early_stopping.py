@@ -11,13 +11,14 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from torch import nn
 
 from prefect_augment.array_types import Array
 from prefect_augment.errors import ParameterError
-from prefect_augment.nn import loop
+from prefect_augment.nn import loop, ranks
 from prefect_augment.nn.devices import Device
 
 logger = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ def train_with_early_stopping(
     if validate is not None and state and step % every == 0 and step not in history.steps_compared:
         network = _averaged(phase.network, state)
         with device.settings():
-            history.add(step, validate(network), network)
+            history.add(step, ranks.of_first(partial(validate, network)), network)
     # Train a stretch, validate, repeat.
     while step < steps and not history.reason:
         end = min(steps, (step // every + 1) * every)
@@ -181,7 +182,7 @@ def train_with_early_stopping(
         network, step = result.network, result.steps
         if validate is not None:
             with device.settings():
-                history.add(step, validate(network), network)
+                history.add(step, ranks.of_first(partial(validate, network)), network)
     reason = history.reason if step < steps else ""
     if reason:
         logger.info("Training ended after %d of %d steps: %s.", step, steps, reason)

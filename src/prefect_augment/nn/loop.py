@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from prefect_augment.array_types import Array
 from prefect_augment.errors import DivergedError, ParameterError
+from prefect_augment.nn import ranks
 from prefect_augment.nn.budget import calibrate
 from prefect_augment.nn.devices import Device
 
@@ -45,7 +46,8 @@ class Phase(Protocol):
 
     ``name`` is part of every random stream, so two phases of a run draw different numbers.
     ``network`` holds everything trained, on the device already; it is averaged and saved as a
-    whole.
+    whole. ``together``, where a phase has it, is how many records its losses look at as one: packs,
+    or one of so many.
     """
 
     name: str
@@ -264,8 +266,7 @@ class _Run:
             self.batch_size = len(batch[0])
             loss = self._backward(name, optimizer, batch)
             if self.max_norm:
-                parameters = [p for group in optimizer.param_groups for p in group["params"]]
-                nn.utils.clip_grad_norm_(parameters, self.max_norm)
+                nn.utils.clip_grad_norm_(_parameters(optimizer), self.max_norm)
             optimizer.step()
             self.loss_sum = loss if self.loss_sum is None else self.loss_sum + loss
             self.loss_count += 1
@@ -276,16 +277,19 @@ class _Run:
             self.ema.update(self.step)
 
     def _backward(self, name: str, optimizer: torch.optim.Optimizer, batch: Batch) -> Tensor:
-        """Accumulate the gradients over micro-batches; halve these when memory runs out."""
+        """Accumulate the gradients over micro-batches; halve these when memory runs out.
+
+        Each rank does so by itself, since only the sum over its parts is exchanged.
+        """
+        own, share = ranks.own_part(batch, getattr(self.phase, "together", 1))
+        n = len(own[0])
         while True:
-            size = self.micro_batch or self.batch_size
+            size = min(self.micro_batch or n, n)
             optimizer.zero_grad(set_to_none=True)
             try:
-                losses = [
-                    self._part(name, tuple(t[start : start + size] for t in batch))
-                    for start in range(0, self.batch_size, size)
-                ]
-                return torch.stack(losses).sum()
+                parts = [tuple(t[i : i + size] for t in own) for i in range(0, n, size)]
+                losses = [self._part(name, part, share * len(part[0]) / n) for part in parts]
+                return ranks.summed(torch.stack(losses).sum(), _parameters(optimizer))
             except torch.cuda.OutOfMemoryError:
                 if size == 1:
                     raise
@@ -299,8 +303,7 @@ class _Run:
                     size, self.micro_batch, self.batch_size,
                 )  # fmt: skip
 
-    def _part(self, name: str, part: Batch) -> Tensor:
-        share = len(part[0]) / self.batch_size
+    def _part(self, name: str, part: Batch, share: float) -> Tensor:
         with self.device.autocast():
             loss = self.phase.loss(name, part)
         (loss * share).backward()
@@ -374,13 +377,16 @@ class _Run:
             self.ema.network.load_state_dict(tensors("ema", arrays))
         for name, optimizer in self.optimizers.items():
             state = optimizer.state_dict()
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
             state["state"] = {
                 i: {key: _laid_out_as(parameter, value) for key, value in values.items()}
-                for i, parameter in enumerate(parameters)
+                for i, parameter in enumerate(_parameters(optimizer))
                 if (values := tensors(f"optimizer.{name}.{i}", arrays))
             }
             optimizer.load_state_dict(state)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ STEPS: dict[str, Step] = {
             "budget.minutes",
             "budget.steps",
             "budget.batch_size",
+            "budget.devices",
             "budget.reuse_growth",
             "quality.min_level_records",
         ),

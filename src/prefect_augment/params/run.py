@@ -24,6 +24,9 @@ class Budget(Params):
     """Training steps instead of minutes: what makes a run repeatable to the byte."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU where there is one."""
+    devices: int = Field(default=1, ge=1, le=64)
+    """Processes of one machine that train one network together, each on a GPU of its own; on a CPU they share the
+    cores. Models without a network ignore it."""
     batch_size: int = Field(default=0, ge=0)
     """Records per step; 0 lets the model choose."""
     checkpoint_seconds: float = Field(default=60.0, ge=0.0)

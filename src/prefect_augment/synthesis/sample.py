@@ -4,6 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
 from prefect_augment.params import Constraint
 from prefect_augment.params.keys import step_key
+from prefect_augment.registry import load_model_class
 from prefect_augment.schema import DatasetInfo, DatasetRef, Modality, ModelRef, Result, ShardInfo
 from prefect_augment.shards.base import write_shards
 from prefect_augment.shards.staged import load_info, read_part
@@ -110,14 +112,27 @@ def draw_part(
 ) -> int:
     """Draw and stage every ``n_parts``-th batch, which :func:`sample` with the same arguments finds.
 
-    Not for draws with conditions, constraints or ``max_near``, whose batches depend on one another. Returns how
-    many batches are this part's.
+    Not for draws with conditions, constraints or ``max_near``, whose batches depend on one another. Parts take the
+    GPUs of a machine in turn. Returns how many batches are this part's.
     """
     wanted = _check_counts(counts, model)
     stage = _stage(model, wanted, seed, store, dataset, Rules(), None)
     if stage.outcome(DatasetInfo) is not None:
         return 0
-    fitted, encoder = load_model(store, model)
+    with ExitStack() as stack:
+        if load_model_class(model.kind).trained_in_steps:
+            # Imported here: it loads torch, which trees do without.
+            from prefect_augment.nn.devices import gpu_in_turn
+
+            stack.enter_context(gpu_in_turn(part))
+        return _draw_own(model, wanted, seed, stage, part, n_parts)
+
+
+def _draw_own(
+    model: ModelRef, wanted: Mapping[str, int], seed: int, stage: Stage, part: int, n_parts: int
+) -> int:
+    """Draw and stage the batches of a part; return how many they are."""
+    fitted, encoder = load_model(stage.store, model)
     size = BATCH_IMAGES if isinstance(encoder, ImageEncoder) else BATCH_RECORDS
     own = [one for one in enumerate(_batches(wanted, size)) if one[0] % n_parts == part]
     for i, batch in own:

@@ -42,6 +42,7 @@ from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.storage import Stage, Store
 from prefect_augment.storage.spill import give_back
 from prefect_augment.synthesis.model_store import Encoder, image_spec, keep_model, table_spec
+from prefect_augment.synthesis.ranks import check_devices, fit_on_ranks
 from prefect_augment.synthesis.resume import CurveRecorder, Resume
 from prefect_augment.synthesis.reuse import find_previous, keep_training
 from prefect_augment.synthesis.training_budget import (
@@ -95,6 +96,9 @@ def _train(job: "_Job", on_progress: Progress | None) -> ModelRef:
     if previous is not None:
         return previous
     fitted: GenerativeModel = job.model_class.build(job.params, records.spec)
+    n_ranks = job.budget.devices if job.model_class.trained_in_steps else 1
+    if n_ranks > 1:
+        check_devices(job.budget)
     context = job.context(fitted, records.data)
     resume = Resume(job.stage)
     restored = resume.load()
@@ -107,7 +111,10 @@ def _train(job: "_Job", on_progress: Progress | None) -> ModelRef:
         checkpoint_seconds=job.budget.checkpoint_seconds,
         restored=restored,
     )
-    fitted.fit(records.data, context)
+    if n_ranks > 1:
+        fitted = fit_on_ranks(fitted, records.data, context, n_ranks)
+    else:
+        fitted.fit(records.data, context)
     curve.store(job.stage)
     keep_training(job.stage, request=job.request, dataset=dataset, counts=counts)
     outcome = job.stage.finish(
@@ -248,7 +255,10 @@ class _Job:
         check_budget(model_class, budget, kind)
         plan = experiment.plan
         by = list(plan.classes[0].by) if plan.classes else []
-        key_budget = effective_budget(budget) if model_class.trained_in_steps else Budget()
+        key_budget = Budget()
+        if model_class.trained_in_steps:
+            # Models of the comparison are trained by one process each, whatever the number of devices.
+            key_budget = effective_budget(budget).model_copy(update={"devices": budget.devices})
         most = _most(model_class)
         n_training = n_training_records(info)
         inputs: list[Any] = [kind, by, most if 0 < most < n_training else 0]
