@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prefect_augment.array_types import Array, Bool, Float, Int
-from prefect_augment.evaluation.quality.near_copies import comparable
+from prefect_augment.evaluation.quality.near_copies import digests
 
 # Of the records that the first round doubts entirely: a class must not vanish from the second.
 LEAST_TRUST = 1e-3
@@ -82,7 +82,7 @@ def repeated(X: Array, y: Int) -> tuple[Bool, Bool]:
     """
     if not X.size:
         return np.zeros(len(X), dtype=bool), np.zeros(len(X), dtype=bool)
-    _, group = np.unique(comparable(X), axis=0, return_inverse=True)
+    _, group = np.unique(digests(X), return_inverse=True)
     _, first = np.unique(np.stack([group, y]), axis=1, return_index=True)
     duplicate = np.ones(len(X), dtype=bool)
     duplicate[first] = False
