@@ -41,6 +41,7 @@ from prefect_augment.evaluation.classifiers.soft_label_ensemble import fit_teach
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.quality.label_audit import LabelAudit, audit_labels, clean_weights
+from prefect_augment.experiment.audit import MARGIN
 from prefect_augment.plan.estimate import classifier_steps
 
 Float = NDArray[np.float64]
@@ -211,7 +212,7 @@ def found(of: Set, rate: float, kind: str, seed: int, make: Any) -> dict[str, An
     rng = np.random.default_rng([seed, round(100 * rate), KINDS.index(kind)])
     given = flipped(of, rate, kind, rng)
     recorded = Recorded(make(of, given, seed))
-    audit = audit_labels(given, recorded)
+    audit = audit_labels(given, recorded, margin=MARGIN if make is predict_images else 0.0)
     first, second = recorded.rounds
     scores = {"ours": audit.score}
     scores |= {f"cleanlab {k}": s for k, s in _cleanlab(given, first).items()}

@@ -90,7 +90,7 @@ BY_STEPS = Budget(steps=1, device="cpu")
 
 @pytest.fixture(scope="module")
 def flipped(memory_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
-    """Three kinds of noise, ten of whose labels are wrong; a picture twice with two labels."""
+    """Three kinds of noise, ten of whose labels are wrong; two pictures twice with two labels, one a bit brighter."""
     pytest.importorskip("torch")
     image = pytest.importorskip("PIL.Image")
     rng = np.random.default_rng(0)
@@ -107,9 +107,12 @@ def flipped(memory_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Ex
         name = f"{'wrong' if i in wrong else 'right'}/{kind}/{i}.png"
         rows.append({"bytes": file.getvalue(), "path": name})
     right = np.setdiff1d(np.flatnonzero(true == "bright"), wrong)[0]
-    rows.append({**rows[right], "path": "twice.png"})
+    rows.append({**rows[right], "path": "wrong/twice.png"})
+    file = io.BytesIO()
+    image.fromarray((pixels + 1).astype(np.uint8)).save(file, "PNG")  # of the last one, a dark one
+    rows.append({"bytes": file.getvalue(), "path": "wrong/nearly.png"})
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    table = pa.table({"image": pa.array(rows, kind), "label": [*given, "dark"]})
+    table = pa.table({"image": pa.array(rows, kind), "label": [*given, "dark", "striped"]})
     path = tmp_path_factory.mktemp("flipped") / "images.parquet"
     pq.write_table(table, path)
     dataset = ingest(Source(uri=str(path), label="label"), store=memory_store, seed=0)
@@ -136,7 +139,8 @@ def test_flipped_labels_of_images_are_at_the_top_of_the_list_and_their_pictures_
     for row in shown:
         assert "the label is doubted" in of[row["aug_id"]]
         assert memory_store.read(f"{page.prefix}/{row['picture']}").startswith(b"\x89PNG")
-    assert sum("equal to a record with another label" in why for why in of.values()) == 2
+    for kind in ("equal to", "a near-duplicate of"):
+        assert sum(f"{kind} a record with another label" in why for why in of.values()) == 2
     html = memory_store.read(f"{page.prefix}/report.html").decode()
     assert html.count('alt="An image with the label') == len(shown)
     params = flipped.params.model_copy(update={"report": Report(pictures="synthetic")})
