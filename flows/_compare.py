@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from prefect_augment.evaluation.verdict.answers import first_answer
-from prefect_augment.experiment.audit import has_doubted_labels
+from prefect_augment.experiment.audit import audit_seconds, has_doubted_labels, why_not_audited
 from prefect_augment.experiment.confirmation import without_comparison
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.out_of_fold import evidence
@@ -221,6 +221,8 @@ def search_strategies(
         and load_model_class(params.model, modality=experiment.dataset.modality).trained_in_steps
     )
     spent = math.fsum(trial.seconds for one in pilots for trial in one.trials)
+    if why_not_audited(experiment, first) is None:  # with the report
+        spent += audit_seconds(experiment, first)
     schedule = Schedule.of(
         params.budget, workers=workers, trains_network=trains_network, spent=spent
     )

@@ -10,14 +10,23 @@ import pyarrow.parquet as pq
 import pytest
 from support.steps import experiment_of
 
-from prefect_augment.experiment.audit import has_doubted_labels
+from prefect_augment.experiment.audit import audit_list, has_doubted_labels, why_not_audited
 from prefect_augment.experiment.score import score
 from prefect_augment.ingest.ingest import ingest
-from prefect_augment.params import Classic, Evaluation, NoModel, Publish, RunParams, Source
+from prefect_augment.params import (
+    Budget,
+    Classic,
+    Evaluation,
+    NoModel,
+    Publish,
+    Report,
+    RunParams,
+    Source,
+)
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import make_strategies
 from prefect_augment.report.build import report
-from prefect_augment.schema import Experiment, Release, Strategy
+from prefect_augment.schema import Experiment, Release, Strategy, StrategyScore
 from prefect_augment.storage import Store
 
 EVALUATION = Evaluation(estimators=["logistic"], n_seeds=1, n_bootstrap=100)
@@ -70,3 +79,91 @@ def test_the_report_shows_the_likeliest_label_errors(store: Store, tmp_path: Pat
         assert row["label"] != row["suggested"]
         assert "state" not in row["record"]
     assert "Labels to look at" in store.read(f"{page.prefix}/report.html").decode()
+
+
+# --- images ---
+
+N_OF = {"bright": 120, "striped": 60, "dark": 40}
+N_FLIPPED = 10
+BY_STEPS = Budget(steps=1, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def flipped(memory_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """Three kinds of noise, ten of whose labels are wrong; two pictures twice with two labels, one a bit brighter."""
+    pytest.importorskip("torch")
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    true = np.repeat(list(N_OF), list(N_OF.values()))
+    given = true.copy()
+    wrong = rng.choice(len(true), N_FLIPPED, replace=False)
+    given[wrong] = np.roll(list(N_OF), 1)[[list(N_OF).index(name) for name in true[wrong]]]
+    rows = []
+    for i, kind in enumerate(true):
+        pixels = rng.integers(0, 140, (12, 12)) + 110 * (kind == "bright")
+        pixels[:, :: 2 if kind == "striped" else 99] += 100
+        file = io.BytesIO()
+        image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
+        name = f"{'wrong' if i in wrong else 'right'}/{kind}/{i}.png"
+        rows.append({"bytes": file.getvalue(), "path": name})
+    right = np.setdiff1d(np.flatnonzero(true == "bright"), wrong)[0]
+    rows.append({**rows[right], "path": "wrong/twice.png"})
+    file = io.BytesIO()
+    image.fromarray((pixels + 1).astype(np.uint8)).save(file, "PNG")  # of the last one, a dark one
+    rows.append({"bytes": file.getvalue(), "path": "wrong/nearly.png"})
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    table = pa.table({"image": pa.array(rows, kind), "label": [*given, "dark", "striped"]})
+    path = tmp_path_factory.mktemp("flipped") / "images.parquet"
+    pq.write_table(table, path)
+    dataset = ingest(Source(uri=str(path), label="label"), store=memory_store, seed=0)
+    params = {"model": NoModel(), "evaluation": EVALUATION, "budget": BY_STEPS}
+    found = plan(dataset, RunParams(**params), memory_store, compares=False)
+    found = found.model_copy(update={"classifier_steps": 90, "n_folds": 1})
+    return experiment_of(dataset, found, **params)
+
+
+@pytest.mark.slow
+def test_flipped_labels_of_images_are_at_the_top_of_the_list_and_their_pictures_in_the_report(
+    flipped: Experiment, memory_store: Store
+) -> None:
+    scores = (score(flipped, AS_IS, 0, memory_store),)
+    page, _ = report(Release(experiment=flipped, scores=scores), memory_store, status="evaluated")
+    info = json.loads(memory_store.read(f"{page.prefix}/report.json"))
+    listed = pq.read_table(io.BytesIO(memory_store.read(f"{page.prefix}/audit.parquet")))
+    assert listed == audit_list(flipped, memory_store), "the same again"
+    assert listed["score"].to_pylist() == sorted(listed["score"].to_pylist(), reverse=True)
+    of = dict(zip(listed["aug_id"].to_pylist(), listed["reason"].to_pylist(), strict=True))
+    shown = info["doubted"]
+    assert len(shown) >= 5, "of those that are not in the hold-out"
+    assert all(row["record"]["file"].startswith("wrong") for row in shown)
+    for row in shown:
+        assert "the label is doubted" in of[row["aug_id"]]
+        assert memory_store.read(f"{page.prefix}/{row['picture']}").startswith(b"\x89PNG")
+    for kind in ("equal to", "a near-duplicate of"):
+        assert sum(f"{kind} a record with another label" in why for why in of.values()) == 2
+    html = memory_store.read(f"{page.prefix}/report.html").decode()
+    assert html.count('alt="An image with the label') == len(shown)
+    params = flipped.params.model_copy(update={"report": Report(pictures="synthetic")})
+    hidden = flipped.model_copy(update={"params": params})
+    page, _ = report(Release(experiment=hidden, scores=scores), memory_store, status="evaluated")
+    assert not [name for name in page.files if name.startswith("doubted")]
+    assert json.loads(memory_store.read(f"{page.prefix}/report.json"))["doubted"] == []
+
+
+def test_images_are_audited_where_a_tenth_of_the_minutes_is_enough(flipped: Experiment) -> None:
+    taken = StrategyScore(
+        strategy=AS_IS,
+        seed=0,
+        score=0.5,
+        seconds=20.0,
+        folds=(),
+        n_train=1,
+        n_validation=1,
+        estimators={},
+    )
+    hurried = experiment_of(flipped.dataset, flipped.plan, budget=Budget(minutes=2))
+    assert "more than a tenth of the 2 minutes" in (why_not_audited(hurried, [taken]) or "")
+    patient = experiment_of(flipped.dataset, flipped.plan, budget=Budget(minutes=4))
+    assert why_not_audited(patient, [taken]) is None
+    assert why_not_audited(flipped, [taken]) is None, "with budget.steps time plays no part"
+    assert why_not_audited(patient, []) == "", "nothing was compared"

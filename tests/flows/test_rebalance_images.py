@@ -32,12 +32,13 @@ from prefect_augment.params import (
     DiffusionModel,
     Evaluation,
     NoModel,
+    Publish,
     Quality,
     Source,
 )
 from prefect_augment.plan import estimate as estimates
 from prefect_augment.schema import Manifest, RunResult
-from prefect_augment.storage import open_store, read_manifest
+from prefect_augment.storage import open_published, open_store, read_manifest
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -257,6 +258,19 @@ def test_what_cannot_be_made_again_is_said(made: tuple[Path, Path]) -> None:
     one = dataset.to_table(origins=["synthetic"])["aug_id"][0].as_py()
     with pytest.raises(IntegrityError, match="made elsewhere"):
         remake_records(Dataset(dataset.store, elsewhere), [one])
+
+
+@pytest.mark.slow
+def test_the_audit_of_a_share_stays_in_its_workspace(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    params = {"model": MODEL, "publish": Publish(origins=["synthetic"])}
+    run(Source(uri=str(made[0])), tmp_path / "out", **params)
+    kept = {path.name for path in (tmp_path / "out-workspace" / "_reports").rglob("*")}
+    assert kept >= {"audit.parquet", "doubted_1.png"}
+    shared = {path.name for path in (tmp_path / "out").rglob("*")}
+    assert not shared & {name for name in kept if name.startswith(("audit", "doubted"))}
+    assert verify(open_published(str(tmp_path / "out")), shareable=True).ok
 
 
 # --- the same bytes ---------------------------------------------------------------------------

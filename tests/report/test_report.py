@@ -21,8 +21,8 @@ from support.steps import candidates_with
 
 from prefect_augment.evaluation.metrics.column_shapes import ColumnShape
 from prefect_augment.figures import style as drawing
-from prefect_augment.figures.image_grid import sheet
-from prefect_augment.report.html import render_page
+from prefect_augment.figures.image_grid import picture_png, sheet
+from prefect_augment.report.html import doubted_pictures, render_page
 from prefect_augment.report.json import DoubtedLabel, Neighbour, ReportData, published_schema
 from prefect_augment.report.report import (
     build_report,
@@ -221,8 +221,10 @@ def full_report(**changes: Any) -> ReportData:
             Neighbour("scratch", record, {"temperature": "3.5"}, float("nan")),
         ),
         "doubted": (
-            DoubtedLabel("scratch", HOSTILE, 0.93, {"site <b>": SECRET, "temperature": "3.5"}),
-            DoubtedLabel(HOSTILE, "scratch", 0.91, {"temperature": "17.5"}),
+            DoubtedLabel(
+                "7c", "scratch", HOSTILE, 0.93, {"site <b>": SECRET, "temperature": "3.5"}
+            ),
+            DoubtedLabel("8d", HOSTILE, "scratch", 0.91, {"temperature": "17.5"}),
         ),
         "seed": 7,
         "model_kind": "trees",
@@ -808,7 +810,7 @@ def test_page_opens_in_chromium_on_desktop_and_phone_without_a_request(
         assert page["outside"] == [], page
         assert page["loaded"] == page["images"]
     assert [page["width"] for page in found] == [1280, 390] * 3
-    assert [page["images"] for page in found] == [7, 7, 10, 10, 0, 0]
+    assert [page["images"] for page in found] == [7, 7, 12, 12, 0, 0]
     assert found[1]["scrolling"] >= 3  # wide tables scroll by themselves
     hosts = {host for host in proxy.hosts if not host.endswith(BROWSERS_OWN)}
     assert hosts == {"control.invalid"}
@@ -821,6 +823,11 @@ def image_report(**changes: Any) -> ReportData:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
     sheets = {name: sheet(name, pixels, pixels, pixels) for name in list(CLASSES)[2:5]}
     fields = {"modality": "image", "sheets": sheets, "column_shapes": {}, "neighbours": ()}
+    fields["doubted"] = (
+        DoubtedLabel("7c", "scratch", HOSTILE, 0.93, {"file": f"{SECRET}.png"}, "doubted_1.png"),
+        DoubtedLabel("8d", HOSTILE, "scratch", 0.91, {}, "doubted_2.png"),
+    )
+    fields["doubted_pictures"] = tuple(picture_png(some) for some in pixels[:2])
     return full_report(**(fields | changes))
 
 
@@ -838,6 +845,20 @@ def test_images_have_sheets_in_the_page_among_the_files_and_by_name_in_the_resul
     assert page.text.count("🛠️ broken 🎉 $x_1$") > text_of(image_report(sheets={})).count(
         "🛠️ broken 🎉"
     )
+
+
+def test_doubted_images_are_shown_with_labels_and_file_only_where_real_ones_may_be() -> None:
+    data = image_report()
+    charts = doubted_pictures(data)
+    assert [chart.png for chart in charts] == list(data.doubted_pictures)
+    page = Page(render_page(data, (), charts))
+    shown = [img["alt"] or "" for img in page.all("img")]
+    assert shown[0] == "An image with the label scratch."
+    assert page.text.count(f"{SECRET}.png") == 1
+    assert "8d" in page.text.split("Labels to look at")[1], "an image without a file has its id"
+    hidden = image_report(pictures="synthetic")
+    assert doubted_pictures(hidden) == []
+    assert SECRET not in text_of(hidden)
 
 
 def test_images_have_no_sections_about_columns() -> None:

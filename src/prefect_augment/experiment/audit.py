@@ -12,14 +12,24 @@ from prefect_augment.evaluation.quality.label_audit import (
     repeated,
     unusual,
 )
+from prefect_augment.experiment.evaluator import Evaluator
 from prefect_augment.experiment.evaluators import open_evaluator
-from prefect_augment.experiment.out_of_fold import evidence
+from prefect_augment.experiment.out_of_fold import evidence, predict_all
 from prefect_augment.experiment.table_evaluator import TableEvaluator, audit_table
 from prefect_augment.plan.priors import shares_of
-from prefect_augment.schema import Experiment, Recipe, StrategyScore
+from prefect_augment.plan.strategies import AS_IS, PROBE
+from prefect_augment.schema import Experiment, Modality, Recipe, StrategyScore
 from prefect_augment.storage import Store
 
-MOST_COMPARED = 20_000  # records whose nearest neighbours are looked for; all pairs are compared
+# Records whose nearest neighbours are looked for: all pairs are compared, images over nine shifts.
+MOST_COMPARED: dict[Modality, int] = {"table": 20_000, "image": 4_000}
+MOST_ALIKE = (
+    10  # near-duplicates that are listed; more are frames of a film or pieces of one texture
+)
+# A network of few steps is often sure of no class. Without a margin, labels that were swapped for those of the most
+# similar images are found later; with more of it, swaps at random are (benchmarks/audit.py images).
+MARGIN = 0.25
+MOST_OF_MINUTES = 0.1  # that the audit of images may take; it is in the report's part of the budget
 # Of planted errors of 2 % the predictions of the data as they are doubt 1.7 % and more, on three tables that without
 # them have at most 0.5 %. Where classes overlap they doubt more than this whatever the labels are.
 LEAST_DOUBTED = 0.01
@@ -30,7 +40,7 @@ def has_doubted_labels(
 ) -> bool:
     """Whether cleaning is worth a try: the out-of-fold predictions of the data as they are doubt 1 % of the labels.
 
-    ``first`` are the scores of the first comparison. Images are not audited, nor are records that are not
+    ``first`` are the scores of the first comparison. Cleaning is not for images, nor for records that are not
     published, or only as copies, which cannot count less.
     """
     publish = experiment.params.publish
@@ -56,9 +66,9 @@ def with_doubted(recipe: Recipe, experiment: Experiment, store: Store) -> Recipe
     Nothing is dropped: :attr:`Recipe.doubted <prefect_augment.schema.comparison.Recipe.doubted>` lists them, and
     their ``aug_weight`` is lowered.
     """
-    evaluator = _open(experiment, store)
+    evaluator = open_evaluator(store, experiment)
     data, weight = evaluator.records, recipe.strategy.doubted_weight
-    audit = _audit(evaluator)
+    audit = audit_of(evaluator, store)
     counted = {
         name: recipe.class_weight.get(name, 1.0) * n
         for name, n in counted_records(recipe, experiment, store).items()
@@ -76,9 +86,9 @@ def with_doubted(recipe: Recipe, experiment: Experiment, store: Store) -> Recipe
 
 def counted_records(recipe: Recipe, experiment: Experiment, store: Store) -> dict[str, float]:
     """What the real records of each stratum count under a recipe of ``clean``."""
-    evaluator = _open(experiment, store)
+    evaluator = open_evaluator(store, experiment)
     data, weight = evaluator.records, recipe.strategy.doubted_weight
-    of_records = clean_weights(_audit(evaluator), weight)
+    of_records = clean_weights(audit_of(evaluator, store), weight)
     counts = np.bincount(data.strata, of_records, len(data.strata_names))
     return dict(zip(data.strata_names, counts.tolist(), strict=True))
 
@@ -87,14 +97,15 @@ def audit_list(experiment: Experiment, store: Store) -> pa.Table:
     """The records of training and validation that are worth a look, the likeliest label errors first.
 
     Columns are ``aug_id``, ``label``, ``suggested`` (the most probable other class), ``score`` in [0, 1] of a label
-    error, ``doubted`` and ``reason``: a doubted label, values that equal an earlier record's or those of a record
-    with another label, or a large distance to all others. Nothing is dropped for being listed.
+    error, ``doubted`` and ``reason``: a doubted label, values or pixels that equal an earlier record's or those of a
+    record with another label (of images also near-duplicates), or a large distance to all others. Nothing is dropped
+    for being listed.
     """
-    evaluator = _open(experiment, store)
-    data, audit = evaluator.records, _audit(evaluator)
+    evaluator = open_evaluator(store, experiment)
+    data, audit = evaluator.records, audit_of(evaluator, store)
     duplicate, contradicts = repeated(data.X, data.y)
     is_far = np.zeros(len(data.y), dtype=bool)
-    if len(data.y) <= MOST_COMPARED:
+    if len(data.y) <= MOST_COMPARED[experiment.dataset.modality]:
         space = evaluator.plain_space(data.X)
         is_far = unusual(space.nearest_others(space.place(data.X)))
     reasons = {
@@ -103,6 +114,13 @@ def audit_list(experiment: Experiment, store: Store) -> pa.Table:
         "equal to an earlier record": duplicate,
         "far from all other records": is_far,
     }
+    if evaluator.info.image and data.groups is not None and not evaluator.info.group_column:
+        is_near, is_shared = repeated(data.groups, data.y)
+        is_small = np.bincount(data.groups)[data.groups] <= MOST_ALIKE
+        reasons["a near-duplicate of a record with another label"] = (
+            is_shared & is_small & ~contradicts
+        )
+        reasons["a near-duplicate of an earlier record"] = is_near & is_small & ~duplicate
     listed = np.flatnonzero(np.any([*reasons.values()], axis=0))
     listed = listed[np.argsort(-audit.score[listed], kind="stable")]
     classes = np.array(data.classes)
@@ -118,12 +136,41 @@ def audit_list(experiment: Experiment, store: Store) -> pa.Table:
     )
 
 
-def _open(experiment: Experiment, store: Store) -> TableEvaluator:
-    evaluator = open_evaluator(store, experiment)
-    assert isinstance(evaluator, TableEvaluator)
-    return evaluator
+def audit_of(evaluator: Evaluator, store: Store) -> LabelAudit:
+    """The audit of all labels; of images by one round of predictions, the linear probe's where there is an encoder.
+
+    A second round, with the same steps as the first, found fewer planted errors (docs/search.md).
+    """
+    data, seed = evaluator.records, evaluator.params.seed * 1000
+    if isinstance(evaluator, TableEvaluator):
+        return audit_table(evaluator, np.arange(len(data.y)), seed=seed)
+    proba = predict_all(evaluator, PROBE if evaluator.params.encoder.uri else AS_IS, seed, store)
+    return audit_labels(data.y, lambda _: proba, margin=MARGIN)
 
 
-def _audit(evaluator: TableEvaluator) -> LabelAudit:
-    seed = evaluator.experiment.params.seed * 1000
-    return audit_table(evaluator, np.arange(len(evaluator.records.y)), seed=seed)
+def audit_seconds(experiment: Experiment, scores: Sequence[StrategyScore]) -> float:
+    """What the audit of images takes, by receipts: as long as the data as they are took, and nothing after folds."""
+    if experiment.dataset.modality == "table":
+        return 0.0
+    # The two share their predictions, so one of them took no time.
+    plain = [s for s in scores if s.strategy.family in ("as_is", "threshold") and not s.folds]
+    return max((s.seconds for s in plain), default=0.0)
+
+
+def why_not_audited(experiment: Experiment, scores: Sequence[StrategyScore]) -> str | None:
+    """Why the labels are not audited: None where they are, empty where the run compares nothing that needs it.
+
+    Tables are audited where cleaning was tried, images where strategies were compared and a tenth of the minutes
+    is enough.
+    """
+    if experiment.dataset.modality == "table":
+        return None if any(s.strategy.family == "clean" for s in scores) else ""
+    if not scores:
+        return ""
+    budget, seconds = experiment.params.budget, audit_seconds(experiment, scores)
+    if budget.steps or seconds <= 60 * MOST_OF_MINUTES * budget.minutes:
+        return None
+    return (
+        f"The labels were not audited: that takes about {seconds:.0f} seconds, more than a tenth of the "
+        f"{budget.minutes:g} minutes. With a larger budget.minutes they are."
+    )

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from prefect_augment.array_types import Float, Int
-from prefect_augment.encoding.arrays import N_FOLDS, Records
+from prefect_augment.encoding.arrays import N_FEWER_FOLDS, N_FOLDS, Records
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.metrics.measures import Measure
 from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
@@ -24,6 +24,7 @@ from prefect_augment.experiment.evaluator import (
     groups_of,
     has_candidates,
     kept_synthetic,
+    score_folds,
 )
 from prefect_augment.params import NoModel
 from prefect_augment.plan.strategies import as_trained
@@ -121,6 +122,37 @@ def predict(evaluator: Evaluator, strategy: Strategy, own: int, store: Store) ->
         return _Predicted(path=path)
 
     return stage.run(_Predicted, build).path
+
+
+def predict_all(evaluator: Evaluator, strategy: Strategy, own: int, store: Store) -> Float:
+    """Out-of-fold probabilities of every record, (n_records, n_classes), the mean over the estimators.
+
+    Where strategies are compared by folds, these are the search's predictions. Else estimators train in
+    :data:`N_FEWER_FOLDS` folds, for as many steps together as for one setting of the search.
+    """
+    data, searched = evaluator.records, folds_of(evaluator, own)
+    if searched.min() >= 0:
+        predicted = read(evaluator, predict(evaluator, strategy, own, store), searched, store)
+        return _mean(predicted)
+    stage = Stage(store, "audit", score_key(evaluator.experiment, "audit", [strategy], seed=own))
+
+    def build() -> _Predicted:
+        folds = score_folds(data, n_folds=N_FEWER_FOLDS, seed=own)
+        (predicted,) = out_of_fold(
+            evaluator, [strategy], folds, candidates=None, seed=own, step_share=1 / N_FEWER_FOLDS
+        )
+        path = f"{stage.prefix}/probabilities.npy"
+        store.put(path, _as_bytes(_mean(predicted)))
+        return _Predicted(path=path)
+
+    stored = store.read(stage.run(_Predicted, build).path)
+    proba: Float = np.load(io.BytesIO(stored), allow_pickle=False).astype(np.float64)
+    return proba
+
+
+def _mean(predicted: Predictions) -> Float:
+    mean: Float = np.mean([*predicted.values()], axis=0)
+    return mean
 
 
 def folds_of(evaluator: Evaluator, own: int) -> Int:

@@ -110,6 +110,11 @@ def _thumbnail(pixels: Pixels) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
+def picture_png(pixels: Pixels) -> bytes:
+    """One image by itself, as large as in a sheet, as PNG."""
+    return _small_png(_thumbnail(pixels), is_gray=pixels.shape[2] == 1)
+
+
 def _font(size: int) -> ImageFont.FreeTypeFont:
     # Every build of Pillow has the basic layout; the other would set some names differently.
     return ImageFont.truetype(font_path(), size, layout_engine=ImageFont.Layout.BASIC)

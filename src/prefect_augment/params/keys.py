@@ -54,6 +54,7 @@ STEPS: dict[str, Step] = {
     "draws": Step(5, ("model", "quality")),
     "pilot": Step(9, _SCORES),
     "predict": Step(4, _SCORES),
+    "audit": Step(1, ("encoder", "evaluation.estimators")),
     "score": Step(10, _SCORES),
     "confirm": Step(
         13,
@@ -67,7 +68,7 @@ STEPS: dict[str, Step] = {
         ),
     ),
     "augment": Step(3, ("classic", "quality.min_level_records")),
-    "report-page": Step(7, ("report", "classic")),
+    "report-page": Step(8, ("report", "classic")),
     "report": Step(3),
     "publish": Step(3, ("publish",)),
     "erase": Step(1),

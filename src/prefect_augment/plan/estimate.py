@@ -107,6 +107,7 @@ _FLOAT32_FACTOR = 3.0
 _NARROW_SHARE = 0.45
 _PREDICT_SHARE = 0.25  # of an image predicted, over an image trained on
 _FILTER_FITS = 3  # classifiers that the filter trains
+_AUDIT_FITS = 1  # three of a third of the steps
 _DECODE_SECONDS = 4e-4  # per image: ingest reads it, models and classifiers decode it again
 _DECODE_PIXEL_SECONDS = 3e-8  # the same, per pixel of the file: photographs take most of it
 _COPY_PIXEL_SECONDS = 3e-8  # of a changed copy
@@ -176,7 +177,7 @@ def estimate_images(
     )  # always whole
     for n_folds in folds:
         # All strategies once, the finalists and as is with further seeds, three strategies on the hold-out.
-        first = n_strategies * n_folds + _N_FINALISTS + filter_fits
+        first = n_strategies * n_folds + _N_FINALISTS + filter_fits + _AUDIT_FITS
         per_seed = (_N_FINALISTS + 1) * n_folds + _N_FINALISTS
         if first * (_STEPS_RANGE[0] * step + predict) <= seconds:
             break

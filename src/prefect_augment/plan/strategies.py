@@ -56,6 +56,7 @@ ON_REQUEST: dict[str, dict[str, Any]] = {
     "label-aware smoothing": {"family": "weights", "smoothing": 0.3},
 }
 
+AS_IS = Strategy(name="as is", family="as_is", amount=1.0)
 PROBE = Strategy(name="linear probe", family="probe", amount=0.0, C=0.01)
 CLEAN = Strategy(name="clean labels", family="clean", amount=0.0, doubted_weight=0.0)
 EXTERNAL = Strategy(name="external records", family="external", tune_threshold=True)
@@ -173,8 +174,7 @@ def beside_as_is(strategies: Iterable[Strategy]) -> tuple[Strategy, ...]:
     A threshold costs nothing and moves balanced accuracy by more than most training sets do, so a
     strategy that were compared without one would lose for that alone.
     """
-    as_is = Strategy(name="as is", family="as_is", amount=1.0)
-    return (as_is, *(s.model_copy(update={"tune_threshold": True}) for s in strategies))
+    return (AS_IS, *(s.model_copy(update={"tune_threshold": True}) for s in strategies))
 
 
 def as_trained(strategy: Strategy) -> Strategy:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -19,10 +20,10 @@ from prefect_augment.encoding.subsample import Sample, read_parts
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.evaluation.metrics.column_shapes import ColumnShape, column_values
 from prefect_augment.evaluation.neighbours import FeatureSpace
-from prefect_augment.experiment.audit import audit_list
+from prefect_augment.experiment.audit import audit_list, why_not_audited
 from prefect_augment.params import Classic
 from prefect_augment.params.keys import step_key
-from prefect_augment.report.contact_sheets import NEAREST_RULE, picture_sheets
+from prefect_augment.report.contact_sheets import NEAREST_RULE, picture_sheets, single_pictures
 from prefect_augment.report.drift import drift_since, find_previous
 from prefect_augment.report.json import DoubtedLabel, Neighbour, ReportData
 from prefect_augment.report.report import build_report, markdown_summary
@@ -46,6 +47,8 @@ from prefect_augment.shards.base import label_names, read_shard
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Stage, Store, read_result
 from prefect_augment.synthesis.resume import read_training
+
+logger = logging.getLogger(__name__)
 
 Status = Literal["published", "proposed", "refused", "evaluated"]
 
@@ -77,6 +80,7 @@ def report(
     in it.
     """
     experiment, dataset = release.experiment, release.dataset
+    why_no_audit = why_not_audited(experiment, release.scores)
     findings = _with_diagnostics(release.findings, release.verdict, store)
     drift = None
     if release.recipe is not None:
@@ -102,12 +106,16 @@ def report(
     )
     shown = release.model_dump(mode="json", include={"recipe", "verdict", "scores", "findings"})
     models = [(m.digest, m.encoder_digest) for m in release.models]
-    key = experiment.key("report-page", shown, models, status, approval, software_versions())
+    key = experiment.key(
+        "report-page", shown, models, status, approval, why_no_audit, software_versions()
+    )
     # Drawing takes seconds; a run that resumes after an approval or a crash reuses the page.
     stage = Stage(store, "report-page", key)
     page = stage.outcome(_Page)
     if page is None or not all(store.exists(f"{page.prefix}/{name}") for name in page.files):
-        page = _draw(release, store, status=status, approval=approval)
+        audit = audit_list(experiment, store) if why_no_audit is None else why_no_audit
+        _say(audit)
+        page = _draw(release, store, audit, status=status, approval=approval)
         stage.finish(page)
     notes = (drift.sentence,) if drift else ()
     ref = ReportRef(root=store.uri, prefix=page.prefix, files=page.files, notes=notes)
@@ -133,8 +141,21 @@ def _with_diagnostics(findings: Findings, verdict: Verdict | None, store: Store)
     )
 
 
+def _say(audit: pa.Table | str) -> None:
+    if not isinstance(audit, str):
+        n = pc.sum(audit["doubted"]).as_py() or 0
+        audit = f"{n:,} labels are doubted. audit.parquet beside the report lists them."
+    if audit:
+        logger.info("%s", audit)
+
+
 def _draw(
-    release: Release, store: Store, *, status: Status, approval: ApprovalDecision | None
+    release: Release,
+    store: Store,
+    audit: pa.Table | str,  # or why there is none
+    *,
+    status: Status,
+    approval: ApprovalDecision | None,
 ) -> _Page:
     experiment, dataset, plan = release.experiment, release.dataset, release.experiment.plan
     candidates, recipe, verdict = experiment.candidates, release.recipe, release.verdict
@@ -153,9 +174,9 @@ def _draw(
         sheets = picture_sheets(store, info, plan, candidates, pictures=pictures, classic=classic)
     elif candidates is not None and candidates.kept and pictures != "none":
         side_by_side = _side_by_side(store, info, plan, candidates)
-    audit = None
-    if any(s.strategy.family == "clean" for s in release.scores):
-        audit = audit_list(experiment, store)
+    doubted: dict[str, Any] = {}
+    if not isinstance(audit, str) and pictures == "real":
+        doubted = _doubted(audit, store, info)
     data = ReportData(
         title=store.uri.rstrip("/").rsplit("/", 1)[-1],
         label=info.label,
@@ -175,7 +196,7 @@ def _draw(
         not_compared={c.label: c.note for c in plan.classes if not c.compared},
         quarantine=_quarantine(store, info),
         **side_by_side,
-        doubted=_doubted(audit, store, info) if audit is not None and pictures == "real" else (),
+        **doubted,
         modality=info.modality,
         sheets=sheets,
         pictures=pictures,
@@ -184,6 +205,7 @@ def _draw(
         model_digest=model.digest if model else "",
         method_notes=(
             *(verdict.leaks if verdict else ()),
+            *([audit] if isinstance(audit, str) and audit else ()),
             *(
                 note
                 for note in _notes(info, model, candidates, classic, sheets)
@@ -199,7 +221,7 @@ def _draw(
         findings=findings,
     )
     files = build_report(data)
-    if audit is not None:
+    if not isinstance(audit, str):
         buffer = io.BytesIO()
         pq.write_table(audit, buffer)
         files["audit.parquet"] = buffer.getvalue()
@@ -338,21 +360,30 @@ def _neighbours(
     return tuple(neighbours)
 
 
-def _doubted(audit: pa.Table, store: Store, info: DatasetInfo) -> tuple[DoubtedLabel, ...]:
-    """The likeliest label errors with what the record says."""
+def _doubted(audit: pa.Table, store: Store, info: DatasetInfo) -> dict[str, Any]:
+    """Fields of the report: the likeliest label errors with what the record says, or with its picture."""
     rows = audit.filter(audit["doubted"]).slice(0, MAX_DOUBTED)
+    rows = rows.select(["aug_id", "label", "suggested", "score"]).to_pylist()
+    ids = [row["aug_id"] for row in rows]
+    if info.modality == "image":
+        pictures, files = single_pictures(store, info, ids)
+        return {
+            "doubted": tuple(
+                DoubtedLabel(
+                    **row, record={"file": file} if file else {}, picture=f"doubted_{i}.png"
+                )
+                for i, (row, file) in enumerate(zip(rows, files, strict=True), start=1)
+            ),
+            "doubted_pictures": tuple(pictures),
+        }
     shown = [c.name for c in info.columns if c.name != info.label][:MAX_DOUBTED_COLUMNS]
     records = read_part(store, info, ["training", "validation"], columns=["aug_id", *shown])
-    records = records.take(pc.index_in(rows["aug_id"], value_set=records["aug_id"]))
-    return tuple(
-        DoubtedLabel(
-            label=row["label"],
-            suggested=row["suggested"],
-            score=row["score"],
-            record=_as_text(records, i, shown),
+    records = records.take(pc.index_in(pa.array(ids), value_set=records["aug_id"]))
+    return {
+        "doubted": tuple(
+            DoubtedLabel(**row, record=_as_text(records, i, shown)) for i, row in enumerate(rows)
         )
-        for i, row in enumerate(rows.to_pylist())
-    )
+    }
 
 
 def _as_text(table: pa.Table, row: int, columns: Sequence[str]) -> dict[str, str]:

@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 from prefect_augment.array_types import Float32, Pixels, String
 from prefect_augment.augmentation.image_policy import ImagePolicy, record_seed
 from prefect_augment.augmentation.label_preservation import policy_sheet
+from prefect_augment.encoding.arrays import TRAINED_ON
 from prefect_augment.encoding.images import encode_column, image_array
 from prefect_augment.encoding.labels import label_text
 from prefect_augment.encoding.pixels import decode_image, image_bytes
 from prefect_augment.errors import MissingExtraError, ParameterError
-from prefect_augment.figures.image_grid import CELL, N_COLUMNS, sheet
+from prefect_augment.figures.image_grid import CELL, N_COLUMNS, picture_png, sheet
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Classic, Source
 from prefect_augment.schema import BalancePlan, DatasetInfo, FilterResult, ShardInfo
@@ -68,9 +69,20 @@ def picture_sheets(
     return sheets
 
 
+def single_pictures(
+    store: Store, info: DatasetInfo, ids: Sequence[str]
+) -> tuple[list[bytes], list[str]]:
+    """A PNG of each of these training and validation images, and its file name, empty where it has none."""
+    shards = [shard for shard in info.shards if shard.split in TRAINED_ON]
+    by_id = _images(store, shards, info, ids)
+    images = [by_id[aug_id] for aug_id in ids]
+    return [picture_png(pixels) for pixels in _pictures(images)], [image.path for image in images]
+
+
 class _Image(NamedTuple):
     aug_id: str
     data: bytes
+    path: str
 
 
 def _of_classes(
@@ -128,12 +140,16 @@ def _images(
                 if not pc.any(is_wanted).as_py():
                     continue
                 table = shard.read(["aug_id", column], groups=[group]).filter(is_wanted)
-                for key, data in zip(
+                paths: list[str | None] = [None] * len(table)
+                if pa.types.is_struct(table[column].type):
+                    paths = pc.struct_field(table[column], "path").to_pylist()
+                for key, data, path in zip(
                     table["aug_id"].to_pylist(),
                     image_bytes(table[column], name=column),
+                    paths,
                     strict=True,
                 ):
-                    images[key] = _Image(key, data)
+                    images[key] = _Image(key, data, path or "")
     return images
 
 

@@ -133,6 +133,7 @@ def draw_charts(data: ReportData, shapes: Sequence[ShapeSummary]) -> tuple[Chart
         *_validation_chart(strategy_rows(data)),
         *_holdout_charts(data),
         *_recall_chart(data, rows),
+        *doubted_pictures(data),
         *_policy_chart(data),
         *_robustness_chart(data),
         *_shape_charts(shapes),
@@ -272,6 +273,23 @@ def _policy_chart(data: ReportData) -> list[Chart]:
     policy = formats.visible(data.policy.policy)
     alt = f"Images as they are, and under each operation of the policy {policy}."
     return [Chart("policy", "policy.png", alt, data.policy_sheet, photo=True)]
+
+
+def doubted_pictures(data: ReportData) -> list[Chart]:
+    """The images whose labels are doubted most; none where real ones may not be shown."""
+    if data.pictures != "real":
+        return []
+    shown = zip(data.doubted, data.doubted_pictures, strict=False)  # a table has no pictures
+    return [
+        Chart(
+            "doubted",
+            row.picture,
+            f"An image with the label {formats.visible(row.label)}.",
+            png,
+            photo=True,
+        )
+        for row, png in shown
+    ]
 
 
 def _robustness_chart(data: ReportData) -> list[Chart]:

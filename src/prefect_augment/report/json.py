@@ -42,12 +42,14 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class DoubtedLabel:
-    """A real record whose label an audit doubts, as text per column."""
+    """A real record whose label an audit doubts, as text per column; of an image, its file."""
 
+    aug_id: str
     label: str
     suggested: str  # the most probable other class
     score: float  # of a label error
     record: Mapping[str, str]
+    picture: str = ""  # file of an image's picture
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class ReportData:
     column_shapes: Mapping[str, ColumnShape] = field(default_factory=dict)
     neighbours: tuple[Neighbour, ...] = ()  # shown only where pictures is "real"
     doubted: tuple[DoubtedLabel, ...] = ()  # shown only where pictures is "real"
+    doubted_pictures: tuple[bytes, ...] = ()  # PNGs of the doubted images; as these
     modality: Modality = "table"
     # PNG per class of images, in the page's order; drawn without real images unless pictures allows.
     sheets: Mapping[str, bytes] = field(default_factory=dict)
@@ -122,10 +125,12 @@ class NeighbourRow(Result):
 class DoubtedRow(Result):
     """A real record whose label an audit doubts."""
 
+    aug_id: str
     label: str
     suggested: str = Field(description="the most probable other class")
     score: float = Field(description="of a label error, in [0, 1]")
-    record: dict[str, str]
+    record: dict[str, str] = Field(description="column -> value; of an image, its file")
+    picture: str = Field(description="file of its picture; empty for tables")
 
 
 class ShapeRow(Result):

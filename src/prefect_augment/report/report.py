@@ -74,7 +74,7 @@ def report_info(data: ReportData, shapes: tuple[ShapeSummary, ...]) -> dict[str,
     """Everything behind the page as plain JSON values; NaN and infinity become null."""
     info = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
     # Values of single records: only their summaries follow, as far as they may be shown.
-    del info["column_shapes"], info["policy_sheet"]
+    del info["column_shapes"], info["policy_sheet"], info["doubted_pictures"]
     findings = info.pop("findings")
     info.update({name: getattr(findings, name) for name in type(findings).model_fields})
     info["shapes"] = shapes

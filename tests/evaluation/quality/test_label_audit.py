@@ -31,6 +31,14 @@ def test_the_second_round_trusts_what_the_first_said() -> None:
     assert audit.suggested[2] == 1
 
 
+def test_with_a_margin_the_surer_prediction_comes_first() -> None:
+    y = np.array([0, 0])
+    proba = np.array([[0.02, 0.38, 0.3, 0.3], [0.1, 0.9, 0.0, 0.0]])
+    plain, surer = (audit_labels(y, lambda _: proba, margin=share).score for share in (0.0, 0.5))
+    assert plain == pytest.approx([0.95, 0.9])
+    assert surer == pytest.approx([(0.95 + 0.68) / 2, (0.9 + 0.9) / 2], abs=1e-5)
+
+
 def test_flips_among_many_are_doubted_and_no_others() -> None:
     y = np.repeat([0, 1], 20)
     proba = np.where(np.arange(40)[:, None] < 20, [0.95, 0.05], [0.05, 0.95])

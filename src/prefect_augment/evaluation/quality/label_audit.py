@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prefect_augment.array_types import Array, Bool, Float, Int
-from prefect_augment.evaluation.quality.near_copies import comparable
+from prefect_augment.evaluation.quality.near_copies import digests
 
 # Of the records that the first round doubts entirely: a class must not vanish from the second.
 LEAST_TRUST = 1e-3
@@ -30,21 +30,24 @@ class LabelAudit:
     doubted: Bool  # (n,)
 
 
-def audit_labels(y: Int, predict: Callable[[Float | None], Float]) -> LabelAudit:
+def audit_labels(
+    y: Int, predict: Callable[[Float | None], Float], *, margin: float = 0.0
+) -> LabelAudit:
     """Score of a label error and whether the label is doubted, for each record of classes ``y`` (n_records,).
 
     ``predict`` is called twice: with None for weights of 1, and with weights of the records. It gives
     out-of-fold probabilities, shape (n_records, n_classes).
 
     With p the probabilities of the second round and j the likeliest other class than the record's own k, the
-    score is ``p_j / (p_j + p_k)``. A label is doubted if that exceeds 1/2 and ``p_j`` is at least the mean
+    score is ``p_j / (p_j + p_k)``, or a mean of that and of ``(1 + p_j - p_k) / 2`` with the share ``margin``: also of
+    how sure the predictions are. A label is doubted if that exceeds 1/2 and ``p_j`` is at least the mean
     of ``p_j`` over the records labelled j, which calibrates by class. The most suspicious records are
     doubted first, and each class keeps a fifth of its records, five of them at least. Northcutt, Jiang &
     Chuang 2021, "Confident Learning", section 3.1 (a class's mean self-confidence as its threshold).
     """
-    first, _ = _doubts(predict(None), y)
+    first, _ = _doubts(predict(None), y, margin)
     proba = predict(np.maximum(1 - first, LEAST_TRUST))
-    score, suggested = _doubts(proba, y)
+    score, suggested = _doubts(proba, y, margin)
     n_classes = proba.shape[1]
     confidence = np.array(
         [proba[y == k, k].mean() if (y == k).any() else np.inf for k in range(n_classes)]
@@ -65,14 +68,15 @@ def clean_weights(audit: LabelAudit, weight: float) -> Float:
     return np.where(audit.doubted, weight, 1.0)
 
 
-def _doubts(proba: Float, y: Int) -> tuple[Float, Int]:
+def _doubts(proba: Float, y: Int, margin: float) -> tuple[Float, Int]:
     """Score of an error and the likeliest other class, both (n_records,)."""
     proba = np.clip(proba, TINY, None)
     rows = np.arange(len(y))
     own, others = proba[rows, y], proba.copy()
     others[rows, y] = 0.0
     other = others.max(axis=1)
-    return other / (other + own), others.argmax(axis=1).astype(np.int64)
+    score = (1 - margin) * other / (other + own) + margin * (1 + other - own) / 2
+    return score, others.argmax(axis=1).astype(np.int64)
 
 
 def repeated(X: Array, y: Int) -> tuple[Bool, Bool]:
@@ -82,7 +86,7 @@ def repeated(X: Array, y: Int) -> tuple[Bool, Bool]:
     """
     if not X.size:
         return np.zeros(len(X), dtype=bool), np.zeros(len(X), dtype=bool)
-    _, group = np.unique(comparable(X), axis=0, return_inverse=True)
+    _, group = np.unique(digests(X), return_inverse=True)
     _, first = np.unique(np.stack([group, y]), axis=1, return_index=True)
     duplicate = np.ones(len(X), dtype=bool)
     duplicate[first] = False

@@ -165,7 +165,7 @@ class Equality:
 
 def equality(training: Array, validation: Array, candidates: Array) -> Equality:
     """Compare the records of all strata."""
-    of_training, of_validation, of_candidates = map(_digests, (training, validation, candidates))
+    of_training, of_validation, of_candidates = map(digests, (training, validation, candidates))
     values, counts = np.unique(of_training, return_counts=True)
     unique = np.setdiff1d(values[counts == 1], of_validation)
     return Equality(
@@ -176,7 +176,7 @@ def equality(training: Array, validation: Array, candidates: Array) -> Equality:
     )
 
 
-def _digests(X: Array) -> NDArray[np.void]:
+def digests(X: Array) -> NDArray[np.void]:
     """A 16-byte hash of each record: images of a thousand pixels are too large to sort."""
     rows = np.ascontiguousarray(comparable(X) + 0)  # -0.0 is 0.0
     digests = [hashlib.blake2b(row, digest_size=16).digest() for row in rows]
