@@ -240,14 +240,12 @@ def _corrected(table: pa.Table, roles: Roles, corrections: Corrections) -> pa.Ta
     if not corrections or table.num_rows == 0:
         return table
     keys = hex_column(record_digests(table, label=roles.label))
-    names = label_text(table[roles.label]).to_pylist()
-    changed = False
-    for i in pc.indices_nonzero(pc.is_in(keys, pa.array([*corrections.labels]))).to_pylist():
-        label = corrections.labels[keys[i].as_py()].get(names[i], names[i])
-        changed |= label != names[i]
-        names[i] = label
-    if not changed:
+    named = pc.indices_nonzero(pc.is_in(keys, pa.array([*corrections.labels]))).to_pylist()
+    if not named:
         return table
+    names = label_text(table[roles.label]).to_pylist()
+    for i in named:
+        names[i] = corrections.labels[keys[i].as_py()].get(names[i], names[i])
     at = table.column_names.index(roles.label)
     kind = table.schema.field(at)
     return table.set_column(at, kind, pa.array(names, pa.string()).cast(kind.type))

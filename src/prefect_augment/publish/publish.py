@@ -234,8 +234,9 @@ def _fields(
         notes = tuple(map(hide, notes))
         columns = tuple(c.model_copy(update={"note": hide(c.note)}) for c in columns)
     corrected = [CorrectedLabels.model_validate(of) for of in info.extra.get("corrected", ())]
-    if not publishes_real:
-        corrected = [of.model_copy(update={"source_labels": {}}) for of in corrected]
+    if not publishes_real:  # a guessed record could be looked up by its id, or by the digest
+        hidden = {"source_labels": {}, "digest": ""}
+        corrected = [of.model_copy(update=hidden) for of in corrected]
     return {
         "dataset_key": release.key,
         "class_counts": class_counts(shards),

@@ -63,8 +63,9 @@ class CorrectedLabels(Result):
     comment: str
     decided_at: str  # UTC, ISO 8601
     n_records: int
+    # Both empty where no real record is published.
     digest: str  # of all corrections that the version was read with
-    source_labels: dict[str, str]  # aug_id -> label in the source; empty without real records
+    source_labels: dict[str, str]  # aug_id -> label in the source
 
     @property
     def sentence(self) -> str:
