@@ -7,17 +7,20 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
-from prefect.input.actions import read_flow_run_input
+from prefect.input.actions import delete_flow_run_input, read_flow_run_input
 from prefect.input.run_input import keyset_from_base_key
 from pydantic import Field, create_model
 
+from prefect_augment.errors import ParameterError
 from prefect_augment.params import Answer, Approval, ClassAmount
 from prefect_augment.publish.proposal import (
+    SUGGESTED,
     Proposal,
     added_records,
     decide,
     lowered,
     read_decision,
+    read_labels,
     request_markdown,
 )
 from prefect_augment.report.run_summary import summarise
@@ -27,6 +30,7 @@ from prefect_augment.tasks._display import link
 from prefect_augment.tasks._runtime import conclude, open_root, run
 from prefect_augment.tasks.approve import propose_dataset
 from prefect_augment.tasks.publish import publish_dataset, write_report
+from prefect_augment.text import markdown_text
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +85,7 @@ def ask(proposal: Proposal, approval: Approval, store: Store) -> ApprovalDecisio
         command = f"prefect-augment approve {store.uri} {proposal.id}{again}"
         logger.info("The version waits for approval: %s", command)
         return None
-    answer = _ask(proposal, store, timeout_seconds=approval.timeout_hours * 3600)
+    answer = _answer(proposal, store, timeout_seconds=approval.timeout_hours * 3600)
     answer = answer.model_copy(update={"again": previous_decision is not None})
     decision = decide(store, proposal, answer, run=run_id)
     logger.info("%s", decision.sentence)
@@ -165,7 +169,7 @@ def _concluded(
 
 
 def answer_form(proposal: Proposal) -> type[RunInput]:
-    """Return the form of a suspended run: a decision, a number per class, who decides and why.
+    """Return the form of a suspended run: a decision, a number per class, labels, who decides and why.
 
     The numbers are bounded by what was evaluated, so form and server refuse more. The decision has no
     default: an empty answer never publishes.
@@ -178,6 +182,11 @@ def answer_form(proposal: Proposal) -> type[RunInput]:
         amount = Field(default=n, ge=0, le=n, title=f"Add to {name}", description=text)
         fields[f"amount_{i}"] = (int, amount)
     for name, title, text in (
+        (
+            "labels",
+            "Labels to correct",
+            f"A line each: aug_id = label; {SUGGESTED} takes the audit's for all that it doubts. Read by the next run.",
+        ),
         ("comment", "Comment", "Why; kept in the manifest."),
         ("approved_by", "Your name", "Who decides; kept in the manifest."),
     ):
@@ -193,7 +202,25 @@ def _shown(proposal: Proposal) -> list[tuple[str, int]]:
     return [(name, added[name]) for name in names[:MAX_AMOUNTS]]
 
 
-def _ask(proposal: Proposal, store: Store, *, timeout_seconds: float) -> Answer:
+def _answer(proposal: Proposal, store: Store, *, timeout_seconds: float) -> Answer:
+    """Return an answer whose labels can be corrected; one with a wrong line is asked for again."""
+    problem = ""
+    while True:
+        key = _pause_key(proposal.id)
+        answer = _ask(proposal, store, key, problem, timeout_seconds=timeout_seconds)
+        try:
+            read_labels(store, proposal, answer.labels)
+        except ParameterError as exc:
+            problem = str(exc)
+            logger.warning("The answer is not taken, and asked for again: %s", problem)
+            delete_flow_run_input(_response(key))
+        else:
+            return answer
+
+
+def _ask(
+    proposal: Proposal, store: Store, key: str, problem: str, *, timeout_seconds: float
+) -> Answer:
     """Suspend the run until it is answered, or return the answer that it was resumed with."""
     page = f"{store.uri}/{proposal.report.prefix}/report.html"
     text = request_markdown(proposal, report_link=f"Report: {link('report.html', page)}.")
@@ -203,10 +230,10 @@ def _ask(proposal: Proposal, store: Store, *, timeout_seconds: float) -> Answer:
             f"\n\nThe form has the first {n_shown} of {n_added} classes; to lower others, reject here "
             f"and use `prefect-augment approve --again`."
         )
+    if problem:
+        text = f"**The last answer was not taken:** {markdown_text(problem)}\n\n{text}"
     form = answer_form(proposal).with_initial_data(description=text)
-    response: Any = suspend_flow_run(
-        wait_for_input=form, timeout=round(timeout_seconds), key=_pause_key(proposal.id)
-    )
+    response: Any = suspend_flow_run(wait_for_input=form, timeout=round(timeout_seconds), key=key)
     amounts = [
         ClassAmount(name=name, records=getattr(response, f"amount_{i}"))
         for i, (name, _) in enumerate(_shown(proposal), start=1)
@@ -215,6 +242,7 @@ def _ask(proposal: Proposal, store: Store, *, timeout_seconds: float) -> Answer:
     return Answer(
         decision=response.decision,
         amounts=[] if rejected else amounts,
+        labels=response.labels,
         comment=response.comment,
         by=response.approved_by,
     )
@@ -230,12 +258,17 @@ def _pause_key(proposal_id: str) -> str:
         policy = client.read_flow_run(_current_run()).empirical_policy
     for number in range(1, MAX_QUESTIONS):
         key = f"{proposal_id}-{number}"
-        response = keyset_from_base_key(f"suspended-{key}")["response"]
-        if key not in (policy.pause_keys or ()) or read_flow_run_input(response) is not None:
+        is_new = key not in (policy.pause_keys or ())
+        if is_new or read_flow_run_input(_response(key)) is not None:
             return key
     raise RuntimeError(
         f"this run has asked {MAX_QUESTIONS} times without an answer; start a new one."
     )
+
+
+def _response(key: str) -> str:
+    """Return the name under which Prefect keeps the answer to a question."""
+    return keyset_from_base_key(f"suspended-{key}")["response"]
 
 
 def _current_run() -> Any:

@@ -13,12 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.cli import app as cli, options, rebalance as rebalance_commands
+from prefect_augment.cli.datasets import _read_labels
 from prefect_augment.errors import ParameterError
 from prefect_augment.examples import example_source
 from prefect_augment.flows.rebalance import rebalance
+from prefect_augment.loading.dataset import open_dataset
+from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Approval, Destination, Evaluation, NoModel, Source
-from prefect_augment.schema import RunResult
-from prefect_augment.storage import open_store, read_manifest
+from prefect_augment.publish.proposal import read_proposal
+from prefect_augment.schema import Correction, DecisionRecord, RunResult
+from prefect_augment.shards.staged import load_info, read_part
+from prefect_augment.storage import Store, open_store, read_manifest
 
 
 @pytest.fixture
@@ -348,6 +353,119 @@ def test_proposals_are_listed_and_a_wrong_amount_is_refused(
     code, _, err = call("approve", tmp_path / "out", "--amount", "cracked=many")
     assert code == 2
     assert "cracked=40" in err
+
+
+@pytest.mark.slow
+def test_labels_that_a_person_corrects_are_read_by_the_next_run(
+    call: Callable[..., tuple[int, str, str]],
+    make_table: Callable[..., pa.Table],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(options, "prefect_session", lambda quiet: nullcontext())
+    clean = make_table()
+    flipped = {i: name for i, name in enumerate(clean["state"].to_pylist()) if i % 40 == 0}
+    names = clean["state"].to_pylist()
+    for i, name in flipped.items():
+        names[i] = next(other for other in set(names) if other != name)
+    at = clean.column_names.index("state")
+    pq.write_table(clean.set_column(at, "state", pa.array(names)), tmp_path / "in.parquet")
+    out = tmp_path / "out"
+
+    def run(*, ask: bool) -> RunResult:
+        return rebalance.fn(
+            source=Source(uri=str(tmp_path / "in.parquet"), label="state"),
+            destination=Destination(uri=str(out)),
+            model=NoModel(),
+            evaluation=Evaluation(
+                n_seeds=1,
+                n_settings=1,
+                n_bootstrap=100,
+                estimators=["logistic"],
+                on_no_gain="publish",
+            ),
+            approval=Approval(ask=ask),
+        )
+
+    def published() -> dict[str, tuple[str, str]]:
+        parts = [open_dataset(str(out)).to_table(split, ["real"]) for split in ("train", "holdout")]
+        rows = [row for part in parts for row in part.to_pylist()]
+        return {row["serial"]: (row["state"], row["aug_id"]) for row in rows}
+
+    assert run(ask=True).status == "awaiting_approval"
+    store = open_store(str(out))
+    info = load_info(read_proposal(store).release.dataset, store)
+    records = read_part(store, info, ["training", "validation", "holdout"])
+    right = dict(zip(clean["serial"].to_pylist(), clean["state"].to_pylist(), strict=True))
+    edited = records.select(["aug_id"]).append_column(
+        "label", pa.array([right[serial] for serial in records["serial"].to_pylist()])
+    )
+    pq.write_table(edited, tmp_path / "audit.parquet")
+    code, text, said = call(
+        "approve", out, "--relabel", tmp_path / "audit.parquet", "--by", "Ada", "--json"
+    )
+    assert code == 0, said
+    assert json.loads(text)["approval"]["n_corrected"] == len(flipped)
+    first = published()
+    assert [first[f"sn-0-{i:05d}"][0] for i in flipped] == [names[i] for i in flipped]
+    approval = read_manifest(store).approval
+    assert approval is not None
+    assert f"{len(flipped)} labels are corrected from the next run on" in approval.sentence
+
+    assert run(ask=False).version == 2
+    second = published()
+    assert {serial: name for serial, (name, _) in second.items()} == right
+    assert not verify(store).problems
+    manifest = read_manifest(store)
+    (corrected,) = manifest.corrected
+    assert (corrected.by, corrected.n_records) == ("Ada", len(flipped))
+    assert corrected.source_labels == {second[f"sn-0-{i:05d}"][1]: names[i] for i in flipped}
+    note = f"{len(flipped)} labels corrected, as approved by Ada on "
+    assert any(text.startswith(note) for text in manifest.notes)
+    assert note in store.read(manifest.report).decode()
+    assert run(ask=False).status == "unchanged"
+
+    gone = second["sn-0-00000"][1]
+    key = next(
+        c.key for c in _kept(store) if c.old == names[0] and c.aug_id == first["sn-0-00000"][1]
+    )
+    code, _, said = call("erase", out, "--ids", gone)
+    assert code == 0, said
+    assert key not in {c.key for c in _kept(store)}
+    assert len(_kept(store)) == len(flipped) - 1
+    (left,) = read_manifest(store).corrected
+    assert (left.n_records, gone in left.source_labels) == (len(flipped) - 1, False)
+
+
+def _kept(store: Store) -> tuple[Correction, ...]:
+    (path,) = (p for p in store.list("_proposals") if "decision" in p)
+    return DecisionRecord.model_validate_json(store.read(path)).corrections
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "cannot be read as CSV or Parquet"),
+        ("aug_id,state\n1,b\n", "lacks label; expected the columns aug_id and label"),
+        (
+            "aug_id,label\n" + "1,b\n" * 5001,
+            "5,001 records; keep those whose label changes, at most 5,000",
+        ),
+    ],
+)
+def test_a_file_of_labels_that_cannot_be_used_is_refused(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path, text: str | None, words: str
+) -> None:
+    if text is not None:
+        (tmp_path / "labels.csv").write_text(text)
+    code, _, err = call("approve", tmp_path / "out", "--relabel", tmp_path / "labels.csv")
+    assert code == 2
+    assert words in " ".join(err.split())
+
+
+def test_labels_of_a_csv_file_are_read_as_text(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("aug_id,label,suggested\n00ab,01,x\n1e5,a = b,x\n")
+    assert _read_labels(tmp_path / "labels.csv") == "00ab = 01\n1e5 = a = b"
 
 
 def test_a_folder_that_is_no_dataset_is_said_plainly(

@@ -16,7 +16,7 @@ from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.maintenance.gc import collect_garbage
 from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Destination, Evaluation, Publish, Quality, Source, TreesModel
-from prefect_augment.schema import RunResult
+from prefect_augment.schema import Correction, DecisionRecord, RunResult
 from prefect_augment.storage import open_published, open_store, read_manifest
 
 pytestmark = [pytest.mark.usefixtures("quick_runs"), pytest.mark.slow]
@@ -143,7 +143,20 @@ def test_a_share_goes_on_as_any_dataset_does(shared: Shared, tmp_path: Path) -> 
     named = {shard.path for shard in read_manifest(store).shards}
     assert set(store.list("data")) == named
     (tmp_path / "out" / "notes.csv").unlink()
+    # A corrected label is counted in the manifest, and stays in the workspace.
+    members = pa.Table.from_pandas(shared.members, preserve_index=False)
+    old, key = shared.members["state"][0], record_keys(members, label="state")[0]
+    new = "well" if old == "sick" else "sick"
+    made = Correction(aug_id="0" * 32, key=key, old=old, label=new)
+    day = "2026-11-23T10:00:00+00:00"
+    decision = DecisionRecord(decision="reject", decided_at=day, corrections=(made,))
+    store.put("_proposals/ab.decision.json", decision.to_json())
     assert run(tmp_path, source).version == 2
+    (corrected,) = read_manifest(store).corrected
+    assert (corrected.n_records, corrected.source_labels, corrected.digest) == (1, {}, "")
+    assert not any(
+        path.startswith("_proposals") for path in open_store(str(tmp_path / "out")).list()
+    )
     assert run(tmp_path, source).status == "unchanged"
     collect_garbage(store, keep_last=1, older_than_days=0)
     report = verify(store, shareable=True)

@@ -7,10 +7,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prefect.input import RunInput
 from pydantic import ValidationError
 from support.staging import class_plan, plan_of, recipe_of
 
 from prefect_augment.errors import ParameterError
+from prefect_augment.flows import _approval
 from prefect_augment.flows._approval import answer_form
 from prefect_augment.flows.approve import approve
 from prefect_augment.flows.rebalance import rebalance
@@ -32,10 +34,13 @@ from prefect_augment.publish.proposal import (
     list_proposals,
     lowered,
     lowered_amounts,
+    read_labels,
     read_proposal,
     request_markdown,
 )
 from prefect_augment.schema import Recipe, RunResult
+from prefect_augment.shards.staged import load_info, read_part
+from prefect_augment.split.corrections import read_corrections
 from prefect_augment.storage import Store, list_versions, open_store, read_manifest
 
 MakeTable = Callable[..., pa.Table]
@@ -264,6 +269,114 @@ def test_an_approval_that_was_interrupted_is_finished_by_the_same_command(store:
     assert answer(store, proposal, by="Ada").status == "unchanged"
 
 
+# --- labels ---
+
+
+def records_of(store: Store) -> list[dict[str, str]]:
+    """The staged records of the proposal: training first."""
+    info = load_info(read_proposal(store).release.dataset, store)
+    return read_part(store, info, ["training", "validation", "holdout"]).to_pylist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "{id} = {other}\nbad",
+            "labels, line 2: expected `aug_id = label` or `suggested`, found 'bad'",
+        ),
+        ("{id} =", "line 1: expected"),
+        (
+            "\n00ff = {other}",
+            "labels, line 2: '00ff', to be '{other}', is the aug_id of no source record",
+        ),
+        (
+            "{id} = {other}s",
+            "line 1: {id} has the label '{label}', and '{other}s' is no class of the dataset; did you",
+        ),
+        (
+            "{id} = {other}\n{id} = {label}",
+            "line 2: {id} is '{label}', and '{other}' in line 1; keep one",
+        ),
+    ],
+)
+def test_labels_that_cannot_be_corrected_are_refused_and_nothing_is_decided(
+    store: Store, text: str, words: str
+) -> None:
+    first = records_of(store)[0]
+    other = next(r["state"] for r in records_of(store) if r["state"] != first["state"])
+    known = {"id": first["aug_id"], "label": first["state"], "other": other}
+    with pytest.raises(ParameterError) as refused:
+        answer(store, labels=text.format(**known))
+    assert words.format(**known) in str(refused.value)
+    assert list_proposals(store)[0].status == "open"
+
+
+@pytest.mark.slow
+def test_labels_can_be_corrected_after_a_decision_and_with_a_rejection(store: Store) -> None:
+    proposal = read_proposal(store)
+    one, two = [r for r in records_of(store) if r["state"] == "ok"][:2]
+    other = next(r["state"] for r in records_of(store) if r["state"] != one["state"])
+    rejected = decide(
+        store, proposal, Answer(decision="reject", labels=f"{one['aug_id']} = {other}")
+    )
+    assert rejected.n_corrected == 1
+    assert "1 label is corrected from the next run on" in rejected.sentence
+    text = f"{one['aug_id']} = {one['state']}\n{two['aug_id']} = {other}"  # the first is as it was
+    more = decide(store, proposal, Answer(decision="reject", labels=text))
+    again = decide(store, proposal, Answer(decision="reject", labels=text))
+    assert (more.n_corrected, again) == (1, more)
+    corrections = read_corrections(store)
+    assert corrections.labels == {r["content_key"]: {r["state"]: other} for r in (one, two)}
+    shown = list_proposals(store)[0].decision
+    assert shown == more, "what travels has no record in it"
+
+
+@pytest.mark.slow
+def test_suggested_takes_what_the_audit_doubts(store: Store) -> None:
+    proposal = read_proposal(store)
+    one, two = [r for r in records_of(store) if r["state"] == "ok"][:2]
+    other = next(r["state"] for r in records_of(store) if r["state"] != one["state"])
+    audit = {
+        "aug_id": [one["aug_id"], two["aug_id"]],
+        "suggested": [other, other],
+        "doubted": [True, False],
+    }
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(audit), sink)
+    store.put(f"{proposal.report.prefix}/audit.parquet", sink.getvalue().to_pybytes())
+    (correction,) = read_labels(store, proposal, "suggested\n")
+    store.delete(f"{proposal.report.prefix}/audit.parquet")
+    with pytest.raises(ParameterError, match="has no audit, so no label is suggested"):
+        read_labels(store, proposal, "suggested")
+    assert (correction.aug_id, correction.old, correction.label) == (
+        one["aug_id"], one["state"], other,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_form_with_a_wrong_line_is_asked_for_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect checks the form by its schema, which knows no record: a run does not fail for a typing error."""
+    proposal, asked, forgotten = read_proposal(store), [], []
+    labels = iter(["nobody = knows", ""])
+
+    def resumed(wait_for_input: type[RunInput], **_: object) -> object:
+        asked.append(str(wait_for_input._description))
+        return wait_for_input(decision="approve", labels=next(labels), approved_by="Ada")
+
+    monkeypatch.setattr(_approval, "_pause_key", lambda proposal_id: f"{proposal_id}-{len(asked)}")
+    monkeypatch.setattr(_approval, "suspend_flow_run", resumed)
+    monkeypatch.setattr(_approval, "delete_flow_run_input", forgotten.append)
+    taken = _approval._answer(proposal, store, timeout_seconds=60)
+    assert (taken.by, taken.labels) == ("Ada", "")
+    assert forgotten == [f"suspended-{proposal.id}-0-response"]
+    assert "not taken" not in asked[0]
+    assert "The last answer was not taken:** labels, line 1: 'nobody', to be 'knows'" in asked[1]
+
+
 @pytest.mark.slow
 def test_what_is_published_already_needs_nobody(store: Store, source: Path) -> None:
     answer(store)
@@ -279,7 +392,12 @@ def test_a_proposal_without_records_to_add_asks_for_a_decision_only(store: Store
     release = proposal.release.model_copy(update={"recipe": recipe})
     plain = proposal.model_copy(update={"release": release})
     assert "no amounts to lower" in request_markdown(plain, report_link="")
-    assert list(answer_form(plain).model_fields) == ["decision", "comment", "approved_by"]
+    assert list(answer_form(plain).model_fields) == [
+        "decision",
+        "labels",
+        "comment",
+        "approved_by",
+    ]
 
 
 @pytest.mark.slow

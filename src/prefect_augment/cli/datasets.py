@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from prefect_augment.schema import Result
 
 
+MAX_LABELS = 5_000  # of an answer, which Prefect keeps with a flow's parameters
+
+
 def versions(dest: str, block: Block = "", as_json: Json = False) -> None:
     """List the versions of a published dataset."""
     from prefect_augment.maintenance.inspect import versions as list_versions
@@ -220,6 +223,12 @@ def approve(
         list[str] | None,
         typer.Option(help="CLASS=N: add only N records to a class, 0 for none; repeatable."),
     ] = None,
+    relabel: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV or Parquet with aug_id and label, e.g. an edited audit.parquet: labels to correct."
+        ),
+    ] = None,
     comment: Annotated[str, typer.Option(help="Why; kept in the manifest.")] = "",
     by: Annotated[str, typer.Option(help="Who decides; kept in the manifest.")] = "",
     again: Annotated[
@@ -231,7 +240,10 @@ def approve(
     block: Block = "",
     as_json: Json = False,
 ) -> None:
-    """Publish a version that waits for approval, with fewer records where wanted, or reject it."""
+    """Publish a version that waits for approval, with fewer records where wanted, or reject it.
+
+    Labels that you correct count from the next run on.
+    """
     if list_them:
         from prefect_augment.publish.proposal import list_proposals
 
@@ -243,12 +255,39 @@ def approve(
         "answer": {
             "decision": "reject" if reject else "approve",
             "amounts": [_amount(text) for text in amount or ()],
+            "labels": "" if relabel is None else _read_labels(relabel),
             "comment": comment,
             "by": by,
             "again": again,
         },
     }
     run_flow("approve:approve", parameters, "show_run", as_json=as_json)
+
+
+def _read_labels(path: Path) -> str:
+    """Return the lines of an answer: aug_id = label."""
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    try:
+        if path.suffix == ".parquet":
+            table = parquet.read_table(path)
+        else:
+            names = dict.fromkeys(("aug_id", "label"), pa.string())
+            table = csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=names))
+    except (OSError, pa.ArrowException) as exc:
+        raise ParameterError(f"--relabel {path} cannot be read as CSV or Parquet: {exc}.") from exc
+    missing = sorted({"aug_id", "label"} - set(table.column_names))
+    if missing:
+        raise ParameterError(
+            f"--relabel {path} lacks {' and '.join(missing)}; expected the columns aug_id and label."
+        )
+    if table.num_rows > MAX_LABELS:
+        raise ParameterError(
+            f"--relabel {path} has {table.num_rows:,} records; keep those whose label changes, at most {MAX_LABELS:,}."
+        )
+    records = zip(table["aug_id"].to_pylist(), table["label"].to_pylist(), strict=True)
+    return "\n".join(f"{aug_id} = {'' if label is None else label}" for aug_id, label in records)
 
 
 def _amount(text: str) -> dict[str, Any]:

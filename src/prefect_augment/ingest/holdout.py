@@ -25,6 +25,7 @@ from prefect_augment.shards.image_columns import image_columns, main_image
 from prefect_augment.shards.parquet import select_columns
 from prefect_augment.sources.discovery import Listing
 from prefect_augment.sources.images.columns import with_group_column
+from prefect_augment.split.corrections import Corrections
 from prefect_augment.split.record_split import MIN_COMPARED
 from prefect_augment.storage.keys import Coded, group_ids
 from prefect_augment.storage.spill import Workspace
@@ -33,7 +34,12 @@ logger = logging.getLogger(__name__)
 
 
 def read_holdout(
-    listing: Listing, source: Source, workspace: Workspace, *, roles: Roles
+    listing: Listing,
+    source: Source,
+    workspace: Workspace,
+    *,
+    roles: Roles,
+    corrections: Corrections,
 ) -> Candidates:
     """Return the records at ``source.holdout_uri``, with the source's columns and types.
 
@@ -57,7 +63,7 @@ def read_holdout(
             raise SchemaError(f"{where} does not fit the source's types: {exc}.") from exc
 
     _check_schema(chosen(scanned.schema.empty_table()).schema, roles.schema, listing)
-    held = find_candidates(scanned, roles, source, conform=conform)
+    held = find_candidates(scanned, roles, source, conform=conform, corrections=corrections)
     logger.info("Hold-out: %s records at %s.", held.n_records, listing.store.uri)
     return held
 

@@ -22,7 +22,7 @@ from prefect_augment.ingest.incremental import (
     baselines,
     find_reusable,
 )
-from prefect_augment.ingest.outcome import Ingested
+from prefect_augment.ingest.outcome import Ingested, with_corrected
 from prefect_augment.ingest.scan import Progress, scan
 from prefect_augment.ingest.validate import Candidates, find_candidates
 from prefect_augment.ingest.write_index import SplitResult, write_index
@@ -31,6 +31,7 @@ from prefect_augment.params.keys import step_key
 from prefect_augment.schema import DatasetInfo, DatasetRef
 from prefect_augment.sources.discovery import LAYOUTS, MAGIC, Listing, list_source, with_its_holdout
 from prefect_augment.sources.images.scan import Folder, inspect_folder
+from prefect_augment.split.corrections import Corrections, read_corrections
 from prefect_augment.split.ledger import Ledger
 from prefect_augment.split.ledger_io import NEAR_DUPLICATE
 from prefect_augment.storage import Stage, Store, contains
@@ -41,13 +42,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Job:
-    """One ingest: its source, destination and progress callback."""
+    """One ingest: its source, destination and progress callback, and labels that hold in place of the source's."""
 
     source: Source
     listing: Listing
     holdout: Listing | None
     store: Store
     report: Progress
+    corrections: Corrections
 
 
 def ingest(
@@ -63,6 +65,7 @@ def ingest(
     An unchanged listing is not read again, also when that run's result has been published since. If files
     were only added since the newest version, and its staged records still exist, only the new files are
     read; the staged result is the same as from reading everything. The notes say how many files were read.
+    Labels that people corrected with their decisions hold in place of the source's.
 
     ``seed`` fixes the salt of the first version's split, ``source_options`` are the fsspec storage options
     of source and hold-out, ``on_progress`` gets a fraction in [0, 1] and the current step. ``n_records`` and
@@ -84,7 +87,7 @@ def ingest(
         )
         _refuse_nesting(source.holdout_uri, store, holdout_listing, what="hold-out")
 
-    job = _Job(source, listing, holdout_listing, store, report)
+    job = _Job(source, listing, holdout_listing, store, report, read_corrections(store))
     parents = baselines(store, listing, source, seed)
     for parent in parents:
         stage = Stage(store, "ingest", _key(job, parent))
@@ -97,7 +100,7 @@ def ingest(
 
     store.check_writable()  # now, and not when all has been read
     stage = Stage(store, "ingest", _key(job, parents[0]))
-    info = _new_or_all(job, parents[0], stage)
+    info = with_corrected(_new_or_all(job, parents[0], stage), job.corrections, store)
     report(1.0, "done")
     for note in info.notes:
         logger.info("%s", note)
@@ -137,7 +140,13 @@ def _ingest(
         candidates = _read(job, workspace, batches, folder, reused)
         held = None
         if job.holdout is not None:
-            held = read_holdout(job.holdout, job.source, workspace, roles=candidates.roles)
+            held = read_holdout(
+                job.holdout,
+                job.source,
+                workspace,
+                roles=candidates.roles,
+                corrections=job.corrections,
+            )
         give_back()
         job.report(0.7, "split")
         split = _split(job, parent, stage, candidates, held, batches, reused)
@@ -208,6 +217,7 @@ def _read(
         read,
         roles,
         job.source,
+        corrections=job.corrections,
         may_be_empty=reused is not None,
         in_bins=True,
         on_progress=lambda f, text: job.report(0.4 + 0.3 * f, text),
@@ -248,7 +258,8 @@ def _refuse_nesting(uri: str, store: Store, listing: Listing, *, what: str) -> N
 def _request(job: _Job, *inputs: Any) -> str:
     """Return the key of everything that staged records depend on; without inputs, except the source's files."""
     holdout = None if job.holdout is None else job.holdout.identity
-    fixed = [job.listing.format, job.listing.manifest is not None, holdout]
+    corrected = [job.corrections.digest] if job.corrections else []
+    fixed = [job.listing.format, job.listing.manifest is not None, holdout, *corrected]
     # The seed matters through the salt alone, and that is in the ledger.
     return step_key("ingest", {"source": job.source}, inputs=[*fixed, *inputs])
 

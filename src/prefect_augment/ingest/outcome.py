@@ -1,12 +1,14 @@
 """The outcome of an ingest: staged shards, quarantine, ledger, and the info that describes them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import astuple, dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prefect_augment.array_types import Int32
+from prefect_augment.encoding.labels import label_text
 from prefect_augment.ingest.column_roles import describe
 from prefect_augment.ingest.incremental import (
     ReusedRecords,
@@ -23,13 +25,21 @@ from prefect_augment.ingest.write_index import SplitResult, place_holdout
 from prefect_augment.ingest.write_shards import Dealt, write_staged
 from prefect_augment.params import Source
 from prefect_augment.params.keys import canonical_json
-from prefect_augment.schema import BatchInfo, ColumnInfo, DatasetInfo, ShardInfo, SourceFile
-from prefect_augment.shards.base import write_shards
+from prefect_augment.schema import (
+    BatchInfo,
+    ColumnInfo,
+    CorrectedLabels,
+    DatasetInfo,
+    ShardInfo,
+    SourceFile,
+)
+from prefect_augment.shards.base import read_shard, write_shards
 from prefect_augment.sources.discovery import listing_notes, notes_of_files
 from prefect_augment.sources.images.scan import by_folder, shown_path
+from prefect_augment.split.corrections import Corrections
 from prefect_augment.split.ledger import PARTS
 from prefect_augment.split.record_split import MIN_COMPARED
-from prefect_augment.storage import Stage, sha256_hex
+from prefect_augment.storage import Stage, Store, sha256_hex
 from prefect_augment.storage.spill import Workspace
 
 QUARANTINE_RECORDS = 1_000_000
@@ -239,6 +249,61 @@ class Ingested:
                 "hold-out column now differs"
             )
         return tuple(notes)
+
+
+def with_corrected(info: DatasetInfo, corrections: Corrections, store: Store) -> DatasetInfo:
+    """Return the outcome with the records whose labels people corrected, and notes on them and on what was not applied.
+
+    The staged shards are searched, so that reused ones count too.
+    """
+    if not corrections:
+        return info
+    sources = {
+        (key, label): source
+        for key, known in corrections.labels.items()
+        for source, label in known.items()
+    }
+    found = dict(_found(info, sources, store))
+    decided = []
+    for decision in corrections.decisions:
+        of_it = {i: sources[r] for i, r in found.items() if corrections.last[r] is decision}
+        if of_it:
+            decided.append(
+                CorrectedLabels(
+                    by=decision.by,
+                    comment=decision.comment,
+                    decided_at=decision.decided_at,
+                    n_records=len(of_it),
+                    digest=corrections.digest,
+                    source_labels=of_it,
+                )
+            )
+    notes = [of.sentence for of in decided]
+    if n_missing := len(sources.keys() - found.values()):
+        notes.append(
+            f"corrected labels of {n_missing} records were not applied: the records are gone from the source, or have "
+            "another label there; correct them again where they need it"
+        )
+    return info.model_copy(
+        update={
+            "notes": (*info.notes, *notes),
+            "extra": {**info.extra, "corrected": [of.model_dump() for of in decided]},
+        }
+    )
+
+
+def _found(
+    info: DatasetInfo, records: Collection[tuple[str, str]], store: Store
+) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Yield ``aug_id`` and (content key, label) of the staged records among ``records``."""
+    keys = pa.array(sorted({key for key, _ in records}))
+    for shard in info.shards:
+        table = read_shard(store, shard.path, ["aug_id", "content_key", info.label])
+        table = table.filter(pc.is_in(table["content_key"], keys))
+        columns = (table["aug_id"], table["content_key"], label_text(table[info.label]))
+        for aug_id, key, label in zip(*(c.to_pylist() for c in columns), strict=True):
+            if (key, label) in records:
+                yield aug_id, (key, label)
 
 
 def _sum_counts(shards: Sequence[ShardInfo]) -> dict[str, int]:

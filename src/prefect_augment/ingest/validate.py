@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.labels import label_text, missing_labels
@@ -25,8 +26,9 @@ from prefect_augment.ingest.validate_images import ImageChecker, Images
 from prefect_augment.params import Source
 from prefect_augment.shards.row_groups import record_bytes
 from prefect_augment.sources.images.columns import GROUP, with_group_column
+from prefect_augment.split.corrections import NO_CORRECTIONS, Corrections
 from prefect_augment.storage.external_sort import PartitionedRows, bin_of, n_bins_for
-from prefect_augment.storage.keys import KEY, Coded, taken
+from prefect_augment.storage.keys import KEY, Coded, hex_column, taken
 
 IN_HOLDOUT = frozenset({"true", "1", "yes", "holdout", "hold-out", "hold_out", "test"})
 IN_TRAINING = frozenset({"false", "0", "no", "train", "training", "validation", ""})
@@ -109,6 +111,7 @@ class Candidates:
     images: Images | None = None
     kept: list[NDArray[np.uint8]] = field(default_factory=list)  # per batch, a bit per record
     conform: Conform | None = None  # brings a batch into other columns first
+    corrections: Corrections = NO_CORRECTIONS
 
     @property
     def n_records(self) -> int:
@@ -149,7 +152,7 @@ class Candidates:
         for batch, bits in zip(self.scan.batches(), self.kept, strict=True):
             keep = np.unpackbits(bits, count=len(batch.positions)).view(np.bool_)
             some = _conformed(batch, self.conform).filter(keep)
-            table = self.roles.published_table(some.table)
+            table = _corrected(self.roles.published_table(some.table), self.roles, self.corrections)
             yield Batch(table, some.file_index, some.positions)
 
 
@@ -159,19 +162,21 @@ def find_candidates(
     source: Source,
     *,
     conform: Conform | None = None,
+    corrections: Corrections = NO_CORRECTIONS,
     may_be_empty: bool = False,
     in_bins: bool = False,
     on_progress: Progress | None = None,
 ) -> Candidates:
     """Validate the records of a scan, reject the invalid ones into its quarantine, and return the others.
 
-    ``conform`` first brings each batch into other columns (a hold-out's into the source's).
+    ``conform`` first brings each batch into other columns (a hold-out's into the source's). ``corrections`` are
+    labels that hold in place of the source's.
     ``may_be_empty`` says that other records exist, so none of these has to be valid. With ``in_bins`` the
     split decides on one key at a time; groups and near-duplicates need all records in one bin.
     Raises InputError if no image is valid, MissingExtraError without Pillow.
     """
     alone = in_bins and not roles.image and not roles.grouped_by
-    collector = _Collector(roles, scan, n_bins_for(scan.n_records) if alone else 1)
+    collector = _Collector(roles, scan, n_bins_for(scan.n_records) if alone else 1, corrections)
     checker = ImageChecker(roles.image, source.max_megapixels) if roles.image else None
     with checker or nullcontext():
         n_done = 0
@@ -230,6 +235,22 @@ def _valid(
     return batch, rows
 
 
+def _corrected(table: pa.Table, roles: Roles, corrections: Corrections) -> pa.Table:
+    """Return published columns with the labels that people corrected."""
+    if not corrections or table.num_rows == 0:
+        return table
+    keys = hex_column(record_digests(table, label=roles.label))
+    named = pc.indices_nonzero(pc.is_in(keys, pa.array([*corrections.labels]))).to_pylist()
+    if not named:
+        return table
+    names = label_text(table[roles.label]).to_pylist()
+    for i in named:
+        names[i] = corrections.labels[keys[i].as_py()].get(names[i], names[i])
+    at = table.column_names.index(roles.label)
+    kind = table.schema.field(at)
+    return table.set_column(at, kind, pa.array(names, pa.string()).cast(kind.type))
+
+
 class Names:
     """Texts in batches, coded in order of appearance."""
 
@@ -266,8 +287,8 @@ class Names:
 class _Collector:
     """Collects what is kept of each batch, binned by key."""
 
-    def __init__(self, roles: Roles, scan: Scan, n_bins: int) -> None:
-        self.roles, self.scan = roles, scan
+    def __init__(self, roles: Roles, scan: Scan, n_bins: int, corrections: Corrections) -> None:
+        self.roles, self.scan, self.corrections = roles, scan, corrections
         self.kept: list[NDArray[np.uint8]] = []
         dtype = np.dtype(
             [
@@ -292,20 +313,20 @@ class _Collector:
         keep[rows] = True
         self.kept.append(np.packbits(keep))
         table, label = batch.table, self.roles.label
-        values = table[label].combine_chunks().unique()
+        published = _corrected(self.roles.published_table(table), self.roles, self.corrections)
+        values = published[label].combine_chunks().unique()
         self.values = (
             values if self.values is None else pa.concat_arrays([self.values, values]).unique()
         )
         if len(rows) == 0:
             return
-        published = self.roles.published_table(table)
         some = np.zeros(len(rows), dtype=self.partitions.dtype)
         some["row"] = len(self.partitions) + np.arange(len(rows))
         some["key"] = record_digests(published, label=label)
         some["variant"] = record_variants(published, label=label)
         some["size"] = record_bytes(published)
         some["file"] = batch.file_index
-        some["label"] = self.labels.add(label_text(table[label]))
+        some["label"] = self.labels.add(label_text(published[label]))
         if self.roles.grouped_by:
             names = pa.array(group_names(table[self.roles.grouped_by]), pa.string())
             some["group"] = self.groups.add(names)
@@ -315,6 +336,13 @@ class _Collector:
 
     def candidates(self, images: Images | None, conform: Conform | None) -> Candidates:
         kind = plain_schema(self.scan.schema).field(self.roles.label).type
+        # A file's categories may lack a class that its records have now.
+        texts = {label for of in self.corrections.labels.values() for label in of.values()}
+        for categories in self.scan.dictionaries.values() if texts else ():
+            if self.roles.label in categories:
+                known = categories[self.roles.label]
+                new = pa.array(sorted(texts), pa.string()).cast(kind).to_pylist()
+                known += [value for value in new if value not in known]
         return Candidates(
             self.scan,
             self.roles,
@@ -326,6 +354,7 @@ class _Collector:
             images,
             self.kept,
             conform,
+            self.corrections,
         )
 
 

@@ -14,14 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefect_augment.errors import EmptyClassError, IntegrityError, ParameterError
-from prefect_augment.maintenance.erase_shards import Rewritten, erased_rows, rewrite
+from prefect_augment.maintenance.erase_shards import Rewritten, erased_keys, erased_rows, rewrite
 from prefect_augment.maintenance.layout import kind_of, named_by, removal_order, remove
 from prefect_augment.params.keys import step_key
 from prefect_augment.publish.proposal import read_decision
 from prefect_augment.report.card import refresh_card
-from prefect_augment.schema import Commit, Manifest, Result, class_counts
+from prefect_augment.schema import Commit, CorrectedLabels, Manifest, Result, class_counts
 from prefect_augment.shards.base import read_shard
 from prefect_augment.shards.parquet import LINEAGE
+from prefect_augment.split.corrections import forget_corrections
 from prefect_augment.storage import (
     Store,
     commit_next,
@@ -68,7 +69,8 @@ def erase(
     rewritten, as are those whose category lists hold a value that only they had. All older versions go with
     their reports, whose images may show the records; so do the newest version's report, all staged work
     with its models' checkpoints, embeddings and other latents beside the dataset, and open proposals.
-    Their entries leave the split ledger. Weights stay as they are.
+    Their entries leave the split ledger, and corrections of their labels the decisions: a record with equal values
+    that stays gets the source's label again. Weights stay as they are.
 
     Out of reach: the source (the next run ingests what is still in it), quarantine, earlier exports,
     embeddings and copies elsewhere, and old object versions that a bucket keeps. Synthetic records stay,
@@ -197,6 +199,8 @@ def _carry_out(store: Store, intent: _Intent, path: str, renew: Callable[[], Non
         raise
     # The card of the version before names shards that are removed now.
     refresh_card(store)
+    # Older versions, which are removed below, tell the records' keys.
+    forget_corrections(store, gone, partial(erased_keys, store, gone))
     going = tuple(v for v in list_versions(store) if v < done.version)
     infos = store.infos()
     staying = [read_manifest(store, v) for v in list_versions(store) if v not in going]
@@ -262,6 +266,7 @@ def _manifest(version: int, parent: Manifest, intent: _Intent, rewritten: Rewrit
             "version": version,
             "parent": parent.version,
             "recipe": parent.recipe.model_copy(update={"doubted": doubted}),
+            "corrected": tuple(_without(of, gone) for of in parent.corrected),
             "dataset_key": intent.dataset_key,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "class_counts": class_counts(rewritten.shards),
@@ -272,6 +277,14 @@ def _manifest(version: int, parent: Manifest, intent: _Intent, rewritten: Rewrit
             "report_files": (),
             "notes": (*(f"{_heading(version)}{n}" for n in _notes(rewritten)), *parent.notes),
         }
+    )
+
+
+def _without(corrected: CorrectedLabels, gone: set[str]) -> CorrectedLabels:
+    left = {name: label for name, label in corrected.source_labels.items() if name not in gone}
+    n_gone = len(corrected.source_labels) - len(left)
+    return corrected.model_copy(
+        update={"source_labels": left, "n_records": corrected.n_records - n_gone}
     )
 
 

@@ -191,12 +191,26 @@ def _erased(store: Store, gone: set[str]) -> list[tuple[str, pa.Table]]:
     return tables
 
 
+def erased_keys(store: Store, gone: set[str]) -> set[str]:
+    """Return the content keys of the records to erase."""
+    label = read_manifest(store).label
+    return {
+        key
+        for _, records in _erased(store, gone)
+        for key in record_keys(_of_source(records), label=label)
+    }
+
+
+def _of_source(records: pa.Table) -> pa.Table:
+    return records.select([c for c in records.column_names if c not in LINEAGE.names])
+
+
 def _kept_rows(table: pa.Table, label: str, erased: Sequence[tuple[str, pa.Table]]) -> list[bool]:
     """Return which entries stay: of equal records as many go as are erased, in the same split."""
     # (key, class) -> aug_id and side of the erased records
     going: dict[tuple[str, str], list[tuple[str, bool]]] = {}
     for split, records in erased:
-        user = records.select([c for c in records.column_names if c not in LINEAGE.names])
+        user = _of_source(records)
         names = label_text(user[label]).to_pylist()
         pairs = zip(record_keys(user, label=label), names, strict=True)
         for pair, aug_id in zip(pairs, records["aug_id"].to_pylist(), strict=True):

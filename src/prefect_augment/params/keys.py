@@ -96,7 +96,7 @@ UNUSED: dict[str, str] = {
     "budget.checkpoint_seconds": "how often work is saved",
     "quality.on_leak": "refuses, and changes no record",
     "approval": "who has to agree",
-    "answer": "lowered amounts are in the recipe, an input of the version",
+    "answer": "lowered amounts are in the recipe, an input of the version; labels are inputs of the next ingest",
     "publish.export": "a copy of the version",
     "compute": "where tasks run, and how many at the same time",
     "output.uri": "where the result goes",

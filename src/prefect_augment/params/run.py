@@ -153,6 +153,9 @@ class Answer(Params):
     """Why; kept in the manifest."""
     by: str = ""
     """Who decides; kept in the manifest."""
+    labels: str = ""
+    """Labels to correct, one record in a line: aug_id = label. suggested takes the audit's for all that it doubts. They
+    count from the next run on."""
     again: bool = False
     """Decide anew where the proposal was rejected before."""
 

@@ -6,11 +6,17 @@ lower the number of added records per class, never raise it: fewer records are a
 were evaluated, more would not have been evaluated.
 """
 
+import io
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from prefect_augment.encoding.labels import label_text
 from prefect_augment.errors import IntegrityError, ParameterError
 from prefect_augment.params import Answer
 from prefect_augment.plan.priors import with_priors
@@ -18,16 +24,21 @@ from prefect_augment.plan.recipe_text import recipe_sentence
 from prefect_augment.schema import (
     ApprovalDecision,
     BalancePlan,
+    Correction,
+    DecisionRecord,
     Recipe,
     Release,
     ReportRef,
     Result,
     Verdict,
 )
+from prefect_augment.shards.base import read_shard
+from prefect_augment.shards.staged import load_info
+from prefect_augment.split.corrections import FOLDER as FOLDER
 from prefect_augment.storage import Store, find_commit, read_result
 from prefect_augment.text import markdown_text, suggestion
 
-FOLDER = "_proposals"
+SUGGESTED = "suggested"  # as labels: those that the audit suggests for all that it doubts
 MAX_ROWS = 100  # of the approver's table
 
 
@@ -149,37 +160,46 @@ def read_decision(store: Store, proposal_id: str) -> ApprovalDecision | None:
     """Return the last decision on a proposal, or None while it is open."""
     last = None
     for number in range(1, 1000):
-        decision = read_result(store, _decision_path(proposal_id, number), ApprovalDecision)
-        if decision is None:
+        recorded = read_result(store, _decision_path(proposal_id, number), DecisionRecord)
+        if recorded is None:
             return last
-        last = decision
+        last = recorded.decided
     return last
 
 
 def decide(store: Store, proposal: Proposal, answer: Answer, *, run: str = "") -> ApprovalDecision:
     """Record a decision; return it, or the existing equal one. ``run`` is the id of the flow run that asked.
 
-    Raises ParameterError if an amount is raised or names no class of the proposal, or if another decision
-    was recorded before (``answer.again`` takes back a rejection).
+    Corrected labels are recorded with it. They change nothing of the proposal, whose evidence belongs to its labels:
+    the next ingest takes them. The same decision with further labels is recorded as well. Raises ParameterError if
+    an amount is raised or names no class of the proposal, labels name no record or class of it, or another
+    decision was recorded before (``answer.again`` takes back a rejection).
     """
     requested = {amount.name: amount.records for amount in answer.amounts}
     amounts = lowered_amounts(proposal.recipe, requested)
-    decision = ApprovalDecision(
+    corrections = read_labels(store, proposal, answer.labels)
+    decision = DecisionRecord(
         decision=answer.decision,
         by=answer.by.strip(),
         comment=answer.comment.strip(),
         amounts=amounts,
         decided_at=_now(),
         run=run,
+        n_corrected=len(corrections),
+        corrections=corrections,
     )
     number = 1
     while not store.put_if_absent(_decision_path(proposal.id, number), decision.to_json()):
-        recorded = read_result(store, _decision_path(proposal.id, number), ApprovalDecision)
+        recorded = read_result(store, _decision_path(proposal.id, number), DecisionRecord)
         assert recorded is not None
         approved = recorded.decision == "approve"
         is_same = (recorded.decision, recorded.amounts) == (decision.decision, decision.amounts)
-        if is_same and not answer.again:
-            return recorded
+        is_new = not set(corrections) <= set(recorded.corrections)
+        if is_same and not is_new and not answer.again:
+            return recorded.decided
+        if is_same and is_new:
+            number += 1
+            continue
         if approved or not answer.again:
             advice = (
                 "A decision stays; run again with other parameters for another proposal."
@@ -190,7 +210,71 @@ def decide(store: Store, proposal: Proposal, answer: Answer, *, run: str = "") -
                 f"proposal {proposal.id} was decided before: {recorded.sentence} {advice}"
             )
         number += 1
-    return decision
+    return decision.decided
+
+
+def read_labels(store: Store, proposal: Proposal, text: str) -> tuple[Correction, ...]:
+    """Return the corrections in an answer, by ``aug_id``: lines ``aug_id = label``, or ``suggested``.
+
+    A label that the record has already is no correction. Raises ParameterError for a line of another form, a record
+    that the proposal does not have or has twice, and a class that it does not have.
+    """
+    named: dict[str, tuple[int, str]] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        aug_id, equals, label = (part.strip() for part in line.partition("="))
+        if aug_id == SUGGESTED and not equals:
+            named.update({i: (number, label) for i, label in _suggested(store, proposal)})
+        elif aug_id and label:
+            if aug_id in named and named[aug_id][1] != label:
+                raise ParameterError(
+                    f"labels, line {number}: {aug_id} is {label!r}, and {named[aug_id][1]!r} in line "
+                    f"{named[aug_id][0]}; keep one of them."
+                )
+            named[aug_id] = number, label
+        elif line.strip():
+            raise ParameterError(
+                f"labels, line {number}: expected `aug_id = label` or `{SUGGESTED}`, found {line.strip()[:80]!r}."
+            )
+    if not named:
+        return ()
+    info = load_info(proposal.release.dataset, store)
+    classes = sorted({name for counts in info.part_counts.values() for name in counts})
+    records: dict[str, tuple[str, str]] = {}
+    ids = pa.array([*named], pa.string())
+    for shard in info.shards:
+        table = read_shard(store, shard.path, ["aug_id", "content_key", info.label])
+        table = table.filter(pc.is_in(table["aug_id"], ids))
+        columns = (table["aug_id"], table["content_key"], label_text(table[info.label]))
+        for aug_id, key, old in zip(*(column.to_pylist() for column in columns), strict=True):
+            records[aug_id] = key, old
+    corrections = []
+    for aug_id, (number, label) in named.items():
+        if aug_id not in records:
+            raise ParameterError(
+                f"labels, line {number}: {aug_id[:80]!r}, to be {label!r}, is the aug_id of no source record of "
+                f"proposal {proposal.id}; take it from audit.parquet beside its report."
+            )
+        if label not in classes:
+            raise ParameterError(
+                f"labels, line {number}: {aug_id} has the label {records[aug_id][1]!r}, and {label!r} is no class of "
+                f"the dataset; {suggestion(label, classes)}."
+            )
+        key, old = records[aug_id]
+        if label != old:
+            corrections.append(Correction(aug_id=aug_id, key=key, old=old, label=label))
+    return tuple(sorted(corrections, key=lambda c: c.aug_id))
+
+
+def _suggested(store: Store, proposal: Proposal) -> list[tuple[str, str]]:
+    """Return record and label of all that the report's audit doubts."""
+    path = f"{proposal.report.prefix}/audit.parquet"
+    if not store.exists(path):
+        raise ParameterError(
+            f"the report of proposal {proposal.id} has no audit, so no label is suggested; name records and labels."
+        )
+    audit = pq.read_table(io.BytesIO(store.read(path)))
+    doubted = audit.filter(audit["doubted"])
+    return list(zip(doubted["aug_id"].to_pylist(), doubted["suggested"].to_pylist(), strict=True))
 
 
 def _decision_path(proposal_id: str, number: int) -> str:

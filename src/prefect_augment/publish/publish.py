@@ -31,6 +31,7 @@ from prefect_augment.report.redaction import redactor
 from prefect_augment.schema import (
     ApprovalDecision,
     Commit,
+    CorrectedLabels,
     DatasetInfo,
     DatasetRef,
     EncoderInfo,
@@ -232,6 +233,10 @@ def _fields(
         hide = redactor({info.label, *(c.name for c in columns), *strata})
         notes = tuple(map(hide, notes))
         columns = tuple(c.model_copy(update={"note": hide(c.note)}) for c in columns)
+    corrected = [CorrectedLabels.model_validate(of) for of in info.extra.get("corrected", ())]
+    if not publishes_real:  # a guessed record could be looked up by its id, or by the digest
+        hidden = {"source_labels": {}, "digest": ""}
+        corrected = [of.model_copy(update=hidden) for of in corrected]
     return {
         "dataset_key": release.key,
         "class_counts": class_counts(shards),
@@ -247,6 +252,7 @@ def _fields(
         # Quarantine holds lines of the source, so it is published only with real records.
         "quarantine": copy_quarantine(store, info) if publishes_real else (),
         "columns": columns,
+        "corrected": tuple(corrected),
         "notes": (*notes, *assembled.notes, *_privacy(store, release)),
     }
 

@@ -105,6 +105,9 @@ from prefect_augment.schema.report import (
 from prefect_augment.schema.run import (
     ApprovalDecision as ApprovalDecision,
     Commit as Commit,
+    CorrectedLabels as CorrectedLabels,
+    Correction as Correction,
+    DecisionRecord as DecisionRecord,
     RunResult as RunResult,
     TrainResult as TrainResult,
 )

@@ -24,7 +24,7 @@ from prefect_augment.schema.base import (
     class_order,
 )
 from prefect_augment.schema.comparison import EncoderInfo, Recipe, Verdict
-from prefect_augment.schema.run import ApprovalDecision
+from prefect_augment.schema.run import ApprovalDecision, CorrectedLabels
 
 SCHEMA_VERSION = 2
 ROLLED_BACK = "Rolled back to"  # start of such a version's note
@@ -35,6 +35,7 @@ _NOT_CONTENT = frozenset(
     {
         "approval",
         "content_digest",
+        "corrected",
         "created_at",
         "ingest",
         "ledger",
@@ -155,6 +156,7 @@ class Manifest(Result):
     encoder: EncoderInfo | None = None  # the user's, of images, that the comparison had
     params: dict[str, Any]
     approval: ApprovalDecision | None = None  # None if none was required
+    corrected: tuple[CorrectedLabels, ...] = ()  # labels that people corrected, by decision
     software: dict[str, str]
     report: str = ""  # path of report.html
     report_files: tuple[PublishedFile, ...] = ()

@@ -18,6 +18,7 @@ class ApprovalDecision(Result):
     amounts: dict[str, int] = Field(default_factory=dict)  # stratum -> records, where lowered
     decided_at: str  # UTC, ISO 8601
     run: str = ""  # the suspended flow run; empty if a command or another flow decided
+    n_corrected: int = 0  # labels that the next run reads as corrected
 
     @property
     def sentence(self) -> str:
@@ -28,8 +29,50 @@ class ApprovalDecision(Result):
         if self.amounts:
             lowered = ", ".join(f"{name} to {n:,}" for name, n in sorted(self.amounts.items()))
             text += f" Lowered: {lowered}."
+        if self.n_corrected:
+            labels = "1 label is" if self.n_corrected == 1 else f"{self.n_corrected:,} labels are"
+            text += f" {labels} corrected from the next run on; run again to balance with them."
         # Quoted, because more sentences may follow.
         return f"{text} Comment: “{self.comment}”." if self.comment else text
+
+
+class Correction(Result):
+    """A label that a person corrected; it holds for all records with these values and this label."""
+
+    aug_id: str  # in the version that the person looked at
+    key: str  # content key, which does not depend on the label
+    old: str
+    label: str
+
+
+class DecisionRecord(ApprovalDecision):
+    """A decision as it is kept; its corrections stay there, as manifests, reports and Prefect may travel."""
+
+    corrections: tuple[Correction, ...] = ()
+
+    @property
+    def decided(self) -> ApprovalDecision:
+        """The decision alone."""
+        return ApprovalDecision(**self.model_dump(exclude={"corrections"}))
+
+
+class CorrectedLabels(Result):
+    """The records of a version whose labels a person corrected in one decision."""
+
+    by: str
+    comment: str
+    decided_at: str  # UTC, ISO 8601
+    n_records: int
+    # Both empty where no real record is published.
+    digest: str  # of all corrections that the version was read with
+    source_labels: dict[str, str]  # aug_id -> label in the source
+
+    @property
+    def sentence(self) -> str:
+        """How many, by whom and when, for notes."""
+        labels = "1 label" if self.n_records == 1 else f"{self.n_records:,} labels"
+        who = f" by {self.by}" if self.by else ""
+        return f"{labels} corrected, as approved{who} on {self.decided_at[:10]}"
 
 
 class Commit(Result):
