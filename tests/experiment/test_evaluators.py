@@ -503,7 +503,7 @@ def test_plan_fits_the_classifiers_steps_to_records_and_budget(
     images: DatasetRef, store: Store
 ) -> None:
     asked = RunParams(model=NoModel(), evaluation=EVALUATION)
-    found = plan(images, asked, store, compares=False)
+    found = plan(images, asked, store)
     assert found.classifier_steps == 300
     assert 0 < found.estimate.comparison_seconds < found.estimate.seconds
     hurried = plan(images, asked.model_copy(update={"budget": Budget(minutes=0.01)}), store)
