@@ -263,10 +263,10 @@ def with_corrected(info: DatasetInfo, corrections: Corrections, store: Store) ->
         for key, known in corrections.labels.items()
         for source, label in known.items()
     }
-    found = dict(_found(info, sources, store))
+    by_id = dict(_records_among(info, sources, store))
     decided = []
     for decision in corrections.decisions:
-        of_it = {i: sources[r] for i, r in found.items() if corrections.last[r] is decision}
+        of_it = {i: sources[r] for i, r in by_id.items() if corrections.last[r] is decision}
         if of_it:
             decided.append(
                 CorrectedLabels(
@@ -279,7 +279,7 @@ def with_corrected(info: DatasetInfo, corrections: Corrections, store: Store) ->
                 )
             )
     notes = [of.sentence for of in decided]
-    if n_missing := len(sources.keys() - found.values()):
+    if n_missing := len(sources.keys() - by_id.values()):
         notes.append(
             f"corrected labels of {n_missing} records were not applied: the records are gone from the source, or have "
             "another label there; correct them again where they need it"
@@ -292,7 +292,7 @@ def with_corrected(info: DatasetInfo, corrections: Corrections, store: Store) ->
     )
 
 
-def _found(
+def _records_among(
     info: DatasetInfo, records: Collection[tuple[str, str]], store: Store
 ) -> Iterator[tuple[str, tuple[str, str]]]:
     """Yield ``aug_id`` and (content key, label) of the staged records among ``records``."""

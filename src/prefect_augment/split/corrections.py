@@ -71,10 +71,10 @@ def forget_corrections(
 
 def _decisions(store: Store) -> Iterator[tuple[str, DecisionRecord]]:
     """Yield the decisions that correct labels, with their paths, in the order of time."""
-    found = []
+    entries = []
     for match in filter(None, map(_DECISION.fullmatch, store.list(FOLDER))):
         decision = read_result(store, match[0], DecisionRecord)
         if decision is not None and decision.corrections:
-            found.append((decision.decided_at, match[1], int(match[2] or 1), match[0], decision))
-    for *_, path, decision in sorted(found, key=lambda entry: entry[:3]):
+            entries.append((decision.decided_at, match[1], int(match[2] or 1), match[0], decision))
+    for *_, path, decision in sorted(entries, key=lambda entry: entry[:3]):
         yield path, decision
