@@ -81,6 +81,17 @@ def test_the_report_shows_the_likeliest_label_errors(store: Store, tmp_path: Pat
     assert "Labels to look at" in store.read(f"{page.prefix}/report.html").decode()
 
 
+@pytest.mark.slow
+def test_a_report_on_sound_labels_has_none_to_look_at(store: Store, tmp_path: Path) -> None:
+    asked = planted(0.0, store, tmp_path)
+    clean = Strategy(name="clean labels", family="clean", doubted_weight=0.25)
+    scores = (score(asked, clean, 0, store),)
+    page, _ = report(Release(experiment=asked, scores=scores), store, status="evaluated")
+    assert json.loads(store.read(f"{page.prefix}/report.json"))["doubted"] == []
+    assert "audit.parquet" in page.files
+    assert "Labels to look at" not in store.read(f"{page.prefix}/report.html").decode()
+
+
 # --- images ---
 
 N_OF = {"bright": 120, "striped": 60, "dark": 40}

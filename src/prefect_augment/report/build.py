@@ -378,7 +378,7 @@ def _doubted(audit: pa.Table, store: Store, info: DatasetInfo) -> dict[str, Any]
         }
     shown = [c.name for c in info.columns if c.name != info.label][:MAX_DOUBTED_COLUMNS]
     records = read_part(store, info, ["training", "validation"], columns=["aug_id", *shown])
-    records = records.take(pc.index_in(pa.array(ids), value_set=records["aug_id"]))
+    records = records.take(pc.index_in(pa.array(ids, pa.string()), value_set=records["aug_id"]))
     return {
         "doubted": tuple(
             DoubtedLabel(**row, record=_as_text(records, i, shown)) for i, row in enumerate(rows)
