@@ -86,10 +86,10 @@ def of_first(make: Callable[[], T]) -> T:
     """What the first rank makes, on all of them: what decides about the next steps must be equal."""
     if not _joined:
         return make()
-    made = [make() if dist.get_rank() == 0 else None]
+    result = [make() if dist.get_rank() == 0 else None]
     with _talking():
-        dist.broadcast_object_list(made, device=torch.device("cpu"))
-    return made[0]  # type: ignore[return-value]
+        dist.broadcast_object_list(result, device=torch.device("cpu"))
+    return result[0]  # type: ignore[return-value]
 
 
 @contextmanager

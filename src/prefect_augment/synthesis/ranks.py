@@ -171,7 +171,7 @@ def work(rank: str, n_ranks: str, store: str, descriptor: str) -> None:
     def tell(name: str, *content: Any) -> None:
         connection.send((name, content))
 
-    handler = QueueHandler(_Told(tell))  # type: ignore[arg-type]
+    handler = QueueHandler(_LogQueue(tell))  # type: ignore[arg-type]
     logger = logging.getLogger("prefect_augment")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if is_first else logging.WARNING)
@@ -200,7 +200,7 @@ def work(rank: str, n_ranks: str, store: str, descriptor: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Told:
+class _LogQueue:
     """A queue whose records are told at once."""
 
     tell: Callable[..., None]
