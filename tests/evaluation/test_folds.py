@@ -33,6 +33,8 @@ def test_folds_are_even_and_do_not_depend_on_the_order(y, n_folds, shuffle_seed)
     assert np.array_equal(again, folds[order])
 
 
+# A hundred draws come near to the second of CPU that an unmarked test may take.
+@pytest.mark.slow
 @given(
     groups=st.lists(st.integers(0, 15), min_size=1, max_size=80),
     n_folds=st.integers(2, 5),
