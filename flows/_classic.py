@@ -17,10 +17,11 @@ def with_classic(release: Release, *, workers: int) -> Release:
     if engine() is not None and dataset.modality == "image":
         shards = load_info(dataset, open_root(dataset)).shards
         n_parts = min(workers, sum(shard.split in TRAINED_ON for shard in shards))
-        calls = [
-            call(augment_part, experiment, counts, part=part, n_parts=n_parts)
-            for part in range(n_parts)
-        ]
-        run_each(calls if n_parts > 1 else [], workers=workers, step="augment")
+        if n_parts > 1:
+            calls = [
+                call(augment_part, experiment, counts, part=part, n_parts=n_parts)
+                for part in range(n_parts)
+            ]
+            run_each(calls, workers=workers, step="augment")
     classic = run(augment_records, experiment, counts)
     return release.model_copy(update={"classic": classic})

@@ -50,14 +50,13 @@ def augment(experiment: Experiment, counts: Mapping[str, int], store: Store) -> 
     memory; EmptyClassError for a stratum without records.
     """
     source, requested, stage = _request(experiment, counts, store)
-    plan, params = experiment.plan, experiment.params
     info = stage.outcome(DatasetInfo)
-    if info is None and source.modality == "image":
-        info = stage.finish(
-            make_image_copies(source, plan, requested, params.classic, params.seed, stage)
-        )
-    elif info is None:
-        info = stage.finish(_make(source, experiment, requested, stage))
+    if info is None:
+        if source.modality == "image":
+            info = make_image_copies(_copy_maker(experiment, source, requested, stage))
+        else:
+            info = _make(source, experiment, requested, stage)
+        info = stage.finish(info)
     return stage.reference(info, info.part_counts["classic"])
 
 
@@ -71,8 +70,7 @@ def augment_part(
     source, requested, stage = _request(experiment, counts, store)
     if stage.outcome(DatasetInfo) is not None:
         return 0
-    plan, params = experiment.plan, experiment.params
-    maker = CopyMaker.of(source, plan, requested, params.classic, params.seed, stage)
+    maker = _copy_maker(experiment, source, requested, stage)
     own = range(part, maker.n_shards, n_parts)
     for number in own:
         maker.keep(number)
@@ -94,6 +92,13 @@ def _request(
         inputs.append(MAX_STARTS)
     key = step_key("augment", params, inputs=inputs, seed=params.seed)
     return source, requested, Stage(store, "augment", key)
+
+
+def _copy_maker(
+    experiment: Experiment, source: DatasetInfo, requested: Mapping[str, int], stage: Stage
+) -> CopyMaker:
+    params = experiment.params
+    return CopyMaker.of(source, experiment.plan, requested, params.classic, params.seed, stage)
 
 
 def _check(

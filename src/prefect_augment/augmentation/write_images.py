@@ -101,14 +101,7 @@ class _TrainingRecords:
         return n_copies * sum(shard.n_bytes for shard in self.shards) // max(1, n)
 
 
-def make_image_copies(
-    source: DatasetInfo,
-    plan: BalancePlan,
-    counts: Mapping[str, int],
-    classic: Classic,
-    seed: int,
-    stage: Stage,
-) -> DatasetInfo:
+def make_image_copies(maker: "CopyMaker") -> DatasetInfo:
     """Make the copies and write their shards.
 
     The records of a stratum take turns, in an order drawn from the seed, so more copies extend fewer.
@@ -118,7 +111,7 @@ def make_image_copies(
     quality 95 if the parent is a JPEG. Boxes, masks and keypoints move with the image; a box that
     leaves it is dropped with all its columns (``classic.min_visibility``).
     """
-    maker = CopyMaker.of(source, plan, counts, classic, seed, stage)
+    stage, source = maker.stage, maker.training.source
     training, policy, n = maker.training, maker.policy, len(maker.jobs.ids)
     sizes = np.zeros(n, dtype=np.int64)
     shards: list[ShardInfo] = []
