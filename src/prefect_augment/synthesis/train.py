@@ -255,15 +255,14 @@ class _Job:
         check_budget(model_class, budget, kind)
         plan = experiment.plan
         by = list(plan.classes[0].by) if plan.classes else []
-        key_budget = Budget()
-        if model_class.trained_in_steps:
-            # Models of the comparison are trained by one process each, whatever the number of devices.
-            key_budget = effective_budget(budget).model_copy(update={"devices": budget.devices})
+        key_budget = effective_budget(budget) if model_class.trained_in_steps else Budget()
         most = _most(model_class)
         n_training = n_training_records(info)
         inputs: list[Any] = [kind, by, most if 0 < most < n_training else 0]
         if info.modality == "table" and n_training > MAX_NUMBERS:
             inputs.append(MAX_NUMBERS)
+        if model_class.trained_in_steps and budget.devices > 1:
+            inputs.append({"devices": budget.devices})
         sections = {"model": params, "quality": experiment.params.quality}
         request = step_key("train", sections | {"budget": key_budget}, inputs=inputs, seed=seed)
         key_budget = key_budget.model_copy(update={"reuse_growth": budget.reuse_growth})
