@@ -289,8 +289,8 @@ def _show_estimate(console: Console, plan: BalancePlan) -> None:
     dollars = (needs.writes * DOLLARS_A_WRITE + needs.reads * DOLLARS_A_READ) / 1e6
     console.print(
         f"Estimate: {duration(needs.seconds)} of one core, {needs.output_bytes / 1e6:,.1f} MB written, "
-        f"{needs.memory_bytes / 1e6:,.0f} MB of memory; in an object store {needs.writes:,} requests that write or "
-        f"list and {needs.reads:,} that read, ${dollars:.4f} at S3's list prices. Nothing was trained or published.",
+        f"{needs.memory_bytes / 1e6:,.0f} MB of memory. In an object store: {needs.writes:,} requests that write or "
+        f"list, {needs.reads:,} that read, ${dollars:.4f} at S3's list prices. Nothing was trained or published.",
         highlight=False,
     )
 

@@ -23,9 +23,8 @@ from prefect_augment.storage import Store
 
 # Records whose nearest neighbours are looked for: all pairs are compared, images over nine shifts.
 MOST_COMPARED: dict[Modality, int] = {"table": 20_000, "image": 4_000}
-MOST_ALIKE = (
-    10  # near-duplicates that are listed; more are frames of a film or pieces of one texture
-)
+# Near-duplicates that are listed: larger groups are frames of a film, or pieces of one texture.
+MOST_ALIKE = 10
 # A network of few steps is often sure of no class. Without a margin, labels that were swapped for those of the most
 # similar images are found later; with more of it, swaps at random are (benchmarks/audit.py images).
 MARGIN = 0.25
