@@ -56,7 +56,7 @@ STEPS: dict[str, Step] = {
     "audit": Step(1, ("encoder", "evaluation.estimators")),
     "score": Step(10, _SCORES),
     "confirm": Step(
-        13,
+        14,
         (
             *_SCORES,
             "evaluation.n_seeds",

@@ -73,8 +73,8 @@ def decide(
     ``preferred`` where a sceptic expects a gain and a loss of a point has a chance below 10 %; else
     ``no gain shown``. The chosen strategy is
     published where ``require`` is met, and with ``on_no_gain="publish"`` whatever the answer.
-    Otherwise it gives way to the best baseline, or to as is where that baseline is shown to be
-    worse. (The caller raises for ``fail``.)
+    Otherwise it gives way to the best baseline, or to as is where that baseline did no better, or its
+    worst class is shown to lose too much. (The caller raises for ``fail``.)
 
     ``decision`` is about what is published, against the data as they are: ``accept`` where its
     interval lies above 0, ``reject`` below, else ``inconclusive``. Class differences are corrected
@@ -236,7 +236,7 @@ def _what_to_publish(
     if on_no_gain == "publish" or (of.has_model and synthetic in enough):
         return of.chosen
     is_worse = of.baseline != of.as_is and (
-        side(of.difference(of.baseline, of.as_is)) == "reject"
+        of.difference(of.baseline, of.as_is).estimate <= 0
         or of.boot.worst_recall_difference(of.baseline, of.as_is).high < -of.max_recall_loss
     )
     return of.as_is if is_worse else of.baseline
