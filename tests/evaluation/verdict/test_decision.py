@@ -137,7 +137,8 @@ def test_as_is_chosen_has_nothing_to_prove():
         as_is="as is",
     )
     assert (found.decision, found.published, found.differences) == ("inconclusive", "as is", ())
-    assert found.answers[0].startswith("Use the data as they are: nothing else did better")
+    assert found.answers[0].startswith("Use the data as they are: nothing else was clearly better")
+    assert found.reasons[-1] == "The real records are published as they are."
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def what_to_use(
             f"Use {published}: only one class can be compared, and its recall alone shows no gain."
         )
     if gain is None:
-        why = "nothing else did better on validation records"
+        why = "nothing else was clearly better on validation records"
         if of.chosen != of.as_is:
             tried = of.baseline if of.baseline != of.as_is else of.chosen
             why = f"with {tried} {_change(of.measure, of.difference(tried, of.as_is))}"

@@ -283,6 +283,8 @@ def _reasons(of: Comparison, published: str, detectable: float, on_no_gain: OnNo
         ]
     if on_no_gain == "fail" and published != of.chosen:
         return [*reasons, f"on_no_gain is fail; otherwise {published} would be published."]
+    if published == of.as_is:
+        return [*reasons, "The real records are published as they are."]
     return [*reasons, f"The recipe of {published} is published."]
 
 
