@@ -316,6 +316,8 @@ def _show_strategies(console: Console, scores: tuple[StrategyScore, ...]) -> Non
             for x in (first.estimators[k] for k in estimators)
         ]
         mean = f"{sum(values) / len(values):.3f}{spread}"
+        if first.strategy.is_control:
+            name += " (control)"
         table.add_row(escape(name), f"{first.strategy.amount:g}", str(len(group)), mean, *cells)
     console.print(table)
 

@@ -376,7 +376,7 @@ def _context(
 
 
 def _short_mark(mark: str) -> str:
-    return mark if mark in ("chosen", "baseline") else ""
+    return mark if mark in ("chosen", "baseline", "control") else ""
 
 
 def _holdout_mark(data: ReportData, strategy: str) -> str:
