@@ -53,10 +53,11 @@ def gpu_slot(device: str = "auto", *, network: bool = True, n: int = 1) -> Itera
     the other on a machine that shows no GPU. The limit is created with a slot per GPU seen here;
     ``prefect gcl update gpu --limit N`` changes it.
     """
-    needed = has_server() and (GPU in _tags() or (network and _n_gpus(device) > 0))
+    if not (has_server() and (GPU in _tags() or (network and _n_gpus(device) > 0))):
+        yield
+        return
     n_gpus = max(1, _n_gpus(device))
-    n = min(n, n_gpus) if network else 1
-    with _turn(GPU, n_gpus, "a GPU", strict=True, n=n) if needed else ExitStack():
+    with _turn(GPU, n_gpus, "a GPU", strict=True, n=min(n, n_gpus) if network else 1):
         yield
 
 

@@ -64,6 +64,19 @@ def test_flows_load_neither_torch_nor_albumentations() -> None:
     assert loaded & HEAVY == set()
 
 
+@pytest.mark.slow
+def test_a_run_over_a_table_loads_no_torch(tmp_path: Path) -> None:
+    """It costs two seconds and 200 MB, and neither trees nor the comparison of a table use it."""
+    loaded = loaded_after(
+        "from prefect_augment.flows.rebalance import rebalance\n"
+        "from prefect_augment.params import Budget, Destination, TreesModel\n"
+        f"to = Destination(uri={str(tmp_path)!r})\n"
+        "rebalance.fn(destination=to, model=TreesModel(), budget=Budget(steps=20))"
+    )
+    assert "sklearn" in loaded
+    assert loaded & HEAVY == set()
+
+
 @pytest.fixture(scope="module")
 def loaded_by_folder() -> dict[str, set[str]]:
     """What is in memory once every module of a folder, and of those before it, is imported."""
