@@ -217,3 +217,14 @@ def test_no_difference_of_shares_goes_beyond_one() -> None:
     draws = np.random.default_rng(0).normal(0.1, 0.3, (500, 2))
     for interval in simultaneous(np.array([0.1, 0.1]), draws, np.array([2, 2])):
         assert (interval.low, interval.high) == (-1.0, 1.0)
+
+
+def test_no_recall_goes_beyond_one() -> None:
+    """Seeds that differ widen the interval of a class of few records; 100.4 % was shown."""
+    y = np.repeat([0, 1], (200, 12))
+    right = np.ones((3, 212))
+    right[0, 200:203] = right[1, 203] = right[1, :40] = 0
+    boot = paired_bootstrap(y, {"a": right}, compared=BOTH, n_bootstrap=400)
+    assert boot._interval(boot._weights({"a": 1}, 1), boot.draws[:, 0, 1]).high > 1
+    assert boot.class_recall("a")[1].high == 1
+    assert boot.balanced_accuracy("a").high <= 1

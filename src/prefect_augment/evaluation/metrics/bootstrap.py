@@ -45,7 +45,7 @@ class Bootstrap:
     def balanced_accuracy(self, strategy: str) -> Interval:
         """Mean recall of a strategy with its 95 % interval."""
         weights = self._weights({strategy: 1 / len(self.classes)})
-        return self._interval(weights, self._centred(weights))
+        return _of_a_share(self._interval(weights, self._centred(weights)))
 
     def difference(self, strategy: str, against: str, *, level: float = 0.95) -> Interval:
         """Balanced accuracy of ``strategy`` minus that of ``against``, paired by record."""
@@ -64,7 +64,9 @@ class Bootstrap:
         """Recall of each class code with its own 95 % interval, not corrected for their number."""
         a = self.strategies.index(strategy)
         return {
-            int(k): self._interval(self._weights({strategy: 1}, j), self.draws[:, a, j])
+            int(k): _of_a_share(
+                self._interval(self._weights({strategy: 1}, j), self.draws[:, a, j])
+            )
             for j, k in enumerate(self.classes)
         }
 
@@ -119,6 +121,12 @@ class Bootstrap:
             between = float(np.tensordot(self.by_seed, own, 2).var(ddof=1))
             seeds.append((between, self.units.interaction(own, n_seeds)))
         return wider_interval(float(draws.var()), seeds, n_seeds, uncertain, level=level)
+
+
+def _of_a_share(interval: Interval) -> Interval:
+    """What was widened may reach beyond 0 or 1, where no recall is."""
+    ends = {"low": max(0.0, interval.low), "high": min(1.0, interval.high)}
+    return interval.model_copy(update=ends)
 
 
 LEAST_FREEDOM = 3  # with fewer, Student's t has no end at the levels of later looks
