@@ -32,7 +32,7 @@ ALLOWED_TEXTS = {"not judged": "how version 0.1 stored `not tested`"}
 # In prose only where they are jargon; `made` and `found` are English.
 RETIRED_IN_TEXT = re.compile(
     r"\b(arms?|workbench|wish(es|ed)?|learners?|judge[sd]?|judging|gates?|mend(s|ed)?|passed over|facts|"
-    r"val (records|part)|fit (records|part))\b",
+    r"val (records|part)|fit (records|part))\b|>(fit|val)<",
     re.IGNORECASE,
 )
 

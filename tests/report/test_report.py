@@ -229,7 +229,6 @@ def full_report(**changes: Any) -> ReportData:
         "seed": 7,
         "model_kind": "trees",
         "model_digest": "9c1f" * 16,
-        "seconds": 184.2,
         "digests": {"dataset": "ab12" * 16},
         "software": {"numpy": "2.4", "Python": "3.11", "python": "3.11"},
     }
@@ -535,7 +534,7 @@ def test_a_run_that_did_nothing_still_has_a_page_that_says_so() -> None:
         {"strategy_scores": ()},
         {"part_counts": {}},
         {"counts_before": {}, "counts_after": {}, "weighted_counts": {}},
-        {"columns": (), "seconds": None, "seed": None},
+        {"columns": (), "seed": None},
         {"column_shapes": {}, "neighbours": ()},
         {"doubted": ()},
     ],

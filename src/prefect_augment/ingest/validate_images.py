@@ -150,16 +150,20 @@ def _check_one(data: bytes, max_megapixels: float) -> ImageCheck | BadImageError
         return exc
 
 
+MODES = {"L": "grey", "LA": "grey with transparency", "RGB": "colour", "P": "with a palette"}
+MODES |= {"1": "black and white", "RGBA": "colour with transparency"}
+
+
 def image_notes(info: ImageInfo | None) -> tuple[str, ...]:
     """Describe the images in sentences, for people."""
     if info is None:
         return ()
-    modes = ", ".join(f"{n} {mode}" for mode, n in info.modes.items())
-    width, height = info.most_common_size
-    modes_and_sizes = (
-        f"modes {modes}; {info.n_sizes} sizes of {info.smallest_side} to {info.largest_side} px"
-    )
-    notes = [f"images: {modes_and_sizes}, most often {width}x{height}"]
+    modes = ", ".join(f"{n:,} {MODES.get(mode, mode)}" for mode, n in info.modes.items())
+    sizes = "all {} × {} px".format(*info.most_common_size)
+    if info.n_sizes > 1:
+        sides = f"{info.smallest_side} to {info.largest_side} px"
+        sizes = f"{info.n_sizes:,} sizes of {sides}, most often" + sizes.removeprefix("all")
+    notes = [f"images: {modes}; {sizes}"]
     if info.n_animated:
         notes.append(f"{info.n_animated} animated images: their first frame is used")
     if info.n_rotated:

@@ -89,7 +89,6 @@ class ReportData:
     seed: int | None = None
     model_kind: str = ""
     model_digest: str = ""
-    seconds: float | None = None
     method_notes: tuple[str, ...] = ()
     digests: Mapping[str, str] = field(default_factory=dict)
     software: Mapping[str, str] = field(default_factory=dict)
@@ -186,7 +185,6 @@ class ReportInfo(Findings):
     seed: int | None
     model_kind: str
     model_digest: str
-    seconds: float | None
     method_notes: tuple[str, ...]
     digests: dict[str, str]
     software: dict[str, str]
