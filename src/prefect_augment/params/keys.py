@@ -47,7 +47,7 @@ STEPS: dict[str, Step] = {
         ),
     ),
     "sample": Step(3),
-    "filter": Step(9, ("quality", "encoder")),
+    "filter": Step(10, ("quality", "encoder")),
     "encoder": Step(1, ("encoder.sha256",)),
     "features": Step(1, ("encoder",)),
     "privacy": Step(4),
