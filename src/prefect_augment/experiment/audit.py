@@ -148,7 +148,7 @@ def audit_summary(audit: pa.Table, encoder: str) -> str:
     text = f"{n:,} labels are doubted."
     if encoder:
         near, by_features = (
-            pc.sum(pc.match_substring(audit["reason"], said)).as_py() or 0 for said in (NEAR, ALIKE)
+            pc.sum(pc.match_substring(audit["reason"], kind)).as_py() or 0 for kind in (NEAR, ALIKE)
         )
         text += (
             f" {near:,} images are near-duplicates by their pixels; by the features of your encoder {encoder} "

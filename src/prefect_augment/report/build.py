@@ -115,8 +115,8 @@ def report(
     page = stage.outcome(_Page)
     if page is None or not all(store.exists(f"{page.prefix}/{name}") for name in page.files):
         audit = audit_list(experiment, store) if why_no_audit is None else why_no_audit
-        if said := audit if isinstance(audit, str) else audit_summary(audit, encoder):
-            logger.info("%s", said)
+        if summary := audit if isinstance(audit, str) else audit_summary(audit, encoder):
+            logger.info("%s", summary)
         page = _draw(release, store, audit, status=status, approval=approval)
         stage.finish(page)
     notes = (drift.sentence,) if drift else ()
