@@ -18,9 +18,10 @@ from PIL import Image
 from support.encoders import encoder_bytes, encoder_params
 from support.steps import experiment_of
 
-from prefect_augment.encoding.arrays import training_table
+from prefect_augment.encoding.arrays import Labelled, training_table
 from prefect_augment.experiment import image_evaluator as module
 from prefect_augment.experiment.audit import audit_list
+from prefect_augment.experiment.evaluator import FilterQuery
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.image_evaluator import ImageEvaluator
 from prefect_augment.experiment.score import score
@@ -144,3 +145,23 @@ def test_the_audit_lists_what_is_alike_in_features_and_not_by_pixels(
     plain = experiment.params.model_copy(update={"encoder": Encoder()})
     alone = audit_list(experiment.model_copy(update={"params": plain}), store)
     assert not pc.any(pc.match_substring(alone["reason"], "alike")).as_py()
+
+
+@pytest.mark.slow
+def test_the_filter_encodes_each_image_once(
+    store: Store, tmp_path: Path, n_encoded: list[int]
+) -> None:
+    evaluator = opened(store, tmp_path, encoder_params(tmp_path, DATA))
+    data = evaluator.records
+    n_encoded.clear()
+    query = FilterQuery(
+        training=np.flatnonzero(~data.is_validation),
+        validation=np.flatnonzero(data.is_validation),
+        candidates=Labelled(255 - data.X[:30], data.strata[:30]),
+        ordinals=np.arange(30),
+        seed=0,
+        metrics=True,
+    )
+    outcome = evaluator.filter(query)
+    assert sum(n_encoded) == len(data.X) + 30
+    assert "features of your encoder encoder.onnx (sha256 " in outcome.feature_space
