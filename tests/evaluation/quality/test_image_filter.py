@@ -272,7 +272,7 @@ def test_an_encoder_takes_the_place_of_the_classifier_behind_the_feature_space(
     assert f"24 features of your encoder encoder.onnx (sha256 {params.sha256[:12]}" in (
         outcome.feature_space
     )
-    fidelity = {"frechet_distance", "real_frechet_distance"}
+    fidelity = {"frechet_distance", "real_frechet_distance", "real_frechet_largest"}
     assert all(fidelity <= set(of.metrics) for of in outcome.strata)
     assert set(outcome.metrics) == fidelity
     assert len(TRAINING) not in n_trained

@@ -20,8 +20,7 @@ LEAST_TRUST = 1e-3
 # A class keeps this share of its records, and this many of them, whatever the predictions say.
 KEPT_SHARE, KEPT_RECORDS = 0.2, 5
 TINY = 1e-6
-# Pixels of a near-duplicate have to be half as far as all others. Features need more: at a half up to 2 % of different
-# pictures are such pairs, at 0.4 up to 1 % (benchmarks/copies.py).
+# At a half up to 3 % of different pictures are such pairs, at 0.4 up to 1 % (six sets, benchmarks/copies.py).
 ISOLATED = 0.4
 
 

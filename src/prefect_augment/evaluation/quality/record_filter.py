@@ -306,8 +306,13 @@ def filter_records(
     fidelity: dict[int, dict[str, float]] = {}
     of_all: dict[str, float] = {}
     if measures.features is not None and request.metrics:
-        chosen = Labelled(candidates.X[kept], candidates.stratum[kept])
-        fidelity, of_all = frechet_metrics(measures.features, training, validation, chosen)
+        fidelity, of_all = frechet_metrics(
+            measures.features,
+            kept=(candidates, kept),
+            validation=(validation, one_each[1]),
+            training=(training, one_each[0]),
+            seed=request.seed,
+        )
     info = tuple(
         _info(
             strata[s], candidates.stratum == s, passed, kept, reason,
