@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from prefect_augment.evaluation.quality.frechet import frechet_distance
 from prefect_augment.evaluation.quality.prdc import likeness
 from prefect_augment.nn.devices import choose_device
 
@@ -93,14 +94,6 @@ def as_tensor(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float() / 127.5 - 1
 
 
-def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the Fréchet distance between two Gaussians fitted to features."""
-    ca, cb = np.cov(a.T), np.cov(b.T)
-    # tr sqrt(ca cb): both are symmetric and positive, so the eigenvalues are real and positive.
-    roots = np.sqrt(np.maximum(np.linalg.eigvals(ca @ cb).real, 0.0)).sum()
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb) - 2 * roots)
-
-
 @dataclass(frozen=True)
 class Reference:
     """Real images in the oracle's features: those trained on, and two halves that nobody saw.
@@ -121,8 +114,8 @@ class Reference:
         per_class = [likeness(real[real_y == k], features[y == k]) for k in self.tail.tolist()]
         near = self.near_copies(features, y)
         return {
-            "frechet": frechet(features, real),
-            "tail_frechet": frechet(features[in_tail], real[of_tail]),
+            "frechet": frechet_distance(features, real),
+            "tail_frechet": frechet_distance(features[in_tail], real[of_tail]),
             "tail_density": float(np.mean([c.density for c in per_class])),
             "tail_coverage": float(np.mean([c.coverage for c in per_class])),
             "fidelity": float(np.mean(said == y)),

@@ -31,10 +31,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _image_scores import Oracle, cpu_seconds, frechet, read
+from _image_scores import Oracle, cpu_seconds, read
 from PIL import Image
 from torch import Tensor, nn
 
+from prefect_augment.evaluation.quality.frechet import frechet_distance
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec
 from prefect_augment.genmodels.images.flow_matching import Diffusion, integrate, velocity_loss
 from prefect_augment.nn import loop
@@ -262,12 +263,12 @@ def equal_time(
     return [
         row(
             f"Frechet distance, all classes, {after}", "classifier's",
-            frechet(ours_seen, real), frechet(peer_seen, real), lower=True,
+            frechet_distance(ours_seen, real), frechet_distance(peer_seen, real), lower=True,
         ),
         row(
             f"Frechet distance, four rarest, {after}", "classifier's",
-            frechet(ours_seen[in_tail], real[real_tail]),
-            frechet(peer_seen[in_tail], real[real_tail]), lower=True,
+            frechet_distance(ours_seen[in_tail], real[real_tail]),
+            frechet_distance(peer_seen[in_tail], real[real_tail]), lower=True,
         ),
         row(
             f"label fidelity, {after}", "share",

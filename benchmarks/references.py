@@ -26,13 +26,13 @@ from typing import Any
 import _quality_cases
 import numpy as np
 from _goals import Goal, print_goals
-from _image_scores import frechet
 
 from prefect_augment.evaluation.exact_tests import more_true
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.metrics.column_shapes import ColumnShape, summarise_shapes
 from prefect_augment.evaluation.metrics.scores import score_predictions
 from prefect_augment.evaluation.neighbours import FeatureSpace
+from prefect_augment.evaluation.quality.frechet import frechet_distance
 from prefect_augment.evaluation.quality.prdc import C2ST_FOLDS, c2st_auc, likeness
 
 HERE = Path(__file__).resolve().parent
@@ -113,7 +113,7 @@ def ours(given: dict[str, Any]) -> dict[str, float]:
     for name in ("gauss", "pictures"):
         real, made = given[f"{name}_real"], given[f"{name}_made"]
         found |= {f"{name}/{k}": v for k, v in likeness(real, made)._asdict().items()}
-        found[f"{name}/frechet"] = frechet(made, real)
+        found[f"{name}/frechet"] = frechet_distance(made, real)
     classes = list("abcd")
     scores = score_predictions(
         given["y"], given["proba"], classes=classes, compared=np.ones(4, dtype=bool)

@@ -1,11 +1,13 @@
 """An encoder in the comparison of images: features of records from their files, each computed once."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,15 +18,20 @@ from PIL import Image
 from support.encoders import encoder_bytes, encoder_params
 from support.steps import experiment_of
 
-from prefect_augment.encoding.arrays import training_table
+from prefect_augment.encoding.arrays import Labelled, training_table
 from prefect_augment.experiment import image_evaluator as module
+from prefect_augment.experiment.audit import audit_list
+from prefect_augment.experiment.evaluator import FilterQuery
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.image_evaluator import ImageEvaluator
+from prefect_augment.experiment.score import score
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.loading.encoder import FeatureEncoder
 from prefect_augment.params import Budget, Encoder, NoModel, RunParams, Source
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import PROBE
+from prefect_augment.report.build import report
+from prefect_augment.schema import Experiment, Release
 from prefect_augment.shards.staged import read_part
 from prefect_augment.storage import Store
 
@@ -32,14 +39,17 @@ SIDE = 80  # more than the comparison's 64
 DATA = encoder_bytes(shape=("n", 1, SIDE, SIDE))
 
 
-def columns_of_noise(folder: Path) -> Source:
-    """Bright and dark noise: 40 and 20 pictures."""
+def columns_of_noise(folder: Path, n_moved: int = 0) -> Source:
+    """Bright and dark noise: 40 and 20 pictures; the first of the bright ones again as dark ones, far moved."""
     rng = np.random.default_rng(0)
     images, labels = [], ["bright"] * 40 + ["dark"] * 20
-    for label in labels:
+    kinds = [((120, 256) if label == "bright" else (0, 140)) for label in labels]
+    pixels = [rng.integers(*kind, (SIDE, SIDE)).astype(np.uint8) for kind in kinds]
+    pixels += [np.roll(image, SIDE // 2, axis=0) for image in pixels[:n_moved]]
+    labels += ["dark"] * n_moved
+    for image in pixels:
         file = io.BytesIO()
-        pixels = rng.integers(*((120, 256) if label == "bright" else (0, 140)), (SIDE, SIDE))
-        Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
+        Image.fromarray(image).save(file, "PNG")
         images.append({"bytes": file.getvalue(), "path": None})
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     pq.write_table(
@@ -48,12 +58,16 @@ def columns_of_noise(folder: Path) -> Source:
     return Source(uri=str(folder / "n.parquet"), label="label")
 
 
-def opened(store: Store, folder: Path, encoder: Encoder) -> ImageEvaluator:
-    dataset = ingest(columns_of_noise(folder), store=store, seed=0)
+def asked(store: Store, folder: Path, encoder: Encoder, n_moved: int = 0) -> Experiment:
+    dataset = ingest(columns_of_noise(folder, n_moved), store=store, seed=0)
     params: dict[str, Any] = {"model": NoModel(), "encoder": encoder, "budget": Budget(steps=1)}
     planned = plan(dataset, RunParams(**params), store, compares=False)
-    planned = planned.model_copy(update={"classifier_steps": 2})
-    evaluator = open_evaluator(store, experiment_of(dataset, planned, **params))
+    planned = planned.model_copy(update={"classifier_steps": 2, "n_folds": 1})
+    return experiment_of(dataset, planned, **params)
+
+
+def opened(store: Store, folder: Path, encoder: Encoder) -> ImageEvaluator:
+    evaluator = open_evaluator(store, asked(store, folder, encoder))
     assert isinstance(evaluator, ImageEvaluator)
     return evaluator
 
@@ -110,3 +124,44 @@ def test_a_probe_is_fixed_weighted_by_its_amount_and_stands_for_every_estimator(
         shares[amount] = proba[:, evaluator.records.classes.index("dark")].mean()
     assert shares[1.0] > shares[0.25] + 0.05
     assert shares[1.0] == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.slow
+def test_the_audit_lists_what_is_alike_in_features_and_not_by_pixels(
+    store: Store, tmp_path: Path
+) -> None:
+    data = encoder_bytes(shape=("n", 1, SIDE, SIDE), n_features=64)
+    experiment = asked(store, tmp_path, encoder_params(tmp_path, data), n_moved=6)
+    scores = (score(experiment, PROBE, 0, store),)
+    page, _ = report(Release(experiment=experiment, scores=scores), store, status="evaluated")
+    listed = pq.read_table(io.BytesIO(store.read(f"{page.prefix}/audit.parquet")))
+    pairs = listed.filter(pc.match_substring(listed["reason"], "alike in your encoder's features"))
+    assert 4 <= pairs.num_rows <= 12, "of those that are not in the hold-out"
+    assert set(pairs["label"].to_pylist()) == {"bright", "dark"}
+    assert all("to a record with another label" in reason for reason in pairs["reason"].to_pylist())
+    notes = json.loads(store.read(f"{page.prefix}/report.json"))["method_notes"]
+    said = f"by the features of your encoder encoder.onnx {pairs.num_rows} more are so alike."
+    assert any(said in note for note in notes)
+    plain = experiment.params.model_copy(update={"encoder": Encoder()})
+    alone = audit_list(experiment.model_copy(update={"params": plain}), store)
+    assert not pc.any(pc.match_substring(alone["reason"], "alike")).as_py()
+
+
+@pytest.mark.slow
+def test_the_filter_encodes_each_image_once(
+    store: Store, tmp_path: Path, n_encoded: list[int]
+) -> None:
+    evaluator = opened(store, tmp_path, encoder_params(tmp_path, DATA))
+    data = evaluator.records
+    n_encoded.clear()
+    query = FilterQuery(
+        training=np.flatnonzero(~data.is_validation),
+        validation=np.flatnonzero(data.is_validation),
+        candidates=Labelled(255 - data.X[:30], data.strata[:30]),
+        ordinals=np.arange(30),
+        seed=0,
+        metrics=True,
+    )
+    outcome = evaluator.filter(query)
+    assert sum(n_encoded) == len(data.X) + 30
+    assert "features of your encoder encoder.onnx (sha256 " in outcome.feature_space

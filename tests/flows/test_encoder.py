@@ -1,6 +1,7 @@
 """A run with an encoder: the linear probe wins, is published with its weights' name, and is applied."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from support.encoders import encoder_bytes, encoder_params
 from prefect_augment import LinearProbe, RecipeClassifier, open_dataset, open_encoder
 from prefect_augment.encoding.pixels import encode_png
 from prefect_augment.errors import ParameterError
+from prefect_augment.flows.evaluate import evaluate
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.params import (
     Budget,
@@ -47,8 +49,8 @@ def quick() -> Iterator[None]:
         yield
 
 
-def pictures() -> pa.Table:
-    rng = np.random.default_rng(0)
+def pictures(seed: int = 0) -> pa.Table:
+    rng = np.random.default_rng(seed)
     names = [name for name, n in COUNTS.items() for _ in range(n)]
     across, down = np.meshgrid(np.arange(12), np.arange(12))
     images = []
@@ -146,6 +148,30 @@ def test_weights_that_forbid_it_are_refused_before_anything_is_read(
     with pytest.raises(ParameterError, match=r"encoder\.onnx .* nothing made with it can be publ"):
         run(tmp_path, encoder)
     assert not (tmp_path / "out").exists()
+
+
+def test_fidelity_of_another_tools_images_is_measured_in_the_encoders_features(
+    tmp_path: Path,
+) -> None:
+    """They are drawn like the real ones, so their distance is about that of real ones."""
+    pq.write_table(pictures(), tmp_path / "shapes.parquet")
+    pq.write_table(pictures(1), tmp_path / "others.parquet")
+    evaluated = evaluate.fn(
+        source=Source(uri=str(tmp_path / "shapes.parquet"), label="label"),
+        synthetic=str(tmp_path / "others.parquet"),
+        destination=Destination(uri=str(tmp_path / "out")),
+        classic=Classic(image="none"),
+        encoder=encoder_params(tmp_path, DATA, mean=[0.2], std=[0.3]),
+        budget=Budget(steps=40, device="cpu"),
+        evaluation=Evaluation(n_seeds=1, n_settings=1, n_bootstrap=200),
+    )
+    page = Path(evaluated.report)
+    candidates = json.loads((page.parent / "report.json").read_text())["candidates"]
+    of_class = {c["name"]: c["metrics"] for c in candidates["classes"]}
+    for metrics in (candidates["metrics"], of_class["ring"]):
+        assert metrics["frechet_distance"] < 1.5 * metrics["real_frechet_largest"]
+    assert "32 features of your encoder encoder.onnx (sha256 " in candidates["feature_space"]
+    assert "Fréchet distance of the kept images to unseen real ones" in page.read_text()
 
 
 def test_a_bad_file_is_refused_before_anything_is_read(tmp_path: Path) -> None:

@@ -167,6 +167,23 @@ def test_of_many_classes_a_hundred_are_shown() -> None:
     assert "and 20 more classes in report.json" in html
 
 
+def test_fidelity_stands_beside_that_of_real_images_by_class_and_together() -> None:
+    both = {
+        "frechet_distance": 3.21, "real_frechet_distance": 2.34, "real_frechet_largest": 2.95,
+    }  # fmt: skip
+    of_class = stratum("fine", 0.06, passed=True).model_copy(update={"metrics": both})
+    together = {name: 10 * value for name, value in both.items()}
+    filtered = checked(of_class).model_copy(
+        update={"metrics": together, "feature_space": "features of your encoder <b>.onnx"}
+    )
+    html = section("per-class", candidates=filtered)
+    assert "in the features of your encoder: 32.1; between real images, in as many: 23.4 (" in html
+    assert "19 are below 29.5)" in html
+    for text in ("3.21", "2.34", "all together", "your encoder &lt;b&gt;.onnx"):
+        assert text in html
+    assert "Fréchet" not in section("per-class", candidates=checked(of_class))
+
+
 # --- the search: every trial ---
 
 

@@ -1,7 +1,7 @@
 """Staged records as arrays, of tables and images alike, and the filter's input and outcome."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Literal, TypedDict, TypeVar
@@ -235,6 +235,7 @@ class FilterOutcome:
     strata: tuple[ClassFilter, ...]
     feature_space: str  # where distances were measured
     notes: tuple[str, ...]  # what could not be checked, and why
+    metrics: Mapping[str, float]  # of the kept records of all strata
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prefect_augment.evaluation.quality.label_audit import (
     LabelAudit,
+    alike,
     audit_labels,
     clean_weights,
     repeated,
@@ -25,6 +27,7 @@ from prefect_augment.storage import Store
 MOST_COMPARED: dict[Modality, int] = {"table": 20_000, "image": 4_000}
 # Near-duplicates that are listed: larger groups are frames of a film, or pieces of one texture.
 MOST_ALIKE = 10
+NEAR, ALIKE = "a near-duplicate of", "alike in your encoder's features to"  # begin a reason
 # A network of few steps is often sure of no class. Without a margin, labels that were swapped for those of the most
 # similar images are found later; with more of it, swaps at random are (benchmarks/audit.py images).
 MARGIN = 0.25
@@ -97,8 +100,8 @@ def audit_list(experiment: Experiment, store: Store) -> pa.Table:
 
     Columns are ``aug_id``, ``label``, ``suggested`` (the most probable other class), ``score`` in [0, 1] of a label
     error, ``doubted`` and ``reason``: a doubted label, values or pixels that equal an earlier record's or those of a
-    record with another label (of images also near-duplicates), or a large distance to all others. Nothing is dropped
-    for being listed.
+    record with another label (of images also near-duplicates, by pixels and by an encoder's features), or a large
+    distance to all others. Nothing is dropped for being listed.
     """
     evaluator = open_evaluator(store, experiment)
     data, audit = evaluator.records, audit_of(evaluator, store)
@@ -116,10 +119,13 @@ def audit_list(experiment: Experiment, store: Store) -> pa.Table:
     if evaluator.info.image and data.groups is not None and not evaluator.info.group_column:
         is_near, is_shared = repeated(data.groups, data.y)
         is_small = np.bincount(data.groups)[data.groups] <= MOST_ALIKE
-        reasons["a near-duplicate of a record with another label"] = (
-            is_shared & is_small & ~contradicts
-        )
-        reasons["a near-duplicate of an earlier record"] = is_near & is_small & ~duplicate
+        reasons[f"{NEAR} a record with another label"] = is_shared & is_small & ~contradicts
+        reasons[f"{NEAR} an earlier record"] = is_near & is_small & ~duplicate
+    if evaluator.params.encoder.uri and len(data.y) <= MOST_COMPARED["image"]:
+        groups = np.arange(len(data.y)) if data.groups is None else data.groups
+        is_near, is_shared = repeated(alike(evaluator.features(data.X), groups), data.y)
+        reasons[f"{ALIKE} a record with another label"] = is_shared
+        reasons[f"{ALIKE} an earlier record"] = is_near
     listed = np.flatnonzero(np.any([*reasons.values()], axis=0))
     listed = listed[np.argsort(-audit.score[listed], kind="stable")]
     classes = np.array(data.classes)
@@ -133,6 +139,21 @@ def audit_list(experiment: Experiment, store: Store) -> pa.Table:
             "reason": ["; ".join(text for text, of in reasons.items() if of[i]) for i in listed],
         }
     )
+
+
+def audit_summary(audit: pa.Table, encoder: str) -> str:
+    """How many records the list names, and what the encoder of this name, if any, adds to it."""
+    n = pc.sum(audit["doubted"]).as_py() or 0
+    text = f"{n:,} labels are doubted."
+    if encoder:
+        near, by_features = (
+            pc.sum(pc.match_substring(audit["reason"], kind)).as_py() or 0 for kind in (NEAR, ALIKE)
+        )
+        text += (
+            f" {near:,} images are near-duplicates by their pixels; by the features of your encoder {encoder} "
+            f"{by_features:,} more are so alike."
+        )
+    return f"{text} audit.parquet beside the report lists them."
 
 
 def audit_of(evaluator: Evaluator, store: Store) -> LabelAudit:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from prefect_augment.array_types import Array, Float, Int
+from prefect_augment.array_types import Array, Float, Float32, Int
 from prefect_augment.encoding.arrays import (
     TRAINED_ON,
     FilterOutcome,
@@ -92,6 +92,10 @@ class Evaluator(ABC):
     @abstractmethod
     def encode(self, table: pa.Table) -> Array:
         """The array form of records alone."""
+
+    def features(self, X: Array) -> Float32:
+        """Features of records by the user's encoder, shape (n, n_features); of images alone."""
+        raise TypeError("an encoder is for images")
 
     @abstractmethod
     def folds(self, *, seed: int, has_candidates: bool) -> Int:

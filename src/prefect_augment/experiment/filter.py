@@ -68,6 +68,7 @@ def _filter(experiment: Experiment, candidates: DatasetRef, stage: Stage) -> Fil
         kept=write_candidates(stage, kept, "kept", info.label),
         dropped=write_candidates(stage, dropped, "dropped", info.label),
         feature_space=outcome.feature_space,
+        metrics=dict(outcome.metrics),
         notes=(
             *(sampled.notes if sampled.stage == "import" else ()),
             *([rules["said"]] if rules else []),

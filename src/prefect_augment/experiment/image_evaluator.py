@@ -205,11 +205,7 @@ class ImageEvaluator(Evaluator):
         encoder = self.encoder
         assert encoder is not None
         with _features_lock:
-            known, digests = self._known, _digests(X)
-            missing = {d: i for i, d in enumerate(digests) if d not in known}
-            rows = encoder.features(X[list(missing.values())])
-            known.update(zip(missing, rows, strict=True))
-            return np.stack([known[d] for d in digests])
+            return _EncodesOnce(encoder, self._known).features(X)
 
     @property
     def _known(self) -> dict[bytes, Float32]:
@@ -342,8 +338,27 @@ class ImageEvaluator(Evaluator):
             filter_request(data, self.plan, self.params.quality, query),
             steps=self.plan.classifier_steps,
             device=self.params.budget.device,
-            encoder=self.encoder,
+            encoder=_EncodesOnce(self.encoder, {}) if self.encoder else None,
         )
+
+
+@dataclass(frozen=True)
+class _EncodesOnce:
+    """An encoder that computes the features of equal images once."""
+
+    encoder: FeatureEncoder
+    known: dict[bytes, Float32]
+
+    @property
+    def title(self) -> str:
+        return self.encoder.title
+
+    def features(self, X: Images, /) -> Float32:
+        digests = _digests(X)
+        missing = {d: i for i, d in enumerate(digests) if d not in self.known}
+        rows = self.encoder.features(X[list(missing.values())])
+        self.known.update(zip(missing, rows, strict=True))
+        return np.stack([self.known[d] for d in digests]) if digests else rows
 
 
 def _read_parts(

@@ -73,6 +73,11 @@ class FeatureEncoder:
             scales.append(np.array(values or [default], dtype=np.float32))
         return cls(info, network, limit, *scales)
 
+    @property
+    def title(self) -> str:
+        """What the report calls its features."""
+        return f"features of your encoder {self.info.name} (sha256 {self.info.sha256[:12]}…)"
+
     def features(self, images: Any, /) -> Features:
         """Features of images, float32 of shape (n, n_features).
 

@@ -17,7 +17,7 @@ _DOWNLOADS = re.compile(r"(?:^|::)(https?|ftp|hf|github|git|gist)://")
 
 
 class Encoder(Params):
-    """A pretrained network of your own for images: its features serve a strategy and the filter."""
+    """A pretrained network of your own for images: its features serve a strategy, filter, fidelity and audit."""
 
     uri: Location = ""
     """An ONNX file, or safetensors with a factory: a local path or any fsspec URL of your storage; nothing is

@@ -20,7 +20,7 @@ from prefect_augment.encoding.subsample import Sample, read_parts
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.evaluation.metrics.column_shapes import ColumnShape, column_values
 from prefect_augment.evaluation.neighbours import FeatureSpace
-from prefect_augment.experiment.audit import audit_list, why_not_audited
+from prefect_augment.experiment.audit import audit_list, audit_summary, why_not_audited
 from prefect_augment.params import Classic
 from prefect_augment.params.keys import step_key
 from prefect_augment.report.contact_sheets import NEAREST_RULE, picture_sheets, single_pictures
@@ -81,6 +81,7 @@ def report(
     """
     experiment, dataset = release.experiment, release.dataset
     why_no_audit = why_not_audited(experiment, release.scores)
+    encoder = experiment.params.encoder.name
     findings = _with_diagnostics(release.findings, release.verdict, store)
     drift = None
     if release.recipe is not None:
@@ -114,7 +115,8 @@ def report(
     page = stage.outcome(_Page)
     if page is None or not all(store.exists(f"{page.prefix}/{name}") for name in page.files):
         audit = audit_list(experiment, store) if why_no_audit is None else why_no_audit
-        _say(audit)
+        if summary := audit if isinstance(audit, str) else audit_summary(audit, encoder):
+            logger.info("%s", summary)
         page = _draw(release, store, audit, status=status, approval=approval)
         stage.finish(page)
     notes = (drift.sentence,) if drift else ()
@@ -141,14 +143,6 @@ def _with_diagnostics(findings: Findings, verdict: Verdict | None, store: Store)
     )
 
 
-def _say(audit: pa.Table | str) -> None:
-    if not isinstance(audit, str):
-        n = pc.sum(audit["doubted"]).as_py() or 0
-        audit = f"{n:,} labels are doubted. audit.parquet beside the report lists them."
-    if audit:
-        logger.info("%s", audit)
-
-
 def _draw(
     release: Release,
     store: Store,
@@ -167,6 +161,7 @@ def _draw(
     classic = experiment.params.classic if recipe is not None else None
     pictures, findings = experiment.params.report.pictures, release.findings
     model = release.models[0] if release.models else None
+    encoder = experiment.params.encoder.name
     info = load_info(dataset, store)
     side_by_side: dict[str, Any] = {}
     sheets: dict[str, bytes] = {}
@@ -206,6 +201,7 @@ def _draw(
         method_notes=(
             *(verdict.leaks if verdict else ()),
             *([audit] if isinstance(audit, str) and audit else ()),
+            *([audit_summary(audit, encoder)] if encoder and not isinstance(audit, str) else ()),
             *(
                 note
                 for note in _notes(info, model, candidates, classic, sheets)

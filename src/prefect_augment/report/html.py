@@ -409,8 +409,10 @@ def _ratio(counts: Sequence[float]) -> float | None:
 
 
 def _filter_metrics(data: ReportData) -> list[str]:
-    classes = data.candidates.classes if data.candidates else ()
-    return sorted({name for c in classes for name in c.metrics})
+    if data.candidates is None:
+        return []
+    measured = [data.candidates.metrics, *(c.metrics for c in data.candidates.classes)]
+    return sorted({name for metrics in measured for name in metrics})
 
 
 def _columns_of(data: ReportData, records: Sequence[Mapping[str, str]]) -> list[str]:

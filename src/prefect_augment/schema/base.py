@@ -367,6 +367,7 @@ class FilterResult(Result):
     dropped: tuple[ShardInfo, ...]
     feature_space: str
     notes: tuple[str, ...] = ()
+    metrics: dict[str, float] = Field(default_factory=dict)  # of all classes together
     # Constraints on every candidate, and the share of draws that met them, by stratum.
     rules: dict[str, Any] = Field(default_factory=dict)
     # With soft labels, by the rows' class: rows of the kept records, and their effective count.

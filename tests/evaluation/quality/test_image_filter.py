@@ -138,6 +138,7 @@ def test_every_candidate_is_accounted_for(faulty):
     (tail,) = outcome.strata
     assert tail.n_candidates == tail.n_kept + sum(tail.reasons.values()) == len(outcome.reason)
     assert {"density", "coverage", "c2st_auc"} <= set(tail.metrics)
+    assert "frechet_distance" not in {*tail.metrics, *outcome.metrics}, "it is of an encoder"
 
 
 @pytest.mark.slow
@@ -267,8 +268,13 @@ def test_an_encoder_takes_the_place_of_the_classifier_behind_the_feature_space(
     both = Labelled(
         np.concatenate([copies.X, FRESH.X]), np.concatenate([copies.stratum, FRESH.stratum])
     )
-    outcome = filtered(both, encoder=encoder)
-    assert "24 features of your encoder" in outcome.feature_space
+    outcome = filtered(both, encoder=encoder, metrics=True)
+    assert f"24 features of your encoder encoder.onnx (sha256 {params.sha256[:12]}" in (
+        outcome.feature_space
+    )
+    fidelity = {"frechet_distance", "real_frechet_distance", "real_frechet_largest"}
+    assert all(fidelity <= set(of.metrics) for of in outcome.strata)
+    assert set(outcome.metrics) == fidelity
     assert len(TRAINING) not in n_trained
     is_copy = np.char.find(outcome.reason.astype(str), "cop") >= 0
     assert is_copy[:40].mean() > 0.9

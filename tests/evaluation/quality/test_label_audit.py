@@ -5,6 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from prefect_augment.evaluation.quality.label_audit import (
+    alike,
     audit_labels,
     clean_weights,
     repeated,
@@ -12,6 +13,8 @@ from prefect_augment.evaluation.quality.label_audit import (
 )
 
 Float = NDArray[np.float64]
+Float32 = NDArray[np.float32]
+Int = NDArray[np.int64]
 
 
 def test_the_second_round_trusts_what_the_first_said() -> None:
@@ -76,3 +79,54 @@ def test_equal_values_are_duplicates_or_contradictions_by_their_labels() -> None
 def test_what_is_far_from_everything_is_unusual() -> None:
     distance = np.concatenate([np.linspace(0.1, 1.0, 200), [5.0, np.inf]])
     assert np.flatnonzero(unusual(distance)).tolist() == [200, 201]
+
+
+# --- records that are alike in features ---
+
+
+def features_with_copies(seed: int = 0) -> tuple[Float32, Int]:
+    """Sixty directions, two of which come again a little turned; no groups."""
+    features = np.random.default_rng(seed).normal(size=(62, 30)).astype(np.float32)
+    features[60:] = features[[7, 30]] + 0.2 * features[[8, 31]]
+    return features, np.arange(62)
+
+
+def test_pairs_that_are_alike_share_a_code_and_no_others_do() -> None:
+    features, groups = features_with_copies()
+    features[60:] *= 3  # the cosine does not know a length
+    codes = alike(features, groups)
+    assert np.flatnonzero(codes != np.arange(62)).tolist() == [60, 61]
+    assert codes[60:].tolist() == [7, 30]
+
+
+def test_what_is_alike_does_not_depend_on_the_encoders_distances() -> None:
+    """Of an encoder whose features all point one way a fixed limit would list every pair, or none."""
+    features, groups = features_with_copies()
+    together = features + np.float32(20)
+    unit = together / np.linalg.norm(together, axis=1, keepdims=True)
+    assert (1 - unit @ unit.T).max() < 0.03
+    assert np.array_equal(alike(together, groups), alike(features, groups))
+
+
+def test_a_crowd_of_similar_records_holds_no_pair() -> None:
+    rng = np.random.default_rng(0)
+    crowd = 5 + 0.1 * rng.normal(size=(40, 30))
+    others = rng.normal(size=(20, 30))
+    codes = alike(np.concatenate([crowd, others]).astype(np.float32), np.arange(60))
+    assert codes.tolist() == list(range(60))
+
+
+def test_records_of_a_group_are_one_for_pairs() -> None:
+    """Two near-duplicates by pixels are alike, too; a mirrored copy is alike to either, and no third one."""
+    features, groups = features_with_copies()
+    features[50], groups[50] = features[7] * 1.001, 7
+    codes = alike(features, groups)
+    assert codes[60] in (7, 50)
+    assert codes[30] == codes[61]
+    groups[60] = 7
+    assert np.flatnonzero(alike(features, groups) != np.arange(62)).tolist() == [61]
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_too_few_records_have_no_surroundings(n: int) -> None:
+    assert alike(np.ones((n, 3), np.float32), np.arange(n)).tolist() == list(range(n))

@@ -103,6 +103,7 @@ def image_measures(
         two_sample,
         moved=moved,
         hashes=lambda images: perceptual_hashes(moved.place(images)),
+        features=encoder.features if encoder else None,
     )
 
 
@@ -121,7 +122,12 @@ class Pictures:
 
 
 class Encodes(Protocol):
-    """What gives features of images."""
+    """A pretrained encoder of images."""
+
+    @property
+    def title(self) -> str:
+        """What the report calls its features."""
+        ...
 
     def features(self, images: Images, /) -> Float32:
         """Features of images, uint8 of shape (n, height, width, channels), as (n, n_features)."""
@@ -132,11 +138,11 @@ class Encodes(Protocol):
 class PictureSpace(Space):
     """Euclidean distance between features, each over its standard deviation within the classes."""
 
-    estimator: Encodes
+    estimator: ImageClassifier | Encodes
     scale: Float  # (n_features,), 1 for a feature that does not vary within the classes
 
     @classmethod
-    def of(cls, estimator: Encodes, images: Images, y: Int) -> "PictureSpace":
+    def of(cls, estimator: ImageClassifier | Encodes, images: Images, y: Int) -> "PictureSpace":
         """The space of a classifier or encoder, scaled by the training images."""
         features = estimator.features(images).astype(np.float64)
         counts = np.maximum(np.bincount(y), 1)
@@ -151,12 +157,12 @@ class PictureSpace(Space):
     @property
     def name(self) -> str:
         """What the report calls the space."""
-        of = "features of your encoder"
-        if isinstance(self.estimator, ImageClassifier):
-            of = (
-                "penultimate features of a class-balanced convolutional classifier trained on the "
-                "training records"
-            )
+        of = (
+            "penultimate features of a class-balanced convolutional classifier trained on the "
+            "training records"
+            if isinstance(self.estimator, ImageClassifier)
+            else self.estimator.title
+        )
         return (
             f"Euclidean distance between the {len(self.scale)} {of}, each over its standard "
             "deviation within the classes; equal pixels have distance 0"

@@ -11,14 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prefect_augment.array_types import Array, Bool, Float, Int
+from prefect_augment.array_types import Array, Bool, Float, Float32, Int
 from prefect_augment.evaluation.quality.near_copies import digests
+from prefect_augment.evaluation.threads import single_threaded
 
 # Of the records that the first round doubts entirely: a class must not vanish from the second.
 LEAST_TRUST = 1e-3
 # A class keeps this share of its records, and this many of them, whatever the predictions say.
 KEPT_SHARE, KEPT_RECORDS = 0.2, 5
 TINY = 1e-6
+# At a half up to 3 % of different pictures are such pairs, at 0.4 up to 1 % (six sets, benchmarks/copies.py).
+ISOLATED = 0.4
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,30 @@ def repeated(X: Array, y: Int) -> tuple[Bool, Bool]:
     duplicate[first] = False
     n_labels = np.bincount(group[first])  # of each group
     return duplicate, (n_labels > 1)[group]
+
+
+def alike(features: Float32, groups: Int) -> Int:
+    """A code for each record, shape (n_records,), that two records share which are alike in features and nothing else.
+
+    Each is the other's nearest by cosine outside of its group, at less than :data:`ISOLATED` of the distance to the
+    nearest record of a third group. So each pair is measured by its own surroundings, whatever the encoder's
+    distances are. ``features`` are (n_records, n_features); all pairs are compared.
+    """
+    codes = np.arange(len(features))
+    if len(features) < 3:
+        return codes
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    unit = features / np.maximum(length, TINY)
+    with single_threaded():
+        distance = 1 - unit @ unit.T
+    distance[groups[:, None] == groups] = np.inf
+    other = distance.argmin(axis=1)
+    nearest = distance[codes, other]
+    distance[groups[other][:, None] == groups] = np.inf
+    third = distance.min(axis=1)
+    isolated = (nearest < ISOLATED * third) & np.isfinite(third)
+    is_pair = isolated & isolated[other] & (groups[other[other]] == groups)
+    return np.where(is_pair, np.minimum(codes, other), codes)
 
 
 def unusual(distance: Float, *, false_alarm: float = 0.01) -> Bool:

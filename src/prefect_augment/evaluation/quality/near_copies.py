@@ -234,6 +234,8 @@ class Measures:
     moved: Space | None = None  # a second space, in which copies that were moved are near too
     # (n,) codes that are equal where records look alike at a coarse resolution
     hashes: Callable[[Array], Array] | None = None
+    # (n, n_features) of the user's encoder, in which fidelity is measured
+    features: Callable[[Array], Array] | None = None
 
     @property
     def name(self) -> str:

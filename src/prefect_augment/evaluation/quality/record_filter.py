@@ -50,6 +50,7 @@ from prefect_augment.evaluation.quality.class_tests import (
     class_verdict,
     describe_faults,
 )
+from prefect_augment.evaluation.quality.frechet import frechet_metrics
 from prefect_augment.evaluation.quality.label_fidelity import (
     Halves,
     label_limits,
@@ -302,15 +303,26 @@ def filter_records(
         if result.verdict == "unsafe" and drop_unsafe:
             rows = near[s].rows[passed[near[s].rows]]
             reason[rows], kept[rows], passed[rows] = "unsafe class", False, False
+    fidelity: dict[int, dict[str, float]] = {}
+    of_all: dict[str, float] = {}
+    if measures.features is not None and request.metrics:
+        fidelity, of_all = frechet_metrics(
+            measures.features,
+            kept=(candidates, kept),
+            validation=(validation, one_each[1]),
+            training=(training, one_each[0]),
+            seed=request.seed,
+        )
     info = tuple(
         _info(
-            strata[s], candidates.stratum == s, passed, kept, reason, results.get(s, _ClassResult())
+            strata[s], candidates.stratum == s, passed, kept, reason,
+            results.get(s, _ClassResult()), fidelity.get(s, {}),
         )
         for s in map(int, shown)
-    )
+    )  # fmt: skip
     if len(shown) > MAX_STRATA_COMPARED:
         notes.append(f"C2ST is left out: {len(shown)} strata would take too long.")
-    return FilterOutcome(passed, kept, reason, score, info, measures.name, tuple(notes))
+    return FilterOutcome(passed, kept, reason, score, info, measures.name, tuple(notes), of_all)
 
 
 def _strata(
@@ -399,7 +411,13 @@ def _class_name(strata: Sequence[str], stratum_class: Int, k: int) -> str:
 
 
 def _info(
-    name: str, own: Bool, passed: Bool, kept: Bool, reason: String, result: _ClassResult
+    name: str,
+    own: Bool,
+    passed: Bool,
+    kept: Bool,
+    reason: String,
+    result: _ClassResult,
+    fidelity: Mapping[str, float],
 ) -> ClassFilter:
     return ClassFilter(
         name=name,
@@ -407,7 +425,7 @@ def _info(
         n_passed=int((passed & own).sum()),
         n_kept=int((kept & own).sum()),
         reasons={why: n for why in REASONS if (n := int((reason[own] == why).sum()))},
-        metrics=dict(result.metrics),
+        metrics={**result.metrics, **fidelity},
         checks=result.checks,
         verdict=result.verdict,
     )

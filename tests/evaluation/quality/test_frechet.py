@@ -1,0 +1,115 @@
+"""The Fréchet distance against known answers, and beside the distance of real records."""
+
+import numpy as np
+import pytest
+from scipy.linalg import sqrtm
+
+from prefect_augment.encoding.arrays import Labelled
+from prefect_augment.evaluation.quality.frechet import frechet_distance, frechet_metrics
+
+
+def drawn(n, n_features=4, *, seed=0, scale=1.0, shift=0.0):
+    return shift + scale * np.random.default_rng(seed).normal(size=(n, n_features))
+
+
+def test_distance_of_drawn_gaussians_is_near_the_one_of_their_parameters():
+    """In one dimension it is the squared difference of means and of standard deviations."""
+    a, b = drawn(200_000, 1), drawn(200_000, 1, seed=1, scale=3.0, shift=2.0)
+    assert frechet_distance(a, b) == pytest.approx(2.0**2 + 2.0**2, rel=0.02)
+
+
+def test_distance_is_that_of_the_root_of_the_covariances_product():
+    a, b = (
+        drawn(50),
+        drawn(80, seed=1, scale=1.5, shift=0.3)
+        @ np.array([[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [1, 0, 0, 1]]),
+    )
+    root = sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    gap = a.mean(0) - b.mean(0)
+    expected = gap @ gap + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-9)
+
+
+def test_fewer_records_than_features_give_what_the_features_they_span_give():
+    a, b = drawn(12, 5), drawn(15, 5, seed=1, shift=1.0)
+    wide = np.zeros((5, 300))
+    wide[:, ::60] = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0]
+    assert frechet_distance(a @ wide, b @ wide) == pytest.approx(frechet_distance(a, b), rel=1e-9)
+    many = drawn(20, 300)
+    assert frechet_distance(many, many[::-1]) == pytest.approx(
+        0.0, abs=1e-6 * np.trace(np.cov(many.T))
+    )
+
+
+def test_a_side_without_spread_has_no_distance():
+    assert np.isnan(frechet_distance(drawn(1), drawn(9)))
+
+
+def part(X, stratum=None):
+    y = np.zeros(len(X), dtype=np.int64) if stratum is None else stratum
+    return Labelled(X, y), np.ones(len(X), dtype=bool)
+
+
+def metrics(kept, *, n_training=90, n_validation=60, seed=1):
+    return frechet_metrics(
+        lambda X: X,
+        kept=part(kept),
+        validation=part(drawn(n_validation, 40, seed=seed)),
+        training=part(drawn(n_training, 40, seed=seed + 1000)),
+        seed=0,
+    )
+
+
+def test_records_of_the_same_distribution_are_above_the_largest_once_in_twenty_times():
+    above = []
+    for seed in range(1, 41):
+        of_class = metrics(drawn(90, 40, seed=5000 + seed), seed=seed)[0][0]
+        assert of_class["real_frechet_distance"] < of_class["real_frechet_largest"]
+        above.append(of_class["frechet_distance"] > of_class["real_frechet_largest"])
+    assert sum(above) <= 6, "expected: 2 of 40"
+
+
+def test_records_of_another_spread_or_place_are_above_the_largest():
+    for fault in ({"scale": 0.5}, {"shift": 0.5}):
+        of_class = metrics(drawn(300, 40, seed=3, **fault))[0][0]
+        assert of_class["frechet_distance"] > of_class["real_frechet_largest"]
+
+
+def test_copies_of_training_records_are_no_better_than_other_real_records():
+    """They are compared with records that no model has seen."""
+    of_class = metrics(drawn(90, 40, seed=1001))[0][0]
+    assert of_class["frechet_distance"] > 0.8 * of_class["real_frechet_distance"]
+
+
+def test_all_distances_are_of_as_many_records():
+    """A few kept records are far from validation's by their number alone, and so are as few real ones."""
+    few, many = (metrics(drawn(n, 40, seed=3))[0][0] for n in (25, 300))
+    assert few["frechet_distance"] > 1.2 * many["frechet_distance"]
+    assert few["frechet_distance"] == pytest.approx(few["real_frechet_distance"], rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("n_kept", "n_training", "n_validation"), [(19, 90, 60), (50, 19, 60), (50, 90, 19)]
+)
+def test_too_few_records_have_no_distance(n_kept, n_training, n_validation):
+    assert metrics(drawn(n_kept, 40), n_training=n_training, n_validation=n_validation) == (
+        {0: {}},
+        {},
+    )
+
+
+def test_small_classes_have_a_distance_together_and_one_record_of_a_group_counts():
+    y = np.repeat([0, 1], 15)
+    sides = {
+        name: part(drawn(30, 5, seed=seed), y)
+        for seed, name in enumerate(("kept", "validation", "training"))
+    }
+    by_class, together = frechet_metrics(lambda X: X, **sides, seed=0)
+    assert by_class == {0: {}, 1: {}}
+    assert set(together) == {"frechet_distance", "real_frechet_distance", "real_frechet_largest"}
+    for name, (records, _) in sides.items():
+        fewer = sides | {name: (records, np.arange(30) % 15 < 9)}
+        assert frechet_metrics(lambda X: X, **fewer, seed=0)[1] == {}
+    nothing = sides | {"kept": (sides["kept"][0], np.zeros(30, dtype=bool))}
+    assert frechet_metrics(lambda X: X, **nothing, seed=0) == ({}, {})
