@@ -21,6 +21,7 @@ from prefect_augment.flows._inputs import (
     check_parameters,
     default_destination,
     default_source,
+    ingested,
     running,
 )
 from prefect_augment.params import (
@@ -53,7 +54,6 @@ from prefect_augment.tasks._runtime import (
     prepare_destination,
     run,
 )
-from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.publish import write_report
 
@@ -127,7 +127,7 @@ def rebalance(
         source = default_source(source, destination)
         check_shared(destination, source)
         check_encoder(encoder, destination)
-        experiment = _plan(source, destination, params)
+        experiment = _plan(source, destination, params, workers=workers)
         if plan_only:
             result = summarise(Release(experiment=experiment), status="planned", started=started)
             return conclude(result, experiment.dataset)
@@ -145,12 +145,14 @@ def rebalance(
         return publish_or_ask(release, page, approval, started=started)
 
 
-def _plan(source: Source, destination: Destination, params: RunParams) -> Experiment:
+def _plan(
+    source: Source, destination: Destination, params: RunParams, *, workers: int
+) -> Experiment:
     """Ingest the records, and plan what each class gets."""
     if params.publish.materialise == "copies":  # soft labels would need weights
         quality = params.quality.model_copy(update={"labels": "hard"})
         params = params.model_copy(update={"quality": quality})
-    dataset = run(ingest_dataset, source, destination, seed=params.seed)
+    dataset = ingested(source, destination, seed=params.seed, workers=workers)
     check_modality(params.evaluation, dataset.modality)
     check_encoded(params.encoder, dataset.modality)
     check_comparable(dataset, open_root(dataset))

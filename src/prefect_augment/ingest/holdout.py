@@ -20,6 +20,7 @@ from prefect_augment.ingest.schema import (
     wider_type,
 )
 from prefect_augment.ingest.validate import Candidates, Rows, find_candidates
+from prefect_augment.ingest.validate_images import StagedChecks
 from prefect_augment.params import Source
 from prefect_augment.shards.image_columns import image_columns, main_image
 from prefect_augment.shards.parquet import select_columns
@@ -40,6 +41,7 @@ def read_holdout(
     *,
     roles: Roles,
     corrections: Corrections,
+    checks: StagedChecks,
 ) -> Candidates:
     """Return the records at ``source.holdout_uri``, with the source's columns and types.
 
@@ -63,7 +65,9 @@ def read_holdout(
             raise SchemaError(f"{where} does not fit the source's types: {exc}.") from exc
 
     _check_schema(chosen(scanned.schema.empty_table()).schema, roles.schema, listing)
-    held = find_candidates(scanned, roles, source, conform=conform, corrections=corrections)
+    held = find_candidates(
+        scanned, roles, source, conform=conform, corrections=corrections, checks=checks
+    )
     logger.info("Hold-out: %s records at %s.", held.n_records, listing.store.uri)
     return held
 

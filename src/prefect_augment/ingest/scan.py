@@ -6,7 +6,7 @@ endings are in :mod:`prefect_augment.sources.discovery`.
 
 import logging
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,9 +23,11 @@ from prefect_augment.ingest.schema import (
     refuse_lineage_names,
 )
 from prefect_augment.params import Source
+from prefect_augment.shards.image_columns import main_image
 from prefect_augment.sources.base import SourceRecords, in_batches
 from prefect_augment.sources.discovery import Entry, Listing, listing_notes, notes_of_files
-from prefect_augment.sources.images.scan import Folder, inspect_folder, read_folder
+from prefect_augment.sources.images.columns import image_bytes
+from prefect_augment.sources.images.scan import Folder, inspect_folder, read_folder, read_images
 from prefect_augment.sources.open import reader_of
 from prefect_augment.storage.spill import Spill, Workspace
 
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[float, str], None]
 Dictionaries = dict[int, dict[str, list[Any]]]
 
+LOOSE_AT_ONCE = 512  # image files
+FILES_PER_PART = 4  # with fewer, one part may have much more work than another
 FILE, POSITION = "\0file", "\0position"  # columns of the spilled tables
 
 
@@ -107,6 +111,40 @@ def scan(
         folder = folder or inspect_folder(listing, source)
     scanner = _Scanner(listing, source, workspace, numbers, folder, on_progress)
     return scanner.run(wanted, known, has_lineage=has_lineage)
+
+
+def images_of_part(
+    listing: Listing,
+    source: Source,
+    *,
+    wanted: Collection[str] | None,
+    part: int,
+    n_parts: int,
+) -> Iterator[list[bytes]]:
+    """Yield the images of a part of a source, some together, without labels and checks; none of a table.
+
+    A part has files of its own, or a share of each file where there are few.
+    """
+    if listing.format == "folder":
+        yield from read_images(
+            listing, source, wanted_paths=wanted, part=part, n_parts=n_parts, at_once=LOOSE_AT_ONCE
+        )
+        return
+    entries = [e for e in listing.entries if wanted is None or e.path in wanted]
+    has_files = len(entries) >= FILES_PER_PART * n_parts
+    read = reader_of(listing)
+    for entry in entries[part::n_parts] if has_files else entries:
+        # What is wrong with a file, the scan says.
+        with suppress(InputError, FileNotFoundError), listing.open(entry) as file:
+            for records in in_batches(read(file, name=entry.path, source=source)):
+                if not (image := main_image(records.table.schema)):
+                    return
+                column = records.table[image]
+                if not has_files:
+                    start, stop = (len(column) * i // n_parts for i in (part, part + 1))
+                    column = column.slice(start, stop - start)
+                if len(column):
+                    yield list(image_bytes(column))
 
 
 class _Scanner:

@@ -1,20 +1,24 @@
 """Image validation: which images decode, and their sizes and formats; others go to quarantine.
 
-Each image is decoded once, in threads, a few at a time.
+Each image is decoded once, in threads, a few at a time. Workers of an engine check shares of the images, and stage
+the outcome by the hash of the bytes; where that is missing, the image is decoded here.
 """
 
-import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
 from itertools import repeat
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from prefect_augment.array_types import Int32
+from prefect_augment.array_types import Int, Int32
 from prefect_augment.errors import InputError
 from prefect_augment.schema import ImageInfo
 from prefect_augment.sources.images.columns import image_bytes
@@ -24,6 +28,8 @@ from prefect_augment.sources.images.validation import (
     ImageCheck,
     check_image,
 )
+from prefect_augment.storage import Stage
+from prefect_augment.storage.keys import KEY
 from prefect_augment.storage.spill import ArraySpill
 
 #: Mode, format, width, height, whether animated, whether turned.
@@ -76,12 +82,15 @@ def image_info(column: str, counts: Mapping[Traits, int], **extra: int) -> Image
 class ImageChecker:
     """Decodes images once, batch by batch, in threads (hence a context manager).
 
-    Images over ``max_megapixels`` are refused by their header.
+    Images over ``max_megapixels`` are refused by their header; ``known`` ones are not decoded again.
     """
 
-    def __init__(self, column: str, max_megapixels: float) -> None:
+    def __init__(
+        self, column: str, max_megapixels: float, known: "StagedChecks | None" = None
+    ) -> None:
         self.column = column
         self._limit = max_megapixels
+        self._known = known
         self._thumbs = ArraySpill(THUMB_SIDE * THUMB_SIDE)
         self._traits: list[Int32] = []
         self._distinct: dict[Traits, int] = {}
@@ -89,7 +98,7 @@ class ImageChecker:
         self._n_bad = 0
 
     def __enter__(self) -> None:
-        self._pool = ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1)))
+        self._pool = _decoders()
 
     def __exit__(self, *of: object) -> None:
         self._pool.shutdown()
@@ -103,12 +112,10 @@ class ImageChecker:
         reasons, details = [""] * n, [""] * n
         for start in range(0, n, BATCH):
             batch = list(image_bytes(column.slice(start, BATCH)))
-            parts = [batch[i : i + UNIT] for i in range(0, len(batch), UNIT)]
-            done = [
-                check
-                for part in self._pool.map(_checked, parts, repeat(self._limit))
-                for check in part
-            ]
+            known = {} if self._known is None else self._known.of(batch)
+            others = [data for i, data in enumerate(batch) if i not in known]
+            rest = iter(_decoded(self._pool, others, self._limit))
+            done = (known[i] if i in known else next(rest) for i in range(len(batch)))
             good = []
             for i, check in enumerate(done, start=start):
                 if isinstance(check, BadImageError):
@@ -139,6 +146,20 @@ class ImageChecker:
 _traits = attrgetter("mode", "format", "width", "height", "is_animated", "is_rotated")
 
 
+def _decoders() -> ThreadPoolExecutor:
+    """As many threads as Arrow has, which OMP_NUM_THREADS bounds, and at most four."""
+    return ThreadPoolExecutor(min(4, pa.cpu_count()))
+
+
+def _decoded(
+    pool: ThreadPoolExecutor, batch: Sequence[bytes], max_megapixels: float
+) -> list[ImageCheck | BadImageError]:
+    """Return the outcome of each image."""
+    parts = [batch[i : i + UNIT] for i in range(0, len(batch), UNIT)]
+    done = pool.map(_checked, parts, repeat(max_megapixels))
+    return [check for part in done for check in part]
+
+
 def _checked(batch: Sequence[bytes], max_megapixels: float) -> list[ImageCheck | BadImageError]:
     return [_check_one(data, max_megapixels) for data in batch]
 
@@ -148,6 +169,104 @@ def _check_one(data: bytes, max_megapixels: float) -> ImageCheck | BadImageError
         return check_image(data, max_megapixels=max_megapixels)
     except BadImageError as exc:
         return exc
+
+
+# --- checks of other tasks ----------------------------------------------------------------------
+
+STAGED = pa.schema(
+    [
+        ("key", pa.binary(16)),
+        ("thumb", pa.binary()),  # empty for a bad image
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        *((name, pa.string()) for name in ("mode", "format")),
+        *((name, pa.int32()) for name in ("width", "height")),
+        *((name, pa.bool_()) for name in ("is_animated", "is_rotated")),
+    ]
+)
+
+
+def stage_checks(
+    batches: Iterable[Sequence[bytes]], stage: Stage, name: str, *, max_megapixels: float
+) -> int:
+    """Check images and stage the outcome of each batch as ``name`` with its number; return how many images there are.
+
+    What a task before this one has staged is not done again.
+    """
+    there = set(stage.store.list(stage.prefix))
+    n = 0
+    with _decoders() as pool:
+        for number, batch in enumerate(batches):
+            n += len(batch)
+            path = f"{stage.prefix}/checks-{name}-{number:05d}.arrow"
+            if path not in there:
+                checks = _decoded(pool, batch, max_megapixels)
+                keyed = zip(_keys(batch), checks, strict=True)
+                rows = [{"key": key, **_row(check)} for key, check in keyed]
+                sink = pa.BufferOutputStream()
+                with pa.ipc.new_stream(sink, STAGED) as writer:
+                    writer.write_table(pa.Table.from_pylist(rows, STAGED))
+                stage.store.put(path, sink.getvalue().to_pybytes())
+    return n
+
+
+def _row(check: ImageCheck | BadImageError) -> dict[str, Any]:
+    if isinstance(check, BadImageError):
+        return {"thumb": b"", "reason": check.reason, "detail": check.detail}
+    return {**vars(check), "thumb": check.thumb.tobytes(), "reason": ""}
+
+
+def _keys(images: Iterable[bytes]) -> list[bytes]:
+    return [blake2b(data, digest_size=16).digest() for data in images]
+
+
+class StagedChecks:
+    """What :func:`stage_checks` has staged, by the bytes' hash; thumbnails are on local disk."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
+    def of(self, images: Sequence[bytes]) -> dict[int, ImageCheck | BadImageError]:
+        """Return the checks of those images that have one, by place."""
+        keys, order, thumbs, others = self._read
+        if not len(keys):
+            return {}
+        own = np.array(_keys(images), dtype=KEY)
+        at = np.minimum(np.searchsorted(keys, own), len(keys) - 1)
+        known = np.flatnonzero(keys[at] == own)
+        rows = order[at[known]]
+        checks: dict[int, ImageCheck | BadImageError] = {}
+        for place, thumb, row in zip(
+            known.tolist(), thumbs[rows], others.take(pa.array(rows)).to_pylist(), strict=True
+        ):
+            reason, detail = row.pop("reason"), row.pop("detail")
+            checks[place] = (
+                BadImageError(reason, detail) if reason else ImageCheck(**row, thumb=thumb)
+            )
+        return checks
+
+    @cached_property
+    def _read(self) -> tuple[NDArray[Any], Int, ArraySpill, pa.Table]:
+        """The sorted keys, the row of each, and all rows."""
+        keys = [np.zeros(0, dtype=KEY)]
+        thumbs = ArraySpill(THUMB_SIDE * THUMB_SIDE)
+        others = [STAGED.empty_table()]
+        none = bytes(THUMB_SIDE * THUMB_SIDE)
+        for table in self._tables():
+            keys.append(np.array(table["key"].to_pylist(), dtype=KEY))
+            data = b"".join(thumb or none for thumb in table["thumb"].to_pylist())
+            thumbs.append(np.frombuffer(data, dtype=np.int8))
+            others.append(table)
+        every = np.concatenate(keys)
+        order = np.argsort(every)
+        rest = pa.concat_tables(others).drop_columns(["key", "thumb"])
+        return every[order], order, thumbs, rest.combine_chunks()
+
+    def _tables(self) -> Iterator[pa.Table]:
+        store, prefix = self._stage.store, self._stage.prefix
+        for path in sorted(store.list(prefix)):
+            if path.startswith(f"{prefix}/checks-"):
+                yield pa.ipc.open_stream(store.read(path)).read_all()
 
 
 def image_notes(info: ImageInfo | None) -> tuple[str, ...]:
