@@ -90,7 +90,7 @@ def running(
 
 
 def ingested(source: Source, destination: Destination, *, seed: int, workers: int) -> DatasetRef:
-    """Ingest the source; an engine's workers share the checks of its images."""
+    """Ingest the source; an engine's workers share the checks of images and the parsing of text files."""
     if engine() is not None and workers > 1:
         calls = [
             call(ingest_part, source, destination, seed=seed, part=part, n_parts=workers)

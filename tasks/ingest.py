@@ -50,7 +50,7 @@ def ingest_dataset(source: Source, destination: Destination, *, seed: int = 0) -
 def ingest_part(
     source: Source, destination: Destination, *, seed: int = 0, part: int, n_parts: int
 ) -> int:
-    """Check a part of the source's images for :func:`ingest_dataset`, which does not decode them again.
+    """Check a part of the source's images, or parse a part of its text files, for :func:`ingest_dataset`.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def ingest_part(
     Returns
     -------
     int
-        How many images are this part's; 0 of a table.
+        How many images or files are this part's; 0 of a table whose files have types.
     """
     return stage_part(
         source,

@@ -1,5 +1,6 @@
 """What other tasks do for ingest: it finds it, does the rest, and gives the bytes that it gives alone."""
 
+import json
 import tarfile
 from collections.abc import Callable, Mapping
 from io import BytesIO
@@ -12,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_augment.ingest import validate_images
+from prefect_augment.ingest import scan, validate_images
 from prefect_augment.ingest.ingest import ingest, ingest_part
 from prefect_augment.params import Source
 from prefect_augment.schema import DatasetInfo
 from prefect_augment.shards.staged import load_info
+from prefect_augment.sources.discovery import Listing
 from prefect_augment.storage import Store, open_store
 
 KINDS = ("folder", "archive", "one file", "twenty files", "hold-out")
@@ -145,6 +147,81 @@ def test_a_part_of_a_source_that_grew_reads_only_what_is_new(
     more = messy_images.encode(messy_images.picture(999))
     write_table(tmp_path / "in" / "99.parquet", {"tail/99.png": more})
     assert ingest_part(source, store=store, seed=0, part=0, n_parts=1) == 1
+
+
+# --- text files -------------------------------------------------------------------------------
+
+
+def texts_of(kind: str, folder: Path) -> Source:
+    """Five files whose types differ, with lines that are no records; one file is empty."""
+    folder.mkdir()
+    for i in range(5):
+        rows = [
+            {"x": k / 2 if i == 3 else k, "day": f"2026-01-{1 + k % 28:02d}", "y": "ab"[k % 3 == 0]}
+            for k in range(40 * i, 40 * (i + 1))
+        ]
+        if kind == "csv":
+            lines = ["x,day,y", *(",".join(map(str, row.values())) for row in rows), "1,2,3,4,5"]
+        else:
+            lines = [*map(json.dumps, rows), '{"x": 1, "y"']
+        (folder / f"{i}.{kind}").write_text("\n".join(lines) + "\n")
+    (folder / f"9.{kind}").write_text("")
+    return Source(uri=str(folder), label="y")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("n_done", [0, 1, 2])
+def test_ingest_parses_the_text_files_that_no_part_has_parsed(
+    kind: str,
+    n_done: int,
+    tmp_path: Path,
+    store: Store,
+    others: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = texts_of(kind, tmp_path / "in")
+    whole = outcome(source, store)
+    done = [ingest_part(source, store=others, seed=0, part=i, n_parts=2) for i in range(n_done)]
+    assert done == [3, 3][:n_done]
+    parsed: list[str] = []
+    reader_of = scan.reader_of
+
+    def noted(listing: Listing) -> Any:
+        read = reader_of(listing)
+        return lambda file, *, name, source: (
+            parsed.append(name),
+            read(file, name=name, source=source),
+        )[1]
+
+    monkeypatch.setattr(scan, "reader_of", noted)
+    assert outcome(source, others) == whole
+    assert whole.n_quarantined == 5
+    # An empty file is in no part: what it means depends on the others.
+    assert len(parsed) == {0: 6, 1: 3, 2: 1}[n_done]
+    assert f"9.{kind}" in parsed
+
+
+def test_parts_of_a_hold_out_in_text_files_are_its_own(
+    tmp_path: Path, store: Store, others: Store
+) -> None:
+    source = texts_of("csv", tmp_path / "in")
+    held = texts_of("csv", tmp_path / "held")
+    source = source.model_copy(update={"holdout_uri": held.uri, "on_overlap": "drop"})
+    (tmp_path / "in" / "0.csv").write_text(
+        "x,day,y\n" + "".join(f"{k},2025-01-01,{'ab'[k % 2]}\n" for k in range(500, 540))
+    )
+    whole = outcome(source, store)
+    assert [ingest_part(source, store=others, seed=0, part=i, n_parts=2) for i in (0, 1)] == [6, 6]
+    assert outcome(source, others) == whole
+
+
+def test_a_file_alone_is_parsed_by_ingest(tmp_path: Path, others: Store) -> None:
+    (tmp_path / "in.csv").write_text("x,y\n1,a\n2,b\n")
+    source = Source(uri=str(tmp_path / "in.csv"), label="y")
+    assert ingest_part(source, store=others, seed=0, part=0, n_parts=2) == 0
+
+
+# --- neither ----------------------------------------------------------------------------------
 
 
 def test_a_part_of_a_table_checks_nothing(tmp_path: Path, others: Store) -> None:

@@ -11,7 +11,7 @@ from prefect_augment.encoding.columns import did_you_mean
 from prefect_augment.encoding.labels import class_names
 from prefect_augment.errors import LabelError, SchemaError
 from prefect_augment.ingest.column_roles import Roles
-from prefect_augment.ingest.scan import scan
+from prefect_augment.ingest.scan import ParsedFiles, scan
 from prefect_augment.ingest.schema import (
     UNTYPED_FORMATS,
     plain_name,
@@ -41,13 +41,14 @@ def read_holdout(
     *,
     roles: Roles,
     corrections: Corrections,
+    parsed: ParsedFiles,
     checks: StagedChecks,
 ) -> Candidates:
     """Return the records at ``source.holdout_uri``, with the source's columns and types.
 
     Raises SchemaError if columns or types differ from the source's.
     """
-    scanned = scan(listing, source, workspace)
+    scanned = scan(listing, source, workspace, parsed=parsed)
     dropped = {override.name for override in source.columns if override.kind == "drop"}
     where = f"the hold-out {listing.store.uri}"
     plain = plain_schema(roles.schema)

@@ -25,7 +25,8 @@ from prefect_augment.ingest.incremental import (
     find_reusable,
 )
 from prefect_augment.ingest.outcome import Ingested, with_corrected
-from prefect_augment.ingest.scan import Progress, images_of_part, scan
+from prefect_augment.ingest.scan import ParsedFiles, Progress, images_of_part, scan
+from prefect_augment.ingest.schema import UNTYPED_FORMATS
 from prefect_augment.ingest.validate import Candidates, find_candidates
 from prefect_augment.ingest.validate_images import StagedChecks, stage_checks
 from prefect_augment.ingest.write_index import SplitResult, write_index
@@ -41,6 +42,8 @@ from prefect_augment.storage import Stage, Store, contains
 from prefect_augment.storage.spill import Workspace, give_back, returned_at_once
 
 logger = logging.getLogger(__name__)
+
+SOURCE, HOLDOUT = "source", "holdout"  # in the names of what parts stage
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,9 @@ def ingest_part(
     part: int,
     n_parts: int,
 ) -> int:
-    """Check a part of the source's images and stage the outcome, which :func:`ingest` finds.
+    """Check a part of the source's images, or parse a part of its text files; :func:`ingest` finds what is staged.
 
-    Returns how many images are this part's; 0 of a table, or where all is done.
+    Returns how many images or files are this part's; 0 where all is done, or where records come with their types.
     """
     job = _job(source, store, source_options, lambda fraction, text: None)
     parents = baselines(store, job.listing, job.source, seed)
@@ -116,10 +119,14 @@ def ingest_part(
         reused = find_reusable(store, job.listing, parents[0], request=_request(job), folder=None)
         wanted = None if reused is None else reused.wanted
     n = 0
-    for name, listing in (("source", job.listing), ("holdout", job.holdout)):
+    for name, listing in ((SOURCE, job.listing), (HOLDOUT, job.holdout)):
         if listing is not None and listing.table is None:  # a database is asked once
             some = wanted if listing is job.listing else None
-            images = images_of_part(listing, job.source, wanted=some, part=part, n_parts=n_parts)
+            share: dict[str, Any] = {"wanted": some, "part": part, "n_parts": n_parts}
+            if listing.format in UNTYPED_FORMATS:
+                n += ParsedFiles(stage, name).keep(listing, job.source, **share)
+                continue
+            images = images_of_part(listing, job.source, **share)
             name = f"{name}-{part}-of-{n_parts}"
             n += stage_checks(images, stage, name, max_megapixels=source.max_megapixels)
     return n
@@ -186,7 +193,7 @@ def _ingest(
     batches = parent.batches(job.listing)
     with returned_at_once(), Workspace() as workspace:
         checks = StagedChecks(stage)
-        candidates = _read(job, workspace, batches, folder, reused, checks)
+        candidates = _read(job, workspace, batches, folder, reused, stage, checks)
         held = None
         if job.holdout is not None:
             held = read_holdout(
@@ -195,6 +202,7 @@ def _ingest(
                 workspace,
                 roles=candidates.roles,
                 corrections=job.corrections,
+                parsed=ParsedFiles(stage, HOLDOUT),
                 checks=checks,
             )
         give_back()
@@ -243,6 +251,7 @@ def _read(
     batches: Int32,
     folder: Folder | None,
     reused: ReusedRecords | None,
+    stage: Stage,
     checks: StagedChecks,
 ) -> Candidates:
     """Read the files and validate the records."""
@@ -254,6 +263,7 @@ def _read(
         wanted=None if reused is None else reused.wanted,
         known=None if reused is None else reused.schema,
         folder=folder,
+        parsed=ParsedFiles(stage, SOURCE),
         on_progress=lambda f, text: job.report(0.4 * f, text),
     )
     if reused is not None and not read.schema.equals(reused.schema, check_metadata=True):
