@@ -89,14 +89,15 @@ def running(
         yield stack.enter_context(open_engine(compute))
 
 
-def ingested(source: Source, destination: Destination, *, seed: int, workers: int) -> DatasetRef:
+def ingested(source: Source, destination: Destination, *, seed: int) -> DatasetRef:
     """Ingest the source; an engine's workers share the checks of images and the parsing of text files."""
-    if engine() is not None and workers > 1:
+    opened = engine()
+    if opened is not None and (n_parts := opened.n_workers) > 1:
         calls = [
-            call(ingest_part, source, destination, seed=seed, part=part, n_parts=workers)
-            for part in range(workers)
+            call(ingest_part, source, destination, seed=seed, part=part, n_parts=n_parts)
+            for part in range(n_parts)
         ]
-        run_each(calls, workers=workers, step="ingest")
+        run_each(calls, workers=n_parts, step="ingest")
     return run(ingest_dataset, source, destination, seed=seed)
 
 

@@ -92,7 +92,7 @@ def augment(
         prepare_destination(destination, publish)
         source = default_source(source, destination)
         check_shared(destination, source)
-        dataset = ingested(source, destination, seed=seed, workers=workers)
+        dataset = ingested(source, destination, seed=seed)
         plan = run(plan_balance, dataset, params, compares=False)
         experiment = Experiment(dataset=dataset, plan=plan, params=params)
         if plan_only:
@@ -129,9 +129,9 @@ def check_policy(
     """
     check_parameters(source, destination, RunParams(model=NoModel(), seed=seed))
     destination = default_destination(destination, source, suffix="augmented")
-    with running(destination, publishes=False, steps=("ingest", "check policy")) as workers:
+    with running(destination, publishes=False, steps=("ingest", "check policy")):
         source = default_source(source, destination)
-        dataset = ingested(source, destination, seed=seed, workers=workers)
+        dataset = ingested(source, destination, seed=seed)
         shows = report.pictures == "real"
         check = run(check_image_policy, dataset, classic, seed=seed, show_pictures=shows)
         bad = ", ".join(op.name for op in check.damaging)

@@ -99,7 +99,7 @@ def evaluate(
     ):
         check_shared(destination, source)
         check_encoder(encoder, destination)
-        dataset = ingested(source, destination, seed=seed, workers=workers)
+        dataset = ingested(source, destination, seed=seed)
         check_modality(params.evaluation, dataset.modality)
         check_encoded(encoder, dataset.modality)
         store = open_root(dataset)

@@ -114,9 +114,9 @@ def _run(
             f"output.uri {output.uri!r} lies inside the source {source.uri!r}, so the next run would "
             "read its own result; choose another."
         )
-    with running(destination, publishes=False, steps=("ingest", "train", use)) as workers:
+    with running(destination, publishes=False, steps=("ingest", "train", use)):
         source = default_source(source, destination)
-        dataset = ingested(source, destination, seed=seed, workers=workers)
+        dataset = ingested(source, destination, seed=seed)
         trained_on = dataset
         if isinstance(params, Anomalies) and params.train_on:
             trained_on = run(select_classes, dataset, list(params.train_on))

@@ -127,7 +127,7 @@ def rebalance(
         source = default_source(source, destination)
         check_shared(destination, source)
         check_encoder(encoder, destination)
-        experiment = _plan(source, destination, params, workers=workers)
+        experiment = _plan(source, destination, params)
         if plan_only:
             result = summarise(Release(experiment=experiment), status="planned", started=started)
             return conclude(result, experiment.dataset)
@@ -145,14 +145,12 @@ def rebalance(
         return publish_or_ask(release, page, approval, started=started)
 
 
-def _plan(
-    source: Source, destination: Destination, params: RunParams, *, workers: int
-) -> Experiment:
+def _plan(source: Source, destination: Destination, params: RunParams) -> Experiment:
     """Ingest the records, and plan what each class gets."""
     if params.publish.materialise == "copies":  # soft labels would need weights
         quality = params.quality.model_copy(update={"labels": "hard"})
         params = params.model_copy(update={"quality": quality})
-    dataset = ingested(source, destination, seed=params.seed, workers=workers)
+    dataset = ingested(source, destination, seed=params.seed)
     check_modality(params.evaluation, dataset.modality)
     check_encoded(params.encoder, dataset.modality)
     check_comparable(dataset, open_root(dataset))

@@ -64,12 +64,10 @@ def train(
     check_parameters(source, destination, params)
     destination = default_destination(destination, source)
     # Nothing is published, so no other run has to wait; later runs find the model by its receipt.
-    with running(
-        destination, publishes=False, steps=("ingest", "train"), compute=compute
-    ) as workers:
+    with running(destination, publishes=False, steps=("ingest", "train"), compute=compute):
         source = default_source(source, destination)
         check_shared(destination, source)
-        dataset = ingested(source, destination, seed=seed, workers=workers)
+        dataset = ingested(source, destination, seed=seed)
         store = open_root(dataset)
         check_comparable(dataset, store)
         plan = run(plan_balance, dataset, params)

@@ -129,8 +129,8 @@ def test_workers_share_the_checks_of_a_sources_images(tmp_path: Path) -> None:
         Destination(uri=str(tmp_path / "out")),
     )
     store, alone = open_store(there.uri), open_store(str(tmp_path / "alone"))
-    with open_engine(Compute(engine="processes", workers=2)) as workers:
-        dataset = ingested(source, there, seed=0, workers=workers)
+    with open_engine(Compute(engine="processes", workers=2)):
+        dataset = ingested(source, there, seed=0)
     assert load_info(dataset, store) == load_info(ingest(source, store=alone, seed=0), alone)
     staged = [name.rpartition("/")[2] for name in store.list("_staging/ingest")]
     parts = {name.rpartition("-")[0] for name in staged if name.startswith("checks-")}
