@@ -89,7 +89,11 @@ from .tasks.latents import (
     use_latents as use_latents,
 )
 from .tasks.plan import plan_balance as plan_balance
-from .tasks.publish import publish_dataset as publish_dataset, write_report as write_report
+from .tasks.publish import (
+    publish_dataset as publish_dataset,
+    publish_part as publish_part,
+    write_report as write_report,
+)
 from .tasks.sample import (
     draw_part as draw_part,
     import_synthetic as import_synthetic,
