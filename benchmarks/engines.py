@@ -3,8 +3,8 @@
 Each step is done by the run's own tasks with one and with two workers of an engine, in a process of its own. Workers
 have done a small run before, so that imports are not counted. Measured, medians of interleaved repeats:
 
-- records per second of ingest (a table in Parquet, in CSV, photographs), sampling, changed copies of images and the
-  comparison with its hold-out;
+- records per second of ingest (a table in Parquet and CSV, small images and photographs), sampling, changed copies of
+  images and the comparison with its hold-out;
 - efficiency: the time with one worker over twice the time with two. Threads are shown beside, and as the limit what two
   processes reach that do the whole work each at the same time and share nothing but the machine;
 - the cost of a piece that does nothing, and its share of a mean piece of the comparison.
@@ -39,7 +39,12 @@ from scale_images import write_source
 
 ENGINES = ("threads", "processes", "dask", "ray")
 WANTED = {"threads": 0.0, "processes": 0.9, "dask": 0.85, "ray": 0.85}
-INGESTS = ("ingest of Parquet", "ingest of CSV", "ingest of photographs")
+INGESTS = (
+    "ingest of Parquet",
+    "ingest of CSV",
+    "ingest of small images",
+    "ingest of photographs",
+)
 STEPS = (*INGESTS, "sampling", "augmentation", "comparison")
 N_PIECES = 40  # that do nothing
 IMAGE_SIDE, PHOTO_SIDE = 64, 433
@@ -81,6 +86,8 @@ def child(given: dict[str, Any]) -> None:
         small, source = Path(given["small"]), Path(given["source"])
         ingests(folder / "warm", small)
         seconds = ingests(folder / "out", source)
+        if given["ingest"] and given["compute"] == {"engine": "threads", "workers": 1}:
+            seconds |= in_parts(folder / "parts", source)
         if not given["ingest"]:
             steps(folder / "warm", small, workers, n_batches=2 * workers)
             seconds |= steps(folder / "out", source, workers, n_batches=given["batches"])
@@ -105,21 +112,52 @@ def nothing(workers: int) -> None:
     run_each([call(nothing_at_all, i) for i in range(N_PIECES)], workers=workers, step="nothing")
 
 
+def sources_of(source: Path) -> dict[str, Any]:
+    """What the ingests read."""
+    from prefect_augment.params import Source
+
+    uris = (
+        source,
+        source.with_suffix(".text"),
+        source.with_suffix(""),
+        source.with_suffix(".photos"),
+    )
+    labels = ("y", "y", "label", "label")
+    return {
+        name: Source(uri=str(uri), label=label)
+        for name, uri, label in zip(INGESTS, uris, labels, strict=True)
+    }
+
+
 def ingests(folder: Path, source: Path) -> dict[str, float]:
     """Seconds of each ingest."""
     from prefect_augment.flows._inputs import ingested
-    from prefect_augment.params import Destination, Source
+    from prefect_augment.params import Destination
 
-    csv, photos = source.with_suffix(".text"), source.with_suffix(".photos")
-    sources = (
-        Source(uri=str(source), label="y"),
-        Source(uri=str(csv), label="y"),
-        Source(uri=str(photos), label="label"),
-    )
     took = {}
-    for name, one in zip(INGESTS, sources, strict=True):
-        there = Destination(uri=f"{folder}-{Path(one.uri).suffix[1:]}")
+    for i, (name, one) in enumerate(sources_of(source).items()):
+        there = Destination(uri=str(folder) if i == 0 else f"{folder}-ingest-{i}")
         took[name] = timed(partial(ingested, one, there, seed=0))
+    return took
+
+
+def in_parts(folder: Path, source: Path) -> dict[str, float]:
+    """Processor seconds of each ingest, alone and as two workers would wait for it: the longer part and the rest."""
+    from prefect_augment.ingest.ingest import ingest, ingest_part
+    from prefect_augment.storage import open_store
+
+    def used(call: Callable[[], Any]) -> float:
+        started = time.process_time()
+        call()
+        return time.process_time() - started
+
+    took = {}
+    for name, one in sources_of(source).items():
+        alone, shared = (open_store(f"{folder}-{name}-{kind}") for kind in ("alone", "shared"))
+        took[f"{name}, alone"] = used(partial(ingest, one, store=alone, seed=0))
+        parts = [partial(ingest_part, one, store=shared, seed=0, part=i, n_parts=2) for i in (0, 1)]
+        took[f"{name}, in parts"] = max(map(used, parts))
+        took[f"{name}, in parts"] += used(partial(ingest, one, store=shared, seed=0))
     return took
 
 
@@ -157,7 +195,7 @@ def steps(folder: Path, source: Path, workers: int, *, n_batches: int) -> dict[s
         budget=Budget(steps=50),
         evaluation=Evaluation(n_seeds=3, n_settings=2, n_bootstrap=200),
     )
-    where = Destination(uri=f"{folder}-parquet")
+    where = Destination(uri=str(folder))
     dataset = run(ingest_dataset, Source(uri=str(source), label="y"), where, seed=0)
     plan = run(plan_balance, dataset, params, searched=True)
     experiment = Experiment(dataset=dataset, plan=plan, params=params)
@@ -257,7 +295,7 @@ def main() -> None:
         key: {name: statistics.median(run[name] for run in runs) for name in runs[0]}
         for key, runs in taken.items()
     }
-    done: dict[str, float] = dict(zip(INGESTS, (n, CSV_ROWS * n, PHOTOS * n), strict=True))
+    done: dict[str, float] = dict(zip(INGESTS, (n, CSV_ROWS * n, n // 2, PHOTOS * n), strict=True))
     done["sampling"] = batches * 100_000
     measured = INGESTS if args.ingest else STEPS
     rows: list[dict[str, Any]] = []
@@ -289,6 +327,14 @@ def main() -> None:
             met = share <= MOST_OVERHEAD
             goal = f"at most {MOST_OVERHEAD}"
             goals.append(Goal(name, "", share, piece, "a mean piece, s", goal, met))
+    if args.ingest:
+        print(
+            "\nProcessor seconds, which other work on the machine changes less than the clock's\n"
+        )
+        print_heading(["step", "alone", "longer of two parts, and the rest", "efficiency"])
+        for step in INGESTS:
+            alone, shared = (median["threads", 1][f"{step}, {of}"] for of in ("alone", "in parts"))
+            print_row([step, f"{alone:.1f}", f"{shared:.1f}", f"{alone / (2 * shared):.2f}"])
     print_goals(goals)
     if args.json:
         args.json.write_text(

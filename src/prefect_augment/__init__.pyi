@@ -82,7 +82,11 @@ from .tasks.compare import (
     pilot_strategy as pilot_strategy,
     score_strategy as score_strategy,
 )
-from .tasks.ingest import ingest_dataset as ingest_dataset, ingest_part as ingest_part
+from .tasks.ingest import (
+    ingest_dataset as ingest_dataset,
+    ingest_part as ingest_part,
+    near_part as near_part,
+)
 from .tasks.latents import (
     open_version as open_version,
     select_classes as select_classes,

@@ -133,6 +133,8 @@ def test_workers_share_the_checks_of_a_sources_images(tmp_path: Path) -> None:
         dataset = ingested(source, there, seed=0)
     assert load_info(dataset, store) == load_info(ingest(source, store=alone, seed=0), alone)
     staged = [name.rpartition("/")[2] for name in store.list("_staging/ingest")]
+    pairs = [name.partition(".")[0][-6:] for name in staged if name.startswith("pairs-")]
+    assert sorted(pairs) == ["0-of-2", "1-of-2"]
     parts = {name.rpartition("-")[0] for name in staged if name.startswith("checks-")}
     assert parts == {f"checks-{of}-{part}-of-2" for of in ("source", "holdout") for part in (0, 1)}
 

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.ingest import scan, validate_images
-from prefect_augment.ingest.ingest import ingest, ingest_part
+from prefect_augment.ingest.ingest import ingest, ingest_part, near_part
 from prefect_augment.params import Source
 from prefect_augment.schema import DatasetInfo
 from prefect_augment.shards.staged import load_info
 from prefect_augment.sources.discovery import Listing
+from prefect_augment.split.near_duplicates import Thumbs
 from prefect_augment.storage import Store, open_store
 
 KINDS = ("folder", "archive", "one file", "twenty files", "hold-out")
@@ -147,6 +148,55 @@ def test_a_part_of_a_source_that_grew_reads_only_what_is_new(
     more = messy_images.encode(messy_images.picture(999))
     write_table(tmp_path / "in" / "99.parquet", {"tail/99.png": more})
     assert ingest_part(source, store=store, seed=0, part=0, n_parts=1) == 1
+
+
+@pytest.mark.parametrize("n_done", [1, 2])
+def test_near_duplicates_are_those_of_ingest_alone_however_many_parts_compared_them(
+    n_done: int,
+    tmp_path: Path,
+    store: Store,
+    others: Store,
+    messy_images: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = {f"{'ab'[i % 4 == 0]}/{i:03d}.png": messy_images.picture(i) for i in range(120)}
+    for i in range(0, 120, 10):  # brighter twins
+        files[f"a/twin{i}.png"] = files[f"{'ab'[i % 4 == 0]}/{i:03d}.png"].point(lambda v: v + 9)
+    write_table(tmp_path / "in.parquet", {n: messy_images.encode(i) for n, i in files.items()})
+    source = Source(uri=str(tmp_path / "in.parquet"))
+    whole = outcome(source, store)
+    assert whole.image is not None
+    assert whole.image.n_clustered > 10
+    for part in range(2):
+        ingest_part(source, store=others, seed=0, part=part, n_parts=2)
+    done = [near_part(source, store=others, seed=0, part=part, n_parts=2) for part in range(n_done)]
+    assert done == [132] * n_done
+    compared: list[int] = []
+    likeliest = validate_images.likeliest
+
+    def noted(thumbs: Thumbs, *, part: int = 0, n_parts: int = 1) -> Any:
+        compared.append(part)
+        return likeliest(thumbs, part=part, n_parts=n_parts)
+
+    monkeypatch.setattr(validate_images, "likeliest", noted)
+    assert outcome(source, others) == whole
+    assert compared == [1][: 2 - n_done], "what no part has compared"
+    assert near_part(source, store=others, seed=0, part=0, n_parts=2) == 0, "all is done"
+
+
+def test_pairs_of_other_images_are_not_used(
+    tmp_path: Path, store: Store, others: Store, messy_images: ModuleType
+) -> None:
+    """A label that is missing is seen by ingest alone."""
+    source = source_of("one file", tmp_path, messy_images)
+    path = next((tmp_path / "in").iterdir())
+    table = pq.read_table(path)
+    labels = table["label"].to_pylist()
+    labels[3] = None
+    pq.write_table(table.set_column(1, "label", pa.array(labels)), path)
+    ingest_part(source, store=others, seed=0, part=0, n_parts=1)
+    assert near_part(source, store=others, seed=0, part=0, n_parts=1) == 41
+    assert outcome(source, others) == outcome(source, store)
 
 
 # --- text files -------------------------------------------------------------------------------

@@ -28,7 +28,12 @@ from prefect_augment.ingest.outcome import Ingested, with_corrected
 from prefect_augment.ingest.scan import ParsedFiles, Progress, images_of_part, scan
 from prefect_augment.ingest.schema import UNTYPED_FORMATS
 from prefect_augment.ingest.validate import Candidates, find_candidates
-from prefect_augment.ingest.validate_images import StagedChecks, stage_checks
+from prefect_augment.ingest.validate_images import (
+    StagedChecks,
+    StagedPairs,
+    stage_checks,
+    stage_pairs,
+)
 from prefect_augment.ingest.write_index import SplitResult, write_index
 from prefect_augment.params import Source
 from prefect_augment.params.keys import step_key
@@ -130,6 +135,27 @@ def ingest_part(
             name = f"{name}-{part}-of-{n_parts}"
             n += stage_checks(images, stage, name, max_megapixels=source.max_megapixels)
     return n
+
+
+def near_part(
+    source: Source,
+    *,
+    store: Store,
+    seed: int,
+    source_options: dict[str, Any] | None = None,
+    part: int,
+    n_parts: int,
+) -> int:
+    """Compare a part of the images that all of :func:`ingest_part` have checked, for near-duplicates.
+
+    Returns how many images are compared; 0 where there are none, or all is done.
+    """
+    job = _job(source, store, source_options, lambda fraction, text: None)
+    parents = baselines(store, job.listing, job.source, seed)
+    if _done(job, parents) is not None:
+        return 0
+    stage = Stage(store, "ingest", _key(job, parents[0]))
+    return stage_pairs(stage, parents[0].ledger.keys, part=part, n_parts=n_parts)
 
 
 def _job(
@@ -241,6 +267,7 @@ def _split(
         ledger=_of_kind(parent.ledger, candidates.roles),
         source=job.source,
         batches=batches,
+        likely=StagedPairs(stage),
     )
     return write_index(decision, candidates, held, batches=batches, stage=stage)
 

@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from itertools import repeat
+from itertools import pairwise, repeat
 from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prefect_augment.array_types import Int, Int32
@@ -28,6 +29,7 @@ from prefect_augment.sources.images.validation import (
     ImageCheck,
     check_image,
 )
+from prefect_augment.split.near_duplicates import ThumbRows, Thumbs, Top, likeliest
 from prefect_augment.storage import Stage
 from prefect_augment.storage.keys import KEY
 from prefect_augment.storage.spill import ArraySpill
@@ -203,11 +205,16 @@ def stage_checks(
                 checks = _decoded(pool, batch, max_megapixels)
                 keyed = zip(_keys(batch), checks, strict=True)
                 rows = [{"key": key, **_row(check)} for key, check in keyed]
-                sink = pa.BufferOutputStream()
-                with pa.ipc.new_stream(sink, STAGED) as writer:
-                    writer.write_table(pa.Table.from_pylist(rows, STAGED))
-                stage.store.put(path, sink.getvalue().to_pybytes())
+                stage.store.put(path, _as_stream(pa.Table.from_pylist(rows, STAGED)))
     return n
+
+
+def _as_stream(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def _row(check: ImageCheck | BadImageError) -> dict[str, Any]:
@@ -223,8 +230,16 @@ def _keys(images: Iterable[bytes]) -> list[bytes]:
 class StagedChecks:
     """What :func:`stage_checks` has staged, by the bytes' hash; thumbnails are on local disk."""
 
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
+    def __init__(self, stage: Stage, name: str = "") -> None:
+        self._stage, self._name = stage, name  # of the listing; of all where it is empty
+
+    def distinct(self, known: NDArray[Any]) -> Thumbs:
+        """Return the thumbnails of the valid images but the known ones, one of each, sorted by content key."""
+        keys, order, thumbs, others = self._read
+        is_valid = pc.equal(others["reason"], "").to_numpy()[order]
+        rows = np.flatnonzero(is_valid & ~np.isin(keys, known))
+        rows = rows[np.unique(keys[rows], return_index=True)[1]]
+        return ThumbRows(thumbs, order[rows])
 
     def of(self, images: Sequence[bytes]) -> dict[int, ImageCheck | BadImageError]:
         """Return the checks of those images that have one, by place."""
@@ -265,8 +280,85 @@ class StagedChecks:
     def _tables(self) -> Iterator[pa.Table]:
         store, prefix = self._stage.store, self._stage.prefix
         for path in sorted(store.list(prefix)):
-            if path.startswith(f"{prefix}/checks-"):
+            if path.startswith(f"{prefix}/checks-{self._name}"):
                 yield pa.ipc.open_stream(store.read(path)).read_all()
+
+
+# --- near-duplicates --------------------------------------------------------------------------------
+
+
+_NO_ROWS = np.zeros(0, dtype=np.int8)  # takes on the type of what it is joined with
+
+
+def stage_pairs(stage: Stage, known: NDArray[Any], *, part: int, n_parts: int) -> int:
+    """Compare a part of the source's images, once all are checked; stage pairs that are likely near-duplicates.
+
+    ``known`` are content keys of earlier versions. Returns how many images there are.
+    """
+    thumbs = StagedChecks(stage, "source-").distinct(known)
+    path = f"{_pairs(stage, thumbs)}{part}-of-{n_parts}.arrow"
+    if len(thumbs) and not stage.store.exists(path):
+        tops = [*likeliest(thumbs, part=part, n_parts=n_parts)]
+        n_rows = [len(top.rows) for top in tops]
+        widths = np.repeat([top.others.shape[1] for top in tops], n_rows).astype(np.int32)
+        starts = pa.array(np.concatenate([[0], widths.cumsum()]), pa.int32())
+        others = np.concatenate([_NO_ROWS, *(top.others.ravel() for top in tops)])
+        likeness = np.concatenate([_NO_ROWS, *(top.likeness.ravel() for top in tops)])
+        columns = {
+            "bucket": pa.array(np.repeat([top.bucket for top in tops], n_rows), pa.int64()),
+            "row": pa.array(np.concatenate([_NO_ROWS, *(top.rows for top in tops)]), pa.int64()),
+            "others": pa.ListArray.from_arrays(starts, pa.array(others, pa.int64())),
+            "likeness": pa.ListArray.from_arrays(starts, pa.array(likeness, pa.float32())),
+        }
+        stage.store.put(path, _as_stream(pa.table(columns)))
+    return len(thumbs)
+
+
+@dataclass(frozen=True)
+class StagedPairs:
+    """What :func:`stage_pairs` has staged of exactly these images; what a part lacks is compared here."""
+
+    stage: Stage
+
+    def __call__(self, thumbs: Thumbs) -> Iterable[Top]:
+        """Return the likeliest pairs of all buckets, in their order."""
+        store = self.stage.store
+        there = [
+            p for p in store.list(self.stage.prefix) if p.rpartition("/")[2].startswith("pairs-")
+        ]
+        own = _pairs(self.stage, thumbs) if there else ""
+        there = [path for path in there if path.startswith(own)]
+        if not there:
+            return likeliest(thumbs)
+        n_parts = int(there[0].rpartition("-")[2].removesuffix(".arrow"))
+        tops: list[Top] = []
+        for part in range(n_parts):
+            path = f"{own}{part}-of-{n_parts}.arrow"
+            if path in there:
+                tops += _tops(pa.ipc.open_stream(store.read(path)).read_all())
+            else:
+                tops += likeliest(thumbs, part=part, n_parts=n_parts)
+        return sorted(tops, key=attrgetter("bucket"))
+
+
+def _pairs(stage: Stage, thumbs: Thumbs) -> str:
+    """How the staged pairs of these images are called."""
+    digest = blake2b(digest_size=16)
+    for start in range(0, len(thumbs), BATCH):
+        digest.update(thumbs[start : start + BATCH].tobytes())
+    return f"{stage.prefix}/pairs-{digest.hexdigest()}-"
+
+
+def _tops(table: pa.Table) -> Iterator[Top]:
+    buckets, rows = (table[name].to_numpy() for name in ("bucket", "row"))
+    starts = np.flatnonzero(np.diff(buckets, prepend=-1)).tolist()
+    for start, stop in pairwise([*starts, len(rows)]):
+        some = table.slice(start, stop - start)
+        others, likeness = (
+            some[name].combine_chunks().flatten().to_numpy().reshape(stop - start, -1)
+            for name in ("others", "likeness")
+        )
+        yield Top(int(buckets[start]), rows[start:stop], others, likeness)
 
 
 def image_notes(info: ImageInfo | None) -> tuple[str, ...]:
