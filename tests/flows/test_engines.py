@@ -118,7 +118,8 @@ def test_a_task_runner_of_with_options_is_the_engine(
     run_id = run(shared_source, tmp_path / "out", Compute(), flow)
     assert published_shards(tmp_path / "out") == of_one_thread
     _, logs, tasks = what_a_page_shows(run_id)
-    assert {"ingest_dataset", "fit_part"} <= {task.task_key.partition("-")[0] for task in tasks}
+    parts = {"ingest_part", "fit_part", "publish_part"}
+    assert {"ingest_dataset", *parts} <= {task.task_key.partition("-")[0] for task in tasks}
     assert any("Tasks run on the task runner" in log.message for log in logs)
 
 
