@@ -3,13 +3,15 @@
 Each step is done by the run's own tasks with one and with two workers of an engine, in a process of its own. Workers
 have done a small run before, so that imports are not counted. Measured, medians of interleaved repeats:
 
-- records per second of ingest, sampling, changed copies of images and the comparison with its hold-out;
+- records per second of ingest (a table in Parquet and CSV, small images and photographs), sampling, changed copies of
+  images and the comparison with its hold-out;
 - efficiency: the time with one worker over twice the time with two. Threads are shown beside, and as the limit what two
   processes reach that do the whole work each at the same time and share nothing but the machine;
 - the cost of a piece that does nothing, and its share of a mean piece of the comparison.
 
-Ingest is one task: a second worker brings it nothing, and its efficiency says so.
---quick: a third of the records, and one repeat.
+Ingest of typed files is one task: a second worker brings it nothing, and its efficiency says so. Of CSV the files are
+parsed by all workers, of images the checks are shared; the rest is one task.
+--quick: a third of the records, and one repeat. --ingest: nothing but that.
 """
 
 from __future__ import annotations
@@ -24,20 +26,30 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from _goals import Goal, print_goals, print_heading, print_row
 from scale_images import write_source
 
 ENGINES = ("threads", "processes", "dask", "ray")
 WANTED = {"threads": 0.0, "processes": 0.9, "dask": 0.85, "ray": 0.85}
-STEPS = ("ingest", "sampling", "augmentation", "comparison")
+INGESTS = (
+    "ingest of Parquet",
+    "ingest of CSV",
+    "ingest of small images",
+    "ingest of photographs",
+)
+STEPS = (*INGESTS, "sampling", "augmentation", "comparison")
 N_PIECES = 40  # that do nothing
-IMAGE_SIDE = 64
+IMAGE_SIDE, PHOTO_SIDE = 64, 433
+N_FILES = 8
+CSV_ROWS, PHOTOS = 10, 1 / 20  # per record of the table
 MOST_OVERHEAD = 0.05
 
 
@@ -48,6 +60,15 @@ def make_table(path: Path, n: int, seed: int = 0) -> None:
     numbers = {f"x{i}": rng.normal(y * (0.2 * i), 1.0) for i in range(8)}
     kind = rng.choice(["a", "b", "c"], n)
     pq.write_table(pa.table({**numbers, "kind": kind, "y": np.where(y, "rare", "usual")}), path)
+
+
+def make_csv(folder: Path, n: int) -> None:
+    """Write such a table as files."""
+    folder.mkdir()
+    for i in range(N_FILES):
+        make_table(folder / "in.parquet", n // N_FILES, seed=i)
+        pacsv.write_csv(pq.read_table(folder / "in.parquet"), folder / f"{i}.csv")
+    (folder / "in.parquet").unlink()
 
 
 # --- the child: every step with one engine ------------------------------------------------------
@@ -62,8 +83,14 @@ def child(given: dict[str, Any]) -> None:
     folder = Path(given["folder"])
     with open_engine(compute) as workers:
         # As many at a time as there are workers, so that each has imported what it needs.
-        steps(folder / "warm", Path(given["small"]), workers, n_batches=2 * workers)
-        seconds = steps(folder / "out", Path(given["source"]), workers, n_batches=given["batches"])
+        small, source = Path(given["small"]), Path(given["source"])
+        ingests(folder / "warm", small)
+        seconds = ingests(folder / "out", source)
+        if given["ingest"] and given["compute"] == {"engine": "threads", "workers": 1}:
+            seconds |= in_parts(folder / "parts", source)
+        if not given["ingest"]:
+            steps(folder / "warm", small, workers, n_batches=2 * workers)
+            seconds |= steps(folder / "out", source, workers, n_batches=given["batches"])
         seconds["nothing"] = timed(lambda: nothing(workers)) / N_PIECES
     print(json.dumps(seconds))
 
@@ -83,6 +110,57 @@ def nothing(workers: int) -> None:
         return i
 
     run_each([call(nothing_at_all, i) for i in range(N_PIECES)], workers=workers, step="nothing")
+
+
+def sources_of(source: Path) -> dict[str, Any]:
+    """What the ingests read."""
+    from prefect_augment.params import Source
+
+    uris = (
+        source,
+        source.with_suffix(".text"),
+        source.with_suffix(""),
+        source.with_suffix(".photos"),
+    )
+    labels = ("y", "y", "label", "label")
+    return {
+        name: Source(uri=str(uri), label=label)
+        for name, uri, label in zip(INGESTS, uris, labels, strict=True)
+    }
+
+
+def ingests(folder: Path, source: Path) -> dict[str, float]:
+    """Seconds of each ingest."""
+    from prefect_augment.flows._inputs import ingested
+    from prefect_augment.params import Destination
+
+    took = {}
+    for i, (name, one) in enumerate(sources_of(source).items()):
+        there = Destination(uri=str(folder) if i == 0 else f"{folder}-ingest-{i}")
+        took[name] = timed(partial(ingested, one, there, seed=0))
+    return took
+
+
+def in_parts(folder: Path, source: Path) -> dict[str, float]:
+    """Processor seconds of each ingest, alone and as two workers would wait for it: the longer parts and the rest."""
+    from prefect_augment.ingest.ingest import ingest, ingest_part, near_part
+    from prefect_augment.storage import open_store
+
+    def used(call: Callable[[], Any]) -> float:
+        started = time.process_time()
+        call()
+        return time.process_time() - started
+
+    took = {}
+    for name, one in sources_of(source).items():
+        alone, shared = (open_store(f"{folder}-{name}-{kind}") for kind in ("alone", "shared"))
+        took[f"{name}, alone"] = used(partial(ingest, one, store=alone, seed=0))
+        waited = 0.0
+        for work in (ingest_part, near_part):
+            parts = [partial(work, one, store=shared, seed=0, part=i, n_parts=2) for i in (0, 1)]
+            waited += max(map(used, parts))
+        took[f"{name}, in parts"] = waited + used(partial(ingest, one, store=shared, seed=0))
+    return took
 
 
 def steps(folder: Path, source: Path, workers: int, *, n_batches: int) -> dict[str, float]:
@@ -120,9 +198,7 @@ def steps(folder: Path, source: Path, workers: int, *, n_batches: int) -> dict[s
         evaluation=Evaluation(n_seeds=3, n_settings=2, n_bootstrap=200),
     )
     where = Destination(uri=str(folder))
-    started = time.perf_counter()
     dataset = run(ingest_dataset, Source(uri=str(source), label="y"), where, seed=0)
-    clock("ingest", started)
     plan = run(plan_balance, dataset, params, searched=True)
     experiment = Experiment(dataset=dataset, plan=plan, params=params)
     model = run(train_model, experiment)
@@ -159,7 +235,9 @@ def steps(folder: Path, source: Path, workers: int, *, n_batches: int) -> dict[s
 # --- all of them --------------------------------------------------------------------------------
 
 
-def measure(engine: str, workers: int, small: Path, source: Path, batches: int) -> dict[str, float]:
+def measure(
+    engine: str, workers: int, small: Path, source: Path, batches: int, only_ingest: bool
+) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         given = {
             "compute": {"engine": engine, "workers": workers},
@@ -167,6 +245,7 @@ def measure(engine: str, workers: int, small: Path, source: Path, batches: int) 
             "small": str(small),
             "source": str(source),
             "batches": batches,
+            "ingest": only_ingest,
         }
         done = subprocess.run(
             [sys.executable, __file__, "--child", json.dumps(given)],
@@ -183,6 +262,7 @@ def measure(engine: str, workers: int, small: Path, source: Path, batches: int) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--ingest", action="store_true")
     parser.add_argument("--engine", choices=ENGINES, action="append")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child")
@@ -197,30 +277,36 @@ def main() -> None:
         small, source = Path(folder, "small.parquet"), Path(folder, "in.parquet")
         make_table(small, 2000)
         make_table(source, n)
+        for path, rows in ((small, 2000), (source, n)):
+            make_csv(path.with_suffix(".text"), CSV_ROWS * rows)
+            write_source(path.with_suffix(".photos"), int(PHOTOS * rows), PHOTO_SIDE)
         write_source(small.with_suffix(""), 500, IMAGE_SIDE)
         write_source(source.with_suffix(""), n // 2, IMAGE_SIDE)
         for _ in range(repeats):
             for engine in engines:
                 for workers in (1, 2):
-                    took = measure(engine, workers, small, source, batches)
+                    took = measure(engine, workers, small, source, batches, args.ingest)
                     taken.setdefault((engine, workers), []).append(took)
             with ThreadPoolExecutor(2) as pool:
                 both = [
-                    pool.submit(measure, "threads", 1, small, source, batches) for _ in range(2)
+                    pool.submit(measure, "threads", 1, small, source, batches, args.ingest)
+                    for _ in range(2)
                 ]
                 taken.setdefault(("both", 1), []).extend(one.result() for one in both)
     median = {
         key: {name: statistics.median(run[name] for run in runs) for name in runs[0]}
         for key, runs in taken.items()
     }
-    done = {"sampling": batches * 100_000}
+    done: dict[str, float] = dict(zip(INGESTS, (n, CSV_ROWS * n, n // 2, PHOTOS * n), strict=True))
+    done["sampling"] = batches * 100_000
+    measured = INGESTS if args.ingest else STEPS
     rows: list[dict[str, Any]] = []
     goals: list[Goal] = []
     print(f"{n} records, {repeats} repeats\n")
     print_heading(["engine", "step", "records/s, 1 worker", "2 workers", "efficiency", "limit"])
     for engine in engines:
         one, two = median[engine, 1], median[engine, 2]
-        for step in STEPS:
+        for step in measured:
             records = done.get(step, n)
             efficiency = one[step] / (2 * two[step])
             limit = median["threads", 1][step] / median["both", 1][step]
@@ -233,6 +319,8 @@ def main() -> None:
                 met = efficiency >= wanted
                 goal = f"at least {wanted}"
                 goals.append(Goal(name, "", efficiency, limit, "two processes apart", goal, met))
+        if args.ingest:
+            continue
         piece = one["comparison"] / one["pieces"]
         share = one["nothing"] / piece
         print_row([engine, f"a piece: {1000 * one['nothing']:.1f} ms", f"{share:.1%}", "", "", ""])
@@ -241,6 +329,14 @@ def main() -> None:
             met = share <= MOST_OVERHEAD
             goal = f"at most {MOST_OVERHEAD}"
             goals.append(Goal(name, "", share, piece, "a mean piece, s", goal, met))
+    if args.ingest:
+        print(
+            "\nProcessor seconds, which other work on the machine changes less than the clock's\n"
+        )
+        print_heading(["step", "alone", "the longer parts, and the rest", "efficiency"])
+        for step in INGESTS:
+            alone, shared = (median["threads", 1][f"{step}, {of}"] for of in ("alone", "in parts"))
+            print_row([step, f"{alone:.1f}", f"{shared:.1f}", f"{alone / (2 * shared):.2f}"])
     print_goals(goals)
     if args.json:
         args.json.write_text(

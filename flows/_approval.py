@@ -27,9 +27,10 @@ from prefect_augment.report.run_summary import summarise
 from prefect_augment.schema import ApprovalDecision, Commit, Release, ReportRef, RunResult
 from prefect_augment.storage import Store, find_commit
 from prefect_augment.tasks._display import link
-from prefect_augment.tasks._runtime import conclude, open_root, run
+from prefect_augment.tasks._engines import engine
+from prefect_augment.tasks._runtime import call, conclude, open_root, run, run_each
 from prefect_augment.tasks.approve import propose_dataset
-from prefect_augment.tasks.publish import publish_dataset, write_report
+from prefect_augment.tasks.publish import publish_dataset, publish_part, write_report
 from prefect_augment.text import markdown_text
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def publish_or_ask(
     dataset = release.dataset
     store = open_root(dataset)
     if not approval.ask:
-        commit = run(publish_dataset, release, page)
+        commit = _published(release, page)
         return _concluded(release, page, commit, started=started)
     proposal = run(propose_dataset, release, page)
     decision = None
@@ -108,6 +109,17 @@ def publish_or_ask(
         if decision is None or decision.decision == "reject":
             return not_published(proposal, decision, started=started)
     return publish_proposal(proposal, decision, started=started)
+
+
+def _published(
+    release: Release, page: ReportRef, decision: ApprovalDecision | None = None
+) -> Commit:
+    """Publish a version; an engine's workers share the writing of its shards."""
+    opened = engine()
+    if opened is not None and (n_parts := opened.n_workers) > 1:
+        calls = [call(publish_part, release, part=part, n_parts=n_parts) for part in range(n_parts)]
+        run_each(calls, workers=n_parts, step="publish")
+    return run(publish_dataset, release, page, approval=decision)
 
 
 def publish_proposal(
@@ -123,7 +135,7 @@ def publish_proposal(
         recipe = lowered(proposal.recipe, proposal.plan, decision.amounts, copies=copies)
         release = release.model_copy(update={"recipe": recipe})
     page = run(write_report, release, approval=decision)
-    commit = run(publish_dataset, release, page, approval=decision)
+    commit = _published(release, page, decision)
     return _concluded(release, page, commit, proposal.id, decision, started=started)
 
 

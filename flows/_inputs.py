@@ -30,18 +30,20 @@ from prefect_augment.params import (
 from prefect_augment.publish.export import check_export
 from prefect_augment.publish.publish import check_destination
 from prefect_augment.registry import check_shard_format, load_model_class
-from prefect_augment.schema import Experiment, Modality
+from prefect_augment.schema import DatasetRef, Experiment, Modality
 from prefect_augment.shards.staged import load_info
 from prefect_augment.storage import contains
 from prefect_augment.tasks._blocks import storage_options
 from prefect_augment.tasks._display import STEPS, dataset_slug, run_progress
-from prefect_augment.tasks._engines import check_address, open_engine
+from prefect_augment.tasks._engines import check_address, engine, open_engine
 from prefect_augment.tasks._limits import check_crashes, destination_lease
-from prefect_augment.tasks._runtime import open_destination, open_root, run, run_log
+from prefect_augment.tasks._runtime import call, open_destination, open_root, run, run_each, run_log
 from prefect_augment.tasks.augment import check_image_policy
+from prefect_augment.tasks.ingest import ingest_dataset, ingest_part, near_part
 
 # The fastest fit of the fastest model on a small table takes about this long.
 MINIMUM_SECONDS = 0.2
+MANY_IMAGES = 1000  # whose comparison takes longer than to start two tasks
 LARGEST_SEED = 2**32 - 1  # numpy's and scikit-learn's
 
 
@@ -86,6 +88,26 @@ def running(
             stack.enter_context(destination_lease(destination.uri))
         stack.enter_context(run_progress(destination.uri, steps))
         yield stack.enter_context(open_engine(compute))
+
+
+def ingested(source: Source, destination: Destination, *, seed: int) -> DatasetRef:
+    """Ingest the source; an engine's workers share the checks of images and the parsing of text files."""
+    opened = engine()
+    if opened is not None and (n_parts := opened.n_workers) > 1:
+        checks = [
+            call(ingest_part, source, destination, seed=seed, part=part, n_parts=n_parts)
+            for part in range(n_parts)
+        ]
+        n_checked = sum(run_each(checks, workers=n_parts, step="ingest"))
+        # Groups or a hold-out column of the user's own decide what stays together, or with what.
+        own_split = source.group_column or source.group_pattern or source.holdout_column
+        if n_checked >= MANY_IMAGES and not own_split:
+            pairs = [
+                call(near_part, source, destination, seed=seed, part=part, n_parts=n_parts)
+                for part in range(n_parts)
+            ]
+            run_each(pairs, workers=n_parts, step="ingest")
+    return run(ingest_dataset, source, destination, seed=seed)
 
 
 def check_parameters(

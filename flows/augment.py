@@ -12,6 +12,7 @@ from prefect_augment.flows._inputs import (
     check_parameters,
     default_destination,
     default_source,
+    ingested,
     running,
 )
 from prefect_augment.params import (
@@ -39,7 +40,6 @@ from prefect_augment.tasks._runtime import (
     run,
 )
 from prefect_augment.tasks.augment import check_image_policy
-from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.publish import write_report
 
@@ -92,7 +92,7 @@ def augment(
         prepare_destination(destination, publish)
         source = default_source(source, destination)
         check_shared(destination, source)
-        dataset = run(ingest_dataset, source, destination, seed=seed)
+        dataset = ingested(source, destination, seed=seed)
         plan = run(plan_balance, dataset, params, compares=False)
         experiment = Experiment(dataset=dataset, plan=plan, params=params)
         if plan_only:
@@ -131,7 +131,7 @@ def check_policy(
     destination = default_destination(destination, source, suffix="augmented")
     with running(destination, publishes=False, steps=("ingest", "check policy")):
         source = default_source(source, destination)
-        dataset = run(ingest_dataset, source, destination, seed=seed)
+        dataset = ingested(source, destination, seed=seed)
         shows = report.pictures == "real"
         check = run(check_image_policy, dataset, classic, seed=seed, show_pictures=shows)
         bad = ", ".join(op.name for op in check.damaging)

@@ -16,6 +16,7 @@ from prefect_augment.flows._inputs import (
     check_encoder,
     check_measure,
     check_seed,
+    ingested,
     try_estimators,
 )
 from prefect_augment.ingest.external import plan_of_external
@@ -42,7 +43,6 @@ from prefect_augment.tasks._engines import check_address, open_engine
 from prefect_augment.tasks._events import emit_refused
 from prefect_augment.tasks._runtime import check_shared, conclude, open_root, run, run_log
 from prefect_augment.tasks.compare import choose_strategy, filter_candidates, score_strategy
-from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.publish import write_report
 from prefect_augment.tasks.sample import import_synthetic
@@ -99,7 +99,7 @@ def evaluate(
     ):
         check_shared(destination, source)
         check_encoder(encoder, destination)
-        dataset = run(ingest_dataset, source, destination, seed=seed)
+        dataset = ingested(source, destination, seed=seed)
         check_modality(params.evaluation, dataset.modality)
         check_encoded(encoder, dataset.modality)
         store = open_root(dataset)

@@ -16,6 +16,7 @@ from prefect_augment.flows._inputs import (
     check_parameters,
     default_destination,
     default_source,
+    ingested,
     running,
 )
 from prefect_augment.latents.capabilities import able_model
@@ -36,7 +37,6 @@ from prefect_augment.report.run_summary import peak_rss_bytes
 from prefect_augment.schema import BalancePlan, Experiment, LatentResult, LatentUse
 from prefect_augment.storage import contains
 from prefect_augment.tasks._runtime import finish, run
-from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.latents import select_classes, use_latents
 from prefect_augment.tasks.train import train_model
 
@@ -115,7 +115,8 @@ def _run(
             "read its own result; choose another."
         )
     with running(destination, publishes=False, steps=("ingest", "train", use)):
-        dataset = run(ingest_dataset, default_source(source, destination), destination, seed=seed)
+        source = default_source(source, destination)
+        dataset = ingested(source, destination, seed=seed)
         trained_on = dataset
         if isinstance(params, Anomalies) and params.train_on:
             trained_on = run(select_classes, dataset, list(params.train_on))

@@ -21,6 +21,7 @@ from prefect_augment.flows._inputs import (
     check_parameters,
     default_destination,
     default_source,
+    ingested,
     running,
 )
 from prefect_augment.params import (
@@ -53,7 +54,6 @@ from prefect_augment.tasks._runtime import (
     prepare_destination,
     run,
 )
-from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.publish import write_report
 
@@ -150,7 +150,7 @@ def _plan(source: Source, destination: Destination, params: RunParams) -> Experi
     if params.publish.materialise == "copies":  # soft labels would need weights
         quality = params.quality.model_copy(update={"labels": "hard"})
         params = params.model_copy(update={"quality": quality})
-    dataset = run(ingest_dataset, source, destination, seed=params.seed)
+    dataset = ingested(source, destination, seed=params.seed)
     check_modality(params.evaluation, dataset.modality)
     check_encoded(params.encoder, dataset.modality)
     check_comparable(dataset, open_root(dataset))

@@ -10,6 +10,7 @@ from prefect_augment.flows._inputs import (
     check_parameters,
     default_destination,
     default_source,
+    ingested,
     running,
 )
 from prefect_augment.params import (
@@ -27,7 +28,6 @@ from prefect_augment.report.run_summary import peak_rss_bytes
 from prefect_augment.schema import Experiment, TrainResult
 from prefect_augment.synthesis.train import find_model
 from prefect_augment.tasks._runtime import check_shared, finish, open_root, run
-from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.train import train_model
 
@@ -67,7 +67,7 @@ def train(
     with running(destination, publishes=False, steps=("ingest", "train"), compute=compute):
         source = default_source(source, destination)
         check_shared(destination, source)
-        dataset = run(ingest_dataset, source, destination, seed=seed)
+        dataset = ingested(source, destination, seed=seed)
         store = open_root(dataset)
         check_comparable(dataset, store)
         plan = run(plan_balance, dataset, params)

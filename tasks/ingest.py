@@ -1,6 +1,6 @@
 """Ingest: from a labelled source to validated and split records."""
 
-from prefect_augment.ingest.ingest import ingest
+from prefect_augment.ingest.ingest import ingest, ingest_part as stage_part, near_part as stage_near
 from prefect_augment.params import Destination, Source
 from prefect_augment.schema import DatasetRef
 from prefect_augment.tasks._blocks import storage_options
@@ -44,3 +44,63 @@ def ingest_dataset(source: Source, destination: Destination, *, seed: int = 0) -
         # Needed even if nothing new was written: later steps write to it.
         store.check_writable()
         return ref.model_copy(update={"block": destination.storage_block})
+
+
+@step(lambda p: f"ingest, part {p['part'] + 1} of {p['n_parts']}")
+def ingest_part(
+    source: Source, destination: Destination, *, seed: int = 0, part: int, n_parts: int
+) -> int:
+    """Check a part of the source's images, or parse a part of its text files, for :func:`ingest_dataset`.
+
+    Parameters
+    ----------
+    source, destination, seed
+        As for :func:`ingest_dataset`.
+    part : int
+        From 0.
+    n_parts : int
+        How many tasks share the work.
+
+    Returns
+    -------
+    int
+        How many images or files are this part's; 0 of a table whose files have types.
+    """
+    return stage_part(
+        source,
+        store=open_destination(destination),
+        seed=seed,
+        source_options=storage_options(source.storage_block),
+        part=part,
+        n_parts=n_parts,
+    )
+
+
+@step(lambda p: f"near-duplicates, part {p['part'] + 1} of {p['n_parts']}")
+def near_part(
+    source: Source, destination: Destination, *, seed: int = 0, part: int, n_parts: int
+) -> int:
+    """Compare a part of the images, which all of :func:`ingest_part` have checked, for :func:`ingest_dataset`.
+
+    Parameters
+    ----------
+    source, destination, seed
+        As for :func:`ingest_dataset`; of images whose near-duplicates stay together.
+    part : int
+        From 0.
+    n_parts : int
+        How many tasks share the work.
+
+    Returns
+    -------
+    int
+        How many images there are.
+    """
+    return stage_near(
+        source,
+        store=open_destination(destination),
+        seed=seed,
+        source_options=storage_options(source.storage_block),
+        part=part,
+        n_parts=n_parts,
+    )

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from prefect_augment.plan.strategies import plain_recipe
-from prefect_augment.publish.publish import publish
+from prefect_augment.publish.publish import publish, publish_part as write_part
 from prefect_augment.publish.synthetic_records import classic_counts
 from prefect_augment.report.build import report
 from prefect_augment.schema import ApprovalDecision, Commit, Recipe, Release, ReportRef
@@ -74,6 +74,27 @@ def publish_dataset(
         if commit.created:
             emit_published(store, commit)
         return commit
+
+
+@step(lambda p: f"publish, part {p['part'] + 1} of {p['n_parts']}")
+def publish_part(release: Release, *, part: int, n_parts: int) -> int:
+    """Write a part of the version's shards for :func:`publish_dataset`, which makes them visible.
+
+    Parameters
+    ----------
+    release : Release
+        With a recipe.
+    part : int
+        From 0.
+    n_parts : int
+        How many tasks share the work.
+
+    Returns
+    -------
+    int
+        How many of the staged shards and other portions are this part's.
+    """
+    return write_part(release, open_root(release.dataset), part=part, n_parts=n_parts)
 
 
 def _plain_recipe(release: Release, store: Store) -> Recipe:

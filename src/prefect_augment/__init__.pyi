@@ -82,14 +82,22 @@ from .tasks.compare import (
     pilot_strategy as pilot_strategy,
     score_strategy as score_strategy,
 )
-from .tasks.ingest import ingest_dataset as ingest_dataset
+from .tasks.ingest import (
+    ingest_dataset as ingest_dataset,
+    ingest_part as ingest_part,
+    near_part as near_part,
+)
 from .tasks.latents import (
     open_version as open_version,
     select_classes as select_classes,
     use_latents as use_latents,
 )
 from .tasks.plan import plan_balance as plan_balance
-from .tasks.publish import publish_dataset as publish_dataset, write_report as write_report
+from .tasks.publish import (
+    publish_dataset as publish_dataset,
+    publish_part as publish_part,
+    write_report as write_report,
+)
 from .tasks.sample import (
     draw_part as draw_part,
     import_synthetic as import_synthetic,

@@ -25,12 +25,14 @@ from support.engine_runs import published_shards, short_run
 from prefect_augment.errors import AugmentError, ParameterError
 from prefect_augment.examples import example_images
 from prefect_augment.flows._classic import with_classic
+from prefect_augment.flows._inputs import ingested
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Compute, Destination, NoModel, RunParams, Source
 from prefect_augment.plan.plan import plan as make_plan
 from prefect_augment.plan.strategies import classic_recipe
 from prefect_augment.schema import Experiment, Release, RunResult
+from prefect_augment.shards.staged import load_info
 from prefect_augment.storage import open_store
 from prefect_augment.tasks._engines import open_engine
 
@@ -116,8 +118,26 @@ def test_a_task_runner_of_with_options_is_the_engine(
     run_id = run(shared_source, tmp_path / "out", Compute(), flow)
     assert published_shards(tmp_path / "out") == of_one_thread
     _, logs, tasks = what_a_page_shows(run_id)
-    assert {"ingest_dataset", "fit_part"} <= {task.task_key.partition("-")[0] for task in tasks}
+    parts = {"ingest_part", "fit_part", "publish_part"}
+    assert {"ingest_dataset", *parts} <= {task.task_key.partition("-")[0] for task in tasks}
     assert any("Tasks run on the task runner" in log.message for log in logs)
+
+
+def test_workers_share_the_checks_of_a_sources_images(tmp_path: Path) -> None:
+    pytest.importorskip("PIL", reason="needs the images extra")
+    source, there = (
+        example_images(str(tmp_path / "in"), seed=0),
+        Destination(uri=str(tmp_path / "out")),
+    )
+    store, alone = open_store(there.uri), open_store(str(tmp_path / "alone"))
+    with open_engine(Compute(engine="processes", workers=2)):
+        dataset = ingested(source, there, seed=0)
+    assert load_info(dataset, store) == load_info(ingest(source, store=alone, seed=0), alone)
+    staged = [name.rpartition("/")[2] for name in store.list("_staging/ingest")]
+    pairs = [name.partition(".")[0][-6:] for name in staged if name.startswith("pairs-")]
+    assert sorted(pairs) == ["0-of-2", "1-of-2"]
+    parts = {name.rpartition("-")[0] for name in staged if name.startswith("checks-")}
+    assert parts == {f"checks-{of}-{part}-of-2" for of in ("source", "holdout") for part in (0, 1)}
 
 
 def test_workers_share_the_images_of_classic_augmentation(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from prefect_augment.errors import (
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Publish
-from prefect_augment.publish.publish import check_destination
+from prefect_augment.publish.publish import check_destination, publish_part
 from prefect_augment.report.card import CARD, refresh_card
 from prefect_augment.shards.base import read_shard
 from prefect_augment.shards.staged import load_info
@@ -329,6 +329,44 @@ def test_the_same_inputs_publish_nothing_new(store: Store, release: Any) -> None
     again = run(release, requested={"compute": {"workers": 9}}, report=None)
     assert again == first.model_copy(update={"created": False})
     assert {p: store.read(p) for p in store.list()} == before
+
+
+@pytest.mark.parametrize("n_done", [1, 2])
+def test_what_other_tasks_have_written_is_in_the_version_and_not_written_again(
+    store: Store, release: Any, releases: ModuleType, n_done: int
+) -> None:
+    other = open_store(f"memory://{uuid4().hex}")
+    twin = releases.stage_release(other)
+    run(twin)
+    one, _, _ = publish_arguments(**vars(release))
+    counts = [publish_part(one, store, part=part, n_parts=2) for part in range(n_done)]
+    early = {path: store.info(path) for path in store.list("data")}
+    assert early
+    assert list_versions(store) == (), "nothing is visible before the manifest"
+    assert not store.list("_leases")
+    run(release)
+    assert read_manifest(store).shards == read_manifest(other).shards
+    assert {path: store.info(path) for path in early} == early
+    written = [path for path in store.list("_staging/publish") if "/stream-" in path]
+    assert len(written) == sum(counts)
+    assert publish_part(one, store, part=0, n_parts=2) == 0, "all is done"
+
+
+def test_a_shard_of_another_task_that_is_gone_is_written_again(store: Store, release: Any) -> None:
+    one, _, _ = publish_arguments(**vars(release))
+    assert publish_part(one, store, part=0, n_parts=1) > 1
+    store.delete(store.list("data")[0])
+    run(release)
+    assert verify(store).ok
+
+
+def test_synthetic_records_alone_are_written_by_the_task_that_searches_them(
+    store: Store, release: Any
+) -> None:
+    alone = vars(release) | {"publish": Publish(origins=["synthetic"])}
+    one, _, _ = publish_arguments(**alone)
+    assert publish_part(one, store, part=0, n_parts=1) == 0
+    assert not store.list("data")
 
 
 def test_a_rerun_mends_the_card(store: Store, release: Any) -> None:

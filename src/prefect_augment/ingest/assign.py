@@ -24,7 +24,7 @@ from prefect_augment.params import Source
 from prefect_augment.schema import ImageInfo
 from prefect_augment.split.assignment import assign
 from prefect_augment.split.ledger import Assignment, Ledger, LedgerSpill
-from prefect_augment.split.near_duplicates import ThumbRows, Thumbs
+from prefect_augment.split.near_duplicates import Likely, ThumbRows, Thumbs
 from prefect_augment.split.near_split import (
     NearClusters,
     assign_clusters,
@@ -56,8 +56,9 @@ class Decision:
     """The split of all records: one pass on construction, then :meth:`pieces` yields it bin by bin.
 
     ``reused`` are the indexes of reused batches, ``held`` a hold-out with a source of its own, ``ledger`` the
-    parent version's or an empty one. ``ledger``, ``n_new``, ``n_kept_against_mark`` and ``image`` are final
-    after the last piece. Raises InputError if the requested hold-out does not suit the records.
+    parent version's or an empty one; ``likely`` finds pairs of images. ``ledger``, ``n_new``,
+    ``n_kept_against_mark`` and ``image`` are final after the last piece. Raises InputError if the requested
+    hold-out does not suit the records.
     """
 
     def __init__(
@@ -69,9 +70,10 @@ class Decision:
         ledger: Ledger,
         source: Source,
         batches: Int32,
+        likely: Likely,
     ) -> None:
         self.candidates, self.reused, self.held, self.source = candidates, reused, held, source
-        self.batches = batches
+        self.batches, self.likely = batches, likely
         self.ledger: Ledger | LedgerSpill = ledger
         self.is_grouped = bool(candidates.roles.grouped_by or candidates.roles.image)
         self.n_new = self.n_kept_against_mark = 0
@@ -149,7 +151,7 @@ class Decision:
         parts = [i.of_bin(number, candidates.n_bins) for i in self.reused]
         index = merge([*parts, index])
         index = replace(index, labels=shared_names(index.labels, self._none())[0])
-        some = _Bin(index, self.held, self.source, self._parent)
+        some = _Bin(index, self.held, self.source, self._parent, self.likely)
         some.exclude(number, candidates.n_bins)
         entries = None
         if self._split is not None:
@@ -271,8 +273,14 @@ class _Bin:
     """The records of one bin of keys, and which of them are left out."""
 
     def __init__(
-        self, index: RecordIndex, held: Candidates | None, source: Source, ledger: Ledger
+        self,
+        index: RecordIndex,
+        held: Candidates | None,
+        source: Source,
+        ledger: Ledger,
+        likely: Likely,
     ) -> None:
+        self.likely = likely
         self.index, self.held, self.source, self.ledger = index, held, source, ledger
         self.reasons = np.zeros(len(index), dtype=np.int8)
         self.rows = np.arange(len(index))  # not left out
@@ -329,6 +337,7 @@ class _Bin:
             ledger=self.ledger,
             thumb_rows=left.thumb_rows,
             marked=left.marked,
+            likely=self.likely,
         )
         bridges = np.zeros(len(self.index), dtype=bool)
         bridges[self.rows] = clusters.is_bridge

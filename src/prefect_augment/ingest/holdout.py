@@ -11,7 +11,7 @@ from prefect_augment.encoding.columns import did_you_mean
 from prefect_augment.encoding.labels import class_names
 from prefect_augment.errors import LabelError, SchemaError
 from prefect_augment.ingest.column_roles import Roles
-from prefect_augment.ingest.scan import scan
+from prefect_augment.ingest.scan import ParsedFiles, scan
 from prefect_augment.ingest.schema import (
     UNTYPED_FORMATS,
     plain_name,
@@ -20,6 +20,7 @@ from prefect_augment.ingest.schema import (
     wider_type,
 )
 from prefect_augment.ingest.validate import Candidates, Rows, find_candidates
+from prefect_augment.ingest.validate_images import StagedChecks
 from prefect_augment.params import Source
 from prefect_augment.shards.image_columns import image_columns, main_image
 from prefect_augment.shards.parquet import select_columns
@@ -40,12 +41,14 @@ def read_holdout(
     *,
     roles: Roles,
     corrections: Corrections,
+    parsed: ParsedFiles,
+    checks: StagedChecks,
 ) -> Candidates:
     """Return the records at ``source.holdout_uri``, with the source's columns and types.
 
     Raises SchemaError if columns or types differ from the source's.
     """
-    scanned = scan(listing, source, workspace)
+    scanned = scan(listing, source, workspace, parsed=parsed)
     dropped = {override.name for override in source.columns if override.kind == "drop"}
     where = f"the hold-out {listing.store.uri}"
     plain = plain_schema(roles.schema)
@@ -63,7 +66,9 @@ def read_holdout(
             raise SchemaError(f"{where} does not fit the source's types: {exc}.") from exc
 
     _check_schema(chosen(scanned.schema.empty_table()).schema, roles.schema, listing)
-    held = find_candidates(scanned, roles, source, conform=conform, corrections=corrections)
+    held = find_candidates(
+        scanned, roles, source, conform=conform, corrections=corrections, checks=checks
+    )
     logger.info("Hold-out: %s records at %s.", held.n_records, listing.store.uri)
     return held
 

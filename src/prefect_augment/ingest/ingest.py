@@ -7,6 +7,8 @@ take arrays of all records. If only files were added to a source, only those are
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,8 +25,15 @@ from prefect_augment.ingest.incremental import (
     find_reusable,
 )
 from prefect_augment.ingest.outcome import Ingested, with_corrected
-from prefect_augment.ingest.scan import Progress, scan
+from prefect_augment.ingest.scan import ParsedFiles, Progress, images_of_part, scan
+from prefect_augment.ingest.schema import UNTYPED_FORMATS
 from prefect_augment.ingest.validate import Candidates, find_candidates
+from prefect_augment.ingest.validate_images import (
+    StagedChecks,
+    StagedPairs,
+    stage_checks,
+    stage_pairs,
+)
 from prefect_augment.ingest.write_index import SplitResult, write_index
 from prefect_augment.params import Source
 from prefect_augment.params.keys import step_key
@@ -38,6 +47,8 @@ from prefect_augment.storage import Stage, Store, contains
 from prefect_augment.storage.spill import Workspace, give_back, returned_at_once
 
 logger = logging.getLogger(__name__)
+
+SOURCE, HOLDOUT = "source", "holdout"  # in the names of what parts stage
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,82 @@ def ingest(
     ParameterError if a parameter names a missing column, or parameters contradict one another.
     """
     report = on_progress or (lambda fraction, text: None)
+    job = _job(source, store, source_options, report)
+    parents = baselines(store, job.listing, job.source, seed)
+    if (done := _done(job, parents)) is not None:
+        logger.info("The source has not changed since it was ingested as %s.", done[0].key)
+        return _reference(*done)
+
+    store.check_writable()  # now, and not when all has been read
+    stage = Stage(store, "ingest", _key(job, parents[0]))
+    info = with_corrected(_new_or_all(job, parents[0], stage), job.corrections, store)
+    report(1.0, "done")
+    for note in info.notes:
+        logger.info("%s", note)
+    return _reference(stage, stage.finish(info))
+
+
+def ingest_part(
+    source: Source,
+    *,
+    store: Store,
+    seed: int,
+    source_options: dict[str, Any] | None = None,
+    part: int,
+    n_parts: int,
+) -> int:
+    """Check a part of the source's images, or parse a part of its text files; :func:`ingest` finds what is staged.
+
+    Returns how many images or files are this part's; 0 where all is done, or where records come with their types.
+    """
+    job = _job(source, store, source_options, lambda fraction, text: None)
+    parents = baselines(store, job.listing, job.source, seed)
+    if _done(job, parents) is not None:
+        return 0
+    stage = Stage(store, "ingest", _key(job, parents[0]))
+    wanted = None
+    with suppress(NotReusableError):
+        reused = find_reusable(store, job.listing, parents[0], request=_request(job), folder=None)
+        wanted = None if reused is None else reused.wanted
+    n = 0
+    for name, listing in ((SOURCE, job.listing), (HOLDOUT, job.holdout)):
+        if listing is not None and listing.table is None:  # a database is asked once
+            some = wanted if listing is job.listing else None
+            share: dict[str, Any] = {"wanted": some, "part": part, "n_parts": n_parts}
+            if listing.format in UNTYPED_FORMATS:
+                n += ParsedFiles(stage, name).keep(listing, job.source, **share)
+                continue
+            images = images_of_part(listing, job.source, **share)
+            name = f"{name}-{part}-of-{n_parts}"
+            n += stage_checks(images, stage, name, max_megapixels=source.max_megapixels)
+    return n
+
+
+def near_part(
+    source: Source,
+    *,
+    store: Store,
+    seed: int,
+    source_options: dict[str, Any] | None = None,
+    part: int,
+    n_parts: int,
+) -> int:
+    """Compare a part of the images that all of :func:`ingest_part` have checked, for near-duplicates.
+
+    Returns how many images are compared; 0 where there are none, or all is done.
+    """
+    job = _job(source, store, source_options, lambda fraction, text: None)
+    parents = baselines(store, job.listing, job.source, seed)
+    if _done(job, parents) is not None:
+        return 0
+    stage = Stage(store, "ingest", _key(job, parents[0]))
+    return stage_pairs(stage, parents[0].ledger.keys, part=part, n_parts=n_parts)
+
+
+def _job(
+    source: Source, store: Store, source_options: dict[str, Any] | None, report: Progress
+) -> _Job:
+    """List the source and its hold-out; raise InputError for what lies inside the destination."""
     listing = list_source(source.uri, requested=source.format, options=source_options)
     _refuse_nesting(source.uri, store, listing, what="source")
     source = with_its_holdout(source, listing.denoised)
@@ -86,25 +173,19 @@ def ingest(
             source.holdout_uri, requested=holdout_format, options=source_options
         )
         _refuse_nesting(source.holdout_uri, store, holdout_listing, what="hold-out")
+    return _Job(source, listing, holdout_listing, store, report, read_corrections(store))
 
-    job = _Job(source, listing, holdout_listing, store, report, read_corrections(store))
-    parents = baselines(store, listing, source, seed)
+
+def _done(job: _Job, parents: Sequence[Baseline]) -> tuple[Stage, DatasetInfo] | None:
+    """Return the outcome of an unchanged source."""
     for parent in parents:
-        stage = Stage(store, "ingest", _key(job, parent))
+        stage = Stage(job.store, "ingest", _key(job, parent))
         info = stage.outcome(DatasetInfo)
         if info is not None and (
             parent is parents[0] or info.extra["ledger_digest"] == parents[0].ledger.digest
         ):
-            logger.info("The source has not changed since it was ingested as %s.", stage.key)
-            return _reference(stage, info)
-
-    store.check_writable()  # now, and not when all has been read
-    stage = Stage(store, "ingest", _key(job, parents[0]))
-    info = with_corrected(_new_or_all(job, parents[0], stage), job.corrections, store)
-    report(1.0, "done")
-    for note in info.notes:
-        logger.info("%s", note)
-    return _reference(stage, stage.finish(info))
+            return stage, info
+    return None
 
 
 def _new_or_all(job: _Job, parent: Baseline, stage: Stage) -> DatasetInfo:
@@ -137,7 +218,8 @@ def _ingest(
 ) -> DatasetInfo:
     batches = parent.batches(job.listing)
     with returned_at_once(), Workspace() as workspace:
-        candidates = _read(job, workspace, batches, folder, reused)
+        checks = StagedChecks(stage)
+        candidates = _read(job, workspace, batches, folder, reused, stage, checks)
         held = None
         if job.holdout is not None:
             held = read_holdout(
@@ -146,6 +228,8 @@ def _ingest(
                 workspace,
                 roles=candidates.roles,
                 corrections=job.corrections,
+                parsed=ParsedFiles(stage, HOLDOUT),
+                checks=checks,
             )
         give_back()
         job.report(0.7, "split")
@@ -183,6 +267,7 @@ def _split(
         ledger=_of_kind(parent.ledger, candidates.roles),
         source=job.source,
         batches=batches,
+        likely=StagedPairs(stage),
     )
     return write_index(decision, candidates, held, batches=batches, stage=stage)
 
@@ -193,6 +278,8 @@ def _read(
     batches: Int32,
     folder: Folder | None,
     reused: ReusedRecords | None,
+    stage: Stage,
+    checks: StagedChecks,
 ) -> Candidates:
     """Read the files and validate the records."""
     read = scan(
@@ -203,6 +290,7 @@ def _read(
         wanted=None if reused is None else reused.wanted,
         known=None if reused is None else reused.schema,
         folder=folder,
+        parsed=ParsedFiles(stage, SOURCE),
         on_progress=lambda f, text: job.report(0.4 * f, text),
     )
     if reused is not None and not read.schema.equals(reused.schema, check_metadata=True):
@@ -220,6 +308,7 @@ def _read(
         corrections=job.corrections,
         may_be_empty=reused is not None,
         in_bins=True,
+        checks=checks,
         on_progress=lambda f, text: job.report(0.4 + 0.3 * f, text),
     )
 

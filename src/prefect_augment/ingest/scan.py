@@ -4,10 +4,12 @@ A format is a :class:`prefect_augment.sources.base.SourceReader` in the registry
 endings are in :mod:`prefect_augment.sources.discovery`.
 """
 
+import json
 import logging
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,14 @@ from prefect_augment.ingest.schema import (
     refuse_lineage_names,
 )
 from prefect_augment.params import Source
-from prefect_augment.sources.base import SourceRecords, in_batches
+from prefect_augment.schema import Result
+from prefect_augment.shards.image_columns import main_image
+from prefect_augment.sources.base import Rejected, SourceRecords, in_batches
 from prefect_augment.sources.discovery import Entry, Listing, listing_notes, notes_of_files
-from prefect_augment.sources.images.scan import Folder, inspect_folder, read_folder
+from prefect_augment.sources.images.columns import image_bytes
+from prefect_augment.sources.images.scan import Folder, inspect_folder, read_folder, read_images
 from prefect_augment.sources.open import reader_of
+from prefect_augment.storage import Stage, read_result
 from prefect_augment.storage.spill import Spill, Workspace
 
 logger = logging.getLogger(__name__)
@@ -34,6 +40,9 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[float, str], None]
 Dictionaries = dict[int, dict[str, list[Any]]]
 
+REST = "\0rest"  # in the metadata of a batch that is staged
+LOOSE_AT_ONCE = 512  # image files
+FILES_PER_PART = 4  # with fewer, one part may have much more work than another
 FILE, POSITION = "\0file", "\0position"  # columns of the spilled tables
 
 
@@ -83,6 +92,135 @@ class Scan:
             spill.clear()
 
 
+# --- parts, which other tasks do before ---------------------------------------------------------
+
+
+def images_of_part(
+    listing: Listing,
+    source: Source,
+    *,
+    wanted: Collection[str] | None,
+    part: int,
+    n_parts: int,
+) -> Iterator[list[bytes]]:
+    """Yield the images of a part of a source, some together, without labels and checks; none of a table.
+
+    A part has files of its own, or a share of each file where there are few.
+    """
+    if listing.format == "folder":
+        yield from read_images(
+            listing, source, wanted_paths=wanted, part=part, n_parts=n_parts, at_once=LOOSE_AT_ONCE
+        )
+        return
+    entries = [e for e in listing.entries if wanted is None or e.path in wanted]
+    has_files = len(entries) >= FILES_PER_PART * n_parts
+    read = reader_of(listing)
+    for entry in entries[part::n_parts] if has_files else entries:
+        # What is wrong with a file, the scan says.
+        with suppress(InputError, FileNotFoundError), listing.open(entry) as file:
+            for records in in_batches(read(file, name=entry.path, source=source)):
+                if not (image := main_image(records.table.schema)):
+                    return
+                column = records.table[image]
+                if not has_files:
+                    start, stop = (len(column) * i // n_parts for i in (part, part + 1))
+                    column = column.slice(start, stop - start)
+                if len(column):
+                    yield list(image_bytes(column))
+
+
+class _Parsed(Result):
+    """The receipt of one file whose records are staged."""
+
+    paths: tuple[str, ...]  # of the batches
+
+
+@dataclass(frozen=True)
+class ParsedFiles:
+    """The records of text files, which other tasks parse and stage; typed formats are read as fast as staged ones."""
+
+    stage: Stage
+    name: str  # of the listing, within the stage
+
+    def keep(
+        self,
+        listing: Listing,
+        source: Source,
+        *,
+        wanted: Collection[str] | None,
+        part: int,
+        n_parts: int,
+    ) -> int:
+        """Parse and stage the files of a part, unless they are staged; return how many files there are."""
+        entries = listing.entries
+        chosen = [i for i, e in enumerate(entries) if wanted is None or e.path in wanted]
+        if len(chosen) < 2:  # the other parts would wait for this one
+            return 0
+        # The largest first, so that no part has all of them.
+        own = sorted(chosen, key=lambda i: -entries[i].n_bytes)[part::n_parts]
+        for i in own:
+            with suppress(InputError, FileNotFoundError):  # what is wrong, the scan says
+                self.stage.item(self._item(i), _Parsed, partial(self._parse, listing, source, i))
+        return len(own)
+
+    def _item(self, index: int) -> str:
+        return f"parsed-{self.name}-{index:06d}"
+
+    def _parse(self, listing: Listing, source: Source, index: int) -> _Parsed:
+        entry = listing.entries[index]
+        paths: list[str] = []
+        with listing.open(entry) as file:
+            for records in in_batches(reader_of(listing)(file, name=entry.path, source=source)):
+                paths.append(f"{self.stage.prefix}/{self._item(index)}/{len(paths):05d}.arrow")
+                self.stage.store.put(paths[-1], _packed(records))
+        if not listing.is_unchanged(entry):
+            raise _changed(listing, entry)
+        return _Parsed(paths=tuple(paths))
+
+    def of(self, index: int) -> Iterator[SourceRecords] | None:
+        """Return the records of a file of the listing, or None where they are not staged."""
+        store, path = self.stage.store, f"{self.stage.prefix}/{self._item(index)}.json"
+        parsed = read_result(store, path, _Parsed) if path in self._there else None
+        return None if parsed is None else map(_unpacked, map(store.read, parsed.paths))
+
+    @cached_property
+    def _there(self) -> frozenset[str]:
+        """One request instead of one a file."""
+        return frozenset(self.stage.store.list(self.stage.prefix))
+
+
+def _packed(records: SourceRecords) -> bytes:
+    table = records.table.append_column(POSITION, pa.array(records.positions, pa.int64()))
+    rest = {"rejected": [vars(r) for r in records.rejected], "notes": records.notes}
+    metadata = {**(table.schema.metadata or {}), REST: json.dumps(rest)}
+    table = table.replace_schema_metadata(metadata)
+    sink, options = pa.BufferOutputStream(), pa.ipc.IpcWriteOptions(compression="lz4")
+    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+        writer.write_table(table)
+    packed: bytes = sink.getvalue().to_pybytes()
+    return packed
+
+
+def _unpacked(data: bytes) -> SourceRecords:
+    table = pa.ipc.open_stream(data).read_all()
+    metadata = dict(table.schema.metadata)
+    rest = json.loads(metadata.pop(REST.encode()))
+    positions = table[POSITION].to_numpy()
+    table = table.drop_columns([POSITION]).replace_schema_metadata(metadata or None)
+    rejected = tuple(Rejected(**r) for r in rest["rejected"])
+    return SourceRecords(table, positions, rejected, tuple(rest["notes"]))
+
+
+def _changed(listing: Listing, entry: Entry) -> SourceChangedError:
+    return SourceChangedError(
+        f"{entry.path} changed while it was read; run again when nothing writes to {listing.store.uri}.",
+        path=entry.path,
+    )
+
+
+# --- the whole ------------------------------------------------------------------------------------
+
+
 def scan(
     listing: Listing,
     source: Source,
@@ -92,6 +230,7 @@ def scan(
     wanted: Collection[str] | None = None,
     known: pa.Schema | None = None,
     folder: Folder | None = None,
+    parsed: ParsedFiles | None = None,
     on_progress: Progress | None = None,
     has_lineage: bool = False,
 ) -> Scan:
@@ -99,13 +238,14 @@ def scan(
 
     ``batches`` has each file's batch; the schema is that of the first file of the lowest one. ``wanted``
     restricts to some files, ``known`` is the schema of the others. ``folder`` describes loose image
-    files; with ``has_lineage`` columns may be named like lineage columns. Raises SourceChangedError if
-    a file changed since it was listed, SchemaError if columns differ, InputError for no records.
+    files; ``parsed`` has records that are staged; with ``has_lineage`` columns may be named like lineage
+    columns. Raises SourceChangedError if a file changed since it was listed, SchemaError if columns differ,
+    InputError for no records.
     """
     numbers = np.ones(len(listing.entries), dtype=np.int32) if batches is None else batches
     if listing.format == "folder":
         folder = folder or inspect_folder(listing, source)
-    scanner = _Scanner(listing, source, workspace, numbers, folder, on_progress)
+    scanner = _Scanner(listing, source, workspace, numbers, folder, parsed, on_progress)
     return scanner.run(wanted, known, has_lineage=has_lineage)
 
 
@@ -119,8 +259,10 @@ class _Scanner:
         workspace: Workspace,
         numbers: Int32,
         folder: Folder | None,
+        parsed: ParsedFiles | None,
         on_progress: Progress | None,
     ) -> None:
+        self.parsed = parsed if listing.format in UNTYPED_FORMATS else None
         self.listing, self.source, self.workspace, self.folder = listing, source, workspace, folder
         self.numbers = numbers
         self.report = on_progress or (lambda fraction, text: None)
@@ -180,17 +322,17 @@ class _Scanner:
     def _read_object(self, index: int, entry: Entry) -> None:
         try:
             with self.listing.open(entry) as file, self._may_be_empty(index):
-                read = reader_of(self.listing)
-                for records in in_batches(read(file, name=entry.path, source=self.source)):
+                staged = None if self.parsed is None else self.parsed.of(index)
+                if staged is None:
+                    read = reader_of(self.listing)
+                    staged = in_batches(read(file, name=entry.path, source=self.source))
+                for records in staged:
                     self._take(records, index)
             unchanged = self.listing.is_unchanged(entry)
         except FileNotFoundError:
             unchanged = False
         if not unchanged:
-            raise SourceChangedError(
-                f"{entry.path} changed while it was read; run again when nothing writes to {self.listing.store.uri}.",
-                path=entry.path,
-            )
+            raise _changed(self.listing, entry)
         logger.info(
             "Read %s: %s records, %s rejected.",
             entry.path,

@@ -22,7 +22,7 @@ from prefect_augment.ingest.column_roles import Roles
 from prefect_augment.ingest.quarantine import Batch
 from prefect_augment.ingest.scan import Progress, Scan
 from prefect_augment.ingest.schema import plain_schema
-from prefect_augment.ingest.validate_images import ImageChecker, Images
+from prefect_augment.ingest.validate_images import ImageChecker, Images, StagedChecks
 from prefect_augment.params import Source
 from prefect_augment.shards.row_groups import record_bytes
 from prefect_augment.sources.images.columns import GROUP, with_group_column
@@ -165,6 +165,7 @@ def find_candidates(
     corrections: Corrections = NO_CORRECTIONS,
     may_be_empty: bool = False,
     in_bins: bool = False,
+    checks: StagedChecks | None = None,
     on_progress: Progress | None = None,
 ) -> Candidates:
     """Validate the records of a scan, reject the invalid ones into its quarantine, and return the others.
@@ -172,12 +173,13 @@ def find_candidates(
     ``conform`` first brings each batch into other columns (a hold-out's into the source's). ``corrections`` are
     labels that hold in place of the source's.
     ``may_be_empty`` says that other records exist, so none of these has to be valid. With ``in_bins`` the
-    split decides on one key at a time; groups and near-duplicates need all records in one bin.
+    split decides on one key at a time; groups and near-duplicates need all records in one bin. ``checks`` are
+    those of other tasks.
     Raises InputError if no image is valid, MissingExtraError without Pillow.
     """
     alone = in_bins and not roles.image and not roles.grouped_by
     collector = _Collector(roles, scan, n_bins_for(scan.n_records) if alone else 1, corrections)
-    checker = ImageChecker(roles.image, source.max_megapixels) if roles.image else None
+    checker = ImageChecker(roles.image, source.max_megapixels, checks) if roles.image else None
     with checker or nullcontext():
         n_done = 0
         for batch in scan.batches():

@@ -1,20 +1,25 @@
 """Image validation: which images decode, and their sizes and formats; others go to quarantine.
 
-Each image is decoded once, in threads, a few at a time.
+Each image is decoded once, in threads, a few at a time. Workers of an engine check shares of the images, and stage
+the outcome by the hash of the bytes; where that is missing, the image is decoded here.
 """
 
-import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
+from functools import cached_property
+from hashlib import blake2b
+from itertools import pairwise, repeat
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from prefect_augment.array_types import Int32
+from prefect_augment.array_types import Int, Int32
 from prefect_augment.errors import InputError
 from prefect_augment.schema import ImageInfo
 from prefect_augment.sources.images.columns import image_bytes
@@ -24,6 +29,9 @@ from prefect_augment.sources.images.validation import (
     ImageCheck,
     check_image,
 )
+from prefect_augment.split.near_duplicates import ThumbRows, Thumbs, Top, likeliest
+from prefect_augment.storage import Stage
+from prefect_augment.storage.keys import KEY
 from prefect_augment.storage.spill import ArraySpill
 
 #: Mode, format, width, height, whether animated, whether turned.
@@ -76,12 +84,15 @@ def image_info(column: str, counts: Mapping[Traits, int], **extra: int) -> Image
 class ImageChecker:
     """Decodes images once, batch by batch, in threads (hence a context manager).
 
-    Images over ``max_megapixels`` are refused by their header.
+    Images over ``max_megapixels`` are refused by their header; ``known`` ones are not decoded again.
     """
 
-    def __init__(self, column: str, max_megapixels: float) -> None:
+    def __init__(
+        self, column: str, max_megapixels: float, known: "StagedChecks | None" = None
+    ) -> None:
         self.column = column
         self._limit = max_megapixels
+        self._known = known
         self._thumbs = ArraySpill(THUMB_SIDE * THUMB_SIDE)
         self._traits: list[Int32] = []
         self._distinct: dict[Traits, int] = {}
@@ -89,7 +100,7 @@ class ImageChecker:
         self._n_bad = 0
 
     def __enter__(self) -> None:
-        self._pool = ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1)))
+        self._pool = _decoders()
 
     def __exit__(self, *of: object) -> None:
         self._pool.shutdown()
@@ -103,12 +114,10 @@ class ImageChecker:
         reasons, details = [""] * n, [""] * n
         for start in range(0, n, BATCH):
             batch = list(image_bytes(column.slice(start, BATCH)))
-            parts = [batch[i : i + UNIT] for i in range(0, len(batch), UNIT)]
-            done = [
-                check
-                for part in self._pool.map(_checked, parts, repeat(self._limit))
-                for check in part
-            ]
+            known = {} if self._known is None else self._known.of(batch)
+            others = [data for i, data in enumerate(batch) if i not in known]
+            rest = iter(_decoded(self._pool, others, self._limit))
+            done = (known[i] if i in known else next(rest) for i in range(len(batch)))
             good = []
             for i, check in enumerate(done, start=start):
                 if isinstance(check, BadImageError):
@@ -139,6 +148,20 @@ class ImageChecker:
 _traits = attrgetter("mode", "format", "width", "height", "is_animated", "is_rotated")
 
 
+def _decoders() -> ThreadPoolExecutor:
+    """As many threads as Arrow has, which OMP_NUM_THREADS bounds, and at most four."""
+    return ThreadPoolExecutor(min(4, pa.cpu_count()))
+
+
+def _decoded(
+    pool: ThreadPoolExecutor, batch: Sequence[bytes], max_megapixels: float
+) -> list[ImageCheck | BadImageError]:
+    """Return the outcome of each image."""
+    parts = [batch[i : i + UNIT] for i in range(0, len(batch), UNIT)]
+    done = pool.map(_checked, parts, repeat(max_megapixels))
+    return [check for part in done for check in part]
+
+
 def _checked(batch: Sequence[bytes], max_megapixels: float) -> list[ImageCheck | BadImageError]:
     return [_check_one(data, max_megapixels) for data in batch]
 
@@ -148,6 +171,194 @@ def _check_one(data: bytes, max_megapixels: float) -> ImageCheck | BadImageError
         return check_image(data, max_megapixels=max_megapixels)
     except BadImageError as exc:
         return exc
+
+
+# --- checks of other tasks ----------------------------------------------------------------------
+
+STAGED = pa.schema(
+    [
+        ("key", pa.binary(16)),
+        ("thumb", pa.binary()),  # empty for a bad image
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        *((name, pa.string()) for name in ("mode", "format")),
+        *((name, pa.int32()) for name in ("width", "height")),
+        *((name, pa.bool_()) for name in ("is_animated", "is_rotated")),
+    ]
+)
+
+
+def stage_checks(
+    batches: Iterable[Sequence[bytes]], stage: Stage, name: str, *, max_megapixels: float
+) -> int:
+    """Check images and stage the outcome of each batch as ``name`` with its number; return how many images there are.
+
+    What a task before this one has staged is not done again.
+    """
+    there = set(stage.store.list(stage.prefix))
+    n = 0
+    with _decoders() as pool:
+        for number, batch in enumerate(batches):
+            n += len(batch)
+            path = f"{stage.prefix}/checks-{name}-{number:05d}.arrow"
+            if path not in there:
+                checks = _decoded(pool, batch, max_megapixels)
+                keyed = zip(_keys(batch), checks, strict=True)
+                rows = [{"key": key, **_row(check)} for key, check in keyed]
+                stage.store.put(path, _as_stream(pa.Table.from_pylist(rows, STAGED)))
+    return n
+
+
+def _as_stream(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _row(check: ImageCheck | BadImageError) -> dict[str, Any]:
+    if isinstance(check, BadImageError):
+        return {"thumb": b"", "reason": check.reason, "detail": check.detail}
+    return {**vars(check), "thumb": check.thumb.tobytes(), "reason": ""}
+
+
+def _keys(images: Iterable[bytes]) -> list[bytes]:
+    return [blake2b(data, digest_size=16).digest() for data in images]
+
+
+class StagedChecks:
+    """What :func:`stage_checks` has staged, by the bytes' hash; thumbnails are on local disk."""
+
+    def __init__(self, stage: Stage, name: str = "") -> None:
+        self._stage, self._name = stage, name  # of the listing; of all where it is empty
+
+    def distinct(self, known: NDArray[Any]) -> Thumbs:
+        """Return the thumbnails of the valid images but the known ones, one of each, sorted by content key."""
+        keys, order, thumbs, others = self._read
+        is_valid = pc.equal(others["reason"], "").to_numpy()[order]
+        rows = np.flatnonzero(is_valid & ~np.isin(keys, known))
+        rows = rows[np.unique(keys[rows], return_index=True)[1]]
+        return ThumbRows(thumbs, order[rows])
+
+    def of(self, images: Sequence[bytes]) -> dict[int, ImageCheck | BadImageError]:
+        """Return the checks of those images that have one, by place."""
+        keys, order, thumbs, others = self._read
+        if not len(keys):
+            return {}
+        own = np.array(_keys(images), dtype=KEY)
+        at = np.minimum(np.searchsorted(keys, own), len(keys) - 1)
+        known = np.flatnonzero(keys[at] == own)
+        rows = order[at[known]]
+        checks: dict[int, ImageCheck | BadImageError] = {}
+        for place, thumb, row in zip(
+            known.tolist(), thumbs[rows], others.take(pa.array(rows)).to_pylist(), strict=True
+        ):
+            reason, detail = row.pop("reason"), row.pop("detail")
+            checks[place] = (
+                BadImageError(reason, detail) if reason else ImageCheck(**row, thumb=thumb)
+            )
+        return checks
+
+    @cached_property
+    def _read(self) -> tuple[NDArray[Any], Int, ArraySpill, pa.Table]:
+        """The sorted keys, the row of each, and all rows."""
+        keys = [np.zeros(0, dtype=KEY)]
+        thumbs = ArraySpill(THUMB_SIDE * THUMB_SIDE)
+        others = [STAGED.empty_table()]
+        none = bytes(THUMB_SIDE * THUMB_SIDE)
+        for table in self._tables():
+            keys.append(np.array(table["key"].to_pylist(), dtype=KEY))
+            data = b"".join(thumb or none for thumb in table["thumb"].to_pylist())
+            thumbs.append(np.frombuffer(data, dtype=np.int8))
+            others.append(table)
+        every = np.concatenate(keys)
+        order = np.argsort(every)
+        rest = pa.concat_tables(others).drop_columns(["key", "thumb"])
+        return every[order], order, thumbs, rest.combine_chunks()
+
+    def _tables(self) -> Iterator[pa.Table]:
+        store, prefix = self._stage.store, self._stage.prefix
+        for path in sorted(store.list(prefix)):
+            if path.startswith(f"{prefix}/checks-{self._name}"):
+                yield pa.ipc.open_stream(store.read(path)).read_all()
+
+
+# --- near-duplicates --------------------------------------------------------------------------------
+
+
+_NO_ROWS = np.zeros(0, dtype=np.int8)  # takes on the type of what it is joined with
+
+
+def stage_pairs(stage: Stage, known: NDArray[Any], *, part: int, n_parts: int) -> int:
+    """Compare a part of the source's images, once all are checked; stage pairs that are likely near-duplicates.
+
+    ``known`` are content keys of earlier versions. Returns how many images there are.
+    """
+    thumbs = StagedChecks(stage, "source-").distinct(known)
+    path = f"{_pairs(stage, thumbs)}{part}-of-{n_parts}.arrow"
+    if len(thumbs) and not stage.store.exists(path):
+        tops = [*likeliest(thumbs, part=part, n_parts=n_parts)]
+        n_rows = [len(top.rows) for top in tops]
+        widths = np.repeat([top.others.shape[1] for top in tops], n_rows).astype(np.int32)
+        starts = pa.array(np.concatenate([[0], widths.cumsum()]), pa.int32())
+        others = np.concatenate([_NO_ROWS, *(top.others.ravel() for top in tops)])
+        likeness = np.concatenate([_NO_ROWS, *(top.likeness.ravel() for top in tops)])
+        columns = {
+            "bucket": pa.array(np.repeat([top.bucket for top in tops], n_rows), pa.int64()),
+            "row": pa.array(np.concatenate([_NO_ROWS, *(top.rows for top in tops)]), pa.int64()),
+            "others": pa.ListArray.from_arrays(starts, pa.array(others, pa.int64())),
+            "likeness": pa.ListArray.from_arrays(starts, pa.array(likeness, pa.float32())),
+        }
+        stage.store.put(path, _as_stream(pa.table(columns)))
+    return len(thumbs)
+
+
+@dataclass(frozen=True)
+class StagedPairs:
+    """What :func:`stage_pairs` has staged of exactly these images; what a part lacks is compared here."""
+
+    stage: Stage
+
+    def __call__(self, thumbs: Thumbs) -> Iterable[Top]:
+        """Return the likeliest pairs of all buckets, in their order."""
+        store = self.stage.store
+        there = [
+            p for p in store.list(self.stage.prefix) if p.rpartition("/")[2].startswith("pairs-")
+        ]
+        own = _pairs(self.stage, thumbs) if there else ""
+        there = [path for path in there if path.startswith(own)]
+        if not there:
+            return likeliest(thumbs)
+        n_parts = int(there[0].rpartition("-")[2].removesuffix(".arrow"))
+        tops: list[Top] = []
+        for part in range(n_parts):
+            path = f"{own}{part}-of-{n_parts}.arrow"
+            if path in there:
+                tops += _tops(pa.ipc.open_stream(store.read(path)).read_all())
+            else:
+                tops += likeliest(thumbs, part=part, n_parts=n_parts)
+        return sorted(tops, key=attrgetter("bucket"))
+
+
+def _pairs(stage: Stage, thumbs: Thumbs) -> str:
+    """How the staged pairs of these images are called."""
+    digest = blake2b(digest_size=16)
+    for start in range(0, len(thumbs), BATCH):
+        digest.update(thumbs[start : start + BATCH].tobytes())
+    return f"{stage.prefix}/pairs-{digest.hexdigest()}-"
+
+
+def _tops(table: pa.Table) -> Iterator[Top]:
+    buckets, rows = (table[name].to_numpy() for name in ("bucket", "row"))
+    starts = np.flatnonzero(np.diff(buckets, prepend=-1)).tolist()
+    for start, stop in pairwise([*starts, len(rows)]):
+        some = table.slice(start, stop - start)
+        others, likeness = (
+            some[name].combine_chunks().flatten().to_numpy().reshape(stop - start, -1)
+            for name in ("others", "likeness")
+        )
+        yield Top(int(buckets[start]), rows[start:stop], others, likeness)
 
 
 MODES = {"L": "grey", "LA": "grey with transparency", "RGB": "colour", "P": "with a palette"}

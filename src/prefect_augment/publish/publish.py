@@ -5,17 +5,17 @@ publish to one destination at the same time: each version comes from one of them
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from prefect_augment.encoding.rare_values import MIN_LEVEL_RECORDS
 from prefect_augment.errors import ParameterError, RefusedError, SchemaError
 from prefect_augment.experiment.privacy import stored_privacy
 from prefect_augment.ingest.schema import plain_name
-from prefect_augment.params import Publish
-from prefect_augment.publish.assemble import Assembled, Portion, assemble, check_settings
+from prefect_augment.publish.assemble import Assembled, Portion, Stream, assemble, check_settings
 from prefect_augment.publish.export import check_export, export_newest
 from prefect_augment.publish.shareable import leaks_of, real_values
 from prefect_augment.publish.sidecar_files import (
@@ -40,6 +40,7 @@ from prefect_augment.schema import (
     PublishedModel,
     Release,
     ReportRef,
+    Result,
     ShardInfo,
     class_counts,
     class_order,
@@ -59,6 +60,7 @@ from prefect_augment.storage import (
     manifest_path,
     probe_exclusive,
     read_manifest,
+    read_result,
 )
 from prefect_augment.storage.spill import Workspace, give_back, returned_at_once
 
@@ -86,12 +88,7 @@ def publish(
     settings, recipe = release.experiment.params.publish, release.recipe
     assert recipe is not None
     info = load_info(release.dataset, store)
-    check_settings(settings, recipe, release.experiment.plan)
-    if why := release.experiment.params.encoder.why_unpublishable:
-        raise ParameterError(why)
-    if settings.export:
-        check_export(store, settings.export)
-    check_shard_format(settings.format, modality=info.modality)
+    _check(release, info, store)
     published = find_commit(store, release.key)
     if published is None:
         check_destination(store, info)
@@ -125,6 +122,41 @@ def publish(
     return published
 
 
+def publish_part(release: Release, store: Store, *, part: int, n_parts: int) -> int:
+    """Write the shards of every ``n_parts``-th stream of records, which :func:`publish` finds.
+
+    Returns how many streams are this part's; 0 of synthetic records alone, which are searched for real ones before
+    they leave. Raises what :func:`publish` raises before it commits.
+    """
+    info = load_info(release.dataset, store)
+    _check(release, info, store)
+    shared = "real" in release.experiment.params.publish.origins
+    if not shared or find_commit(store, release.key) is not None:
+        return 0
+    check_destination(store, info)
+    # A lease of its own, since another part may end before.
+    held = lease(store, "writing", f"publish-{release.key}-{part}")
+    with held, returned_at_once(), Workspace() as workspace:
+        streams = _Streams(release, info, store, assemble(release, info, store, workspace))
+        own = range(part, len(streams.every), n_parts)
+        for number in own:
+            streams.keep(number)
+            give_back()
+    return len(own)
+
+
+def _check(release: Release, info: DatasetInfo, store: Store) -> None:
+    """Raise for what contradicts itself, before anything is written."""
+    settings, recipe = release.experiment.params.publish, release.recipe
+    assert recipe is not None
+    check_settings(settings, recipe, release.experiment.plan)
+    if why := release.experiment.params.encoder.why_unpublishable:
+        raise ParameterError(why)
+    if settings.export:
+        check_export(store, settings.export)
+    check_shard_format(settings.format, modality=info.modality)
+
+
 def _write_version(
     release: Release,
     report: ReportRef | None,
@@ -142,7 +174,7 @@ def _write_version(
         report_progress(0.0, "putting records together")
         with Workspace() as workspace:
             assembled = assemble(release, info, store, workspace)
-        shards = _write_portions(store, assembled.portions, info, settings, report_progress)
+        shards = _Streams(release, info, store, assembled).write(report_progress)
         fields = _fields(release, assembled, shards, info, store) | {"approval": approval}
         if report is not None:
             fields["notes"] += report.notes
@@ -311,39 +343,79 @@ def _difference(published: Manifest, info: DatasetInfo) -> str:
 # --- what is written --------------------------------------------------------------------------
 
 
-def _write_portions(
-    store: Store,
-    portions: Sequence[Portion],
-    info: DatasetInfo,
-    publish: Publish,
-    report_progress: Callable[[float, str], None],
-) -> tuple[ShardInfo, ...]:
-    """Write the shards; each staged shard's real records separately, so that equal ones keep their names."""
-    shards: list[ShardInfo] = []
-    classes = class_order({name for portion in portions for name in portion.labels})
-    total = sum(stream.n_records for portion in portions for stream in portion.streams)
-    done = 0
-    for portion in portions:
-        for stream in portion.streams:
+class _Written(Result):
+    """The receipt of a stream that another task has written."""
+
+    shards: tuple[ShardInfo, ...]
+
+
+@dataclass(frozen=True)
+class _Streams:
+    """The records of a version, each staged shard's real ones separately, so that equal ones keep their names."""
+
+    release: Release
+    info: DatasetInfo
+    store: Store
+    assembled: Assembled
+
+    @cached_property
+    def every(self) -> list[tuple[Portion, Stream]]:
+        """All streams, in order."""
+        return [
+            (portion, stream) for portion in self.assembled.portions for stream in portion.streams
+        ]
+
+    def write(self, report_progress: Callable[[float, str], None]) -> tuple[ShardInfo, ...]:
+        """Write the shards of all streams, but for those that are there."""
+        shards: list[ShardInfo] = []
+        total = sum(stream.n_records for _, stream in self.every)
+        done = 0
+        for number, (portion, stream) in enumerate(self.every):
             report_progress(0.1 + 0.8 * done / total, f"writing {portion.split} {portion.origin}")
-            shards += write_stream(
-                store,
-                stream.tables(),
-                n_records=stream.n_records,
-                n_bytes=stream.n_bytes,
-                prefix="data",
-                stem=f"{portion.split}-{portion.origin}",
-                split=portion.split,
-                origin=portion.origin,
-                label=info.label,
-                max_records=publish.shard_records,
-                max_bytes=publish.shard_mib << 20,
-                shard_format=publish.format,
-                classes=classes,
-            )
+            kept = self._kept(number)
+            shards += self._shards(number) if kept is None else kept
             done += stream.n_records
             give_back()  # freed blocks rarely fit the next stream
-    return tuple(shards)
+        return tuple(shards)
+
+    def keep(self, number: int) -> None:
+        """Write the shards of a stream and a receipt, unless they are there."""
+        if self._kept(number) is None:
+            receipt = _Written(shards=self._shards(number))
+            self.store.put(self._receipt(number), receipt.to_json())
+
+    def _kept(self, number: int) -> tuple[ShardInfo, ...] | None:
+        """Return the shards that another task has written, None where one is not there any more."""
+        written = read_result(self.store, self._receipt(number), _Written)
+        try:
+            there = written and all(
+                self.store.size(shard.path) == shard.n_bytes for shard in written.shards
+            )
+        except FileNotFoundError:
+            return None
+        return written.shards if written and there else None
+
+    def _receipt(self, number: int) -> str:
+        return f"_staging/publish/{self.release.key}/stream-{number:05d}.json"
+
+    def _shards(self, number: int) -> tuple[ShardInfo, ...]:
+        portion, stream = self.every[number]
+        settings = self.release.experiment.params.publish
+        return write_stream(
+            self.store,
+            stream.tables(),
+            n_records=stream.n_records,
+            n_bytes=stream.n_bytes,
+            prefix="data",
+            stem=f"{portion.split}-{portion.origin}",
+            split=portion.split,
+            origin=portion.origin,
+            label=self.info.label,
+            max_records=settings.shard_records,
+            max_bytes=settings.shard_mib << 20,
+            shard_format=settings.format,
+            classes=class_order({name for p in self.assembled.portions for name in p.labels}),
+        )
 
 
 def _privacy(store: Store, release: Release) -> tuple[str, ...]:

@@ -13,10 +13,10 @@ Pairs are computed independently and images sorted by key, so neither the source
 of threads changes the result.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -215,6 +215,40 @@ def _axes(images: Float32) -> list[Float32]:
     return axes
 
 
+class Top(NamedTuple):
+    """The likeliest others of some images of a bucket."""
+
+    bucket: int  # its number
+    rows: Int  # (n,)
+    others: Int  # (n, k)
+    likeness: Float32  # (n, k)
+
+
+def _top(bucket: int, rows: Int, others: Int, likeness: Float32) -> Top | None:
+    """Return what is worth measuring of all pairs of two subsets."""
+    # Most images are like no other: only pairs beyond the limit are ever measured.
+    some = (likeness > 1 - COARSE_LIMIT).any(axis=1)
+    if not some.any():
+        return None
+    rows, likeness = rows[some], likeness[some]
+    k = min(N_MEASURED, len(others))
+    top = np.argpartition(-likeness, k - 1, axis=1)[:, :k]
+    return Top(bucket, rows, others[top], np.take_along_axis(likeness, top, axis=1))
+
+
+def likeliest(thumbs: Thumbs, *, part: int = 0, n_parts: int = 1) -> Iterator[Top]:
+    """Yield the likeliest pairs of every ``n_parts``-th bucket of images, sorted by content key."""
+    shape = Shape(thumbs)
+    with threadpool_limits(limits=1, user_api="blas"):  # more threads than these matrices are worth
+        for number, bucket in enumerate(buckets(hash_bands(thumbs), shape.informative)):
+            if number % n_parts == part:
+                likeness = shape.likeness(bucket, bucket)
+                likeness = np.maximum(likeness, likeness.T)
+                np.fill_diagonal(likeness, -np.inf)
+                if (top := _top(number, bucket, bucket, likeness)) is not None:
+                    yield top
+
+
 class Best:
     """The likeliest candidates of each image."""
 
@@ -224,17 +258,14 @@ class Best:
 
     def keep(self, rows: Int, others: Int, likeness: Float32) -> None:
         """Update with all pairs of two subsets; a pair may recur in another bucket."""
-        # Most images are like no other: only pairs beyond the limit are ever measured.
-        some = (likeness > 1 - COARSE_LIMIT).any(axis=1)
-        if not some.any():
-            return
-        rows, likeness = rows[some], likeness[some]
-        k = min(N_MEASURED, len(others))
-        top = np.argpartition(-likeness, k - 1, axis=1)[:, :k]
-        scores = np.concatenate(
-            [self.likeness[rows], np.take_along_axis(likeness, top, axis=1)], axis=1
-        )
-        which = np.concatenate([self.index[rows], others[top]], axis=1)
+        if (top := _top(0, rows, others, likeness)) is not None:
+            self.add(top)
+
+    def add(self, top: "Top") -> None:
+        """Update with the likeliest pairs of a bucket."""
+        rows = top.rows
+        scores = np.concatenate([self.likeness[rows], top.likeness], axis=1)
+        which = np.concatenate([self.index[rows], top.others], axis=1)
         by_index = np.argsort(which, axis=1, kind="stable")
         scores, which = (np.take_along_axis(x, by_index, axis=1) for x in (scores, which))
         scores[:, 1:][which[:, 1:] == which[:, :-1]] = -np.inf
@@ -320,16 +351,22 @@ def cluster_limit(n_images: int) -> int:
     return max(MIN_LIMIT, int(MAX_SHARE * n_images))
 
 
-def cluster_images(thumbs: Thumbs, *, levels: Int | None = None, limit: int) -> tuple[Int, Int]:
+Likely = Callable[[Thumbs], Iterable[Top]]  # pairs of all buckets, in the order of their numbers
+
+
+def cluster_images(
+    thumbs: Thumbs, *, levels: Int | None = None, limit: int, likely: Likely = likeliest
+) -> tuple[Int, Int]:
     """Return the cluster (n,) of every image and its strictness level (n,), 0 to :data:`MAX_LEVEL`.
 
     ``thumbs`` (n, 1024) are of different images, sorted by content key. Clusters have at most ``limit``
     images and start at ``levels`` (default 0). A pair is near when its strength exceeds the levels of both; a
-    single image's level says how dense its neighbourhood is, and so what may join it later.
+    single image's level says how dense its neighbourhood is, and so what may join it later. ``likely`` finds the
+    pairs that are measured.
     """
     n = len(thumbs)
     strict = np.zeros(n, dtype=np.int64) if levels is None else levels.copy()
-    i, j, steps = _forest(thumbs)
+    i, j, steps = _forest(thumbs, likely)
     while True:
         near = steps - GAP > np.maximum(strict[i], strict[j])
         clusters = _components(n, i[near], j[near])
@@ -351,17 +388,13 @@ def _components(n: int, i: Int, j: Int) -> Int:
     return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
 
 
-def _forest(thumbs: Thumbs) -> tuple[Int, Int, Int]:
+def _forest(thumbs: Thumbs, likely: Likely) -> tuple[Int, Int, Int]:
     """Return the nearest pairs within the first distance as a spanning forest, with their steps."""
     n = len(thumbs)
-    shape = Shape(thumbs)
     best = Best(n)
-    with threadpool_limits(limits=1, user_api="blas"):  # more threads than these matrices are worth
-        for bucket in buckets(hash_bands(thumbs), shape.informative):
-            likeness = shape.likeness(bucket, bucket)
-            likeness = np.maximum(likeness, likeness.T)
-            np.fill_diagonal(likeness, -np.inf)
-            best.keep(bucket, bucket, likeness)
+    for top in likely(thumbs):
+        best.add(top)
+    with threadpool_limits(limits=1, user_api="blas"):
         a, b = best.pairs()
         codes = np.unique(np.minimum(a, b) * n + np.maximum(a, b))
         i, j = codes // max(n, 1), codes % max(n, 1)

@@ -23,11 +23,13 @@ from prefect_augment.split.ledger import (
 )
 from prefect_augment.split.near_duplicates import (
     SIDE,
+    Likely,
     Neighbours,
     ThumbRows,
     Thumbs,
     cluster_images,
     cluster_limit,
+    likeliest,
     nearest_by_group,
     strengths,
 )
@@ -82,6 +84,7 @@ def find_clusters(
     ledger: Ledger,
     thumb_rows: NDArray[np.int64] | None = None,
     marked: NDArray[np.bool_] | None = None,
+    likely: Likely = likeliest,
 ) -> NearClusters:
     """Return the near-duplicate cluster of each record.
 
@@ -111,7 +114,7 @@ def find_clusters(
         others = old if marked is None else old.only((old.parts == HOLDOUT) == side)
         new = np.flatnonzero(there)
         names[new], levels[new], is_bridge[new] = _placed(
-            distinct[new], ThumbRows(thumbs, rows[first[new]]), others, cluster_limit(n)
+            distinct[new], ThumbRows(thumbs, rows[first[new]]), others, cluster_limit(n), likely
         )
     return NearClusters(names[of_record], levels[of_record], is_bridge[of_record])
 
@@ -129,11 +132,11 @@ def _known(ledger: Ledger) -> _Known:
 
 
 def _placed(
-    keys: NDArray[Any], thumbs: Thumbs, old: _Known, limit: int
+    keys: NDArray[Any], thumbs: Thumbs, old: _Known, limit: int, likely: Likely
 ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.bool_]]:
     """Return cluster names, levels and bridges of new images, sorted by key."""
     near = nearest_by_group(thumbs, old.thumbs, groups=old.parts, levels=old.levels, n_groups=3)
-    clusters, levels = cluster_images(thumbs, levels=near.level, limit=limit)
+    clusters, levels = cluster_images(thumbs, levels=near.level, limit=limit, likely=likely)
     touches = near.strength > levels[:, None]
     clusters, is_bridge = _without_bridges(thumbs, clusters, levels, touches)
     names = keys.astype(np.promote_types(keys.dtype, old.clusters.dtype))

@@ -29,6 +29,7 @@ from prefect_augment.sources.images.files import (
     choose_records,
     ending_of,
     is_ignored,
+    is_image_name,
     wanted,
 )
 from prefect_augment.sources.images.validation import BadImageError, header_of, looks_like
@@ -110,6 +111,32 @@ def read_folder(
             yield chosen.batch(kept, data)
             kept, data, size = [], [], 0
     yield replace(chosen.batch(kept, data), rejected=tuple(rejected), notes=chosen.notes)
+
+
+def read_images(
+    listing: Listing,
+    source: Source,
+    *,
+    wanted_paths: Collection[str] | None,
+    part: int,
+    n_parts: int,
+    at_once: int,
+) -> Iterator[list[bytes]]:
+    """Yield the loose files of a part that are images by their names, ``at_once`` together; labels stay unread."""
+    named = (
+        Member(path, position)
+        for position, entry in enumerate(listing.entries, start=1)
+        if is_image_name(path := shown_path(entry.path))
+        and (wanted_paths is None or entry.path in wanted_paths)
+        and not is_ignored(path)
+        and wanted(path, source)
+        and entry.etag != BROKEN_LINK
+        and not _is_huge(entry, source)
+    )
+    own = islice(named, part, None, n_parts)
+    data = (m.data for m in _in_order(lambda m: _read_one(listing, m), own) if not m.reason)
+    while batch := list(islice(data, at_once)):
+        yield batch
 
 
 def _in_order(work: Callable[[Any], Member], items: Iterable[Any]) -> Iterator[Member]:
