@@ -287,4 +287,4 @@ def test_with_many_classes_fewer_records_are_corrupted(
     monkeypatch.setattr(diagnostics, "MAX_CORRUPTED", 100)
     some = diagnostics.corrupted_copies(evaluator, replace(holdout), seed=0)
     assert 90 <= len(some.rows) <= 100
-    assert len(some.X) == 3 * len(some.rows)
+    assert len(some.X) == len(holdout.y) + 3 * len(some.rows)

@@ -80,7 +80,7 @@ class Copies:
 
     rows: Int  # (n_rows,) which records
     corruptions: tuple[Corruption, ...]
-    X: Array  # (n_corruptions * n_rows, ...), one corruption after the other
+    X: Array  # the hold-out and after it (n_corruptions * n_rows, ...), one corruption after the other
 
     def hits(self, proba: Float, y: Int, multipliers: Float | None) -> Bool:
         """Whether each copy's class is predicted, shape (n_corruptions, n_rows); ``y`` is the hold-out's."""
@@ -100,11 +100,12 @@ def corrupted_copies(evaluator: Evaluator, holdout: Records, *, seed: int) -> Co
     if not is_image:
         matrix = cast("Matrix", evaluator.records)
         scale = Scale.of(matrix.X, matrix.is_category)
-    copies = [
-        corruption.apply(X[rows], np.random.default_rng([seed, i]), scale)
-        for i, corruption in enumerate(corruptions)
-    ]
-    return Copies(rows, corruptions, np.concatenate(copies))
+    both = np.empty_like(X, shape=(len(X) + len(corruptions) * len(rows), *X.shape[1:]))
+    both[: len(X)] = X
+    for i, corruption in enumerate(corruptions):
+        copies = both[len(X) + i * len(rows) :][: len(rows)]
+        copies[:] = corruption.apply(X[rows], np.random.default_rng([seed, i]), scale)
+    return Copies(rows, corruptions, both)
 
 
 def pairs_of(verdict: Verdict) -> list[tuple[str, str]]:
