@@ -49,6 +49,7 @@ from prefect_augment.storage import Store
 MAX_CORRUPTED = 20_000
 MAX_PROBABILITIES = 4_000_000
 MAX_VALUES = 100 << 20
+CORRUPTED_AT_ONCE = 1000  # an image's corruption takes nine times its memory
 # Probabilities for calibration, per estimator and seed: 40 MiB.
 MAX_CALIBRATED = 5_000_000
 # Enough for an interval of three sums; the verdict's own has evaluation.n_bootstrap.
@@ -102,9 +103,13 @@ def corrupted_copies(evaluator: Evaluator, holdout: Records, *, seed: int) -> Co
         scale = Scale.of(matrix.X, matrix.is_category)
     both = np.empty_like(X, shape=(len(X) + len(corruptions) * len(rows), *X.shape[1:]))
     both[: len(X)] = X
+    end = len(X)
     for i, corruption in enumerate(corruptions):
-        copies = both[len(X) + i * len(rows) :][: len(rows)]
-        copies[:] = corruption.apply(X[rows], np.random.default_rng([seed, i]), scale)
+        rng = np.random.default_rng([seed, i])  # the blocks take what all rows together would
+        for start in range(0, len(rows), CORRUPTED_AT_ONCE):
+            some = rows[start : start + CORRUPTED_AT_ONCE]
+            both[end : end + len(some)] = corruption.apply(X[some], rng, scale)
+            end += len(some)
     return Copies(rows, corruptions, both)
 
 

@@ -70,6 +70,15 @@ def test_image_corruptions_have_the_strength_that_they_say():
         assert (made.dtype, made.shape) == (np.uint8, X.shape)
 
 
+@pytest.mark.parametrize("corruption", IMAGE_CORRUPTIONS, ids=lambda c: c.name)
+def test_blocks_of_pictures_are_corrupted_as_all_of_them_together(corruption):
+    X = np.random.default_rng(0).integers(0, 256, (31, 16, 16, 3), dtype=np.uint8)
+    rng = np.random.default_rng(1)
+    blocks = [corruption.apply(X[i : i + 7], rng, None) for i in range(0, len(X), 7)]
+    whole = corruption.apply(X, np.random.default_rng(1), None)
+    assert np.array_equal(np.concatenate(blocks), whole)
+
+
 @pytest.mark.parametrize("name", [c.name for c in IMAGE_CORRUPTIONS])
 def test_corrupting_pictures_takes_two_copies_of_four_bytes_a_value_at_most(name):
     X = np.random.default_rng(0).integers(0, 256, (600, 32, 32, 3), dtype=np.uint8)
