@@ -188,23 +188,19 @@ class ImageClassifier:
     def features(self, images: Images, /) -> Float32:
         """Penultimate layer of the built-in network, float32 of shape (n, n_features)."""
         assert isinstance(self.network, ConvNet)
-        # Larger batches are slower on a CPU, and take more memory.
-        size = BATCH_SIZE if self.device.torch.type == "cpu" else PREDICT_BATCH
-        return self._outputs(self.network.body, images, self.network.n_features, size)
+        return self._outputs(self.network.body, images, self.network.n_features)
 
-    def _outputs(
-        self, network: nn.Module, images: Images, n: int, size: int = PREDICT_BATCH
-    ) -> Float32:
+    def _outputs(self, network: nn.Module, images: Images, n: int) -> Float32:
         """The ``n`` outputs of a network, or of a part of it, for each image."""
         # One array: outputs kept batch by batch lie in the gaps that the network's large arrays left, and these then
         # find no place in them.
         outputs = np.empty((len(images), n), dtype=np.float32)
         # Without autocast: bfloat16's three digits would blur the distance of a near copy.
         with one_torch_thread(), torch.inference_mode():
-            for start in range(0, len(images), size):
-                batch = torch.from_numpy(images[start : start + size])
+            for start in range(0, len(images), PREDICT_BATCH):
+                batch = torch.from_numpy(images[start : start + PREDICT_BATCH])
                 x = _scaled(_to_batch(batch.to(self.device.torch)), self.scale)
-                outputs[start : start + size] = network(x).float().cpu().numpy()
+                outputs[start : start + PREDICT_BATCH] = network(x).float().cpu().numpy()
         return outputs
 
 
