@@ -284,7 +284,10 @@ def test_with_many_classes_fewer_records_are_corrupted(
     holdout = evaluator.read(read_part(store, evaluator.info, ["holdout"]))
     whole = diagnostics.corrupted_copies(evaluator, holdout, seed=0)
     assert len(whole.rows) == len(holdout.y)
+    monkeypatch.setattr(diagnostics, "CORRUPTED_AT_ONCE", 7)
+    in_blocks = diagnostics.corrupted_copies(evaluator, holdout, seed=0)
+    assert np.array_equal(in_blocks.X, whole.X, equal_nan=True)
     monkeypatch.setattr(diagnostics, "MAX_CORRUPTED", 100)
     some = diagnostics.corrupted_copies(evaluator, replace(holdout), seed=0)
     assert 90 <= len(some.rows) <= 100
-    assert len(some.X) == 3 * len(some.rows)
+    assert len(some.X) == len(holdout.y) + 3 * len(some.rows)

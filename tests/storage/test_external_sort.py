@@ -88,6 +88,20 @@ def test_the_memory_that_bins_take_does_not_grow_with_the_rows() -> None:
     assert max(largest) < 1.05
 
 
+def test_pieces_of_bins_do_not_grow_faster_than_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the rows have twice the bins: at a fixed size of the buffer, four times the pieces to read."""
+    monkeypatch.setattr(binned, "BUFFERED", 1 << 14)
+    n_pieces = []
+    for n_bins in (128, 256, 512):
+        rows = np.arange(400 * n_bins, dtype=np.uint64)
+        with Workspace() as workspace:
+            partitions = PartitionedRows(workspace, rows.dtype, n_bins)
+            for some in np.split(rows, n_bins):
+                partitions.add(some, (some % n_bins).astype(np.int64))
+            n_pieces.append(sum(map(len, partitions._pieces)))
+    assert n_pieces[2] < 2.2 * n_pieces[1] < 2.2 * 2.2 * n_pieces[0]
+
+
 def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(binned, "BUFFERED", 0)

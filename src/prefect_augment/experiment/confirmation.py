@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from prefect_augment.array_types import Array, Bool, Float
+from prefect_augment.array_types import Bool, Float
 from prefect_augment.encoding.arrays import Labelled, Matrix, Records
 from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
 from prefect_augment.evaluation.neighbours import FeatureSpace
@@ -160,11 +160,9 @@ class _Case:
         looks = Looks(store, evaluator.info)
         look = looks.take(stage.key)
         holdout = Holdout.of(evaluator, store)
-        records = holdout.records
-        copies = corrupted_copies(evaluator, records, seed=seed)
-        X = np.concatenate([records.X, copies.X])  # both are parts of it: neither is held twice
-        copies = replace(copies, X=X[len(records.y) :])
-        holdout = replace(holdout, records=replace(records, X=X[: len(records.y)]))
+        copies = corrupted_copies(evaluator, holdout.records, seed=seed)
+        X = copies.X[: len(holdout.records.y)]  # its part of it: it is not held twice
+        holdout = replace(holdout, records=replace(holdout.records, X=X))
         # Shown, whatever is chosen; an image's classifier takes minutes for that.
         shown = choice.model if evaluator.info.image is None else None
         compared = {s.name: s for s in (choice.chosen, choice.baseline, choice.as_is)}
@@ -175,7 +173,7 @@ class _Case:
             name: _multipliers(strategy, data.classes, scores, evaluation.n_seeds)
             for name, strategy in strategies.items()
         }
-        reading = _Reading(evaluator, holdout.records, copies, X, candidates, seed)
+        reading = _Reading(evaluator, holdout.records, copies, candidates, seed)
         return cls(stage, looks, look, holdout, reading, strategies, compared, multipliers)
 
     @cached_property
@@ -313,7 +311,6 @@ class _Reading:
     evaluator: Evaluator
     holdout: Records
     copies: Copies
-    X: Array  # the hold-out's records and after them the corrupted copies
     candidates: Synthetic | None
     run_seed: int
 
@@ -386,7 +383,7 @@ def _predict(
         synthetic = evaluator.synthetic(rows, candidates=reading.candidates, seed=seed)
     proba: Predicted = {}
     hits: dict[str, list[Bool]] = {name: [] for name in requested}
-    X = reading.X if requested else reading.X[:n]
+    X = reading.copies.X if requested else reading.holdout.X
     for estimator, p in evaluator.predictions(strategy, rows, X, synthetic=synthetic, seed=seed):
         proba[estimator] = p[:n].copy()  # a view would keep the copies' in memory
         for name, multipliers in requested.items():

@@ -49,6 +49,7 @@ from prefect_augment.storage import Store
 MAX_CORRUPTED = 20_000
 MAX_PROBABILITIES = 4_000_000
 MAX_VALUES = 100 << 20
+CORRUPTED_AT_ONCE = 1000  # an image's corruption takes nine times its memory
 # Probabilities for calibration, per estimator and seed: 40 MiB.
 MAX_CALIBRATED = 5_000_000
 # Enough for an interval of three sums; the verdict's own has evaluation.n_bootstrap.
@@ -80,7 +81,7 @@ class Copies:
 
     rows: Int  # (n_rows,) which records
     corruptions: tuple[Corruption, ...]
-    X: Array  # (n_corruptions * n_rows, ...), one corruption after the other
+    X: Array  # the hold-out and after it (n_corruptions * n_rows, ...), one corruption after the other
 
     def hits(self, proba: Float, y: Int, multipliers: Float | None) -> Bool:
         """Whether each copy's class is predicted, shape (n_corruptions, n_rows); ``y`` is the hold-out's."""
@@ -100,11 +101,16 @@ def corrupted_copies(evaluator: Evaluator, holdout: Records, *, seed: int) -> Co
     if not is_image:
         matrix = cast("Matrix", evaluator.records)
         scale = Scale.of(matrix.X, matrix.is_category)
-    copies = [
-        corruption.apply(X[rows], np.random.default_rng([seed, i]), scale)
-        for i, corruption in enumerate(corruptions)
-    ]
-    return Copies(rows, corruptions, np.concatenate(copies))
+    both = np.empty_like(X, shape=(len(X) + len(corruptions) * len(rows), *X.shape[1:]))
+    both[: len(X)] = X
+    end = len(X)
+    for i, corruption in enumerate(corruptions):
+        rng = np.random.default_rng([seed, i])  # the blocks take what all rows together would
+        for start in range(0, len(rows), CORRUPTED_AT_ONCE):
+            some = rows[start : start + CORRUPTED_AT_ONCE]
+            both[end : end + len(some)] = corruption.apply(X[some], rng, scale)
+            end += len(some)
+    return Copies(rows, corruptions, both)
 
 
 def pairs_of(verdict: Verdict) -> list[tuple[str, str]]:

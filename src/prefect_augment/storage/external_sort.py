@@ -17,6 +17,7 @@ from prefect_augment.storage.spill import Workspace, disk_space
 #: About so many rows are in a bin; what is computed on them takes some hundred bytes each.
 BIN_ROWS = 1 << 17
 BUFFERED = 2 << 20  # bytes of rows that wait for being written together
+SMALL = 128  # bins; of more of them more waits, else the pieces to read would grow with the square of the rows
 MAX_HELD = 1 << 18  # distinct values in memory
 N_PARTITIONS = 64
 
@@ -87,7 +88,7 @@ class PartitionedRows:
         self._rows.append(rows)
         self._bins.append(bins)
         self._n_bytes += rows.nbytes + bins.nbytes
-        if self._n_bytes > BUFFERED:
+        if self._n_bytes > BUFFERED * max(SMALL, self.n_bins) // SMALL:
             self.flush()
 
     def flush(self) -> None:

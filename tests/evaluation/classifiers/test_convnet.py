@@ -1,5 +1,7 @@
 """The classifier of images on toy pictures: deterministic, balanced draws, a loss with a known value."""
 
+import subprocess
+import sys
 import threading
 from itertools import pairwise
 
@@ -119,6 +121,35 @@ def test_features_are_the_penultimate_layer_and_do_not_depend_on_the_batch():
     assert np.allclose(estimator.features(TEST[0][7:9]), features[7:9], atol=1e-5)
     assert estimator.features(TEST[0][:0]).shape == (0, estimator.network.n_features)
     assert estimator.predict_proba(TEST[0][:0]).shape == (0, 3)
+
+
+PREDICTS = """
+import sys
+import numpy as np
+from prefect_augment.evaluation.classifiers.convnet import fit_image_classifier
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return 4096 * int(file.read().split()[1])
+
+rng = np.random.default_rng(0)
+images, y = rng.integers(0, 256, (12_000, 32, 32, 3), dtype=np.uint8), rng.integers(0, 3, 12_000)
+estimator = fit_image_classifier(images, y, n_classes=3, steps=5, seed=0)
+estimator.features(images[:1000])
+before = resident()
+estimator.features(images)
+print(resident() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_predictions_of_many_images_leave_no_gaps_in_memory():
+    """Features kept batch by batch lay between the network's arrays, and up to 20 kB an image stayed resident."""
+    run = subprocess.run(
+        [sys.executable, "-c", PREDICTS], capture_output=True, text=True, check=True
+    )
+    assert int(run.stdout) < 64 << 20
 
 
 @pytest.mark.slow

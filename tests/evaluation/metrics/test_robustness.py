@@ -1,5 +1,7 @@
 """Corrupted hold-out records: what corruptions do, and what is said of the strategies."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -66,6 +68,26 @@ def test_image_corruptions_have_the_strength_that_they_say():
     assert corners == {(10 + a, 10 + b) for a in (-3, 0, 3) for b in (-3, 0, 3) if a or b}
     for made in (noisy, blurred, pale, moved):
         assert (made.dtype, made.shape) == (np.uint8, X.shape)
+
+
+@pytest.mark.parametrize("corruption", IMAGE_CORRUPTIONS, ids=lambda c: c.name)
+def test_blocks_of_pictures_are_corrupted_as_all_of_them_together(corruption):
+    X = np.random.default_rng(0).integers(0, 256, (31, 16, 16, 3), dtype=np.uint8)
+    rng = np.random.default_rng(1)
+    blocks = [corruption.apply(X[i : i + 7], rng, None) for i in range(0, len(X), 7)]
+    whole = corruption.apply(X, np.random.default_rng(1), None)
+    assert np.array_equal(np.concatenate(blocks), whole)
+
+
+@pytest.mark.parametrize("name", [c.name for c in IMAGE_CORRUPTIONS])
+def test_corrupting_pictures_takes_two_copies_of_four_bytes_a_value_at_most(name):
+    X = np.random.default_rng(0).integers(0, 256, (600, 32, 32, 3), dtype=np.uint8)
+    apply(IMAGE_CORRUPTIONS, name, X[:1])  # imports
+    tracemalloc.start()
+    apply(IMAGE_CORRUPTIONS, name, X)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 9.5 * X.nbytes
 
 
 def test_the_same_seed_corrupts_alike(table):

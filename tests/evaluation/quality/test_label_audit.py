@@ -1,5 +1,7 @@
 """The audit of labels: known flips are found, and a rare class is not called noise."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -74,6 +76,16 @@ def test_equal_values_are_duplicates_or_contradictions_by_their_labels() -> None
     assert duplicate.tolist() == [False, True, False, False, False]
     assert contradicts.tolist() == [False, False, True, True, False]
     assert not repeated(np.zeros((2, 0)), np.array([0, 1]))[0].any()
+
+
+def test_equal_pictures_are_looked_for_without_a_copy_of_all() -> None:
+    X = np.zeros((2000, 32, 32, 3), dtype=np.uint8)
+    tracemalloc.start()
+    duplicate, _ = repeated(X, np.zeros(len(X), dtype=np.int64))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert duplicate.sum() == len(X) - 1
+    assert peak < X.nbytes / 2
 
 
 def test_what_is_far_from_everything_is_unusual() -> None:

@@ -1,12 +1,14 @@
 """Evidence of the search's out-of-fold predictions: its width, the price of choosing, and pooling."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap
 from prefect_augment.evaluation.metrics.measures import balanced_accuracy, log_loss
 from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
-from prefect_augment.evaluation.verdict.out_of_fold import OutOfFold, pooled
+from prefect_augment.evaluation.verdict.out_of_fold import N_CHOICES, OutOfFold, pooled
 from prefect_augment.schema import Interval, Strategy
 
 Y = np.repeat([0, 1], [900, 100])
@@ -65,6 +67,19 @@ def test_a_strategy_without_rivals_needs_no_correction():
     found = evidence(of, models={"trees"}).difference("trees", "weights")
     recalls = [of[n][:1, k == Y].mean() for n in ("trees", "weights") for k in (0, 1)]
     assert found.estimate == pytest.approx((recalls[0] + recalls[1] - recalls[2] - recalls[3]) / 2)
+
+
+def test_choices_among_many_groups_are_repeated_in_one_matrix():
+    """A weight of each group in each draw is the largest array of a run: it is held once, in eight bytes."""
+    rng = np.random.default_rng(0)
+    of = {name: hits(rng, (0.9, 0.6)) for name in ("as is", "a", "b")}
+    many = evidence(of, groups=np.arange(len(Y)))
+    tracemalloc.start()
+    resampled = many._resampled
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert resampled["a"].shape == (2, N_CHOICES)
+    assert peak < 1.6 * 8 * N_CHOICES * len(Y)
 
 
 def test_pooled_estimates_weigh_by_precision():

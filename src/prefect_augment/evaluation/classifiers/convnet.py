@@ -192,14 +192,16 @@ class ImageClassifier:
 
     def _outputs(self, network: nn.Module, images: Images, n: int) -> Float32:
         """The ``n`` outputs of a network, or of a part of it, for each image."""
-        outputs = [np.zeros((0, n), dtype=np.float32)]
+        # One array: outputs kept batch by batch lie in the gaps that the network's large arrays left, and these then
+        # find no place in them.
+        outputs = np.empty((len(images), n), dtype=np.float32)
         # Without autocast: bfloat16's three digits would blur the distance of a near copy.
         with one_torch_thread(), torch.inference_mode():
             for start in range(0, len(images), PREDICT_BATCH):
                 batch = torch.from_numpy(images[start : start + PREDICT_BATCH])
                 x = _scaled(_to_batch(batch.to(self.device.torch)), self.scale)
-                outputs.append(network(x).float().cpu().numpy())
-        return np.concatenate(outputs)
+                outputs[start : start + PREDICT_BATCH] = network(x).float().cpu().numpy()
+        return outputs
 
 
 class ConvNet(nn.Module):

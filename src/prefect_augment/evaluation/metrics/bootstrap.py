@@ -399,7 +399,7 @@ class Draws:
     """Weights of records and training seeds in each draw (two-level Bayesian bootstrap)."""
 
     unit: Int  # (n_records,)
-    weights: Float  # (n_draws, n_units), exponential
+    every: Float  # (1 + n_draws, n_units): ones, which are the records themselves, then the draws
     seeds: Float  # (n_draws, n_seeds), rows sum to 1; from seed_weights
 
     @classmethod
@@ -407,8 +407,14 @@ class Draws:
         """Draw the weights of ``n`` records in groups, and of ``n_seeds`` seeds."""
         unit = units_of(n, groups, seed=seed)
         rng = np.random.default_rng([seed, 1])
-        weights = rng.standard_exponential((n_draws, int(unit.max(initial=-1)) + 1))
-        return cls(unit, weights, seed_weights(n_seeds, n_draws, rng))
+        every = np.ones((1 + n_draws, int(unit.max(initial=-1)) + 1))
+        rng.standard_exponential(out=every[1:])
+        return cls(unit, every, seed_weights(n_seeds, n_draws, rng))
+
+    @property
+    def weights(self) -> Float:
+        """The draws, exponential, shape (n_draws, n_units)."""
+        return self.every[1:]
 
     def sums(self, values: Float) -> Float:
         """Weighted sum of each column in each draw, shape (n_draws, n_columns)."""

@@ -111,8 +111,7 @@ def _gap_sizes(sure: Float, gap: Float, draws: Draws, seed: int) -> Float:
     n_bins = n_calibration_bins(n_records)
     rng = np.random.default_rng([seed, 2])
     in_first = np.stack([rng.permutation(n_units) % 2 == 0 for _ in range(N_SPLITS)], axis=1)
-    # The records themselves are the first draw.
-    weights = np.concatenate([np.ones((1, n_units)), draws.weights])
+    weights = draws.every  # the records themselves are the first draw
     of_seed = np.concatenate([np.full((1, len(sure)), 1 / len(sure)), draws.seeds])
     total = weights @ np.bincount(draws.unit, minlength=n_units)
     sizes = np.zeros((2, len(weights)))

@@ -96,7 +96,8 @@ TABLE_CORRUPTIONS = (
 
 
 def _as_bytes(values: NDArray[np.floating[Any]]) -> Images:
-    return values.clip(0, 255).round().astype(np.uint8)
+    """The values as pixels; they are overwritten, since they take four times the memory of pixels."""
+    return values.clip(0, 255, out=values).round(out=values).astype(np.uint8)
 
 
 def _image_noise(X: Images, rng: np.random.Generator, scale: Scale | None) -> Images:

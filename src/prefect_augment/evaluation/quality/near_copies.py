@@ -178,7 +178,7 @@ def equality(training: Array, validation: Array, candidates: Array) -> Equality:
 
 def digests(X: Array) -> NDArray[np.void]:
     """A 16-byte hash of each record: images of a thousand pixels are too large to sort."""
-    rows = np.ascontiguousarray(comparable(X) + 0)  # -0.0 is 0.0
+    rows = np.ascontiguousarray(comparable(X))
     digests = [hashlib.blake2b(row, digest_size=16).digest() for row in rows]
     return np.frombuffer(b"".join(digests), dtype="V16")
 
@@ -216,11 +216,11 @@ def _has_twin(rows: Array) -> Bool:
 
 
 def comparable(X: Array) -> Array:
-    """One row per record, nulls as a number, since NaN does not equal itself."""
+    """One row per record, nulls as a number, since NaN does not equal itself, and -0.0 as 0.0."""
     rows = X.reshape(len(X), math.prod(X.shape[1:]))
     if not np.issubdtype(rows.dtype, np.floating):
         return rows
-    return np.where(np.isnan(rows), np.finfo(np.float64).max, rows)
+    return np.where(np.isnan(rows), np.finfo(np.float64).max, rows) + 0
 
 
 @dataclass(frozen=True)

@@ -101,11 +101,14 @@ class OutOfFold:
         unit = units_of(len(self.y), self.groups, seed=self.seed)
         rng = np.random.default_rng([self.seed, 2])
         is_slow = self.measure is not None and not self.measure.vectorised
-        shape = (N_SLOW_CHOICES if is_slow else N_CHOICES, int(unit.max()) + 1)
-        drawn = rng.poisson(1.0, shape).astype(np.float64)
-        both = (drawn, (drawn == 0).astype(np.float64))
+        n_draws, n_units = N_SLOW_CHOICES if is_slow else N_CHOICES, int(unit.max()) + 1
+        # Of many groups the weights are the largest array of a run: the draws wait in bytes.
+        drawn = np.empty((n_draws, n_units), np.uint8)
+        for row in drawn:
+            row[:] = rng.poisson(1.0, n_units)
+        both = (drawn, drawn == 0)
         return {
-            name: np.stack([self._measured(of, unit, weights) for weights in both])
+            name: np.stack([self._measured(of, unit, part.astype(np.float64)) for part in both])
             for name, of in self.predictions.items()
         }
 
