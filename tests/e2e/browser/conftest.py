@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urljoin
 from uuid import UUID
 
 import pytest
@@ -194,8 +194,9 @@ class Ui:
     def open_artifact(self, key: str) -> None:
         """Go to the newest artifact of a key."""
         self._go(f"artifacts/key/{key}")
-        self.page.locator('a[href*="artifacts/artifact"]').first.click()
-        self.page.wait_for_url("**/artifacts/artifact/**")
+        # Not by a click: the page loads its list again and again, and a click on a link that is replaced is lost.
+        link = self.page.locator('a[href*="artifacts/artifact"]').first
+        self.page.goto(urljoin(self.page.url, link.get_attribute("href")))
 
     def widths_of_images(self) -> list[int]:
         """Natural widths of all pictures of ours on the page, once they are loaded or have failed."""
