@@ -423,7 +423,7 @@ def test_a_strategy_with_and_without_thresholds_trains_once_and_before_any_model
     assert set(found.predictions) == {"as is", "threshold"}, "a control could not be chosen"
     answer = first_answer(found, "threshold", "as is")
     assert answer.startswith("First comparison, on ")
-    assert "with threshold balanced accuracy changes by " in answer
+    assert " points of balanced accuracy over your data as they are " in answer
 
 
 @pytest.mark.slow

@@ -137,7 +137,7 @@ def test_as_is_chosen_has_nothing_to_prove():
         as_is="as is",
     )
     assert (found.decision, found.published, found.differences) == ("inconclusive", "as is", ())
-    assert found.answers[0].startswith("Use the data as they are: nothing else was clearly better")
+    assert found.answers[0].startswith("Use your data as they are: nothing else was clearly better")
     assert found.reasons[-1] == "The real records are published as they are."
 
 
@@ -183,8 +183,10 @@ def test_classes_are_decided_one_by_one():
 def test_answers_give_the_numbers():
     found = verdict({"trees": (0.9, 0.9, 0.6), "weights": MIDDLING, "as is": (0.8, 0.5, 0.7)})
     use, synthetic = found.answers
-    assert use.startswith("Use weights: balanced accuracy changes by +13.3 points (95 % interval +")
-    assert synthetic.startswith("Synthetic records: no gain shown: with trees balanced accuracy")
+    assert use.startswith(
+        "Use weights: +13.3 points of balanced accuracy over your data as they are (95 % interval +"
+    )
+    assert synthetic.startswith("Synthetic records: no gain shown. With trees: ")
     assert "cannot be told from chance" in found.reasons[0]
     assert found.reasons[-1] == "The recipe of weights is published."
     found = verdict({"weights": (0.6, 0.9, 0.9), "as is": (0.8, 0.5, 0.7)}, chosen="weights")
@@ -294,7 +296,7 @@ def test_another_measure_decides_in_its_own_unit():
     assert (by_recall.synthetic, by_cost.synthetic) == ("proven", "harmful")
     assert by_cost.decision == "reject"
     assert by_cost.gain.interval.estimate == pytest.approx(-(600 * 0.1 * 10 - 45) / 900, rel=0.02)
-    assert "mean cost changes by +0.6" in by_cost.answers[0]
+    assert "mean cost +0.6" in by_cost.answers[0]
 
 
 @pytest.mark.parametrize(
@@ -320,4 +322,6 @@ def test_a_loss_of_one_estimator_does_not_hide_in_the_mean():
     assert found.gain.interval.estimate == pytest.approx(0.05)
     gains = {name: i.estimate for name, i in found.by_estimator.items()}
     assert gains == pytest.approx({"boosting": 0.2, "logistic": -0.1})
-    assert found.reasons[0].startswith("logistic loses by it: with weights its balanced accuracy")
+    assert found.reasons[0].startswith(
+        "logistic loses by it. With weights: −10.0 points of balanced"
+    )

@@ -25,6 +25,7 @@ from prefect_augment.schema import (
 # Scores that fall by less than this are no price worth a word; so many are named.
 LEAST_PRICE, MAX_PRICES = 0.01, 3
 BRIER = "Brier score"  # the only one of which less is better
+AS_THEY_ARE = "your data as they are"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Comparison:
     def has_model(self) -> bool:
         """Whether the chosen strategy has synthetic records."""
         return self.predictions[self.chosen].strategy.has_model
+
+    @property
+    def best_without(self) -> str:
+        """The best way without synthetic records, for a sentence."""
+        return AS_THEY_ARE if self.baseline == self.as_is else self.baseline
 
     @property
     def is_external(self) -> bool:
@@ -83,9 +89,9 @@ class Comparison:
 def first_answer(of: OutOfFold, strategy: str, against: str) -> str:
     """What one strategy brings on the validation records alone, before others and the hold-out are known."""
     measure = of.measure.info if of.measure else MeasureInfo()
-    change = _change(measure, of.difference(strategy, against))
+    gain = _gain(measure, of.difference(strategy, against), over=AS_THEY_ARE)
     return (
-        f"First comparison, on {len(of.y):,} validation records: with {strategy} {change} against {against}. "
+        f"First comparison, on {len(of.y):,} validation records. With {strategy}: {gain}. "
         "What else is tried has to do better; the hold-out then decides."
     )
 
@@ -99,17 +105,15 @@ def what_to_use(
             f"Use {published}: only one class can be compared, and its recall alone shows no gain."
         )
     if gain is None:
-        why = "nothing else was clearly better on validation records"
+        why = ": nothing else was clearly better on validation records"
         if of.chosen != of.as_is:
             tried = of.baseline if of.baseline != of.as_is else of.chosen
-            why = f"with {tried} {_change(of.measure, of.difference(tried, of.as_is))}"
-        return f"Use the data as they are: {why}."
+            why = f". With {tried}: {_gain(of.measure, of.difference(tried, of.as_is))}"
+        return f"Use {AS_THEY_ARE}{why}."
     is_external = of.is_external and published == of.chosen
     use = "the external records beside the real ones" if is_external else published
     chance = ", which may be chance" if side(gain.interval) == "inconclusive" else ""
-    answer = (
-        f"Use {use}: {_change(of.measure, gain.interval)} against the data as they are{chance}."
-    )
+    answer = f"Use {use}: {_gain(of.measure, gain.interval, over=AS_THEY_ARE)}{chance}."
     falls = ", ".join(f"{c.name} {100 * c.before:.1f} to {100 * c.after:.1f}" for c in price)
     return f"{answer} Its price: {falls}." if falls else answer
 
@@ -120,7 +124,7 @@ def on_synthetic(
     """The second answer: what strategy ``shown`` brings over the best way without synthetic records."""
     if boot is None:
         return (
-            f"Synthetic records: no gain shown, since {shown} did no better than {of.baseline} on "
+            f"Synthetic records: no gain shown, since {shown} did no better than {of.best_without} on "
             "validation records."
         )
     lead = {
@@ -129,18 +133,21 @@ def on_synthetic(
         "harmful": "Synthetic records do harm",
     }.get(synthetic, "Synthetic records: no gain shown")
     gap = of.difference(shown, of.baseline, boot=boot, level=of.level)
-    change = _change(of.measure, gap, of.level)
-    answer = f"{lead}: with {shown} {change} against {of.baseline}, the best way without them."
+    over = f"{of.best_without}, the best way without them"
+    answer = f"{lead}. With {shown}: {_gain(of.measure, gap, over=over, level=of.level)}."
     worst = boot.worst_recall_difference(shown, of.as_is)
     if worst.high < -of.max_recall_loss:
-        answer += f" The worst recall changes by {_points(worst)}; {100 * of.max_recall_loss:.1f} may be lost."
+        loss = f"{_signed_points(worst.estimate)} points {_ends(worst, 0.95)}"
+        answer += (
+            f" The worst recall changes by {loss}; the limit is {100 * of.max_recall_loss:.1f}."
+        )
     return answer
 
 
 def losses_by_estimator(of: Comparison, gains: Mapping[str, Interval], published: str) -> list[str]:
     """A sentence for each estimator to which what is published is shown to do harm; a mean would hide it."""
     return [
-        f"{estimator} loses by it: with {published} its {_change(of.measure, gain)} against the data as they are."
+        f"{estimator} loses by it. With {published}: {_gain(of.measure, gain, over=AS_THEY_ARE)}."
         for estimator, gain in gains.items()
         if gain.high < 0
     ]
@@ -209,19 +216,25 @@ def side(interval: Interval) -> Decision:
     return "reject" if interval.high < 0 else "inconclusive"
 
 
-def _change(measure: MeasureInfo, interval: Interval, level: float = 0.95) -> str:
+def _gain(measure: MeasureInfo, interval: Interval, *, over: str = "", level: float = 0.95) -> str:
+    """The difference by the measure, with its interval; ``over`` is what it is a difference to."""
+    if measure.unit == "points":
+        over = over and f" over {over}"
+        return f"{_signed_points(interval.estimate)} points of {measure.title}{over} {_ends(interval, level)}"
     if not measure.higher_is_better:
         interval = Interval(estimate=-interval.estimate, low=-interval.high, high=-interval.low)
-    if measure.unit == "points":
-        return f"{measure.title} changes by {_points(interval, level)}"
+    over = over and f" against {over}"
     e, low, high = (_signed(v, ".3g") for v in (interval.estimate, interval.low, interval.high))
-    return f"{measure.title} changes by {e} ({100 * level:.4g} % interval {low} to {high})"
+    return f"{measure.title} {e}{over} ({100 * level:.4g} % interval {low} to {high})"
 
 
-def _points(interval: Interval, level: float = 0.95) -> str:
-    ends = (interval.estimate, interval.low, interval.high)
-    e, low, high = (_signed(round(100 * v, 1) + 0.0, ".1f") for v in ends)  # no "-0.0"
-    return f"{e} points ({100 * level:.4g} % interval {low} to {high})"
+def _ends(interval: Interval, level: float) -> str:
+    low, high = map(_signed_points, (interval.low, interval.high))
+    return f"({100 * level:.4g} % interval {low} to {high})"
+
+
+def _signed_points(share: float) -> str:
+    return _signed(round(100 * share, 1) + 0.0, ".1f")  # no "-0.0"
 
 
 def _signed(x: float, form: str) -> str:
