@@ -12,7 +12,9 @@ from prefect_augment.evaluation.quality.label_audit import (
     audit_labels,
     clean_weights,
     repeated,
+    thumbnails,
     unusual,
+    with_similar,
 )
 from prefect_augment.experiment.evaluator import Evaluator
 from prefect_augment.experiment.evaluators import open_evaluator
@@ -25,6 +27,8 @@ from prefect_augment.storage import Store
 
 # Records whose nearest neighbours are looked for: all pairs are compared, images over nine shifts.
 MOST_COMPARED: dict[Modality, int] = {"table": 20_000, "image": 4_000}
+# Images whose similar ones are looked for: this many take 5 CPU seconds, and the time grows with their square.
+MOST_SIMILAR = 20_000
 # Near-duplicates that are listed: larger groups are frames of a film, or pieces of one texture.
 MOST_ALIKE = 10
 NEAR, ALIKE = "a near-duplicate of", "alike in your encoder's features to"  # begin a reason
@@ -159,12 +163,18 @@ def audit_summary(audit: pa.Table, encoder: str) -> str:
 def audit_of(evaluator: Evaluator, store: Store) -> LabelAudit:
     """The audit of all labels; of images by one round of predictions, the linear probe's where there is an encoder.
 
-    A second round, with the same steps as the first, found fewer planted errors (docs/search.md).
+    A second round, with the same steps as the first, found fewer planted errors (docs/search.md). What similar
+    images are labelled finds more: similar in the encoder's features, or as thumbnails.
     """
     data, seed = evaluator.records, evaluator.params.seed * 1000
     if isinstance(evaluator, TableEvaluator):
         return audit_table(evaluator, np.arange(len(data.y)), seed=seed)
-    proba = predict_all(evaluator, PROBE if evaluator.params.encoder.uri else AS_IS, seed, store)
+    encoded = bool(evaluator.params.encoder.uri)
+    proba = predict_all(evaluator, PROBE if encoded else AS_IS, seed, store)
+    if len(data.y) <= MOST_SIMILAR:
+        proba = with_similar(
+            proba, data.y, evaluator.features(data.X) if encoded else thumbnails(data.X)
+        )
     return audit_labels(data.y, lambda _: proba, margin=MARGIN)
 
 

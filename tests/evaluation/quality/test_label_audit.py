@@ -11,7 +11,9 @@ from prefect_augment.evaluation.quality.label_audit import (
     audit_labels,
     clean_weights,
     repeated,
+    thumbnails,
     unusual,
+    with_similar,
 )
 
 Float = NDArray[np.float64]
@@ -42,6 +44,28 @@ def test_with_a_margin_the_surer_prediction_comes_first() -> None:
     plain, surer = (audit_labels(y, lambda _: proba, margin=share).score for share in (0.0, 0.5))
     assert plain == pytest.approx([0.95, 0.9])
     assert surer == pytest.approx([(0.95 + 0.68) / 2, (0.9 + 0.9) / 2], abs=1e-5)
+
+
+def test_what_similar_pictures_are_labelled_finds_an_error_that_predictions_do_not_tell() -> None:
+    rng = np.random.default_rng(0)
+    motifs = rng.integers(0, 200, (10, 16, 12, 1))
+    # Each motif six times, in other light and with noise; its class is chance.
+    images = np.repeat(motifs, 6, axis=0) + rng.integers(0, 40, (60, 1, 1, 1))
+    images = (images + rng.integers(0, 10, images.shape)).astype(np.uint8)
+    y = np.repeat(rng.permutation(np.arange(10) % 2), 6)
+    given = y.copy()
+    given[[7, 40]] = 1 - given[[7, 40]]
+    indifferent = np.full((60, 2), 0.5)
+    proba = with_similar(indifferent, given, thumbnails(images))
+    assert proba.sum(axis=1) == pytest.approx(1.0)
+    assert set(np.argsort(-audit_labels(given, lambda _: proba).score)[:2]) == {7, 40}
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_few_pictures_have_as_many_similar_ones_as_there_are(n: int) -> None:
+    proba, y = np.full((n, 2), 0.5), np.zeros(n, dtype=np.int64)
+    mixed = with_similar(proba, y, thumbnails(np.zeros((n, 4, 4, 1), np.uint8)))
+    assert mixed == pytest.approx(proba if n < 2 else np.tile([0.65, 0.35], (n, 1)))
 
 
 def test_flips_among_many_are_doubted_and_no_others() -> None:

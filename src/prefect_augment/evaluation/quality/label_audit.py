@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.neighbors import NearestNeighbors
 
-from prefect_augment.array_types import Array, Bool, Float, Float32, Int
+from prefect_augment.array_types import Array, Bool, Float, Float32, Images, Int
 from prefect_augment.evaluation.quality.near_copies import digests
 from prefect_augment.evaluation.threads import single_threaded
 
@@ -20,6 +21,9 @@ LEAST_TRUST = 1e-3
 # A class keeps this share of its records, and this many of them, whatever the predictions say.
 KEPT_SHARE, KEPT_RECORDS = 0.2, 5
 TINY = 1e-6
+# Of images: how many similar ones have a say, with which share, and the side of the thumbnails that tell them.
+# Chosen on flips of fashion_lt and magnetic_tile (benchmarks/audit.py images).
+N_SIMILAR, SIMILAR_SHARE, THUMBNAIL = 5, 0.3, 8
 # At a half up to 3 % of different pictures are such pairs, at 0.4 up to 1 % (six sets, benchmarks/copies.py).
 ISOLATED = 0.4
 
@@ -66,6 +70,39 @@ def audit_labels(
     return LabelAudit(score, suggested, doubted)
 
 
+def with_similar(proba: Float, y: Int, features: Float32) -> Float:
+    """Predictions with a share of what the most similar other records are labelled, shape (n_records, n_classes).
+
+    ``proba`` (n_records, n_classes) are out-of-fold predictions, ``features`` (n_records, n_features) are compared by
+    cosine. A network of few steps overlooks what a near-duplicate tells.
+    """
+    n = min(N_SIMILAR, len(y) - 1)
+    if n < 1:
+        return proba
+    with single_threaded():
+        near = NearestNeighbors(n_neighbors=n, algorithm="brute").fit(_unit(features))
+        similar = near.kneighbors(
+            return_distance=False
+        )  # (n_records, n), without the record itself
+    labels = np.stack([(y[similar] == k).mean(axis=1) for k in range(proba.shape[1])], axis=1)
+    return np.asarray((1 - SIMILAR_SHARE) * proba + SIMILAR_SHARE * labels)
+
+
+def thumbnails(images: Images) -> Float32:
+    """Small copies of images less their mean, shape (n, n_features), for :func:`with_similar`."""
+    small = images.astype(np.float32)
+    for axis in (1, 2):
+        edges = np.linspace(0, small.shape[axis], THUMBNAIL + 1).astype(np.int64)[:-1]
+        small = np.add.reduceat(small, np.unique(edges), axis=axis)
+    flat = small.reshape(len(small), -1)
+    return np.asarray(flat - flat.mean(axis=1, keepdims=True), dtype=np.float32)
+
+
+def _unit(features: Float32) -> Float32:
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    return np.asarray(features / np.maximum(length, TINY), dtype=np.float32)
+
+
 def clean_weights(audit: LabelAudit, weight: float) -> Float:
     """Weight of each record, shape (n_records,): ``weight`` where the label is doubted, else 1."""
     return np.where(audit.doubted, weight, 1.0)
@@ -107,8 +144,7 @@ def alike(features: Float32, groups: Int) -> Int:
     codes = np.arange(len(features))
     if len(features) < 3:
         return codes
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    unit = features / np.maximum(length, TINY)
+    unit = _unit(features)
     with single_threaded():
         distance = 1 - unit @ unit.T
     distance[groups[:, None] == groups] = np.inf
