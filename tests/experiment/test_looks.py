@@ -227,5 +227,5 @@ def test_page_card_and_inspect_say_which_look_it_was(store: Store) -> None:
     assert inspect(store).look == look
     assert look.sentence in render_card(read_manifest(store))
     data = ReportData(title="a", label="y", verdict=verdict)
-    assert look.sentence in render_page(data, (), ()).decode()
+    assert look.sentence in render_page(data, ()).decode()
     assert look.sentence in markdown_summary(data)

@@ -55,7 +55,7 @@ def test_equal_images_give_equal_bytes() -> None:
 @pytest.mark.parametrize("label", HOSTILE)
 def test_class_names_are_drawn_and_never_understood(label: str) -> None:
     images = noise(2, 8)
-    width, height = Image.open(io.BytesIO(sheet(label, images, None, None, number=3))).size
+    width, height = Image.open(io.BytesIO(sheet(label, images, None, None))).size
     assert (width, height) == Image.open(io.BytesIO(sheet("x", images, None, None))).size
 
 

@@ -13,14 +13,13 @@ from prefect_augment.evaluation.metrics.column_shapes import ColumnShape, summar
 from prefect_augment.figures.style import MAX_BYTES, drawable
 from prefect_augment.report.charts import (
     MAX_ROWS,
-    ClassBar,
     ForestRow,
-    RecallRow,
     class_counts_chart,
     forest_chart,
     recall_chart,
     shapes_chart,
 )
+from prefect_augment.report.view_model import ClassRow
 from prefect_augment.schema import Interval
 
 NASTY = [
@@ -54,7 +53,7 @@ def is_dark(png: bytes) -> bool:
 
 
 def all_charts(names: list[str]) -> list[bytes]:
-    counts = [ClassBar(n, 10 * i, {"real": 10 * i, "synthetic": i}) for i, n in enumerate(names)]
+    counts = [ClassRow(i, n, 10 * i, {"real": 10 * i, "synthetic": i}) for i, n in enumerate(names)]
     shapes = {
         n: ColumnShape("category", np.array([*names, None], dtype=object), np.array(names[:2]))
         for n in names[:6]
@@ -63,7 +62,9 @@ def all_charts(names: list[str]) -> list[bytes]:
         class_counts_chart(counts),
         forest_chart([ForestRow(n, interval(50.0), mark="chosen") for n in names], label="%"),
         recall_chart(
-            [RecallRow(n, interval(0.5, 0.1), None) for n in names], before="a", after="b"
+            [ClassRow(0, n, 0, {}, recall_as_is=interval(0.5, 0.1)) for n in names],
+            before="a",
+            after="b",
         ),
         shapes_chart(summarise_shapes(shapes)[:6]),
     ]
@@ -98,7 +99,7 @@ def test_long_names_end_in_an_ellipsis_and_short_ones_stay() -> None:
 def test_equal_data_give_equal_bytes_also_in_another_process() -> None:
     code = (
         "import hashlib;from prefect_augment.report.charts import *;"
-        "print(hashlib.sha256(class_counts_chart([ClassBar('a',5,{'real':5,'copy':3})])).hexdigest())"
+        "print(hashlib.sha256(class_counts_chart([ClassRow(1,'a',5,{'real':5,'copy':3})])).hexdigest())"
     )
     digests = {
         subprocess.run(
@@ -114,7 +115,7 @@ def test_equal_data_give_equal_bytes_also_in_another_process() -> None:
 
 
 def test_pictures_carry_no_date_and_no_software_name() -> None:
-    png = class_counts_chart([ClassBar("a", 5, {"real": 5})])
+    png = class_counts_chart([ClassRow(1, "a", 5, {"real": 5})])
     assert b"Software" not in png
     assert b"matplotlib" not in png.lower()
     assert b"tIME" not in png
@@ -125,8 +126,12 @@ def test_full_pictures_stay_below_the_size_limit() -> None:
     rng = np.random.default_rng(0)
     names = [f"class number {i:02d} with a long name" for i in range(MAX_ROWS)]
     bars = [
-        ClassBar(
-            n, int(rng.integers(1, 10_000)), {"real": 10_000, "classic": 70, "synthetic": 99}, 2e4
+        ClassRow(
+            0,
+            n,
+            int(rng.integers(1, 10_000)),
+            {"real": 10_000, "classic": 70, "synthetic": 99},
+            2e4,
         )
         for n in names
     ]
@@ -146,26 +151,28 @@ def test_full_pictures_stay_below_the_size_limit() -> None:
 
 def test_too_many_rows_are_refused_with_advice() -> None:
     with pytest.raises(ValueError, match="choose fewer"):
-        class_counts_chart([ClassBar("a", 1, {})] * (MAX_ROWS + 1))
+        class_counts_chart([ClassRow(1, "a", 1, {})] * (MAX_ROWS + 1))
 
 
 @pytest.mark.parametrize(
     "bars",
     [
         [],
-        [ClassBar("empty", 0, {})],
-        [ClassBar("one", 1, {"real": 1})],
-        [ClassBar("new", 0, {"synthetic": 5}), ClassBar("large", 10**9, {"real": 10**9})],
+        [ClassRow(2, "empty", 0, {})],
+        [ClassRow(2, "one", 1, {"real": 1})],
+        [ClassRow(2, "new", 0, {"synthetic": 5}), ClassRow(2, "large", 10**9, {"real": 10**9})],
     ],
 )
-def test_counts_of_none_and_of_billions_can_be_drawn(bars: list[ClassBar]) -> None:
+def test_counts_of_none_and_of_billions_can_be_drawn(bars: list[ClassRow]) -> None:
     assert size(class_counts_chart(bars))[0] > 0
 
 
 def test_the_added_records_change_the_picture() -> None:
-    plain = class_counts_chart([ClassBar("a", 5, {"real": 5}), ClassBar("b", 50, {"real": 50})])
+    plain = class_counts_chart(
+        [ClassRow(1, "a", 5, {"real": 5}), ClassRow(2, "b", 50, {"real": 50})]
+    )
     added = class_counts_chart(
-        [ClassBar("a", 5, {"real": 5, "synthetic": 45}), ClassBar("b", 50, {"real": 50})]
+        [ClassRow(1, "a", 5, {"real": 5, "synthetic": 45}), ClassRow(2, "b", 50, {"real": 50})]
     )
     assert plain != added
 

@@ -16,7 +16,6 @@ from prefect_augment.schema import (
     ConditionRow,
     Difference,
     FilterResult,
-    Findings,
     Gap,
     GroupRow,
     Interval,
@@ -246,7 +245,7 @@ def test_settings_are_in_words() -> None:
 
 
 def test_the_report_has_the_search_on_its_page_and_in_its_json() -> None:
-    files = build_report(ReportData(title="a", label="y", findings=Findings(search=info())))
+    files = build_report(ReportData(title="a", label="y", search=info()))
     assert b'id="search"' in files["report.html"]
     found = json.loads(files["report.json"])["search"]
     assert found["rungs"][0]["trials"][0]["strategy"]["amount"] == 0.5

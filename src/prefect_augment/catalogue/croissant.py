@@ -9,7 +9,7 @@ import re
 from typing import Any
 from urllib.parse import quote
 
-from prefect_augment.catalogue.governance import Governance, source_uri
+from prefect_augment.catalogue.governance import governance, source_uri
 from prefect_augment.schema import Manifest, ShardInfo
 from prefect_augment.shards.parquet import LINEAGE
 
@@ -64,7 +64,8 @@ def render_croissant(manifest: Manifest) -> bytes:
     ----------
     MLCommons, "Croissant Format Specification 1.1" and "Croissant RAI Specification 1.0".
     """
-    governance = Governance.of(manifest)
+    about = governance(manifest)
+    origin = " ".join(about["origin"])
     fields: dict[str, Any] = {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
@@ -73,20 +74,20 @@ def render_croissant(manifest: Manifest) -> bytes:
             "http://mlcommons.org/croissant/RAI/1.0",
         ],
         "name": f"Balanced dataset, labelled by {manifest.label}",
-        "description": f"{manifest.recipe.sentence} {' '.join(governance.origin)}",
+        "description": f"{manifest.recipe.sentence} {origin}",
         "version": f"{manifest.version}.0.0",
         "datePublished": manifest.created_at,
         "license": _licence(manifest),
         "keywords": ["imbalanced data", *sorted({shard.origin for shard in manifest.shards})],
         "distribution": _distribution(manifest),
         "recordSet": [*_records(manifest), _counts(manifest)],
-        "rai:dataCollection": " ".join(governance.origin),
-        "rai:dataPreprocessingProtocol": governance.preparation,
-        "rai:dataAnnotationProtocol": governance.labelling,
-        "rai:dataUseCases": governance.design,
-        "rai:dataLimitations": [*governance.suitability, *governance.gaps],
-        "rai:dataBiases": governance.biases,
-        "rai:personalSensitiveInformation": governance.people,
+        "rai:dataCollection": origin,
+        "rai:dataPreprocessingProtocol": about["preparation"],
+        "rai:dataAnnotationProtocol": about["labelling"],
+        "rai:dataUseCases": about["design"],
+        "rai:dataLimitations": [*about["suitability"], *about["gaps"]],
+        "rai:dataBiases": about["biases"],
+        "rai:personalSensitiveInformation": about["people"],
         "prov:wasGeneratedBy": {
             "@type": "prov:Activity",
             "prov:endedAtTime": manifest.created_at,

@@ -6,7 +6,6 @@ biases and what is done about them, (h) gaps and shortcomings. What a manifest c
 """
 
 from collections import Counter
-from dataclasses import dataclass
 
 from prefect_augment.params.locations import hide_secrets
 from prefect_augment.schema import Manifest, real_counts
@@ -32,57 +31,41 @@ def source_uri(manifest: Manifest) -> str:
     return hide_secrets(uri)
 
 
-@dataclass(frozen=True)
-class Governance:
+def governance(manifest: Manifest) -> dict[str, list[str]]:
     """Plain sentences on a version, by what Article 10(2) asks for."""
-
-    design: list[str]
-    origin: list[str]
-    preparation: list[str]
-    labelling: list[str]
-    assumptions: list[str]
-    suitability: list[str]
-    biases: list[str]
-    measures: list[str]
-    gaps: list[str]
-    people: list[str]
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> "Governance":
-        """Read a manifest."""
-        counts = Counter[str]()
-        for shard in manifest.shards:
-            counts[shard.origin] += shard.n_records
-        return cls(
-            design=_design(manifest),
-            origin=_origin(manifest, counts),
-            preparation=_preparation(manifest, counts),
-            labelling=_labelling(manifest, counts),
-            assumptions=[
-                f"Column {manifest.label} is the class of what a record's other columns describe.",
-                "The hold-out is drawn as later data are. What the data stand for in the world is not known here.",
-            ],
-            suitability=_suitability(manifest),
-            biases=_biases(manifest),
-            measures=_measures(manifest),
-            gaps=_gaps(manifest),
-            people=_people(manifest),
-        )
+    counts = Counter[str]()
+    for shard in manifest.shards:
+        counts[shard.origin] += shard.n_records
+    return {
+        "design": _design(manifest),
+        "origin": _origin(manifest, counts),
+        "preparation": _preparation(manifest, counts),
+        "labelling": _labelling(manifest, counts),
+        "assumptions": [
+            f"Column {manifest.label} is the class of what a record's other columns describe.",
+            "The hold-out is drawn as later data are. What the data stand for in the world is not known here.",
+        ],
+        "suitability": _suitability(manifest),
+        "biases": _biases(manifest),
+        "measures": _measures(manifest),
+        "gaps": _gaps(manifest),
+        "people": _people(manifest),
+    }
 
 
 def article_10(manifest: Manifest) -> list[tuple[str, list[str]]]:
     """Headings with their letter in Article 10(2), and the sentences below each."""
-    governance = Governance.of(manifest)
+    about = governance(manifest)
     return [
-        ("Design choices (a)", governance.design),
-        ("Collection and origin (b)", governance.origin),
-        ("Preparation (c)", [*governance.preparation, *governance.labelling]),
-        ("Assumptions (d)", governance.assumptions),
-        ("Availability, quantity and suitability (e)", governance.suitability),
-        ("Possible biases (f)", governance.biases),
-        ("Measures against them (g)", governance.measures),
-        ("Gaps and shortcomings (h)", governance.gaps),
-        ("Personal data", governance.people),
+        ("Design choices (a)", about["design"]),
+        ("Collection and origin (b)", about["origin"]),
+        ("Preparation (c)", [*about["preparation"], *about["labelling"]]),
+        ("Assumptions (d)", about["assumptions"]),
+        ("Availability, quantity and suitability (e)", about["suitability"]),
+        ("Possible biases (f)", about["biases"]),
+        ("Measures against them (g)", about["measures"]),
+        ("Gaps and shortcomings (h)", about["gaps"]),
+        ("Personal data", about["people"]),
     ]
 
 
@@ -209,8 +192,10 @@ def _measures(manifest: Manifest) -> list[str]:
 
 
 def _gaps(manifest: Manifest) -> list[str]:
+    not_compared = manifest.verdict.not_compared if manifest.verdict else {}
     sentences = [
-        f"Class {name} was not compared: {why}" for name, why in _not_compared(manifest).items()
+        f"Class {name} was not compared: {why}"
+        for name, why in list(not_compared.items())[:_MAX_CLASSES]
     ]
     holes = {c.name: c.n_null for c in manifest.columns if c.n_null}
     if holes:
@@ -236,8 +221,3 @@ def _people(manifest: Manifest) -> list[str]:
             "All records are synthetic; before publication every file was searched for real records and rare values."
         )
     return sentences
-
-
-def _not_compared(manifest: Manifest) -> dict[str, str]:
-    every = manifest.verdict.not_compared if manifest.verdict else {}
-    return dict(list(every.items())[:_MAX_CLASSES])

@@ -185,13 +185,10 @@ class _Trace:
             return []
         namespace, name = _named(self.destination)
         columns = [(c.name, c.arrow_type) for c in manifest.columns]
-        columns += [
-            (manifest.label, manifest.label_type),
-            *((f.name, str(f.type)) for f in LINEAGE),
-        ]
-        n_records = sum(s.n_records for s in manifest.shards)
+        columns.append((manifest.label, manifest.label_type))
+        columns += [(field.name, str(field.type)) for field in LINEAGE]
         statistics = facet_v2.output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
-            rowCount=n_records,
+            rowCount=sum(s.n_records for s in manifest.shards),
             size=sum(s.n_bytes for s in manifest.shards),
             fileCount=len(manifest.shards),
         )
@@ -199,13 +196,9 @@ class _Trace:
             datasetVersion=str(manifest.version)
         )
         facets = {"schema": _schema(facet_v2, columns), "version": version}
+        sent = {"outputStatistics": statistics}
         return [
-            event_v2.OutputDataset(
-                namespace=namespace,
-                name=name,
-                facets=facets,
-                outputFacets={"outputStatistics": statistics},
-            )
+            event_v2.OutputDataset(namespace=namespace, name=name, facets=facets, outputFacets=sent)
         ]
 
 

@@ -30,7 +30,7 @@ def render_provenance(manifest: Manifest) -> bytes:
         "agent",
         _SOFTWARE,
         {
-            "prov:type": {"$": "prov:SoftwareAgent", "type": "prov:QUALIFIED_NAME"},
+            "prov:type": _qualified("prov:SoftwareAgent"),
             **{f"aug:{name}": text for name, text in sorted(manifest.software.items())},
         },
     )
@@ -44,10 +44,14 @@ def render_provenance(manifest: Manifest) -> bytes:
         document.entity("aug:encoder", "encoder", encoder)
         document.relate("used", activity=_RUN, entity="aug:encoder")
     if (approval := manifest.approval) is not None:
-        kind = {"$": "prov:Person", "type": "prov:QUALIFIED_NAME"}
-        document.node("agent", "aug:approver", {"prov:type": kind, "aug:name": approval.by})
+        about = {"prov:type": _qualified("prov:Person"), "aug:name": approval.by}
+        document.node("agent", "aug:approver", about)
         document.relate("wasAttributedTo", entity=version, agent="aug:approver")
     return document.to_json()
+
+
+def _qualified(name: str) -> dict[str, str]:
+    return {"$": name, "type": "prov:QUALIFIED_NAME"}
 
 
 def _version(document: "_Document", manifest: Manifest) -> str:
@@ -62,10 +66,8 @@ def _version(document: "_Document", manifest: Manifest) -> str:
     if manifest.parent is not None:
         parent = f"aug:version-{manifest.parent}"
         document.entity(parent, "version", {"version": manifest.parent})
-        kind = {"$": "prov:Revision", "type": "prov:QUALIFIED_NAME"}
-        document.relate(
-            "wasDerivedFrom", generatedEntity=version, usedEntity=parent, **{"prov:type": kind}
-        )
+        ends = {"generatedEntity": version, "usedEntity": parent}
+        document.relate("wasDerivedFrom", **ends, **{"prov:type": _qualified("prov:Revision")})
     return version
 
 
@@ -115,8 +117,7 @@ class _Document:
     def entity(self, name: str, kind: str, attributes: dict[str, Any]) -> None:
         """Add an entity of one of our types."""
         own = {f"aug:{k}": v for k, v in attributes.items()}
-        kinds = {"prov:type": {"$": f"aug:{kind}", "type": "prov:QUALIFIED_NAME"}}
-        self.node("entity", name, kinds | own)
+        self.node("entity", name, {"prov:type": _qualified(f"aug:{kind}")} | own)
 
     def relate(self, kind: str, /, **ends: Any) -> None:
         """Add a relation; ``ends`` are its nodes, and further attributes with a prefix."""

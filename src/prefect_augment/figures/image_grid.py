@@ -46,39 +46,36 @@ def sheet(
     nearest: Images | None,
     *,
     classic: Images | None = None,
-    number: int | None = None,
 ) -> bytes:
     """A class's sheet of images, as a PNG below 200 kB; equal arrays give equal bytes.
 
     Rows have images of any size, uint8 of shape (height, width, channels); the first
     :data:`N_COLUMNS` are shown and rows without images left out. ``nearest`` goes with
     ``synthetic``, ``classic`` with ``real``. Small images are enlarged by a whole factor, large
-    ones reduced. ``number`` is the class's row in the report's table, see :func:`.drawable`.
+    ones reduced.
     """
     rows = {"real": real, "classic": classic, "synthetic": synthetic, "nearest": nearest}
     titled = [(ROW_TITLES[name], images) for name, images in rows.items() if images is not None]
-    return rows_sheet(label, titled, number=number)
+    return rows_sheet(label, titled)
 
 
-def rows_sheet(
-    title: str, rows: Sequence[tuple[str, Images]], *, number: int | None = None
-) -> bytes:
+def rows_sheet(title: str, rows: Sequence[tuple[str, Images]]) -> bytes:
     """A sheet of any titled rows; see :func:`sheet`."""
     shown = [(text, images[:N_COLUMNS]) for text, images in rows if len(images)]
     is_gray = all(pixels.shape[2] == 1 for _, images in shown for pixels in images)
-    return _small_png(_draw(title, shown, number), is_gray)
+    return _small_png(_draw(title, shown), is_gray)
 
 
-def shown_name(label: str, number: int | None = None) -> str:
+def shown_name(label: str) -> str:
     """The class name as far as the sheet can draw it."""
-    return drawable(label, width=(_WIDTH - 2 * _PADDING) / _TITLE, number=number)
+    return drawable(label, width=(_WIDTH - 2 * _PADDING) / _TITLE)
 
 
-def _draw(label: str, rows: Sequence[tuple[str, Images]], number: int | None) -> Image.Image:
+def _draw(label: str, rows: Sequence[tuple[str, Images]]) -> Image.Image:
     height = _HEADER + max(1, len(rows)) * ROW_HEIGHT + _PADDING - _BELOW
     image = Image.new("RGB", (_WIDTH, height), "white")
     draw = ImageDraw.Draw(image)
-    draw.text((_PADDING, _PADDING), shown_name(label, number), fill=_INK, font=_font(_TITLE))
+    draw.text((_PADDING, _PADDING), shown_name(label), fill=_INK, font=_font(_TITLE))
     y = _HEADER
     if not rows:
         draw.text((_PADDING, y), "no images to show", fill=_MUTED, font=_font(_TEXT))

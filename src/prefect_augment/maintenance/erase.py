@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "_staging/erase"
 _MAX_LISTED = 20
+_HOLDS_RECORDS = ("shard", "ledger", "report", "quarantine", "latents", "stage", "temporary")
 
 
 class EraseReport(Result):
@@ -76,26 +77,12 @@ def erase(
     embeddings and copies elsewhere, and old object versions that a bucket keeps. Synthetic records stay,
     and the manifest notes that their models had seen the erased ones.
 
-    Parameters
-    ----------
-    store : Store
-        The dataset.
-    ids : sequence of str
-        ``aug_id`` of real records.
-    where : sequence of (str, str)
-        Column and value: also every real record whose column equals the value, in any kept version.
+    ``ids`` are the ``aug_id`` of real records; ``where`` names columns and values, and so every real record whose
+    column equals the value, in any kept version.
 
-    Raises
-    ------
-    ParameterError
-        If an id is that of no real record, no record meets a condition, or a column does not exist.
-        Nothing is changed then.
-    EmptyClassError
-        If no record would be left.
-    IntegrityError
-        If a version cannot be read. Nothing is changed then.
-    TransientError
-        If another run publishes or removes meanwhile.
+    Raises ParameterError if an id is that of no real record, no record meets a condition, or a column does not exist,
+    and IntegrityError if a version cannot be read: nothing is changed then. EmptyClassError if no record would be
+    left; TransientError if another run publishes or removes meanwhile.
     """
     if not ids and not where:
         raise ParameterError("name the records to erase: their aug_id, or a column and its value.")
@@ -233,9 +220,7 @@ def _goes(store: Store, path: str) -> bool:
         return ".decision" not in path and (
             read_decision(store, path.rsplit("/", 1)[-1].removesuffix(".json")) is None
         )
-    return kind in (
-        "shard", "ledger", "report", "quarantine", "latents", "stage", "temporary",
-    )  # fmt: skip
+    return kind in _HOLDS_RECORDS
 
 
 def _find(store: Store, intent: _Intent, gone: set[str]) -> Commit | None:
@@ -243,15 +228,13 @@ def _find(store: Store, intent: _Intent, gone: set[str]) -> Commit | None:
     newest = read_manifest(store)
     if newest.dataset_key == intent.dataset_key:
         return committed(store, newest, created=False)
-    if find_commit(store, intent.dataset_key) is None or any(_held(store, newest, gone)):
+    if find_commit(store, intent.dataset_key) is None:
         return None
-    return committed(store, newest, created=False)
-
-
-def _held(store: Store, manifest: Manifest, gone: set[str]) -> Iterator[bool]:
-    for shard in manifest.shards:
+    for shard in newest.shards:
         table = read_shard(store, shard.path, ["aug_id", "aug_parent"])
-        yield bool(pc.any(erased_rows(table, gone), min_count=0).as_py())
+        if pc.any(erased_rows(table, gone), min_count=0).as_py():
+            return None
+    return committed(store, newest, created=False)
 
 
 def _heading(version: int) -> str:

@@ -47,7 +47,11 @@ def rewrite(
         table = read_shard(store, shard.path, sha256=shard.sha256)
         hit = erased_rows(table, gone)
         n_hit = pc.sum(hit).as_py() or 0
-        drop = {c: v for c, v in lost.items() if not v.isdisjoint(_categories(table[c]))}
+        drop = {
+            name: values
+            for name, values in lost.items()
+            if any(not values.isdisjoint(c.dictionary.to_pylist()) for c in table[name].chunks)
+        }
         if not n_hit and not drop:
             shards.append(shard)
             continue
@@ -98,7 +102,9 @@ def _lost_categories(
     for shard in manifest.shards:
         renew()
         with open_shard(store, shard.path) as opened:
-            names = _category_columns(opened.schema, manifest.label)
+            # A class stays, even without records.
+            categories = [f.name for f in opened.schema if pa.types.is_dictionary(f.type)]
+            names = [name for name in categories if name != manifest.label]
             if not names:
                 continue
             table = opened.read([*names, "aug_id", "aug_parent"])
@@ -109,15 +115,6 @@ def _lost_categories(
             kept.setdefault(name, set()).update(values.filter(pc.invert(hit)).unique().to_pylist())
     lost = {name: values - kept[name] - {None} for name, values in erased.items()}
     return {name: values for name, values in lost.items() if values}
-
-
-def _category_columns(schema: pa.Schema, label: str) -> list[str]:
-    # A class stays, even without records.
-    return [f.name for f in schema if pa.types.is_dictionary(f.type) and f.name != label]
-
-
-def _categories(column: pa.ChunkedArray) -> set[Any]:
-    return {value for chunk in column.chunks for value in chunk.dictionary.to_pylist()}
 
 
 def _without_categories(table: pa.Table, drop: dict[str, set[Any]]) -> pa.Table:

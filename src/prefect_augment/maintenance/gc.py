@@ -34,6 +34,7 @@ from prefect_augment.storage import (
 logger = logging.getLogger(__name__)
 
 LEASE = f"{LEASES}/removing-gc.json"
+MAX_RECEIPT_BYTES = 64 << 20  # a receipt has a few kB
 _VERSION_KINDS = ("shard", "ledger", "report", "quarantine")
 
 
@@ -70,32 +71,13 @@ def collect_garbage(
 
     Proposals, their decisions, looks at the hold-out and foreign files always stay.
 
-    Parameters
-    ----------
-    store : Store
-        The dataset.
-    keep_last : int, optional
-        Remove all but so many versions; none by default.
-    older_than_days : float
-        Younger stages, and objects that no version names yet, may belong to a running flow and stay. 0 is
-        for a destination without runs. Ages are differences of two times of the store, so a wrong clock,
-        here or there, removes nothing too early.
-    dry_run : bool
-        Remove nothing. A probe is written all the same, to read the store's time.
+    ``keep_last`` removes all but so many versions; none by default. Stages, and objects that no version names yet,
+    younger than ``older_than_days`` may belong to a running flow and stay; 0 is for a destination without runs. Ages
+    are differences of two times of the store, so a wrong clock, here or there, removes nothing too early. A dry run
+    removes nothing; it writes a probe all the same, to read the store's time.
 
-    Returns
-    -------
-    GcReport
-        Counts and bytes by kind and reason.
-
-    Raises
-    ------
-    ParameterError
-        If ``keep_last`` or ``older_than_days`` is out of range.
-    IntegrityError, SchemaError
-        If a manifest that stays cannot be read, so its objects are unknown.
-    TransientError
-        If a run publishes meanwhile.
+    Raises ParameterError for a number out of range; IntegrityError or SchemaError if a manifest that stays cannot be
+    read, so its objects are unknown; TransientError if a run publishes meanwhile.
     """
     if keep_last is not None and keep_last < 1:
         raise ParameterError(f"keep_last is {keep_last}; at least one version has to be kept.")
@@ -110,12 +92,23 @@ def collect_garbage(
         infos = store.infos()
         cutoff = _cutoff(store, older_than_days)
         plan = _plan(store, infos, keep_last, cutoff)
-        report = plan.report(infos, dry_run=dry_run)
+        gone = dict.fromkeys(map(manifest_path, plan.versions_removed), "beyond --keep-last")
+        removed = _lines(gone | plan.removed, infos)
+        report = GcReport(
+            dry_run=dry_run,
+            versions_removed=plan.versions_removed,
+            versions_kept=plan.versions_kept,
+            n_removed=sum(line.n_objects for line in removed),
+            n_bytes_removed=sum(line.n_bytes for line in removed),
+            removed=removed,
+            kept=_lines(plan.kept, infos),
+            unknown=tuple(plan.unknown),
+        )
         if renew is not None:
             # A version's manifest goes before its shards, so that no reader opens a manifest whose shards
             # are missing, and what a kill leaves is removed by a later run. A reader that opened the version
             # before may still lose it while reading: choose --keep-last accordingly.
-            remove(store, map(manifest_path, plan.versions_removed), renew)
+            remove(store, gone, renew)
             remove(store, removal_order(plan.removed, infos), renew)
             _drop_unfinished(store, cutoff)
     logger.info(
@@ -159,20 +152,6 @@ class _Plan:
     kept: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
 
-    def report(self, infos: Mapping[str, Mapping[str, Any]], *, dry_run: bool) -> GcReport:
-        gone = {manifest_path(v): "beyond --keep-last" for v in self.versions_removed}
-        removed = _lines({**gone, **self.removed}, infos)
-        return GcReport(
-            dry_run=dry_run,
-            versions_removed=self.versions_removed,
-            versions_kept=self.versions_kept,
-            n_removed=sum(line.n_objects for line in removed),
-            n_bytes_removed=sum(line.n_bytes for line in removed),
-            removed=removed,
-            kept=_lines(self.kept, infos),
-            unknown=tuple(self.unknown),
-        )
-
 
 def _lines(fates: Mapping[str, str], infos: Mapping[str, Mapping[str, Any]]) -> tuple[GcLine, ...]:
     n_objects: Counter[tuple[str, str]] = Counter()
@@ -201,7 +180,8 @@ def _plan(
         "named by an open proposal": _open_proposals(store, infos, cutoff),
     }
     going = {manifest_path(version) for version in plan.versions_removed}
-    dropped = _dropped(store, going)
+    # A damaged manifest names nothing, so its objects wait to be old.
+    dropped = {path for manifest in going for path in named_in(store.read(manifest))}
     stages = _stages(store, infos, named, cutoff)
     for path, info in infos.items():
         kind = kind_of(path)
@@ -216,8 +196,8 @@ def _plan(
             continue  # this run's own
         elif kind == "stage" and stage_of(path) in stages:
             plan.kept[path] = stages[stage_of(path)]
-        elif kind in _VERSION_KINDS and (reason := _reason(path, named)):
-            plan.kept[path] = reason
+        elif kind in _VERSION_KINDS and (reasons := [r for r, ps in named.items() if path in ps]):
+            plan.kept[path] = reasons[0]
         elif kind == "latents" and f"{'/'.join(path.split('/')[:2])}/{INDEX}" in infos:
             plan.kept[path] = "a whole result of a model's latents"
         elif kind in _VERSION_KINDS and path in dropped:
@@ -227,11 +207,6 @@ def _plan(
         else:
             plan.removed[path] = "named by nothing, and old"
     return plan
-
-
-def _reason(path: str, named: Mapping[str, set[str]]) -> str:
-    """Return what names a path; empty if nothing does."""
-    return next((reason for reason, paths in named.items() if path in paths), "")
 
 
 def _young(info: Mapping[str, Any], cutoff: float | None) -> str:
@@ -246,15 +221,9 @@ def _young(info: Mapping[str, Any], cutoff: float | None) -> str:
 
 def _named(store: Store, versions: Sequence[int]) -> set[str]:
     """Return the paths that versions name; of their ingests only the newest one's, where the next run starts."""
-    paths = {path for version in versions for path in named_by(read_manifest(store, version))}
-    older = {read_manifest(store, version).ingest for version in versions[:-1]}
-    newest = {read_manifest(store, version).ingest for version in versions[-1:]}
-    return paths - (older - newest)
-
-
-def _dropped(store: Store, manifests: Iterable[str]) -> set[str]:
-    """Return the paths that removed versions name; a damaged manifest names none, so its objects wait to be old."""
-    return {path for manifest in manifests for path in named_in(store.read(manifest))}
+    manifests = [read_manifest(store, version) for version in versions]
+    older, newest = ({m.ingest for m in some} for some in (manifests[:-1], manifests[-1:]))
+    return {path for m in manifests for path in named_by(m)} - (older - newest)
 
 
 def _open_proposals(
@@ -294,9 +263,8 @@ def _stages(
             objects[stage_of(path)].append(path)
     stay: dict[str, str] = {}
     for stage, paths in objects.items():
-        ages = [_young(infos[path], cutoff) for path in paths]
-        if any(ages):
-            stay[stage] = next(filter(None, ages))
+        if age := next(filter(None, (_young(infos[path], cutoff) for path in paths)), ""):
+            stay[stage] = age
     for reason, paths_named in list(named.items()):
         for stage in _stages_of(paths_named, objects):
             stay.setdefault(stage, reason)
@@ -306,7 +274,7 @@ def _stages(
         receipts_name = {
             text
             for path in objects[stage]
-            if path.endswith(".json") and _is_small(infos[path])
+            if path.endswith(".json") and int(infos[path].get("size") or 0) <= MAX_RECEIPT_BYTES
             for text in named_in(_read(store, path))
         }
         named.setdefault("named by a stage that stays", set()).update(receipts_name)
@@ -319,11 +287,6 @@ def _stages(
 
 def _stages_of(paths: Iterable[str], objects: Mapping[str, Any]) -> set[str]:
     return {stage_of(p) for p in paths if p.startswith("_staging/")} & objects.keys()
-
-
-def _is_small(info: Mapping[str, Any]) -> bool:
-    """Whether an object may be a receipt, which has a few kB."""
-    return int(info.get("size") or 0) <= 64 << 20
 
 
 def _read(store: Store, path: str) -> bytes:

@@ -78,7 +78,25 @@ def versions(store: Store) -> tuple[VersionInfo, ...]:
 
     Raises IntegrityError or SchemaError for a manifest that cannot be read.
     """
-    return tuple(_version_info(read_manifest(store, version)) for version in list_versions(store))
+    infos = []
+    for manifest in (read_manifest(store, version) for version in list_versions(store)):
+        n_records, n_origin = Counter[str](), Counter[str]()
+        for shard in manifest.shards:
+            n_records[shard.split] += shard.n_records
+            n_origin[shard.origin] += shard.n_records
+        info = VersionInfo(
+            version=manifest.version,
+            parent=manifest.parent,
+            created_at=manifest.created_at,
+            manifest=manifest_path(manifest.version),
+            n_records=n_records,
+            n_origin=n_origin,
+            n_bytes=sum(s.n_bytes for s in manifest.shards),
+            decision=manifest.verdict.decision if manifest.verdict else None,
+            strategy=manifest.recipe.strategy.name,
+        )
+        infos.append(info)
+    return tuple(infos)
 
 
 def rendered(store: Store, version: int | None, vocabulary: str) -> str:
@@ -93,52 +111,23 @@ def rendered(store: Store, version: int | None, vocabulary: str) -> str:
     return VOCABULARIES[vocabulary](read_manifest(store, version)).decode()
 
 
-def _version_info(manifest: Manifest) -> VersionInfo:
-    n_records: Counter[str] = Counter()
-    n_origin: Counter[str] = Counter()
-    for shard in manifest.shards:
-        n_records[shard.split] += shard.n_records
-        n_origin[shard.origin] += shard.n_records
-    return VersionInfo(
-        version=manifest.version,
-        parent=manifest.parent,
-        created_at=manifest.created_at,
-        manifest=manifest_path(manifest.version),
-        n_records=dict(n_records),
-        n_origin=dict(n_origin),
-        n_bytes=sum(s.n_bytes for s in manifest.shards),
-        decision=manifest.verdict.decision if manifest.verdict else None,
-        strategy=manifest.recipe.strategy.name,
-    )
-
-
 def inspect(store: Store, version: int | None = None) -> Inspection:
     """Return a version's content and history; the newest by default.
 
     Raises IntegrityError or SchemaError if there is no such version, or its manifest cannot be read.
     """
     manifest = read_manifest(store, version)
+    own = Inspection.model_fields.keys() & Manifest.model_fields.keys()
+    verdict = manifest.verdict
     return Inspection(
-        version=manifest.version,
-        parent=manifest.parent,
-        created_at=manifest.created_at,
+        **{name: getattr(manifest, name) for name in own},
         manifest=manifest_path(manifest.version),
-        content_digest=manifest.content_digest,
-        label=manifest.label,
-        class_counts=manifest.class_counts,
         n_shards=len(manifest.shards),
         n_bytes=sum(s.n_bytes for s in manifest.shards),
-        n_quarantined=manifest.n_quarantined,
-        recipe=manifest.recipe,
-        decision=manifest.verdict.decision if manifest.verdict else None,
-        answers=manifest.verdict.answers if manifest.verdict else (),
-        reasons=manifest.verdict.reasons if manifest.verdict else (),
-        look=manifest.verdict.look if manifest.verdict else None,
-        report=manifest.report,
-        holdout_uri=manifest.holdout_uri,
-        software=manifest.software,
-        params=manifest.params,
-        notes=manifest.notes,
+        decision=verdict.decision if verdict else None,
+        answers=verdict.answers if verdict else (),
+        reasons=verdict.reasons if verdict else (),
+        look=verdict.look if verdict else None,
     )
 
 

@@ -1,13 +1,19 @@
 """Rolling back: a new version that points at the shards of an older one."""
 
 import logging
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 
 from prefect_augment.errors import IntegrityError, ParameterError
 from prefect_augment.report.card import refresh_card
-from prefect_augment.schema import ROLLED_BACK, SCHEMA_VERSION, Commit, Manifest
+from prefect_augment.schema import (
+    ROLLED_BACK,
+    SCHEMA_VERSION,
+    Commit,
+    Manifest,
+    PublishedFile,
+    ShardInfo,
+)
 from prefect_augment.storage import (
     Store,
     commit_next,
@@ -72,20 +78,15 @@ def _again(target: Manifest, version: int, parent: Manifest | None) -> Manifest:
 
 def _check_there(store: Store, manifest: Manifest) -> None:
     """Refuse to publish an incomplete version; compares sizes only, ``verify`` compares digests."""
-    lost = [path for path, n_bytes in _objects(manifest) if _size(store, path) != n_bytes]
+    objects: list[ShardInfo | PublishedFile] = [*manifest.shards, *manifest.quarantine]
+    objects += [*manifest.report_files, *([manifest.sources] if manifest.sources else [])]
+    lost = [file.path for file in objects if _size(store, file.path) != file.n_bytes]
     if lost:
         raise IntegrityError(
             f"version {manifest.version} of {store.uri} cannot come back: {len(lost)} of its objects are missing or "
             f"changed, e.g. {lost[0]}; restore them from a copy, or choose another version.",
             paths=lost,
         )
-
-
-def _objects(manifest: Manifest) -> Iterator[tuple[str, int]]:
-    for shard in (*manifest.shards, *manifest.quarantine):
-        yield shard.path, shard.n_bytes
-    for file in (*manifest.report_files, *([manifest.sources] if manifest.sources else ())):
-        yield file.path, file.n_bytes
 
 
 def _size(store: Store, path: str) -> int:

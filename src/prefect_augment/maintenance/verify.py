@@ -1,7 +1,7 @@
 """``verify``: whether every object of a version exists and is what its manifest says."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -13,7 +13,7 @@ from prefect_augment.array_types import Uint64
 from prefect_augment.errors import AugmentError
 from prefect_augment.publish.shareable import find_leaks
 from prefect_augment.report.card import CARD, card_is_current, refresh_card
-from prefect_augment.schema import Manifest, Result, ShardInfo, class_counts
+from prefect_augment.schema import Manifest, PublishedFile, Result, ShardInfo, class_counts
 from prefect_augment.shards.base import ADVICE, label_names, read_shard
 from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.storage import SharedStore, Store, manifest_path, read_manifest, sha256_hex
@@ -60,46 +60,33 @@ def verify(
     weights and the lineage; unique ids over the version and parents in it; the manifest's counts; and the
     card of the newest version. Problems are collected, not raised.
 
-    Parameters
-    ----------
-    store : Store
-        The dataset.
-    version : int, optional
-        The newest by default.
-    repair : bool
-        Write an outdated card again. Nothing else can be repaired: shards are immutable and stored once.
-    shareable : bool
-        Also search every file of the destination for real records, values of single ones and hashes of them,
-        see :mod:`prefect_augment.publish.shareable`. It needs the workspace.
+    ``version`` is the newest by default. ``repair`` writes an outdated card again; nothing else can be repaired, since
+    shards are immutable and stored once. ``shareable`` also searches every file of the destination for real records,
+    values of single ones and hashes of them, see :mod:`prefect_augment.publish.shareable`; it needs the workspace.
 
-    Raises
-    ------
-    IntegrityError, SchemaError
-        If there is no such version, or its manifest cannot be read at all.
+    Raises IntegrityError or SchemaError if there is no such version, or its manifest cannot be read at all.
     """
-    with Workspace() as workspace:
-        return _verify(store, version, repair, shareable, _Findings(workspace))
-
-
-def _verify(
-    store: Store, version: int | None, repair: bool, shareable: bool, findings: "_Findings"
-) -> VerifyReport:
     manifest = read_manifest(store, version)
-    for shard in manifest.shards:
-        findings.attempt(shard.path, partial(_check_shard, store, manifest, shard, findings))
-    is_copy = not isinstance(store, SharedStore) and store.exists(POINTER)
-    for path, n_bytes, sha256 in _other_objects(manifest):
-        if is_copy and is_private(path):  # in a workspace that is not here
-            continue
-        findings.attempt(path, partial(_check_bytes, store, path, n_bytes, sha256, findings))
-    _check_ids(store, findings, has_real=any(shard.origin == "real" for shard in manifest.shards))
-    _check_counts(manifest, findings)
+    with Workspace() as workspace:
+        findings = _Findings(workspace)
+        for shard in manifest.shards:
+            findings.attempt(shard.path, partial(_check_shard, store, manifest, shard, findings))
+        is_copy = not isinstance(store, SharedStore) and store.exists(POINTER)
+        others: list[ShardInfo | PublishedFile] = [*manifest.quarantine, *manifest.report_files]
+        others += [file for file in (manifest.ledger, manifest.sources) if file is not None]
+        for file in others:
+            if not (is_copy and is_private(file.path)):  # in a workspace that is not here
+                findings.attempt(file.path, partial(_check_bytes, store, file, findings))
+        has_real = any(shard.origin == "real" for shard in manifest.shards)
+        _check_ids(store, findings, has_real=has_real)
+    if manifest.class_counts != class_counts(manifest.shards):
+        message = "the counts per class and origin are not the sums over the shards."
+        findings.add(manifest_path(manifest.version), "manifest", message)
     repaired: list[str] = []
     # As an attempt: an older version can be sound even if the newest manifest is damaged.
     findings.attempt(CARD, partial(_check_card, store, repair, repaired, findings))
     if shareable:
-        for leak in find_leaks(store, manifest):
-            findings.problems.append(Problem(**leak.model_dump()))
+        findings.problems += [Problem(**leak.model_dump()) for leak in find_leaks(store, manifest)]
     return VerifyReport(
         version=manifest.version,
         ok=not findings.problems,
@@ -136,17 +123,9 @@ class _Findings:
             self.has_all_ids = False
 
 
-def _other_objects(manifest: Manifest) -> Iterator[tuple[str, int, str]]:
-    """Yield path, size and sha256 of the version's objects beside its shards."""
-    for shard in manifest.quarantine:
-        yield shard.path, shard.n_bytes, shard.sha256
-    beside = [file for file in (manifest.ledger, manifest.sources) if file is not None]
-    for file in (*manifest.report_files, *beside):
-        yield file.path, file.n_bytes, file.sha256
-
-
-def _check_bytes(store: Store, path: str, n_bytes: int, sha256: str, findings: _Findings) -> bool:
+def _check_bytes(store: Store, file: ShardInfo | PublishedFile, findings: _Findings) -> bool:
     """Compare an object with its size and digest; return whether it is the published one."""
+    path = file.path
     findings.n_objects += 1
     try:
         data = store.read(path)
@@ -155,13 +134,11 @@ def _check_bytes(store: Store, path: str, n_bytes: int, sha256: str, findings: _
         findings.add(path, "missing", f"{path} is missing; {_advice(path)}.")
         return False
     findings.n_bytes += len(data)
-    if len(data) == n_bytes and sha256_hex(data) == sha256:
-        return True
-    size = (
-        f"{len(data)} bytes instead of {n_bytes}"
-        if len(data) != n_bytes
-        else "the same size, other bytes"
-    )
+    size = f"{len(data)} bytes instead of {file.n_bytes}"
+    if len(data) == file.n_bytes:
+        if sha256_hex(data) == file.sha256:
+            return True
+        size = "the same size, other bytes"
     findings.has_all_ids = False
     message = f"{path} was changed after it was published ({size}); {_advice(path)}."
     findings.add(path, "changed", message)
@@ -178,7 +155,7 @@ def _advice(path: str) -> str:
 
 
 def _check_shard(store: Store, manifest: Manifest, shard: ShardInfo, findings: _Findings) -> None:
-    if not _check_bytes(store, shard.path, shard.n_bytes, shard.sha256, findings):
+    if not _check_bytes(store, shard, findings):
         return
     table = read_shard(store, shard.path)
     names = table.column_names
@@ -270,13 +247,6 @@ def _check_ids(store: Store, findings: _Findings, *, has_real: bool) -> None:
         example = lost[0].as_py()
         message = f"{len(lost)} records name a parent that is not in the version, e.g. {example}."
         findings.add("", "ids", message)
-
-
-def _check_counts(manifest: Manifest, findings: _Findings) -> None:
-    """Compare the manifest's counts with the sums over its shards."""
-    if manifest.class_counts != class_counts(manifest.shards):
-        message = "the counts per class and origin are not the sums over the shards."
-        findings.add(manifest_path(manifest.version), "manifest", message)
 
 
 def _check_card(store: Store, repair: bool, repaired: list[str], findings: _Findings) -> None:

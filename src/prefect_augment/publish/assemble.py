@@ -5,7 +5,7 @@ Yields Arrow tables in the order of publication, in batches; their origins are r
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,35 +14,43 @@ import pyarrow as pa
 from prefect_augment.errors import EmptyClassError, IntegrityError, ParameterError
 from prefect_augment.params import Publish
 from prefect_augment.plan.weights import shard_weights
-from prefect_augment.publish.real_records import Copies, Ids, Piece, Real, RecordReader, Source
-from prefect_augment.publish.synthetic_records import classic_records, synthetic_records
-from prefect_augment.schema import BalancePlan, DatasetInfo, Origin, Recipe, Release, Split
+from prefect_augment.publish.real_records import Copies, Ids, Piece, Real, RecordReader
+from prefect_augment.publish.synthetic_records import (
+    StagedRecords,
+    classic_records,
+    synthetic_records,
+)
+from prefect_augment.schema import BalancePlan, DatasetInfo, Recipe, Release, Split
 from prefect_augment.shards.parquet import with_lineage
 from prefect_augment.storage import Store
 from prefect_augment.storage.keys import hash_ids
 from prefect_augment.storage.spill import Workspace
 
-
-@dataclass(frozen=True)
-class Stream:
-    """Records that become shards of their own: equal records give equal shards, whatever else is published.
-
-    ``tables`` yields the source's columns and the lineage, in batches.
-    """
-
-    n_records: int
-    n_bytes: int  # estimated
-    tables: Callable[[], Iterator[pa.Table]]
+Source = Real | Copies | StagedRecords
 
 
 @dataclass(frozen=True)
 class Portion:
-    """Records of one split and origin, in the order of publication; ``labels`` are their classes."""
+    """Records of one split and origin, in the order of publication.
+
+    A piece becomes shards of its own: equal records give equal shards, whatever else is published.
+    """
 
     split: Split
-    origin: Origin
-    streams: tuple[Stream, ...]
-    labels: frozenset[str]
+    source: Source
+    weights: Mapping[str, float]  # of a stratum's real records
+    one: float = 1.0  # weight of a synthetic record, a real one of its class being 1
+
+    def tables(self, piece: Piece) -> Iterator[pa.Table]:
+        """Yield the source's columns and the lineage, in batches."""
+        for records in piece.records():
+            weight = np.array([self.weights.get(name, 1.0) for name in records.strata])
+            if records.shares is not None:
+                weight = weight * records.shares
+            weight = (self.one * weight).astype(np.float32)
+            yield with_lineage(
+                records.table, origin=self.source.origin, weight=weight, **records.lineage
+            )
 
 
 @dataclass(frozen=True)
@@ -118,50 +126,27 @@ def assemble(release: Release, info: DatasetInfo, store: Store, workspace: Works
     # If the data holds copies, weights would count them twice.
     has_copies = publish.materialise == "copies" and any(recipe.copies.values())
     weights = {}
+    one = [recipe.synthetic_weight if s.origin == "synthetic" else 1.0 for s in train]
     if not has_copies:
-        counted = [_counted(s, recipe) for s in train]
+        counted = [
+            {name: w * n for name, n in s.counted.items()} for s, w in zip(train, one, strict=True)
+        ]
         weights = shard_weights(recipe, [s.counts for s in train], counted)
-    portions = [_portion(source, "train", weights, recipe) for source in train]
+    portions = [
+        Portion("train", s, weights, w if weights else 1.0) for s, w in zip(train, one, strict=True)
+    ]
     if "real" in publish.origins and not info.holdout_uri:
         holdout = Real(reader, info.shards, ("holdout",))
         if holdout.counts.total():
-            portions.append(_portion(holdout, "holdout", {}))
+            portions.append(Portion("holdout", holdout, {}))
             train.append(holdout)
     _refuse_duplicate_ids(train)
     return Assembled(tuple(portions), weights, tuple(notes))
 
 
-def _counted(source: Source, recipe: Recipe) -> dict[str, float]:
-    """Return the effective count of a source's records before weighting, by stratum."""
-    one = recipe.synthetic_weight if source.origin == "synthetic" else 1.0
-    return {name: one * n for name, n in source.counted.items()}
-
-
-def _portion(
-    source: Source, split: Split, weights: Mapping[str, float], recipe: Recipe | None = None
-) -> Portion:
-    one = recipe.synthetic_weight if recipe and weights and source.origin == "synthetic" else 1.0
-
-    def stream(piece: Piece) -> Stream:
-        def tables() -> Iterator[pa.Table]:
-            for records in piece.records():
-                weight = np.array([weights.get(name, 1.0) for name in records.strata])
-                if records.shares is not None:
-                    weight = weight * records.shares
-                weight = (one * weight).astype(np.float32)
-                yield with_lineage(
-                    records.table, origin=source.origin, weight=weight, **records.lineage
-                )
-
-        return Stream(piece.n_records, piece.n_bytes, tables)
-
-    streams = tuple(stream(piece) for piece in source.pieces)
-    return Portion(split, source.origin, streams, frozenset(source.labels))
-
-
 def _refuse_duplicate_ids(sources: Sequence[Source]) -> None:
     """Refuse records with the same id: compare 64-bit hashes first, then the ids of equal hashes."""
-    duplicates = Ids.duplicates(sources)
+    duplicates = Ids.duplicates([source.ids for source in sources])
     if not duplicates.size:
         return
     occurrences: Counter[str] = Counter()

@@ -12,6 +12,7 @@ import re
 import shutil
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -62,38 +63,21 @@ def export(
 
     On a local disk the tree appears at once and replaces an earlier export. An object store has no rename:
     there ``_SUCCESS`` is removed first and written last, and a reader that checks for it sees one version.
-    Every shard's digest is checked.
+    Every shard's digest is checked. ``version`` is the newest by default; ``options`` are fsspec's, of a
+    ``folder`` that is a string.
 
-    Parameters
-    ----------
-    store : Store
-        The dataset.
-    folder : Store or str
-        Empty, missing, or an earlier export.
-    version : int, optional
-        The newest by default.
-    splits, origins : sequence of str
-        All by default.
-    options : dict, optional
-        fsspec storage options of ``folder`` if it is a string.
-
-    Raises
-    ------
-    ParameterError
-        If ``folder`` holds other files, lies in the dataset or around it, or nothing is chosen.
-    IntegrityError
-        If there is no such version, or a shard is missing or damaged.
-    StorageError
-        If ``folder`` cannot be written.
+    Raises ParameterError if ``folder`` holds other files than an earlier export, lies in the dataset or around it, or
+    nothing is chosen; IntegrityError if there is no such version, or a shard is missing or damaged; StorageError if
+    ``folder`` cannot be written.
     """
     target = folder if isinstance(folder, Store) else open_store(folder, options=options)
     check_export(store, target)
     manifest = read_manifest(store, version)
     shards = chosen_shards(manifest, splits, origins)
     seal = _seal(manifest, shards)
-    n_records: dict[str, int] = {}
+    n_records = Counter[str]()
     for shard in shards:
-        n_records[shard.split] = n_records.get(shard.split, 0) + shard.n_records
+        n_records[shard.split] += shard.n_records
     parts = {_part(i, shard) for i, shard in enumerate(shards)}
     is_new = _read(target, SUCCESS) != seal or not parts <= set(target.list())
     if is_new and target.is_local:
@@ -127,23 +111,16 @@ def export_newest(store: Store, uri: str) -> ExportReport:
 
 
 def _beside(store: Store, uri: str) -> Store:
-    if store.is_local or "://" not in uri or uri.split("://")[0] not in _protocols(store):
+    protocols = [store.fs.protocol] if isinstance(store.fs.protocol, str) else store.fs.protocol
+    if store.is_local or "://" not in uri or uri.split("://")[0] not in protocols:
         return open_store(uri)
     return Store(uri=uri, fs=store.fs, root=str(store.fs._strip_protocol(uri)).rstrip("/"))
-
-
-def _protocols(store: Store) -> tuple[str, ...]:
-    protocol = store.fs.protocol
-    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
 def check_export(store: Store, folder: Store | str) -> None:
     """Raise ParameterError for a folder in or around the dataset, a file, or a folder of other files."""
     target = folder if isinstance(folder, Store) else _beside(store, folder)
-    if contains(store.uri, target.uri) or contains(target.uri, store.uri):
-        raise ParameterError(
-            f"the export {target.uri} lies inside the dataset {store.uri} or around it; choose a folder beside it."
-        )
+    check_beside(store, target)
     if target.is_local and Path(target.root).is_file():
         raise ParameterError(f"the export {target.uri} is a file; choose a folder.")
     existing = target.list()
@@ -156,6 +133,14 @@ def check_export(store: Store, folder: Store | str) -> None:
         raise ParameterError(
             f"the export {target.uri} holds files that are not of an export, e.g. {named}; choose an empty folder, "
             "or move them away."
+        )
+
+
+def check_beside(store: Store, target: Store) -> None:
+    """Raise ParameterError for a folder in or around the dataset."""
+    if contains(store.uri, target.uri) or contains(target.uri, store.uri):
+        raise ParameterError(
+            f"the export {target.uri} lies inside the dataset {store.uri} or around it; choose a folder beside it."
         )
 
 
@@ -250,13 +235,11 @@ def _checked(store: Store, shard: ShardInfo, target: Store, folder: str) -> Iter
 
 
 def _readme(manifest: Manifest, shards: Sequence[ShardInfo]) -> str:
-    splits = sorted({s.split for s in shards})
     lines = ["---", "configs:", "- config_name: default", "  data_files:"]
-    for split in splits:
-        endings = sorted(
-            {"".join(PurePosixPath(s.path).suffixes) for s in shards if s.split == split}
-        )
-        lines += [f"  - split: {split}", "    path:", *(f"    - {split}/*{e}" for e in endings)]
+    for split in sorted({s.split for s in shards}):
+        endings = {"".join(PurePosixPath(s.path).suffixes) for s in shards if s.split == split}
+        paths = [f"    - {split}/*{ending}" for ending in sorted(endings)]
+        lines += [f"  - split: {split}", "    path:", *paths]
     origins = sorted({s.origin for s in shards})
     lines += [
         "---",

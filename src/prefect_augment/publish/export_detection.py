@@ -22,12 +22,12 @@ import yaml
 
 from prefect_augment.encoding.annotations import OBJECTS
 from prefect_augment.errors import ParameterError, SchemaError
-from prefect_augment.publish.export import ExportReport, chosen_shards, swapped
+from prefect_augment.publish.export import ExportReport, check_beside, chosen_shards, swapped
 from prefect_augment.schema import Manifest, Origin, ShardInfo
 from prefect_augment.shards.image_columns import main_image
 from prefect_augment.shards.staged import iter_shards
 from prefect_augment.sources.images.validation import header_of
-from prefect_augment.storage import Store, contains, open_store, read_manifest
+from prefect_augment.storage import Store, open_store, read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +55,7 @@ def export_boxes(
             f"annotations {convention!r} is no convention; choose one of: {', '.join(_WRITERS)}."
         )
     target = folder if isinstance(folder, Store) else open_store(folder, options=options)
-    if contains(store.uri, target.uri) or contains(target.uri, store.uri):
-        raise ParameterError(
-            f"the export {target.uri} lies inside the dataset {store.uri} or around it; choose a folder beside it."
-        )
+    check_beside(store, target)
     if existing := target.list():
         raise ParameterError(
             f"the export {target.uri} holds files, e.g. {existing[0]}; choose an empty folder."
@@ -74,7 +71,7 @@ def export_boxes(
     return ExportReport(
         folder=target.uri,
         version=manifest.version,
-        n_records=dict(output.n_records),
+        n_records=output.n_records,
         n_files=output.n_files,
         n_bytes=output.n_bytes,
         created=True,

@@ -7,7 +7,9 @@ were evaluated, more would not have been evaluated.
 """
 
 import io
+import itertools
 import re
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Literal
@@ -159,10 +161,10 @@ def _read(store: Store, path: str) -> Proposal:
 def read_decision(store: Store, proposal_id: str) -> ApprovalDecision | None:
     """Return the last decision on a proposal, or None while it is open."""
     last = None
-    for number in range(1, 1000):
+    for number in itertools.count(1):
         recorded = read_result(store, _decision_path(proposal_id, number), DecisionRecord)
         if recorded is None:
-            return last
+            break
         last = recorded.decided
     return last
 
@@ -188,28 +190,27 @@ def decide(store: Store, proposal: Proposal, answer: Answer, *, run: str = "") -
         n_corrected=len(corrections),
         corrections=corrections,
     )
-    number = 1
-    while not store.put_if_absent(_decision_path(proposal.id, number), decision.to_json()):
-        recorded = read_result(store, _decision_path(proposal.id, number), DecisionRecord)
+    for number in itertools.count(1):
+        path = _decision_path(proposal.id, number)
+        if store.put_if_absent(path, decision.to_json()):
+            break
+        recorded = read_result(store, path, DecisionRecord)
         assert recorded is not None
-        approved = recorded.decision == "approve"
         is_same = (recorded.decision, recorded.amounts) == (decision.decision, decision.amounts)
         is_new = not set(corrections) <= set(recorded.corrections)
         if is_same and not is_new and not answer.again:
             return recorded.decided
         if is_same and is_new:
-            number += 1
             continue
-        if approved or not answer.again:
+        if recorded.decision == "approve" or not answer.again:
             advice = (
                 "A decision stays; run again with other parameters for another proposal."
-                if approved
+                if recorded.decision == "approve"
                 else "Decide with `again` to take the rejection back."
             )
             raise ParameterError(
                 f"proposal {proposal.id} was decided before: {recorded.sentence} {advice}"
             )
-        number += 1
     return decision.decided
 
 
@@ -328,10 +329,9 @@ def request_markdown(proposal: Proposal, *, report_link: str) -> str:
 
 def added_records(recipe: Recipe) -> dict[str, int]:
     """Return the records that the recipe adds per stratum: synthetic, classic and copies together."""
-    added: dict[str, int] = {}
-    for part in (recipe.synthetic, recipe.classic, recipe.copies):
-        for name, n in part.items():
-            added[name] = added.get(name, 0) + n
+    added = Counter(recipe.synthetic)
+    added.update(recipe.classic)
+    added.update(recipe.copies)
     return {name: n for name, n in added.items() if n}
 
 

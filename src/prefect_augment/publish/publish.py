@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import Any
 
-from prefect_augment.encoding.rare_values import MIN_LEVEL_RECORDS
 from prefect_augment.errors import ParameterError, RefusedError, SchemaError
 from prefect_augment.experiment.privacy import stored_privacy
 from prefect_augment.ingest.schema import plain_name
-from prefect_augment.publish.assemble import Assembled, Portion, Stream, assemble, check_settings
+from prefect_augment.publish.assemble import Assembled, Portion, assemble, check_settings
 from prefect_augment.publish.export import check_export, export_newest
+from prefect_augment.publish.real_records import Piece
 from prefect_augment.publish.shareable import leaks_of, real_values
 from prefect_augment.publish.sidecar_files import (
     check_follows,
@@ -27,7 +27,7 @@ from prefect_augment.publish.sidecar_files import (
 )
 from prefect_augment.registry import check_shard_format
 from prefect_augment.report.card import derived_files, refresh_card
-from prefect_augment.report.redaction import redactor
+from prefect_augment.report.redaction import quotable, redactor
 from prefect_augment.schema import (
     ApprovalDecision,
     Commit,
@@ -36,7 +36,6 @@ from prefect_augment.schema import (
     DatasetRef,
     EncoderInfo,
     Manifest,
-    ModelRef,
     PublishedModel,
     Release,
     ReportRef,
@@ -195,11 +194,9 @@ def _searched(
 ) -> Manifest:
     """Return the manifest of a version that gives no real record away; RefusedError otherwise."""
     manifest = build(version, parent)
-    quality = manifest.params.get("quality", {})
-    least = int(quality.get("min_level_records", MIN_LEVEL_RECORDS))
     before = {s.path for v in list_versions(store) for s in read_manifest(store, v).shards}
     own = {s.path for s in manifest.shards}
-    real = real_values(store, info, manifest, least)
+    real = real_values(store, info, manifest)
     pages = {
         manifest_path(version): manifest.sealed().to_json(),
         **derived_files(manifest),
@@ -261,14 +258,16 @@ def _fields(
     publishes_real = "real" in experiment.params.publish.origins
     notes, columns = info.notes, info.columns
     if set(experiment.params.publish.origins) == {"synthetic"}:  # notes quote values
-        strata = [name for c in experiment.plan.classes for name in (c.name, c.label)]
-        hide = redactor({info.label, *(c.name for c in columns), *strata})
+        hide = redactor(quotable(info.label, columns, experiment.plan))
         notes = tuple(map(hide, notes))
         columns = tuple(c.model_copy(update={"note": hide(c.note)}) for c in columns)
     corrected = [CorrectedLabels.model_validate(of) for of in info.extra.get("corrected", ())]
     if not publishes_real:  # a guessed record could be looked up by its id, or by the digest
         hidden = {"source_labels": {}, "digest": ""}
         corrected = [of.model_copy(update=hidden) for of in corrected]
+    privacy = None
+    if release.lets_synthetic_out:
+        privacy = stored_privacy(store, release.dataset, candidates)
     return {
         "dataset_key": release.key,
         "class_counts": class_counts(shards),
@@ -278,14 +277,17 @@ def _fields(
         "weights": assembled.weights,
         "verdict": release.verdict and release.verdict.without_paths(),
         "filtered": candidates.classes if candidates else (),
-        "models": tuple(_model(m) for m in release.models),
+        "models": tuple(
+            PublishedModel(**m.model_dump(include=set(PublishedModel.model_fields)))
+            for m in release.models
+        ),
         "encoder": EncoderInfo.of(encoder) if (encoder := experiment.params.encoder).uri else None,
         "params": release.requested,
         # Quarantine holds lines of the source, so it is published only with real records.
         "quarantine": copy_quarantine(store, info) if publishes_real else (),
         "columns": columns,
         "corrected": tuple(corrected),
-        "notes": (*notes, *assembled.notes, *_privacy(store, release)),
+        "notes": (*notes, *assembled.notes, *([privacy.sentence] if privacy else [])),
     }
 
 
@@ -359,11 +361,9 @@ class _Streams:
     assembled: Assembled
 
     @cached_property
-    def every(self) -> list[tuple[Portion, Stream]]:
+    def every(self) -> list[tuple[Portion, Piece]]:
         """All streams, in order."""
-        return [
-            (portion, stream) for portion in self.assembled.portions for stream in portion.streams
-        ]
+        return [(p, piece) for p in self.assembled.portions for piece in p.source.pieces]
 
     def write(self, report_progress: Callable[[float, str], None]) -> tuple[ShardInfo, ...]:
         """Write the shards of all streams, but for those that are there."""
@@ -371,7 +371,9 @@ class _Streams:
         total = sum(stream.n_records for _, stream in self.every)
         done = 0
         for number, (portion, stream) in enumerate(self.every):
-            report_progress(0.1 + 0.8 * done / total, f"writing {portion.split} {portion.origin}")
+            report_progress(
+                0.1 + 0.8 * done / total, f"writing {portion.split} {portion.source.origin}"
+            )
             kept = self._kept(number)
             shards += self._shards(number) if kept is None else kept
             done += stream.n_records
@@ -403,29 +405,18 @@ class _Streams:
         settings = self.release.experiment.params.publish
         return write_stream(
             self.store,
-            stream.tables(),
+            portion.tables(stream),
             n_records=stream.n_records,
             n_bytes=stream.n_bytes,
             prefix="data",
-            stem=f"{portion.split}-{portion.origin}",
+            stem=f"{portion.split}-{portion.source.origin}",
             split=portion.split,
-            origin=portion.origin,
+            origin=portion.source.origin,
             label=self.info.label,
             max_records=settings.shard_records,
             max_bytes=settings.shard_mib << 20,
             shard_format=settings.format,
-            classes=class_order({name for p in self.assembled.portions for name in p.labels}),
+            classes=class_order(
+                {name for p in self.assembled.portions for name in p.source.labels}
+            ),
         )
-
-
-def _privacy(store: Store, release: Release) -> tuple[str, ...]:
-    """Return the measured privacy of published synthetic records, in words."""
-    if not release.lets_synthetic_out:
-        return ()
-    privacy = stored_privacy(store, release.dataset, release.experiment.candidates)
-    return (privacy.sentence,) if privacy else ()
-
-
-def _model(model: ModelRef) -> PublishedModel:
-    fields = model.model_dump()
-    return PublishedModel(**{name: fields[name] for name in PublishedModel.model_fields})

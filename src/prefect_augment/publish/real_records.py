@@ -1,6 +1,7 @@
-"""Real records and copies of a version, read as streams; the interface of all origins.
+"""Real records and copies of a version, read as streams.
 
-A source's small columns are read once for what concerns all records (strata, ids, order); the records
+A source of records has ``origin``, ``counts`` and ``counted`` (effective) per stratum, ``labels``, ``ids`` and
+``pieces``, in order. Its small columns are read once for what concerns all records (strata, ids, order); the records
 themselves are read again, in batches, when they are written.
 """
 
@@ -8,8 +9,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Protocol
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -51,40 +52,6 @@ class Piece:
     records: Callable[[], Iterator[Records]]
 
 
-class Source(Protocol):
-    """Records of one origin."""
-
-    @property
-    def origin(self) -> Origin:
-        """Origin of all records."""
-        ...
-
-    @property
-    def counts(self) -> Counter[str]:
-        """Records per stratum."""
-        ...
-
-    @property
-    def counted(self) -> Mapping[str, float]:
-        """Effective count of each stratum's records before weighting."""
-        ...
-
-    @property
-    def labels(self) -> set[str]:
-        """Classes of the records."""
-        ...
-
-    @property
-    def ids(self) -> "Ids":
-        """Hashes of the ids."""
-        ...
-
-    @property
-    def pieces(self) -> tuple[Piece, ...]:
-        """The records, in order."""
-        ...
-
-
 class Ids:
     """64-bit hashes of ids, partitioned on disk; see :func:`~prefect_augment.storage.keys.hash_ids`."""
 
@@ -97,11 +64,11 @@ class Ids:
         self._hashes.add(hashes, bin_of_number(hashes, N_ID_BINS))
 
     @staticmethod
-    def duplicates(sources: Sequence[Source]) -> Uint64:
+    def duplicates(every: Sequence["Ids"]) -> Uint64:
         """Return hashes that occur more than once."""
         parts = [np.zeros(0, dtype=np.uint64)]
         for number in range(N_ID_BINS):
-            hashes = np.concatenate([source.ids._hashes.read(number) for source in sources])
+            hashes = np.concatenate([ids._hashes.read(number) for ids in every])
             hashes.sort()
             parts.append(np.unique(hashes[1:][hashes[1:] == hashes[:-1]]))
         return np.concatenate(parts)
@@ -151,15 +118,13 @@ class Real:
         self.shards = sorted(
             of_parts, key=lambda s: (parts.index(s.split), s.path.rsplit("/", 1)[-1])
         )
-        self.pieces = tuple(Piece(s.n_records, s.n_bytes, self._reader(s)) for s in self.shards)
+        self.pieces = tuple(
+            Piece(s.n_records, s.n_bytes, partial(self._read, s)) for s in self.shards
+        )
         self.labels = {name for s in self.shards for name, n in s.class_counts.items() if n}
 
-    def _reader(self, shard: ShardInfo) -> Callable[[], Iterator[Records]]:
-        def records() -> Iterator[Records]:
-            for table in iter_shards(self.reader.store, [shard]):
-                yield self._records(table)
-
-        return records
+    def _read(self, shard: ShardInfo) -> Iterator[Records]:
+        return map(self._records, iter_shards(self.reader.store, [shard]))
 
     def _records(self, table: pa.Table) -> Records:
         user = select_columns(table, [c for c in table.column_names if c not in STAGED_COLUMNS])
@@ -262,7 +227,10 @@ class Copies:
             turns = np.arange(n)
             of = order[turns % ids.size]
             numbers = (turns // ids.size).tolist()
-            texts = [_copy_id(i, k) for i, k in zip(ids[of].tolist(), numbers, strict=True)]
+            texts = [
+                hashlib.blake2b(b"copy/%s/%d" % (parent, k), digest_size=16).hexdigest()
+                for parent, k in zip(ids[of].tolist(), numbers, strict=True)
+            ]
             copy_ids.append(np.array(texts, dtype="S32"))
             parents.append(places[of])
         copies = np.concatenate(copy_ids)
@@ -299,7 +267,3 @@ class Copies:
 
 def _texts(ids: ByteString) -> pa.StringArray:
     return pa.array([aug_id.decode() for aug_id in ids.tolist()], pa.string())
-
-
-def _copy_id(parent: bytes, number: int) -> str:
-    return hashlib.blake2b(b"copy/%s/%d" % (parent, number), digest_size=16).hexdigest()

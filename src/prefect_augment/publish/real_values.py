@@ -84,13 +84,12 @@ class RealValues:
     def lone_rows(self, columns: Sequence[str], *, training: bool) -> set[bytes]:
         """Digests over some columns of records that no other record equals there."""
         split = [s for s in self.info.shards if (s.split == "training") == training]
-        everyone = digests_of(self._tables(columns, self.info.shards), columns)
-        own = digests_of(self._tables(columns, split), columns)
+        everyone, own = (
+            digests_of(iter_shards(self.store, shards, [*columns]), columns)
+            for shards in (self.info.shards, split)
+        )
         values, counts = np.unique(everyone, return_counts=True)
         return set(values[counts == 1].tolist()) & set(own.tolist())
-
-    def _tables(self, columns: Sequence[str], shards: Sequence[object]) -> Iterator[pa.Table]:
-        return iter_shards(self.store, shards, list(columns)) if shards else iter(())  # type: ignore[arg-type]
 
     def _column(self, name: str) -> pa.Array:
         parts = [plain(t[name]) for t in iter_shards(self.store, self.info.shards, [name])]

@@ -84,16 +84,15 @@ def find_leaks(store: Store, manifest: Manifest) -> tuple[Leak, ...]:
             f"the records that version {manifest.version} of {store.uri} was made from are gone from its workspace; "
             "run it again, which stages them anew."
         )
-    quality = manifest.params.get("quality", {})
-    real = real_values(
-        store, info, manifest, int(quality.get("min_level_records", MIN_LEVEL_RECORDS))
-    )
+    real = real_values(store, info, manifest)
     return leaks_of(store.destination, real, {s.path for s in manifest.shards})
 
 
-def real_values(store: Store, info: DatasetInfo, manifest: Manifest, least: int) -> RealValues:
+def real_values(store: Store, info: DatasetInfo, manifest: Manifest) -> RealValues:
     """The reference of a version's staged records."""
     by = {name for entry in manifest.plan for name in entry.by}
+    quality = manifest.params.get("quality", {})
+    least = int(quality.get("min_level_records", MIN_LEVEL_RECORDS))
     return RealValues.of(store, info, min_records=least, known=[info.label, *by])
 
 
@@ -128,9 +127,7 @@ class _Search:
         self.real, self.own_shards = real, own_shards
         self.leaks: list[Leak] = []
         self.names = [c.name for c in real.info.columns]
-        self.equal: Counter[tuple[str, bool]] = (
-            Counter()
-        )  # rows of own shards that equal one record
+        self.equal = Counter[tuple[str, bool]]()  # rows of own shards that equal one record
         self.n_lone: Counter[bool] = Counter()
         self._lone: dict[tuple[str, ...], tuple[set[bytes], set[bytes]]] = {}
         texts = {t for rare in real.texts.values() for t in rare.values.tolist()}
@@ -240,11 +237,8 @@ class _Search:
 
     def _of(self, path: str, name: str, everywhere: dict[str, Rare]) -> Rare:
         """A column's rare values: in the version's own shards those that the generator has seen."""
-        return (
-            self.real.learnt.get(name, everywhere[name])
-            if path in self.own_shards
-            else everywhere[name]
-        )
+        learnt = self.real.learnt if path in self.own_shards else {}
+        return learnt.get(name, everywhere[name])
 
     def _texts_of(self, path: str, name: str) -> list[Rare]:
         if name in self.real.texts:
@@ -255,10 +249,8 @@ class _Search:
         if pa.types.is_struct(kind):
             if "bytes" not in [f.name for f in kind]:
                 return
-            values = pa.compute.struct_field(column, "bytes")
-        else:
-            values = column
-        for value in values.drop_null():
+            column = pa.compute.struct_field(column, "bytes")
+        for value in column.drop_null():
             if sha256_hex(value.as_py()) in self.real.hashes:
                 self.add(path, "record", "has the image of a real record")
                 return

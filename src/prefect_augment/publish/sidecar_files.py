@@ -4,7 +4,8 @@ Files that grow with the number of records are copied block by block.
 """
 
 import hashlib
-from typing import IO
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,8 @@ from prefect_augment.split.ledger_io import part_codes
 from prefect_augment.split.sealed_keys import with_opened_keys
 from prefect_augment.storage import Store, sha256_hex
 from prefect_augment.storage.keys import hash_ids
+
+T = TypeVar("T")
 
 
 def check_follows(store: Store, info: DatasetInfo, parent: Manifest | None) -> None:
@@ -69,22 +72,18 @@ def copy_quarantine(store: Store, info: DatasetInfo) -> tuple[ShardInfo, ...]:
     return tuple(copied)
 
 
-def _open_staged(store: Store, path: str) -> IO[bytes]:
+def _staged(store: Store, path: str, read: Callable[[str], T]) -> T:
+    """Read, open or measure a staged file; IntegrityError if it is gone."""
     try:
-        return store.open(path)
+        return read(path)
     except FileNotFoundError as exc:
-        raise _gone(store, path) from exc
-
-
-def _size_of(store: Store, path: str) -> int:
-    try:
-        return store.size(path)
-    except FileNotFoundError as exc:
-        raise _gone(store, path) from exc
+        raise IntegrityError(
+            f"{store.uri}/{path} is missing from staging; run again to make it anew.", path=path
+        ) from exc
 
 
 def _sha256_of(store: Store, path: str) -> str:
-    with _open_staged(store, path) as file:
+    with _staged(store, path, store.open) as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
@@ -96,9 +95,9 @@ def copy_ledger(store: Store, info: DatasetInfo, version: int) -> PublishedFile 
     if not info.ledger:
         return None
     path = f"_splits/v{version:08d}.parquet"
-    n_bytes, sha256 = _size_of(store, info.ledger), _sha256_of(store, info.ledger)
+    n_bytes, sha256 = _staged(store, info.ledger, store.size), _sha256_of(store, info.ledger)
     # A large ledger gets its digest in the name at once: claiming a name needs all of it in memory.
-    if n_bytes > BATCH_BYTES or not _claim(store, path, _read_staged(store, info.ledger)):
+    if n_bytes > BATCH_BYTES or not _claim(store, path, _staged(store, info.ledger, store.read)):
         path = f"_splits/v{version:08d}-{sha256[:12]}.parquet"
         _copy(store, info.ledger, path)
     return PublishedFile(path=path, n_bytes=n_bytes, sha256=sha256)
@@ -111,13 +110,13 @@ def copy_files(store: Store, info: DatasetInfo, version: int) -> PublishedFile |
     sha256 = _sha256_of(store, info.files)
     path = f"_splits/v{version:08d}-{sha256[:12]}.parquet"
     _copy(store, info.files, path)
-    return PublishedFile(path=path, n_bytes=_size_of(store, info.files), sha256=sha256)
+    return PublishedFile(path=path, n_bytes=_staged(store, info.files, store.size), sha256=sha256)
 
 
 def _copy(store: Store, staged: str, path: str) -> None:
     """Copy a staged file block by block, if it is not there yet."""
     folder = path.rpartition("/")[0]
-    with _open_staged(store, staged) as file, drafted(store, folder, file) as (draft, _):
+    with _staged(store, staged, store.open) as file, drafted(store, folder, file) as (draft, _):
         put_once(store, path, draft)
 
 
@@ -129,33 +128,21 @@ def copy_report(store: Store, report: ReportRef | None, version: int) -> tuple[P
     """
     if report is None:
         return ()
-    files = {name: _read_staged(store, f"{report.prefix}/{name}") for name in sorted(report.files)}
+    files = {
+        name: _staged(store, f"{report.prefix}/{name}", store.read) for name in sorted(report.files)
+    }
     folder = f"_reports/v{version:08d}"
     if not all(_claim(store, f"{folder}/{name}", data) for name, data in files.items()):
         digest = hashlib.sha256("".join(map(sha256_hex, files.values())).encode()).hexdigest()
         folder += f"-{digest[:12]}"
         for name, data in files.items():
             put_once(store, f"{folder}/{name}", data)
-    return tuple(_published(f"{folder}/{name}", data) for name, data in files.items())
+    return tuple(
+        PublishedFile(path=f"{folder}/{name}", n_bytes=len(data), sha256=sha256_hex(data))
+        for name, data in files.items()
+    )
 
 
 def _claim(store: Store, path: str, data: bytes) -> bool:
     """Put the object if there is none; return whether the stored one is equal."""
     return store.put_if_absent(path, data) or store.read(path) == data
-
-
-def _read_staged(store: Store, path: str) -> bytes:
-    try:
-        return store.read(path)
-    except FileNotFoundError as exc:
-        raise _gone(store, path) from exc
-
-
-def _gone(store: Store, path: str) -> IntegrityError:
-    return IntegrityError(
-        f"{store.uri}/{path} is missing from staging; run again to make it anew.", path=path
-    )
-
-
-def _published(path: str, data: bytes) -> PublishedFile:
-    return PublishedFile(path=path, n_bytes=len(data), sha256=sha256_hex(data))

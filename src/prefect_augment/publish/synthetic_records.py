@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -19,36 +18,38 @@ from prefect_augment.storage import Store
 from prefect_augment.synthesis.soft_labels import SHARE
 
 
-@dataclass
 class StagedRecords:
-    """Records that the recipe takes of a stage's shards."""
+    """Records that the recipe takes of a stage's shards.
 
-    reader: RecordReader
-    origin: Origin
-    shards: Sequence[ShardInfo]
-    like: pa.Table
-    lineage: Mapping[str, str]  # argument of with_lineage -> column
-    places: Int  # of every record of the shards: its place in the output, -1 for none
-    has_shares: bool = False  # of soft labels
-    own_categories: bool = False  # dictionaries list their own levels, not those of ``like``
-    counts: Counter[str] = field(init=False)
-    counted: dict[str, float] = field(init=False)
-    labels: set[str] = field(init=False)
-    ids: Ids = field(init=False)
+    ``lineage`` is argument of ``with_lineage`` -> column; ``places`` has the place in the output of every record of
+    the shards, -1 for none. With ``own_categories`` dictionaries list their own levels, not those of ``like``.
+    """
 
-    def __post_init__(self) -> None:
-        self.counts, self.labels = Counter(), set()
-        self.ids = Ids(self.reader.workspace)
-        self.counted = {}
-        share_columns = [SHARE] if self.has_shares else []
-        columns = [*dict.fromkeys(["aug_id", "aug_stratum", self.reader.label, *share_columns])]
+    def __init__(
+        self,
+        reader: RecordReader,
+        origin: Origin,
+        shards: Sequence[ShardInfo],
+        like: pa.Table,
+        lineage: Mapping[str, str],
+        places: Int,
+        *,
+        has_shares: bool = False,  # of soft labels
+        own_categories: bool = False,
+    ) -> None:
+        self.reader, self.origin, self.shards, self.like = reader, origin, shards, like
+        self.lineage, self.places = lineage, places
+        self.has_shares, self.own_categories = has_shares, own_categories
+        self.counts, self.labels, self.ids = Counter[str](), set[str](), Ids(reader.workspace)
+        self.counted: dict[str, float] = {}
+        columns = ["aug_id", "aug_stratum", reader.label, *([SHARE] if has_shares else [])]
         for table, _ in self._chosen(columns):
             strata = table["aug_stratum"].to_pylist()
             self.counts.update(strata)
-            shares = table[SHARE].to_pylist() if self.has_shares else [1] * len(strata)
+            shares = table[SHARE].to_pylist() if has_shares else [1] * len(strata)
             for name, share in zip(strata, shares, strict=True):
                 self.counted[name] = self.counted.get(name, 0) + share
-            self.labels.update(label_names(table[self.reader.label].unique()))
+            self.labels.update(label_names(table[reader.label].unique()))
             self.ids.add(table["aug_id"])
 
     def _chosen(self, columns: Sequence[str] | None = None) -> Iterator[tuple[pa.Table, Int]]:
@@ -160,9 +161,15 @@ def synthetic_records(
     rows = rows[np.lexsort((ordinals[rows], stratum_places[strata[rows]]))]
     lineage = {"aug_id": "aug_id", "model": "aug_model", "seed": "aug_seed"}
     places = _places(rows, strata.size)
-    has_shares = bool(candidates.shares)
     return StagedRecords(
-        reader, "synthetic", candidates.kept, real.like, lineage, places, has_shares, alone
+        reader,
+        "synthetic",
+        candidates.kept,
+        real.like,
+        lineage,
+        places,
+        has_shares=bool(candidates.shares),
+        own_categories=alone,
     )
 
 

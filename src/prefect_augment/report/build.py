@@ -3,7 +3,7 @@
 import hashlib
 import io
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -18,35 +18,41 @@ from prefect_augment.encoding.arrays import by_columns
 from prefect_augment.encoding.pixels import DECODING_RULE
 from prefect_augment.encoding.subsample import Sample, read_parts
 from prefect_augment.encoding.tables import TableEncoder
-from prefect_augment.evaluation.metrics.column_shapes import ColumnShape, column_values
+from prefect_augment.errors import IntegrityError, SchemaError
+from prefect_augment.evaluation.metrics.column_shapes import (
+    ColumnShape,
+    column_values,
+    summarise_shapes,
+)
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.experiment.audit import audit_list, audit_summary, why_not_audited
+from prefect_augment.ingest.quarantine import by_reason
 from prefect_augment.params import Classic
 from prefect_augment.params.keys import step_key
 from prefect_augment.report.contact_sheets import NEAREST_RULE, picture_sheets, single_pictures
-from prefect_augment.report.drift import drift_since, find_previous
 from prefect_augment.report.json import DoubtedLabel, Neighbour, ReportData
 from prefect_augment.report.report import build_report, markdown_summary
 from prefect_augment.schema import (
     ApprovalDecision,
     BalancePlan,
+    ClassDrift,
     DatasetInfo,
+    Drift,
     FilterResult,
-    Findings,
     HoldoutResult,
+    Manifest,
     ModelRef,
-    Origin,
     Recipe,
     Release,
     ReportRef,
     Result,
-    Verdict,
     software_versions,
 )
 from prefect_augment.shards.base import label_names, read_shard
 from prefect_augment.shards.staged import load_info, read_part
-from prefect_augment.storage import Stage, Store, read_result
+from prefect_augment.storage import Stage, Store, list_versions, read_manifest, read_result
 from prefect_augment.synthesis.resume import read_training
+from prefect_augment.text import count, natural_order, percent
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +61,7 @@ Status = Literal["published", "proposed", "refused", "evaluated"]
 N_NEIGHBOURS = 3  # per class: enough to see by eye, few enough to read
 MAX_DOUBTED, MAX_DOUBTED_COLUMNS = 20, 30  # the columns that name a record are among them
 MAX_TEXT = 60
+MAX_NAMED = 4  # classes in the sentence on a version before
 MAX_SHAPES = 12
 MAX_SHOWN = 200_000  # training records that synthetic ones are shown beside
 SHOWN_COLUMNS = 8  # of a record
@@ -79,28 +86,30 @@ def report(
     ``approval`` who let the version out. The summary has two charts and the first sheets of images
     in it.
     """
-    experiment, dataset = release.experiment, release.dataset
+    experiment, dataset, verdict = release.experiment, release.dataset, release.verdict
+    params = experiment.params
     why_no_audit = why_not_audited(experiment, release.scores)
-    encoder = experiment.params.encoder.name
-    findings = _with_diagnostics(release.findings, release.verdict, store)
-    drift = None
+    drift = check = None
     if release.recipe is not None:
         before = find_previous(store, release.key)
         drift = drift_since(before, release) if before else None
-    check = None
-    if dataset.modality == "image" and release.recipe is not None:
-        params = experiment.params
-        check = find_check(dataset, classic=params.classic, seed=params.seed, store=store)
+        if dataset.modality == "image":
+            check = find_check(dataset, classic=params.classic, seed=params.seed, store=store)
     model = release.models[0] if release.models else None
+    measured: dict[str, Any] = {
+        "drift": drift,
+        "training": read_training(model, store),
+        "policy": check,
+    }
     if not release.lets_synthetic_out:
-        findings = findings.model_copy(update={"privacy": None})
-    findings = findings.model_copy(
-        update={"drift": drift, "training": read_training(model, store), "policy": check}
-    )
+        measured["privacy"] = None
+    path = verdict.diagnostics if verdict else ""
+    if path and (diagnostics := read_result(store, path, HoldoutResult)):
+        measured |= dict(diagnostics)
     release = release.model_copy(
         update={
-            "findings": findings,
-            "verdict": release.verdict and release.verdict.without_paths(),
+            "findings": release.findings.model_copy(update=measured),
+            "verdict": verdict and verdict.without_paths(),
             # The report does not show how long a score took.
             "scores": tuple(s.model_copy(update={"seconds": 0.0}) for s in release.scores),
         }
@@ -115,7 +124,11 @@ def report(
     page = stage.outcome(_Page)
     if page is None or not all(store.exists(f"{page.prefix}/{name}") for name in page.files):
         audit = audit_list(experiment, store) if why_no_audit is None else why_no_audit
-        if summary := audit if isinstance(audit, str) else audit_summary(audit, encoder):
+        if (
+            summary := audit
+            if isinstance(audit, str)
+            else audit_summary(audit, params.encoder.name)
+        ):
             logger.info("%s", summary)
         page = _draw(release, store, audit, status=status, approval=approval)
         stage.finish(page)
@@ -132,14 +145,47 @@ class _Page(Result):
     summary: str
 
 
-def _with_diagnostics(findings: Findings, verdict: Verdict | None, store: Store) -> Findings:
-    """Add the secondary results of the verdict's hold-out."""
-    path = verdict.diagnostics if verdict else ""
-    diagnostics = read_result(store, path, HoldoutResult) if path else None
-    if diagnostics is None:
-        return findings
-    return findings.model_copy(
-        update={n: getattr(diagnostics, n) for n in HoldoutResult.model_fields}
+def find_previous(store: Store, dataset_key: str) -> Manifest | None:
+    """The newest version that was not made from these inputs; None where there is none.
+
+    A run that repeats what it has published is compared with the version before that, so its report
+    stays the same.
+    """
+    for version in reversed(list_versions(store)):
+        try:
+            manifest = read_manifest(store, version)
+        except (IntegrityError, SchemaError) as exc:
+            logger.info("drift: version %d is left out: %s", version, exc)
+            continue
+        if manifest.dataset_key != dataset_key:
+            return manifest
+    return None
+
+
+def drift_since(before: Manifest, release: Release) -> Drift:
+    """Real training records per class of a version and now, the largest now first."""
+    train = before.class_counts.get("train", {})
+    old = {name: origins["real"] for name, origins in train.items() if origins.get("real")}
+    new = release.experiment.plan.real_counts
+    names = sorted({*old, *new}, key=lambda c: (-new.get(c, 0), natural_order(c)))
+    n_before, n_now = sum(old.values()), sum(new.values())
+    size = "as many records"
+    if more := n_now - n_before:
+        size = f"{count(abs(more))} records {'more' if more > 0 else 'fewer'}"
+        size += f" ({percent(abs(more) / n_before)} %)" if n_before else ""
+    sentence = f"Since version {before.version}: {size}."
+    for what, own, others in (("New classes", new, old), ("Classes that are gone", old, new)):
+        if found := [f"“{name}”" for name in names if name in own and name not in others]:
+            more_names = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+            sentence += f" {what}: {', '.join(found[:MAX_NAMED])}{more_names}."
+    return Drift(
+        version=before.version,
+        n_before=n_before,
+        n_now=n_now,
+        classes=tuple(
+            ClassDrift(name=name, before=old.get(name, 0), now=new.get(name, 0)) for name in names
+        ),
+        sentence=sentence,
     )
 
 
@@ -151,27 +197,42 @@ def _draw(
     status: Status,
     approval: ApprovalDecision | None,
 ) -> _Page:
-    experiment, dataset, plan = release.experiment, release.dataset, release.experiment.plan
-    candidates, recipe, verdict = experiment.candidates, release.recipe, release.verdict
+    experiment, plan, recipe = release.experiment, release.experiment.plan, release.recipe
+    params, candidates = experiment.params, experiment.candidates
     if candidates is not None and not release.lets_synthetic_out:  # no class of them can be unsafe
         classes = tuple(
             c.model_copy(update={"checks": (), "verdict": "not tested"}) for c in candidates.classes
         )
         candidates = candidates.model_copy(update={"classes": classes})
-    classic = experiment.params.classic if recipe is not None else None
-    pictures, findings = experiment.params.report.pictures, release.findings
+    classic = params.classic if recipe is not None else None
+    pictures, check = params.report.pictures, release.findings.policy
     model = release.models[0] if release.models else None
-    encoder = experiment.params.encoder.name
-    info = load_info(dataset, store)
-    side_by_side: dict[str, Any] = {}
+    info = load_info(release.dataset, store)
+    fields: dict[str, Any] = {}
     sheets: dict[str, bytes] = {}
+    images: dict[str, bytes] = {}
     if info.modality == "image":
         sheets = picture_sheets(store, info, plan, candidates, pictures=pictures, classic=classic)
+        # Numbered, since a class may have any name.
+        fields["sheets"] = {name: f"sheet_{i}.png" for i, name in enumerate(sheets, start=1)}
+        images = {fields["sheets"][name]: png for name, png in sheets.items()}
     elif candidates is not None and candidates.kept and pictures != "none":
-        side_by_side = _side_by_side(store, info, plan, candidates)
-    doubted: dict[str, Any] = {}
+        fields = _side_by_side(store, info, plan, candidates, show_real=pictures == "real")
     if not isinstance(audit, str) and pictures == "real":
-        doubted = _doubted(audit, store, info)
+        fields["doubted"], doubted_images = _doubted(audit, store, info)
+        images |= doubted_images
+    if pictures == "real" and (policy := check_picture(check, store)):
+        images["policy.png"] = policy
+    about = audit if isinstance(audit, str) else ""
+    if not isinstance(audit, str) and params.encoder.name:
+        about = audit_summary(audit, params.encoder.name)
+    notes = _notes(info, model, candidates, classic, sheets)
+    if not release.lets_synthetic_out:
+        notes = tuple(note for note in notes if ALARM not in note)
+    leaks = release.verdict.leaks if release.verdict else ()
+    quarantine = Counter[str]()
+    for shard in info.quarantine:
+        quarantine.update(by_reason(read_shard(store, shard.path, columns=["reason"])))
     data = ReportData(
         title=store.uri.rstrip("/").rsplit("/", 1)[-1],
         label=info.label,
@@ -182,39 +243,27 @@ def _draw(
         columns=info.columns,
         part_counts=info.part_counts,
         strategy_scores=tuple(s.model_copy(update={"path": ""}) for s in release.scores),
-        verdict=verdict,
+        verdict=release.verdict,
         recipe=recipe,
         candidates=candidates,
-        counts_before=_before(plan),
-        counts_after=_after(plan, recipe),
-        weighted_counts=_weighted(plan, recipe),
+        counts_before={name: {"real": n} for name, n in plan.real_counts.items()},
+        **(_recipe_counts(plan, recipe) if recipe else {}),
         not_compared={c.label: c.note for c in plan.classes if not c.compared},
-        quarantine=_quarantine(store, info),
-        **side_by_side,
-        **doubted,
+        quarantine=quarantine,
         modality=info.modality,
-        sheets=sheets,
         pictures=pictures,
-        seed=experiment.params.seed,
+        images=images,
+        seed=params.seed,
         model_kind=model.kind if model else "",
         model_digest=model.digest if model else "",
-        method_notes=(
-            *(verdict.leaks if verdict else ()),
-            *([audit] if isinstance(audit, str) and audit else ()),
-            *([audit_summary(audit, encoder)] if encoder and not isinstance(audit, str) else ()),
-            *(
-                note
-                for note in _notes(info, model, candidates, classic, sheets)
-                if release.lets_synthetic_out or ALARM not in note
-            ),
-        ),
+        method_notes=(*leaks, *([about] if about else []), *notes),
         digests={
-            "ingested records": dataset.digest,
+            "ingested records": release.dataset.digest,
             **({"encoder": model.encoder_digest} if model else {}),
         },
         software=software_versions(),
-        policy_sheet=check_picture(findings.policy, store) if pictures == "real" else None,
-        findings=findings,
+        **fields,
+        **dict(release.findings),
     )
     files = build_report(data)
     if not isinstance(audit, str):
@@ -222,14 +271,13 @@ def _draw(
         pq.write_table(audit, buffer)
         files["audit.parquet"] = buffer.getvalue()
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    key = step_key("report", inputs=[digests])
-    prefix = f"_staging/report/{key}"
+    prefix = f"_staging/report/{step_key('report', inputs=[digests])}"
     for name, content in sorted(files.items()):
         store.put_if_absent(f"{prefix}/{name}", content)
-    images = {text: files[name] for name, text in MARKDOWN_CHARTS.items() if name in files}
-    images |= {f"Pictures of {name}": png for name, png in list(sheets.items())[:MARKDOWN_SHEETS]}
+    shown = {text: files[name] for name, text in MARKDOWN_CHARTS.items() if name in files}
+    shown |= {f"Pictures of {name}": png for name, png in list(sheets.items())[:MARKDOWN_SHEETS]}
     return _Page(
-        prefix=prefix, files=tuple(sorted(files)), summary=markdown_summary(data, images=images)
+        prefix=prefix, files=tuple(sorted(files)), summary=markdown_summary(data, images=shown)
     )
 
 
@@ -250,47 +298,27 @@ def _notes(
     return notes
 
 
-def _before(plan: BalancePlan) -> dict[str, dict[Origin, int]]:
-    return {name: {"real": n} for name, n in plan.real_counts.items()}
-
-
-def _after(plan: BalancePlan, recipe: Recipe | None) -> dict[str, dict[Origin, int]]:
-    if recipe is None:
-        return {}
-    counts = _before(plan)
-    added: dict[Origin, Mapping[str, int]] = {
-        "synthetic": recipe.synthetic,
-        "classic": recipe.classic,
-        "copy": recipe.copies,
-    }
+def _recipe_counts(plan: BalancePlan, recipe: Recipe) -> dict[str, Any]:
+    """Fields of the report: records per class and origin by a recipe, and their weights' sum."""
+    counts: dict[str, Counter[str]] = {}
+    weighted: dict[str, float] = defaultdict(float)
     for entry in plan.classes:
-        for origin, per_stratum in added.items():
-            n = per_stratum.get(entry.name, 0)
-            if n:
-                counts[entry.label][origin] = counts[entry.label].get(origin, 0) + n
-    return counts
-
-
-def _weighted(plan: BalancePlan, recipe: Recipe | None) -> dict[str, float]:
-    if recipe is None:
-        return {}
-    totals: dict[str, float] = {}
-    for entry in plan.classes:
-        n = entry.n_real + recipe.counted(entry.name)
+        added = {"synthetic": recipe.synthetic, "classic": recipe.classic, "copy": recipe.copies}
+        of_class = counts.setdefault(entry.label, Counter())
+        of_class["real"] += entry.n_real
+        of_class.update({o: n for o, of in added.items() if (n := of.get(entry.name, 0))})
         weight = recipe.class_weight.get(entry.name, 1.0)
-        totals[entry.label] = totals.get(entry.label, 0.0) + n * weight
-    return totals
-
-
-def _quarantine(store: Store, info: DatasetInfo) -> dict[str, int]:
-    counts = Counter[str]()
-    for shard in info.quarantine:
-        counts.update(read_shard(store, shard.path, columns=["reason"])["reason"].to_pylist())
-    return dict(counts)
+        weighted[entry.label] += (entry.n_real + recipe.counted(entry.name)) * weight
+    return {"counts_after": counts, "weighted_counts": weighted}
 
 
 def _side_by_side(
-    store: Store, info: DatasetInfo, plan: BalancePlan, candidates: FilterResult
+    store: Store,
+    info: DatasetInfo,
+    plan: BalancePlan,
+    candidates: FilterResult,
+    *,
+    show_real: bool,
 ) -> dict[str, Any]:
     """Fields of the report that compare synthetic with real records of a table."""
     synthetic = pa.concat_tables([read_shard(store, shard.path) for shard in candidates.kept])
@@ -299,24 +327,16 @@ def _side_by_side(
     # With soft labels records of every class are drawn.
     wanted = [c.label for c in plan.classes if c.n_synthetic and c.target > c.n_real]
     rare = tuple(dict.fromkeys(wanted))
+    sides = [_of_classes(side, info.label, rare) for side in (training, synthetic)]
+    shapes: dict[str, ColumnShape] = {}
+    for c in info.columns:
+        if len(shapes) < MAX_SHAPES and (c.kind == "numeric" or c.kind == "category"):
+            real, drawn = (column_values(side.column(c.name), c.kind) for side in sides)
+            shapes[c.name] = ColumnShape(c.kind, real, drawn)
     return {
         "rare_classes": rare,
-        "column_shapes": _shapes(training, synthetic, info, rare),
-        "neighbours": _neighbours(training, synthetic, info, by_columns(plan), rare),
-    }
-
-
-def _shapes(
-    training: pa.Table, synthetic: pa.Table, info: DatasetInfo, rare: Sequence[str]
-) -> dict[str, ColumnShape]:
-    """Values of the learnt columns over the rare classes, real beside synthetic."""
-    columns: dict[str, Literal["numeric", "category"]] = {
-        c.name: c.kind for c in info.columns if c.kind == "numeric" or c.kind == "category"
-    }
-    sides = [_of_classes(training, info.label, rare), _of_classes(synthetic, info.label, rare)]
-    return {
-        name: ColumnShape(kind, *(column_values(side.column(name), kind) for side in sides))
-        for name, kind in list(columns.items())[:MAX_SHAPES]
+        "shapes": summarise_shapes(shapes, show_real=show_real),
+        "neighbours": _neighbours(training, synthetic, info, by, rare),
     }
 
 
@@ -356,36 +376,33 @@ def _neighbours(
     return tuple(neighbours)
 
 
-def _doubted(audit: pa.Table, store: Store, info: DatasetInfo) -> dict[str, Any]:
-    """Fields of the report: the likeliest label errors with what the record says, or with its picture."""
+def _doubted(
+    audit: pa.Table, store: Store, info: DatasetInfo
+) -> tuple[tuple[DoubtedLabel, ...], dict[str, bytes]]:
+    """The likeliest label errors with what the record says, or with its picture by file."""
     rows = audit.filter(audit["doubted"]).slice(0, MAX_DOUBTED)
     rows = rows.select(["aug_id", "label", "suggested", "score"]).to_pylist()
     ids = [row["aug_id"] for row in rows]
     if info.modality == "image":
         pictures, files = single_pictures(store, info, ids)
-        return {
-            "doubted": tuple(
-                DoubtedLabel(
-                    **row, record={"file": file} if file else {}, picture=f"doubted_{i}.png"
-                )
-                for i, (row, file) in enumerate(zip(rows, files, strict=True), start=1)
-            ),
-            "doubted_pictures": tuple(pictures),
-        }
+        names = [f"doubted_{i}.png" for i in range(1, len(rows) + 1)]
+        doubted = tuple(
+            DoubtedLabel(**row, record={"file": file} if file else {}, picture=name)
+            for row, file, name in zip(rows, files, names, strict=True)
+        )
+        return doubted, dict(zip(names, pictures, strict=True))
     shown = [c.name for c in info.columns if c.name != info.label][:MAX_DOUBTED_COLUMNS]
     records = read_part(store, info, ["training", "validation"], columns=["aug_id", *shown])
     records = records.take(pc.index_in(pa.array(ids, pa.string()), value_set=records["aug_id"]))
-    return {
-        "doubted": tuple(
-            DoubtedLabel(**row, record=_as_text(records, i, shown)) for i, row in enumerate(rows)
-        )
-    }
+    return tuple(
+        DoubtedLabel(**row, record=_as_text(records, i, shown)) for i, row in enumerate(rows)
+    ), {}
 
 
 def _as_text(table: pa.Table, row: int, columns: Sequence[str]) -> dict[str, str]:
-    return {name: _short(table.column(name)[row].as_py()) for name in columns}
-
-
-def _short(value: object) -> str:
-    text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
-    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
+    texts = {}
+    for name in columns:
+        value = table.column(name)[row].as_py()
+        text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+        texts[name] = text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
+    return texts

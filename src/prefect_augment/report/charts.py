@@ -35,6 +35,7 @@ from prefect_augment.figures.style import (
     log_ticks,
     png_bytes,
 )
+from prefect_augment.report.view_model import ClassRow
 from prefect_augment.schema import Interval, Origin, TrainingCurve
 
 MAX_ROWS = 30  # more rows do not fit on a phone; the tables have them all
@@ -50,20 +51,6 @@ _ORIGIN_COLOUR: Final[Mapping[Origin, str]] = {
 
 
 @dataclass(frozen=True)
-class ClassBar:
-    """A class's training records before and after, and their weighted count.
-
-    ``number`` is the class's row in the table beside the picture, see :func:`drawable`.
-    """
-
-    name: str
-    before: int
-    after: Mapping[Origin, int]
-    weighted: float | None = None
-    number: int | None = None
-
-
-@dataclass(frozen=True)
 class ForestRow:
     """An estimate with its range."""
 
@@ -74,23 +61,13 @@ class ForestRow:
     detail: str = ""  # a second line below the name
 
 
-@dataclass(frozen=True)
-class RecallRow:
-    """A class's recall under two strategies, each in [0, 1]."""
-
-    name: str
-    before: Interval | None
-    after: Interval | None
-    number: int | None = None
-
-
-def class_counts_chart(bars: Sequence[ClassBar]) -> bytes:
+def class_counts_chart(bars: Sequence[ClassRow]) -> bytes:
     """Training records per class before and after, by origin, on a logarithmic axis."""
     figure, ax = rows_figure([_name(b.name, b.number) for b in bars], extra=0.85)
     for y, bar in enumerate(bars):
         _count_line(ax, y, bar)
-    largest = max([2, *(max(b.before, sum(b.after.values())) for b in bars)])
-    smallest = min([largest, *(n for b in bars for n in (b.before, sum(b.after.values())) if n)])
+    largest = max([2, *(max(b.before, b.total) for b in bars)])
+    smallest = min([largest, *(n for b in bars for n in (b.before, b.total) if n)])
     ax.set_xscale("log")
     low, high = _log_limits(bars, max(0.7, smallest * 0.6), largest)
     ax.set_xlim(low, high)
@@ -108,7 +85,7 @@ def class_counts_chart(bars: Sequence[ClassBar]) -> bytes:
     return png_bytes(figure)
 
 
-def _log_limits(bars: Sequence[ClassBar], low: float, largest: float) -> tuple[float, float]:
+def _log_limits(bars: Sequence[ClassRow], low: float, largest: float) -> tuple[float, float]:
     """The axis' ends, with room for the text behind the longest line."""
     names = max(ems(_name(b.name, b.number)) for b in bars) * 10 / 72 if bars else 0.0
     text = max(ems(_change(b)) for b in bars) * 9 / 72 if bars else 0.0
@@ -117,15 +94,15 @@ def _log_limits(bars: Sequence[ClassBar], low: float, largest: float) -> tuple[f
     return low, max(high, largest * 1.6)
 
 
-def _change(bar: ClassBar) -> str:
+def _change(bar: ClassRow) -> str:
     """The numbers behind a line."""
-    total = sum(bar.after.values())
+    total = bar.total
     return f"{bar.before:,}" if total == bar.before else f"{bar.before:,} → {total:,}"
 
 
-def _count_line(ax: Axes, y: int, bar: ClassBar) -> None:
+def _count_line(ax: Axes, y: int, bar: ClassRow) -> None:
     """Before, the added origins, after; a class without records has only its label."""
-    total = sum(bar.after.values())
+    total = bar.total
     at = bar.before
     for origin, colour in _ORIGIN_COLOUR.items():
         n = bar.after.get(origin, 0)
@@ -189,14 +166,14 @@ def forest_chart(
     return png_bytes(figure)
 
 
-def recall_chart(rows: Sequence[RecallRow], *, before: str, after: str) -> bytes:
+def recall_chart(rows: Sequence[ClassRow], *, before: str, after: str) -> bytes:
     """Recall per class under two strategies with their intervals, in percent."""
     figure, ax = rows_figure([_name(r.name, r.number) for r in rows], extra=0.95)
     for y, row in enumerate(rows):
-        if row.before is not None:
-            _estimate(ax, y - 0.16, in_percent(row.before), GREY, hollow=True)
-        if row.after is not None:
-            _estimate(ax, y + 0.16, in_percent(row.after), BLUE)
+        if row.recall_as_is is not None:
+            _estimate(ax, y - 0.16, in_percent(row.recall_as_is), GREY, hollow=True)
+        if row.recall_shown is not None:
+            _estimate(ax, y + 0.16, in_percent(row.recall_shown), BLUE)
     ax.set_xlim(-3, 103)
     ax.xaxis.set_major_locator(MaxNLocator(6))
     axis_label(ax, "recall on the hold-out, %")
@@ -211,10 +188,8 @@ def recall_chart(rows: Sequence[RecallRow], *, before: str, after: str) -> bytes
     return png_bytes(figure)
 
 
-def shapes_chart(
-    panels: Sequence[ShapeSummary], *, names: tuple[str, str] = ("real", "synthetic")
-) -> bytes:
-    """Histograms of up to six columns, real as grey areas, synthetic as blue lines; ``names`` are for the legend."""
+def shapes_chart(panels: Sequence[ShapeSummary]) -> bytes:
+    """Histograms of up to six columns, real as grey areas, synthetic as blue lines."""
     n_rows = -(-len(panels) // 2)
     figure = Figure(
         figsize=(WIDTH, 1.75 * n_rows + 0.4), layout=ConstrainedLayoutEngine(h_pad=0.09)
@@ -224,9 +199,9 @@ def shapes_chart(
         _panel(ax, panel)
     for ax in list(grid.flat)[len(panels) :]:
         ax.set_axis_off()
-    handles = [bar_mark(names[1], BLUE)]
+    handles = [bar_mark("synthetic", BLUE)]
     if any(p.n_real for p in panels):
-        handles.insert(0, bar_mark(names[0], "#c3c9d0"))
+        handles.insert(0, bar_mark("real", "#c3c9d0"))
     add_legend(figure, handles)
     return png_bytes(figure)
 

@@ -14,7 +14,6 @@ from prefect_augment.augmentation.image_policy import ImagePolicy, record_seed
 from prefect_augment.augmentation.label_preservation import policy_sheet
 from prefect_augment.encoding.arrays import TRAINED_ON
 from prefect_augment.encoding.images import encode_column, image_array
-from prefect_augment.encoding.labels import label_text
 from prefect_augment.encoding.pixels import decode_image, image_bytes
 from prefect_augment.errors import MissingExtraError, ParameterError
 from prefect_augment.figures.image_grid import CELL, N_COLUMNS, picture_png, sheet
@@ -237,13 +236,7 @@ def preview(
             )
         counts = info.part_counts["training"]
         wanted = sorted(counts, key=lambda name: (counts[name], name))[:N_COLUMNS]
-        examples: dict[str, tuple[str, bytes]] = {}
-        for table in iter_shards(store, [s for s in info.shards if s.split == "training"]):
-            labels = label_text(table[info.label]).to_pylist()
-            for name in wanted:
-                if name not in examples and name in labels:
-                    row = table.take(pa.array([labels.index(name)])).to_pylist()[0]
-                    examples[name] = row["aug_id"], row[info.image.column]["bytes"]
-        keys, data = zip(*(examples[name] for name in wanted), strict=True)
-        images = [decode_image(one, max_pixels=None, at_least=2 * CELL) for one in data]
-        return policy_sheet(images, keys, policy)
+        training = [s for s in info.shards if s.split == "training"]
+        shown = _shown(store, training, info, wanted, by_id=False)
+        first = [shown[name][0] for name in wanted]
+        return policy_sheet(_pictures(first), [image.aug_id for image in first], policy)

@@ -6,6 +6,7 @@ measurement is a field of :class:`~prefect_augment.schema.report.Findings`, a te
 """
 
 import base64
+import inspect
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from prefect_augment import text as formats
 from prefect_augment.evaluation.metrics.column_shapes import ShapeSummary
 from prefect_augment.figures.image_grid import shown_name
 from prefect_augment.report import charts
-from prefect_augment.report.json import ReportData, sheet_files
+from prefect_augment.report.json import ReportData
 from prefect_augment.report.view_model import (
     ORIGINS,
     ClassRow,
@@ -32,20 +33,6 @@ from prefect_augment.report.view_model import (
     strategy_rows,
 )
 from prefect_augment.schema import Interval, MeasureInfo
-
-FILTERS = (
-    "count",
-    "duration",
-    "effect",
-    "interval_number",
-    "interval_percent",
-    "interval_points",
-    "measured",
-    "number",
-    "percent",
-    "points",
-    "visible",
-)
 
 # Template (and anchor) -> text of its link, in the order of the page.
 SECTIONS = {
@@ -72,7 +59,6 @@ SECTIONS = {
 
 OPEN = ("classes", "pictures", "strategies")  # the others are folded
 
-MAX_SHAPES = 24  # columns drawn, the most different ones; report.json has all
 MAX_NEIGHBOURS = 24
 PARTS = ("training", "validation", "holdout")
 
@@ -124,8 +110,8 @@ class Chart:
         return int(width), int(height)
 
 
-def draw_charts(data: ReportData, shapes: Sequence[ShapeSummary]) -> tuple[Chart, ...]:
-    """All pictures that the data allow, in page order; ``shapes`` come with the most different first."""
+def draw_charts(data: ReportData) -> tuple[Chart, ...]:
+    """All pictures that the data allow, in page order."""
     rows = class_rows(data)
     return (
         *_counts_chart(data, rows),
@@ -136,7 +122,7 @@ def draw_charts(data: ReportData, shapes: Sequence[ShapeSummary]) -> tuple[Chart
         *doubted_pictures(data),
         *_policy_chart(data),
         *_robustness_chart(data),
-        *_shape_charts(shapes),
+        *_shape_charts(data.shapes),
         *_training_chart(data),
     )
 
@@ -146,23 +132,22 @@ def _counts_chart(data: ReportData, rows: Sequence[ClassRow]) -> list[Chart]:
         return []
     # The rarest ones where there are too many: they are what the run is about.
     shown = rows[-charts.MAX_ROWS :]
-    bars = [charts.ClassBar(r.name, r.before, r.after, r.weighted, r.number) for r in shown]
     details = "; ".join(
         f"{formats.visible(r.name)}: {formats.count(r.before)} to {formats.count(r.total)}"
         for r in shown
     )
     alt = f"Training records per class before and after. {details}."
-    return [Chart("classes", "class_counts.png", alt, charts.class_counts_chart(bars))]
+    return [Chart("classes", "class_counts.png", alt, charts.class_counts_chart(shown))]
 
 
 def _sheet_charts(data: ReportData) -> list[Chart]:
     origins = "Real, synthetic and nearest real" if data.pictures == "real" else "Synthetic"
     drawn = []
-    for name, file in sheet_files(data).items():
+    for name, file in data.sheets.items():
         alt = f"{origins} images of {formats.visible(name)}."
         # Where the picture could not write the whole name; a browser has the letters for it.
         caption = "" if shown_name(name) == name else name
-        drawn.append(Chart("pictures", file, alt, data.sheets[name], caption, photo=True))
+        drawn.append(Chart("pictures", file, alt, data.images[file], caption, photo=True))
     return drawn
 
 
@@ -171,49 +156,37 @@ def _validation_chart(rows: Sequence[StrategyRow]) -> list[Chart]:
         return []
     shown = rows[: charts.MAX_ROWS]
     measure = rows[0].measure
-    times = 100 if measure.unit == "points" else 1
+    times, unit = (100, " %") if measure.unit == "points" else (1, "")
     forest = [
         charts.ForestRow(
             r.name,
             charts.in_percent(r.spread) if times == 100 else r.spread,
             tuple(times * s for s in r.scores),
-            _short_mark(r.mark),
+            r.mark if r.mark in ("chosen", "baseline", "control") else "",
         )
         for r in shown
     ]
-    label = f"{measure.title} on validation records{', %' if times == 100 else ''}"
+    label = f"{measure.title} on validation records{',' * bool(unit)}{unit}"
     png = charts.forest_chart(forest, label=label, legend="mean, lowest to highest seed")
-    unit = " %" if times == 100 else ""
     details = "; ".join(f"{r.name}: {formats.measured(r.score, measure)}{unit}" for r in shown)
-    return [
-        Chart(
-            "validation",
-            "strategies_validation.png",
-            f"{measure.title[:1].upper()}{measure.title[1:]} of each strategy on validation records. {details}.",
-            png,
-        )
-    ]
+    title = f"{measure.title[:1].upper()}{measure.title[1:]}"
+    alt = f"{title} of each strategy on validation records. {details}."
+    return [Chart("validation", "strategies_validation.png", alt, png)]
 
 
 def _holdout_charts(data: ReportData) -> list[Chart]:
     verdict = data.verdict
     if verdict is None or not verdict.balanced_accuracy:
         return []
+    marks = {verdict.baseline: "baseline", verdict.chosen: "chosen"}
     strategies = _holdout_strategies(data)
-    rows = [
-        charts.ForestRow(n, charts.in_percent(i), mark=_short_mark(_holdout_mark(data, n)))
-        for n, i in strategies
-    ]
-    label = "balanced accuracy on the hold-out, %"
+    rows = [charts.ForestRow(n, charts.in_percent(i), mark=marks.get(n, "")) for n, i in strategies]
     details = "; ".join(f"{n}: {formats.interval_percent(i)} %" for n, i in strategies)
-    drawn = [
-        Chart(
-            "holdout",
-            "strategies_holdout.png",
-            f"Balanced accuracy on the hold-out with 95 % intervals. {details}.",
-            charts.forest_chart(rows, label=label, legend="95 % interval"),
-        )
-    ]
+    png = charts.forest_chart(
+        rows, label="balanced accuracy on the hold-out, %", legend="95 % interval"
+    )
+    alt = f"Balanced accuracy on the hold-out with 95 % intervals. {details}."
+    drawn = [Chart("holdout", "strategies_holdout.png", alt, png)]
     if verdict.differences:
         rows = [
             charts.ForestRow(d.strategy, charts.in_percent(d.interval), detail=f"vs {d.against}")
@@ -240,11 +213,8 @@ def _recall_chart(data: ReportData, rows: Sequence[ClassRow]) -> list[Chart]:
     compared = [r for r in rows if r.recall_as_is or r.recall_shown][-charts.MAX_ROWS :]
     if data.verdict is None or not compared:
         return []
-    png = charts.recall_chart(
-        [charts.RecallRow(r.name, r.recall_as_is, r.recall_shown, r.number) for r in compared],
-        before=as_is_strategy(data) or "as is",
-        after=data.verdict.shown,
-    )
+    before = as_is_strategy(data) or "as is"
+    png = charts.recall_chart(compared, before=before, after=data.verdict.shown)
     details = "; ".join(
         f"{formats.visible(r.name)}: {formats.interval_percent(r.recall_as_is)} to "
         f"{formats.interval_percent(r.recall_shown)}"
@@ -254,41 +224,40 @@ def _recall_chart(data: ReportData, rows: Sequence[ClassRow]) -> list[Chart]:
 
 
 def _shape_charts(shapes: Sequence[ShapeSummary]) -> list[Chart]:
-    shown, step = shapes[:MAX_SHAPES], charts.SHAPES_PER_CHART
-    drawn = []
-    for i in range(0, len(shown), step):
-        group = shown[i : i + step]
+    drawn: list[Chart] = []
+    for i in range(0, len(shapes), charts.SHAPES_PER_CHART):
+        group = shapes[i : i + charts.SHAPES_PER_CHART]
         details = "; ".join(
             f"{formats.visible(s.column)}: distance {formats.number(s.distance)}" for s in group
         )
         alt = f"Distribution of each column in real and synthetic records. {details}."
-        file = f"column_shapes_{i // step + 1}.png"
+        file = f"column_shapes_{len(drawn) + 1}.png"
         drawn.append(Chart("shapes", file, alt, charts.shapes_chart(group)))
     return drawn
 
 
 def _policy_chart(data: ReportData) -> list[Chart]:
-    if data.policy is None or data.policy_sheet is None:
+    png = data.images.get("policy.png")
+    if data.policy is None or png is None:
         return []
     policy = formats.visible(data.policy.policy)
     alt = f"Images as they are, and under each operation of the policy {policy}."
-    return [Chart("policy", "policy.png", alt, data.policy_sheet, photo=True)]
+    return [Chart("policy", "policy.png", alt, png, photo=True)]
 
 
 def doubted_pictures(data: ReportData) -> list[Chart]:
-    """The images whose labels are doubted most; none where real ones may not be shown."""
-    if data.pictures != "real":
-        return []
-    shown = zip(data.doubted, data.doubted_pictures, strict=False)  # a table has no pictures
+    """The images whose labels are doubted most; none of a table."""
+    about = "An image with the label"
     return [
         Chart(
             "doubted",
             row.picture,
-            f"An image with the label {formats.visible(row.label)}.",
-            png,
+            f"{about} {formats.visible(row.label)}.",
+            data.images[row.picture],
             photo=True,
         )
-        for row, png in shown
+        for row in data.doubted
+        if row.picture
     ]
 
 
@@ -319,14 +288,12 @@ def _training_chart(data: ReportData) -> list[Chart]:
     return [Chart("training", "training.png", f"Training loss over the steps. {details}.", png)]
 
 
-def render_page(
-    data: ReportData, shapes: Sequence[ShapeSummary], pictures: Iterable[Chart]
-) -> bytes:
+def render_page(data: ReportData, pictures: Iterable[Chart]) -> bytes:
     """The page as UTF-8 bytes; every string is escaped."""
     by_section: dict[str, list[Chart]] = {}
     for chart in pictures:
         by_section.setdefault(chart.section, []).append(chart)
-    context = _context(data, shapes, by_section)
+    context = _context(data, by_section)
     sections = []
     for name, link in SECTIONS.items():
         html = environment().get_template(f"sections/{name}.html.j2").render(context)
@@ -337,14 +304,15 @@ def render_page(
     return text.encode("utf-8", errors="replace")
 
 
-def _context(
-    data: ReportData, shapes: Sequence[ShapeSummary], by_section: Mapping[str, list[Chart]]
-) -> dict[str, Any]:
+def _context(data: ReportData, by_section: Mapping[str, list[Chart]]) -> dict[str, Any]:
     rows, strategies = class_rows(data), strategy_rows(data)
-    shows_real = data.pictures == "real"
-    neighbours = data.neighbours[:MAX_NEIGHBOURS] if shows_real else ()
-    doubted = data.doubted if shows_real else ()
+    neighbours = data.neighbours[:MAX_NEIGHBOURS]
     compared = [side for n in neighbours for side in (n.synthetic, n.real)]
+    decisions = Counter(r.decision for r in rows if r.decision)
+    families = {strategy.family for strategy in strategies}
+    texts = FAMILIES | (IMAGE_FAMILIES if data.modality == "image" else {})
+    filtered = data.candidates
+    measured = [filtered.metrics, *(c.metrics for c in filtered.classes)] if filtered else []
     return {
         "data": data,
         "is_image": data.modality == "image",
@@ -355,96 +323,47 @@ def _context(
         "rows": rows,
         "strategies": strategies,
         "measure": strategies[0].measure if strategies else MeasureInfo(),
-        "families": _families_used(strategies, data),
-        "has_times": any(strategy.seconds for strategy in strategies),
+        "families": [(f.replace("_", " "), about) for f, about in texts.items() if f in families],
         "has_amounts": any(amount != 1.0 for strategy in strategies for amount in strategy.amounts),
-        "as_is": as_is_strategy(data),
         "origins": [o for o in ORIGINS if any(r.after.get(o) for r in rows)],
         "ratios": _imbalance_ratios(data, rows),
-        "filter_metrics": _filter_metrics(data),
-        "shapes": shapes,
-        "n_shapes_drawn": min(len(shapes), MAX_SHAPES),
+        "filter_metrics": sorted({name for metrics in measured for name in metrics}),
+        "shapes": data.shapes,
         "max_rows": charts.MAX_ROWS,
         "neighbours": neighbours,
         "neighbour_columns": _columns_of(data, compared),
-        "doubted": doubted,
-        "doubted_columns": _columns_of(data, [row.record for row in doubted]),
+        "doubted": data.doubted,
+        "doubted_columns": _columns_of(data, [row.record for row in data.doubted]),
         "thresholds": _threshold_rows(data, rows),
         "holdout_strategies": _holdout_strategies(data),
-        "decisions": _decision_counts(rows),
+        # The most frequent first.
+        "decisions": sorted(decisions.items(), key=lambda kv: (-kv[1], kv[0])),
     }
 
 
-def _short_mark(mark: str) -> str:
-    return mark if mark in ("chosen", "baseline", "control") else ""
-
-
-def _holdout_mark(data: ReportData, strategy: str) -> str:
-    verdict = data.verdict
-    if verdict is None:
-        return ""
-    if strategy == verdict.chosen:
-        return "chosen"
-    return "baseline" if strategy == verdict.baseline else ""
-
-
-def _families_used(strategies: Sequence[StrategyRow], data: ReportData) -> list[tuple[str, str]]:
-    used = {a.family for a in strategies}
-    texts = FAMILIES | (IMAGE_FAMILIES if data.modality == "image" else {})
-    return [(f.replace("_", " "), text) for f, text in texts.items() if f in used]
-
-
-def _imbalance_ratios(
-    data: ReportData, rows: Sequence[ClassRow]
-) -> tuple[float | None, float | None, float | None]:
+def _imbalance_ratios(data: ReportData, rows: Sequence[ClassRow]) -> tuple[float | None, ...]:
     """Largest over smallest class before, after, and with the weights; None where unknown."""
-    before = [float(r.before) for r in rows]
-    after = [float(r.total) for r in rows] if data.counts_after else []
-    weighted = [r.weighted for r in rows if r.weighted is not None]
-    return (_ratio(before), _ratio(after), _ratio(weighted) if len(weighted) == len(rows) else None)
-
-
-def _ratio(counts: Sequence[float]) -> float | None:
-    return max(counts) / min(counts) if counts and min(counts) > 0 else None
-
-
-def _filter_metrics(data: ReportData) -> list[str]:
-    if data.candidates is None:
-        return []
-    measured = [data.candidates.metrics, *(c.metrics for c in data.candidates.classes)]
-    return sorted({name for metrics in measured for name in metrics})
+    every: list[list[float]] = [[r.before for r in rows], [r.total for r in rows]]
+    every.append([r.weighted or 0.0 for r in rows])
+    return tuple(max(n) / min(n) if n and min(n) > 0 else None for n in every)
 
 
 def _columns_of(data: ReportData, records: Sequence[Mapping[str, str]]) -> list[str]:
-    """The records' columns in the source's order; others, by name, after them."""
-    occurring = {name for record in records for name in record}
-    known = [c.name for c in data.columns if c.name in occurring]
-    return [*known, *sorted(occurring.difference(known))]
+    return [c.name for c in data.columns if any(c.name in record for record in records)]
 
 
 def _threshold_rows(
     data: ReportData, rows: Sequence[ClassRow]
 ) -> tuple[list[str], list[tuple[str, list[float | None]]]]:
     """Estimators, and per class their multipliers."""
-    thresholds: dict[str, dict[str, float]] = data.recipe.thresholds if data.recipe else {}
-    estimators = sorted(thresholds)
-    tuned = {name for factors in thresholds.values() for name in factors}
-    names = [r.name for r in rows if r.name in tuned]
-    names += sorted(tuned.difference(names))
-    return estimators, [
-        (n, [thresholds[estimator].get(n) for estimator in estimators]) for n in names
-    ]
+    thresholds = dict(sorted(data.recipe.thresholds.items())) if data.recipe else {}
+    factors = [(r.name, [of.get(r.name) for of in thresholds.values()]) for r in rows]
+    return list(thresholds), [(n, of) for n, of in factors if any(f is not None for f in of)]
 
 
 def _holdout_strategies(data: ReportData) -> list[tuple[str, Interval]]:
     scores = data.verdict.balanced_accuracy if data.verdict else {}
     return sorted(scores.items(), key=lambda kv: (-kv[1].estimate, kv[0]))
-
-
-def _decision_counts(rows: Sequence[ClassRow]) -> list[tuple[str, int]]:
-    """How many classes got each decision, the most frequent first."""
-    counted = Counter(r.decision for r in rows if r.decision)
-    return sorted(counted.items(), key=lambda kv: (-kv[1], kv[0]))
 
 
 @lru_cache(maxsize=1)
@@ -457,7 +376,6 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in FILTERS:
-        templates.filters[name] = getattr(formats, name)
+    templates.filters.update(inspect.getmembers(formats, inspect.isfunction))
     templates.filters["natural_sort"] = lambda names: sorted(names, key=formats.natural_order)
     return templates

@@ -5,8 +5,6 @@
 
 import json
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -15,113 +13,32 @@ from pydantic import Field
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from prefect_augment.evaluation.metrics.column_shapes import ColumnShape
+from prefect_augment.evaluation.metrics.column_shapes import ShapeSummary
 from prefect_augment.schema import (
     BalancePlan,
     ColumnInfo,
     FilterResult,
     Findings,
     Modality,
-    Origin,
     Recipe,
     Result,
     StrategyScore,
     Verdict,
 )
 
-
-@dataclass(frozen=True)
-class Neighbour:
-    """A synthetic record beside the nearest real training record, as text per column."""
-
-    label: str
-    synthetic: Mapping[str, str]
-    real: Mapping[str, str]
-    distance: float  # in the filter's feature space
-
-
-@dataclass(frozen=True)
-class DoubtedLabel:
-    """A real record whose label an audit doubts, as text per column; of an image, its file."""
-
-    aug_id: str
-    label: str
-    suggested: str  # the most probable other class
-    score: float  # of a label error
-    record: Mapping[str, str]
-    picture: str = ""  # file of an image's picture
-
-
-@dataclass(frozen=True)
-class ReportData:
-    """Everything that a report can show; :class:`ReportInfo` describes the fields.
-
-    Missing fields are reported as not run.
-    """
-
-    title: str
-    label: str
-    status: Literal["published", "proposed", "refused", "evaluated"] = "published"
-    approval: str = ""
-    plan: BalancePlan | None = None
-    notes: tuple[str, ...] = ()
-    columns: tuple[ColumnInfo, ...] = ()
-    part_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    strategy_scores: tuple[StrategyScore, ...] = ()
-    verdict: Verdict | None = None
-    recipe: Recipe | None = None
-    candidates: FilterResult | None = None
-    counts_before: Mapping[str, Mapping[Origin, int]] = field(default_factory=dict)
-    counts_after: Mapping[str, Mapping[Origin, int]] = field(default_factory=dict)
-    weighted_counts: Mapping[str, float] = field(default_factory=dict)
-    not_compared: Mapping[str, str] = field(default_factory=dict)
-    quarantine: Mapping[str, int] = field(default_factory=dict)
-    rare_classes: tuple[str, ...] = ()
-    # Values of single records: summaries are shown as far as pictures allows.
-    column_shapes: Mapping[str, ColumnShape] = field(default_factory=dict)
-    neighbours: tuple[Neighbour, ...] = ()  # shown only where pictures is "real"
-    doubted: tuple[DoubtedLabel, ...] = ()  # shown only where pictures is "real"
-    doubted_pictures: tuple[bytes, ...] = ()  # PNGs of the doubted images; as these
-    modality: Modality = "table"
-    # PNG per class of images, in the page's order; drawn without real images unless pictures allows.
-    sheets: Mapping[str, bytes] = field(default_factory=dict)
-    pictures: Literal["real", "synthetic", "none"] = "real"
-    seed: int | None = None
-    model_kind: str = ""
-    model_digest: str = ""
-    method_notes: tuple[str, ...] = ()
-    digests: Mapping[str, str] = field(default_factory=dict)
-    software: Mapping[str, str] = field(default_factory=dict)
-    policy_sheet: bytes | None = None  # PNG, shown only where pictures is "real"
-    findings: Findings = field(default_factory=Findings)
-
-    def __getattr__(self, name: str) -> Any:
-        """A measurement of ``findings`` by its name, as in ``report.json``."""
-        if name in Findings.model_fields:
-            return getattr(self.findings, name)
-        raise AttributeError(name)
-
-
-def sheet_files(data: ReportData) -> dict[str, str]:
-    """File name of each class's sheet of images: numbered, since a class may have any name."""
-    if data.pictures == "none":
-        return {}
-    return {name: f"sheet_{i}.png" for i, name in enumerate(data.sheets, start=1)}
-
-
 FILE = "report.schema.json"
 
 
-class NeighbourRow(Result):
-    """A synthetic record beside the real training record nearest to it."""
+class Neighbour(Result):
+    """A synthetic record beside the nearest real training record, as text per column."""
 
     label: str
     synthetic: dict[str, str]
     real: dict[str, str]
-    distance: float
+    distance: float  # in the filter's feature space
 
 
-class DoubtedRow(Result):
+class DoubtedLabel(Result):
     """A real record whose label an audit doubts."""
 
     aug_id: str
@@ -129,65 +46,65 @@ class DoubtedRow(Result):
     suggested: str = Field(description="the most probable other class")
     score: float = Field(description="of a label error, in [0, 1]")
     record: dict[str, str] = Field(description="column -> value; of an image, its file")
-    picture: str = Field(description="file of its picture; empty for tables")
+    picture: str = Field(default="", description="file of its picture; empty for tables")
 
 
-class ShapeRow(Result):
-    """A column's histogram over the rare classes, real and synthetic."""
-
-    column: str
-    kind: Literal["numeric", "date", "category"]
-    edges: tuple[float, ...] = Field(description="of a numeric column; days since 1970 for dates")
-    levels: tuple[str, ...] = Field(description="of a category")
-    real: tuple[float, ...] = Field(description="share of the values per bin or level")
-    synthetic: tuple[float, ...]
-    null_real: float
-    null_synthetic: float
-    n_real: int
-    n_synthetic: int
-    distance: float | None = Field(
-        description="Kolmogorov-Smirnov for numbers and dates, total variation for categories"
-    )
-
-
-class ReportInfo(Findings):
+class ReportData(Findings):
     """Everything behind a report's page. Keys may be added; those that are there keep their meaning."""
 
-    schema_version: Literal[2]
+    schema_version: Literal[2] = 2
     title: str = Field(description="the dataset's name")
     label: str = Field(description="the label column")
-    status: Literal["published", "proposed", "refused", "evaluated"]
-    approval: str = Field(description="who approved it, in a sentence; empty without an approval")
-    plan: BalancePlan | None
-    notes: tuple[str, ...] = Field(description="notes of ingest on the source")
-    columns: tuple[ColumnInfo, ...]
-    part_counts: dict[str, dict[str, int]] = Field(description="part -> class -> real records")
+    status: Literal["published", "proposed", "refused", "evaluated"] = "published"
+    approval: str = Field(
+        default="", description="who approved it, in a sentence; empty without an approval"
+    )
+    plan: BalancePlan | None = None
+    notes: tuple[str, ...] = Field(default=(), description="notes of ingest on the source")
+    columns: tuple[ColumnInfo, ...] = ()
+    part_counts: dict[str, dict[str, int]] = Field(
+        default={}, description="part -> class -> real records"
+    )
     strategy_scores: tuple[StrategyScore, ...] = Field(
-        description="on validation records, one per strategy and seed"
+        default=(), description="on validation records, one per strategy and seed"
     )
-    verdict: Verdict | None = Field(description="the last comparison, on the hold-out")
-    recipe: Recipe | None
-    candidates: FilterResult | None
-    counts_before: dict[str, dict[str, int]] = Field(description="class -> origin -> records")
-    counts_after: dict[str, dict[str, int]]
-    weighted_counts: dict[str, float] = Field(description="sum of aug_weight per class")
-    not_compared: dict[str, str] = Field(description="class -> why")
-    quarantine: dict[str, int] = Field(description="reason -> records")
-    rare_classes: tuple[str, ...] = Field(description="that shapes is of")
-    shapes: tuple[ShapeRow, ...]
-    neighbours: tuple[NeighbourRow, ...]
-    doubted: tuple[DoubtedRow, ...] = Field(description="the likeliest; audit.parquet has all")
-    modality: Literal["table", "image"]
-    sheets: dict[str, str] = Field(description="class -> file of its pictures")
+    verdict: Verdict | None = Field(
+        default=None, description="the last comparison, on the hold-out"
+    )
+    recipe: Recipe | None = None
+    candidates: FilterResult | None = None
+    counts_before: dict[str, dict[str, int]] = Field(
+        default={}, description="class -> origin -> records"
+    )
+    counts_after: dict[str, dict[str, int]] = Field(default_factory=dict)
+    weighted_counts: dict[str, float] = Field(default={}, description="sum of aug_weight per class")
+    not_compared: dict[str, str] = Field(default={}, description="class -> why")
+    quarantine: dict[str, int] = Field(default={}, description="reason -> records")
+    rare_classes: tuple[str, ...] = Field(default=(), description="that shapes is of")
+    shapes: tuple[ShapeSummary, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
+    doubted: tuple[DoubtedLabel, ...] = Field(
+        default=(), description="the likeliest; audit.parquet has all"
+    )
+    modality: Modality = "table"
+    sheets: dict[str, str] = Field(default={}, description="class -> file of its pictures")
     pictures: Literal["real", "synthetic", "none"] = Field(
-        description="what may be seen of records"
+        default="real", description="what may be seen of records"
     )
-    seed: int | None
-    model_kind: str
-    model_digest: str
-    method_notes: tuple[str, ...]
-    digests: dict[str, str]
-    software: dict[str, str]
+    seed: int | None = None
+    model_kind: str = ""
+    model_digest: str = ""
+    method_notes: tuple[str, ...] = ()
+    digests: dict[str, str] = Field(default_factory=dict)
+    software: dict[str, str] = Field(default_factory=dict)
+    # PNGs by file: sheets, doubted images and the policy's. What may not be shown is not in it.
+    images: dict[str, bytes] = Field(default={}, exclude=True)
+
+    def to_json(self) -> bytes:
+        """All keys sorted, NaN and infinity as null."""
+        values = json.loads(self.model_dump_json())
+        text = json.dumps(values, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+        return (text + "\n").encode()
 
 
 class _Generator(GenerateJsonSchema):
@@ -204,7 +121,11 @@ class _Generator(GenerateJsonSchema):
 
 def report_schema() -> dict[str, Any]:
     """The schema as plain JSON values."""
-    schema = ReportInfo.model_json_schema(mode="serialization", schema_generator=_Generator)
+    schema = ReportData.model_json_schema(mode="serialization", schema_generator=_Generator)
+    # A report has every key of its own; measurements came with later releases.
+    schema["required"] = [n for n in schema["properties"] if n not in Findings.model_fields]
+    for name in schema["required"]:
+        schema["properties"][name].pop("default", None)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:prefect-augment:report:1",

@@ -1,15 +1,15 @@
 """Redaction: the report's texts without values of real records, where it may not show any.
 
-Reasons and notes quote values: a cell that is no number, an unknown class. Pictures, shapes and
-neighbours are left out where they are drawn.
+Reasons and notes quote values: a cell that is no number, an unknown class. Sheets and shapes are made
+without real records where those may not be shown.
 """
 
-import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 from prefect_augment.report.json import ReportData
+from prefect_augment.schema import BalancePlan, ColumnInfo
 
 HIDDEN = "'…'"
 # As repr writes text: in single quotes, or in double ones where it contains a single one. No letter
@@ -20,12 +20,12 @@ _QUOTED = re.compile(r"""(?<!\w)'((?:[^'\\]|\\.)*)'|(?<!\w)"((?:[^"\\]|\\.)*)\""
 def redact(data: ReportData) -> ReportData:
     """The data that the report may show; everything where ``pictures`` is ``real``.
 
-    Otherwise values that reasons and notes quote are hidden, with ``none`` also those of synthetic
-    records. Names of columns, classes and strata stay.
+    Otherwise doubted labels, neighbours and values that reasons and notes quote are hidden, with ``none``
+    also those of synthetic records. Names of columns, classes and strata stay.
     """
     if data.pictures == "real":
         return data
-    hide = redactor(_names(data))
+    hide = redactor({*quotable(data.label, data.columns, data.plan), *data.counts_before})
     quarantine: Counter[str] = Counter()
     for reason, n in data.quarantine.items():
         quarantine[hide(reason)] += n
@@ -36,22 +36,28 @@ def redact(data: ReportData) -> ReportData:
     elif candidates is not None:
         shown = set(candidates.notes)
         method_notes = tuple(n if n in shown else hide(n) for n in data.method_notes)
-    return dataclasses.replace(
-        data,
-        quarantine=dict(quarantine),
-        notes=tuple(map(hide, data.notes)),
-        method_notes=method_notes,
-        columns=tuple(c.model_copy(update={"note": hide(c.note)}) for c in data.columns),
-        candidates=candidates,
+    sheets = data.sheets if data.pictures == "synthetic" else {}
+    return data.model_copy(
+        update={
+            "quarantine": dict(quarantine),
+            "notes": tuple(map(hide, data.notes)),
+            "method_notes": method_notes,
+            "columns": tuple(c.model_copy(update={"note": hide(c.note)}) for c in data.columns),
+            "candidates": candidates,
+            "neighbours": (),
+            "doubted": (),
+            "shapes": data.shapes if data.pictures == "synthetic" else (),
+            "sheets": sheets,
+            "images": {file: data.images[file] for file in sheets.values()},
+        }
     )
 
 
-def _names(data: ReportData) -> set[str]:
+def quotable(label: str, columns: Iterable[ColumnInfo], plan: BalancePlan | None) -> set[str]:
     """Texts that may be quoted, since they are no record's values."""
-    names = {data.label, *(c.name for c in data.columns), *data.counts_before, *data.not_compared}
-    if data.plan is not None:
-        names |= {name for c in data.plan.classes for name in (c.name, c.label, *c.by)}
-    return names
+    strata = plan.classes if plan else ()
+    names = {name for c in strata for name in (c.name, c.label, *c.by)}
+    return {label, *(column.name for column in columns)} | names
 
 
 def redactor(names: Collection[str]) -> Callable[[str], str]:

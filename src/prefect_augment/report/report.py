@@ -6,17 +6,12 @@ Nothing here reads or writes storage, and steps that were not run are shown as s
 """
 
 import base64
-import dataclasses
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
-from prefect_augment.evaluation.metrics.column_shapes import ShapeSummary, summarise_shapes
-from prefect_augment.report.json import ReportData, sheet_files
+from prefect_augment.report.json import ReportData
 from prefect_augment.report.redaction import redact
 from prefect_augment.report.view_model import class_rows, headline, published_counts, strategy_rows
-from prefect_augment.schema import BalancePlan, Result
+from prefect_augment.schema import BalancePlan
 from prefect_augment.text import (
     MISSING,
     count,
@@ -28,7 +23,6 @@ from prefect_augment.text import (
     percent,
 )
 
-SCHEMA_VERSION = 2
 PURPOSES = {
     "utility": "utility: picked for training, and easier to tell from real records than faithful ones",
     "faithful": "faithful: like the classes, without a promise of better training",
@@ -50,56 +44,13 @@ def build_report(data: ReportData) -> dict[str, bytes]:
     from prefect_augment.report.html import draw_charts, render_page
 
     data = redact(data)
-    shapes = shape_summaries(data)
-    charts = draw_charts(data, shapes)
+    charts = draw_charts(data)
     files = {chart.file: chart.png for chart in charts}
-    files["report.html"] = render_page(data, shapes, charts)
-    text = json.dumps(
-        report_info(data, shapes), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False
-    )
-    files["report.json"] = (text + "\n").encode("utf-8", errors="replace")
+    files["report.html"] = render_page(data, charts)
+    files["report.json"] = data.to_json()
     if data.recipe is not None:
         files["recipe.json"] = data.recipe.to_json()
     return dict(sorted(files.items()))
-
-
-def shape_summaries(data: ReportData) -> tuple[ShapeSummary, ...]:
-    """Histograms as far as ``data.pictures`` allows them."""
-    if data.pictures == "none":
-        return ()
-    return summarise_shapes(data.column_shapes, show_real=data.pictures == "real")
-
-
-def report_info(data: ReportData, shapes: tuple[ShapeSummary, ...]) -> dict[str, Any]:
-    """Everything behind the page as plain JSON values; NaN and infinity become null."""
-    info = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
-    # Values of single records: only their summaries follow, as far as they may be shown.
-    del info["column_shapes"], info["policy_sheet"], info["doubted_pictures"]
-    findings = info.pop("findings")
-    info.update({name: getattr(findings, name) for name in type(findings).model_fields})
-    info["shapes"] = shapes
-    info["sheets"] = sheet_files(data)
-    if data.pictures != "real":
-        info["neighbours"] = info["doubted"] = ()
-    info["schema_version"] = SCHEMA_VERSION
-    plain = _plain(info)
-    assert isinstance(plain, dict)
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    """Results, data classes and mappings as JSON values."""
-    if isinstance(value, Result):
-        return _plain(value.model_dump(mode="json"))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value
 
 
 def plan_table(plan: BalancePlan) -> list[dict[str, object]]:
@@ -139,7 +90,10 @@ def markdown_summary(data: ReportData, *, images: Mapping[str, bytes] | None = N
         *_classes(data),
         *_strategies(data),
         *_holdout(data),
-        *_images(images or {}),
+        *(
+            f"![{markdown_text(name)}](data:image/png;base64,{base64.b64encode(png).decode()})"
+            for name, png in sorted((images or {}).items())
+        ),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -154,13 +108,13 @@ def _verdict(data: ReportData) -> list[str]:
     if data.candidates is not None:
         purpose = SOFT_LABELS if data.candidates.shares else PURPOSES[data.candidates.purpose]
         blocks.append(f"**Purpose of the synthetic records.** {purpose}.")
-    if data.findings.privacy is not None:
-        blocks.append(f"**Privacy.** {markdown_text(data.findings.privacy.sentence)}")
+    if data.privacy is not None:
+        blocks.append(f"**Privacy.** {markdown_text(data.privacy.sentence)}")
     published = published_counts(data)
     if published and data.status == "published":
         blocks.append(f"**Published.** {published}.")
-    if data.findings.drift:
-        blocks.append(f"**Drift.** {markdown_text(data.findings.drift.sentence)}")
+    if data.drift:
+        blocks.append(f"**Drift.** {markdown_text(data.drift.sentence)}")
     if data.approval:
         blocks.append(f"**Approval.** {markdown_text(data.approval)}")
     return blocks
@@ -241,13 +195,6 @@ def _holdout(data: ReportData) -> list[str]:
     if verdict.look is not None:
         blocks.append(verdict.look.sentence)
     return blocks
-
-
-def _images(images: Mapping[str, bytes]) -> list[str]:
-    return [
-        f"![{markdown_text(name)}](data:image/png;base64,{base64.b64encode(png).decode()})"
-        for name, png in sorted(images.items())
-    ]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: range) -> str:

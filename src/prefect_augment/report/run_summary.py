@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from prefect_augment.report.redaction import redactor
+from prefect_augment.report.redaction import quotable, redactor
 from prefect_augment.schema import (
     ApprovalDecision,
     Commit,
@@ -20,6 +20,7 @@ from prefect_augment.schema import (
     Release,
     ReportRef,
     RunResult,
+    class_counts,
 )
 from prefect_augment.shards.staged import load_info
 from prefect_augment.storage import Store, read_manifest
@@ -51,11 +52,7 @@ def summarise(
         page = store.place(f"{report.prefix}/report.html")
     if commit is not None and store is not None:
         manifest = read_manifest(store, commit.version)
-        for shard in manifest.shards:
-            split = counts.setdefault(shard.split, {})
-            for name, n in shard.class_counts.items():
-                origins = split.setdefault(name, {})
-                origins[shard.origin] = origins.get(shard.origin, 0) + n
+        counts = class_counts(manifest.shards)
         page = store.place(manifest.report) if manifest.report else ""
     return RunResult(
         status=status,
@@ -99,8 +96,7 @@ def with_external(
     notes = filtered.notes
     if pictures == "none":
         info = load_info(external, store)
-        strata = [name for c in result.plan.classes for name in (c.name, c.label)]
-        notes = tuple(map(redactor({info.label, *(c.name for c in info.columns), *strata}), notes))
+        notes = tuple(map(redactor(quotable(info.label, info.columns, result.plan)), notes))
     counts = {
         "given": external.n_records + external.n_quarantined,
         "quarantined": external.n_quarantined,
@@ -182,9 +178,8 @@ def run_page(result: RunResult, root: str, manifest: Manifest | None) -> str:
 
 
 def _classes(result: RunResult) -> str:
-    before, target = Counter[str](), Counter[str]()
+    before, target = result.plan.real_counts, Counter[str]()
     for entry in result.plan.classes:
-        before[entry.label] += entry.n_real
         target[entry.label] += entry.target
     after = {name: sum(n.values()) for name, n in result.counts.get("train", {}).items()}
     last = after or target

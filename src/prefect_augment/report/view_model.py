@@ -4,12 +4,19 @@ The page and the markdown summary both use these, so that they agree.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from prefect_augment.report.json import ReportData
-from prefect_augment.schema import EstimatorScore, Interval, MeasureInfo, Origin, StrategyScore
+from prefect_augment.schema import (
+    ClassFilter,
+    EstimatorScore,
+    Interval,
+    MeasureInfo,
+    Origin,
+    StrategyScore,
+)
 from prefect_augment.text import count, natural_order
 
 ORIGINS: tuple[Origin, ...] = ("real", "copy", "classic", "synthetic")
@@ -32,17 +39,17 @@ class ClassRow:
     number: int  # row of the table, for pictures that cannot draw the name
     name: str
     before: int
-    after: Mapping[Origin, int]
-    weighted: float | None
-    n_holdout: int | None
-    recall_as_is: Interval | None
-    recall_shown: Interval | None
-    decision: str
-    why_not_compared: str
-    n_candidates: int | None
-    n_passed: int | None
-    n_kept: int | None
-    reasons: tuple[tuple[str, int], ...]
+    after: Mapping[str, int]  # by origin
+    weighted: float | None = None
+    n_holdout: int | None = None
+    recall_as_is: Interval | None = None
+    recall_shown: Interval | None = None
+    decision: str = ""
+    why_not_compared: str = ""
+    n_candidates: int | None = None
+    n_passed: int | None = None
+    n_kept: int | None = None
+    reasons: tuple[tuple[str, int], ...] = ()
 
     @property
     def total(self) -> int:
@@ -70,7 +77,6 @@ class StrategyRow:
     worst_recall: float
     brier: float
     n_train: int
-    seconds: float
     estimators: tuple[tuple[str, EstimatorScore], ...]  # of the first seed
 
     @property
@@ -126,117 +132,47 @@ def published_counts(data: ReportData) -> str:
 
 def class_rows(data: ReportData) -> tuple[ClassRow, ...]:
     """One row per class, the largest first, ties by name."""
-    before = {name: _n_before(data, name) for name in _class_names(data)}
+    names = {*data.counts_before, *data.not_compared}.union(*data.part_counts.values())
+    before = {name: data.counts_before.get(name, {}).get("real", 0) for name in names}
     order = sorted(before, key=lambda name: (-before[name], natural_order(name)))
-    filtered = _filter_by_class(data)
+    label_of = {c.name: c.label for c in data.plan.classes} if data.plan else {}
+    filters: dict[str, list[ClassFilter]] = defaultdict(list)
+    for stratum in data.candidates.classes if data.candidates else ():
+        filters[label_of.get(stratum.name, stratum.name)].append(stratum)
     return tuple(
-        _class_row(data, i + 1, name, before[name], filtered) for i, name in enumerate(order)
+        _class_row(data, i, name, before[name], filters[name])
+        for i, name in enumerate(order, start=1)
     )
 
 
 def _class_row(
-    data: ReportData, number: int, name: str, before: int, filtered: "Mapping[str, _FilterSum]"
+    data: ReportData, number: int, name: str, before: int, filters: Sequence[ClassFilter]
 ) -> ClassRow:
-    verdict, filter_sum = data.verdict, filtered.get(name)
+    verdict = data.verdict
     recall = verdict.class_recall if verdict else {}
     chosen = recall.get(verdict.shown, {}) if verdict else {}
     not_compared = {**data.not_compared, **(verdict.not_compared if verdict else {})}
     decision = verdict.class_decisions.get(name, "") if verdict else ""
     holdout = data.part_counts.get("holdout")
+    reasons = Counter[str]()
+    for of_stratum in filters:
+        reasons.update(of_stratum.reasons)
     return ClassRow(
         number=number,
         name=name,
         before=before,
         after=data.counts_after.get(name, {}),
-        weighted=_weighted(data, name, before),
+        weighted=data.weighted_counts.get(name),
         n_holdout=None if holdout is None else holdout.get(name, 0),
         recall_as_is=recall.get(as_is_strategy(data) or "", {}).get(name),
         recall_shown=chosen.get(name),
         decision="not compared" if name in not_compared and not decision else decision,
         why_not_compared=not_compared.get(name, ""),
-        n_candidates=filter_sum.n_candidates if filter_sum else None,
-        n_passed=filter_sum.n_passed if filter_sum else None,
-        n_kept=filter_sum.n_kept if filter_sum else None,
-        reasons=tuple(filter_sum.reasons) if filter_sum else (),
+        n_candidates=sum(f.n_candidates for f in filters) if filters else None,
+        n_passed=sum(f.n_passed for f in filters) if filters else None,
+        n_kept=sum(f.n_kept for f in filters) if filters else None,
+        reasons=tuple(sorted(reasons.items(), key=lambda kv: (-kv[1], kv[0]))),
     )
-
-
-def _class_names(data: ReportData) -> set[str]:
-    """Every class that any step knows of."""
-    groups: list[Iterable[str]] = [
-        data.counts_before,
-        data.counts_after,
-        data.not_compared,
-        *data.part_counts.values(),
-    ]
-    if data.plan is not None:
-        groups.append(c.label for c in data.plan.classes)
-    if data.verdict is not None:
-        groups += [data.verdict.class_decisions, data.verdict.not_compared]
-    return {name for group in groups for name in group}
-
-
-def _n_before(data: ReportData, name: str) -> int:
-    """Real training records of a class, from the first source that has them."""
-    if data.counts_before:
-        return sum(data.counts_before.get(name, {}).values())
-    if data.part_counts:
-        return sum(
-            data.part_counts.get(part, {}).get(name, 0) for part in ("training", "validation")
-        )
-    if data.plan is not None:
-        return sum(c.n_real for c in data.plan.classes if c.label == name)
-    return 0
-
-
-def _weighted(data: ReportData, name: str, before: int) -> float | None:
-    """Weighted records of a class; from the recipe where only real records are published."""
-    if data.weighted_counts:
-        return data.weighted_counts.get(name)
-    recipe, plan = data.recipe, data.plan
-    if recipe is None or plan is None:
-        return None
-    if (
-        any(recipe.synthetic.values())
-        or any(recipe.classic.values())
-        or any(recipe.copies.values())
-    ):
-        return None
-    weights = recipe.class_weight
-    if all(abs(w - 1.0) < 1e-9 for w in weights.values()):
-        return None
-    return sum(c.n_real * weights.get(c.name, 1.0) for c in plan.classes if c.label == name)
-
-
-@dataclass(frozen=True)
-class _FilterSum:
-    """The filter's counts of a class, summed over its strata."""
-
-    n_candidates: int
-    n_passed: int
-    n_kept: int
-    reasons: tuple[tuple[str, int], ...]
-
-
-def _filter_by_class(data: ReportData) -> dict[str, _FilterSum]:
-    if data.candidates is None:
-        return {}
-    label_of = {c.name: c.label for c in data.plan.classes} if data.plan else {}
-    strata = defaultdict(list)
-    for stratum in data.candidates.classes:
-        strata[label_of.get(stratum.name, stratum.name)].append(stratum)
-    sums = {}
-    for label, filters in strata.items():
-        reasons: Counter[str] = Counter()
-        for result in filters:
-            reasons.update(result.reasons)
-        sums[label] = _FilterSum(
-            n_candidates=sum(f.n_candidates for f in filters),
-            n_passed=sum(f.n_passed for f in filters),
-            n_kept=sum(f.n_kept for f in filters),
-            reasons=tuple(sorted(reasons.items(), key=lambda kv: (-kv[1], kv[0]))),
-        )
-    return sums
 
 
 def strategy_rows(data: ReportData) -> tuple[StrategyRow, ...]:
@@ -259,12 +195,11 @@ def _strategy_row(data: ReportData, name: str, scores: Sequence[StrategyScore]) 
         amounts=tuple(sorted({s.strategy.amount for s in scores})),
         measure=scores[0].measure,
         scores=tuple(s.measure.shown(s.score) for s in scores),
-        macro_f1=_mean(s.macro_f1 for s in estimators),
-        auprc=_mean(s.auprc for s in estimators),
-        worst_recall=_mean(s.worst_recall for s in estimators),
-        brier=_mean(s.brier for s in estimators),
+        macro_f1=fmean(s.macro_f1 for s in estimators),
+        auprc=fmean(s.auprc for s in estimators),
+        worst_recall=fmean(s.worst_recall for s in estimators),
+        brier=fmean(s.brier for s in estimators),
         n_train=scores[0].n_train,
-        seconds=sum(s.seconds for s in scores),
         estimators=tuple(sorted(scores[0].estimators.items())),
     )
 
@@ -278,8 +213,3 @@ def _mark(data: ReportData, name: str, family: str) -> str:
     if verdict is not None and name == verdict.baseline:
         return "baseline"
     return "as is" if family == "as_is" and name not in ("as is", "as_is") else ""
-
-
-def _mean(values: Iterable[float]) -> float:
-    listed = list(values)
-    return fmean(listed) if listed else float("nan")

@@ -23,7 +23,6 @@ from prefect_augment.schema.base import (
     Modality as Modality,
     ModelRef as ModelRef,
     Origin as Origin,
-    Part as Part,
     PrivacyGuarantee as PrivacyGuarantee,
     Profile as Profile,
     ReportRef as ReportRef,
@@ -98,7 +97,6 @@ from prefect_augment.schema.report import (
     OperationCheck as OperationCheck,
     PolicyCheck as PolicyCheck,
     Release as Release,
-    StrategyDrift as StrategyDrift,
     Training as Training,
     TrainingCurve as TrainingCurve,
 )

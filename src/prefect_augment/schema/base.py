@@ -447,19 +447,13 @@ def class_order(names: Collection[str]) -> list[str]:
     (['1', '9', '10'], ['10', '9', 'b'])
     """
     distinct = sorted(set(names))
-    numbers = [_number(name) for name in distinct]
-    if any(number is None for number in numbers):
+    try:
+        numbers = [float(name) for name in distinct]
+    except ValueError:
+        return distinct
+    if not all(map(math.isfinite, numbers)):
         return distinct
     return [name for _, name in sorted(zip(numbers, distinct, strict=True))]
-
-
-def _number(name: str) -> float | None:
-    """Return a name's finite number, or None."""
-    try:
-        value = float(name)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 INDEX = "index.json"

@@ -20,23 +20,12 @@ MAX_COMPARED = 200_000
 
 
 class Experiment(Result):
-    """The object that the steps of one comparison share.
+    """The object that the steps of one comparison share."""
 
-    Parameters
-    ----------
-    dataset : DatasetRef
-        Ingested records.
-    plan : BalancePlan
-        Amounts per class.
-    params : RunParams
-    candidates : FilterResult, optional
-        Filtered synthetic records.
-    """
-
-    dataset: DatasetRef
-    plan: BalancePlan
+    dataset: DatasetRef  # ingested records
+    plan: BalancePlan  # amounts per class
     params: RunParams = RunParams()
-    candidates: FilterResult | None = None
+    candidates: FilterResult | None = None  # filtered synthetic records
 
     @property
     def max_compared(self) -> int:

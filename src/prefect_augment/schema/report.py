@@ -5,10 +5,10 @@ Each field of :class:`Findings` is a key of ``report.json`` and a section of the
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from prefect_augment.params.keys import step_key
-from prefect_augment.schema.base import DatasetRef, Interval, ModelRef, Result
+from prefect_augment.schema.base import DatasetRef, ModelRef, Result
 from prefect_augment.schema.comparison import Recipe, StrategyScore, Verdict
 from prefect_augment.schema.experiment import (
     CalibrationResult,
@@ -21,36 +21,24 @@ from prefect_augment.schema.privacy import Privacy
 
 
 class ClassDrift(Result):
-    """A class's real training records before and now."""
+    """A class's real training records before and now; 0 where it is new or gone."""
+
+    model_config = ConfigDict(extra="ignore")  # noise and changed, up to 0.2
 
     name: str
-    before: int  # 0: the class is new
-    now: int  # 0: the class is gone
-    noise: float  # change of its share between two samples by chance
-    changed: bool
-
-
-class StrategyDrift(Result):
-    """A strategy's balanced accuracy on the hold-out before and now."""
-
-    name: str
-    before: Interval | None = None
-    now: Interval | None = None
-    changed: bool = False  # by more than the two intervals
+    before: int
+    now: int
 
 
 class Drift(Result):
-    """Changes since the version before."""
+    """Records per class since the version before."""
+
+    model_config = ConfigDict(extra="ignore")  # recipe, verdict and strategies, up to 0.2
 
     version: int  # the one before
     n_before: int
     n_now: int
     classes: tuple[ClassDrift, ...]
-    strategies: tuple[StrategyDrift, ...] = ()
-    recipe_before: str = ""
-    recipe_now: str = ""
-    verdict_before: str = ""
-    verdict_now: str = ""
     sentence: str = ""  # a summary, for the artifact and the card
 
 
@@ -110,36 +98,16 @@ class Findings(Result):
 
 
 class Release(Result):
-    """A version before it is written: its content, and the evidence for it.
+    """A version before it is written: its content, and the evidence for it."""
 
-    Parameters
-    ----------
-    experiment : Experiment
-        With the kept synthetic records.
-    recipe : Recipe, optional
-        Records of each origin and their weights; None if nothing is to be published.
-    verdict : Verdict, optional
-        None if nothing was compared.
-    scores : tuple of StrategyScore
-        On validation records.
-    models : tuple of ModelRef
-        Models of the synthetic records.
-    classic : DatasetRef, optional
-        Classic records, if the recipe has some.
-    findings : Findings
-        Other measurements.
-    requested : dict
-        The run's parameters as JSON, without secrets.
-    """
-
-    experiment: Experiment
-    recipe: Recipe | None = None
-    verdict: Verdict | None = None
-    scores: tuple[StrategyScore, ...] = ()
-    models: tuple[ModelRef, ...] = ()
-    classic: DatasetRef | None = None
+    experiment: Experiment  # with the kept synthetic records
+    recipe: Recipe | None = None  # records of each origin and weights; None: nothing is published
+    verdict: Verdict | None = None  # None if nothing was compared
+    scores: tuple[StrategyScore, ...] = ()  # on validation records
+    models: tuple[ModelRef, ...] = ()  # of the synthetic records
+    classic: DatasetRef | None = None  # classic records, if the recipe has some
     findings: Findings = Findings()
-    requested: dict[str, Any] = Field(default_factory=dict)
+    requested: dict[str, Any] = Field(default_factory=dict)  # parameters as JSON, without secrets
 
     @property
     def dataset(self) -> DatasetRef:

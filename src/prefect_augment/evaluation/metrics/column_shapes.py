@@ -11,6 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import Field
+
+from prefect_augment.schema import Result
 
 MAX_LEVELS = 6  # further levels are summed: six bars stay legible in a small picture
 MAX_BINS = 24
@@ -27,22 +30,22 @@ class ColumnShape:
     synthetic: NDArray[Any]
 
 
-@dataclass(frozen=True)
-class ShapeSummary:
-    """A column's histogram in real and synthetic records."""
+class ShapeSummary(Result):
+    """A column's histogram over the rare classes, real and synthetic."""
 
     column: str
     kind: Literal["numeric", "date", "category"]
-    edges: tuple[float, ...]  # of numeric bins, days since 1970 for a date; empty for a category
-    levels: tuple[str, ...]  # of a category
-    real: tuple[float, ...]  # shares of the records that have a value
+    edges: tuple[float, ...] = Field(description="of a numeric column; days since 1970 for dates")
+    levels: tuple[str, ...] = Field(description="of a category")
+    real: tuple[float, ...] = Field(description="share of the values per bin or level")
     synthetic: tuple[float, ...]
     null_real: float
     null_synthetic: float
     n_real: int
     n_synthetic: int
-    # Kolmogorov-Smirnov for numbers, total variation for categories, in [0, 1]; None without values.
-    distance: float | None
+    distance: float | None = Field(
+        description="Kolmogorov-Smirnov for numbers and dates, total variation for categories"
+    )
 
 
 def summarise_shapes(
