@@ -341,12 +341,6 @@ def test_strategies_are_scored_chosen_and_confirmed(dataset: DatasetRef, store: 
     assert verdict.n_seeds == N_SEEDS
     diagnostics = read_result(store, verdict.diagnostics, HoldoutResult)
     assert diagnostics is not None
-    assert diagnostics.robustness is not None
-    kinds = {
-        "image": ["noise", "blur", "shift", "contrast"],
-        "table": ["missing", "noise", "rounding"],
-    }
-    assert [c.name for c in diagnostics.robustness.conditions] == kinds[dataset.modality]
     assert diagnostics.slices is None, "the run was not balanced within groups"
     assert diagnostics.calibration is not None
     assert set(diagnostics.calibration.strategies) == {verdict.chosen, verdict.baseline, "as is"}

@@ -200,7 +200,7 @@ class ImageEvaluator(Evaluator):
     def features(self, X: Images) -> Float32:
         """Features of images, shape (n, n_features), each computed once.
 
-        Those of records come from their files; those of other images, such as corrupted copies, from these pixels.
+        Those of records come from their files; those of other images from these pixels.
         """
         encoder = self.encoder
         assert encoder is not None
