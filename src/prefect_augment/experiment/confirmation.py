@@ -66,12 +66,9 @@ def confirm(
     training split will. Under the first seed a strategy with a model trains on the very records
     that would be published, under the others on records of the same model, trained and drawn anew
     (images: the same records, since their models take too long). For tables the best strategy with
-    synthetic records is shown too, whatever is published. The same reading and estimators serve
-    recall per group of ``balance.by`` and calibration
-    (:mod:`prefect_augment.experiment.diagnostics`). ``scores`` bring the tuned thresholds. The
-    verdict is stored, so that the hold-out is read once for these inputs. It is one look among all
-    at this hold-out, which fixes the level of the deciding interval
-    (:mod:`prefect_augment.experiment.looks`).
+    synthetic records is shown too. The same reading serves recall per group of ``balance.by`` and
+    calibration (:mod:`.diagnostics`). ``scores`` bring the tuned thresholds. The hold-out is read once for
+    these inputs: one look among all at it, which fixes the level of the deciding interval (:mod:`.looks`).
     """
     stage = Stage(store, "confirm", experiment.key("confirm", choice))
     return stage.run(Verdict, lambda: _confirm(experiment, choice, scores, stage, workers))
@@ -129,13 +126,13 @@ class _Fit:
             data = case.stage.store.read(f"{case.stage.prefix}/{self.name}")
         except FileNotFoundError:
             return None
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return {name: arrays[f"arr_{i}"] for i, name in enumerate(case.evaluator.estimators)}
+        stored = np.load(io.BytesIO(data), allow_pickle=False)
+        return dict(zip(case.evaluator.estimators, stored, strict=True))
 
     def save(self, case: "_Case", predicted: Predicted) -> None:
         """Stage what the estimators predict."""
         file = io.BytesIO()
-        np.savez(file, *(predicted[name] for name in case.evaluator.estimators))
+        np.save(file, np.stack([*predicted.values()]))
         case.stage.store.put_if_absent(f"{case.stage.prefix}/{self.name}", file.getvalue())
 
 
@@ -187,7 +184,7 @@ class _Case:
     def fits(self) -> list[_Fit]:
         """What is trained; a strategy that draws nothing is the same under every seed."""
         return [
-            _Fit(strategy, seed, f"fit-{i:03d}-{seed:03d}.npz")
+            _Fit(strategy, seed, f"fit-{i:03d}-{seed:03d}.npy")
             for i, strategy in enumerate(self.names_of)
             for seed in range(1 if self.evaluator.is_fixed(strategy) else self.n_seeds)
         ]

@@ -100,7 +100,9 @@ def _calibration(
     candidates: Synthetic | None,
 ) -> CalibrationResult:
     data, seed = holdout.records, evaluator.experiment.params.seed
-    rows = _sample_rows(len(data.y), MAX_CALIBRATED // len(data.classes), seed=seed)
+    rows, most = np.arange(len(data.y)), max(1, MAX_CALIBRATED // len(data.classes))
+    if len(rows) > most:  # at random, which keeps the class shares
+        rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
     draws = Draws.of(
         len(rows),
         None if data.groups is None else data.groups[rows],
@@ -139,14 +141,6 @@ def _calibration(
         sentence="",
     )
     return info.model_copy(update={"sentence": _sentence(info)})
-
-
-def _sample_rows(n: int, most: int, *, seed: int) -> Int:
-    """All rows, or a random sample of ``most``, which keeps the class shares."""
-    rows = np.arange(n)
-    if n <= max(1, most):
-        return rows
-    return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
 
 
 def _rarest(y: Int, compared: Bool) -> list[int]:
