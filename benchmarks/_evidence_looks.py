@@ -19,7 +19,7 @@ from scipy.special import zeta
 from scipy.stats import norm
 
 from prefect_augment.evaluation.metrics.bootstrap import Bootstrap, paired_bootstrap
-from prefect_augment.evaluation.verdict.alpha_spending import FIRST, spent_alpha
+from prefect_augment.experiment.looks import FIRST, spent_alpha
 
 __all__ = ["any_false_proven", "level_rule", "looks", "power"]
 

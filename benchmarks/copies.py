@@ -40,8 +40,9 @@ from prefect_augment.encoding.arrays import FilterRequest, Labelled
 from prefect_augment.evaluation.classifiers.batch_transforms import ClassicRanges, classic_batch
 from prefect_augment.evaluation.classifiers.convnet import ConvNet
 from prefect_augment.evaluation.quality.frechet import frechet_metrics
-from prefect_augment.evaluation.quality.image_filter import filter_images
+from prefect_augment.evaluation.quality.image_filter import image_measures
 from prefect_augment.evaluation.quality.label_audit import alike
+from prefect_augment.evaluation.quality.record_filter import filter_records
 from prefect_augment.experiment.audit import MOST_ALIKE
 from prefect_augment.experiment.image_evaluator import _EncodesOnce
 from prefect_augment.sources.images.validation import _thumb
@@ -260,9 +261,11 @@ def filtered(name: str, kinds: list[str], seed: int) -> dict[str, Any]:
     result: dict[str, Any] = {"set": name, "near copies": {what: {} for what in blocks}}
     for kind in ("none", *kinds):
         encoder = None if kind == "none" else open_file(encoder_file(kind), size)
-        outcome = filter_images(
-            world.training, world.validation, both, request, steps=FILTER_STEPS, encoder=encoder
-        )
+        measures = image_measures(
+            world.training, stratum_class=request.stratum_class, steps=FILTER_STEPS,
+            seed=request.seed, encoder=encoder,
+        )  # fmt: skip
+        outcome = filter_records(world.training, world.validation, both, request, measures=measures)
         for what in blocks:
             share = float((outcome.reason[block == what] == "near copy").mean())
             result["near copies"][what][kind] = share

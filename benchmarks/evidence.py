@@ -11,7 +11,7 @@ record, on the training seed, and on both, as in runs. Each line repeats one set
 Strategies that draw prove nothing with fewer than three seeds, by rule. One seed's intervals are of the records alone.
 
 Then twenty versions are compared on one hold-out, with new strategies each time and no true effect: how often any of
-them is falsely proven, with and without the rule of `evaluation/verdict/alpha_spending.py`.
+them is falsely proven, with and without the rule of `experiment/looks.py`.
 
     python benchmarks/evidence.py [--quick] [--json FILE]
 """

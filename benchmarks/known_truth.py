@@ -31,9 +31,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
+from prefect_augment.evaluation.verdict.selection import choose_strategy
 from prefect_augment.experiment.evaluator import kept_synthetic
 from prefect_augment.experiment.evaluators import open_evaluator
-from prefect_augment.experiment.score import choose
 from prefect_augment.flows._compare import compare, synthesize
 from prefect_augment.flows.evaluate import evaluate
 from prefect_augment.params import Destination, RunParams, Source
@@ -83,7 +83,7 @@ def true_gain(name: str, seed: int) -> dict[str, Any]:
         asked = Experiment(dataset=dataset, plan=plan, params=params)
         synthesis = synthesize(asked, workers=1)
         compared = compare(synthesis, workers=1)
-        verdict, choice = compared.verdict, choose(compared.scores)
+        verdict, choice = compared.verdict, choose_strategy(compared.scores)
         asked_for = {
             "baseline": choice.baseline,
             "model": choice.model or choice.baseline,

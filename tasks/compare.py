@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
+from prefect_augment.evaluation.verdict import selection
 from prefect_augment.experiment import confirmation, privacy, score, search
 from prefect_augment.experiment.filter import filter_candidates as filter_staged
 from prefect_augment.params import Budget
@@ -126,7 +127,7 @@ def choose_strategy(scores: Sequence[StrategyScore], *, prefer_model: bool = Fal
     Choice
         What the hold-out will compare.
     """
-    return score.choose(scores, prefer_model=prefer_model)
+    return selection.choose_strategy(scores, prefer_model=prefer_model)
 
 
 @step(

@@ -99,7 +99,7 @@ def test_features_are_those_of_the_files_and_are_computed_once(
     assert np.array_equal(evaluator.features(X), of_files)
     assert np.array_equal(evaluator.features(X[5:8]), of_files[5:8])
     assert sum(n_encoded) == len(X)
-    changed = 255 - X[:3]  # pixels that no record has, as corrupted copies
+    changed = 255 - X[:3]  # pixels that no record has
     assert np.array_equal(evaluator.features(changed), encoder.features(changed))
     monkeypatch.setattr(module, "_features", type(module._features)())  # another worker
     n_encoded.clear()

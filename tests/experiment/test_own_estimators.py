@@ -12,10 +12,11 @@ from support import own_models
 from support.steps import experiment_of
 
 from prefect_augment.evaluation.classifiers.own_estimator import check_estimators
+from prefect_augment.evaluation.verdict.selection import choose_strategy
 from prefect_augment.experiment.confirmation import confirm
 from prefect_augment.experiment.evaluator import Synthetic
 from prefect_augment.experiment.evaluators import open_evaluator
-from prefect_augment.experiment.score import choose, score
+from prefect_augment.experiment.score import score
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Budget, Classic, Evaluation, NoModel, RunParams, Source
 from prefect_augment.plan.plan import plan
@@ -65,7 +66,7 @@ def test_a_pipeline_decides_a_comparison_and_is_named_in_the_evidence(
     scores = [score(asked, strategy, 0, store) for strategy in strategies]
     assert len({s.score for s in scores}) == 4, "bags are trained, too"
     assert {tuple(s.estimators) for s in scores} == {("LogisticRegression",)}
-    verdict = confirm(asked, choose(scores), scores, store)
+    verdict = confirm(asked, choose_strategy(scores), scores, store)
     assert set(verdict.strategies["as is"]) == {"LogisticRegression"}
     info = verdict.estimators["LogisticRegression"]
     assert (info.package, info.digest) == ("scikit-learn", own.digest)
@@ -127,8 +128,8 @@ def test_a_torch_module_by_factory_compares_images_and_repeats(
         if s.family in ("as_is", "loss")
     ]
     scores = [score(asked, s, 0, store) for s in strategies]
-    verdict = confirm(asked, choose(scores), scores, store, workers=2)
+    verdict = confirm(asked, choose_strategy(scores), scores, store, workers=2)
     assert set(verdict.strategies["as is"]) == {"flat"}
     assert verdict.estimators["flat"].digest == evaluation.own_estimators[0].digest
     store.fs.rm(store.full("_staging/confirm"), recursive=True)
-    assert confirm(asked, choose(scores), scores, store) == verdict
+    assert confirm(asked, choose_strategy(scores), scores, store) == verdict

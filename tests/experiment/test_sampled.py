@@ -11,11 +11,12 @@ from support.steps import experiment_of
 
 from prefect_augment.encoding.arrays import Labelled
 from prefect_augment.encoding.subsample import read_training_records
+from prefect_augment.evaluation.verdict.selection import choose_strategy
 from prefect_augment.experiment.audit import has_doubted_labels
 from prefect_augment.experiment.confirmation import confirm
 from prefect_augment.experiment.evaluator import FilterQuery
 from prefect_augment.experiment.evaluators import open_evaluator
-from prefect_augment.experiment.score import choose, score
+from prefect_augment.experiment.score import score
 from prefect_augment.experiment.table_evaluator import TableEvaluator
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Classic, Evaluation, NoModel, RunParams, Source, TreesModel
@@ -87,7 +88,7 @@ def test_a_large_table_is_compared_on_a_sample_that_the_verdict_names(
     ]
     strategies = [s.model_copy(update={"amount": 1.0}) for s in strategies]
     scores = [score(wanted, s, 0, store) for s in strategies]
-    verdict = confirm(wanted, choose(scores), scores, store)
+    verdict = confirm(wanted, choose_strategy(scores), scores, store)
     n_holdout = sum(s.n_records for s in load_info(dataset, store).shards if s.split == "holdout")
     assert n_holdout <= MOST, "the hold-out is within the limit"
     (said,) = [reason for reason in verdict.reasons if "were compared on" in reason]

@@ -13,13 +13,10 @@ from prefect_augment.schema import (
     CalibrationScore,
     ClassCheck,
     ClassFilter,
-    ConditionRow,
-    Difference,
     FilterResult,
     Gap,
     GroupRow,
     Interval,
-    RobustnessResult,
     Rung,
     SearchResult,
     SliceResult,
@@ -35,25 +32,6 @@ EVIL = "<script>&"
 SOME = Interval(estimate=0.05, low=0.01, high=0.09)
 
 
-def condition(name: str) -> ConditionRow:
-    pair = (Difference(strategy=EVIL, against="as is", interval=SOME),)
-    return ConditionRow(
-        name=name,
-        strength=f"how {name} is done",
-        balanced_accuracy={EVIL: SOME, "as is": SOME},
-        differences=pair,
-        changes=() if name == "clean" else pair,
-    )
-
-
-ROBUSTNESS = RobustnessResult(
-    n_records=1234,
-    seed=0,
-    clean=condition("clean"),
-    conditions=(condition("noise"),),
-    mean=condition("mean"),
-    sentence="A gain is shown.",
-)
 SLICES = SliceResult(
     by=("site",),
     before="as is",
@@ -92,7 +70,6 @@ CALIBRATION = CalibrationResult(
     sentence="Use them so.",
 )
 HOLDOUT = [
-    ("robustness", ROBUSTNESS, ["1,234", "how noise is done", "+5.0", "A gain is"]),
     ("slices", SLICES, ["loses", "fewer than 20", "1 slice has", "Class much"]),
     ("calibration", CALIBRATION, ["0.050", "corrected", "Use them so.", "0.2"]),
 ]

@@ -125,13 +125,10 @@ def test_strategies_reach_the_same_effective_counts_with_shares_as_with_records(
     ):
         made = build_training_set(
             strategy,
-            data.X[training],
-            data.strata[training],
-            names=data.strata_names,
+            data,
+            training,
             plan=found,
             synthetic=synthetic if strategy.has_model else None,
-            is_category=data.is_category,
-            n_levels=data.n_levels,
             classic=Classic(),
             seed=0,
         )

@@ -6,21 +6,21 @@ from.
 
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from prefect_augment.array_types import Bool, Float
+from prefect_augment.array_types import Float
 from prefect_augment.encoding.arrays import Labelled, Matrix, Records
 from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.privacy.holdout_leaks import holdout_leaks
 from prefect_augment.evaluation.verdict.decision import decide, inconclusive
-from prefect_augment.experiment.diagnostics import Copies, Holdout, corrupted_copies, diagnose
+from prefect_augment.experiment.diagnostics import Holdout, diagnose
 from prefect_augment.experiment.evaluator import (
     Evaluator,
     Synthetic,
@@ -66,12 +66,9 @@ def confirm(
     training split will. Under the first seed a strategy with a model trains on the very records
     that would be published, under the others on records of the same model, trained and drawn anew
     (images: the same records, since their models take too long). For tables the best strategy with
-    synthetic records is shown too, whatever is published. The same reading and estimators serve
-    robustness, recall per group of ``balance.by`` and calibration
-    (:mod:`prefect_augment.experiment.diagnostics`). ``scores`` bring the tuned thresholds. The
-    verdict is stored, so that the hold-out is read once for these inputs. It is one look among all
-    at this hold-out, which fixes the level of the deciding interval
-    (:mod:`prefect_augment.experiment.looks`).
+    synthetic records is shown too. The same reading serves recall per group of ``balance.by`` and
+    calibration (:mod:`.diagnostics`). ``scores`` bring the tuned thresholds. The hold-out is read once for
+    these inputs: one look among all at it, which fixes the level of the deciding interval (:mod:`.looks`).
     """
     stage = Stage(store, "confirm", experiment.key("confirm", choice))
     return stage.run(Verdict, lambda: _confirm(experiment, choice, scores, stage, workers))
@@ -97,8 +94,11 @@ def fit_part(
     own = [fit for i, fit in enumerate(case.fits()) if i % n_parts == part]
     left = [fit for fit in own if fit.load(case) is None]
     for fit in left:
-        fit.save(case, _predict(fit.strategy, case.reading, case.requested[fit.strategy], fit.seed))
+        fit.save(case, fit.predict(case))
     return len(left)
+
+
+Predicted = dict[str, Float]  # estimator -> probabilities (n_records, n_classes)
 
 
 @dataclass(frozen=True)
@@ -109,30 +109,30 @@ class _Fit:
     seed: int
     name: str
 
-    def load(self, case: "_Case") -> "tuple[Predicted, Predicted] | None":
+    def predict(self, case: "_Case") -> Predicted:
+        """Train the strategy, and predict the hold-out."""
+        evaluator, candidates, i = case.evaluator, case.candidates, self.seed
+        rows = np.arange(len(evaluator.records.y))
+        seed = evaluator.params.seed * 1000 + i
+        synthetic = candidates if self.strategy.has_model else None
+        if self.strategy.has_model and i:
+            synthetic = evaluator.synthetic(rows, candidates=candidates, seed=seed)
+        X = case.holdout.records.X
+        return dict(evaluator.predictions(self.strategy, rows, X, synthetic=synthetic, seed=seed))
+
+    def load(self, case: "_Case") -> Predicted | None:
         """Return what was staged, None if nothing was."""
         try:
             data = case.stage.store.read(f"{case.stage.prefix}/{self.name}")
         except FileNotFoundError:
             return None
-        names = (case.reading.evaluator.estimators, tuple(case.requested[self.strategy]))
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            proba, hits = (
-                {name: arrays[f"{kind}-{i}"] for i, name in enumerate(of)}
-                for kind, of in zip(("proba", "hits"), names, strict=True)
-            )
-        return proba, hits
+        stored = np.load(io.BytesIO(data), allow_pickle=False)
+        return dict(zip(case.evaluator.estimators, stored, strict=True))
 
-    def save(self, case: "_Case", predicted: "tuple[Predicted, Predicted]") -> None:
+    def save(self, case: "_Case", predicted: Predicted) -> None:
         """Stage what the estimators predict."""
-        names = (case.reading.evaluator.estimators, tuple(case.requested[self.strategy]))
-        arrays = {
-            f"{kind}-{i}": values[name]
-            for kind, of, values in zip(("proba", "hits"), names, predicted, strict=True)
-            for i, name in enumerate(of)
-        }
         file = io.BytesIO()
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        np.save(file, np.stack([*predicted.values()]))
         case.stage.store.put_if_absent(f"{case.stage.prefix}/{self.name}", file.getvalue())
 
 
@@ -143,26 +143,23 @@ class _Case:
     stage: Stage
     looks: Looks
     look: Look
+    evaluator: Evaluator
     holdout: Holdout
-    reading: "_Reading"
+    candidates: Synthetic | None
     strategies: dict[str, Strategy]
     compared: dict[str, Strategy]
-    multipliers: "dict[str, dict[str, Float]]"
+    multipliers: dict[str, dict[str, Float]]
 
     @classmethod
     def of(
         cls, experiment: Experiment, choice: Choice, scores: Sequence[StrategyScore], stage: Stage
     ) -> "_Case":
         """Read the hold-out, after the look at it is recorded."""
-        store, evaluation, seed = stage.store, experiment.params.evaluation, experiment.params.seed
+        store = stage.store
         evaluator = open_evaluator(store, experiment)
-        data = evaluator.records
         looks = Looks(store, evaluator.info)
         look = looks.take(stage.key)
         holdout = Holdout.of(evaluator, store)
-        copies = corrupted_copies(evaluator, holdout.records, seed=seed)
-        X = copies.X[: len(holdout.records.y)]  # its part of it: it is not held twice
-        holdout = replace(holdout, records=replace(holdout.records, X=X))
         # Shown, whatever is chosen; an image's classifier takes minutes for that.
         shown = choice.model if evaluator.info.image is None else None
         compared = {s.name: s for s in (choice.chosen, choice.baseline, choice.as_is)}
@@ -170,11 +167,11 @@ class _Case:
         is_external = choice.chosen.family == "external"
         candidates = kept_synthetic(evaluator, store, with_dropped=is_external)
         multipliers = {
-            name: _multipliers(strategy, data.classes, scores, evaluation.n_seeds)
-            for name, strategy in strategies.items()
+            name: _multipliers(strategy, evaluator, scores) for name, strategy in strategies.items()
         }
-        reading = _Reading(evaluator, holdout.records, copies, candidates, seed)
-        return cls(stage, looks, look, holdout, reading, strategies, compared, multipliers)
+        return cls(
+            stage, looks, look, evaluator, holdout, candidates, strategies, compared, multipliers
+        )
 
     @cached_property
     def names_of(self) -> dict[Strategy, list[str]]:
@@ -184,27 +181,18 @@ class _Case:
             names.setdefault(as_trained(strategy), []).append(name)
         return names
 
-    @cached_property
-    def requested(self) -> "dict[Strategy, Requested]":
-        """Multipliers by strategy that is trained, of those whose corrupted copies are predicted too."""
-        return {
-            trained: {name: self.multipliers[name] for name in names if name in self.compared}
-            for trained, names in self.names_of.items()
-        }
-
     def fits(self) -> list[_Fit]:
         """What is trained; a strategy that draws nothing is the same under every seed."""
-        evaluator = self.reading.evaluator
         return [
-            _Fit(strategy, seed, f"fit-{i:03d}-{seed:03d}.npz")
-            for i, strategy in enumerate(self.requested)
-            for seed in range(1 if evaluator.is_fixed(strategy) else self.n_seeds)
+            _Fit(strategy, seed, f"fit-{i:03d}-{seed:03d}.npy")
+            for i, strategy in enumerate(self.names_of)
+            for seed in range(1 if self.evaluator.is_fixed(strategy) else self.n_seeds)
         ]
 
     @property
     def n_seeds(self) -> int:
         """Seeds that strategies are compared with."""
-        return self.reading.evaluator.params.evaluation.n_seeds
+        return self.evaluator.params.evaluation.n_seeds
 
 
 def _confirm(
@@ -214,15 +202,14 @@ def _confirm(
     stage: Stage,
     workers: int,
 ) -> Verdict:
-    store, evaluation, run_seed = stage.store, experiment.params.evaluation, experiment.params.seed
+    store, evaluation = stage.store, experiment.params.evaluation
     case = _Case.of(experiment, choice, scores, stage)
-    reading, holdout, look, compared = case.reading, case.holdout, case.look, case.compared
-    evaluator, records, candidates = reading.evaluator, reading.holdout, reading.candidates
-    data = evaluator.records
+    evaluator, candidates, look = case.evaluator, case.candidates, case.look
+    data, records = evaluator.records, case.holdout.records
     is_external = choice.chosen.family == "external"
     if is_external and experiment.candidates is not None:
         measure_external(evaluator, records, store)  # of this one reading
-    predictions, corrupted = _predict_strategies(case, workers=workers)
+    predictions = _predict_all(case, workers=workers)
     verdict = decide(
         records.y,
         predictions,
@@ -238,7 +225,7 @@ def _confirm(
         max_recall_loss=evaluation.max_recall_loss,
         level=look.level,
         n_bootstrap=evaluation.n_bootstrap,
-        seed=run_seed,
+        seed=experiment.params.seed,
         groups=records.groups,
         twins=np.isin(records.content, data.content),
         not_compared={c.label: c.note for c in evaluator.plan.classes if not c.compared and c.note},
@@ -260,11 +247,9 @@ def _confirm(
         HoldoutResult,
         lambda: diagnose(
             verdict,
-            predictions,
-            {name: corrupted[name] for name in compared},
+            {name: predictions[name] for name in case.compared},
             evaluator=evaluator,
-            holdout=holdout,
-            copies=reading.copies,
+            holdout=case.holdout,
             candidates=candidates,
         ),
     )
@@ -300,50 +285,14 @@ def without_comparison(plan: BalancePlan) -> tuple[Strategy, Verdict]:
     return strategy, verdict
 
 
-Requested = Mapping[str, dict[str, Float]]  # strategy -> estimator -> multipliers
-Predicted = dict[str, Float]
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """The hold-out as it was read, and what predicts it."""
-
-    evaluator: Evaluator
-    holdout: Records
-    copies: Copies
-    candidates: Synthetic | None
-    run_seed: int
-
-
-def _predict_strategies(
-    case: _Case, *, workers: int
-) -> tuple[dict[str, StrategyPredictions], Predicted]:
-    """Predictions of the hold-out by strategy, and hits on the copies for those that are compared."""
-    predictions: dict[str, StrategyPredictions] = {}
-    corrupted: Predicted = {}
-    for trained, (proba, hits) in _predict_all(case, workers=workers).items():
-        corrupted |= hits
-        for name in case.names_of[trained]:
-            predictions[name] = StrategyPredictions(
-                case.strategies[name],
-                proba,
-                case.multipliers[name],
-                is_fixed=case.reading.evaluator.is_fixed(trained),
-            )
-    return predictions, corrupted
-
-
-def _predict_all(case: _Case, *, workers: int) -> dict[Strategy, tuple[Predicted, Predicted]]:
+def _predict_all(case: _Case, *, workers: int) -> dict[str, StrategyPredictions]:
     """Train every strategy with each seed, ``workers`` at the same time, and predict the hold-out.
 
-    What :func:`fit_part` has staged is not trained again. The result has, by estimator,
-    probabilities (n_seeds, n_records, n_classes), and by strategy name the share of estimators that
-    are right about each copy, (n_seeds, n_corruptions, n_rows).
+    What :func:`fit_part` has staged is not trained again.
     """
-    reading, requested, n_seeds = case.reading, case.requested, case.n_seeds
 
-    def one(fit: _Fit) -> tuple[Predicted, Predicted]:
-        return fit.load(case) or _predict(fit.strategy, reading, requested[fit.strategy], fit.seed)
+    def one(fit: _Fit) -> Predicted:
+        return fit.load(case) or fit.predict(case)
 
     fits = case.fits()
     with ThreadPoolExecutor(workers) as pool:
@@ -354,42 +303,23 @@ def _predict_all(case: _Case, *, workers: int) -> dict[Strategy, tuple[Predicted
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # jobs that wait are not started
             raise
-    done: dict[Strategy, list[tuple[Predicted, Predicted]]] = {s: [] for s in requested}
+    of_seeds: dict[Strategy, list[Predicted]] = {}
     for fit, result in zip(fits, predicted, strict=True):
-        done[fit.strategy].append(result)
-    return {
-        strategy: (
-            {
-                name: _over_seeds([p[name] for p, _ in of], n_seeds)
-                for name in reading.evaluator.estimators
-            },
-            {
-                name: _over_seeds([hits[name] for _, hits in of], n_seeds)
-                for name in requested[strategy]
-            },
-        )
-        for strategy, of in done.items()
-    }
-
-
-def _predict(
-    strategy: Strategy, reading: _Reading, requested: Requested, i: int
-) -> tuple[Predicted, Predicted]:
-    """Train a strategy with seed ``i``: its probabilities on the hold-out, and its hits on the copies."""
-    evaluator, y = reading.evaluator, reading.holdout.y
-    rows, n, seed = np.arange(len(evaluator.records.y)), len(y), reading.run_seed * 1000 + i
-    synthetic = reading.candidates if strategy.has_model else None
-    if strategy.has_model and i:
-        synthetic = evaluator.synthetic(rows, candidates=reading.candidates, seed=seed)
-    proba: Predicted = {}
-    hits: dict[str, list[Bool]] = {name: [] for name in requested}
-    X = reading.copies.X if requested else reading.holdout.X
-    for estimator, p in evaluator.predictions(strategy, rows, X, synthetic=synthetic, seed=seed):
-        proba[estimator] = p[:n].copy()  # a view would keep the copies' in memory
-        for name, multipliers in requested.items():
-            tuned = multipliers[estimator][i] if estimator in multipliers else None
-            hits[name].append(reading.copies.hits(p[n:], y, tuned))
-    return proba, {name: np.mean(per_estimator, axis=0) for name, per_estimator in hits.items()}
+        of_seeds.setdefault(fit.strategy, []).append(result)
+    predictions: dict[str, StrategyPredictions] = {}
+    for trained, results in of_seeds.items():
+        proba = {
+            estimator: _over_seeds([p[estimator] for p in results], case.n_seeds)
+            for estimator in case.evaluator.estimators
+        }
+        for name in case.names_of[trained]:
+            predictions[name] = StrategyPredictions(
+                case.strategies[name],
+                proba,
+                case.multipliers[name],
+                is_fixed=case.evaluator.is_fixed(trained),
+            )
+    return predictions
 
 
 def _over_seeds(values: list[Float], n_seeds: int) -> Float:
@@ -436,9 +366,10 @@ def _leaks(data: Records, holdout: Records) -> tuple[str, ...]:
 
 
 def _multipliers(
-    strategy: Strategy, classes: Sequence[str], scores: Sequence[StrategyScore], n_seeds: int
+    strategy: Strategy, evaluator: Evaluator, scores: Sequence[StrategyScore]
 ) -> dict[str, Float]:
     """Thresholds that were tuned on validation records, the same for every seed."""
+    classes, n_seeds = evaluator.records.classes, evaluator.params.evaluation.n_seeds
     tuned = next((s.thresholds for s in scores if s.strategy == strategy), {})
     return {
         estimator: np.tile([values.get(c, 1.0) for c in classes], (n_seeds, 1))

@@ -1,4 +1,4 @@
-"""Secondary results on the hold-out: robustness, groups and calibration.
+"""Secondary results on the hold-out: groups and calibration.
 
 Nothing here reads records: the confirmation passes the hold-out that it has read, and the
 predictions of the estimators that it has trained.
@@ -6,13 +6,12 @@ predictions of the estimators that it has trained.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import pyarrow as pa
 
-from prefect_augment.array_types import Array, Bool, Float, Int
-from prefect_augment.encoding.arrays import Matrix, Records, by_columns
+from prefect_augment.array_types import Bool, Int
+from prefect_augment.encoding.arrays import Records, by_columns
 from prefect_augment.encoding.strata import NULL_TEXT
 from prefect_augment.encoding.values import plain
 from prefect_augment.evaluation.metrics.bootstrap import Draws
@@ -21,35 +20,14 @@ from prefect_augment.evaluation.metrics.calibration import (
     n_calibration_bins,
     prior_factors,
 )
-from prefect_augment.evaluation.metrics.corruptions import (
-    IMAGE_CORRUPTIONS,
-    TABLE_CORRUPTIONS,
-    Corruption,
-    Scale,
-)
 from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
-from prefect_augment.evaluation.metrics.robustness import robustness, rows_to_corrupt
-from prefect_augment.evaluation.metrics.scores import predict_classes
 from prefect_augment.evaluation.metrics.slices import slices
 from prefect_augment.experiment.evaluator import Evaluator, Synthetic
 from prefect_augment.experiment.training_set import wanted_with
 from prefect_augment.plan.priors import class_shares, shares_of, shares_trained
-from prefect_augment.schema import (
-    CalibrationResult,
-    HoldoutResult,
-    RobustnessResult,
-    SliceResult,
-    Strategy,
-    Verdict,
-)
+from prefect_augment.schema import CalibrationResult, HoldoutResult, SliceResult, Strategy, Verdict
 from prefect_augment.storage import Store
 
-# Every estimator of every strategy and seed predicts the corrupted copies. This many records measure
-# balanced accuracy to half a point; with many classes or images, fewer keep arrays below 100 MiB.
-MAX_CORRUPTED = 20_000
-MAX_PROBABILITIES = 4_000_000
-MAX_VALUES = 100 << 20
-CORRUPTED_AT_ONCE = 1000  # an image's corruption takes nine times its memory
 # Probabilities for calibration, per estimator and seed: 40 MiB.
 MAX_CALIBRATED = 5_000_000
 # Enough for an interval of three sums; the verdict's own has evaluation.n_bootstrap.
@@ -75,97 +53,20 @@ class Holdout:
         return cls(records, by)
 
 
-@dataclass(frozen=True)
-class Copies:
-    """Corrupted copies of some hold-out records."""
-
-    rows: Int  # (n_rows,) which records
-    corruptions: tuple[Corruption, ...]
-    X: Array  # the hold-out and after it (n_corruptions * n_rows, ...), one corruption after the other
-
-    def hits(self, proba: Float, y: Int, multipliers: Float | None) -> Bool:
-        """Whether each copy's class is predicted, shape (n_corruptions, n_rows); ``y`` is the hold-out's."""
-        predicted = predict_classes(proba, multipliers).reshape(len(self.corruptions), -1)
-        return np.asarray(predicted == y[self.rows])
-
-
-def corrupted_copies(evaluator: Evaluator, holdout: Records, *, seed: int) -> Copies:
-    """Hold-out records of compared classes, with every corruption for their kind of data."""
-    X, is_image = holdout.X, evaluator.info.image is not None
-    corruptions = IMAGE_CORRUPTIONS if is_image else TABLE_CORRUPTIONS
-    most = min(MAX_CORRUPTED, max(2000, MAX_PROBABILITIES // len(holdout.classes)))
-    if is_image:
-        most = min(most, MAX_VALUES // (len(corruptions) * int(np.prod(X.shape[1:]))))
-    rows = rows_to_corrupt(holdout.y, evaluator.records.compared, most=most, seed=seed)
-    scale = None
-    if not is_image:
-        matrix = cast("Matrix", evaluator.records)
-        scale = Scale.of(matrix.X, matrix.is_category)
-    both = np.empty_like(X, shape=(len(X) + len(corruptions) * len(rows), *X.shape[1:]))
-    both[: len(X)] = X
-    end = len(X)
-    for i, corruption in enumerate(corruptions):
-        rng = np.random.default_rng([seed, i])  # the blocks take what all rows together would
-        for start in range(0, len(rows), CORRUPTED_AT_ONCE):
-            some = rows[start : start + CORRUPTED_AT_ONCE]
-            both[end : end + len(some)] = corruption.apply(X[some], rng, scale)
-            end += len(some)
-    return Copies(rows, corruptions, both)
-
-
-def pairs_of(verdict: Verdict) -> list[tuple[str, str]]:
-    """The pairs that the verdict compares, without a strategy that is only shown."""
-    fixed = {verdict.chosen, verdict.baseline} | {d.against for d in verdict.differences}
-    return [(d.strategy, d.against) for d in verdict.differences if d.strategy in fixed]
-
-
 def diagnose(
     verdict: Verdict,
     predictions: Mapping[str, StrategyPredictions],
-    corrupted: Mapping[str, Float],
     *,
     evaluator: Evaluator,
     holdout: Holdout,
-    copies: Copies,
     candidates: Synthetic | None,
 ) -> HoldoutResult:
-    """Secondary results; ``corrupted`` has the share of estimators that are right about each copy.
-
-    ``corrupted`` is by strategy, of shape (n_seeds, n_corruptions, n_rows). Strategies with a model
-    have trained on ``candidates``.
-    """
+    """Secondary results; strategies with a model have trained on ``candidates``."""
     if not verdict.balanced_accuracy:  # no compared class has a record
         return HoldoutResult()
-    confirmed = {name: predictions[name] for name in corrupted}
     return HoldoutResult(
-        robustness=_robustness(verdict, predictions, corrupted, evaluator, holdout, copies),
         slices=_slices(verdict, predictions, evaluator, holdout) if holdout.by else None,
-        calibration=_calibration(verdict, confirmed, evaluator, holdout, candidates),
-    )
-
-
-def _robustness(
-    verdict: Verdict,
-    predictions: Mapping[str, StrategyPredictions],
-    corrupted: Mapping[str, Float],
-    evaluator: Evaluator,
-    holdout: Holdout,
-    copies: Copies,
-) -> RobustnessResult:
-    data, rows, params = holdout.records, copies.rows, evaluator.experiment.params
-    return robustness(
-        data.y[rows],
-        {name: predictions[name].hits(data.y)[:, rows] for name in corrupted},
-        {
-            corruption.name: {name: hits[:, i] for name, hits in corrupted.items()}
-            for i, corruption in enumerate(copies.corruptions)
-        },
-        corruptions=copies.corruptions,
-        pairs=pairs_of(verdict),
-        compared=evaluator.records.compared,
-        groups=None if data.groups is None else data.groups[rows],
-        n_bootstrap=params.evaluation.n_bootstrap,
-        seed=params.seed,
+        calibration=_calibration(verdict, predictions, evaluator, holdout, candidates),
     )
 
 
@@ -199,7 +100,9 @@ def _calibration(
     candidates: Synthetic | None,
 ) -> CalibrationResult:
     data, seed = holdout.records, evaluator.experiment.params.seed
-    rows = _sample_rows(len(data.y), MAX_CALIBRATED // len(data.classes), seed=seed)
+    rows, most = np.arange(len(data.y)), max(1, MAX_CALIBRATED // len(data.classes))
+    if len(rows) > most:  # at random, which keeps the class shares
+        rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
     draws = Draws.of(
         len(rows),
         None if data.groups is None else data.groups[rows],
@@ -238,14 +141,6 @@ def _calibration(
         sentence="",
     )
     return info.model_copy(update={"sentence": _sentence(info)})
-
-
-def _sample_rows(n: int, most: int, *, seed: int) -> Int:
-    """All rows, or a random sample of ``most``, which keeps the class shares."""
-    rows = np.arange(n)
-    if n <= max(1, most):
-        return rows
-    return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
 
 
 def _rarest(y: Int, compared: Bool) -> list[int]:

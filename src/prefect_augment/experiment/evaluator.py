@@ -6,16 +6,17 @@ Scoring, filtering and the verdict are written once, over :class:`Evaluator`. Ta
 needs torch.
 """
 
+import io
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from prefect_augment.array_types import Array, Float, Float32, Int
+from prefect_augment.array_types import Array, Bool, Float, Float32, Int
 from prefect_augment.encoding.arrays import (
     TRAINED_ON,
     FilterOutcome,
@@ -31,11 +32,20 @@ from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.metrics.chosen_measure import measure_of
 from prefect_augment.evaluation.metrics.measures import Measure
 from prefect_augment.evaluation.neighbours import Space
+from prefect_augment.evaluation.quality.near_copies import Measures
+from prefect_augment.evaluation.quality.record_filter import filter_records
 from prefect_augment.params import Quality, RunParams
 from prefect_augment.registry import resolve_model
-from prefect_augment.schema import BalancePlan, DatasetInfo, EstimatorInfo, Experiment, Strategy
+from prefect_augment.schema import (
+    BalancePlan,
+    DatasetInfo,
+    EstimatorInfo,
+    Experiment,
+    Result,
+    Strategy,
+)
 from prefect_augment.shards.staged import read_shards
-from prefect_augment.storage import Store
+from prefect_augment.storage import Stage, Store
 from prefect_augment.synthesis.soft_labels import SHARE
 
 
@@ -146,8 +156,69 @@ class Evaluator(ABC):
         return self
 
     @abstractmethod
+    def measures(self, training: Labelled, stratum_class: Int, seed: int) -> Measures:
+        """How the filter measures records, made from training records."""
+
+    def in_domain(self, query: "FilterQuery") -> Bool | None:
+        """Which candidates are within the domain, shape (n_candidates,); None: all are."""
+        return None
+
     def filter(self, query: "FilterQuery") -> FilterOutcome:
         """Check candidates against real records."""
+        records, quality = self.records, self.params.quality
+        training, stratum_class = (
+            records.labelled(query.training),
+            records.class_of_stratum(self.plan),
+        )
+        counts = [round(c.n_synthetic * query.share) for c in self.plan.classes]
+        request = FilterRequest(
+            strata=records.strata_names,
+            stratum_class=stratum_class,
+            wanted=np.array(counts, dtype=np.int64),
+            ordinals=query.ordinals,
+            training_keys=records.keys[query.training],
+            training_groups=groups_of(records, query.training),
+            validation_groups=groups_of(records, query.validation),
+            in_domain=self.in_domain(query),
+            purpose="soft" if self.plan.soft_labels else quality.purpose,
+            near_copy_quantile=quality.near_copy_quantile,
+            fidelity_quantile=quality.fidelity_quantile,
+            seed=query.seed,
+            metrics=query.metrics,
+            limits=Limits(
+                false_alarm=quality.false_alarm,
+                max_fault_share=quality.max_fault_share,
+                min_coverage=quality.min_coverage,
+            ),
+            # Only for the whole run's candidates: a fold has too few real records.
+            drop_unsafe=query.metrics and quality.on_unsafe_class == "drop",
+        )
+        measures = self.measures(training, stratum_class, query.seed)
+        validation = records.labelled(query.validation)
+        return filter_records(training, validation, query.candidates, request, measures=measures)
+
+
+class StoredArray(Result):
+    """The receipt of an array that is staged beside it."""
+
+    path: str
+
+    @classmethod
+    def of(cls, stage: Stage, name: str, make: Callable[[], Array]) -> "StoredArray":
+        """Stage the array of ``make``, or find it."""
+
+        def build() -> StoredArray:
+            buffer, path = io.BytesIO(), f"{stage.prefix}/{name}.npy"
+            np.save(buffer, make(), allow_pickle=False)
+            stage.store.put(path, buffer.getvalue())
+            return cls(path=path)
+
+        return stage.run(cls, build)
+
+    def load(self, store: Store) -> Array:
+        """The array."""
+        stored = io.BytesIO(store.read(self.path))
+        return np.asarray(np.load(stored, allow_pickle=False))
 
 
 def kept_synthetic(
@@ -253,33 +324,6 @@ class FilterQuery:
     seed: int
     share: float = 1.0  # scales the plan's wanted records to the part in use
     metrics: bool = False  # also measure what is only reported
-
-
-def filter_request(
-    records: Records, plan: BalancePlan, quality: Quality, query: FilterQuery
-) -> FilterRequest:
-    """The filter's arguments beside the records."""
-    return FilterRequest(
-        strata=records.strata_names,
-        stratum_class=records.class_of_stratum(plan),
-        wanted=np.array([round(c.n_synthetic * query.share) for c in plan.classes], dtype=np.int64),
-        ordinals=query.ordinals,
-        training_keys=records.keys[query.training],
-        training_groups=groups_of(records, query.training),
-        validation_groups=groups_of(records, query.validation),
-        purpose="soft" if plan.soft_labels else quality.purpose,
-        near_copy_quantile=quality.near_copy_quantile,
-        fidelity_quantile=quality.fidelity_quantile,
-        seed=query.seed,
-        metrics=query.metrics,
-        limits=Limits(
-            false_alarm=quality.false_alarm,
-            max_fault_share=quality.max_fault_share,
-            min_coverage=quality.min_coverage,
-        ),
-        # Only for the whole run's candidates: a fold has too few real records.
-        drop_unsafe=query.metrics and quality.on_unsafe_class == "drop",
-    )
 
 
 def best_first(outcome: FilterOutcome, strata: Int, ordinals: Int, quality: Quality) -> Int:

@@ -7,7 +7,6 @@ and Pillow.
 """
 
 import hashlib
-import io
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from prefect_augment.array_types import Array, Bool, Float, Float32, Images, Int
 from prefect_augment.augmentation.image_policy import ImagePolicy
 from prefect_augment.encoding.arrays import (
     TRAINED_ON,
-    FilterOutcome,
+    Labelled,
     Records,
     by_columns,
     recent,
@@ -43,13 +42,13 @@ from prefect_augment.evaluation.classifiers.convnet import (
 )
 from prefect_augment.evaluation.classifiers.linear_probe import fit_probe
 from prefect_augment.evaluation.classifiers.own_estimator import estimator_infos, make_network
-from prefect_augment.evaluation.quality.image_filter import ShiftSpace, filter_images
+from prefect_augment.evaluation.quality.image_filter import ShiftSpace, image_measures
+from prefect_augment.evaluation.quality.near_copies import Measures
 from prefect_augment.experiment.evaluator import (
     Evaluator,
-    FilterQuery,
+    StoredArray,
     Synthetic,
     compared_sample,
-    filter_request,
     score_folds,
 )
 from prefect_augment.experiment.training_set import drawn_training_set
@@ -66,7 +65,6 @@ from prefect_augment.schema import (
     EstimatorInfo,
     Experiment,
     ImageInfo,
-    Result,
     Strategy,
 )
 from prefect_augment.shards.base import label_names
@@ -86,18 +84,6 @@ _features: OrderedDict[tuple[str, str, str, EncoderInfo], dict[bytes, Float32]]
 _features = OrderedDict()
 _features_lock = RLock()
 MAX_RECENT = 2
-
-
-class _Features(Result):
-    """The receipt of the features of training and validation, sorted by key."""
-
-    path: str  # an array (n, n_features)
-
-
-def _ranges(classic: Classic, strategy: Strategy) -> ClassicRanges | None:
-    """Ranges of the batched transform, where it does what the policy does."""
-    ranges = RANGES.get(classic.image)
-    return ranges.stronger(strategy.classic_strength) if ranges else None
 
 
 def _change(classic: Classic, strategy: Strategy) -> Callable[[Images, Int], Images] | None:
@@ -200,7 +186,7 @@ class ImageEvaluator(Evaluator):
     def features(self, X: Images) -> Float32:
         """Features of images, shape (n, n_features), each computed once.
 
-        Those of records come from their files; those of other images, such as corrupted copies, from these pixels.
+        Those of records come from their files; those of other images from these pixels.
         """
         encoder = self.encoder
         assert encoder is not None
@@ -218,16 +204,12 @@ class ImageEvaluator(Evaluator):
             stage_key = step_key("features", self.params, inputs=[info.key, info.digest, *sample])
             stage = Stage(self.store, "features", stage_key)
 
-            def build() -> _Features:
+            def make() -> Float32:
                 table = _files_of(self.records, training_table(self.store, info)[0])
                 logger.info("Computing features of %d images by %s.", len(table), encoder.info.name)
-                buffer, path = io.BytesIO(), f"{stage.prefix}/features.npy"
-                np.save(buffer, encoder.features(table.column(self.image.column)))
-                self.store.put(path, buffer.getvalue())
-                return _Features(path=path)
+                return encoder.features(table.column(self.image.column))
 
-            stored = self.store.read(stage.run(_Features, build).path)
-            rows = np.load(io.BytesIO(stored), allow_pickle=False)
+            rows = StoredArray.of(stage, "features", make).load(self.store)
             _features[key] = dict(zip(_digests(self.records.X), rows, strict=True))
         _features.move_to_end(key)
         while len(_features) > MAX_RECENT:
@@ -268,15 +250,7 @@ class ImageEvaluator(Evaluator):
     ) -> Iterator[tuple[str, Float]]:
         """Train the classifier on draws from the strategy's training set."""
         data = self.records
-        drawn = drawn_training_set(
-            strategy,
-            data.X,
-            rows,
-            data.strata[rows],
-            names=data.strata_names,
-            plan=self.plan,
-            synthetic=synthetic,
-        )
+        drawn = drawn_training_set(strategy, data, rows, plan=self.plan, synthetic=synthetic)
         y = data.class_of_stratum(self.plan)[drawn.strata]
         counts = np.bincount(y, minlength=len(data.classes)).astype(np.float64)
         if strategy.family == "probe":
@@ -293,6 +267,7 @@ class ImageEvaluator(Evaluator):
         smoothing = None
         if strategy.smoothing:
             smoothing = smoothing_by_class(counts, strategy.smoothing)
+        ranges = RANGES.get(self.params.classic.image)
         for name, make in self._networks.items():
             estimator = fit_image_classifier(
                 drawn.X,
@@ -306,7 +281,7 @@ class ImageEvaluator(Evaluator):
                 # Half of the amount is half of the log prior.
                 prior=np.where(counts > 0, counts**strategy.amount, 0.0),
                 augment_prob=strategy.classic_prob,
-                ranges=_ranges(self.params.classic, strategy),
+                ranges=ranges and ranges.stronger(strategy.classic_strength),
                 change=_change(self.params.classic, strategy) if strategy.classic_prob else None,
                 mixing=strategy.mixing,
                 mixing_prob=strategy.mixing_prob,
@@ -324,19 +299,17 @@ class ImageEvaluator(Evaluator):
         """Pixels: features of a network trained on the training records would tell them from validation."""
         return ShiftSpace()
 
-    def filter(self, query: FilterQuery) -> FilterOutcome:
+    def measures(self, training: Labelled, stratum_class: Int, seed: int) -> Measures:
         """Distances in features of the encoder, or of a classifier; labels by two others.
 
         Features of real records come from the same pixels as those of candidates: a space that told
         resolutions apart would find every candidate far.
         """
-        data = self.records
-        return filter_images(
-            data.labelled(query.training),
-            data.labelled(query.validation),
-            query.candidates,
-            filter_request(data, self.plan, self.params.quality, query),
+        return image_measures(
+            training,
+            stratum_class=stratum_class,
             steps=self.plan.classifier_steps,
+            seed=seed,
             device=self.params.budget.device,
             encoder=_EncodesOnce(self.encoder, {}) if self.encoder else None,
         )

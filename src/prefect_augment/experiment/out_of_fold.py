@@ -4,13 +4,13 @@ They are staged once, for the score, for strategies that differ in thresholds al
 beside the hold-out's.
 """
 
-import io
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from prefect_augment.array_types import Float, Int
+from prefect_augment.array_types import Array, Float, Int
 from prefect_augment.encoding.arrays import N_FEWER_FOLDS, N_FOLDS, Records
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.metrics.measures import Measure
@@ -19,6 +19,7 @@ from prefect_augment.evaluation.metrics.thresholds import cross_fitted_multiplie
 from prefect_augment.evaluation.verdict.out_of_fold import OutOfFold
 from prefect_augment.experiment.evaluator import (
     Evaluator,
+    StoredArray,
     Synthetic,
     chosen_measure,
     groups_of,
@@ -28,7 +29,7 @@ from prefect_augment.experiment.evaluator import (
 )
 from prefect_augment.params import NoModel
 from prefect_augment.plan.strategies import as_trained
-from prefect_augment.schema import Experiment, MeasureInfo, Result, Strategy, StrategyScore
+from prefect_augment.schema import Experiment, MeasureInfo, Strategy, StrategyScore
 from prefect_augment.storage import Stage, Store
 
 Predictions = dict[str, Float]  # estimator -> probabilities, shape (n, n_classes)
@@ -93,19 +94,13 @@ def out_of_fold(
     return predictions
 
 
-class _Predicted(Result):
-    """The receipt of out-of-fold predictions."""
-
-    path: str  # an array (n_estimators, n_predicted, n_classes)
-
-
 def predict(evaluator: Evaluator, strategy: Strategy, own: int, store: Store) -> str:
     """Path of the out-of-fold probabilities, which strategies that differ in thresholds alone share."""
     stage = Stage(
         store, "predict", score_key(evaluator.experiment, "predict", [strategy], seed=own)
     )
 
-    def build() -> _Predicted:
+    def make() -> Array:
         candidates, draw, folds = None, None, folds_of(evaluator, own)
         if strategy.family == "external":
             # Whoever made them may have seen these records: the scores choose nothing, the thresholds serve.
@@ -117,11 +112,9 @@ def predict(evaluator: Evaluator, strategy: Strategy, own: int, store: Store) ->
         (predicted,) = out_of_fold(
             evaluator, [strategy], folds, candidates=candidates, seed=own, draw=draw
         )
-        rows, path = folds >= 0, f"{stage.prefix}/probabilities.npy"
-        store.put(path, _as_bytes(np.stack([proba[rows] for proba in predicted.values()])))
-        return _Predicted(path=path)
+        return _single([proba[folds >= 0] for proba in predicted.values()])
 
-    return stage.run(_Predicted, build).path
+    return StoredArray.of(stage, "probabilities", make).path
 
 
 def predict_all(evaluator: Evaluator, strategy: Strategy, own: int, store: Store) -> Float:
@@ -136,18 +129,14 @@ def predict_all(evaluator: Evaluator, strategy: Strategy, own: int, store: Store
         return _mean(predicted)
     stage = Stage(store, "audit", score_key(evaluator.experiment, "audit", [strategy], seed=own))
 
-    def build() -> _Predicted:
+    def make() -> Array:
         folds = score_folds(data, n_folds=N_FEWER_FOLDS, seed=own)
         (predicted,) = out_of_fold(
             evaluator, [strategy], folds, candidates=None, seed=own, step_share=1 / N_FEWER_FOLDS
         )
-        path = f"{stage.prefix}/probabilities.npy"
-        store.put(path, _as_bytes(_mean(predicted)))
-        return _Predicted(path=path)
+        return _single(_mean(predicted))
 
-    stored = store.read(stage.run(_Predicted, build).path)
-    proba: Float = np.load(io.BytesIO(stored), allow_pickle=False).astype(np.float64)
-    return proba
+    return StoredArray.of(stage, "probabilities", make).load(store).astype(np.float64)
 
 
 def _mean(predicted: Predictions) -> Float:
@@ -162,7 +151,7 @@ def folds_of(evaluator: Evaluator, own: int) -> Int:
 
 def read(evaluator: Evaluator, path: str, folds: Int, store: Store) -> Predictions:
     """Probabilities by estimator, (n_records, n_classes); NaN for records that only train."""
-    data, loaded = evaluator.records, np.load(io.BytesIO(store.read(path)), allow_pickle=False)
+    data, loaded = evaluator.records, StoredArray(path=path).load(store)
     predicted = {}
     for name, proba in zip(evaluator.estimators, loaded, strict=True):
         predicted[name] = np.full((len(data.y), len(data.classes)), np.nan)
@@ -210,10 +199,9 @@ def cross_fitted(
     return cross_fitted_multipliers(y, proba, inner, data.compared, measure)
 
 
-def _as_bytes(values: Float) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, values.astype(np.float32), allow_pickle=False)
-    return buffer.getvalue()
+def _single(values: Any) -> Array:
+    """An array, or several as one, in the precision that is staged."""
+    return np.asarray(values, dtype=np.float32)
 
 
 def _the_same(synthetic: Synthetic, rows: Int, seed: int) -> Synthetic:

@@ -1,7 +1,6 @@
 """Score every strategy with the same estimators and steps on validation records; then choose."""
 
 import time
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,7 +9,6 @@ from prefect_augment.encoding.arrays import Records
 from prefect_augment.evaluation.metrics.measures import Measure
 from prefect_augment.evaluation.metrics.scores import predict_classes, score_predictions
 from prefect_augment.evaluation.metrics.thresholds import tune_multipliers
-from prefect_augment.evaluation.verdict.selection import choose_strategy
 from prefect_augment.experiment.evaluator import Evaluator, chosen_measure
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.out_of_fold import (
@@ -65,23 +63,6 @@ def _score(
         scored.append(result.model_copy(update={"path": path}))
     best = max(scored, key=lambda s: s.score)
     return best.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
-
-
-def choose(scores: Sequence[StrategyScore], *, prefer_model: bool = False) -> Choice:
-    """Choose, by validation scores alone, the strategies that the hold-out compares.
-
-    ``prefer_model``: the hold-out tests the best strategy with synthetic records whatever its
-    score, since ``evaluation.on_no_gain = "publish"`` publishes it.
-    """
-    choice = choose_strategy(scores)
-    return Choice(
-        chosen=choice.to_verify("publish" if prefer_model else "recipe"),
-        baseline=choice.baseline,
-        as_is=next(s.strategy for s in scores if s.strategy.family == "as_is"),
-        model=choice.model,
-        scores=choice.mean,
-        reason=choice.reason,
-    )
 
 
 def published_strategy(choice: Choice, verdict: Verdict) -> Strategy:

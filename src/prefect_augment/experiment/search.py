@@ -128,14 +128,10 @@ def best_kind(pilots: Sequence[Sequence[StrategyScore]]) -> int:
 
 
 def _tie(top: StrategyScore, other: StrategyScore, scale: float) -> float:
-    """Difference up to which two settings of a strategy count as equal."""
-    if top is other:
-        return 0.0
-    width = tie_width(top, scale)
-    if len(top.folds) < 2:
-        return width
-    gaps = np.subtract(top.folds, other.folds)
-    return max(width, float(np.std(gaps, ddof=1) / np.sqrt(len(gaps))))
+    """Difference up to which two settings of a strategy count as equal, by the folds."""
+    return (
+        0.0 if top is other else tie_width(top, scale, np.subtract(top.folds, other.folds).tolist())
+    )
 
 
 def survivors(pilots: Sequence[StrategyScore], *, n_kept: int = N_KEPT) -> list[Strategy]:
@@ -183,7 +179,6 @@ def rung(
     step_share: float = 1.0,
     timed: bool = True,
     model: str = "",
-    note: str = "",
 ) -> Rung:
     """A round of the search for the report.
 
@@ -223,5 +218,4 @@ def rung(
         step_share=step_share,
         n_seeds=max((len(results) for results in grouped.values()), default=0),
         trials=tuple(trials),
-        note=note,
     )

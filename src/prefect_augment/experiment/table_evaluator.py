@@ -16,18 +16,16 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from prefect_augment.array_types import Array, Float, Int
+from prefect_augment.array_types import Array, Bool, Float, Int
 from prefect_augment.encoding.arrays import (
     N_FOLDS,
     SMALL_VALIDATION,
     TRAINED_ON,
-    FilterOutcome,
     Labelled,
     Matrix,
     by_columns,
     by_key,
     to_matrix,
-    training_matrix,
 )
 from prefect_augment.encoding.rare_values import RareValues
 from prefect_augment.encoding.subsample import (
@@ -43,14 +41,14 @@ from prefect_augment.evaluation.classifiers.tree_ensembles import fit_named
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.quality.label_audit import LabelAudit, audit_labels, clean_weights
-from prefect_augment.evaluation.quality.table_filter import filter_table
+from prefect_augment.evaluation.quality.near_copies import Measures
+from prefect_augment.evaluation.quality.table_filter import table_measures
 from prefect_augment.experiment.evaluator import (
     Evaluator,
     FilterQuery,
     Synthetic,
     best_first,
     compared_sample,
-    filter_request,
     groups_of,
     rarest_in_validation,
     score_folds,
@@ -62,7 +60,7 @@ from prefect_augment.params.estimators import Estimator as EstimatorName
 from prefect_augment.plan.schedule import PILOT_SHARE
 from prefect_augment.plan.strategies import candidates_wanted
 from prefect_augment.registry import load_model_class
-from prefect_augment.schema import DatasetInfo, EstimatorInfo, Experiment, Strategy
+from prefect_augment.schema import EstimatorInfo, Strategy
 from prefect_augment.storage import Store
 from prefect_augment.storage.keys import hash_ids
 from prefect_augment.synthesis.draw import candidate_seeds
@@ -78,13 +76,6 @@ T = TypeVar("T")
 FIXED = ("as_is", "threshold", "weights", "external")
 N_TRIED = 200  # records per class that the user's estimators are tried on
 SEEDLESS = ("boosting", "logistic", "lightgbm", "xgboost")  # estimators that draw nothing
-
-
-def open_evaluator(store: Store, info: DatasetInfo, experiment: Experiment) -> "TableEvaluator":
-    """The evaluator of a staged table."""
-    sample = compared_sample(experiment)
-    records = training_matrix(store, info, experiment.plan, sample)
-    return TableEvaluator(experiment, info, records, store)
 
 
 @dataclass(frozen=True)
@@ -226,15 +217,12 @@ class TableEvaluator(Evaluator):
             real_weights = clean_weights(audit, strategy.doubted_weight)
         training = build_training_set(
             strategy,
-            data.X[rows],
-            data.strata[rows],
-            names=data.strata_names,
+            data,
+            rows,
             plan=self.plan,
             synthetic=synthetic,
             labels=labels,
             real_weights=real_weights,
-            is_category=data.is_category,
-            n_levels=data.n_levels,
             classic=self.params.classic,
             seed=seed,
         )
@@ -275,28 +263,27 @@ class TableEvaluator(Evaluator):
             ),
         )
 
-    def filter(self, query: FilterQuery) -> FilterOutcome:
-        """Distances over the columns, labels by boosting, domains by the encoder."""
-        data = self.records
-        request = filter_request(data, self.plan, self.params.quality, query)
-        X, codes = query.candidates.X, query.candidates.stratum
-        strata = [data.strata_names[k] for k in codes]
-        # A record that breaks a constraint is outside the domain; external records may do that.
+    def measures(self, training: Labelled, stratum_class: Int, seed: int) -> Measures:
+        """Distances over the columns, labels by boosting."""
+        return table_measures(
+            training,
+            is_category=self.records.is_category,
+            n_levels=self.records.n_levels,
+            stratum_class=stratum_class,
+            seed=seed,
+        )
+
+    def in_domain(self, query: FilterQuery) -> Bool:
+        """Which candidates keep to the encoder's domain and the constraints; external records may break them."""
+        data, X = self.records, query.candidates.X
         rare = RareValues.of(
             data.X[query.training],
             data.is_category,
             min_records=self.params.quality.min_level_records,
         )
+        strata = [data.strata_names[k] for k in query.candidates.stratum]
         in_domain = data.encoder.in_domain(X, may_miss=rare.without_level)
-        in_domain &= self.rules.hold_in(data.encoder, X, strata)
-        return filter_table(
-            data.labelled(query.training),
-            data.labelled(query.validation),
-            query.candidates,
-            replace(request, in_domain=in_domain),
-            is_category=data.is_category,
-            n_levels=data.n_levels,
-        )
+        return in_domain & self.rules.hold_in(data.encoder, X, strata)
 
 
 VALIDATION_FOLDS = 5  # one of them serves as validation

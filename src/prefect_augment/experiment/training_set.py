@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Bool, Float, Images, Int
 from prefect_augment.augmentation.base import make_records
 from prefect_augment.augmentation.smote import random_oversample_indices
+from prefect_augment.encoding.arrays import Matrix, Records
 from prefect_augment.experiment.evaluator import Synthetic
 from prefect_augment.params import Classic
 from prefect_augment.plan.strategies import Wanted, wanted_records
@@ -19,63 +20,56 @@ from prefect_augment.synthesis.soft_labels import Expansion, share_sums
 class TrainingSet:
     """Matrix, stratum codes and weights of mean 1 that an estimator is fitted on."""
 
-    X: NDArray[np.float64]
-    strata: NDArray[np.int64]
-    weights: NDArray[np.float64]
+    X: Float
+    strata: Int
+    weights: Float
 
 
 def build_training_set(
     strategy: Strategy,
-    X: NDArray[np.float64],
-    strata: NDArray[np.int64],
+    data: Matrix,
+    rows: Int,
     *,
-    names: tuple[str, ...],
     plan: BalancePlan,
     synthetic: Synthetic | None,
     labels: Expansion | None = None,
-    real_weights: NDArray[np.float64] | None = None,
-    is_category: NDArray[np.bool_],
-    n_levels: NDArray[np.int64],
+    real_weights: Float | None = None,
     classic: Classic,
     seed: int,
 ) -> TrainingSet:
-    """Training set of one strategy: real records first, then synthetic, SMOTE records and copies.
+    """Training set of one strategy: real records (``rows``) first, then synthetic, SMOTE records and copies.
 
-    Strata are indices into ``names``. Model strategies need the ``synthetic`` records that passed
-    the filter; with soft ``labels`` a real record has a row for each class that it may belong to.
-    ``real_weights`` (n_real,) are the audit's.
+    Model strategies need the ``synthetic`` records that passed the filter; with soft ``labels`` a real
+    record has a row for each class that it may belong to. ``real_weights`` (n_real,) are the audit's.
     """
+    X, strata, names = data.X[rows], data.strata[rows], data.strata_names
     wanted = wanted_with(strategy, _counts(strata, names), plan, synthetic, names)
     if labels is not None:
         counted = np.bincount(labels.strata, weights=labels.shares, minlength=len(names))
         effective = np.array([wanted[k].effective if k in wanted else 0.0 for k in names])
         weights = labels.shares * (effective / np.maximum(counted, 1e-9))[labels.strata]
         return TrainingSet(X[labels.rows], labels.strata, weights / weights.mean())
+    by_code = {names.index(name): w for name, w in wanted.items()}
     parts_X, parts_s, shares = [X], [strata], np.ones(0)
     if strategy.has_model and synthetic is not None:
-        rows = _first_of_each(
-            synthetic.strata, {names.index(k): w.synthetic for k, w in wanted.items()}
-        )
-        parts_X.append(synthetic.X[rows])
-        parts_s.append(synthetic.strata[rows])
-        shares = np.ones(len(rows)) if synthetic.shares is None else synthetic.shares[rows]
+        drawn = _first_of_each(synthetic.strata, {k: w.synthetic for k, w in by_code.items()})
+        parts_X.append(synthetic.X[drawn])
+        parts_s.append(synthetic.strata[drawn])
+        shares = np.ones(len(drawn)) if synthetic.shares is None else synthetic.shares[drawn]
         shares = strategy.synthetic_weight * shares
-    classic_counts = {names.index(k): w.classic for k, w in wanted.items() if w.classic}
-    if classic_counts:
+    if classic_counts := {k: w.classic for k, w in by_code.items() if w.classic}:
         classic_records = make_records(
             X,
             strata,
             classic_counts,
             classic=classic,
-            is_category=is_category,
-            n_levels=n_levels,
+            is_category=data.is_category,
+            n_levels=data.n_levels,
             seed=seed,
         )
         parts_X.append(classic_records.X)
         parts_s.append(classic_records.strata)
-    copies = random_oversample_indices(
-        strata, {names.index(k): w.copies for k, w in wanted.items()}, seed
-    )
+    copies = random_oversample_indices(strata, {k: w.copies for k, w in by_code.items()}, seed)
     parts_X.append(X[copies])
     parts_s.append(strata[copies])
     all_strata = np.concatenate(parts_s)
@@ -92,39 +86,31 @@ def build_training_set(
 class DrawnSet:
     """Images, the row of each record in them, stratum codes, draw weights of mean 1 and a mask of synthetic records."""
 
-    X: NDArray[np.uint8]
-    rows: NDArray[np.int64]
-    strata: NDArray[np.int64]
-    weights: NDArray[np.float64]
-    synthetic: NDArray[np.bool_]
+    X: Images
+    rows: Int
+    strata: Int
+    weights: Float
+    synthetic: Bool
 
 
 def drawn_training_set(
-    strategy: Strategy,
-    X: NDArray[np.uint8],
-    rows: NDArray[np.int64],
-    strata: NDArray[np.int64],
-    *,
-    names: tuple[str, ...],
-    plan: BalancePlan,
-    synthetic: Synthetic | None,
+    strategy: Strategy, data: Records, rows: Int, *, plan: BalancePlan, synthetic: Synthetic | None
 ) -> DrawnSet:
     """Training set of one strategy whose estimator draws records by weight, instead of copying them.
 
-    Real records are those ``rows`` of ``X``, with their ``strata``. Without synthetic records no image is copied.
+    Without synthetic records no image is copied.
     """
+    X, strata, names = data.X, data.strata[rows], data.strata_names
     wanted = wanted_with(strategy, _counts(strata, names), plan, synthetic, names)
-    n_real = len(strata)
+    by_code, n_real = {names.index(name): w for name, w in wanted.items()}, len(strata)
     if strategy.has_model and synthetic is not None:
-        drawn = _first_of_each(
-            synthetic.strata, {names.index(k): amounts.synthetic for k, amounts in wanted.items()}
-        )
+        drawn = _first_of_each(synthetic.strata, {k: w.synthetic for k, w in by_code.items()})
         rows = np.concatenate([rows, len(X) + np.arange(len(drawn))])
         X = np.concatenate([X, synthetic.X[drawn]])
         strata = np.concatenate([strata, synthetic.strata[drawn]])
     weight = np.zeros(len(names))
-    for name, amounts in wanted.items():
-        weight[names.index(name)] = amounts.effective / max(1, amounts.counted)
+    for k, amounts in by_code.items():
+        weight[k] = amounts.effective / max(1, amounts.counted)
     is_synthetic = np.arange(len(strata)) >= n_real
     weights = weight[strata] * np.where(is_synthetic, strategy.synthetic_weight, 1.0)
     return DrawnSet(X, rows, strata, weights / weights.mean(), is_synthetic)
@@ -146,12 +132,12 @@ def wanted_with(
     return wanted_records(strategy, counts, plan, available=available, shares=shares)
 
 
-def _counts(strata: NDArray[np.int64], names: tuple[str, ...]) -> dict[str, int]:
+def _counts(strata: Int, names: tuple[str, ...]) -> dict[str, int]:
     sizes = np.bincount(strata, minlength=len(names))
     return {name: int(n) for name, n in zip(names, sizes, strict=True)}
 
 
-def _first_of_each(strata: NDArray[np.int64], counts: Mapping[int, int]) -> NDArray[np.int64]:
+def _first_of_each(strata: Int, counts: Mapping[int, int]) -> Int:
     """Indices of the first ``counts[k]`` records of each stratum k."""
     rows = [np.flatnonzero(strata == k)[:n] for k, n in sorted(counts.items())]
     return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)

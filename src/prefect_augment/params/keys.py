@@ -67,7 +67,7 @@ STEPS: dict[str, Step] = {
         ),
     ),
     "augment": Step(3, ("classic", "quality.min_level_records")),
-    "report-page": Step(9, ("report", "classic", "encoder")),
+    "report-page": Step(10, ("report", "classic", "encoder")),
     "report": Step(3),
     "publish": Step(3, ("publish",)),
     "erase": Step(1),

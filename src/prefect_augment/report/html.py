@@ -45,7 +45,6 @@ SECTIONS = {
     "per-class": "Per class",
     "filter": "Safe classes",
     "slices": "Groups",
-    "robustness": "Robustness",
     "calibration": "Calibration",
     "shapes": "Column shapes",
     "neighbours": "Neighbours",
@@ -121,7 +120,6 @@ def draw_charts(data: ReportData) -> tuple[Chart, ...]:
         *_recall_chart(data, rows),
         *doubted_pictures(data),
         *_policy_chart(data),
-        *_robustness_chart(data),
         *_shape_charts(data.shapes),
         *_training_chart(data),
     )
@@ -259,21 +257,6 @@ def doubted_pictures(data: ReportData) -> list[Chart]:
         for row in data.doubted
         if row.picture
     ]
-
-
-def _robustness_chart(data: ReportData) -> list[Chart]:
-    info = data.robustness
-    conditions = (info.clean, *info.conditions, info.mean) if info else ()
-    shown = [(c, c.differences[0]) for c in conditions if c.differences]
-    if not shown:
-        return []
-    pair = f"{shown[0][1].strategy} against {shown[0][1].against}"
-    rows = [charts.ForestRow(c.name, charts.in_percent(d.interval)) for c, d in shown]
-    label = "difference under each condition, points"
-    png = charts.forest_chart(rows, label=label, zero=True, legend="95 % interval")
-    details = "; ".join(f"{c.name}: {formats.interval_points(d.interval)}" for c, d in shown)
-    alt = f"Difference of {pair} under each condition. {details}."
-    return [Chart("robustness", "robustness.png", alt, png, pair)]
 
 
 def _training_chart(data: ReportData) -> list[Chart]:

@@ -53,12 +53,10 @@ from prefect_augment.schema.comparison import (
 from prefect_augment.schema.experiment import (
     CalibrationResult as CalibrationResult,
     CalibrationScore as CalibrationScore,
-    ConditionRow as ConditionRow,
     Experiment as Experiment,
     Gap as Gap,
     GroupRow as GroupRow,
     HoldoutResult as HoldoutResult,
-    RobustnessResult as RobustnessResult,
     Rung as Rung,
     SearchResult as SearchResult,
     Shown as Shown,

@@ -350,7 +350,7 @@ class ClassFilter(Result):
     n_passed: int
     n_kept: int  # after the utility filter, at most the plan's n_synthetic
     reasons: dict[str, int]  # reason -> dropped candidates
-    metrics: dict[str, float]  # of class_metrics: density, coverage, c2st_auc, …
+    metrics: dict[str, float]  # density, coverage, c2st_auc, …
     checks: tuple[ClassCheck, ...] = ()  # those with enough records
     verdict: ClassVerdict = "not tested"
 

@@ -1,18 +1,18 @@
 """Results of one comparison: the experiment, the search on validation records, and diagnostics on the hold-out.
 
-Robustness, groups and calibration on the hold-out are stored at :attr:`.Verdict.diagnostics`; the report has them
+Groups and calibration on the hold-out are stored at :attr:`.Verdict.diagnostics`; the report has them
 under the keys of :class:`HoldoutResult`.
 """
 
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, model_validator
 
 from prefect_augment.params.keys import step_key
 from prefect_augment.params.models import ModelParams
 from prefect_augment.params.run import Budget, RunParams
 from prefect_augment.schema.base import BalancePlan, DatasetRef, FilterResult, Interval, Result
-from prefect_augment.schema.comparison import Difference, Strategy
+from prefect_augment.schema.comparison import Strategy
 
 # Records that strategies of a table are compared on, of training and validation together, and as many of the hold-out.
 # With more, chance no longer decides, and a comparison takes hours.
@@ -112,30 +112,6 @@ class SearchResult(Result):
 Shown = Literal["gains", "loses", "not shown", "too few"]
 
 
-# --- robustness -------------------------------------------------------------------------------
-
-
-class ConditionRow(Result):
-    """Balanced accuracy on the hold-out under one condition, in [0, 1]."""
-
-    name: str  # noise, blur …; "clean" for unchanged records, "mean" for the mean of the others
-    strength: str  # kind and size of the corruption, in words
-    balanced_accuracy: dict[str, Interval]  # by strategy
-    differences: tuple[Difference, ...]  # the pairs of the verdict
-    changes: tuple[Difference, ...] = ()  # of each difference from that on clean records
-
-
-class RobustnessResult(Result):
-    """The compared strategies on corrupted copies of hold-out records; none was trained on such copies."""
-
-    n_records: int  # hold-out records that were corrupted, each in every way
-    seed: int
-    clean: ConditionRow  # the same records unchanged
-    conditions: tuple[ConditionRow, ...]
-    mean: ConditionRow
-    sentence: str
-
-
 # --- groups -----------------------------------------------------------------------------------
 
 
@@ -225,9 +201,17 @@ class CalibrationResult(Result):
 # --- all of it --------------------------------------------------------------------------------
 
 
+def without_removed(stored: Any) -> Any:
+    """Ignore corrupted records' results, which versions before 0.3 stored."""
+    if isinstance(stored, dict):
+        return {name: value for name, value in stored.items() if name != "robustness"}
+    return stored
+
+
 class HoldoutResult(Result):
     """Further measurements of the verdict's reading of the hold-out; None if not requested."""
 
-    robustness: RobustnessResult | None = None
     slices: SliceResult | None = None
     calibration: CalibrationResult | None = None
+
+    _ignore_removed = model_validator(mode="before")(without_removed)

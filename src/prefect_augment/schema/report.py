@@ -5,7 +5,7 @@ Each field of :class:`Findings` is a key of ``report.json`` and a section of the
 
 from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from prefect_augment.params.keys import step_key
 from prefect_augment.schema.base import DatasetRef, ModelRef, Result
@@ -13,9 +13,9 @@ from prefect_augment.schema.comparison import Recipe, StrategyScore, Verdict
 from prefect_augment.schema.experiment import (
     CalibrationResult,
     Experiment,
-    RobustnessResult,
     SearchResult,
     SliceResult,
+    without_removed,
 )
 from prefect_augment.schema.privacy import Privacy
 
@@ -92,9 +92,10 @@ class Findings(Result):
     training: Training | None = None
     policy: PolicyCheck | None = None
     privacy: Privacy | None = None
-    robustness: RobustnessResult | None = None
     slices: SliceResult | None = None
     calibration: CalibrationResult | None = None
+
+    _ignore_removed = model_validator(mode="before")(without_removed)
 
 
 class Release(Result):

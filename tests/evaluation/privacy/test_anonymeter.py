@@ -4,12 +4,7 @@ import numpy as np
 import pytest
 
 from prefect_augment.evaluation.neighbours import FeatureSpace
-from prefect_augment.evaluation.privacy.anonymeter import (
-    inferred_shares,
-    linked,
-    singled_out,
-    without_each,
-)
+from prefect_augment.evaluation.privacy.anonymeter import inferred_shares, singled_out, without_each
 from prefect_augment.evaluation.privacy.record_pairs import Columns
 
 IS_CATEGORY = np.array([False, False, True])
@@ -33,10 +28,6 @@ def test_copied_outlier_is_singled_out_and_the_others_are_not(space: FeatureSpac
     assert found.tolist() == [True] + [False] * 6
     other = singled_out(real, columns(crowd, space), np.random.default_rng(0))
     assert not other.any()
-
-
-def test_halves_of_one_synthetic_record_are_linked() -> None:
-    assert linked(np.array([[4, 2, 7], [4, 3, 7]])).tolist() == [True, False, True]
 
 
 def test_secret_is_inferred_within_a_twentieth_of_the_range(space: FeatureSpace) -> None:

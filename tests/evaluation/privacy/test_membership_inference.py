@@ -60,11 +60,17 @@ def test_interval_holds_one_half_where_the_records_are_new() -> None:
 
 def test_auc_is_the_share_of_pairs_and_ties_count_half() -> None:
     """Worked out by hand; DeLong's variance of it too."""
-    one = np.ones(8)
     members = np.array([0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 2.0])
     others = np.array([1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0])
-    groups = np.arange(8)
-    known = Distances(members, others, one, one, one, one, members, others, groups, groups)
+    known = Distances(
+        is_member=np.arange(16) < 8,
+        groups=np.arange(16),
+        to_synthetic=np.concatenate([members, others]),
+        radius=np.ones(16),
+        nearest=np.ones(16),
+        synthetic_to_members=members,
+        others_to_members=others,
+    )
     pairs = np.mean([[(o > m) + 0.5 * (o == m) for o in others] for m in members])
     found = attack([known])
     assert found is not None
@@ -94,7 +100,7 @@ def test_classes_are_compared_each_by_itself() -> None:
     """A class whose records lie far apart and hold more members is no leak."""
     near = distances("fresh", 1, n_members=40, n_others=40)
     far = distances("fresh", 2, n_members=40, n_others=40)
-    far = Distances(**{n: v * (1000 if v.dtype == float else 1) for n, v in vars(far).items()})
+    far = Distances(**{n: v * 1000 if v.dtype == float else v for n, v in vars(far).items()})
     both, alone = attack([near, far]), [attack([near]), attack([far])]
     assert both is not None
     means = [a.auc.estimate for a in alone if a is not None]

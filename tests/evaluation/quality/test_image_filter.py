@@ -8,8 +8,8 @@ pytest.importorskip("torch")
 from prefect_augment.encoding.arrays import FilterRequest, Labelled
 from prefect_augment.evaluation.classifiers.base import balanced_weights
 from prefect_augment.evaluation.classifiers.convnet import fit_image_classifier
-from prefect_augment.evaluation.quality.image_filter import PictureSpace, ShiftSpace, filter_images
-from prefect_augment.evaluation.quality.record_filter import REASONS
+from prefect_augment.evaluation.quality.image_filter import PictureSpace, ShiftSpace, image_measures
+from prefect_augment.evaluation.quality.record_filter import REASONS, filter_records
 
 SIDE = 8
 STEPS = 60
@@ -53,7 +53,9 @@ def filtered(candidates, *, wanted=(300, 300), **options):
     }
     how = {name: options.pop(name) for name in ("steps", "device", "encoder") if name in options}
     request = FilterRequest(**{**given, **options})
-    return filter_images(TRAINING, VALIDATION, candidates, request, **{"steps": STEPS, **how})
+    how = {"steps": STEPS, "seed": request.seed, "stratum_class": request.stratum_class, **how}
+    measures = image_measures(TRAINING, **how)
+    return filter_records(TRAINING, VALIDATION, candidates, request, measures=measures)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import pytest
 
 from prefect_augment.encoding.arrays import FilterRequest, Labelled
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.quality.record_filter import REASONS
-from prefect_augment.evaluation.quality.table_filter import filter_table
+from prefect_augment.evaluation.quality.record_filter import REASONS, filter_records
+from prefect_augment.evaluation.quality.table_filter import table_measures
 
 N_COLUMNS = 6
 IS_CATEGORY = np.arange(N_COLUMNS) == 5
@@ -46,9 +46,18 @@ def filtered(candidates, *, training=TRAINING, validation=VALIDATION, wanted=(30
         training_keys=[f"key-{i}" for i in range(len(training))],
         **kwargs,
     )
-    return filter_table(
-        training, validation, candidates, request, is_category=IS_CATEGORY, n_levels=N_LEVELS
+    return filtered_by(request, training, validation, candidates)
+
+
+def filtered_by(request, training, validation, candidates):
+    measures = table_measures(
+        training,
+        is_category=IS_CATEGORY,
+        n_levels=N_LEVELS,
+        stratum_class=request.stratum_class,
+        seed=request.seed,
     )
+    return filter_records(training, validation, candidates, request, measures=measures)
 
 
 def share(outcome, candidates, reason, stratum=1):
@@ -188,10 +197,7 @@ def test_outcome_does_not_depend_on_the_order_of_records(fresh_outcome):
     fit_order, validation_order, order = (
         rng.permutation(len(t)) for t in (TRAINING, VALIDATION, FRESH)
     )
-    b = filter_table(
-        Labelled(TRAINING.X[fit_order], TRAINING.stratum[fit_order]),
-        Labelled(VALIDATION.X[validation_order], VALIDATION.stratum[validation_order]),
-        Labelled(FRESH.X[order], FRESH.stratum[order]),
+    b = filtered_by(
         FilterRequest(
             strata=["head", "tail"],
             stratum_class=np.arange(2),
@@ -199,8 +205,9 @@ def test_outcome_does_not_depend_on_the_order_of_records(fresh_outcome):
             ordinals=order,
             training_keys=[f"key-{i}" for i in fit_order],
         ),
-        is_category=IS_CATEGORY,
-        n_levels=N_LEVELS,
+        Labelled(TRAINING.X[fit_order], TRAINING.stratum[fit_order]),
+        Labelled(VALIDATION.X[validation_order], VALIDATION.stratum[validation_order]),
+        Labelled(FRESH.X[order], FRESH.stratum[order]),
     )
     # A tree's sums run in the order of the rows; a candidate at a limit may fall the other way.
     assert (b.passed == fresh_outcome.passed[order]).mean() > 0.99

@@ -34,10 +34,10 @@ def test_best_of_each_kind_is_named():
         + scores("trees", "model", [0.85])
         + scores("trees half", "model", [0.83], amount=0.5)
     )
-    assert (choice.best.name, choice.baseline.name) == ("trees", "weights")
+    assert (choice.chosen.name, choice.baseline.name) == ("trees", "weights")
     assert choice.model is not None
     assert choice.model.name == "trees"
-    assert choice.mean["smote"] == 0.78
+    assert choice.scores["smote"] == 0.78
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.0015, -0.0015])
@@ -48,7 +48,7 @@ def test_ties_go_to_the_simpler_strategy(gap):
         + scores("weights", "weights", [0.80])
         + scores("as is", "as_is", [0.70])
     )
-    assert choice.best.name == "weights"
+    assert choice.chosen.name == "weights"
 
 
 def test_ties_within_a_family_go_to_the_smaller_amount():
@@ -57,7 +57,7 @@ def test_ties_within_a_family_go_to_the_smaller_amount():
         + scores("a", "model", [0.8], amount=1.0)
         + scores("b", "model", [0.8], amount=0.5)
     )
-    assert choice.best.name == "b"
+    assert choice.chosen.name == "b"
 
 
 def test_one_record_of_validation_is_a_tie():
@@ -65,11 +65,11 @@ def test_one_record_of_validation_is_a_tie():
     strategies = scores("as is", "as_is", [0.80], n_validation=50) + scores(
         "trees", "model", [0.815], n_validation=50
     )
-    assert choose_strategy(strategies).best.name == "as is"
+    assert choose_strategy(strategies).chosen.name == "as is"
     strategies = scores("as is", "as_is", [0.80], n_validation=500) + scores(
         "trees", "model", [0.815], n_validation=500
     )
-    assert choose_strategy(strategies).best.name == "trees"
+    assert choose_strategy(strategies).chosen.name == "trees"
 
 
 def test_a_gap_within_the_noise_of_seeds_is_a_tie():
@@ -79,8 +79,8 @@ def test_a_gap_within_the_noise_of_seeds_is_a_tie():
     steady = scores("as is", "as_is", [0.70, 0.80, 0.75]) + scores(
         "trees", "model", [0.71, 0.81, 0.76]
     )
-    assert choose_strategy(noisy).best.name == "as is"
-    assert choose_strategy(steady).best.name == "trees"
+    assert choose_strategy(noisy).chosen.name == "as is"
+    assert choose_strategy(steady).chosen.name == "trees"
 
 
 def test_an_strategy_of_one_seed_does_not_beat_finalists():
@@ -89,7 +89,7 @@ def test_an_strategy_of_one_seed_does_not_beat_finalists():
         + scores("weights", "weights", [0.80, 0.78, 0.76])
         + scores("trees", "model", [0.79])
     )
-    assert choice.best.name == "weights"
+    assert choice.chosen.name == "weights"
     assert choice.model is not None
     assert choice.model.name == "trees"
 
@@ -104,11 +104,10 @@ def test_order_of_scores_does_not_matter():
 
 
 def test_publishing_anyway_takes_the_model_to_the_holdout():
-    choice = choose_strategy(scores("as is", "as_is", [0.9]) + scores("trees", "model", [0.5]))
-    assert choice.to_verify("recipe").name == "as is"
-    assert choice.to_verify("fail").name == "as is"
-    assert choice.to_verify("publish").name == "trees"
-    assert choose_strategy(scores("as is", "as_is", [0.9])).to_verify("publish").name == "as is"
+    as_is, trees = scores("as is", "as_is", [0.9]), scores("trees", "model", [0.5])
+    assert choose_strategy(as_is + trees).chosen.name == "as is"
+    assert choose_strategy(as_is + trees, prefer_model=True).chosen.name == "trees"
+    assert choose_strategy(as_is, prefer_model=True).chosen.name == "as is"
 
 
 def test_something_must_be_there_to_compare_with():
@@ -123,8 +122,8 @@ def test_where_a_noisy_model_ties_with_as_is_the_best_baseline_is_compared():
         + scores("weights", "weights", [0.83, 0.83, 0.83])
         + scores("trees", "model", [0.90, 0.78, 0.82])
     )
-    assert choice.best == choice.baseline
-    assert choice.best.name == "weights"
+    assert choice.chosen == choice.baseline
+    assert choice.chosen.name == "weights"
 
 
 def test_ties_of_costs_are_relative_to_the_data_as_they_are():
@@ -132,8 +131,8 @@ def test_ties_of_costs_are_relative_to_the_data_as_they_are():
     for unit in (1000.0, 0.001):
         as_is = scores("as is", "as_is", [-0.8 * unit], measure=COST)
         trees = scores("trees", "model", [-0.776 * unit], measure=COST)
-        assert choose_strategy(as_is + trees).best.name == "trees"
+        assert choose_strategy(as_is + trees).chosen.name == "trees"
         trees = scores("trees", "model", [-0.7992 * unit], measure=COST)
-        assert choose_strategy(as_is + trees).best.name == "as is"
+        assert choose_strategy(as_is + trees).chosen.name == "as is"
         assert scale_of(as_is + trees) == pytest.approx(0.8 * unit)
         assert scale_of(trees) == pytest.approx(0.7992 * unit)

@@ -45,7 +45,6 @@ def label_flips(
     n_classes: int,
     steps: int,
     seed: int,
-    device: str = "cpu",
 ) -> tuple[float, dict[str, list[Flips]]]:
     """The probe's accuracy on unchanged validation images, and for each transform the flips per class.
 
@@ -63,7 +62,6 @@ def label_flips(
         seed=seed,
         weights=balanced_weights(training[1]),
         augment_prob=0.5,
-        device=device,
     )
     X, y = validation
     correct = probe.predict_proba(X).argmax(axis=1) == y

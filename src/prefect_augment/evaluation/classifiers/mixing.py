@@ -37,27 +37,14 @@ def mix_batch(
     batches that are drawn as the records are, ``cutmix`` is therefore CMO: the context is mostly a
     common class's, the pasted patch mostly a rare one's.
 
-    Parameters
-    ----------
-    x : Tensor, shape (n, channels, height, width)
-        uint8 or floating; mixed values of uint8 are rounded.
-    y : Tensor of int64, shape (n,)
-        Class codes.
-    targets : Tensor of float32, shape (n, n_classes)
-        Class shares, see :func:`soft_targets`.
-    rng : torch.Generator
-        Of everything random, on the device of ``y``.
-    mixing : str
-        ``mixup``: a weighted mean of both images. ``cutmix``: a rectangle of the partner. The weight or
-        the area is uniform (Beta(1, 1), as in the papers), and the targets follow the pixels.
-    prob : float in [0, 1]
-        Share of the records that are mixed.
+    ``x`` (n, channels, height, width) is uint8, whose mixed values are rounded, or floating; ``y`` (n,) are
+    class codes, ``targets`` (n, n_classes) those of :func:`soft_targets`. The share ``prob`` of the records
+    is mixed: ``mixup`` takes a weighted mean of both images, ``cutmix`` a rectangle of the partner. The
+    weight or the area is uniform (Beta(1, 1), as in the papers), and the targets follow the pixels.
 
-    References
-    ----------
-    Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization", equation 1. Yun et al. 2019,
-    "CutMix", equations 1 to 3. Park et al. 2022, "The Majority Can Help The Minority: Context-rich
-    Minority Oversampling for Long-tailed Classification", algorithm 1.
+    Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization", equation 1; Yun et al. 2019, "CutMix",
+    equations 1 to 3; Park et al. 2022, "The Majority Can Help The Minority: Context-rich Minority
+    Oversampling for Long-tailed Classification", algorithm 1.
     """
     n = len(x)
     chosen, pick, share, row, column = torch.rand((5, n), generator=rng, device=y.device)

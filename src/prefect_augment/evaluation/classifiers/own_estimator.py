@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from scipy.stats import mode
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing
@@ -306,17 +307,12 @@ class _Frames:
         kinds = table.schema.types
         for j in np.flatnonzero(~np.isnan(X).any(axis=0)):
             is_number = pa.types.is_floating(kinds[j]) or pa.types.is_integer(kinds[j])
-            fill[j] = np.median(X[:, j]) if is_number else _most_frequent(X[:, j])
+            fill[j] = np.median(X[:, j]) if is_number else mode(X[:, j]).mode
         return cls(decode, fill, table.to_pandas().dtypes)
 
     def of_matrix(self, X: Float) -> Any:
         filled = np.where(np.isnan(X), self.fill, X)
         return self.decode(filled).to_pandas().astype(self.dtypes)
-
-
-def _most_frequent(x: Float) -> float:
-    values, counts = np.unique(x, return_counts=True)
-    return float(values[np.argmax(counts)])
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 from prefect_augment.array_types import Float, Int
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.metrics.bootstrap import Draws, percentiles
+from prefect_augment.evaluation.metrics.measures import squared_distances
 from prefect_augment.schema import CalibrationScore, Interval, StrategyCalibration
 
 N_BINS = 15  # Guo et al. 2017
@@ -53,12 +54,6 @@ def correct_prior(proba: Float, factors: Float) -> Float:
     total = scaled.sum(axis=-1, keepdims=True)
     np.divide(scaled, total, out=scaled, where=total > 0)
     return scaled
-
-
-def squared_distances(y: Int, proba: Float) -> Float:
-    """Each record's part of the Brier score, in [0, 1], shape (n_records,)."""
-    of_truth = proba[np.arange(len(y)), y]
-    return np.asarray(((proba**2).sum(axis=1) - 2 * of_truth + 1) / 2)
 
 
 def n_calibration_bins(n_records: int) -> int:

@@ -49,29 +49,12 @@ def check_metric(metric: Metric) -> None:
 
 
 def measure_of(metric: Metric, *, classes: Sequence[str], compared: Bool, counts: Int) -> Measure:
-    """The measure that a metric asks for, bound to classes.
+    """The measure that a metric asks for, the same for every fold, draw and part of the data.
 
-    Parameters
-    ----------
-    metric : Metric
-        What is asked for.
-    classes : sequence of str, length n_classes
-        Class names in the order of their codes.
-    compared : ndarray of bool, shape (n_classes,)
-        Classes whose records count.
-    counts : ndarray of int64, shape (n_classes,)
-        Real training records per class: the positive class is the rarest compared one, unless named.
-
-    Returns
-    -------
-    Measure
-        The same for every fold, draw and part of the data.
-
-    Raises
-    ------
-    ParameterError
-        If there is no such metric, or it names a class that the data do not have or that is not compared, or
-        cannot be computed for these classes.
+    ``classes`` are names in the order of their codes; ``counts`` (n_classes,) are real training records:
+    the positive class is the rarest ``compared`` one, unless the metric names it. ParameterError if
+    there is no such metric, or it names a class that the data do not have or that is not compared, or
+    cannot be computed for these classes.
     """
     check_metric(metric)
     codes = {name: k for k, name in enumerate(classes)}

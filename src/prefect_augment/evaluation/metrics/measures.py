@@ -58,16 +58,10 @@ class Measure:
         return value if self.higher_is_better else -value
 
     def value(self, y: Int, proba: Float, decided: Int, weights: Float | None = None) -> float:
-        """The measure of these predictions.
+        """The measure of these predictions; ``weights`` (n_records,) say how often each record counts.
 
-        Parameters
-        ----------
-        y, decided : ndarray of int64, shape (n_records,)
-            True class codes, and those that the classifier decides for.
-        proba : ndarray, shape (n_records, n_classes)
-            Its probabilities; rows sum to 1.
-        weights : ndarray, shape (n_records,), optional
-            How often each record counts; not negative. Without, once.
+        ``y`` and ``decided`` (n_records,) are true class codes and those that the classifier decides
+        for, ``proba`` (n_records, n_classes) are its probabilities, whose rows sum to 1.
         """
         drawn = np.ones(len(y)) if weights is None else np.asarray(weights, dtype=np.float64)
         return float(self.values(y, proba, decided, drawn[None])[0])
@@ -77,18 +71,9 @@ class Measure:
     ) -> Float:
         """The measure in each draw, shape (n_draws,), with at most some 32 MiB beside the arguments.
 
-        Parameters
-        ----------
-        y, proba, decided
-            As of :meth:`value`.
-        W : ndarray, shape (n_draws, n_units)
-            Weight of each unit in each draw; not negative.
-        unit : ndarray of int64, shape (n_records,), optional
-            The unit (group, or block) that each record is drawn with; without, each is its own.
-
-        Notes
-        -----
-        2,000 draws of 20,000 records take at most 1 to 2 seconds for the measures of this module.
+        ``W`` (n_draws, n_units) is the weight of each unit (group, or block), ``unit`` (n_records,) the
+        unit of each record; without, each is its own. The others are as of :meth:`value`. 2,000 draws of
+        20,000 records take 1 to 2 seconds for the measures of this module.
         """
         rows = np.flatnonzero(self.compared[y])
         parts = self.sums(y[rows], proba[rows], decided[rows])
@@ -234,15 +219,16 @@ def log_loss(compared: Bool) -> Measure:
 
 def brier(compared: Bool) -> Measure:
     """Half the mean squared distance between probabilities and truth (Brier 1950); lower is better."""
-
-    def of_records(y: Int, proba: Float, decided: Int) -> Float:
-        of_truth = proba[np.arange(len(y)), y]
-        return np.asarray(((proba**2).sum(axis=1) - 2 * of_truth + 1) / 2)
-
     return Mean(
         "brier", "Brier score", compared, higher_is_better=False, unit="plain",
-        reads="probabilities", of_records=of_records,
+        reads="probabilities", of_records=lambda y, proba, decided: squared_distances(y, proba),
     )  # fmt: skip
+
+
+def squared_distances(y: Int, proba: Float) -> Float:
+    """Each record's part of the Brier score, in [0, 1], shape (n_records,)."""
+    of_truth = proba[np.arange(len(y)), y]
+    return np.asarray(((proba**2).sum(axis=1) - 2 * of_truth + 1) / 2)
 
 
 def cost(compared: Bool, costs: Float) -> Measure:

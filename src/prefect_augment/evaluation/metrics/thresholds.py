@@ -40,27 +40,19 @@ def tune_multipliers(
 ) -> Float:
     """Multipliers of the class probabilities that raise a measure on these records, shape (n_classes,).
 
-    The search starts from the best power of the prior correction (Saerens et al. 2002), then scans
-    one class after the other exactly, over every value at which a prediction changes. Against
-    over-fitting, a scan takes, of the values whose measure is within a quarter of a standard error
-    of the best, the one nearest to the current value (Breiman et al. 1984, "Classification and
-    Regression Trees", section 3.4.3): with few records it hardly moves, with many it finds the
-    optimum. The largest class and classes that are not ``compared`` keep 1.
+    The records, with class codes ``y`` (n_records,) and probabilities (n_records, n_classes), are such that
+    the estimator was not trained on. The search starts from the best power of the prior correction
+    (Saerens et al. 2002), then scans one class after the other exactly, over every value at which a
+    prediction changes. Against over-fitting, a scan takes, of the values whose measure is within a
+    quarter of a standard error of the best, the one nearest to the current value (Breiman et al. 1984,
+    "Classification and Regression Trees", section 3.4.3): with few records it hardly moves, with many
+    it finds the optimum. The largest class and classes that are not ``compared`` keep 1.
 
-    Parameters
-    ----------
-    y : ndarray of int64, shape (n_records,)
-        Class codes of records that the estimator was not trained on.
-    proba : ndarray, shape (n_records, n_classes)
-        Its probabilities of them.
-    compared : ndarray of bool, shape (n_classes,)
-        Classes whose records count.
-    measure : Measure, optional
-        What decides. Without one, and for measures that read probabilities alone, balanced
-        accuracy. Costs also start from the decision of Bayes, which for two classes and calibrated
-        probabilities is the best one (Elkan 2001). Recall at a precision moves one class alone, to
-        the threshold that reaches that precision even one standard error lower; where none does, to
-        the one that comes nearest. Precision at a recall is treated likewise.
+    Without a ``measure``, and for those that read probabilities alone, balanced accuracy decides. Costs
+    also start from the decision of Bayes, which for two classes and calibrated probabilities is the best
+    one (Elkan 2001). Recall at a precision moves one class alone, to the threshold that reaches that
+    precision even one standard error lower; where none does, to the one that comes nearest. Precision
+    at a recall is treated likewise.
     """
     counted = compared[y]
     y, log_p = y[counted], np.log(np.maximum(proba[counted], _EPS))
@@ -76,7 +68,8 @@ def tune_multipliers(
     correction[present] = np.log(n_k[largest] / n_k[present])
     scanned = [int(k) for k in present if k != largest]
     starts = [power * correction for power in POWERS]
-    if measure is not None and measure.reads == "decisions" and not _is_balanced(measure):
+    is_balanced = measure is None or measure.name == "balanced_accuracy"
+    if measure is not None and measure.reads == "decisions" and not is_balanced:
         return np.exp(_tune_measure(y, log_p, measure, starts, scanned))
 
     value = 1.0 / (n_k[y] * len(present))  # what a right prediction adds to balanced accuracy
@@ -112,10 +105,6 @@ def cross_fitted_multipliers(
             y[~here], proba[~here], compared=compared, measure=measure
         )
     return multipliers
-
-
-def _is_balanced(measure: Measure) -> bool:
-    return measure.name == "balanced_accuracy"
 
 
 # Scores below all cuts and above each step, of: class, rivals, order of the cuts, first record of each step.

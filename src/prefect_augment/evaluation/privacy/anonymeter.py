@@ -52,15 +52,6 @@ def _holds(of: Columns, synthetic: Columns, row: int, columns: Int, median: Floa
     return holds
 
 
-def linked(nearest: Int) -> Bool:
-    """Whether two parts of each record lead to the same synthetic record, shape (n,).
-
-    ``nearest``, shape (2, n), has the nearest synthetic record by either part.
-    """
-    same: Bool = nearest[0] == nearest[1]
-    return same
-
-
 def without_each(n_parts: int, rng: np.random.Generator) -> tuple[Int, Float32]:
     """Columns that are kept secret in turn, and the other columns of each, (n_secrets, n_parts)."""
     secrets = np.sort(rng.permutation(n_parts)[:N_SECRETS]) if n_parts > 1 else np.zeros(0, int)

@@ -14,12 +14,7 @@ from scipy.stats import norm, rankdata
 
 from prefect_augment.array_types import Array, Bool, Float, Float32, Int
 from prefect_augment.evaluation.neighbours import Points, Space
-from prefect_augment.evaluation.privacy.anonymeter import (
-    inferred_shares,
-    linked,
-    singled_out,
-    without_each,
-)
+from prefect_augment.evaluation.privacy.anonymeter import inferred_shares, singled_out, without_each
 from prefect_augment.evaluation.privacy.membership_inference import (
     MIN_RECORDS,
     RARE_SHARE,
@@ -35,6 +30,8 @@ from prefect_augment.evaluation.threads import single_threaded
 from prefect_augment.schema import AttackName, AttackResult, Finding, Interval
 
 SCALES = (1.0, 1.5, 2.0)  # of the root mean square distance of neighbours per column
+# Dimension of small images, of the size that Pope et al. 2021, "The Intrinsic Dimension of Images", find.
+IMAGE_DEGREES = 12
 SMALLEST = 1e-3  # bandwidth where nearly all records are equal
 
 
@@ -139,11 +136,12 @@ def score_class(
     """
     most = most_real(n_classes)
     members, others = members[:most], others[:most]
-    n = len(members)
+    n, first_other = len(members), distances.n_pairs[0]
+    rows = np.r_[:n, first_other : first_other + len(others)]  # of the distances
     rng = np.random.default_rng(0)
     pool = space.place(np.concatenate([members, others]))
     scores: dict[AttackName, Float] = {}
-    scores["nearest"] = -_both(*relative_distances(distances), n, len(others))[:, None]
+    scores["nearest"] = -relative_distances(distances)[rows, None]
     if isinstance(pool, Points):
         # The same columns in each class, so that the scores of classes belong together.
         n_columns = pool.numbers.shape[1] // 2 + pool.levels.shape[1]
@@ -156,24 +154,16 @@ def score_class(
         real, images = (Whole(space, p) for p in (pool, space.place(synthetic[:most])))
         whole = np.ones((1, 1), dtype=np.float32)
         by_real, by_images = (compare(real, other, whole).squares for other in (real, images))
-        scores |= _density_scores(by_real, by_images, real.n_degrees)
-    radius = _both(distances.members_radius, distances.others_radius, n, len(others))
-    nearest = _both(distances.members_nearest, distances.others_nearest, n, len(others))
-    to_synthetic = _both(
-        distances.members_to_synthetic, distances.others_to_synthetic, n, len(others)
-    )
+        scores |= _density_scores(by_real, by_images, IMAGE_DEGREES)
+    radius = distances.radius[rows]
     isolated = radius >= np.quantile(radius, 1 - RARE_SHARE, method="higher")
     return ClassScores(
         name=name,
-        is_member=np.arange(len(pool)) < n,
-        groups=np.concatenate([distances.member_groups[:n], distances.other_groups[: len(others)]]),
+        is_member=distances.is_member[rows],
+        groups=distances.groups[rows],
         scores=scores,
-        exposed=np.where(isolated, to_synthetic < nearest, np.nan),
+        exposed=np.where(isolated, (distances.to_synthetic < distances.nearest)[rows], np.nan),
     )
-
-
-def _both(members: Float, others: Float, n: int, m: int) -> Float:
-    return np.concatenate([members[:n], others[:m]])
 
 
 def _most_synthetic(n_classes: int, n_real: int, values_per_pair: int) -> int:
@@ -188,11 +178,13 @@ def _column_scores(
     secrets, known = without_each(real.n_parts, rng)
     to_synthetic = compare(real, synthetic, np.concatenate([subsets, known]))
     to_real = compare(real, real, subsets)
-    scores = _density_scores(to_real.squares, to_synthetic.squares, real.n_degrees)
+    scores = _density_scores(to_real.squares, to_synthetic.squares, real.n_parts)
     n = len(subsets)
     if n:
         scores["columns"] = -_relative(to_synthetic.nearest[:n], to_real.nearest).T
-        scores["linkability"] = linked(to_synthetic.rows[:2])[:, None].astype(np.float64)
+        # Whether both halves of a record lead to the same synthetic record.
+        halves = to_synthetic.rows[:2]
+        scores["linkability"] = (halves[0] == halves[1])[:, None].astype(np.float64)
         scores["inference"] = inferred_shares(real, synthetic, secrets, to_synthetic.rows[n:])[
             :, None
         ]
@@ -202,7 +194,7 @@ def _column_scores(
     to_synthetic, to_real = (
         compare(ranked_real, other, whole) for other in (ranked_synthetic, ranked_real)
     )
-    widths = bandwidths(to_real.squares, real.n_degrees)
+    widths = bandwidths(to_real.squares, real.n_parts)
     scores["ranks"] = np.stack(
         [
             -_relative(to_synthetic.nearest, to_real.nearest)[0],
@@ -233,13 +225,13 @@ def _relative(nearest: Float32, radius: Float32) -> Float:
     return nearest / np.maximum(np.where(np.isfinite(radius), radius, 0.0), least)
 
 
-def run_suite(classes: Sequence[ClassScores], *, seed: int = 0) -> Suite | None:
+def run_suite(classes: Sequence[ClassScores]) -> Suite | None:
     """Decide on all attacks over all classes; None where there is no class."""
     if not classes:
         return None
     pool = _Pool.of(classes)
     permuted = permute(
-        pool.is_member, pool.groups, pool.stratum, pool.weights, np.random.default_rng(seed)
+        pool.is_member, pool.groups, pool.stratum, pool.weights, np.random.default_rng(0)
     )
     with single_threaded():
         by_class = {name: permuted.differences(values) for name, values in pool.compared.items()}

@@ -122,9 +122,20 @@ def privacy_side(
     # The classes' attacks and the exposure over all hold together at 95 %, beside the attack over all.
     level = 1.0 - 0.05 / (1 + len(measured))
     whole, exposed = attack(distances), exposure(distances, level=level)
-    by_class = tuple(
-        _of_class(name, n, measured.get(name), level, suite) for name, n in n_synthetic.items() if n
-    )
+    by_class = []
+    for name, n in n_synthetic.items():
+        of_class = [measured[name]] if name in measured else []
+        if n:
+            by_class.append(
+                ClassPrivacy(
+                    name=name,
+                    n_synthetic=n,
+                    attack=attack(of_class, level=level),
+                    closeness=closeness(of_class),
+                    exposure=exposure(of_class, level=level),
+                    finding=suite.classes.get(name, "too few") if suite else "too few",
+                )
+            )
     finding = _finding(suite, distances, most_real(n_classes))
     return PrivacySide(
         records=records,
@@ -132,27 +143,10 @@ def privacy_side(
         attack=whole,
         closeness=closeness(distances),
         exposure=exposed,
-        classes=by_class,
+        classes=tuple(by_class),
         attacks=suite.results if suite else (),
         finding=finding,
         sentence=_sentence(records, finding, whole, exposed, by_class, suite, names),
-    )
-
-
-def _of_class(
-    name: str, n: int, distances: Distances | None, level: float, suite: Suite | None
-) -> ClassPrivacy:
-    if distances is None:
-        return ClassPrivacy(
-            name=name, n_synthetic=n, attack=None, closeness=None, exposure=None, finding="too few"
-        )
-    return ClassPrivacy(
-        name=name,
-        n_synthetic=n,
-        attack=attack([distances], level=level),
-        closeness=closeness([distances]),
-        exposure=exposure([distances], level=level),
-        finding=suite.classes.get(name, "too few") if suite else "too few",
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import beta, norm, rankdata, t
 
-from prefect_augment.array_types import Array, Float, Int
+from prefect_augment.array_types import Array, Bool, Float, Int
 from prefect_augment.evaluation.neighbours import Space, nearest_by_blocks
 from prefect_augment.schema import Attack, Closeness, Exposure, Interval
 
@@ -29,25 +29,23 @@ MIN_FOR_SHARE = 20  # others: a 5 % quantile of fewer is their minimum
 
 @dataclass(frozen=True)
 class Distances:
-    """Distances within one class."""
+    """Distances within one class, of its real records where nothing else is said."""
 
-    members_to_synthetic: Float  # (n_members,) to the nearest synthetic record
-    others_to_synthetic: Float  # (n_others,)
+    is_member: Bool  # (n_real,), members first
+    groups: Int  # records of a group and side count together in intervals
+    to_synthetic: Float  # to the nearest synthetic record
     # To the K_ISOLATION-th nearest other real record, members and others together, so that it does
     # not tell which side a record is on.
-    members_radius: Float
-    others_radius: Float
-    members_nearest: Float  # the same to the K_EXPOSED-th nearest
-    others_nearest: Float
+    radius: Float
+    nearest: Float  # the same to the K_EXPOSED-th nearest
     synthetic_to_members: Float  # (n_synthetic,)
-    others_to_members: Float
-    member_groups: Int  # records of a group count together in intervals
-    other_groups: Int
+    others_to_members: Float  # (n_others,)
 
     @property
     def n_pairs(self) -> tuple[int, int]:
         """Numbers of members and others."""
-        return len(self.members_to_synthetic), len(self.others_to_synthetic)
+        n = int(self.is_member.sum())
+        return n, len(self.is_member) - n
 
 
 def measure_distances(
@@ -63,22 +61,20 @@ def measure_distances(
 
     ``space`` must be made without knowing who is a member. Without groups every record is its own.
     """
-    n = len(members)
     m, o, s = (space.place(X) for X in (members, others, synthetic))
     real = space.place(np.concatenate([members, others]))
-    radius, nearest = (_to_kth_other(space, real, k) for k in (K_ISOLATION, K_EXPOSED))
-    to_synthetic = space.nearest(real, s)
+    groups = [
+        np.arange(len(X)) if given is None else given
+        for X, given in ((members, member_groups), (others, other_groups))
+    ]
     return Distances(
-        members_to_synthetic=to_synthetic[:n],
-        others_to_synthetic=to_synthetic[n:],
-        members_radius=radius[:n],
-        others_radius=radius[n:],
-        members_nearest=nearest[:n],
-        others_nearest=nearest[n:],
+        is_member=np.arange(len(real)) < len(members),
+        groups=np.concatenate(groups),
+        to_synthetic=space.nearest(real, s),
+        radius=_to_kth_other(space, real, K_ISOLATION),
+        nearest=_to_kth_other(space, real, K_EXPOSED),
         synthetic_to_members=space.nearest(s, m),
         others_to_members=space.nearest(o, m),
-        member_groups=np.arange(n) if member_groups is None else member_groups,
-        other_groups=np.arange(len(others)) if other_groups is None else other_groups,
     )
 
 
@@ -113,10 +109,11 @@ def attack(classes: Sequence[Distances], *, level: float = 0.95) -> Attack | Non
     large = [c for c in classes if min(c.n_pairs) >= MIN_RECORDS]
     if not large:
         return None
+    scores = [(c.is_member, relative_distances(c)) for c in large]
     return attack_by_scores(
-        [relative_distances(c) for c in large],
-        np.concatenate([c.member_groups for c in large]),
-        np.concatenate([c.other_groups for c in large]),
+        [(values[member], values[~member]) for member, values in scores],
+        np.concatenate([c.groups[c.is_member] for c in large]),
+        np.concatenate([c.groups[~c.is_member] for c in large]),
         level=level,
     )
 
@@ -159,20 +156,13 @@ def stratum_weights(sizes: Sequence[tuple[int, int]]) -> Float:
     return weights / weights.sum()
 
 
-def relative_distances(distances: Distances) -> tuple[Float, Float]:
-    """Distances over the radius of the neighbourhood, of members and others; smaller means more like a member."""
-    radii = np.concatenate([distances.members_radius, distances.others_radius])
-    positive = radii[(radii > 0) & np.isfinite(radii)]
+def relative_distances(distances: Distances) -> Float:
+    """Distances over the radius of the neighbourhood, shape (n_real,); smaller means more like a member."""
+    radius = np.where(np.isfinite(distances.radius), distances.radius, 0.0)
+    positive = radius[radius > 0]
     # Of repeated records the radius is 0; a hundredth of the usual one keeps the order of distances.
     floor = 0.01 * float(np.median(positive)) if len(positive) else 1.0
-    return (
-        _over(distances.members_to_synthetic, distances.members_radius, floor),
-        _over(distances.others_to_synthetic, distances.others_radius, floor),
-    )
-
-
-def _over(distance: Float, radius: Float, floor: float) -> Float:
-    return np.maximum(distance, 0.0) / np.maximum(np.where(np.isfinite(radius), radius, 0.0), floor)
+    return np.maximum(distances.to_synthetic, 0.0) / np.maximum(radius, floor)
 
 
 def _auc(members: Float, others: Float) -> tuple[float, Float, Float]:
@@ -212,7 +202,7 @@ def closeness(classes: Sequence[Distances]) -> Closeness | None:
     rows, weights = [], []
     for c in classes:
         synthetic, others = c.synthetic_to_members, c.others_to_members
-        if not len(synthetic) or len(others) < MIN_RECORDS or not len(c.members_to_synthetic):
+        if not len(synthetic) or len(others) < MIN_RECORDS or not c.is_member.any():
             continue
         low = np.quantile(others, FALSE_ALARMS)
         rows.append(
@@ -244,13 +234,12 @@ def exposure(classes: Sequence[Distances], *, level: float = 0.95) -> Exposure |
     """
     members, others = [], []
     for c in classes:
-        radii = np.concatenate([c.members_radius, c.others_radius])
-        if not len(radii):
+        if not len(c.radius):
             continue
-        limit = np.quantile(radii, 1 - RARE_SHARE, method="higher")
-        rare_members, rare_others = c.members_radius >= limit, c.others_radius >= limit
-        members.append((c.members_to_synthetic < c.members_nearest)[rare_members])
-        others.append((c.others_to_synthetic < c.others_nearest)[rare_others])
+        is_rare = c.radius >= np.quantile(c.radius, 1 - RARE_SHARE, method="higher")
+        is_exposed = c.to_synthetic < c.nearest
+        members.append(is_exposed[is_rare & c.is_member])
+        others.append(is_exposed[is_rare & ~c.is_member])
     a, b = (np.concatenate(x) if x else np.zeros(0, dtype=bool) for x in (members, others))
     if min(len(a), len(b)) < MIN_RECORDS:
         return None

@@ -1,12 +1,12 @@
 """All pairs of real and synthetic records, compared column by column in bounded memory.
 
-Attacks see records through a *view*: the columns of a table, their ranks, or whole images. A view
-gives differences in each of its parts; from these come distances over any subset of the parts.
+Attacks see records through a *view*: the columns of a table, their ranks, or whole images. A view of
+``n_parts`` gives differences in each of them; from these come distances over any subset of the parts.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from scipy.stats import rankdata
@@ -21,28 +21,8 @@ N_SPLITS = 6  # into halves, of which each is a subset
 N_SMALL = 6  # pairs and as many threes
 
 
-class View(Protocol):
-    """Records as attacks see them."""
-
-    @property
-    def n_parts(self) -> int:
-        """How many columns there are; 1 for an image."""
-        ...
-
-    @property
-    def n_degrees(self) -> int:
-        """Dimension of the records."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def differences(self, other: Any, rows: slice, /) -> Float32:
-        """Differences to rows of another view, shape (n_parts, len(self), rows), none below 0."""
-        ...
-
-
 @dataclass(frozen=True)
-class Columns(View):
+class Columns:
     """A table's records: scaled numbers with their nulls, and level codes."""
 
     numbers: Float32  # (n, n_numeric)
@@ -65,11 +45,6 @@ class Columns(View):
     def n_parts(self) -> int:
         """Numeric columns, then categories."""
         return self.numbers.shape[1] + self.levels.shape[1]
-
-    @property
-    def n_degrees(self) -> int:
-        """Columns."""
-        return self.n_parts
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -100,21 +75,12 @@ class Columns(View):
 
 
 @dataclass(frozen=True)
-class Whole(View):
+class Whole:
     """Records with distances as a whole: images."""
 
     space: Space
     points: Any
-
-    @property
-    def n_parts(self) -> int:
-        """The image."""
-        return 1
-
-    @property
-    def n_degrees(self) -> int:
-        """Of small images: of the size that Pope et al. 2021, "The Intrinsic Dimension of Images", find."""
-        return 12
+    n_parts: ClassVar[int] = 1
 
     def __len__(self) -> int:
         return len(self.points)
@@ -132,6 +98,9 @@ class Pairs:
     nearest: Float32  # (n_subsets, n) distance to the nearest, over each subset of parts
     rows: Int  # (n_subsets, n) the nearest one; the first of equals
     squares: Float32  # (n, m) squared distances over all parts; infinite to itself
+
+
+View = TypeVar("View", Columns, Whole)
 
 
 def compare(a: View, b: View, subsets: Float32) -> Pairs:

@@ -13,6 +13,7 @@ from prefect_augment.encoding.values import plain, value_type, values_to_json
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Combination, Constraint, Inequality, Positive, Unique
 
+_SIGNED = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_duration)
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "<": pc.less,
     "<=": pc.less_equal,
@@ -82,7 +83,7 @@ def check_types(rule: Constraint, schema: pa.Schema) -> None:
     if isinstance(rule, Positive):
         for name in rule.columns:
             dtype = value_type(schema.field(name).type)
-            if not _has_sign(dtype):
+            if not any(has_sign(dtype) for has_sign in _SIGNED):
                 raise ParameterError(
                     f"constraint {describe_rule(rule)!r} names {name!r}, which holds {dtype}; name "
                     "columns of numbers or durations.",
@@ -112,10 +113,3 @@ def n_breaking(rules: Sequence[Constraint], batches: Iterable[pa.Table]) -> list
             elif not isinstance(rule, Combination):
                 broken[i] += int((~holds(rule, table, set())).sum())
     return [n + sum(c.values()) - len(c) for n, c in zip(broken, seen, strict=True)]
-
-
-def _has_sign(dtype: pa.DataType) -> bool:
-    t = pa.types
-    return bool(
-        t.is_integer(dtype) or t.is_floating(dtype) or t.is_decimal(dtype) or t.is_duration(dtype)
-    )

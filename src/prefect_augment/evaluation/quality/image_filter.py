@@ -1,4 +1,4 @@
-"""The record filter of images: distances in a classifier's features, exact copies by their pixels.
+"""How the filter measures images: distances in a classifier's features, exact copies by their pixels.
 
 The feature space is that of the user's pretrained encoder; without one, the penultimate layer of a class-balanced
 convolutional classifier, trained on the training records with classic augmentation. It is no Inception space, and
@@ -15,13 +15,12 @@ import numpy as np
 from scipy.fft import dctn
 
 from prefect_augment.array_types import Float, Float32, Images, Int, Uint64
-from prefect_augment.encoding.arrays import FilterOutcome, FilterRequest, Labelled
+from prefect_augment.encoding.arrays import Labelled
 from prefect_augment.evaluation.classifiers.base import balanced_weights
 from prefect_augment.evaluation.classifiers.convnet import ImageClassifier, fit_image_classifier
 from prefect_augment.evaluation.neighbours import Space
 from prefect_augment.evaluation.quality.near_copies import Measures
 from prefect_augment.evaluation.quality.prdc import c2st_auc
-from prefect_augment.evaluation.quality.record_filter import filter_records
 from prefect_augment.evaluation.threads import single_threaded
 
 AUGMENT_PROB = 0.5
@@ -29,33 +28,6 @@ AUGMENT_PROB = 0.5
 SMALLEST_DISTANCE = 1e-6
 MAX_SIDE = 32  # of pictures that are compared by pixels; larger ones are averaged down
 PLAIN = 1e-3  # a window that varies less has no contrast to compare
-
-
-def filter_images(
-    training: Labelled,
-    validation: Labelled,
-    candidates: Labelled,
-    request: FilterRequest,
-    *,
-    steps: int,
-    device: str = "cpu",
-    encoder: "Encodes | None" = None,
-) -> FilterOutcome:
-    """Filter candidate images; see :func:`~.record_filter.filter_records`.
-
-    Images are uint8 of shape (n, height, width, channels). ``steps`` are those of each of three
-    classifiers: one for the feature space, on all training records, and the label classifier and
-    the utility filter, on a half each. An ``encoder`` takes the first one's place.
-    """
-    measures = image_measures(
-        training,
-        stratum_class=request.stratum_class,
-        steps=steps,
-        seed=request.seed,
-        device=device,
-        encoder=encoder,
-    )
-    return filter_records(training, validation, candidates, request, measures=measures)
 
 
 def image_measures(
@@ -67,7 +39,11 @@ def image_measures(
     device: str = "cpu",
     encoder: "Encodes | None" = None,
 ) -> Measures:
-    """How images are measured; trains the classifier of the feature space where there is no encoder."""
+    """How images are measured, uint8 of shape (n, height, width, channels).
+
+    ``steps`` are those of each of three classifiers: the label classifier and the utility filter, on a half
+    of the training records each, and one for the feature space, whose place an ``encoder`` takes.
+    """
     n_classes = int(stratum_class.max()) + 1
 
     def train(images: Images, y: Int) -> ImageClassifier:

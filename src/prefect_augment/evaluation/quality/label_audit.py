@@ -157,12 +157,12 @@ def alike(features: Float32, groups: Int) -> Int:
     return np.where(is_pair, np.minimum(codes, other), codes)
 
 
-def unusual(distance: Float, *, false_alarm: float = 0.01) -> Bool:
+def unusual(distance: Float) -> Bool:
     """Which records are far from all others, given each one's distance to the nearest other one.
 
-    Further than the ``1 - false_alarm`` quantile times two: of a smooth distribution hardly any is.
+    Further than the 99 % quantile times two: of a smooth distribution hardly any is.
     """
     finite = distance[np.isfinite(distance)]
     if not len(finite):
         return np.zeros(len(distance), dtype=bool)
-    return distance > 2 * np.quantile(finite, 1 - false_alarm)
+    return distance > 2 * np.quantile(finite, 0.99)

@@ -4,15 +4,13 @@ One half trains the filter that picks records for *utility*, the other the label
 records are not picked for the quirks of the classifier that checks their labels.
 """
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from prefect_augment.array_types import Array, Bool, Float, Int, String
-from prefect_augment.encoding.arrays import Labelled
+from prefect_augment.array_types import Array, Bool, Float, Int
+from prefect_augment.encoding.arrays import FilterRequest, Labelled
 from prefect_augment.evaluation.classifiers.base import Classifier, TrainClassifier
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.neighbours import MIN_VALIDATION
@@ -21,30 +19,29 @@ MIN_TO_CLASSIFY = 5  # of a class, in the half that the classifier learns from
 
 
 @dataclass(frozen=True)
-class Halves:
-    """Two classifiers from disjoint halves of the training records."""
+class Labels:
+    """Class probabilities of candidates and of real records that the classifiers have not seen."""
 
-    filter: Classifier | None  # picks records for utility; none where no record is picked
-    label_classifier: Classifier
-    held_out: Labelled  # the filter's half: real records to compare with where validation is small
-    n_train: Int  # (n_classes,) training records of the label classifier
+    wanted: Int  # (n_candidates,) class that each was drawn for
+    proba: Float  # (n_candidates, n_classes), by the label classifier
+    # Per class, (n_real, n_classes), by the label classifier; None for a class with too few records.
+    real: tuple[Float | None, ...]
+    score: Float | None  # (n_candidates,) of its class, by the utility filter
 
     @classmethod
     def of(
         cls,
         training: Labelled,
-        keys: Sequence[str] | String,
-        groups: Any,
-        stratum_class: Int,
+        validation: Labelled,
+        candidates: Labelled,
+        request: FilterRequest,
         train: TrainClassifier,
-        seed: int,
-        *,
-        with_filter: bool = True,
-    ) -> "Halves":
-        """Train both classifiers on training records that are split by key."""
-        n_classes = int(stratum_class.max()) + 1
-        y = stratum_class[training.stratum]
-        fold = stratified_folds(y, groups, 2, seed, keys)
+    ) -> "Labels":
+        """Train both classifiers on training records that are split by key; with soft labels only one."""
+        y, y_validation, wanted = (
+            request.stratum_class[part.stratum] for part in (training, validation, candidates)
+        )
+        fold = stratified_folds(y, request.training_groups, 2, request.seed, request.training_keys)
 
         def train_on(rows: Bool) -> Classifier:
             # A half can be empty where one record is all there is.
@@ -52,49 +49,40 @@ class Halves:
             return train(training.X[rows], y[rows])
 
         a, b = fold == 0, fold == 1
-        n_train = np.bincount(y[b], minlength=n_classes)
         with ThreadPoolExecutor(2) as pool:  # networks take one core each
-            label_classifier = pool.submit(train_on, b)
-            record_filter = pool.submit(train_on, a).result() if with_filter else None
+            second = pool.submit(train_on, b)
+            by_utility = None if request.purpose == "soft" else pool.submit(train_on, a).result()
+        classifier = second.result()
+        p_validation, p_held_out = map(classifier.predict_proba, (validation.X, training.X[a]))
+        real: list[Float | None] = []
+        for k, n in enumerate(np.bincount(y[b], minlength=int(request.stratum_class.max()) + 1)):
+            of_class = p_validation[y_validation == k]
+            if len(of_class) < MIN_VALIDATION:
+                of_class = np.concatenate([of_class, p_held_out[y[a] == k]])
+            real.append(of_class if min(n, len(of_class)) >= MIN_TO_CLASSIFY else None)
         return cls(
-            record_filter,
-            label_classifier.result(),
-            Labelled(training.X[a], training.stratum[a]),
-            n_train,
+            wanted,
+            classifier.predict_proba(candidates.X),
+            tuple(real),
+            utility_scores(by_utility, candidates.X, wanted) if by_utility else None,
         )
+
+    def doubtful(self, quantile: float) -> Int:
+        """Candidates that look less like their class than all but this share of real records do."""
+        limits = [
+            np.nan if p is None else np.quantile(p[:, k], quantile) for k, p in enumerate(self.real)
+        ]
+        own = self.proba[np.arange(len(self.proba)), self.wanted]
+        return np.flatnonzero(own < np.array(limits)[self.wanted])
+
+    def mistaken(self, rows: Int, k: int) -> tuple[Bool, Bool] | tuple[None, None]:
+        """Which candidates (``rows``) and real records of class ``k`` are taken for another class."""
+        real = self.real[k]
+        if real is None:
+            return None, None
+        return self.proba[rows].argmax(axis=1) != k, real.argmax(axis=1) != k
 
 
 def utility_scores(classifier: Classifier, X: Array, wanted_class: Int) -> Float:
     """Probability that the utility filter gives to each candidate's class, shape (n_candidates,)."""
     return classifier.predict_proba(X)[np.arange(len(X)), wanted_class]
-
-
-def real_probabilities(
-    halves: Halves, validation: Labelled, stratum_class: Int
-) -> tuple[Float | None, ...]:
-    """Probabilities of real records that the label classifier has not seen, per class.
-
-    Each entry has shape (n_real, n_classes). Where validation has fewer than 20 records of a class,
-    those of the filter's half join in; None where a class still has too few.
-    """
-    held_out = halves.held_out
-    y_validation, y_held_out = stratum_class[validation.stratum], stratum_class[held_out.stratum]
-    p_validation = halves.label_classifier.predict_proba(validation.X)
-    p_held_out = halves.label_classifier.predict_proba(held_out.X)
-    result: list[Float | None] = []
-    for k, n_train in enumerate(halves.n_train):
-        real = p_validation[y_validation == k]
-        if len(real) < MIN_VALIDATION:
-            real = np.concatenate([real, p_held_out[y_held_out == k]])
-        result.append(real if min(n_train, len(real)) >= MIN_TO_CLASSIFY else None)
-    return tuple(result)
-
-
-def label_limits(real: Sequence[Float | None], quantile: float) -> Float:
-    """Lowest probability of its class that a record may have, shape (n_classes,).
-
-    ``quantile`` is the share of the ``real`` records (:func:`real_probabilities`) that falls below.
-    NaN for a class with too few records.
-    """
-    limits = [np.nan if p is None else np.quantile(p[:, k], quantile) for k, p in enumerate(real)]
-    return np.array(limits, dtype=np.float64)

@@ -76,14 +76,13 @@ def training_distances(
             )
             for x in spaces
         ]
-        (near, evidence), moved = per_space[0], per_space[1] if len(per_space) > 1 else None
-        by_space = [evidence, *([moved[1]] if moved else [])]
+        near, moved = per_space[0][0], per_space[1][0] if len(per_space) > 1 else None
         result[s] = Near(
             rows=rows,
             distance=near.candidates,
             real=near.real,
-            moved=moved[0] if moved and len(moved[0].real) >= MIN_DISTANCES else None,
-            spaces=tuple(e for e in by_space if len(e.real) >= MIN_DISTANCES),
+            moved=moved if moved and len(moved.real) >= MIN_DISTANCES else None,
+            spaces=tuple(e for _, e in per_space if len(e.real) >= MIN_DISTANCES),
         )
     return result
 
@@ -184,23 +183,22 @@ def digests(X: Array) -> NDArray[np.void]:
 
 
 def equality_evidence(
-    measures: "Measures",
+    hashes: Callable[[Array], Array] | None,
     training: Array,
     validation: Array,
     candidates: Array,
-    exact: Equality,
+    *,
+    equal: Bool,
+    real_equal: Bool,
 ) -> dict[str, CopyEvidence]:
     """Candidates that equal training records, by kind of equality: 0 where equal, else 1.
 
-    Real records to compare with are validation's, and training records with a twin. ``exact`` is of
-    the same records.
+    Real records to compare with are validation's, and training records with a twin. ``equal`` and
+    ``real_equal`` say which candidates and which of these equal a training record exactly.
     """
-    apart = [~exact.candidates, ~np.concatenate([exact.validation, exact.training])]
-    evidence = {"exact": CopyEvidence(*(x.astype(np.float64) for x in apart))}
-    if measures.hashes is not None:
-        of_training, of_validation, of_candidates = (
-            measures.hashes(X) for X in (training, validation, candidates)
-        )
+    evidence = {"exact": CopyEvidence(*(np.where(mask, 0.0, 1.0) for mask in (equal, real_equal)))}
+    if hashes is not None:
+        of_training, of_validation, of_candidates = map(hashes, (training, validation, candidates))
         real = np.concatenate([np.isin(of_validation, of_training), _has_twin(of_training)])
         new = ~np.isin(of_candidates, of_training)
         evidence["hash"] = CopyEvidence(new.astype(np.float64), (~real).astype(np.float64))

@@ -1,36 +1,11 @@
-"""The record filter of tables: distances over the columns, labels by gradient boosting."""
+"""How the filter measures records of tables: distances over the columns, labels by gradient boosting."""
 
 from prefect_augment.array_types import Array, Bool, Float, Int
-from prefect_augment.encoding.arrays import FilterOutcome, FilterRequest, Labelled
+from prefect_augment.encoding.arrays import Labelled
 from prefect_augment.evaluation.classifiers.base import Classifier, balanced_weights, fit_estimator
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.quality.near_copies import Measures
 from prefect_augment.evaluation.quality.prdc import c2st_auc
-from prefect_augment.evaluation.quality.record_filter import filter_records
-
-
-def filter_table(
-    training: Labelled,
-    validation: Labelled,
-    candidates: Labelled,
-    request: FilterRequest,
-    *,
-    is_category: Bool,
-    n_levels: Int,
-) -> FilterOutcome:
-    """Filter candidates of a table, see :func:`~.record_filter.filter_records`.
-
-    Records are matrices of shape (n_records, n_columns): NaN for null, level codes in category
-    columns. ``n_levels`` is 0 for numeric columns.
-    """
-    measures = table_measures(
-        training,
-        is_category=is_category,
-        n_levels=n_levels,
-        stratum_class=request.stratum_class,
-        seed=request.seed,
-    )
-    return filter_records(training, validation, candidates, request, measures=measures)
 
 
 def table_measures(
@@ -41,10 +16,13 @@ def table_measures(
     stratum_class: Int,
     seed: int,
 ) -> Measures:
-    """How records of a table are measured."""
-    n_classes = int(stratum_class.max()) + 1
+    """How records of a table are measured, matrices of shape (n_records, n_columns).
+
+    NaN is null; category columns have level codes. ``n_levels`` is 0 for numeric columns.
+    """
 
     def train(X: Array, y: Int) -> Classifier:
+        n_classes = int(stratum_class.max()) + 1
         return utility_filter(
             X, y, is_category=is_category, n_levels=n_levels, n_classes=n_classes, seed=seed
         )

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prefect_augment.evaluation.metrics.bootstrap import Bootstrap
-from prefect_augment.evaluation.metrics.measure_draws import MeasureDraws
-from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
+from prefect_augment.evaluation.metrics.predictions import MeasureDraws, StrategyPredictions
 from prefect_augment.evaluation.verdict.out_of_fold import OutOfFold, pooled
 from prefect_augment.schema import (
     Change,

@@ -6,7 +6,7 @@ synthetic records) and as is. This module reads predictions and trains nothing.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -14,9 +14,8 @@ from scipy.special import ndtr, ndtri
 from prefect_augment.array_types import Bool, Float, Int
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.metrics.bootstrap import Bootstrap, paired_bootstrap
-from prefect_augment.evaluation.metrics.measure_draws import MeasureDraws
 from prefect_augment.evaluation.metrics.measures import Measure
-from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
+from prefect_augment.evaluation.metrics.predictions import MeasureDraws, StrategyPredictions
 from prefect_augment.evaluation.verdict.answers import (
     Comparison,
     losses_by_estimator,
@@ -39,6 +38,14 @@ PRIOR_MEAN, PRIOR_SD = -0.005, 0.02
 LEAST_SEEDS = 3
 # "preferred": a loss of a point is less likely than this.
 LOSS, MAX_CHANCE_OF_LOSS = 0.01, 0.1
+
+
+class _Drawn(TypedDict):
+    """What every bootstrap of one verdict shares."""
+
+    groups: Any
+    n_bootstrap: int
+    seed: int
 
 
 def decide(
@@ -102,17 +109,14 @@ def decide(
     # Paired intervals, the same draws for the strategies that take part in the decision.
     names = list(dict.fromkeys([chosen, baseline, as_is]))
     hits = {name: predictions[name].hits(y) for name in names}
-    boot = paired_bootstrap(
-        y, hits, compared=compared, groups=groups, n_bootstrap=n_bootstrap, seed=seed
-    )
+    drawn: _Drawn = {"groups": groups, "n_bootstrap": n_bootstrap, "seed": seed}
+    boot = paired_bootstrap(y, hits, compared=compared, **drawn)
     boots = dict.fromkeys(names, boot)
     if model and model in predictions and model not in names:
         # On its own: draws depend on all strategies in them, and one that is only shown must not decide.
         hits[model] = predictions[model].hits(y)
-        boots[model] = paired_bootstrap(
-            y, {name: hits[name] for name in (model, baseline, as_is)},
-            compared=compared, groups=groups, n_bootstrap=n_bootstrap, seed=seed,
-        )  # fmt: skip
+        of_model = {name: hits[name] for name in (model, baseline, as_is)}
+        boots[model] = paired_bootstrap(y, of_model, compared=compared, **drawn)
 
     # The answers and their consequence.
     of = Comparison(
@@ -121,9 +125,7 @@ def decide(
     )  # fmt: skip
     if measure is not None and measure.info != MeasureInfo():
         every = {name: predictions[name] for name in boots}
-        measured = MeasureDraws.of(
-            y, every, measure, groups=groups, n_bootstrap=n_bootstrap, seed=seed
-        )
+        measured = MeasureDraws.of(y, every, measure, **drawn)
         of = replace(of, measure=measure.info, measured=measured)
     shown = chosen if of.has_model else model
     synthetic = _synthetic_answer(of, shown, boots.get(shown or ""))
@@ -138,10 +140,13 @@ def decide(
     by_estimator: dict[str, Interval] = {}
     for estimator in predictions[published].proba if gain else ():
         alone = {name: predictions[name].of(estimator) for name in (published, as_is)}
-        by_estimator[estimator] = _gain(
-            y, alone, published, as_is, measure if of.measured else None,
-            compared=compared, groups=groups, n_bootstrap=n_bootstrap, seed=seed,
-        )  # fmt: skip
+        if measure is not None and of.measured:
+            measured = MeasureDraws.of(y, alone, measure, **drawn)
+            by_estimator[estimator] = measured.difference(published, as_is)
+            continue
+        of_estimator = {name: of_strategy.hits(y) for name, of_strategy in alone.items()}
+        alone_boot = paired_bootstrap(y, of_estimator, compared=compared, **drawn)
+        by_estimator[estimator] = alone_boot.difference(published, as_is)
     answers = (
         what_to_use(of, published, gain, costs),
         *([on_synthetic(of, synthetic, shown, boots.get(shown))] if shown else []),
@@ -240,31 +245,6 @@ def _what_to_publish(
         or of.boot.worst_recall_difference(of.baseline, of.as_is).high < -of.max_recall_loss
     )
     return of.as_is if is_worse else of.baseline
-
-
-def _gain(
-    y: Int,
-    predictions: Mapping[str, StrategyPredictions],
-    strategy: str,
-    against: str,
-    measure: Measure | None,
-    *,
-    compared: Bool,
-    groups: Any,
-    n_bootstrap: int,
-    seed: int,
-) -> Interval:
-    """One strategy less another on the hold-out, by the measure or balanced accuracy."""
-    if measure is not None:
-        draws = MeasureDraws.of(
-            y, predictions, measure, groups=groups, n_bootstrap=n_bootstrap, seed=seed
-        )
-        return draws.difference(strategy, against)
-    hits = {name: of.hits(y) for name, of in predictions.items()}
-    boot = paired_bootstrap(
-        y, hits, compared=compared, groups=groups, n_bootstrap=n_bootstrap, seed=seed
-    )
-    return boot.difference(strategy, against)
 
 
 def _reasons(of: Comparison, published: str, detectable: float, on_no_gain: OnNoGain) -> list[str]:

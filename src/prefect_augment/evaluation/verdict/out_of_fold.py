@@ -17,9 +17,8 @@ from scipy.special import ndtri
 
 from prefect_augment.array_types import Float, Int
 from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap, units_of
-from prefect_augment.evaluation.metrics.measure_draws import MeasureDraws
 from prefect_augment.evaluation.metrics.measures import Measure
-from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
+from prefect_augment.evaluation.metrics.predictions import MeasureDraws, StrategyPredictions
 from prefect_augment.schema import Interval
 
 # Bootstrap samples in which the choice is repeated; of a scorer that takes milliseconds for each.

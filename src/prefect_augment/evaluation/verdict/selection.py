@@ -1,13 +1,11 @@
 """Which strategy the hold-out is to confirm, by the scores on validation records."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.verdict.decision import OnNoGain
-from prefect_augment.schema import Strategy, StrategyScore
+from prefect_augment.schema import Choice, Strategy, StrategyScore
 
 SIMPLEST_FIRST = (
     "as_is",
@@ -28,24 +26,11 @@ SIMPLEST_FIRST = (
 TIE = 0.002
 
 
-@dataclass(frozen=True)
-class StrategyChoice:
-    """The choice by validation scores."""
+def choose_strategy(scores: Sequence[StrategyScore], *, prefer_model: bool = False) -> Choice:
+    """The strategies that the hold-out compares, by validation scores alone.
 
-    best: Strategy
-    baseline: Strategy  # the best one without synthetic records
-    model: Strategy | None  # the best one with synthetic records
-    mean: dict[str, float]  # score by strategy name; higher is better
-    n_seeds: dict[str, int]
-    reason: str
-
-    def to_verify(self, on_no_gain: OnNoGain) -> Strategy:
-        """The strategy that the hold-out is to confirm: with ``publish`` the model's, else the best."""
-        return self.model if on_no_gain == "publish" and self.model is not None else self.best
-
-
-def choose_strategy(scores: Sequence[StrategyScore]) -> StrategyChoice:
-    """The best strategy, the best baseline and the best strategy with a model, by validation scores.
+    ``prefer_model``: the chosen one is the best with synthetic records whatever its score, since
+    ``evaluation.on_no_gain = "publish"`` publishes it.
 
     Where some strategies have more seeds than others (the finalists), only those can win, so that
     none wins by one lucky seed. Among strategies that tie with the top the simplest wins, in the
@@ -77,12 +62,12 @@ def choose_strategy(scores: Sequence[StrategyScore]) -> StrategyChoice:
     reason = f"{best.name} has a mean score of {mean[best.name]:.3f} on validation records"
     if top != best.name:
         reason += f"; {top} has {mean[top]:.3f}, which is a tie or rests on fewer seeds"
-    return StrategyChoice(
-        best=best,
+    return Choice(
+        chosen=model if prefer_model and model is not None else best,
         baseline=baseline,
+        as_is=next(s.strategy for s in scores if s.strategy.family == "as_is"),
         model=model,
-        mean=mean,
-        n_seeds={name: len(s) for name, s in per_strategy.items()},
+        scores=mean,
         reason=reason + ".",
     )
 
@@ -98,12 +83,16 @@ def scale_of(scores: Sequence[StrategyScore]) -> float:
     return float(np.mean(as_is)) if as_is else max(abs(s.score) for s in scores)
 
 
-def tie_width(score: StrategyScore, scale: float) -> float:
+def tie_width(score: StrategyScore, scale: float, gaps: Sequence[float] = ()) -> float:
     """Difference up to which two scores are a tie: :data:`TIE`, or what one record is worth, times the scale.
 
-    One record of a class of average size moves balanced accuracy by 1 / n_validation.
+    One record of a class of average size moves balanced accuracy by 1 / n_validation. Of two ``gaps`` between
+    the strategies and more, by seed or by fold, a standard error of their mean is a tie too.
     """
-    return scale * max(TIE, 1.0 / max(1, score.n_validation))
+    width = scale * max(TIE, 1.0 / max(1, score.n_validation))
+    if len(gaps) < 2:
+        return width
+    return max(width, float(np.std(gaps, ddof=1) / np.sqrt(len(gaps))))
 
 
 def _elect(candidates: list[list[StrategyScore]], scale: float) -> Strategy:
@@ -117,13 +106,10 @@ def _elect(candidates: list[list[StrategyScore]], scale: float) -> Strategy:
 
 
 def _tie(a: list[StrategyScore], b: list[StrategyScore], scale: float) -> float:
-    """Difference in mean score up to which two strategies count as equal."""
-    width = tie_width(a[0], scale)
+    """Difference in mean score up to which two strategies count as equal, by their common seeds."""
     of_seed = {s.seed: s.score for s in b}
     gaps = [s.score - of_seed[s.seed] for s in a if s.seed in of_seed]
-    if len(gaps) < 2:
-        return width
-    return max(width, float(np.std(gaps, ddof=1) / np.sqrt(len(gaps))))
+    return tie_width(a[0], scale, gaps)
 
 
 def _mean(scores: list[StrategyScore]) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.verdict.alpha_spending import FAMILYWISE_ERROR, FIRST, spent_alpha
+from prefect_augment.experiment.looks import FIRST, spent_alpha
 
 
 def spent(sizes: list[int], proven: set[int] = frozenset()) -> list[float]:  # type: ignore[assignment]
@@ -26,7 +26,7 @@ def spent(sizes: list[int], proven: set[int] = frozenset()) -> list[float]:  # t
 @pytest.mark.parametrize("growth", [0.0, 0.01, 0.5, 10.0])
 def test_thousands_of_looks_spend_no_more_than_five_percent(growth: float) -> None:
     alphas = spent([int(1000 * (1 + growth * i)) for i in range(3000)])
-    assert FIRST + 0.014 < sum(alphas) <= FAMILYWISE_ERROR
+    assert FIRST + 0.014 < sum(alphas) <= 0.05
     assert min(alphas) > 0
 
 
@@ -54,7 +54,7 @@ def test_looks_without_effect_share_five_percent_however_many_others_are_proven(
         sizes = np.cumsum(rng.integers(0, 100, size=200)).tolist()
         alphas = spent(sizes, proven=has_effect)
         null = [a for number, a in enumerate(alphas, start=1) if number not in has_effect]
-        assert sum(null) <= FAMILYWISE_ERROR
+        assert sum(null) <= 0.05
 
 
 @pytest.mark.parametrize("given", [(0, 1, 1), (2, 5, 4), (1, -1, 4)])
