@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.augmentation.base import make_records
-from prefect_augment.augmentation.smote import random_oversample_indices
+from prefect_augment.augmentation.smote import StratifiedTable, random_oversample_indices
 from prefect_augment.experiment.evaluator import Synthetic
 from prefect_augment.params import Classic
 from prefect_augment.plan.strategies import Wanted, wanted_records
@@ -62,15 +62,8 @@ def build_training_set(
         shares = strategy.synthetic_weight * shares
     classic_counts = {names.index(k): w.classic for k, w in wanted.items() if w.classic}
     if classic_counts:
-        classic_records = make_records(
-            X,
-            strata,
-            classic_counts,
-            classic=classic,
-            is_category=is_category,
-            n_levels=n_levels,
-            seed=seed,
-        )
+        table = StratifiedTable(X, strata, is_category, n_levels)
+        classic_records = make_records(table, classic_counts, classic=classic, seed=seed)
         parts_X.append(classic_records.X)
         parts_s.append(classic_records.strata)
     copies = random_oversample_indices(

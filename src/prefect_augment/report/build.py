@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prefect_augment.augmentation.image_policy import ImagePolicy
-from prefect_augment.augmentation.label_preservation import check_picture, find_check
+from prefect_augment.augmentation.label_preservation import find_check
 from prefect_augment.encoding.arrays import by_columns
 from prefect_augment.encoding.pixels import DECODING_RULE
 from prefect_augment.encoding.subsample import Sample, read_parts
@@ -213,7 +213,9 @@ def _draw(
             **({"encoder": model.encoder_digest} if model else {}),
         },
         software=software_versions(),
-        policy_sheet=check_picture(findings.policy, store) if pictures == "real" else None,
+        policy_sheet=store.read(findings.policy.picture)
+        if findings.policy and pictures == "real"
+        else None,
         findings=findings,
     )
     files = build_report(data)

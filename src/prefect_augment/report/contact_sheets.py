@@ -155,7 +155,7 @@ def _images(
 
 def _pictures(images: Sequence[_Image]) -> list[Pixels]:
     """The decoded images, large JPEGs at reduced size since they are shown small."""
-    return [decode_image(image.data, max_pixels=None, at_least=2 * CELL) for image in images]
+    return [decode_image(image.data, at_least=2 * CELL) for image in images]
 
 
 def _copies(
@@ -245,5 +245,5 @@ def preview(
                     row = table.take(pa.array([labels.index(name)])).to_pylist()[0]
                     examples[name] = row["aug_id"], row[info.image.column]["bytes"]
         keys, data = zip(*(examples[name] for name in wanted), strict=True)
-        images = [decode_image(one, max_pixels=None, at_least=2 * CELL) for one in data]
+        images = [decode_image(one, at_least=2 * CELL) for one in data]
         return policy_sheet(images, keys, policy)

@@ -1,11 +1,25 @@
-"""Options and quirks of the object store drivers (s3fs, adlfs, gcsfs), which bring them under one contract."""
+"""Options and quirks of the object store drivers (s3fs, adlfs, gcsfs), and one policy of retries for all.
+
+The drivers' own retries are off where possible, so attempts do not multiply.
+"""
 
 import functools
 import json
+import logging
 import os
-from typing import Any
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import fsspec
+
+from prefect_augment.errors import ParameterError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Variables that decide whom a driver connects as, and where.
 _CONNECTION = ("AWS_", "AZURE_", "GOOGLE_", "GCSFS_", "STORAGE_EMULATOR_HOST", "HOME", "FSSPEC_")
@@ -116,3 +130,77 @@ def what_to_do(uri: str, exc: Exception) -> str:
     extras = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
     extra = "azure" if is_azure else extras.get(scheme)
     return f"pip install 'prefect-augment[{extra}]'" if extra else "check the URL"
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Bounded attempts with exponential back-off and full jitter.
+
+    The wait before the second attempt is uniform in [0, ``backoff_seconds``]; the bound doubles with each
+    attempt, up to ``max_seconds``. The jitter spreads out runs that a store rejects together.
+
+    References
+    ----------
+    M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog 2015 ("full jitter").
+    """
+
+    attempts: int = 8
+    backoff_seconds: float = 0.25
+    max_seconds: float = 8.0
+
+    @classmethod
+    def from_environment(cls) -> "RetryPolicy":
+        """Return the policy with ``PREFECT_AUGMENT_STORAGE_ATTEMPTS`` and ``…_BACKOFF_SECONDS`` applied.
+
+        Raises ParameterError for a value that is no valid number.
+        """
+        attempts = _number("PREFECT_AUGMENT_STORAGE_ATTEMPTS", cls.attempts, least=1)
+        backoff = _number("PREFECT_AUGMENT_STORAGE_BACKOFF_SECONDS", cls.backoff_seconds, least=0)
+        return cls(attempts=int(attempts), backoff_seconds=backoff)
+
+
+ONCE = RetryPolicy(attempts=1)
+
+
+def call(
+    function: Callable[[], T],
+    *,
+    policy: RetryPolicy,
+    attempts: Callable[[Exception], int],
+    what: str,
+) -> T:
+    """Return what ``function`` returns, retrying transient faults; raise its last exception.
+
+    ``attempts`` says how many attempts an exception is worth, 1 if it is final; ``what`` is for the log.
+    """
+    number = 0
+    while True:
+        number += 1
+        try:
+            return function()
+        except Exception as exc:
+            if number >= min(attempts(exc), policy.attempts):
+                raise
+            longest = min(policy.max_seconds, policy.backoff_seconds * 2.0 ** (number - 1))
+            wait = random.uniform(0, longest)  # noqa: S311 - no secret
+            logger.info(
+                "Cannot %s (%s, attempt %d); trying again in %.1f s.",
+                what,
+                type(exc).__name__,
+                number,
+                wait,
+            )
+        time.sleep(wait)
+
+
+def _number(name: str, default: float, *, least: float) -> float:
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not least <= number < 1e6:
+        raise ParameterError(f"{name} is {text!r}; give a number of at least {least:g}.")
+    return number

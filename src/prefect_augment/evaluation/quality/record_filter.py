@@ -38,7 +38,7 @@ from typing import NamedTuple
 import numpy as np
 
 from prefect_augment.array_types import Array, Bool, Float, Int, String
-from prefect_augment.encoding.arrays import FilterOutcome, FilterRequest, Labelled, Limits, Purpose
+from prefect_augment.encoding.arrays import FilterOutcome, FilterRequest, Labelled, Purpose
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.neighbours import Space
@@ -70,6 +70,7 @@ from prefect_augment.evaluation.quality.near_copies import (
     training_distances,
 )
 from prefect_augment.evaluation.quality.prdc import MAX_COMPARED, expected_coverage, likeness
+from prefect_augment.params import Quality
 from prefect_augment.schema import ClassCheck, ClassFilter, ClassVerdict
 
 
@@ -249,7 +250,9 @@ def filter_records(
     near = training_distances(measures, training, validation, candidates, half, one_each)
     equal = equality(training.X, validation.X, candidates.X)
     set_reason(reason, np.flatnonzero(equal.of_unique), "near copy")
-    drop_copies_and_outliers(near, strata, ordinals, request.near_copy_quantile, reason, notes)
+    drop_copies_and_outliers(
+        near, strata, ordinals, request.quality.near_copy_quantile, reason, notes
+    )
 
     # Labels, by two classifiers on disjoint halves of the training records.
     tests_classes = request.metrics or drop_unsafe
@@ -268,7 +271,7 @@ def filter_records(
             if labels.real[k] is None
         ]
         if halves.filter is not None:
-            set_reason(reason, labels.doubtful(request.fidelity_quantile), "label")
+            set_reason(reason, labels.doubtful(request.quality.fidelity_quantile), "label")
             score = utility_scores(halves.filter, candidates.X, labels.wanted)
 
     # Values that repeat more often than real ones do.
@@ -294,7 +297,7 @@ def filter_records(
             _Comparison(near, equal, one_each), labels, reason, kept,
         )  # fmt: skip
         results = {
-            s: _test_class(stratum, measures, request.limits, len(shown), metrics=request.metrics)
+            s: _test_class(stratum, measures, request.quality, len(shown), metrics=request.metrics)
             for s, stratum in classes
         }
     for s, result in results.items():
@@ -366,7 +369,7 @@ def _strata(
 
 
 def _test_class(
-    stratum: Stratum, measures: Measures, limits: Limits, n_strata: int, *, metrics: bool
+    stratum: Stratum, measures: Measures, limits: Quality, n_strata: int, *, metrics: bool
 ) -> _ClassResult:
     two_sample = measures.two_sample if n_strata <= MAX_STRATA_COMPARED else None
     evidence = class_evidence(stratum, measures.space)
