@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 from prefect_augment.augmentation.base import augment
 from prefect_augment.augmentation.image_pipeline import Operation, Pipeline
 from prefect_augment.augmentation.image_policy import ImagePolicy, record_seed
-from prefect_augment.augmentation.write_images import portions
+from prefect_augment.augmentation.write_images import PORTION_BYTES, portions
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Classic, NoModel, RunParams, Source
 from prefect_augment.plan.plan import plan
@@ -110,7 +110,7 @@ def ours(side: int) -> Work:
 
     def work(first: int, images: Sequence[bytes]) -> list[bytes]:
         made: list[bytes] = []
-        for part in portions([len(data) for data in images]):
+        for part in portions([len(data) for data in images], PORTION_BYTES):
             seeds = [record_seed(0, f"{first + i:032x}", 0) for i in range(part.start, part.stop)]
             pixels = [decoded(data) for data in images[part]]
             made += [encoded(image) for image in policy.batch(pixels, seeds)]

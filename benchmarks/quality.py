@@ -34,9 +34,9 @@ from _goals import Goal, print_goals, print_heading, print_row
 from _quality_cases import DRAWN, FAULTS, REAL_IMAGES, REAL_TABLES, filtered
 from scipy.stats import binomtest
 
-from prefect_augment.encoding.arrays import Limits
 from prefect_augment.evaluation.quality import class_tests
 from prefect_augment.evaluation.quality.class_tests import CHECKS
+from prefect_augment.params import Quality
 from prefect_augment.schema import ClassCheck
 
 KINDS = ("table", "image")
@@ -97,7 +97,7 @@ def faulty_classes(fault: str, n_classes: int) -> tuple[int, ...]:
     return {"none": (), "swapped labels": (0, 1)}.get(fault, tuple(range(n_classes)))
 
 
-def unsafe_classes(case: Any, limits: Limits) -> set[int]:
+def unsafe_classes(case: Any, limits: Quality) -> set[int]:
     """Classes that are unsafe under other limits, from the checks' figures."""
     n_strata = len(case["checks"])
     alpha = limits.false_alarm / (n_strata * len(CHECKS))
@@ -108,7 +108,7 @@ def unsafe_classes(case: Any, limits: Limits) -> set[int]:
     }
 
 
-def _fails(c: ClassCheck, alpha: float, limits: Limits) -> bool:
+def _fails(c: ClassCheck, alpha: float, limits: Quality) -> bool:
     by_chance = c.p_value is not None and c.p_value >= alpha
     if c.name == "copies":
         return not by_chance
@@ -149,10 +149,10 @@ def interval(n: int, of: int) -> str:
 
 
 def counted(
-    worlds: Sequence[Any], kind: str, limits: Limits | None = None
+    worlds: Sequence[Any], kind: str, limits: Quality | None = None
 ) -> Iterator[tuple[str, int, int]]:
     """Per fault: cases with the wrong answer, and all; wrong is a miss or, of no fault, an alarm."""
-    limits = limits or Limits()
+    limits = limits or Quality()
     for fault in ("none", *FAULTY[kind]):
         wrong = 0
         for w in worlds:
@@ -212,8 +212,8 @@ def print_limits(kind: str, every: Sequence[Any]) -> None:
     print_heading(["limit", "value", "none", *FAULTY[kind]])
     for name, values in OTHER_LIMITS.items():
         for value in values:
-            found = {f: wrong / n for f, wrong, n in counted(every, kind, Limits(**{name: value}))}
-            default = " (default)" if value == getattr(Limits(), name) else ""
+            found = {f: wrong / n for f, wrong, n in counted(every, kind, Quality(**{name: value}))}
+            default = " (default)" if value == getattr(Quality(), name) else ""
             print_row([name, f"{value}{default}", *(f"{found[f]:.1%}" for f in found)])
 
 

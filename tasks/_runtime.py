@@ -42,7 +42,7 @@ from prefect_augment.params import Destination, Publish, Source
 from prefect_augment.report.run_summary import outcome_sentence, run_page
 from prefect_augment.schema import DatasetRef, RunResult
 from prefect_augment.shards.staged import load_info
-from prefect_augment.storage import Store, keep_apart, open_published, open_store, read_manifest
+from prefect_augment.storage import Store, keep_apart, open_store, read_manifest, with_workspace
 from prefect_augment.storage.workspace import POINTER
 from prefect_augment.tasks._blocks import storage_options
 from prefect_augment.tasks._display import (
@@ -333,7 +333,7 @@ def open_root(dataset: DatasetRef) -> Store:
 
 def open_block_store(uri: str, block: str) -> Store:
     """Open ``uri`` with the credentials of ``block``, or with the environment's where there is none."""
-    return open_published(uri, options=storage_options(block))
+    return with_workspace(open_store(uri, options=storage_options(block)))
 
 
 def check_shared(destination: Destination, source: Source) -> None:

@@ -1,6 +1,7 @@
 """The fast path against albumentations, operation by operation, and what moves with an image."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -231,7 +232,7 @@ def test_moved_boxes_are_those_of_all_their_points() -> None:
     box = np.array([[12.0, 20.0, 30.0, 15.0]], np.float32)
     for _ in range(20):
         matrix = np.column_stack([np.eye(2) + rng.normal(0, 0.2, (2, 2)), rng.normal(0, 5, 2)])
-        moved = Targets(box).started(200, 200).moved(matrix, 200, 200, min_visibility=0.0)
+        moved = Targets(box, min_visibility=0.0).started(200, 200).moved(matrix, 200, 200)
         x, y, w, h = box[0]
         t = np.linspace(0, 1, 50)
         outline = np.concatenate(
@@ -271,7 +272,7 @@ def test_a_box_that_leaves_the_image_goes(policy_border: int) -> None:
     )
     for least, places in ((0.4, [0, 1]), (0.6, [0])):
         half_policy = ImagePolicy((half,), prob=1.0)
-        _, moved = half_policy.apply_targets(image, targets, seed=0, min_visibility=least)
+        _, moved = half_policy.apply_targets(image, replace(targets, min_visibility=least), seed=0)
         assert moved.places.tolist() == places, "half of the right one is left"
 
 

@@ -19,7 +19,6 @@ pytest.importorskip("torch", reason="needs the extra 'torch'")
 from prefect_augment.augmentation import label_preservation as module
 from prefect_augment.augmentation.label_preservation import (
     act_on,
-    check_picture,
     check_policy,
     find_check,
     policy_page,
@@ -98,7 +97,7 @@ def test_digits_upside_down_are_found_and_leaning_ones_are_not(
     assert again == good, "the outcome is kept"
     found = find_check(dataset, classic=Classic(policy=LEANING), seed=0, store=store)
     assert found == good, "the report finds it"
-    assert (check_picture(found, store) or b"").startswith(b"\x89PNG")
+    assert store.read(found.picture).startswith(b"\x89PNG")
     assert find_check(dataset, classic=Classic(policy=LEANING), seed=1, store=store) is None
     assert find_check(dataset, classic=Classic(image="none"), seed=0, store=store) is None
     page = policy_page(bad, store)

@@ -9,6 +9,7 @@ from threadpoolctl import threadpool_limits
 
 from prefect_augment.augmentation.smote import (
     SmoteRecords,
+    StratifiedTable,
     random_oversample_indices,
     smote,
     smote_memory_bytes,
@@ -46,11 +47,8 @@ def run(
     max_memory_mib: int = 1024,
 ) -> SmoteRecords:
     return smote(
-        X,
-        strata,
+        StratifiedTable(X, strata, is_category, n_levels),
         counts,
-        is_category=is_category,
-        n_levels=n_levels,
         k_neighbors=k,
         seed=seed,
         max_memory_mib=max_memory_mib,
@@ -273,7 +271,9 @@ def test_memory_stays_below_the_estimate(kinds: str, n_own: int, n_new: int, lev
     n_levels = is_category * max(levels, 1)
     X = np.where(is_category, np.random.default_rng(0).integers(0, max(levels, 1), X.shape), X)
     run(X[:40], strata[:40], is_category, n_levels, {0: 5})  # imports and their caches
-    need = smote_memory_bytes(X, strata, {1: n_new}, is_category=is_category, k_neighbors=5)
+    need = smote_memory_bytes(
+        StratifiedTable(X, strata, is_category, n_levels), {1: n_new}, k_neighbors=5
+    )
     tracemalloc.start()
     run(X, strata, is_category, n_levels, {1: n_new})
     _, peak = tracemalloc.get_traced_memory()

@@ -10,8 +10,7 @@ from imblearn.over_sampling import BorderlineSMOTE, RandomOverSampler
 from numpy.typing import NDArray
 
 from prefect_augment.augmentation.base import make_records
-from prefect_augment.augmentation.smote import SmoteRecords
-from prefect_augment.augmentation.smote_neighbours import start_weights
+from prefect_augment.augmentation.smote import SmoteRecords, StratifiedTable, start_weights
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.params import Classic
 
@@ -37,10 +36,8 @@ def run(
     **options: Any,
 ) -> SmoteRecords:
     is_category = np.arange(X.shape[1]) >= X.shape[1] - n_categories
-    return make_records(
-        X, strata, counts, classic=Classic(table=method, **options), is_category=is_category,
-        n_levels=is_category * 3, seed=5,
-    )  # fmt: skip
+    table = StratifiedTable(X, strata, is_category, is_category * 3)
+    return make_records(table, counts, classic=Classic(table=method, **options), seed=5)
 
 
 @pytest.mark.slow
@@ -91,10 +88,8 @@ def test_the_same_seed_makes_the_same_records(method: str) -> None:
 
 
 def starts(X: Any, strata: Any, method: Any) -> Any:
-    return start_weights(
-        X, strata, {1: 1}, method=method, is_category=np.zeros(3, bool),
-        n_levels=np.zeros(3, np.int64), k_neighbors=5, max_memory_mib=1024,
-    )  # fmt: skip
+    table = StratifiedTable(X, strata, np.zeros(3, bool), np.zeros(3, np.int64))
+    return start_weights(table, {1: 1}, method=method, k_neighbors=5, max_memory_mib=1024)
 
 
 def test_borderline_starts_where_imbalanced_learn_finds_danger() -> None:
@@ -178,9 +173,7 @@ def test_tables_of_categories_and_constant_numbers_have_a_border(method: str) ->
     assert len(found.parents) == 30
     # A category that is the class says that no other class is near, whatever stands beside it.
     own = np.column_stack([np.zeros((120, 2)), strata])
-    weights, notes = start_weights(
-        own, strata, {1: 30}, method=method, is_category=np.array([False, False, True]),
-        n_levels=np.array([0, 0, 2]), k_neighbors=5, max_memory_mib=256,
-    )  # fmt: skip
+    table = StratifiedTable(own, strata, np.array([False, False, True]), np.array([0, 0, 2]))
+    weights, notes = start_weights(table, {1: 30}, method=method, k_neighbors=5, max_memory_mib=256)
     assert (weights == 1).all()
     assert 1 in notes

@@ -1,8 +1,6 @@
 """Every kind of image file ends as 8-bit gray or RGB, by a stated rule, or as a stated refusal."""
 
 import io
-import struct
-import zlib
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,7 @@ from prefect_augment.encoding.pixels import (
     with_channels,
 )
 from prefect_augment.errors import SchemaError, UndecodableError
-from prefect_augment.sources.images.validation import BadImageError, check_image
+from prefect_augment.sources.images.validation import BadImageError, check_image, header_of
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -51,7 +49,7 @@ def test_gray_and_rgb_files_come_back_pixel_by_pixel() -> None:
         assert np.array_equal(decode_image(encode_png(pixels)), pixels)
 
 
-@pytest.mark.parametrize("kind", ["BMP", "DIB", "PPM", "JPEG2000", "AVIF", "WEBP", "GIF"])
+@pytest.mark.parametrize("kind", ["BMP", "PPM", "JPEG2000", "AVIF", "WEBP", "GIF"])
 def test_every_format_is_found_out_from_the_bytes(kind: str) -> None:
     if kind not in Image.SAVE:
         pytest.skip(f"this build of Pillow cannot write {kind}")
@@ -171,9 +169,9 @@ def test_a_reduced_jpeg_is_smaller_and_still_large_enough() -> None:
 # --- refusals ---------------------------------------------------------------------------------
 
 
-def reason_of(data: bytes, **options: int) -> str:
+def reason_of(data: bytes) -> str:
     with pytest.raises(UndecodableError) as caught:
-        decode_image(data, **options)
+        decode_image(data)
     return caught.value.reason
 
 
@@ -184,16 +182,6 @@ def test_refusals_say_why_in_few_words() -> None:
     assert reason_of(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == "not an image"
     assert reason_of(png[: len(png) // 2]) == "image is cut off or damaged"
     assert reason_of(jpeg[: len(jpeg) // 2]) == "image is cut off or damaged"
-    assert reason_of(png, max_pixels=64 * 64 - 1) == "image is too large"
-
-
-def test_decompression_bombs_are_refused_by_their_header() -> None:
-    """10 gigapixels in 60 bytes: nothing may be allocated for them."""
-    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
-    chunk = b"IHDR" + header
-    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
-    bomb += struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT"
-    assert reason_of(bomb + struct.pack(">I", zlib.crc32(b"IDAT"))) == "image is too large"
 
 
 @pytest.mark.slow
@@ -204,8 +192,11 @@ def test_damaged_files_are_decoded_or_refused_and_never_anything_else(
     data = bytearray(_SOUND[kind])
     data[place % len(data)] = value
     try:
-        pixels = decode_image(bytes(data), max_pixels=1_000_000)
-    except UndecodableError:
+        width, height = header_of(bytes(data)).size
+        if width * height > 1_000_000:  # which ingest refuses
+            return
+        pixels = decode_image(bytes(data))
+    except (BadImageError, UndecodableError):
         return
     assert pixels.dtype == np.uint8
     assert pixels.shape[2] in (1, 3)
@@ -214,14 +205,13 @@ def test_damaged_files_are_decoded_or_refused_and_never_anything_else(
 @pytest.mark.slow
 @given(place=st.integers(0, 10_000), value=st.integers(0, 255), kind=st.integers(0, 4))
 def test_what_ingest_lets_pass_is_decoded(place: int, value: int, kind: int) -> None:
-    """Two rooms that may not import one another look at the same bytes."""
     data = bytearray(_SOUND[kind])
     data[place % len(data)] = value
     try:
         found = check_image(bytes(data), max_megapixels=1.0)
     except BadImageError:
         return
-    pixels, size = read_image(bytes(data), max_pixels=None)
+    pixels, size = read_image(bytes(data), at_least=0)
     assert size == (found.width, found.height) == (pixels.shape[1], pixels.shape[0])
 
 

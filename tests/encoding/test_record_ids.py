@@ -8,12 +8,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, strategies as st
 
-from prefect_augment.encoding.record_ids import (
-    aug_ids,
-    content_digests,
-    derived_ids,
-    float_variants,
-)
+from prefect_augment.encoding.record_ids import content_digests, derived_ids, float_variants
 from prefect_augment.storage.keys import hex_column
 
 NAN = float("nan")
@@ -143,14 +138,8 @@ def test_an_empty_table_has_no_keys() -> None:
     assert content_keys(pa.table({"a": pa.array([], pa.int64())})).to_pylist() == []
 
 
-def test_twins_get_distinct_ids_that_do_not_depend_on_their_place() -> None:
-    ids = aug_ids(["k", "k", "k", "j"], ["a", "a", "b", "a"]).to_pylist()
-    assert len(set(ids)) == 4
-    assert set(aug_ids(["j", "k", "k", "k"], ["a", "b", "a", "a"]).to_pylist()) == set(ids)
-
-
 def test_derived_ids_differ_between_origins_parents_and_ordinals() -> None:
-    real = aug_ids(["p"] * 2, ["tail"] * 2).to_pylist()
+    real = derived_ids("real", ["p"] * 2, "tail", range(2)).to_pylist()
     copies = derived_ids("copy", ["p", "p", "q"], "tail", [0, 1, 0]).to_pylist()
     classic = derived_ids("classic", ["p", "p", "q"], "tail", [0, 1, 0]).to_pylist()
     synthetic = derived_ids("synthetic", "p", ["tail"] * 3, np.arange(3)).to_pylist()

@@ -38,7 +38,7 @@ from prefect_augment.params import (
 )
 from prefect_augment.plan import estimate as estimates
 from prefect_augment.schema import Manifest, RunResult
-from prefect_augment.storage import open_published, open_store, read_manifest
+from prefect_augment.storage import open_store, read_manifest, with_workspace
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -270,7 +270,7 @@ def test_the_audit_of_a_share_stays_in_its_workspace(
     assert kept >= {"audit.parquet", "doubted_1.png"}
     shared = {path.name for path in (tmp_path / "out").rglob("*")}
     assert not shared & {name for name in kept if name.startswith(("audit", "doubted"))}
-    assert verify(open_published(str(tmp_path / "out")), shareable=True).ok
+    assert verify(with_workspace(open_store(str(tmp_path / "out"))), shareable=True).ok
 
 
 # --- the same bytes ---------------------------------------------------------------------------

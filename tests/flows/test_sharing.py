@@ -17,7 +17,7 @@ from prefect_augment.maintenance.gc import collect_garbage
 from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Destination, Evaluation, Publish, Quality, Source, TreesModel
 from prefect_augment.schema import Correction, DecisionRecord, RunResult
-from prefect_augment.storage import open_published, open_store, read_manifest
+from prefect_augment.storage import open_store, read_manifest, with_workspace
 
 pytestmark = [pytest.mark.usefixtures("quick_runs"), pytest.mark.slow]
 
@@ -86,7 +86,7 @@ def test_only_card_manifest_and_shards_lie_in_the_destination(shared: Shared) ->
     }  # fmt: skip
     assert (shared.folder / "out-workspace" / "_splits" / "v00000001.parquet").exists()
     assert Path(shared.result.report).is_file()
-    report = verify(open_published(str(shared.folder / "out")), shareable=True)
+    report = verify(with_workspace(open_store(str(shared.folder / "out"))), shareable=True)
     assert report.ok, report.problems
 
 
@@ -134,7 +134,7 @@ def test_a_share_goes_on_as_any_dataset_does(shared: Shared, tmp_path: Path) -> 
         run(tmp_path, source, publish=Publish())
     with pytest.raises(ParameterError, match="lets values of single records out"):
         run(tmp_path, source, quality=Quality(min_level_records=1))
-    store = open_published(str(tmp_path / "out"))
+    store = with_workspace(open_store(str(tmp_path / "out")))
     # The plant of somebody else makes a rerun refuse, and leaves the version before.
     (tmp_path / "out" / "notes.csv").write_text(shared.members.iloc[[7]].to_csv())
     with pytest.raises(RefusedError, match=r"notes\.csv"):

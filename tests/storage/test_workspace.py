@@ -16,7 +16,6 @@ from prefect_augment.storage import (
     SharedStore,
     Store,
     keep_apart,
-    open_published,
     open_store,
     private_objects,
     with_workspace,
@@ -52,7 +51,7 @@ def test_each_object_lies_where_it_belongs(where: str) -> None:
     assert store.list("_staging") == [PRIVATE[0]]
     assert store.place("_splits/a") == f"{workspace.uri}/_splits/a"
     store.check_writable()
-    again = open_published(where)
+    again = with_workspace(open_store(where))
     assert isinstance(again, SharedStore)
     again.delete(PRIVATE[0])
     assert not workspace.exists(PRIVATE[0])
@@ -62,7 +61,7 @@ def test_a_named_workspace_is_found_again(tmp_path: Path) -> None:
     store = keep_apart(open_store(str(tmp_path / "a")), str(tmp_path / "deep" / "b"))
     store.put("_splits/x", b"1")
     assert (tmp_path / "deep" / "b" / "_splits" / "x").exists()
-    assert open_published(str(tmp_path / "a")).read("_splits/x") == b"1"
+    assert with_workspace(open_store(str(tmp_path / "a"))).read("_splits/x") == b"1"
     assert isinstance(keep_apart(open_store(str(tmp_path / "a"))), SharedStore)
 
 
@@ -98,10 +97,12 @@ def test_what_an_earlier_run_left_is_moved_even_after_a_kill(
 def test_a_copy_is_read_and_not_continued(tmp_path: Path) -> None:
     keep_apart(open_store(str(tmp_path / "out")))
     (tmp_path / "out").rename(tmp_path / "given")
-    assert isinstance(open_published(str(tmp_path / "given")), SharedStore), "both are still here"
+    assert isinstance(with_workspace(open_store(str(tmp_path / "given"))), SharedStore), (
+        "both are still here"
+    )
     (tmp_path / "out-workspace").rename(tmp_path / "elsewhere")
     with pytest.raises(ParameterError, match="can be read and verified"):
-        open_published(str(tmp_path / "given"))
+        with_workspace(open_store(str(tmp_path / "given")))
     store = open_store(str(tmp_path / "given"))
     assert with_workspace(store, required=False) is store
 

@@ -10,6 +10,7 @@ from support.steps import candidates_with, experiment_of
 
 from prefect_augment.encoding.arrays import Matrix, training_matrix
 from prefect_augment.encoding.record_ids import derived_ids
+from prefect_augment.encoding.subsample import Sample
 from prefect_augment.experiment.evaluator import Synthetic
 from prefect_augment.experiment.training_set import build_training_set
 from prefect_augment.ingest.ingest import ingest
@@ -54,7 +55,7 @@ def dataset(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRe
 def known(store: Store, dataset: DatasetRef) -> tuple[Matrix, BalancePlan]:
     balance = Balance(target="majority", by=["site"])
     found = plan(dataset, RunParams(balance=balance, model=TreesModel()), store, compares=False)
-    return training_matrix(store, load_info(dataset, store), found), found
+    return training_matrix(store, load_info(dataset, store), found, Sample(0, 0)), found
 
 
 def asked(data: Matrix, x: list[float], stratum: str) -> tuple[np.ndarray, np.ndarray]:

@@ -13,9 +13,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from prefect_augment.array_types import Bool, Float, Int
-from prefect_augment.augmentation.smote import SmoteRecords, random_oversample_indices, smote
-from prefect_augment.augmentation.smote_neighbours import start_weights, stratum_seed
+from prefect_augment.array_types import Float
+from prefect_augment.augmentation.smote import (
+    SmoteRecords,
+    StratifiedTable,
+    of_known,
+    random_oversample_indices,
+    smote,
+    start_weights,
+    stratum_seed,
+)
 from prefect_augment.augmentation.text import is_learnable, text_changer, with_texts
 from prefect_augment.augmentation.write_images import CopyMaker, make_image_copies
 from prefect_augment.encoding.arrays import TRAINED_ON, Matrix, training_matrix
@@ -71,7 +78,7 @@ def augment_part(
     if stage.outcome(DatasetInfo) is not None:
         return 0
     maker = _copy_maker(experiment, source, requested, stage)
-    own = range(part, maker.n_shards, n_parts)
+    own = range(part, len(maker.shards), n_parts)
     for number in own:
         maker.keep(number)
     return len(own)
@@ -98,7 +105,7 @@ def _copy_maker(
     experiment: Experiment, source: DatasetInfo, requested: Mapping[str, int], stage: Stage
 ) -> CopyMaker:
     params = experiment.params
-    return CopyMaker.of(source, experiment.plan, requested, params.classic, params.seed, stage)
+    return CopyMaker(source, experiment.plan, requested, params.classic, params.seed, stage)
 
 
 def _check(
@@ -142,15 +149,9 @@ def _make(
     matrix = training_matrix(stage.store, source, plan, sample)
     data = _to_interpolate(matrix, classic, params.quality.min_level_records, seed)
     names = [entry.name for entry in plan.classes]
-    records = make_records(
-        data.X,
-        data.strata,
-        {names.index(name): n for name, n in requested.items()},
-        classic=classic,
-        is_category=data.is_category,
-        n_levels=data.n_levels,
-        seed=seed,
-    )
+    rows = StratifiedTable(data.X, data.strata, data.is_category, data.n_levels)
+    counts = {names.index(name): n for name, n in requested.items()}
+    records = make_records(rows, counts, classic=classic, seed=seed)
     table = _to_table(records, data, source.digest, seed, _first_place(plan))
     table = with_texts(table, source, change, stage.store)
     shards = write_shards(
@@ -216,14 +217,7 @@ def _to_table(
 
 
 def make_records(
-    X: Float,
-    strata: Int,
-    counts: Mapping[int, int],
-    *,
-    classic: Classic,
-    is_category: Bool,
-    n_levels: Int,
-    seed: int,
+    table: StratifiedTable, counts: Mapping[int, int], *, classic: Classic, seed: int
 ) -> SmoteRecords:
     """Return ``counts`` new records per stratum by the method ``classic.table``.
 
@@ -235,79 +229,42 @@ def make_records(
     assessing classification rules with imbalanced data" (ROSE, the shrinkage).
     """
     if classic.table in ("oversampling", "jitter"):
-        return _moved_copies(X, strata, counts, classic, is_category, seed)
+        return _moved_copies(table, counts, classic, seed)
+    limits = {"k_neighbors": classic.k_neighbors, "max_memory_mib": classic.max_memory_mib}
     start: Float | None = None
     notes: dict[int, str] = {}
     if classic.table in ("borderline", "adasyn"):
-        start, notes = start_weights(
-            X, strata, counts, method=classic.table, is_category=is_category, n_levels=n_levels,
-            k_neighbors=classic.k_neighbors, max_memory_mib=classic.max_memory_mib,
-        )  # fmt: skip
-    records = smote(
-        X,
-        strata,
-        counts,
-        is_category=is_category,
-        n_levels=n_levels,
-        k_neighbors=classic.k_neighbors,
-        seed=seed,
-        max_memory_mib=classic.max_memory_mib,
-        start=start,
-    )
+        start, notes = start_weights(table, counts, method=classic.table, **limits)
+    records = smote(table, counts, seed=seed, start=start, **limits)
     joined = {
         k: "; ".join(filter(None, (notes.get(k), records.notes.get(k))))
         for k in {*notes, *records.notes}
     }
-    return SmoteRecords(records.X, records.strata, records.parents, joined)
+    return replace(records, notes=joined)
 
 
 def _moved_copies(
-    X: Float,
-    strata: Int,
-    counts: Mapping[int, int],
-    classic: Classic,
-    is_category: Bool,
-    seed: int,
+    table: StratifiedTable, counts: Mapping[int, int], classic: Classic, seed: int
 ) -> SmoteRecords:
     """Return copies with normal noise on the numbers, within the range of the stratum's values."""
-    requested = {code: n for code, n in sorted(counts.items()) if n > 0}
-    parents = random_oversample_indices(strata, requested, seed)
-    copies = X[parents]
-    numbers = np.flatnonzero(~is_category.astype(bool))
-    start = 0
-    for code, n in requested.items():
-        own, part = X[strata == code][:, numbers], copies[start : start + n]
+    parents = random_oversample_indices(table.strata, counts, seed)
+    copies, strata = table.X[parents], table.strata[parents]
+    numbers = np.flatnonzero(~table.is_category)
+    for code in np.unique(strata).tolist():
+        own, is_new = table.X[table.strata == code][:, numbers], strata == code
         rng = np.random.default_rng((stratum_seed(seed, code), 1))
-        share = classic.jitter if classic.table == "jitter" else _bandwidth(own, classic.shrinkage)
+        share = classic.jitter
+        if classic.table == "oversampling":
+            # Silverman's rule for a normal kernel, as in imbalanced-learn's RandomOverSampler.
+            n, d = own.shape
+            share = float(classic.shrinkage * (4 / ((d + 2) * max(1, n))) ** (1 / (d + 4)))
         finite = np.where(np.isfinite(own), own, np.nan)
-        low, high = _range(finite)
-        values = part[:, numbers]
+        low, high = np.fmin.reduce(finite), np.fmax.reduce(finite)  # NaN where none is finite
+        values = copies[np.ix_(is_new, numbers)]
         with np.errstate(all="ignore"):
-            noise = rng.standard_normal((n, len(numbers))) * share * _deviation(finite)
+            deviation = np.nan_to_num(of_known(finite, np.std), nan=0.0, posinf=0.0)
+            noise = rng.standard_normal(values.shape) * share * deviation
             moved = np.clip(values + noise, low, high)
         # Nulls and infinite values stay.
-        part[:, numbers] = np.where(np.isfinite(values), moved, values)
-        start += n
-    return SmoteRecords(
-        copies, np.repeat(np.array([*requested], np.int64), [*requested.values()]), parents
-    )
-
-
-def _bandwidth(own: Float, shrinkage: float) -> float:
-    """Silverman's rule for a normal kernel, as in imbalanced-learn's RandomOverSampler."""
-    n, d = own.shape
-    return float(shrinkage * (4 / ((d + 2) * max(1, n))) ** (1 / (d + 4)))
-
-
-def _deviation(values: Float) -> Float:
-    """Standard deviation of each column's finite values, 0 where there is none."""
-    stds = [np.std(known) if (known := c[~np.isnan(c)]).size else 0.0 for c in values.T]
-    deviation: Float = np.nan_to_num(np.array(stds), nan=0.0, posinf=0.0)
-    return deviation
-
-
-def _range(values: Float) -> tuple[Float, Float]:
-    """Smallest and largest finite value of each column."""
-    low = [known.min() if (known := c[~np.isnan(c)]).size else 0.0 for c in values.T]
-    high = [known.max() if (known := c[~np.isnan(c)]).size else 0.0 for c in values.T]
-    return np.array(low), np.array(high)
+        copies[np.ix_(is_new, numbers)] = np.where(np.isfinite(values), moved, values)
+    return SmoteRecords(copies, strata, parents)

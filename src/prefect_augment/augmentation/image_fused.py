@@ -14,7 +14,7 @@ instead of HSV (a few levels for a tenth of a turn).
 import cmath
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import blake2b
 from itertools import count, permutations
@@ -101,17 +101,11 @@ class Fused:
         self._steps = tuple(steps)  # (probability, change)
 
     def apply(
-        self,
-        image: Pixels,
-        draw: Draw,
-        targets: Targets | None = None,
-        *,
-        min_visibility: float = 0.0,
+        self, image: Pixels, draw: Draw, targets: Targets | None = None
     ) -> tuple[Pixels, Targets | None]:
         """Return a changed image, shape (height, width, 1 or 3), and its moved targets.
 
-        With targets the area outside a moved image is gray, else reflected. Boxes with less than
-        ``min_visibility`` of their area inside the image are dropped.
+        With targets the area outside a moved image is gray, else reflected.
         """
         copy = self._planned(image, draw)
         border = REFLECT_101 if targets is None else CONSTANT
@@ -119,14 +113,9 @@ class Fused:
         changed = _blurred(_coloured(changed, copy.colours), copy.blur)
         if targets is None:
             return changed, None
-        moved = targets.moved(
-            np.array(copy.matrix).reshape(2, 3),
-            copy.width,
-            copy.height,
-            min_visibility=min_visibility,
-        )
+        moved = targets.moved(np.array(copy.matrix).reshape(2, 3), copy.width, copy.height)
         masks = tuple(_warped(mask, copy, CONSTANT, 0, NEAREST) for mask in targets.masks)
-        return changed, Targets(moved.boxes, moved.keypoints, masks, moved.places, moved.inside)
+        return changed, replace(moved, masks=masks)
 
     def batch(self, images: Sequence[Pixels], draws: Sequence[Draw]) -> list[Pixels]:
         """Return each image as :meth:`apply` does, pass by pass.
@@ -161,9 +150,6 @@ def fused(nodes: Sequence[Any]) -> Fused | None:
             return None
         steps.append((float(node.p), step))
     return Fused(steps)
-
-
-# --- pixels -----------------------------------------------------------------------------------
 
 
 @cache
@@ -267,7 +253,6 @@ def _blurred(image: Pixels, blur: tuple[int, float] | None) -> Pixels:
     return _as_before(_cv2().GaussianBlur(image, (size, size), sigma, borderType=REFLECT_101), 3)
 
 
-# --- operations -------------------------------------------------------------------------------
 # Each reads an operation of albumentations and returns its change; None where it does not fit.
 
 _ORDERS = tuple(permutations(range(4)))

@@ -25,40 +25,26 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
 from prefect_augment.array_types import Pixels, Uint64
+from prefect_augment.augmentation.image_fused import CONSTANT, FILL
 from prefect_augment.encoding.annotations import Targets
 from prefect_augment.errors import MissingExtraError, ParameterError
 from prefect_augment.text import load_yaml, suggestion
 
 # Operations with an output size; without one they keep the image's.
 SIZED = ("RandomResizedCrop", "Resize", "RandomSizedCrop")
-# Gray around images with boxes: a reflection would show objects without a box.
-BORDER_CONSTANT, FILL = 0, 114
-
-
-def library_versions() -> dict[str, str]:
-    """Return the versions of the libraries that copies of images depend on."""
-    versions = {}
-    for name in ("albumentations", "opencv-python-headless", "numpy"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = ""
-    return versions
 
 
 class Pipeline:
     """Operations, built once. Not thread-safe, as its nodes carry generators.
 
-    ``size`` is (height, width) for operations that need one. ``with_targets`` moves boxes, masks and
-    keypoints along, with gray around a moved image; boxes with less than ``min_visibility`` of their area
-    inside are dropped. Raises ParameterError for an unknown operation, argument or value, and
-    MissingExtraError without albumentations.
+    ``size`` is (height, width) for operations that need one. With ``min_visibility``, that of the targets, boxes,
+    masks and keypoints move along, with gray around a moved image. Raises ParameterError for an unknown
+    operation, argument or value, and MissingExtraError without albumentations.
     """
 
     def __init__(
@@ -66,10 +52,9 @@ class Pipeline:
         operations: "Sequence[Operation]",
         *,
         size: tuple[int, int],
-        with_targets: bool = False,
-        min_visibility: float = 0.0,
+        min_visibility: float | None = None,
     ) -> None:
-        library = _albumentations()
+        library, with_targets = _albumentations(), min_visibility is not None
         self.nodes = [
             _node(library, operation, size, with_targets=with_targets) for operation in operations
         ]
@@ -175,9 +160,7 @@ def _node(
     if "size" in allowed and operation.name in SIZED:
         arguments.setdefault("size", size)
     if with_targets and "border_mode" in allowed:
-        arguments |= {"border_mode": BORDER_CONSTANT} | (
-            {"fill": FILL} if "fill" in allowed else {}
-        )
+        arguments |= {"border_mode": CONSTANT} | ({"fill": FILL} if "fill" in allowed else {})
     if operation.name == "Affine":
         # albumentations truncates shifts to whole pixels, so an 8-pixel image would never move.
         cls = type("Affine", (cls,), {"_get_translate_params": _shift})

@@ -15,26 +15,28 @@ from typing import Any
 
 import numpy as np
 
-from prefect_augment.array_types import Images, Uint64
+from prefect_augment.array_types import Images, Int, Uint64
 from prefect_augment.augmentation.image_fused import Fused, draws, fused
 from prefect_augment.augmentation.image_pipeline import (
     SIZED,
     Operation,
     Pipeline,
     flattened,
-    library_versions,
     read_operations,
     read_pipeline,
 )
 from prefect_augment.augmentation.image_presets import DOMAINS, check_allowed, stronger
-from prefect_augment.encoding.annotations import MIN_VISIBILITY, Targets
+from prefect_augment.encoding.annotations import Targets
+from prefect_augment.encoding.pixels import resize
 from prefect_augment.errors import ParameterError
 from prefect_augment.params import Classic
 from prefect_augment.params.keys import canonical_json
 from prefect_augment.registry import load_function
+from prefect_augment.schema import software_versions
 
 ALGORITHM_VERSION = 2
 ENTRY_POINTS = "prefect_augment.policies"
+LIBRARIES = ("albumentations", "opencv-python-headless", "numpy")  # that copies of images depend on
 MAX_PIPELINES = 64  # per thread: operations without a size are built for each size of images
 TRIAL_SIDE = 64  # pixels of the image that a policy is tried on
 
@@ -114,7 +116,9 @@ class ImagePolicy:
     @property
     def info(self) -> dict[str, Any]:
         """:attr:`config`, its digest and the libraries' versions, as manifests hold them."""
-        return {**self.config, "digest": self.digest, "libraries": library_versions()}
+        installed = software_versions()
+        libraries = {name: installed.get(name, "") for name in LIBRARIES}
+        return {**self.config, "digest": self.digest, "libraries": libraries}
 
     @cached_property
     def digest(self) -> str:
@@ -152,7 +156,7 @@ class ImagePolicy:
         ``prob`` replaces the policy's own probability, and does not influence how a changed image looks.
         The size changes only if an operation sets one.
         """
-        return self._apply(image, None, seed, prob, 0.0)[0]
+        return self._apply(image, None, seed, prob)[0]
 
     def apply_targets(
         self,
@@ -161,13 +165,12 @@ class ImagePolicy:
         *,
         seed: int,
         prob: float | None = None,
-        min_visibility: float = MIN_VISIBILITY,
     ) -> tuple[Images, Targets]:
         """Return one image with its boxes, masks and keypoints, all moved alike.
 
         The area outside a moved image is gray, not reflected: a reflection would show objects without a box.
-        Boxes with less than ``min_visibility`` of their area inside are dropped; ``places`` of the returned
-        targets names those that stay. Raises ParameterError for a plug-in, which does not handle boxes.
+        ``places`` of the returned targets names the boxes that stay. Raises ParameterError for a plug-in, which
+        does not handle boxes.
         """
         if self.plugin:
             raise ParameterError(
@@ -176,7 +179,7 @@ class ImagePolicy:
             )
         height, width = image.shape[:2]
         started = targets.started(width, height)
-        changed, moved = self._apply(image, started, seed, prob, min_visibility)
+        changed, moved = self._apply(image, started, seed, prob)
         assert moved is not None
         return changed, moved
 
@@ -212,13 +215,18 @@ class ImagePolicy:
                 results[i] = image
         return results
 
+    def always(self, images: Images, seeds: Int) -> Images:
+        """Return every image (n, height, width, channels) changed under its seed, in the size that it has."""
+        height, width = images.shape[1:3]
+        changed = self.batch(images, seeds.tolist(), [1.0] * len(images))
+        return np.stack([resize(image, width, height) for image in changed])
+
     def _apply(
         self,
         image: Images,
         targets: Targets | None,
         seed: int,
         prob: float | None,
-        min_visibility: float,
     ) -> tuple[Images, Targets | None]:
         _check_image(image)
         # Draw the first number always, so that a changed image does not depend on ``prob``.
@@ -228,9 +236,10 @@ class ImagePolicy:
         if self.plugin:
             rng = np.random.Generator(np.random.PCG64(seed))
             return self._checked(self._callback(image.copy(), rng), image), None
-        pipeline, fast = self._built(self._size_for(image), targets is not None, min_visibility)
+        least = None if targets is None else targets.min_visibility
+        pipeline, fast = self._built(self._size_for(image), least)
         if fast is not None:
-            changed, moved = fast.apply(image, draw, targets, min_visibility=min_visibility)
+            changed, moved = fast.apply(image, draw, targets)
         else:
             words: Uint64 = np.random.SeedSequence(seed).generate_state(pipeline.n_words, np.uint64)  # type: ignore[assignment]  # the stub ignores the dtype argument
             changed, moved = pipeline.apply(image, words, targets)
@@ -271,34 +280,26 @@ class ImagePolicy:
         return load_function(self.plugin, group=ENTRY_POINTS, field="classic.plugin")
 
     def _built(
-        self,
-        size: tuple[int, int] = (0, 0),
-        with_targets: bool = False,
-        min_visibility: float = 0.0,
+        self, size: tuple[int, int], min_visibility: float | None = None
     ) -> tuple[Pipeline, Fused | None]:
         """Return this thread's pipeline: nodes carry generators, so threads may not share them."""
         pipelines: dict[Any, tuple[Pipeline, Fused | None]]
         pipelines = _built.__dict__.setdefault("pipelines", {})
-        key = (self.digest, size, with_targets, min_visibility)
+        key = (self.digest, size, min_visibility)
         if key not in pipelines:
             if len(pipelines) >= MAX_PIPELINES:
                 pipelines.clear()
             # The fast path reads operations without targets, whose border it sets itself.
             pipeline = Pipeline(self.operations, size=size)
             fast = fused(pipeline.nodes)
-            if with_targets and fast is None:
-                pipeline = Pipeline(
-                    self.operations, size=size, with_targets=True, min_visibility=min_visibility
-                )
+            if min_visibility is not None and fast is None:
+                pipeline = Pipeline(self.operations, size=size, min_visibility=min_visibility)
             pipelines[key] = pipeline, fast
         return pipelines[key]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out built pipelines: each process makes its own."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
 
 
 _built = threading.local()

@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prefect_augment.augmentation.image_fused import REFLECT_101
 from prefect_augment.augmentation.image_pipeline import Operation, flattened
 from prefect_augment.errors import ParameterError
-
-REFLECT_101 = 4  # cv2's number: the border pixel is not repeated
 
 
 @dataclass(frozen=True)
@@ -194,13 +193,18 @@ def check_allowed(operations: Sequence[Operation], domain: str) -> None:
             )
 
 
+# The argument that rotates, and albumentations' default.
+_ROTATIONS = {
+    "Affine": ("rotate", 0.0),
+    "Rotate": ("limit", 90.0),
+    "SafeRotate": ("limit", 90.0),
+    "ShiftScaleRotate": ("rotate_limit", 0.0),
+}
+
+
 def _degrees(operation: Operation) -> float:
     """Return the largest rotation of an operation, as far as its arguments tell."""
-    arguments = {"Affine": "rotate", "ShiftScaleRotate": "rotate_limit"}
-    if operation.name in ("Rotate", "SafeRotate"):
-        limit = operation.arguments.get("limit", 90.0)  # albumentations' default
-    else:
-        limit = operation.arguments.get(arguments.get(operation.name, ""), 0.0)
+    limit = operation.arguments.get(*_ROTATIONS.get(operation.name, ("", 0.0)))
     values = limit if isinstance(limit, tuple | list) else (limit,)
     return max((abs(v) for v in values if isinstance(v, int | float)), default=0.0)
 

@@ -14,9 +14,8 @@ from prefect_augment.augmentation.image_policy import ImagePolicy, record_seed
 from prefect_augment.encoding.arrays import training_table
 from prefect_augment.encoding.images import encode_column
 from prefect_augment.encoding.labels import label_text
-from prefect_augment.encoding.pixels import resize
 from prefect_augment.errors import LabelDamageError, ParameterError
-from prefect_augment.evaluation.classifiers.label_preservation import Change, Flips, label_flips
+from prefect_augment.evaluation.classifiers.label_preservation import Flips, label_flips
 from prefect_augment.figures.image_grid import N_COLUMNS, rows_sheet
 from prefect_augment.nn.machine import classifier_size
 from prefect_augment.params import Balance, Classic
@@ -66,11 +65,6 @@ def find_check(
     return _stage(dataset, policy, classic, seed, store).outcome(PolicyCheck)
 
 
-def check_picture(check: PolicyCheck | None, store: Store) -> bytes | None:
-    """Return a check's image sheet as PNG bytes; None for no check."""
-    return store.read(check.picture) if check else None
-
-
 def _stage(
     dataset: DatasetRef, policy: ImagePolicy, classic: Classic, seed: int, store: Store
 ) -> Stage:
@@ -96,7 +90,7 @@ def _check(
         [np.flatnonzero(is_validation & (y == k))[:MAX_OF_CLASS] for k in range(len(classes))]
     )
     # Train on training images, count label flips of changed validation images.
-    changes = {name: _change(each) for name, each in _operations(policy).items()}
+    changes = {name: each.always for name, each in _operations(policy).items()}
     accuracy, flips_of = label_flips(
         (X[~is_validation], y[~is_validation]), (X[rows], y[rows]), changes,
         n_classes=len(classes), steps=STEPS, seed=seed,
@@ -135,15 +129,6 @@ def _operations(policy: ImagePolicy) -> dict[str, ImagePolicy]:
     return {**policies, WHOLE: replace(policy, prob=1.0)}
 
 
-def _change(policy: ImagePolicy) -> Change:
-    def change(images: NDArray[np.uint8], seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
-        height, width = images.shape[1:3]
-        changed = policy.batch(images, seeds.tolist(), [1.0] * len(images))
-        return np.stack([resize(image, width, height) for image in changed])
-
-    return change
-
-
 def _compared(
     name: str, flips: Sequence[Flips], classes: Sequence[str], most: float, *, weak: bool
 ) -> OperationCheck:
@@ -159,9 +144,6 @@ def _compared(
         becomes=classes[flips[worst].to] if flips[worst].to >= 0 else "",
         damages=not weak and (pooled.low > most or one_class),
     )
-
-
-# --- what is done about it, and what is shown -------------------------------------------------
 
 
 def needs_check(classic: Classic, dataset: DatasetRef, balance: Balance) -> bool:

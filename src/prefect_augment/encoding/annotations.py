@@ -56,7 +56,9 @@ class ImageTargets:
     def __bool__(self) -> bool:
         return self.has_objects or bool(self.masks)
 
-    def read(self, record: Mapping[str, Any], shape: Sequence[int]) -> "Targets":
+    def read(
+        self, record: Mapping[str, Any], shape: Sequence[int], min_visibility: float
+    ) -> "Targets":
         """Return the targets of one record (columns as Python values) whose image has this (height, width).
 
         Raises SchemaError if a mask has another size than the image.
@@ -67,7 +69,7 @@ class ImageTargets:
             value = record[name]
             if value is None or value["bytes"] is None:
                 continue
-            mask = decode_image(value["bytes"], max_pixels=None)
+            mask = decode_image(value["bytes"])
             if mask.shape[:2] != tuple(shape[:2]):
                 raise SchemaError(
                     f"record {record['aug_id']}: the mask {name!r} has {mask.shape[1]}×{mask.shape[0]} pixels and the "
@@ -78,6 +80,7 @@ class ImageTargets:
             boxes=np.array(objects.get("bbox") or [], np.float32).reshape(-1, 4),
             keypoints=_points(objects)[:, :2],
             masks=tuple(masks),
+            min_visibility=min_visibility,
         )
 
     def write(self, record: Mapping[str, Any], moved: "Targets") -> MovedRecord:
@@ -140,9 +143,6 @@ def _moved_objects(objects: Mapping[str, list[Any]], moved: "Targets") -> dict[s
     return left
 
 
-MIN_VISIBILITY = 0.1  # share of a box's area that has to be left in the image
-
-
 def _none(columns: int) -> Float32:
     return np.zeros((0, columns), dtype=np.float32)
 
@@ -157,6 +157,7 @@ class Targets:
     # (n_boxes,) indices into the boxes read; (n_keypoints,) whether still in the image
     places: Int = field(default_factory=lambda: np.zeros(0, np.int64))
     inside: Bool = field(default_factory=lambda: np.zeros(0, np.bool_))
+    min_visibility: float = 0.1  # share of a box's area that has to be left in the image
 
     def started(self, width: int, height: int) -> "Targets":
         """Return these with all keypoints inside, and only boxes that overlap the image."""
@@ -169,11 +170,11 @@ class Targets:
             inside=np.ones(len(self.keypoints), np.bool_),
         )
 
-    def moved(self, matrix: Float, width: int, height: int, *, min_visibility: float) -> "Targets":
+    def moved(self, matrix: Float, width: int, height: int) -> "Targets":
         """Return boxes and keypoints under an affine map (2, 3) of pixel centres, old to new; masks as they are.
 
-        A box becomes the upright hull of its four corners, cut to the new image (width, height). Boxes that keep
-        less than ``min_visibility`` of their area, a share in [0, 1], are dropped.
+        A box becomes the upright hull of its four corners, cut to the new image (width, height), or is dropped if
+        it keeps less than ``min_visibility`` of its area.
         """
         linear, offset = matrix[:, :2], matrix[:, 2]
         x, y, w, h = self.boxes.astype(np.float64).T
@@ -184,7 +185,7 @@ class Targets:
         size = np.array([[width], [height]], dtype=np.float64)
         cut_low, cut_high = np.clip(low, 0, size), np.clip(high, 0, size)
         area, left = np.prod(high - low, axis=0), np.prod(cut_high - cut_low, axis=0)
-        keep = (left > 0) & (left >= min_visibility * area)
+        keep = (left > 0) & (left >= self.min_visibility * area)
         boxes = np.concatenate([cut_low, cut_high - cut_low])[:, keep].T.astype(np.float32)
         points = self.keypoints.astype(np.float64) @ linear.T + offset
         inside = ((points > -0.5) & (points < size[:, 0] - 0.5)).all(axis=1)

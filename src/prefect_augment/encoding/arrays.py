@@ -4,17 +4,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefect_augment.array_types import Array, Bool, Float, Int, String
-from prefect_augment.encoding.strata import table_strata
-from prefect_augment.encoding.subsample import ALL, Sample, read_parts
+from prefect_augment.encoding.strata import codes_of, table_strata
+from prefect_augment.encoding.subsample import Sample, read_parts
 from prefect_augment.encoding.tables import TableEncoder
-from prefect_augment.errors import ParameterError
+from prefect_augment.params import Quality
 from prefect_augment.params.keys import canonical_json
 from prefect_augment.schema import BalancePlan, ClassFilter, DatasetInfo, Modality
 from prefect_augment.shards.base import label_names
@@ -45,6 +45,39 @@ class Records:
     strata_names: tuple[str, ...]
     compared: Bool
 
+    @classmethod
+    def of(
+        cls,
+        table: pa.Table,
+        X: Array,
+        *,
+        info: DatasetInfo,
+        plan: BalancePlan,
+        is_validation: Bool | None = None,
+    ) -> "Records":
+        """Return the records of a table whose arrays are ``X``, with classes and strata in the plan's order."""
+        classes = tuple(dict.fromkeys(c.label for c in plan.classes))
+        names = tuple(c.name for c in plan.classes)
+        groups = None
+        if info.group_column:
+            groups = np.unique(
+                np.array(label_names(table[info.group_column]), dtype=object).astype(str),
+                return_inverse=True,
+            )[1]
+        none = np.zeros(table.num_rows, dtype=bool)
+        return Records(
+            X=X,
+            y=codes_of(label_names(table[info.label]), classes),
+            strata=codes_of(table_strata(table, label=info.label, by=by_columns(plan)), names),
+            keys=_texts(table, "aug_id"),
+            content=_texts(table, "content_key"),
+            groups=groups,
+            is_validation=none if is_validation is None else is_validation,
+            classes=classes,
+            strata_names=names,
+            compared=np.array([name in info.compared for name in classes]),
+        )
+
     def labelled(self, rows: Int) -> "Labelled":
         """Return some records with their strata."""
         return Labelled(self.X[rows], self.strata[rows])
@@ -52,20 +85,6 @@ class Records:
     def class_of_stratum(self, plan: BalancePlan) -> Int:
         """Return the class index of each stratum."""
         return np.array([self.classes.index(c.label) for c in plan.classes], dtype=np.int64)
-
-
-class Shared(TypedDict):
-    """The fields of :class:`Records` without the records themselves."""
-
-    y: Int
-    strata: Int
-    keys: String
-    content: String
-    groups: Int | None
-    is_validation: Bool
-    classes: tuple[str, ...]
-    strata_names: tuple[str, ...]
-    compared: Bool
 
 
 def by_columns(plan: BalancePlan) -> tuple[str, ...]:
@@ -86,37 +105,6 @@ def by_key(training: pa.Table, validation: pa.Table) -> tuple[pa.Table, Bool]:
     return table.take(order), is_validation[order.to_numpy()]
 
 
-def shared_fields(
-    table: pa.Table,
-    *,
-    info: DatasetInfo,
-    plan: BalancePlan,
-    is_validation: Bool | None = None,
-) -> Shared:
-    """Return the fields that every modality shares, with classes and strata in the plan's order."""
-    classes = tuple(dict.fromkeys(c.label for c in plan.classes))
-    names = tuple(c.name for c in plan.classes)
-    groups = None
-    if info.group_column:
-        groups = np.unique(
-            np.array(label_names(table[info.group_column]), dtype=object).astype(str),
-            return_inverse=True,
-        )[1]
-    return Shared(
-        y=_codes(label_names(table[info.label]), classes),
-        strata=_codes(table_strata(table, label=info.label, by=by_columns(plan)), names),
-        keys=_texts(table, "aug_id"),
-        content=_texts(table, "content_key"),
-        groups=groups,
-        is_validation=np.zeros(table.num_rows, dtype=bool)
-        if is_validation is None
-        else is_validation,
-        classes=classes,
-        strata_names=names,
-        compared=np.array([name in info.compared for name in classes]),
-    )
-
-
 # All strategies of a run read the same records, some from several threads.
 _recent: OrderedDict[tuple[str, str, bytes, Sample], Any] = OrderedDict()
 _recent_lock = Lock()
@@ -130,7 +118,7 @@ def recent(
     info: DatasetInfo,
     plan: BalancePlan,
     read: Callable[[], R],
-    sample: Sample = ALL,
+    sample: Sample,
 ) -> R:
     """Return the training records, or a sample of them, read once for all strategies of a run."""
     key = (store.uri, info.digest + info.key, canonical_json(list(plan.classes)), sample)
@@ -142,11 +130,6 @@ def recent(
             _recent.popitem(last=False)
         result: R = _recent[key]
         return result
-
-
-def _codes(values: Sequence[str], names: Sequence[str]) -> Int:
-    index = {name: i for i, name in enumerate(names)}
-    return np.array([index.get(value, -1) for value in values], dtype=np.int64)
 
 
 def _texts(table: pa.Table, column: str) -> String:
@@ -164,17 +147,15 @@ class Matrix(Records):
     @property
     def is_category(self) -> Bool:
         """Which columns hold level codes."""
-        return np.asarray(self.encoder.is_category, dtype=bool)
+        return self.encoder.is_category
 
     @property
     def n_levels(self) -> Int:
         """Levels per column; 0 for numeric ones."""
-        return np.asarray(self.encoder.n_levels, dtype=np.int64)
+        return self.encoder.n_levels
 
 
-def training_matrix(
-    store: Store, info: DatasetInfo, plan: BalancePlan, sample: Sample = ALL
-) -> Matrix:
+def training_matrix(store: Store, info: DatasetInfo, plan: BalancePlan, sample: Sample) -> Matrix:
     """Return training and validation, or a sample of them, in matrix form, sorted by key.
 
     Only they fit the encoder.
@@ -198,11 +179,9 @@ def to_matrix(
     is_validation: Bool | None = None,
 ) -> Matrix:
     """Encode ``table``, with classes and strata in the plan's order."""
-    return Matrix(
-        X=encoder.encode(table),
-        encoder=encoder,
-        **shared_fields(table, info=info, plan=plan, is_validation=is_validation),
-    )
+    X = encoder.encode(table)
+    records = Records.of(table, X, info=info, plan=plan, is_validation=is_validation)
+    return Matrix(**vars(records), encoder=encoder)
 
 
 # soft: for utility, where a record may have several classes.
@@ -239,21 +218,6 @@ class FilterOutcome:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Limits that a class has to meet; see :class:`prefect_augment.params.Quality`."""
-
-    false_alarm: float = 0.01
-    max_fault_share: float = 0.1
-    min_coverage: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name in ("false_alarm", "max_fault_share", "min_coverage"):
-            value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                raise ParameterError(f"{name}={value} is not a share; choose it in [0, 1].")
-
-
-@dataclass(frozen=True)
 class FilterRequest:
     """Parameters of ``filter_records`` beside the records, for every modality.
 
@@ -270,19 +234,7 @@ class FilterRequest:
     validation_groups: Any = None
     in_domain: Bool | None = None  # (n_candidates,)
     purpose: Purpose = "utility"
-    near_copy_quantile: float = 0.05
-    fidelity_quantile: float = 0.05
     seed: int = 0
     metrics: bool = True
-    limits: Limits = Limits()
+    quality: Quality = Quality()
     drop_unsafe: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("near_copy_quantile", "fidelity_quantile"):
-            value = getattr(self, name)
-            if not 0.0 <= value < 1.0:
-                raise ParameterError(f"{name}={value} is not a share; choose it in [0, 1).")
-        if len(self.wanted) != len(self.strata):
-            raise ParameterError(
-                f"expected {len(self.strata)} wanted counts; got {len(self.wanted)}."
-            )

@@ -19,6 +19,7 @@ from prefect_augment.encoding.values import (
     to_integers,
     values_from_json,
     values_to_json,
+    without_nan,
 )
 from prefect_augment.errors import ParameterError, SchemaError
 
@@ -28,9 +29,6 @@ EXACT = 2**53  # float64 holds every integer up to here
 MAX_DECIMALS = 15  # a float64 with more is taken as continuous
 
 Missing = Literal["null", "nan"]
-
-
-# --- numbers -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -156,18 +154,9 @@ class NumberCodec:
 
     def config(self) -> dict[str, Any]:
         """Return everything but the type as JSON."""
-        known = not math.isnan(self.minimum)
-        return {
-            "codec": "number",
-            "missing": self.missing,
-            "decimals": self.decimals,
-            "low": self.low,
-            "step": self.step,
-            "n_steps": self.n_steps,
-            "offset": self.offset,
-            "minimum": self.minimum if known else None,
-            "maximum": self.maximum if known else None,
-        }
+        unknown = dict.fromkeys(("minimum", "maximum")) if math.isnan(self.minimum) else {}
+        fields = {name: value for name, value in vars(self).items() if name != "kind"}
+        return {"codec": "number", **fields, **unknown}
 
 
 def fit_number(values: pa.Array, *, column: str, nullable: bool) -> NumberCodec:
@@ -249,9 +238,6 @@ def _grid(numbers: Array) -> tuple[int, int, int]:
     return low, step, (high - low) // step
 
 
-# --- categories ----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class CategoryCodec:
     """A category column: text, booleans, or any other type declared one.
@@ -264,16 +250,12 @@ class CategoryCodec:
     levels: pa.Array
 
     is_category = True
+    is_continuous = False
 
     @property
     def n_levels(self) -> int:
         """Values seen."""
         return len(self.levels)
-
-    @property
-    def is_continuous(self) -> bool:
-        """Never: levels are known one by one."""
-        return False
 
     def domain_text(self) -> str:
         """Describe the domain, for messages."""
@@ -282,7 +264,8 @@ class CategoryCodec:
 
     def encode(self, values: pa.Array) -> Float:
         """Return level codes as float64, shape (n,); null and unseen values are NaN."""
-        codes = pc.index_in(_without_nan(values), value_set=self.levels, skip_nulls=True)
+        # Arrow would take NaN for a level.
+        codes = pc.index_in(without_nan(values), value_set=self.levels, skip_nulls=True)
         return codes.cast(pa.float64()).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
 
     def decode(self, x: Float) -> pa.Array:
@@ -322,7 +305,7 @@ class CategoryCodec:
 def fit_category(values: pa.Array, *, column: str, nullable: bool) -> CategoryCodec:
     """Return the codec of a category column; raises SchemaError if its values cannot be levels."""
     values_to_json(values[:0], column=column)  # refuses a type without levels by name
-    clean = _without_nan(values)
+    clean = without_nan(values)
     missing: Missing | None = None
     if clean.null_count:
         missing = "null" if values.null_count and nullable else "nan"
@@ -330,13 +313,6 @@ def fit_category(values: pa.Array, *, column: str, nullable: bool) -> CategoryCo
     floating = pa.types.is_floating(values.type)
     levels = sorted(written, key=float.fromhex if floating else None)
     return CategoryCodec(values.type, missing, values_from_json(levels, values.type))
-
-
-def _without_nan(values: pa.Array) -> pa.Array:
-    """Return the values with NaN as null; Arrow's look-ups would take it for a level."""
-    if not pa.types.is_floating(values.type):
-        return values
-    return pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
 
 
 Codec = NumberCodec | CategoryCodec

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefect_augment.encoding.record_ids import plain_array, value_hashes
-from prefect_augment.encoding.values import is_text, value_type
+from prefect_augment.encoding.record_ids import value_hashes
+from prefect_augment.encoding.values import is_integer_like, is_text, plain, value_type
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.params import ColumnOverride
 from prefect_augment.schema import ColumnInfo, ColumnKind
@@ -27,9 +27,6 @@ MIN_FREE_TEXT_VALUES = 50
 ID_TOKENS = frozenset(
     {"id", "ids", "uid", "uuid", "guid", "udi", "pk", "key", "index", "idx", "row", "rownum"}
 )
-
-
-# --- kinds ------------------------------------------------------------------------------------
 
 
 def describe_columns(
@@ -91,16 +88,14 @@ class ColumnCounts:
 
     def plus(self, other: "ColumnCounts") -> "ColumnCounts":
         """Return the counts of both."""
-        bounds = [
-            pick([v for v in values if v is not None], default=None)
-            for pick, values in ((min, (self.low, other.low)), (max, (self.high, other.high)))
-        ]
+        lows, highs = ((self.low, other.low), (self.high, other.high))
         return ColumnCounts(
             self.n_records + other.n_records,
             self.n_null + other.n_null,
             self.n_infinite + other.n_infinite,
             self.n_with_blanks + other.n_with_blanks,
-            *bounds,
+            min((low for low in lows if low is not None), default=None),
+            max((high for high in highs if high is not None), default=None),
         )
 
 
@@ -145,7 +140,7 @@ class ColumnSummary:
 def _counts(column: pa.ChunkedArray | pa.Array) -> ColumnCounts:
     if pa.types.is_nested(value_type(column.type)):
         return ColumnCounts(len(column), column.null_count)
-    values = plain_array(column).drop_null()
+    values = plain(column).drop_null()
     n_infinite = n_with_blanks = 0
     low = high = None
     if pa.types.is_floating(values.type):
@@ -184,13 +179,13 @@ def check_columns(
                 column=override.name,
             )
         kind = schema.field(override.name).type
-        if override.kind == "numeric" and not _is_number_like(value_type_of(kind)):
+        if override.kind == "numeric" and not _is_number_like(value_type(kind)):
             raise ParameterError(
                 f"column {override.name!r} holds {kind}, which cannot be numeric; "
                 "convert it in the source, or take kind: category.",
                 column=override.name,
             )
-        if override.kind == "category" and not is_comparable(value_type_of(kind)):
+        if override.kind == "category" and not is_comparable(value_type(kind)):
             raise ParameterError(
                 f"column {override.name!r} holds {kind}, which cannot be a category; take kind: opaque.",
                 column=override.name,
@@ -219,13 +214,6 @@ def _describe(
         n_unique=summary.n_unique,
         note=note,
     )
-
-
-def count_values(values: pa.Array) -> int:
-    """Distinct values; -1 where Arrow cannot compare them."""
-    if not is_comparable(values.type):
-        return -1
-    return int(pc.count_distinct(values).as_py()) if len(values) else 0
 
 
 def _kind(name: str, arrow_type: pa.DataType, summary: ColumnSummary) -> tuple[ColumnKind, str]:
@@ -274,43 +262,27 @@ def _integer_identifier(name: str, summary: ColumnSummary) -> str:
     assert counts.high is not None
     if counts.high - counts.low == summary.n_unique - 1:
         return f"row number: every integer from '{counts.low}' to '{counts.high}' once"
-    return "named like an identifier, no two values equal" if _is_named_like_id(name) else ""
-
-
-def _is_named_like_id(name: str) -> bool:
-    """Tell ``customer_id``, ``CustomerID`` and ``UUID`` from ``width`` and ``paid``."""
+    # ``customer_id``, ``CustomerID`` and ``UUID``, and neither ``width`` nor ``paid``.
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
-    return any(word.lower() in ID_TOKENS for word in words)
+    is_named = any(word.lower() in ID_TOKENS for word in words)
+    return "named like an identifier, no two values equal" if is_named else ""
 
 
 def _is_number_like(kind: pa.DataType) -> bool:
     t = pa.types
-    return bool(
-        t.is_integer(kind)
-        or t.is_floating(kind)
-        or t.is_decimal(kind)
-        or t.is_null(kind)
-        or t.is_boolean(kind)
-    ) or is_temporal(kind)
+    return is_integer_like(kind) or bool(
+        t.is_floating(kind) or t.is_null(kind) or t.is_boolean(kind)
+    )
 
 
 def is_temporal(kind: pa.DataType) -> bool:
-    """Tell whether values are dates, times or durations."""
-    t = pa.types  # is_temporal also says yes to calendar intervals, which have no order
-    return bool(t.is_date(kind) or t.is_timestamp(kind) or t.is_time(kind) or t.is_duration(kind))
+    """Tell whether values are dates, times or durations; calendar intervals have no order."""
+    return bool(pa.types.is_temporal(kind) and not pa.types.is_interval(kind))
 
 
 def is_comparable(kind: pa.DataType) -> bool:
     """Tell whether Arrow can find equal values: all but nested and binary ones."""
     return is_text(kind) or _is_number_like(kind)
-
-
-def value_type_of(kind: pa.DataType) -> pa.DataType:
-    """Type of the values behind a dictionary."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-# --- messages ---------------------------------------------------------------------------------
 
 
 def did_you_mean(name: str, names: Sequence[str]) -> str:

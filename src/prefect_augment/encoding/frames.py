@@ -47,10 +47,9 @@ class Layout:
                 f"columns {twice} occur more than once; give each its own name.",
                 columns=twice,
             )
-        if kind == "arrow":
-            return cls(kind, names, names, tuple(X.schema), (None,) * len(names))
-        if kind == "polars":
-            return cls(kind, names, names, tuple(X.schema.values()), (None,) * len(names))
+        if kind in ("arrow", "polars"):
+            types = tuple(X.schema if kind == "arrow" else X.schema.values())
+            return cls(kind, names, names, types, (None,) * len(names))
         dtypes = tuple(X.dtypes)
         missing = tuple(
             _missing(X.iloc[:, j].to_numpy()) if _is_object(dtype) else None
@@ -113,7 +112,9 @@ class Layout:
             (table.num_rows, len(self.names)), dtype=object if has_width else self.dtypes[0]
         )
         for j, (column, missing) in enumerate(zip(table.columns, self.missing, strict=True)):
-            X[:, j] = _as_objects(column, missing) if X.dtype == object else _as_array(column)
+            X[:, j] = (
+                _as_objects(column, missing) if X.dtype == object else np.asarray(column.to_numpy())
+            )
         if self.kind == "list":
             return X.tolist()
         return X.astype(self.dtypes[0].kind) if has_width else X
@@ -263,7 +264,3 @@ def _as_objects(column: pa.ChunkedArray, missing: Any) -> Array:
     objects = np.empty(len(column), dtype=object)
     objects[:] = [missing if value is None else value for value in column.to_pylist()]
     return objects
-
-
-def _as_array(column: pa.ChunkedArray) -> Array:
-    return np.asarray(column.to_numpy())

@@ -7,7 +7,7 @@ fills the rest. Decoding crops the filling and writes a PNG of the dataset's mos
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -26,21 +26,13 @@ from prefect_augment.encoding.pixels import (
     with_channels,
 )
 from prefect_augment.encoding.serialization import StoredEncoder, check_columns_there
-from prefect_augment.encoding.strata import (
-    StratumValues,
-    conform_column,
-    dictionaries_of,
-    stored_schema,
-    stratum_codes,
-    stratum_column,
-    stratum_values,
-)
 from prefect_augment.errors import ParameterError, SchemaError, UndecodableError
 
 DEFAULT_SIZE = 32  # of models; research/images.md: above it no generator pays on a CPU
 SIZE_STEP = 4  # networks halve the sides twice
 # Of staged records, beside the user's own columns.
 IDS = ("aug_id", "content_key")
+_OWN = ("column", "size", "channels", "out_channels")  # of an ImageEncoder
 # Sizes that vary more than this have no most common one worth the name.
 COMMON_SHARE = 0.1
 
@@ -57,20 +49,14 @@ class ImageEncoder(StoredEncoder):
     def __init__(
         self,
         *,
-        schema: pa.Schema,
         column: str,
-        label: str,
-        by: Sequence[str],
         size: int,
         channels: int,
         out_size: tuple[int, int],
         out_channels: int,
-        dictionaries: Mapping[str, pa.Array],
-        strata: StratumValues,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            schema=schema, label=label, by=by, dictionaries=dictionaries, strata=strata
-        )
+        super().__init__(**shared)
         self.column = column
         self.size = size
         self.channels = channels
@@ -97,27 +83,20 @@ class ImageEncoder(StoredEncoder):
         source's columns (default: all but ``aug_id`` and ``content_key``).
         """
         check_columns_there(table, [column, label, *by])
-        survey = _survey(table.column(column), column)
-        out_size = survey.common_size
-        if image_size:
-            out_size = _scaled(out_size, image_size)
+        if size is not None and (size < 8 or size % SIZE_STEP):
+            raise ParameterError(
+                f"size={size} cannot be a model's resolution; choose a multiple of {SIZE_STEP} from 8 on."
+            )
+        common_size, all_gray, out_channels = _survey(table.column(column), column)
         kept = set(table.column_names) - set(IDS) if columns is None else {*columns, column, label}
-        fields = [f for f in table.schema if f.name in kept]
-        schema = stored_schema(pa.schema(fields, table.schema.metadata))
         return cls(
-            schema=schema,
             column=column,
-            label=label,
-            by=by,
-            size=model_size(survey.common_size) if size is None else _checked_size(size),
-            channels=1 if survey.all_gray else 3,
-            out_size=out_size,
-            out_channels=survey.common_channels,
-            dictionaries=dictionaries_of(table.select(schema.names), schema),
-            strata=stratum_values(table, label, by),
+            size=model_size(common_size) if size is None else size,
+            channels=1 if all_gray else 3,
+            out_size=_scaled(common_size, image_size) if image_size else common_size,
+            out_channels=out_channels,
+            **cls._of_records(table, kept, label, by),
         )
-
-    # --- properties ---
 
     @property
     def rule(self) -> str:
@@ -130,8 +109,6 @@ class ImageEncoder(StoredEncoder):
             f"by reflection. Synthetic images go out as {width}×{height} {kind} PNG. Real records "
             "keep their own bytes."
         )
-
-    # --- records to arrays and back ---
 
     def encode(self, table: pa.Table) -> NDArray[np.uint8]:
         """Return the records' images as uint8, shape (n_records, size, size, channels).
@@ -162,7 +139,7 @@ class ImageEncoder(StoredEncoder):
                 f"images are {images.dtype} of shape {images.shape}; expected uint8 of shape "
                 f"(n, {self.size}, {self.size}, {self.channels})."
             )
-        codes = stratum_codes(strata, self._strata)
+        codes = self._stratum_codes(strata)
         forms = [(self.out_size, self.out_channels)] if like is None else self._own(like)
         encoded = [
             encode_png(self.output(image, *form))
@@ -174,10 +151,10 @@ class ImageEncoder(StoredEncoder):
             if field.name == self.column:
                 column = image_array(encoded, paths, field.type)
             elif field.name == self.label or field.name in self.by:
-                column = stratum_column(field, self._strata, codes)
+                column = self._of_stratum(field, codes)
             else:
                 column = pa.nulls(len(codes), field.type)
-            columns.append(conform_column(field, column, self._dictionaries))
+            columns.append(self._conformed(field, column, self._dictionaries))
         return pa.table(columns, schema=self.schema)
 
     def output(
@@ -196,7 +173,7 @@ class ImageEncoder(StoredEncoder):
         """Return the size and channels that each record's image is to have."""
         own = []
         for data in image_bytes(records.column(self.column), name=self.column):
-            pixels, size = read_image(data, max_pixels=None, at_least=1)
+            pixels, size = read_image(data, at_least=1)
             channels = 1 if is_gray(pixels) else pixels.shape[2]
             own.append((_scaled(size, max(self.out_size)), channels))
         return own
@@ -208,18 +185,13 @@ class ImageEncoder(StoredEncoder):
             return "most images are of another size now"
         return ""
 
-    # --- to storage and back ---
-
     def to_config(self) -> dict[str, Any]:
         """Return the encoder as plain JSON: the inverse of :meth:`from_config`."""
         return {
             **super().to_config(),
+            **{name: getattr(self, name) for name in _OWN},
             "modality": self.modality,
-            "column": self.column,
-            "size": self.size,
-            "channels": self.channels,
             "out_size": list(self.out_size),
-            "out_channels": self.out_channels,
             "rule": self.rule,
         }
 
@@ -227,15 +199,8 @@ class ImageEncoder(StoredEncoder):
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Return the encoder that :meth:`to_config` wrote down."""
         known = cls._of_all(config)
-        width, height = config["out_size"]
-        return cls(
-            **known,
-            column=config["column"],
-            size=config["size"],
-            channels=config["channels"],
-            out_size=(width, height),
-            out_channels=config["out_channels"],
-        )
+        own = {name: config[name] for name in _OWN}
+        return cls(**known, **own, out_size=tuple(config["out_size"]))
 
 
 def encode_column(
@@ -248,7 +213,7 @@ def encode_column(
     images = np.empty((len(column), size, size, channels), dtype=np.uint8)
     for i, data in enumerate(image_bytes(column, name=name)):
         try:
-            pixels = decode_image(data, max_pixels=None, at_least=2 * size)
+            pixels = decode_image(data, at_least=2 * size)
         except UndecodableError as exc:
             raise UndecodableError(
                 f"image {i} of column {name!r} cannot be decoded: {exc}; ingest the source again.",
@@ -286,20 +251,14 @@ def model_size(common_size: tuple[int, int]) -> int:
     return max(8, -(-longer // SIZE_STEP) * SIZE_STEP)
 
 
-class _Survey(NamedTuple):
-    common_size: tuple[int, int]
-    all_gray: bool
-    common_channels: int
-
-
-def _survey(column: pa.ChunkedArray, name: str) -> _Survey:
-    """Look at every image once: sizes, channels, colours."""
+def _survey(column: pa.ChunkedArray, name: str) -> tuple[tuple[int, int], bool, int]:
+    """Look at every image once: the common size, whether all are gray, and the common channels."""
     sizes: Counter[tuple[int, int]] = Counter()
     channels: Counter[int] = Counter()
     all_gray = True
     for data in image_bytes(column, name=name):
         # Coloured or not shows at a reduced size just as well.
-        pixels, size = read_image(data, max_pixels=None, at_least=2 * DEFAULT_SIZE)
+        pixels, size = read_image(data, at_least=2 * DEFAULT_SIZE)
         sizes[size] += 1
         channels[pixels.shape[2]] += 1
         all_gray = all_gray and is_gray(pixels)
@@ -307,7 +266,7 @@ def _survey(column: pa.ChunkedArray, name: str) -> _Survey:
         raise ParameterError(
             f"column {name!r} has no images to fit an encoder on; expected at least one record."
         )
-    return _Survey(_common_size(sizes), all_gray, 1 if channels[1] >= channels[3] else 3)
+    return _common_size(sizes), all_gray, 1 if channels[1] >= channels[3] else 3
 
 
 def _common_size(sizes: Counter[tuple[int, int]]) -> tuple[int, int]:
@@ -325,11 +284,3 @@ def _scaled(size: tuple[int, int], longer: int) -> tuple[int, int]:
         raise ParameterError(f"image_size={longer} is no length; choose 0 or a number of pixels.")
     width, height = (max(1, round(side * longer / max(size))) for side in size)
     return width, height
-
-
-def _checked_size(size: int) -> int:
-    if size < 8 or size % SIZE_STEP:
-        raise ParameterError(
-            f"size={size} cannot be a model's resolution; choose a multiple of {SIZE_STEP} from 8 on."
-        )
-    return size

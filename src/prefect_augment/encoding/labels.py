@@ -7,16 +7,8 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefect_augment.encoding.columns import (
-    count_values,
-    did_you_mean,
-    is_comparable,
-    is_temporal,
-    listing,
-    value_type_of,
-)
-from prefect_augment.encoding.record_ids import plain_array
-from prefect_augment.encoding.values import is_text
+from prefect_augment.encoding.columns import did_you_mean, is_comparable, is_temporal, listing
+from prefect_augment.encoding.values import is_text, plain, value_type, without_nan
 from prefect_augment.errors import LabelError
 
 # A label has records to learn each class from: more values than this need at least
@@ -63,24 +55,19 @@ def _can_be_label(column: pa.ChunkedArray) -> bool:
 
 
 def _has_few_values(column: pa.ChunkedArray) -> bool:
-    values = plain_array(column).drop_null()
+    values = plain(column).drop_null()
     if (
         pa.types.is_floating(values.type)
         or not is_comparable(values.type)
         or is_temporal(values.type)
     ):
         return False
-    return 2 <= count_values(values) <= MAX_RARE_CLASSES
+    return 2 <= len(values.unique()) <= MAX_RARE_CLASSES
 
 
 def label_text(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Return the class name of each record: its label as text, null where there is no label."""
-    values = plain_array(column)
-    if pa.types.is_floating(values.type):
-        values = pc.if_else(
-            pc.is_nan(values.cast(pa.float64())), pa.scalar(None, values.type), values
-        )
-    return values.cast(pa.string())
+    return without_nan(plain(column)).cast(pa.string())
 
 
 def missing_labels(column: pa.ChunkedArray | pa.Array) -> pa.BooleanArray:
@@ -91,7 +78,7 @@ def missing_labels(column: pa.ChunkedArray | pa.Array) -> pa.BooleanArray:
 
 def class_names(column: pa.ChunkedArray | pa.Array) -> tuple[str, ...]:
     """Return the classes in the order of their values: numbers by size, false before true, else as text."""
-    distinct = plain_array(column).unique().drop_null()
+    distinct = plain(column).unique().drop_null()
     if not is_text(distinct.type) and not pa.types.is_null(distinct.type):
         order = distinct.cast(pa.int8()) if pa.types.is_boolean(distinct.type) else distinct
         distinct = distinct.take(pc.array_sort_indices(order))
@@ -106,7 +93,7 @@ def check_label(column: pa.ChunkedArray | pa.Array, *, name: str) -> None:
     a continuous value, or has classes that differ only by case, blanks or Unicode form.
     """
     check_label_type(column.type, name=name)
-    values = plain_array(column)
+    values = plain(column)
     values = values.filter(pc.invert(missing_labels(values)))
     check_classes(values.unique(), len(values), len(column), name=name)
 
@@ -128,8 +115,8 @@ def check_classes(distinct: pa.Array, n_values: int, n_records: int, *, name: st
 
 def check_label_type(kind: pa.DataType, *, name: str) -> None:
     """Refuse a label column whose values are no classes: nested, binary, dates."""
-    value_type = value_type_of(kind)
-    if not is_comparable(value_type) or is_temporal(value_type):
+    values = value_type(kind)
+    if not is_comparable(values) or is_temporal(values):
         raise LabelError(
             f"label column {name!r} holds {kind}; expected text, whole numbers or booleans. "
             "Choose another column, or derive a class from it.",

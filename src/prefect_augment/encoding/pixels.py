@@ -5,50 +5,26 @@ turns CMYK, YCbCr, LAB and HSV into RGB and deep pixels into 8 bit; gray has one
 """
 
 import io
-import struct
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final, Literal, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageFile
+from PIL import Image, ImageCms
 
 from prefect_augment.array_types import Pixels
 from prefect_augment.errors import SchemaError, UndecodableError
+from prefect_augment.sources.images.validation import ORIENTATION, UPRIGHT, BadImageError, header_of
 
-MAX_PIXELS = 50_000_000  # as Source.max_megapixels has it
+QUALITY = 95  # of JPEGs
 
 DECODING_RULE = (
     "Images are read upright (EXIF), the first frame where there are several, transparency laid on "
     "white, palettes, CMYK and LAB as RGB, deep pixels as 8 bit."
 )
 
-# What ingest takes. EPS would run an interpreter, and formats without a signature take anything.
-FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
-
-# Whatever Pillow raises on damaged files, as fuzzing has shown.
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    LookupError,
-    TypeError,
-    ArithmeticError,
-    AttributeError,
-    RuntimeError,
-    AssertionError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,  # some decoders ask on their own, for a frame or a canvas
-    Warning,  # where warnings are errors
-)
-
-_ORIENTATION = 0x0112  # EXIF
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -61,81 +37,43 @@ _UPRIGHT: Final = {
 _SIDEWAYS = tuple(_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 
 
-# --- from bytes to pixels ---------------------------------------------------------------------
+def decode_image(data: bytes, *, at_least: int = 0) -> Pixels:
+    """Return the pixels of an encoded image of a size that ingest has checked, uint8 (height, width, 1 or 3).
 
-
-def decode_image(data: bytes, *, max_pixels: int | None = MAX_PIXELS, at_least: int = 0) -> Pixels:
-    """Return the pixels of an encoded image, uint8 (height, width, 1 or 3).
-
-    The format, one of :data:`FORMATS`, is detected from the first bytes. Images of more than ``max_pixels``
-    are refused undecoded; None accepts all. A JPEG may be decoded at 1/2, 1/4 or 1/8 scale while both
-    sides stay at least ``at_least`` pixels, up to eight times faster; 0 keeps the size.
-    Raises UndecodableError if the bytes are empty, no image, too large, truncated or damaged.
+    A JPEG may be decoded at 1/2, 1/4 or 1/8 scale while both sides stay at least ``at_least`` pixels, up to eight
+    times faster; 0 keeps the size. Raises UndecodableError if the bytes are no image, truncated or damaged.
     """
-    return read_image(data, max_pixels=max_pixels, at_least=at_least)[0]
+    return read_image(data, at_least=at_least)[0]
 
 
-def read_image(
-    data: bytes, *, max_pixels: int | None = MAX_PIXELS, at_least: int = 0
-) -> tuple[Pixels, tuple[int, int]]:
+def read_image(data: bytes, *, at_least: int) -> tuple[Pixels, tuple[int, int]]:
     """As :func:`decode_image`, with the width and height that the whole image has upright."""
-    with _readable_errors():
-        image = _open(data)
+    try:
+        image = header_of(data)
         width, height = image.size
-        if max_pixels is not None and width * height > max_pixels:
-            detail = f"{width}×{height} pixels, allowed are {max_pixels:,}"
-            raise _undecodable("image is too large", detail)
         if at_least:
             image.draft(None, (at_least, at_least))
         image.load()
         turn = _turn(image)
         pixels = _to_array(image if turn is None else image.transpose(turn))
-        return pixels, (height, width) if turn in _SIDEWAYS else (width, height)
-
-
-@contextmanager
-def _readable_errors() -> Iterator[None]:
-    try:
-        yield
-    except UndecodableError:
+    except BadImageError as exc:
+        reason = "not an image" if data else "empty file"
+        raise UndecodableError(f"{reason} ({exc.detail})", reason=reason) from exc
+    except MemoryError:
         raise
-    except _DECODER_ERRORS as exc:
-        raise _undecodable("image is cut off or damaged", _first_line(exc)) from exc
-
-
-def _open(data: bytes) -> ImageFile.ImageFile:
-    """Open the image and read its header only; ``Image.open`` has a process-wide limit of pixels."""
-    if not data:
-        raise _undecodable("empty file", "it has 0 bytes")
-    Image.init()
-    detail = "no decoder knows its first bytes"
-    for name in FORMATS:
-        factory, accept = Image.OPEN.get(name, (None, None))  # a build may lack a codec
-        # Some answer with a text: the reason why they cannot.
-        if factory is None or (accept is not None and accept(data[:16]) is not True):
-            continue
-        try:
-            return factory(io.BytesIO(data), "")
-        except _DECODER_ERRORS as exc:
-            detail = _first_line(exc)
-    raise _undecodable("not an image", detail)
-
-
-def _undecodable(reason: str, detail: str) -> UndecodableError:
-    return UndecodableError(f"{reason} ({detail})", reason=reason)
-
-
-def _first_line(exc: BaseException) -> str:
-    text = str(exc).strip()
-    return text.splitlines()[0] if text else type(exc).__name__
+    except Exception as exc:  # decoders raise anything on damaged files, as fuzzing has shown
+        reason, lines = "image is cut off or damaged", str(exc).strip().splitlines()
+        detail = lines[0] if lines else type(exc).__name__
+        raise UndecodableError(f"{reason} ({detail})", reason=reason) from exc
+    return pixels, (height, width) if turn in _SIDEWAYS else (width, height)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """Return the transpose that makes the image upright; None if it is, or its EXIF is unreadable."""
     try:
         # TIFF is upright once it is loaded, and has lost the tag.
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    except _DECODER_ERRORS:
+        orientation = image.getexif().get(ORIENTATION, UPRIGHT)
+    except Exception:  # noqa: BLE001 - as above
         return None
     return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 
@@ -191,17 +129,14 @@ def _to_8_bit(values: NDArray[np.generic]) -> Pixels:
     return np.rint(scaled).astype(np.uint8)
 
 
-# --- from pixels to bytes ---------------------------------------------------------------------
-
-
 def encode_png(pixels: Pixels) -> bytes:
     """A PNG without metadata; equal pixels give equal bytes under one version of zlib."""
     return _encode(pixels, "PNG", compress_level=6)
 
 
-def encode_jpeg(pixels: Pixels, *, quality: int = 95) -> bytes:
-    """A JPEG without metadata and with full colour resolution."""
-    return _encode(pixels, "JPEG", quality=quality, subsampling=0)
+def encode_jpeg(pixels: Pixels) -> bytes:
+    """A JPEG of quality 95 without metadata and with full colour resolution."""
+    return _encode(pixels, "JPEG", quality=QUALITY, subsampling=0)
 
 
 def _encode(pixels: Pixels, format: Literal["PNG", "JPEG"], **options: int) -> bytes:  # noqa: A002 - Pillow's word
@@ -213,9 +148,6 @@ def _encode(pixels: Pixels, format: Literal["PNG", "JPEG"], **options: int) -> b
 def is_jpeg(data: bytes) -> bool:
     """Tell by the first bytes whether a file is a JPEG."""
     return data[:3] == b"\xff\xd8\xff"
-
-
-# --- sizes and channels -----------------------------------------------------------------------
 
 
 def is_gray(pixels: Pixels) -> bool:
@@ -264,9 +196,6 @@ def _to_image(pixels: Pixels) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
-# --- image columns ----------------------------------------------------------------------------
-
-
 def image_bytes(column: pa.ChunkedArray | pa.Array, *, name: str = "image") -> Iterator[bytes]:
     """Yield the encoded images of a column, empty bytes for none.
 
@@ -285,7 +214,6 @@ def image_bytes(column: pa.ChunkedArray | pa.Array, *, name: str = "image") -> I
             yield cast("bytes", value.as_py()) if value.is_valid else b""
 
 
-QUALITY = 95
 _SPACES = {"YCbCr": "RGB", "Gray": "GRAY"}
 _EXIF_WITHIN = 65_536  # bytes: a segment holds no more, and EXIF comes first
 
@@ -297,20 +225,22 @@ def decode_checked(data: bytes) -> Pixels:
     """
     space = _plain_space(data)
     if not space:
-        return decode_image(data, max_pixels=None)
+        return decode_image(data)
     import simplejpeg
 
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace=space)
     except ValueError:  # cut off, as far as this decoder minds
-        return decode_image(data, max_pixels=None)
+        return decode_image(data)
     return pixels
 
 
 def encode_like(pixels: Pixels, data: bytes) -> bytes:
-    """Return pixels as a JPEG of quality 95 with the chroma subsampling of the JPEG ``data``."""
+    """Return pixels as PNG, or as a JPEG of quality 95 with the chroma subsampling of the JPEG ``data``."""
+    if not is_jpeg(data):
+        return encode_png(pixels)
     if not _plain_space(data):
-        return encode_jpeg(pixels, quality=QUALITY)
+        return encode_jpeg(pixels)
     import simplejpeg
 
     gray = pixels.shape[2] == 1

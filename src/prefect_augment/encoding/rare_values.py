@@ -9,26 +9,18 @@ one. Of a number, a draw that meets a value of a single record is moved to the n
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 
 from prefect_augment.array_types import Array, Bool, Float, Int
+from prefect_augment.encoding.codecs import NumberCodec
 
 MIN_LEVEL_RECORDS = 5
 # Distinct numbers of a column that are kept for this, where only those learnt can be drawn.
 MAX_NUMBERS = 1_000_000
 AT_ONCE = 1 << 20  # numbers that are sorted together
 MAX_STEPS = 64  # of a grid, that a number may move; then to the nearest shared value
-
-
-class _Snaps(Protocol):
-    """What is asked of a number's codec."""
-
-    @property
-    def spacing(self) -> float: ...  # of the grid in the matrix form; 0 where there is none
-
-    def snapped(self, x: Float) -> Float: ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,7 @@ class RareValues:
                 numbers[j] = (values, counts == 1)
         return cls(numbers, levels)
 
-    def apart(self, j: int, x: Float, codec: _Snaps) -> Float:
+    def apart(self, j: int, x: Float, codec: NumberCodec) -> Float:
         """Draws (n,) of a number's column, moved where one would be written as a unique value.
 
         Halfway to the next value, or where that is taken to the nearest free place of the grid or
@@ -138,7 +130,7 @@ def _merged(values: Float, counts: Int, more: list[Float]) -> tuple[Float, Int]:
     return every, total.astype(np.int64)
 
 
-def _targets(values: Float, is_unique: Bool, codec: _Snaps) -> tuple[Float, Float]:
+def _targets(values: Float, is_unique: Bool, codec: NumberCodec) -> tuple[Float, Float]:
     """Values of single records, and where a draw of each goes: (2, n), from above and from below."""
     rare, shared = values[is_unique], values[~is_unique]
     targets = np.stack([rare, rare])

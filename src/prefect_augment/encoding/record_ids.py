@@ -5,9 +5,9 @@ integer width they came in; an ``aug_id`` identifies one record. Neither depends
 """
 
 import json
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from hashlib import blake2b
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -52,16 +52,12 @@ def content_digests(table: pa.Table, *, exclude: Collection[str] = ()) -> NDArra
         for j, name in enumerate(names):
             place = 16 + TOKEN_BYTES * j
             matrix[:, place : place + TOKEN_BYTES] = _tokens(batch.column(name))
-        keys[start : start + ROWS_AT_ONCE] = _hash_rows(matrix)
+        data, width = memoryview(matrix.data).cast("B"), matrix.shape[1]
+        keys[start : start + ROWS_AT_ONCE] = [
+            blake2b(data[i : i + width], digest_size=16).digest()
+            for i in range(0, len(data), width)
+        ]
     return keys
-
-
-def _hash_rows(matrix: Bytes) -> list[bytes]:
-    """Hash each row of bytes by itself."""
-    data, width = memoryview(matrix.data).cast("B"), matrix.shape[1]
-    return [
-        blake2b(data[i : i + width], digest_size=16).digest() for i in range(0, len(data), width)
-    ]
 
 
 def value_hashes(column: pa.ChunkedArray | pa.Array) -> NDArray[np.uint64]:
@@ -75,29 +71,14 @@ def value_hashes(column: pa.ChunkedArray | pa.Array) -> NDArray[np.uint64]:
     return np.asarray(numbers[:, 0] ^ (numbers[:, 1] * np.uint64(0x9E3779B97F4A7C15)))
 
 
-# --- canonical values -------------------------------------------------------------------------
-
-
 def _tokens(column: pa.ChunkedArray) -> Bytes:
     """Return the column's canonical values as bytes, shape (n_records, TOKEN_BYTES)."""
-    values = plain_array(column)
+    values = plain(column)
     tokens = np.zeros((len(values), TOKEN_BYTES), dtype=np.uint8)
     valid = values.is_valid().to_numpy(zero_copy_only=False)
     if valid.any():
         tokens[valid] = _valid_tokens(values.drop_null())
     return tokens
-
-
-def plain_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Return the values as one array without dictionary, run-end, view or extension wrapping."""
-    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(values, pa.ChunkedArray):  # where 32-bit offsets overflow
-        values = pa.concat_arrays([chunk.cast(_wide(chunk.type)) for chunk in values.chunks])
-    return plain(values)
-
-
-def _wide(kind: pa.DataType) -> pa.DataType:
-    return {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}.get(kind, kind)
 
 
 def _valid_tokens(values: pa.Array) -> Bytes:
@@ -188,7 +169,7 @@ def _hashed(tag: int, values: pa.Array, encode: Callable[[Any], bytes]) -> Bytes
     if tag == NESTED:  # Arrow cannot dictionary-encode nested values
         distinct, codes = values.to_pylist(), np.arange(len(values))
     else:
-        encoded = values.cast(_wide(values.type)).dictionary_encode()
+        encoded = values.dictionary_encode()
         distinct, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
     digests = b"".join(blake2b(encode(v), digest_size=16).digest() for v in distinct)
     out = np.empty((len(values), TOKEN_BYTES), dtype=np.uint8)
@@ -223,13 +204,6 @@ def _canonical(value: Any) -> Any:
     return {type(value).__name__: str(value)}
 
 
-# --- ids --------------------------------------------------------------------------------------
-
-
-def _listed(column: Sequence[Any] | pa.Array) -> Sequence[Any]:
-    return column.to_pylist() if isinstance(column, pa.Array | pa.ChunkedArray) else column
-
-
 def float_variants(table: pa.Table, *, exclude: Collection[str] = ()) -> NDArray[np.uint64]:
     """Return a number per record that separates what content keys equate: NaN and null, -0.0 and 0.0.
 
@@ -240,28 +214,18 @@ def float_variants(table: pa.Table, *, exclude: Collection[str] = ()) -> NDArray
     for name in sorted(n for n in table.column_names if n not in exclude):
         if not pa.types.is_floating(table.schema.field(name).type):
             continue
-        values = plain_array(table.column(name)).cast(pa.float64())
+        values = plain(table.column(name)).cast(pa.float64())
         x = values.fill_null(1.0).to_numpy(zero_copy_only=False)
         state = state * np.uint64(3) + np.isnan(x).astype(np.uint64)
         state += np.uint64(2) * ((x == 0.0) & np.signbit(x)).astype(np.uint64)
     return state
 
 
-def aug_ids(keys: Sequence[str], labels: Sequence[str]) -> pa.StringArray:
-    """Return the ``aug_id`` of real records: a hash of content key, label and occurrence number.
-
-    Equal records are numbered in row order.
-    """
-    seen: Counter[tuple[str, str]] = Counter()
-    numbers = []
-    for record in zip(keys, labels, strict=True):
-        numbers.append(seen[record])
-        seen[record] += 1
-    return derived_ids("real", keys, labels, numbers)
-
-
 def real_ids(keys: NDArray[Any], labels: Coded, occurrences: NDArray[np.int64]) -> NDArray[Any]:
-    """Return the ids of :func:`aug_ids` as 16 bytes each, holding one chunk of texts at a time."""
+    """Return the ``aug_id`` of real records as 16 bytes: a hash of content key, label and occurrence number.
+
+    Equal to ``derived_ids("real", ...)``, holding one chunk of texts at a time.
+    """
     names = np.array([json.dumps(name) for name in labels.names.tolist()], dtype=object)
     ids = np.zeros(len(keys), dtype=KEY)
     for start in range(0, len(keys), ROWS_AT_ONCE):
@@ -286,9 +250,15 @@ def derived_ids(origin: str, *parts: Sequence[Any] | str | int) -> pa.StringArra
     ``parts`` name the record within its origin: the parent's id or the model's digest, the stratum, the
     seed or ordinal. A scalar part holds for all records; at least one part is a sequence.
     """
-    lists = [p if isinstance(p, str | int) else _listed(p) for p in parts]
-    n_records = max(len(p) for p in lists if not isinstance(p, str | int))
-    columns = [[p] * n_records if isinstance(p, str | int) else p for p in lists]
+    n_records = max(len(p) for p in parts if not isinstance(p, str | int))
+    columns = [
+        repeat(p, n_records)
+        if isinstance(p, str | int)
+        else p.to_pylist()
+        if isinstance(p, pa.Array | pa.ChunkedArray)
+        else p
+        for p in parts
+    ]
     # JSON keeps ("a", "b|c") apart from ("a|b", "c").
     encode = json.JSONEncoder(default=int).encode
     return pa.array(

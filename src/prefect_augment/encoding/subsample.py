@@ -18,7 +18,7 @@ from prefect_augment.encoding.strata import table_strata
 from prefect_augment.schema import DatasetInfo, ShardInfo
 from prefect_augment.shards.staged import iter_shards, read_part, read_shards
 from prefect_augment.storage import Store
-from prefect_augment.storage.keys import GOLDEN, hash_ids, mixed
+from prefect_augment.storage.keys import GOLDEN, hash_ids, mixed, ranks_within
 
 # Of a class, where only a share of all records is taken: so many, or all that there are. A recall is then known to
 # one or two points.
@@ -31,9 +31,6 @@ class Sample(NamedTuple):
     most: int  # 0: all
     seed: int
     equal: bool = True  # the same number of each class; else each class's share of all
-
-
-ALL = Sample(0, 0)
 
 
 def n_training_records(info: DatasetInfo) -> int:
@@ -177,11 +174,8 @@ class _Choice:
     def _places(self) -> Int:
         """Place of each record within its stratum, by rank."""
         order = np.lexsort((self._ranks, self._strata))
-        ends = np.cumsum(np.bincount(self._strata, minlength=len(self.counts)))
         places = np.empty(order.size, dtype=np.int64)
-        places[order] = (
-            np.arange(order.size) - np.concatenate([[0], ends[:-1]])[self._strata[order]]
-        )
+        places[order] = ranks_within(self._strata[order])
         return places
 
     def _keep(self, kept: Bool) -> None:

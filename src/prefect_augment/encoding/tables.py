@@ -4,7 +4,6 @@ Fitted on some records (for a model: the training part), it keeps the source's s
 codec and the classes. ``decode`` restores columns, order, types and schema metadata.
 """
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from typing import Any, Self
@@ -24,18 +23,11 @@ from prefect_augment.encoding.codecs import (
 )
 from prefect_augment.encoding.rare_values import RareValues
 from prefect_augment.encoding.serialization import StoredEncoder, check_columns_there
-from prefect_augment.encoding.strata import (
-    conform_column,
-    dictionaries_of,
-    stored_schema,
-    stratum_codes,
-    stratum_column,
-    stratum_parts,
-    stratum_values,
-)
+from prefect_augment.encoding.strata import stratum_parts
 from prefect_augment.encoding.values import plain, value_type, values_from_json, values_to_json
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.schema import ColumnInfo
+from prefect_augment.storage.keys import ranks_within
 
 LEARNT = ("numeric", "category")
 
@@ -50,19 +42,9 @@ class TableEncoder(StoredEncoder):
     modality = "table"
 
     def __init__(
-        self,
-        *,
-        schema: pa.Schema,
-        label: str,
-        by: Sequence[str],
-        codecs: Mapping[str, Codec],
-        fills: Mapping[str, dict[str, Any]],
-        dictionaries: Mapping[str, pa.Array],
-        strata: Mapping[str, dict[str, Any]],
+        self, *, codecs: Mapping[str, Codec], fills: Mapping[str, dict[str, Any]], **shared: Any
     ) -> None:
-        super().__init__(
-            schema=schema, label=label, by=by, dictionaries=dictionaries, strata=strata
-        )
+        super().__init__(**shared)
         self._codecs = dict(codecs)
         self._fills = dict(fills)
         self._rare: RareValues | None = None
@@ -80,11 +62,10 @@ class TableEncoder(StoredEncoder):
         """
         kind_of = {result.name: result.kind for result in columns}
         check_columns_there(table, [*kind_of, label, *by])
-        fields = [f for f in table.schema if f.name in kind_of or f.name == label]
-        schema = stored_schema(pa.schema(fields, table.schema.metadata))
+        shared = cls._of_records(table, {*kind_of, label}, label, by)
         codecs: dict[str, Codec] = {}
         fills: dict[str, dict[str, Any]] = {}
-        for field in schema:
+        for field in shared["schema"]:
             if field.name == label or field.name in by:
                 continue
             kind = kind_of[field.name]
@@ -95,17 +76,7 @@ class TableEncoder(StoredEncoder):
                 )
             else:
                 fills[field.name] = fit_fill(field, table.column(field.name), kind)
-        return cls(
-            schema=schema,
-            label=label,
-            by=by,
-            codecs=codecs,
-            fills=fills,
-            dictionaries=dictionaries_of(table, schema),
-            strata=stratum_values(table, label, by),
-        )
-
-    # --- properties ---
+        return cls(codecs=codecs, fills=fills, **shared)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -167,13 +138,9 @@ class TableEncoder(StoredEncoder):
                     aug_ids=[""],
                 )
         else:
-            shown = stratum_column(
-                self.schema.field(name), self._strata, np.arange(len(self._strata))
-            )
+            shown = self._of_stratum(self.schema.field(name))
         known = plain(values)  # views have no filter
         return known.filter(pc.is_in(known, value_set=plain(shown))).cast(values.type)
-
-    # --- records to matrix and back ---
 
     def encode(self, table: pa.Table) -> Float:
         """Return the records in matrix form, float64 of shape (n_records, n_columns).
@@ -204,8 +171,8 @@ class TableEncoder(StoredEncoder):
         are columns whose value was asked for, rare or not.
         Raises ParameterError for an unknown stratum or a missing value in a column that may not be null.
         """
-        codes = stratum_codes(strata, self._strata)
-        ordinals = _positions(strata) if ordinals is None else np.asarray(ordinals, dtype=np.int64)
+        codes = self._stratum_codes(strata)
+        ordinals = ranks_within(codes) if ordinals is None else np.asarray(ordinals, dtype=np.int64)
         places = ordinals * len(self._strata) + codes  # distinct, and independent of n
         values: list[pa.Array] = []
         fields = [f for f in self.schema if columns is None or f.name in columns]
@@ -215,8 +182,8 @@ class TableEncoder(StoredEncoder):
             elif field.name in self._fills:
                 column = fill_column(field, self._fills[field.name], places=places, aug_ids=aug_ids)
             else:
-                column = stratum_column(field, self._strata, codes)
-            values.append(conform_column(field, column, self._shown))
+                column = self._of_stratum(field, codes)
+            values.append(self._conformed(field, column, self._shown))
         return pa.table(values, schema=pa.schema(fields, self.schema.metadata))
 
     def _decoded(self, X: Float, name: str, *, is_given: bool) -> pa.Array:
@@ -231,7 +198,7 @@ class TableEncoder(StoredEncoder):
         fields = [self.schema.field(name).with_nullable(True) for name in self.names]
         return pa.table(
             [
-                conform_column(f, self._codecs[f.name].decode(X[:, j]), self._dictionaries)
+                self._conformed(f, self._codecs[f.name].decode(X[:, j]), self._dictionaries)
                 for j, f in enumerate(fields)
             ],
             schema=pa.schema(fields),
@@ -267,8 +234,6 @@ class TableEncoder(StoredEncoder):
                 return f"column {name!r} {why}"
         return ""
 
-    # --- to storage and back ---
-
     def to_config(self) -> dict[str, Any]:
         """Return the encoder as plain JSON: the inverse of :meth:`from_config`."""
         learnt = {name: codec.config() for name, codec in self._codecs.items()}
@@ -299,16 +264,6 @@ def _as_type(values: pa.Array, kind: pa.DataType, column: str) -> pa.Array:
             "cast it to that type.",
             column=column,
         ) from exc
-
-
-def _positions(strata: Sequence[str]) -> Int:
-    """Return the place of each record among those of its stratum."""
-    seen: Counter[str] = Counter()
-    places = []
-    for name in strata:
-        places.append(seen[name])
-        seen[name] += 1
-    return np.array(places, dtype=np.int64)
 
 
 def fit_fill(field: pa.Field, column: pa.ChunkedArray, kind: str) -> dict[str, Any]:

@@ -13,12 +13,17 @@ from prefect_augment.errors import SchemaError
 
 # Arrow has few functions for views.
 _WITHOUT_VIEW = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+_WIDE = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
 
 
 def plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Return the column as one array of values of its :func:`value_type`."""
     if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.nulls(0, column.type)
+        chunks, column = column.chunks, column.combine_chunks()
+        if isinstance(column, pa.ChunkedArray):  # where 32-bit offsets overflow
+            column = pa.concat_arrays(
+                [chunk.cast(_WIDE.get(chunk.type, chunk.type)) for chunk in chunks]
+            )
     if isinstance(column.type, pa.BaseExtensionType):
         column = column.storage
     if pa.types.is_run_end_encoded(column.type):
@@ -29,6 +34,14 @@ def plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
             column = pa.DictionaryArray.from_arrays(column.indices, levels)
         column = column.dictionary_decode()
     return column.cast(_WITHOUT_VIEW[column.type]) if column.type in _WITHOUT_VIEW else column
+
+
+def without_nan(values: pa.Array) -> pa.Array:
+    """Return the values with NaN as null."""
+    if not pa.types.is_floating(values.type):
+        return values
+    is_nan = pc.is_nan(values.cast(pa.float64()))
+    return pc.if_else(is_nan, pa.scalar(None, values.type), values)
 
 
 def value_type(kind: pa.DataType) -> pa.DataType:
@@ -125,15 +138,9 @@ def values_from_json(values: list[Any], kind: pa.DataType) -> pa.Array:
 
 def is_text(kind: pa.DataType) -> bool:
     """Tell whether values are text."""
-    return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
+    return kind in (pa.string(), pa.large_string(), pa.string_view())
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_fixed_size_binary(kind)
-        or pa.types.is_binary_view(kind)
-    )
+    is_fixed: bool = pa.types.is_fixed_size_binary(kind)
+    return is_fixed or kind in (pa.binary(), pa.large_binary(), pa.binary_view())

@@ -22,7 +22,6 @@ from prefect_augment.encoding.arrays import (
     FilterOutcome,
     FilterRequest,
     Labelled,
-    Limits,
     Records,
     by_columns,
 )
@@ -181,15 +180,9 @@ class Evaluator(ABC):
             validation_groups=groups_of(records, query.validation),
             in_domain=self.in_domain(query),
             purpose="soft" if self.plan.soft_labels else quality.purpose,
-            near_copy_quantile=quality.near_copy_quantile,
-            fidelity_quantile=quality.fidelity_quantile,
             seed=query.seed,
             metrics=query.metrics,
-            limits=Limits(
-                false_alarm=quality.false_alarm,
-                max_fault_share=quality.max_fault_share,
-                min_coverage=quality.min_coverage,
-            ),
+            quality=quality,
             # Only for the whole run's candidates: a fold has too few real records.
             drop_unsafe=query.metrics and quality.on_unsafe_class == "drop",
         )

@@ -10,7 +10,7 @@ import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from threading import RLock
@@ -27,11 +27,9 @@ from prefect_augment.encoding.arrays import (
     Records,
     by_columns,
     recent,
-    shared_fields,
     training_table,
 )
 from prefect_augment.encoding.images import encode_column
-from prefect_augment.encoding.pixels import resize
 from prefect_augment.encoding.subsample import Sample, sample_rows
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.classifiers.batch_transforms import ClassicRanges
@@ -90,15 +88,7 @@ def _change(classic: Classic, strategy: Strategy) -> Callable[[Images, Int], Ima
     """Transform of images by the policy; None where the batched transform does the same."""
     if classic.image in RANGES and not classic.policy and not classic.plugin:
         return None
-    policy = ImagePolicy.from_params(classic).stronger(strategy.classic_strength)
-
-    def change(images: Images, seeds: Int) -> Images:
-        height, width = images.shape[1:3]
-        changed = policy.batch(images, seeds.tolist(), [1.0] * len(images))
-        # An operation may change the size; the classifier has one.
-        return np.stack([resize(image, width, height) for image in changed])
-
-    return change
+    return ImagePolicy.from_params(classic).stronger(strategy.classic_strength).always
 
 
 def open_evaluator(store: Store, info: DatasetInfo, experiment: Experiment) -> "ImageEvaluator":
@@ -386,10 +376,10 @@ def _to_records(
     plan: BalancePlan,
     is_validation: Bool | None,
 ) -> Records:
-    shared = shared_fields(table, info=info, plan=plan, is_validation=is_validation)
-    if shared["groups"] is None:
-        shared["groups"] = _clusters(store, info, shared["content"].tolist())
-    return Records(X=X, **shared)
+    records = Records.of(table, X, info=info, plan=plan, is_validation=is_validation)
+    if records.groups is not None:
+        return records
+    return replace(records, groups=_clusters(store, info, records.content.tolist()))
 
 
 def _clusters(store: Store, info: DatasetInfo, content: list[str]) -> Int | None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from prefect_augment.array_types import Bool, Float, Images, Int
 from prefect_augment.augmentation.base import make_records
-from prefect_augment.augmentation.smote import random_oversample_indices
+from prefect_augment.augmentation.smote import StratifiedTable, random_oversample_indices
 from prefect_augment.encoding.arrays import Matrix, Records
 from prefect_augment.experiment.evaluator import Synthetic
 from prefect_augment.params import Classic
@@ -58,15 +58,8 @@ def build_training_set(
         shares = np.ones(len(drawn)) if synthetic.shares is None else synthetic.shares[drawn]
         shares = strategy.synthetic_weight * shares
     if classic_counts := {k: w.classic for k, w in by_code.items() if w.classic}:
-        classic_records = make_records(
-            X,
-            strata,
-            classic_counts,
-            classic=classic,
-            is_category=data.is_category,
-            n_levels=data.n_levels,
-            seed=seed,
-        )
+        table = StratifiedTable(X, strata, data.is_category, data.n_levels)
+        classic_records = make_records(table, classic_counts, classic=classic, seed=seed)
         parts_X.append(classic_records.X)
         parts_s.append(classic_records.strata)
     copies = random_oversample_indices(strata, {k: w.copies for k, w in by_code.items()}, seed)

@@ -12,9 +12,9 @@ from prefect_augment.encoding.columns import (
     describe_summaries,
     is_comparable,
     require_columns,
-    value_type_of,
 )
 from prefect_augment.encoding.labels import check_label_type, find_label
+from prefect_augment.encoding.values import value_type
 from prefect_augment.errors import InputError, ParameterError
 from prefect_augment.ingest.scan import Scan
 from prefect_augment.ingest.schema import plain_schema
@@ -82,7 +82,7 @@ def find_roles(
             f"column {label!r} is the label and cannot be holdout_column or group_column as well."
         )
     for name in (source.holdout_column, source.group_column):
-        if name and not is_comparable(value_type_of(schema.field(name).type)):
+        if name and not is_comparable(value_type(schema.field(name).type)):
             raise ParameterError(
                 f"column {name!r} holds {schema.field(name).type} and cannot be holdout_column or group_column."
             )

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prefect_augment.encoding.labels import label_text, missing_labels
-from prefect_augment.encoding.record_ids import plain_array, record_digests, record_variants
+from prefect_augment.encoding.record_ids import record_digests, record_variants
+from prefect_augment.encoding.values import plain
 from prefect_augment.errors import InputError
 from prefect_augment.ingest.column_roles import Roles
 from prefect_augment.ingest.quarantine import Batch
@@ -362,4 +363,4 @@ class _Collector:
 
 def group_names(column: pa.ChunkedArray) -> list[str]:
     """Return the group of each record as text; empty where there is none."""
-    return [value or "" for value in plain_array(column).cast(pa.string()).to_pylist()]
+    return [value or "" for value in plain(column).cast(pa.string()).to_pylist()]

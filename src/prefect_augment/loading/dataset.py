@@ -38,19 +38,10 @@ def open_dataset(
     *,
     verify: bool = False,
 ) -> Dataset:
-    """Return a published dataset for reading; it stays at the version found now.
+    """Return a published dataset for reading; it stays at the version found now, the newest by default.
 
-    Parameters
-    ----------
-    uri : str or path
-        Its folder: a local path or an fsspec URL.
-    version : int, optional
-        The newest by default.
-    options : dict, optional
-        fsspec storage options.
-    verify : bool
-        Check the sha256 of every shard on each read, which reads the whole shard. Without it, changed values
-        in a shard may stay unnoticed.
+    ``uri`` is a local path or an fsspec URL, ``options`` are fsspec's. With ``verify`` each read checks the
+    sha256 of its shards, which reads them whole; without it, changed values in a shard may stay unnoticed.
 
     Raises
     ------
@@ -58,12 +49,6 @@ def open_dataset(
         If there is no such version, or its manifest is damaged.
     SchemaError
         If a newer release of this package wrote it.
-
-    Examples
-    --------
-    >>> dataset = open_dataset("s3://lake/defects-balanced/")  # doctest: +SKIP
-    >>> table = dataset.to_pandas()  # doctest: +SKIP
-    >>> estimator.fit(table[features], table["label"], sample_weight=dataset.sample_weight())  # doctest: +SKIP
     """
     store = open_store(uri, options=options)
     return Dataset(store, read_manifest(store, version), verify=verify)
@@ -140,23 +125,9 @@ class Dataset:
     ) -> pa.Table:
         """Return records as an Arrow table, the source's columns first and the lineage columns last.
 
-        Parameters
-        ----------
-        split : str
-            ``train`` or ``holdout``.
-        origins : sequence of str, optional
-            Only these: real, copy, classic, synthetic.
-        columns : sequence of str, optional
-            Only these, in this order.
-
-        Raises
-        ------
-        ParameterError
-            If the version has no such split.
-        SchemaError
-            If it has no such column.
-        IntegrityError
-            If a shard is missing or damaged.
+        ``split`` is ``train`` or ``holdout``; ``origins`` restricts to real, copy, classic or synthetic records,
+        ``columns`` to these, in this order. Raises ParameterError if the version has no such split, SchemaError
+        if it has no such column, IntegrityError if a shard is missing or damaged.
         """
         return read_shards(
             self.store,
@@ -191,12 +162,9 @@ class Dataset:
     def sample_weight(
         self, split: str = "train", origins: Sequence[Origin] | None = None
     ) -> NDArray[np.float32]:
-        """Return the weight of each record by the recipe, mean 1 over the whole of train.
+        """Return the weight of each record by the recipe, shape (n_records,), mean 1 over the whole of train.
 
-        Returns
-        -------
-        ndarray of float32, shape (n_records,)
-            In the order of :meth:`to_table`, for ``sample_weight`` of estimators.
+        In the order of :meth:`to_table`, for ``sample_weight`` of estimators.
         """
         return self.to_table(split, origins, ["aug_weight"])["aug_weight"].to_numpy()  # type: ignore[no-any-return]
 
@@ -230,10 +198,8 @@ class Dataset:
 
         Parameters
         ----------
-        split : str
-            ``train`` or ``holdout``.
-        origins : sequence of str, optional
-            Only these: real, copy, classic, synthetic.
+        split, origins
+            As for :meth:`to_table`.
         columns : sequence of str, optional
             Content of ``x``; the image by default, or all columns but label and lineage.
         recipe : bool
@@ -262,26 +228,18 @@ class Dataset:
         Raises
         ------
         MissingExtraError
-            If torch, or for images Pillow, is not installed.
+            If torch or Pillow is not installed.
         ParameterError
             If arguments contradict one another, or there is no such split or record.
         SchemaError
             If there is no such column.
-
-        Examples
-        --------
-        >>> records = dataset.to_torch(recipe=True, epochs=30)  # doctest: +SKIP
-        >>> loader = torch.utils.data.DataLoader(
-        ...     records, batch_size=128, num_workers=4, collate_fn=records.collate
-        ... )  # doctest: +SKIP
         """
         try:
             from prefect_augment.loading.torch import TorchDataset
         except ModuleNotFoundError as exc:
-            if (exc.name or "").partition(".")[0] != "torch":
-                raise
             raise MissingExtraError(
-                "to_torch needs torch: pip install 'prefect-augment[torch]'", extra="torch"
+                f"to_torch needs {exc.name}: pip install 'prefect-augment[torch,images]'",
+                extra="torch,images",
             ) from exc
         if recipe and (split != "train" or shuffle is False):
             what = f"the split {split!r}" if split != "train" else "records in their order"
@@ -312,7 +270,7 @@ class Dataset:
     ) -> NDArray[np.float64]:
         """Return class probabilities times the recipe's multipliers, so that the largest is the prediction.
 
-        With two classes that moves the threshold. A recipe without multipliers changes nothing.
+        Rows sum to 1. With two classes that moves the threshold. A recipe without multipliers changes nothing.
 
         Parameters
         ----------
@@ -324,22 +282,10 @@ class Dataset:
         classes : sequence, optional
             The class of each column, e.g. scikit-learn's ``classes_``; by default :attr:`classes`.
 
-        Returns
-        -------
-        ndarray of float64, shape (n_records, n_classes)
-            Rows sum to 1.
-
         Raises
         ------
         ParameterError
             If the recipe has no such estimator, a class is unknown, or the columns are not one per class.
-
-        Examples
-        --------
-        >>> proba = dataset.apply_thresholds(
-        ...     model.predict_proba(X), "boosting", classes=model.classes_
-        ... )  # doctest: +SKIP
-        >>> prediction = model.classes_[proba.argmax(axis=1)]  # doctest: +SKIP
         """
         names = self._known(classes)
         return reweighted(probabilities, names, multipliers_of(self.recipe, estimator, names))
@@ -351,28 +297,12 @@ class Dataset:
         classes: Sequence[Any] | None = None,
         prior: Mapping[Any, float] | None = None,
     ) -> NDArray[np.float64]:
-        """Return class probabilities for the class shares of the source, or for others.
+        """Return class probabilities, rows summing to 1, for the class shares of the source, or of ``prior``.
 
         A classifier trained by the recipe assumes the class shares of the recipe. Use corrected probabilities
         as probabilities; to predict a class as in the comparison, use the uncorrected ones, or
-        :meth:`apply_thresholds`.
-
-        Parameters
-        ----------
-        probabilities, classes
-            As for :meth:`apply_thresholds`.
-        prior : mapping of class to float, optional
-            Class shares where the classifier is used; the source's by default.
-
-        Returns
-        -------
-        ndarray of float64, shape (n_records, n_classes)
-            Rows sum to 1.
-
-        Raises
-        ------
-        ParameterError
-            If a class is unknown, or the columns are not one per class.
+        :meth:`apply_thresholds`, whose arguments and errors these are. ``prior`` holds the class shares where
+        the classifier is used.
         """
         return prior_corrected(probabilities, self.recipe, self._known(classes), prior)
 

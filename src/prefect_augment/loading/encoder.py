@@ -81,17 +81,10 @@ class FeatureEncoder:
     def features(self, images: Any, /) -> Features:
         """Features of images, float32 of shape (n, n_features).
 
-        Parameters
-        ----------
-        images : pyarrow column, or array-like
-            A column of encoded images, as published datasets have them (``to_table()["image"]``); or uint8
-            arrays of shape (height, width, channels) or (height, width). Each is scaled into the encoder's
-            square with its aspect kept, and reflection fills the rest.
-
-        Raises
-        ------
-        ParameterError
-            If the network fails, or its features are not finite.
+        ``images`` is a column of encoded images, as published datasets have them (``to_table()["image"]``), or
+        holds uint8 arrays of shape (height, width, channels) or (height, width). Each is scaled into the encoder's
+        square with its aspect kept, and reflection fills the rest. Raises ParameterError if the network fails,
+        or its features are not finite.
         """
         blocks = [
             self._of_block(images[start : start + BLOCK]) for start in range(0, len(images), BLOCK)
@@ -143,14 +136,8 @@ def open_encoder(
 ) -> FeatureEncoder:
     """Return the encoder that a published recipe names, found by its sha256.
 
-    Parameters
-    ----------
-    recipe : Recipe or EncoderInfo
-        ``dataset.recipe``, of a linear probe, or ``dataset.manifest.encoder``.
-    uri : str or path, optional
-        The file, where it lies elsewhere by now: a local path or an fsspec URL.
-    options : dict, optional
-        fsspec storage options.
+    ``recipe`` is ``dataset.recipe``, of a linear probe, or ``dataset.manifest.encoder``; ``uri`` the file, where
+    it lies elsewhere by now (a local path or an fsspec URL); ``options`` are fsspec's.
 
     Raises
     ------
@@ -158,11 +145,6 @@ def open_encoder(
         If the recipe has no encoder, or the file is another one or cannot be used.
     MissingExtraError
         If onnx or onnxruntime is not installed.
-
-    Examples
-    --------
-    >>> encoder = open_encoder(dataset.recipe)  # doctest: +SKIP
-    >>> X = encoder.features(dataset.to_table()["image"])  # doctest: +SKIP
     """
     info = recipe.encoder if isinstance(recipe, Recipe) else recipe
     if info is None:

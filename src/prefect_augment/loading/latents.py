@@ -25,22 +25,8 @@ ERROR_MAP = "error_map"
 def open_latents(uri: str | os.PathLike[str], options: dict[str, Any] | None = None) -> Latents:
     """Return one result of ``embed``, ``anomalies``, ``reconstruct``, ``denoise``, ``interpolate`` or ``classify``.
 
-    Parameters
-    ----------
-    uri : str or path
-        The result's folder, which holds ``index.json``.
-    options : dict, optional
-        fsspec storage options.
-
-    Raises
-    ------
-    IntegrityError
-        If there is no index, so that the result is incomplete.
-
-    Examples
-    --------
-    >>> latents = open_latents("defects-balanced/_embeddings/vae-0123456789ab")  # doctest: +SKIP
-    >>> estimator.fit(latents.vectors(), latents.to_pandas()["label"])  # doctest: +SKIP
+    ``uri`` is its folder, which holds ``index.json``; ``options`` are fsspec's. Raises IntegrityError if there is no
+    index, so that the result is incomplete.
     """
     store = open_store(uri, options=options)
     info = read_result(store, INDEX, LatentInfo)
@@ -53,13 +39,7 @@ def open_latents(uri: str | os.PathLike[str], options: dict[str, Any] | None = N
 
 
 class Latents:
-    """One result; made by :func:`open_latents`.
-
-    Attributes
-    ----------
-    info : LatentInfo
-        Model, dataset, parameters and summary, as in ``index.json``.
-    """
+    """One result; made by :func:`open_latents`. ``info`` is its ``index.json``: model, dataset, parameters, summary."""
 
     def __init__(self, store: Store, info: LatentInfo) -> None:
         self.store = store
@@ -71,10 +51,7 @@ class Latents:
     def to_table(self, *splits: str) -> pa.Table:
         """Return all records, or those of some parts (``training``, ``validation``, ``holdout`` …), as an Arrow table.
 
-        Raises
-        ------
-        IntegrityError
-            If a shard is missing or damaged.
+        Raises IntegrityError if a shard is missing or damaged.
         """
         chosen = [s for s in self.info.shards if not splits or s.split in splits]
         return read_shards(self.store, chosen, like=self.info.shards)
@@ -86,10 +63,7 @@ class Latents:
     def vectors(self, *splits: str) -> NDArray[np.float32]:
         """Return embeddings as an array of shape (n_records, n_latent), in the order of the records.
 
-        Raises
-        ------
-        SchemaError
-            If the result is not of ``embed``.
+        Raises SchemaError if the result is not of ``embed``.
         """
         if self.info.use != "embeddings":
             raise SchemaError(f"{self!r} has no vectors; those are what `embed` writes.")
@@ -99,12 +73,8 @@ class Latents:
         """Return where the flagged images are anomalous, shape (n_flagged, size, size).
 
         In the order of the flagged records, ``to_pandas()`` where ``anomaly``, at the model's resolution; other
-        images are fitted into its squares as by the encoder.
-
-        Raises
-        ------
-        SchemaError
-            If the result is not of ``anomalies`` on images.
+        images are fitted into its squares as by the encoder. Raises SchemaError if the result is not of
+        ``anomalies`` on images.
         """
         table = self.to_table(*splits)
         if ERROR_MAP not in table.column_names:

@@ -8,6 +8,7 @@ parts from seed and epoch.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,8 +37,7 @@ class Pass:
         return int(self.ends[-1]) if len(self.ends) else 0
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """Records ``start`` to ``stop`` of those that the group at ``place`` of a pass gives."""
 
     place: int
@@ -56,48 +56,34 @@ class Reader:
 
     def share(self, n: int) -> int:
         """Return the number of the first ``n`` records that are this reader's: equal parts, up to one."""
-        return _turns(self._of_rank(n, self.rank), self.worker, self.n_workers)
+        return self._before(n, self.worker + 1) - self._before(n, self.worker)
 
     def parts(self, passes: Sequence[Pass]) -> Iterator[tuple[Pass, list[Part]]]:
         """Yield each pass with the parts of its groups to read."""
         before = 0
         for one in passes:
             after = before + one.n_records
-            start = sum(
-                self._of_rank(after, r) - self._of_rank(before, r) for r in range(self.rank)
+            start, stop = (
+                self._before(after, worker) - self._before(before, worker)
+                for worker in (self.worker, self.worker + 1)
             )
-            own = [
-                _turns(self._of_rank(after, self.rank), w, self.n_workers)
-                - _turns(self._of_rank(before, self.rank), w, self.n_workers)
-                for w in range(self.worker + 1)
-            ]
-            start += sum(own[:-1])
-            yield one, _between(one, start, start + own[-1])
+            begins = np.concatenate([[0], one.ends])[: len(one.ends)]
+            low, high = np.maximum(start - begins, 0), np.minimum(stop, one.ends) - begins
+            places = np.flatnonzero(high > low)
+            rows = np.stack([places, low[places], high[places]], axis=1).tolist()
+            yield one, [Part(*row) for row in rows]
             before = after
 
-    def _of_rank(self, n: int, rank: int) -> int:
-        return _turns(n, rank, self.n_ranks)
+    def _before(self, n: int, worker: int) -> int:
+        """Return how many of the first ``n`` records go to lower ranks, or to this one's workers below ``worker``."""
+        own = _turns(n, self.rank, self.n_ranks)
+        lower = sum(_turns(n, rank, self.n_ranks) for rank in range(self.rank))
+        return lower + sum(_turns(own, w, self.n_workers) for w in range(worker))
 
 
 def _turns(n: int, i: int, of: int) -> int:
     """Return reader ``i``'s number of ``n`` turns. It grows with n, so that parts of an epoch add up."""
     return (n + of - 1 - i) // of
-
-
-def _between(one: Pass, start: int, stop: int) -> list[Part]:
-    first = int(np.searchsorted(one.ends, start, side="right"))
-    parts = []
-    for place in range(first, len(one.ends)):
-        begin = int(one.ends[place - 1]) if place else 0
-        if begin >= stop:
-            break
-        low, high = max(start, begin) - begin, min(stop, int(one.ends[place])) - begin
-        if high > low:
-            parts.append(Part(place, low, high))
-    return parts
-
-
-# --- passes -----------------------------------------------------------------------------------
 
 
 def one_pass(n_rows: Int, rng: np.random.Generator | None) -> Pass:
@@ -157,22 +143,6 @@ def draw_rows(one: Pass, place: int, weights: Float, rng: np.random.Generator) -
     row_ends = np.clip(row_ends, begin, begin + n_drawn)
     row_ends[-1] = begin + n_drawn
     return np.repeat(rows, np.diff(row_ends, prepend=begin))
-
-
-def repeat_numbers(rows: Int) -> Int:
-    """Return, for rows with repeats side by side, the number of each repeat, from 0.
-
-    Examples
-    --------
-    >>> repeat_numbers(np.array([7, 7, 7, 2, 5, 5]))
-    array([0, 1, 2, 0, 0, 1])
-    """
-    if not len(rows):
-        return rows
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(rows)) + 1])
-    lengths = np.diff(np.append(starts, len(rows)))
-    numbers: Int = np.arange(len(rows)) - np.repeat(starts, lengths)
-    return numbers
 
 
 def real_only_weights(weights: Float, synthetic: Bool) -> tuple[Float, Float]:

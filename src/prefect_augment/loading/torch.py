@@ -1,28 +1,23 @@
 """A published dataset as a stream for torch: every record once per epoch, or drawn by the recipe.
 
 Row groups are read one after the other, so memory holds a few per worker, whatever the dataset's size.
-:mod:`prefect_augment.loading.sampling_plan` divides records among workers. Needs torch, and Pillow for
-images.
+:mod:`prefect_augment.loading.sampling_plan` divides records among workers. Needs torch and Pillow.
 """
 
 import functools
 import logging
 import zlib
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from types import TracebackType
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
-from prefect_augment.array_types import Float, Int
+from prefect_augment.array_types import Int
 from prefect_augment.augmentation.image_policy import ImagePolicy, record_seed
 from prefect_augment.augmentation.image_presets import PRESETS
 from prefect_augment.errors import ParameterError, SchemaError
@@ -35,23 +30,18 @@ from prefect_augment.loading.sampling_plan import (
     natural_weights,
     one_pass,
     real_only_weights,
-    repeat_numbers,
     weighted_passes,
 )
-from prefect_augment.loading.torch_records import Records, RowMaker, class_codes
+from prefect_augment.loading.torch_records import OpenShards, RowMaker, read_groups
 from prefect_augment.schema import Recipe, ShardInfo
-from prefect_augment.shards.base import OpenShard, check_count, open_shard
 from prefect_augment.shards.image_columns import main_image
 from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.storage import Store
+from prefect_augment.storage.keys import ranks_within
 
 logger = logging.getLogger(__name__)
 
 
-# Shards that a worker keeps open: their footers are not fetched again for every group.
-OPEN_SHARDS = 16
-# Threads that wait for footers.
-OPENERS = 8
 # Several passes of an epoch may draw the same record; every draw gets its own number.
 DRAWS_PER_PASS, PASSES_PER_EPOCH = 1 << 32, 1 << 8
 # Purpose of random numbers, the last word of a seed; not 0, which a seed ignores.
@@ -102,7 +92,17 @@ class TorchDataset(IterableDataset):
         verify: bool = False,
     ) -> None:
         super().__init__()
-        _check_numbers(epochs, channels, buffer_groups, rank, world_size)
+        if (rank is None) != (world_size is None):
+            raise ParameterError("rank and world_size belong together; give both or neither.")
+        if rank is not None and world_size is not None and not 0 <= rank < world_size:
+            raise ParameterError(
+                f"rank is {rank}; expected 0 to {world_size - 1} (world_size - 1)."
+            )
+        if channels not in (None, 1, 3):
+            raise ParameterError(f"channels is {channels}; expected 1, 3 or None.")
+        for name, value in (("epochs", epochs), ("buffer_groups", buffer_groups)):
+            if value is not None and value < 1:
+                raise ParameterError(f"{name} is {value}; expected at least 1.")
         self.classes = tuple(classes)
         self.recipe = recipe
         self.transform = transform
@@ -115,7 +115,7 @@ class TorchDataset(IterableDataset):
         self._buffer_groups = buffer_groups
         self._digests = {shard.path: shard.sha256 for shard in shards} if verify else {}
         self._place = None if rank is None or world_size is None else (rank, world_size)
-        self._groups = _read_groups(
+        self._groups = read_groups(
             store, shards, label, self.classes, weighted=recipe is not None, verify=verify
         )
         schema = self._groups.schema
@@ -138,8 +138,6 @@ class TorchDataset(IterableDataset):
             self.log_prior = self.log_prior.clamp(min=LEAST_LOG_PRIOR)
         # Epoch and progress of training; shared, so that persistent workers see changes.
         self._progress = torch.tensor([0.0, -1.0], dtype=torch.float64).share_memory_()
-
-    # --- progress of training ---
 
     def set_epoch(self, epoch: int) -> None:
         """Set the next epoch, from 0: each has its own order and draws, the same in every run.
@@ -194,8 +192,6 @@ class TorchDataset(IterableDataset):
             return unknown
         return round(n * min(1.0, max(0.0, finish * self._epochs - epoch)))
 
-    # --- records ---
-
     def __len__(self) -> int:
         """Records per epoch on this rank."""
         return Reader(*self._current_place()).share(self._groups.n_records)
@@ -207,7 +203,7 @@ class TorchDataset(IterableDataset):
         store = self._store if info is None else _own(self._store)
         epoch = int(self._progress[0])
         passes = self._passes(epoch)
-        with _OpenShards(store, self._digests) as shards:
+        with closing(OpenShards(store, self._digests)) as shards:
             for one, parts in reader.parts(passes):
                 n_groups = self._buffer_groups if self._mixes else 1
                 for start in range(0, len(parts), n_groups):
@@ -234,21 +230,15 @@ class TorchDataset(IterableDataset):
             return passes + weighted_passes(rest, weights, largest, rng, number=len(passes))
         n = self._n_within(self._finish, epoch, unknown=groups.n_records)
         passes = weighted_passes(n, groups.weights.sum(axis=1), largest, rng)
-        if n < groups.n_records:
-            weights, factor = real_only_weights(groups.weights, groups.synthetic)
-            largest = (groups.largest * np.maximum(1.0, factor)).max()
-            passes += weighted_passes(
-                groups.n_records - n,
-                weights.sum(axis=1),
-                largest,
-                rng,
-                factor=factor,
-                number=len(passes),
-            )
-        return passes
+        if n == groups.n_records:
+            return passes
+        weights, factor = real_only_weights(groups.weights, groups.synthetic)
+        largest = (groups.largest * np.maximum(1.0, factor)).max()
+        rest, sums, number = groups.n_records - n, weights.sum(axis=1), len(passes)
+        return passes + weighted_passes(rest, sums, largest, rng, factor=factor, number=number)
 
     def _block(
-        self, shards: "_OpenShards", one: Pass, parts: Sequence[Part], epoch: int
+        self, shards: "OpenShards", one: Pass, parts: Sequence[Part], epoch: int
     ) -> Iterator[tuple[Any, int]]:
         """Read some groups and yield the drawn records, shuffled over all of them."""
         groups, chosen, repeats, before = [], [], [], 0
@@ -263,7 +253,7 @@ class TorchDataset(IterableDataset):
             own = slice(part.start, part.stop)
             chosen.append(before + rows[own])
             if self._policy is not None:
-                repeats.append(repeat_numbers(rows)[own])
+                repeats.append(ranks_within(rows)[own])
             groups.append(self._rows_of.prepare(table, images))
             before += table.num_rows
         records = self._rows_of.join(groups)
@@ -273,20 +263,13 @@ class TorchDataset(IterableDataset):
             order = rng.permutation(order)
         picked = np.concatenate(chosen)[order].tolist()
         if self._policy is None:
-            return records.at(picked)
-        number = np.concatenate(repeats)[order]
-        number += (epoch * PASSES_PER_EPOCH + one.number) * DRAWS_PER_PASS
-        return self._changed(records, picked, number.tolist())
-
-    def _changed(
-        self, records: Records, rows: Sequence[int], numbers: Sequence[int]
-    ) -> Iterator[tuple[Any, int]]:
-        """Yield records with their images changed by the classic policy."""
-        policy = self._policy
-        assert policy is not None
-        for row, number in zip(rows, numbers, strict=True):
+            yield from records.at(picked)
+            return
+        numbers = np.concatenate(repeats)[order]
+        numbers += (epoch * PASSES_PER_EPOCH + one.number) * DRAWS_PER_PASS
+        for row, number in zip(picked, numbers.tolist(), strict=True):
             seed = record_seed(self._seed, records.columns["aug_id"][row], number)
-            change = functools.partial(policy.apply, seed=seed)
+            change = functools.partial(self._policy.apply, seed=seed)
             yield records.x(row, change), records.y[row]
 
     def _rows(self, table: pa.Table, one: Pass, place: int, group: int, epoch: int) -> Int:
@@ -301,28 +284,14 @@ class TorchDataset(IterableDataset):
         rng = self._rng(epoch, one.number, group, FOR_ROWS)
         return draw_rows(one, place, weights, rng)
 
-    # --- batches ---
-
     def collate(self, records: Sequence[tuple[Any, int]]) -> tuple[Any, Tensor]:
         """One batch as the recipe mixes it, for ``DataLoader(..., collate_fn=stream.collate)``.
 
-        Parameters
-        ----------
-        records : sequence of (x, y)
-            What the stream yields, ``transform`` applied; images of one size.
-
-        Returns
-        -------
-        x
-            As torch's ``default_collate`` stacks it; of images some are mixed with another of the batch.
-        y : Tensor
-            int64 of shape (n,) where the recipe neither mixes nor smooths; else class shares, float32 of
-            shape (n, n_classes), which sum to one. ``cross_entropy`` takes both.
-
-        Notes
-        -----
-        Seed, epoch and the batch's own values decide, and neither the worker nor the order of batches.
-        See :func:`~prefect_augment.evaluation.classifiers.mixing.mix_batch`: the comparison mixed so.
+        ``records`` are what the stream yields, with images of one size. ``x`` is as torch's ``default_collate`` stacks
+        it; of images some are mixed with another of the batch. ``y`` is int64 of shape (n,) where the recipe neither
+        mixes nor smooths; else class shares, float32 of shape (n, n_classes), which sum to one. ``cross_entropy``
+        takes both. Seed, epoch and the batch's own values decide, and neither the worker nor the order of batches:
+        see :func:`~prefect_augment.evaluation.classifiers.mixing.mix_batch`, by which the comparison mixed.
         """
         x, y = default_collate([(x, y) for x, y in records])
         recipe = self.recipe
@@ -356,27 +325,6 @@ class TorchDataset(IterableDataset):
     def __getstate__(self) -> dict[str, Any]:
         # A spawned worker has no process group.
         return {**self.__dict__, "_place": self._current_place()}
-
-
-# --- requested content ------------------------------------------------------------------------
-
-
-def _check_numbers(
-    epochs: int | None,
-    channels: int | None,
-    buffer_groups: int,
-    rank: int | None,
-    world_size: int | None,
-) -> None:
-    if (rank is None) != (world_size is None):
-        raise ParameterError("rank and world_size belong together; give both or neither.")
-    if rank is not None and world_size is not None and not 0 <= rank < world_size:
-        raise ParameterError(f"rank is {rank}; expected 0 to {world_size - 1} (world_size - 1).")
-    if channels not in (None, 1, 3):
-        raise ParameterError(f"channels is {channels}; expected 1, 3 or None.")
-    for name, value in (("epochs", epochs), ("buffer_groups", buffer_groups)):
-        if value is not None and value < 1:
-            raise ParameterError(f"{name} is {value}; expected at least 1.")
 
 
 def _features(schema: pa.Schema, columns: Sequence[str] | None, label: str) -> tuple[str, ...]:
@@ -428,109 +376,6 @@ def _log_prior(recipe: Recipe | None, n_of_class: Int) -> Tensor | None:
     log_prior = np.full(len(n), -np.inf)
     np.log(prior / prior.sum(), out=log_prior, where=prior > 0)
     return torch.from_numpy(log_prior.astype(np.float32))
-
-
-# --- groups of records ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Groups:
-    """All groups of records, known before records are read."""
-
-    schema: pa.Schema  # of all shards
-    paths: tuple[str, ...]  # of the shards
-    shard: Int  # (n_groups,) place in paths
-    number: Int  # (n_groups,) place in the shard
-    n_rows: Int  # (n_groups,)
-    synthetic: NDArray[np.bool_]  # (n_groups,)
-    weights: (
-        Float  # (n_groups, n_classes) sums of aug_weight; no columns if nothing is drawn by weight
-    )
-    largest: Float  # (n_classes,) largest aug_weight
-    n_of_class: Int  # (n_classes,) records
-
-    @property
-    def n_records(self) -> int:
-        """Records in all groups."""
-        return int(self.n_rows.sum())
-
-    def at(self, group: int) -> tuple[str, int]:
-        """Return the shard's path, and the group's place in it."""
-        return self.paths[self.shard[group]], int(self.number[group])
-
-
-def _read_groups(
-    store: Store,
-    shards: Sequence[ShardInfo],
-    label: str,
-    classes: Sequence[str],
-    *,
-    weighted: bool,
-    verify: bool,
-) -> _Groups:
-    """Read every shard's groups once, and their weights if records are drawn by weight."""
-    if not shards:
-        raise ParameterError("there is no record to read: the version has none of these origins.")
-
-    def read_shard(shard: ShardInfo) -> tuple[pa.Schema, tuple[int, ...], Float, Float]:
-        with open_shard(store, shard.path, sha256=shard.sha256 if verify else "") as opened:
-            n = opened.group_rows
-            check_count(store, shard, sum(n))
-            sums = np.zeros((len(n), len(classes) if weighted else 0))
-            largest = np.zeros(sums.shape[1])
-            for g in range(len(n) if weighted else 0):
-                table = opened.read([label, "aug_weight"], groups=[g])
-                weights = table["aug_weight"].to_numpy().astype(np.float64)
-                codes = class_codes(table[label], classes)
-                sums[g] = np.bincount(codes, weights, minlength=len(classes))
-                np.maximum.at(largest, codes, weights)
-            return opened.schema, n, sums, largest
-
-    with ThreadPoolExecutor(OPENERS) as pool:
-        read = list(pool.map(read_shard, shards))
-    n_groups = [len(n) for _, n, _, _ in read]
-    return _Groups(
-        schema=read[0][0],
-        paths=tuple(s.path for s in shards),
-        shard=np.repeat(np.arange(len(shards)), n_groups),
-        number=np.concatenate([np.arange(n) for n in n_groups]),
-        n_rows=np.array([rows for _, n, _, _ in read for rows in n], dtype=np.int64),
-        synthetic=np.repeat([s.origin == "synthetic" for s in shards], n_groups),
-        weights=np.concatenate([sums for _, _, sums, _ in read]),
-        largest=np.max([largest for _, _, _, largest in read], axis=0),
-        n_of_class=np.array(
-            [sum(s.class_counts.get(name, 0) for s in shards) for name in classes], dtype=np.int64
-        ),
-    )
-
-
-class _OpenShards:
-    """The recently used shards that one reader has open; digests are checked if given."""
-
-    def __init__(self, store: Store, digests: Mapping[str, str]) -> None:
-        self._store = store
-        self._digests = digests
-        self._open: OrderedDict[str, OpenShard] = OrderedDict()
-
-    def at(self, path: str) -> OpenShard:
-        if path not in self._open:
-            self._open[path] = open_shard(self._store, path, sha256=self._digests.get(path, ""))
-        self._open.move_to_end(path)
-        while len(self._open) > OPEN_SHARDS:
-            self._open.popitem(last=False)[1].close()
-        return self._open[path]
-
-    def __enter__(self) -> "_OpenShards":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for shard in self._open.values():
-            shard.close()
 
 
 def _own(store: Store) -> Store:

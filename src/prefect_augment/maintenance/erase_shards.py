@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prefect_augment.encoding.labels import label_text
-from prefect_augment.encoding.record_ids import aug_ids, record_keys
+from prefect_augment.encoding.record_ids import derived_ids, record_keys
 from prefect_augment.errors import EmptyClassError
 from prefect_augment.ingest.validate import group_names
 from prefect_augment.registry import SHARD_FORMATS, load_shard_format
@@ -232,7 +232,7 @@ def _rows_of(
     An aug_id numbers equal records in the order of their occurrences, including those of earlier erasures.
     Where the number does not decide, any entry of the same side is taken.
     """
-    ids = aug_ids([key] * len(entries), [name] * len(entries)).to_pylist()
+    ids = derived_ids("real", key, name, range(len(entries))).to_pylist()
     left = {(aug_id, side): row for aug_id, (_, row, side) in zip(ids, entries, strict=True)}
     rows = [left.pop(record) for record in going if record in left]
     for _, side in [record for record in going if record[0] not in ids]:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prefect_augment.augmentation.image_policy import ImagePolicy
-from prefect_augment.augmentation.label_preservation import check_picture, find_check
+from prefect_augment.augmentation.label_preservation import find_check
 from prefect_augment.encoding.arrays import by_columns
 from prefect_augment.encoding.pixels import DECODING_RULE
 from prefect_augment.encoding.subsample import Sample, read_parts
@@ -221,8 +221,8 @@ def _draw(
     if not isinstance(audit, str) and pictures == "real":
         fields["doubted"], doubted_images = _doubted(audit, store, info)
         images |= doubted_images
-    if pictures == "real" and (policy := check_picture(check, store)):
-        images["policy.png"] = policy
+    if pictures == "real" and check is not None:
+        images["policy.png"] = store.read(check.picture)
     about = audit if isinstance(audit, str) else ""
     if not isinstance(audit, str) and params.encoder.name:
         about = audit_summary(audit, params.encoder.name)

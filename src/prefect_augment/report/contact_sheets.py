@@ -154,7 +154,7 @@ def _images(
 
 def _pictures(images: Sequence[_Image]) -> list[Pixels]:
     """The decoded images, large JPEGs at reduced size since they are shown small."""
-    return [decode_image(image.data, max_pixels=None, at_least=2 * CELL) for image in images]
+    return [decode_image(image.data, at_least=2 * CELL) for image in images]
 
 
 def _copies(

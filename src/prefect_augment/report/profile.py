@@ -7,13 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefect_augment.encoding.columns import (
-    ColumnSummary,
-    describe_summaries,
-    is_comparable,
-    value_type_of,
-)
+from prefect_augment.encoding.columns import ColumnSummary, describe_summaries, is_comparable
 from prefect_augment.encoding.labels import check_classes, class_names, label_text, missing_labels
+from prefect_augment.encoding.values import value_type
 from prefect_augment.errors import InputError, ParameterError
 from prefect_augment.ingest.column_roles import describe, find_roles
 from prefect_augment.ingest.quarantine import by_reason
@@ -121,7 +117,7 @@ def _invalid_fields(
     label = source.label if source.label in source_scan.schema.names else ""
     counts: Counter[str] = Counter()
     summaries = _summaries(source_scan.schema, label, workspace)
-    is_flat = bool(label) and is_comparable(value_type_of(source_scan.schema.field(label).type))
+    is_flat = bool(label) and is_comparable(value_type(source_scan.schema.field(label).type))
     n_records = 0
     for batch in source_scan.batches():
         table = batch.table

@@ -29,7 +29,6 @@ from prefect_augment.storage.store import (
 from prefect_augment.storage.workspace import (
     SharedStore as SharedStore,
     keep_apart as keep_apart,
-    open_published as open_published,
     private_objects as private_objects,
     with_workspace as with_workspace,
 )

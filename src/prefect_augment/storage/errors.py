@@ -73,35 +73,25 @@ _KIND_OF_STATUS: dict[int, Kind] = {
 }
 # fmt: off
 # By name, since the drivers may not be installed. A class counts through its parents, too.
-_KIND_OF_CLASS: tuple[tuple[Kind, frozenset[str]], ...] = (
-    (
-        "credentials",
-        frozenset({
-            "ClientAuthenticationError", "CredentialRetrievalError", "CredentialUnavailableError",
-            "DefaultCredentialsError", "NoCredentialsError", "PartialCredentialsError",
-            "ProfileNotFound", "RefreshError", "TokenRetrievalError", "SSOTokenLoadError",
-            "UnauthorizedSSOTokenError"
-        }),
-    ),
-    ("certificate", frozenset({"ClientConnectorCertificateError", "SSLError"})),
-    ("changed", frozenset({"FileExpired"})),
-    (
-        "unreachable",
-        frozenset({
-            "ClientConnectorError", "ConnectTimeoutError", "EndpointConnectionError",
-            "ServiceRequestError"
-        }),
-    ),
-    (
-        "transient",
-        frozenset({
-            "ChecksumError", "ChunkedEncodingError", "ClientConnectionError",
-            "ClientPayloadError", "FSTimeoutError", "HTTPClientError", "IncompleteRead",
-            "IncompleteReadError", "ProxyError", "ResponseParserError", "ServiceResponseError",
-            "Timeout", "TransportError"
-        }),
-    ),
-)
+_CLASSES: dict[Kind, frozenset[str]] = {
+    "credentials": frozenset({
+        "ClientAuthenticationError", "CredentialRetrievalError", "CredentialUnavailableError",
+        "DefaultCredentialsError", "NoCredentialsError", "PartialCredentialsError",
+        "ProfileNotFound", "RefreshError", "TokenRetrievalError", "SSOTokenLoadError",
+        "UnauthorizedSSOTokenError"
+    }),
+    "certificate": frozenset({"ClientConnectorCertificateError", "SSLError"}),
+    "changed": frozenset({"FileExpired"}),
+    "unreachable": frozenset({
+        "ClientConnectorError", "ConnectTimeoutError", "EndpointConnectionError",
+        "ServiceRequestError"
+    }),
+    "transient": frozenset({
+        "ChecksumError", "ChunkedEncodingError", "ClientConnectionError", "ClientPayloadError",
+        "FSTimeoutError", "HTTPClientError", "IncompleteRead", "IncompleteReadError", "ProxyError",
+        "ResponseParserError", "ServiceResponseError", "Timeout", "TransportError"
+    }),
+}
 # fmt: on
 DRIVERS = frozenset(
     {"adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "s3fs"}
@@ -114,11 +104,6 @@ class Fault:
 
     kind: Kind
     code: str = ""
-
-    @property
-    def may_pass(self) -> bool:
-        """Whether a retry may help."""
-        return self.kind in ("transient", "unreachable")
 
 
 def fault_of(exc: BaseException) -> Fault:
@@ -188,7 +173,7 @@ def _kind_of_class(exc: BaseException) -> Kind | None:
     names = {parent.__name__ for parent in type(exc).__mro__}
     if type(exc).__module__.split(".")[0] not in {*DRIVERS, "fsspec", "http"}:
         return None
-    return next((kind for kind, classes in _KIND_OF_CLASS if names & classes), None)
+    return next((kind for kind, classes in _CLASSES.items() if names & classes), None)
 
 
 _PERMISSIONS = {
@@ -248,48 +233,38 @@ def as_storage_error(
     )
 
 
+_WHY: dict[Kind, str] = {
+    "denied": "permission denied{code}; grant {needed} on {holder} {bucket!r} to the credentials in use, check "
+    "that they are the ones that are meant, or choose another location.",
+    "credentials": "{advice}{code}; credentials come from the environment, the driver's own configuration or a "
+    "Prefect block named in source.storage_block or destination.storage_block.",
+    "bucket": "there is no {holder} {bucket!r} at this endpoint{code}; create it, or check its name and the "
+    "endpoint.",
+    "skew": "this machine's clock and the store's differ too much{code}, so it takes no signature; set the clock "
+    "(NTP) and run again.",
+    "region": "{holder} {bucket!r} is in another region or at another endpoint{code}; set AWS_DEFAULT_REGION or "
+    "endpoint_url.",
+    "certificate": "the endpoint's certificate is not valid here; check the endpoint, or name your authority's file "
+    "in AWS_CA_BUNDLE.",
+    "changed": "it was replaced while it was read; run again once the source stands still.",
+    "unreachable": "no answer from the endpoint{code}: {words}; check endpoint_url and the network, then run "
+    "again.",
+    "transient": "the store kept failing{code}: {words}; run again later, the run continues where it was.",
+}
+
+
 def _why(fault: Fault, exc: Exception, verb: str, uri: str, bucket: str) -> str:
-    code = f" ({fault.code})" if fault.code else ""
-    holder = "container" if _family(uri) == "az" else "bucket"
-    if fault.kind == "denied":
-        needed = _PERMISSIONS.get(_family(uri), {}).get(verb, f"what it takes to {verb} objects")
-        return (
-            f"permission denied{code}; grant {needed} on {holder} {bucket!r} to the credentials in use, check "
-            "that they are the ones that are meant, or choose another location."
-        )
-    if fault.kind == "credentials":
-        why = _ADVICE.get(fault.code, "no credentials that the store takes were found")
-        return (
-            f"{why}{code}; credentials come from the environment, the driver's own configuration or a Prefect block "
-            "named in source.storage_block or destination.storage_block."
-        )
-    if fault.kind == "bucket" or (fault.kind == "absent" and verb in ("write", "list")):
-        return f"there is no {holder} {bucket!r} at this endpoint{code}; create it, or check its name and the endpoint."
-    if fault.kind == "skew":
-        return (
-            f"this machine's clock and the store's differ too much{code}, so it takes no signature; set the clock "
-            "(NTP) and run again."
-        )
-    if fault.kind == "region":
-        return (
-            f"{holder} {bucket!r} is in another region or at another endpoint{code}; set AWS_DEFAULT_REGION or "
-            "endpoint_url."
-        )
-    if fault.kind == "certificate":
-        return (
-            "the endpoint's certificate is not valid here; check the endpoint, or name your authority's file in "
-            "AWS_CA_BUNDLE."
-        )
-    if fault.kind == "changed":
-        return "it was replaced while it was read; run again once the source stands still."
-    if fault.kind == "unreachable":
-        return (
-            f"no answer from the endpoint{code}: {_words(exc)}; check endpoint_url and the network, then run "
-            "again."
-        )
-    if fault.kind == "transient":
-        return f"the store kept failing{code}: {_words(exc)}; run again later, the run continues where it was."
-    return f"{type(exc).__name__}: {_words(exc)}."
+    family = _family(uri)
+    is_missing = fault.kind == "absent" and verb in ("write", "list")
+    return _WHY.get("bucket" if is_missing else fault.kind, "{error}: {words}.").format(
+        code=f" ({fault.code})" if fault.code else "",
+        needed=_PERMISSIONS.get(family, {}).get(verb, f"what it takes to {verb} objects"),
+        holder="container" if family == "az" else "bucket",
+        bucket=bucket,
+        advice=_ADVICE.get(fault.code, "no credentials that the store takes were found"),
+        error=type(exc).__name__,
+        words=_words(exc),
+    )
 
 
 def _words(exc: Exception) -> str:
@@ -309,6 +284,15 @@ def _names(uri: str, path: str) -> tuple[str, str]:
     return bucket.partition("@")[0], "/".join(part for part in (prefix, path) if part)
 
 
+_NO_SPACE = "no space left to {} {}; free some and run again, the run continues where it was."
+_ON_DISK = {
+    errno.ENOSPC: _NO_SPACE,
+    errno.EDQUOT: _NO_SPACE,
+    errno.EFBIG: "cannot {} {}: larger than the file system or the user's limit (ulimit -f) allows; raise the limit "
+    "or write smaller shards (publish.shard_mib).",
+}
+
+
 def _of_disk(exc: Exception, verb: str, where: str) -> StorageError | None:
     if isinstance(exc, PermissionError):
         return StorageError(
@@ -316,17 +300,9 @@ def _of_disk(exc: Exception, verb: str, where: str) -> StorageError | None:
         )
     if not isinstance(exc, OSError):
         return None
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(
-            f"no space left to {verb} {where}; free some and run again, the run continues where it was."
-        )
-    if exc.errno == errno.EFBIG:
-        return StorageError(
-            f"cannot {verb} {where}: larger than the file system or the user's limit (ulimit -f) allows; "
-            "raise the limit or write smaller shards (publish.shard_mib)."
-        )
+    if exc.errno in _ON_DISK:
+        return StorageError(_ON_DISK[exc.errno].format(verb, where))
+    why = f"{type(exc).__name__}: {exc}"
     if exc.errno in (errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.EEXIST):
-        return StorageError(
-            f"cannot {verb} {where}: {os.strerror(exc.errno)}; choose another location."
-        )
-    return StorageError(f"cannot {verb} {where}: {type(exc).__name__}: {exc}.")
+        why = f"{os.strerror(exc.errno)}; choose another location"
+    return StorageError(f"cannot {verb} {where}: {why}.")

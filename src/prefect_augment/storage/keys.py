@@ -4,6 +4,7 @@ Keys are numpy arrays: ``S16`` for content keys (16 bytes, shown as 32 hexadecim
 type for names compared as they are. Sorting and grouping agree for both.
 """
 
+from binascii import unhexlify
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -25,9 +26,6 @@ GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio, the step of splitmix6
 Keys = Array
 
 
-# --- keys -------------------------------------------------------------------------------------
-
-
 def unhex(column: pa.Array | pa.ChunkedArray) -> Keys:
     """Return texts of 32 hexadecimal digits, without nulls, as 16-byte keys; raises ValueError otherwise."""
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
@@ -41,11 +39,8 @@ def unhex(column: pa.Array | pa.ChunkedArray) -> Keys:
             continue
         if chunk.null_count or (np.diff(offsets) != 32).any():
             raise ValueError("a key is not 32 hexadecimal digits")
-        digits = np.frombuffer(chunk.buffers()[2], dtype=np.uint8)[offsets[0] : offsets[-1]]
-        values = (digits & 15) + 9 * (digits >> 6)  # of an ASCII digit or letter
-        both = values.reshape(-1, 2)
-        packed = (both[:, 0] << 4) | both[:, 1]
-        keys.append(np.ascontiguousarray(packed.astype(np.uint8)).view(KEY))
+        digits = memoryview(chunk.buffers()[2])[offsets[0] : offsets[-1]]
+        keys.append(np.frombuffer(unhexlify(digits), dtype=KEY))
     return np.concatenate(keys)
 
 
@@ -79,9 +74,6 @@ def joined(one: Keys, other: Keys) -> Keys:
     if len(one) == 0:
         return other
     return one if len(other) == 0 else np.concatenate([one, other])
-
-
-# --- sorting and grouping ---------------------------------------------------------------------
 
 
 def sort_order(*columns: Array) -> Int:
@@ -147,9 +139,6 @@ def pairs_of_equals(theirs: Int, ours: Int) -> Int:
     equal = there[order[place]] == here
     matches[equal] = order[place[equal]]
     return matches
-
-
-# --- texts ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

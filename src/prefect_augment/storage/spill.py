@@ -176,13 +176,15 @@ class Spill:
 
 
 class ArraySpill:
-    """Rows of one width, in memory up to some megabytes and then in a nameless local file, read by number.
+    """Rows of so many bytes (int8), in memory up to some megabytes and then in a nameless local file, read by number.
 
     ``spill[rows]`` returns a copy, as an array of shape (n, width) does; pages of the file do not stay in memory.
     """
 
-    def __init__(self, width: int, dtype: np.dtype[Any] | type = np.int8) -> None:
-        self.width, self.dtype = width, np.dtype(dtype)
+    dtype = np.dtype(np.int8)
+
+    def __init__(self, width: int) -> None:
+        self.width = width
         self._parts: list[Array] = []
         self._n_rows = 0
         self._file: Any = None
@@ -196,7 +198,7 @@ class ArraySpill:
         rows = np.ascontiguousarray(rows, dtype=self.dtype).reshape(-1, self.width)
         self._n_rows += len(rows)
         self._parts.append(rows)
-        if self._file is None and self._n_rows * self.width * self.dtype.itemsize <= IN_MEMORY:
+        if self._file is None and self._n_rows * self.width <= IN_MEMORY:
             return
         with disk_space():
             if self._file is None:

@@ -19,16 +19,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from prefect_augment.errors import ParameterError, StorageError
 from prefect_augment.params.locations import hide_secrets, refuse_secrets
-from prefect_augment.storage import retry as retries
-from prefect_augment.storage.drivers import (
-    forget_connections,
-    open_fs,
-    quieten,
-    retries_itself,
-    what_to_do,
-)
+from prefect_augment.storage import drivers, retry
 from prefect_augment.storage.errors import as_storage_error, fault_of
-from prefect_augment.storage.local import Draft, RangeReader, local_create, local_temporary
+from prefect_augment.storage.local import Draft, ReadAhead, local_create, local_temporary
 
 T = TypeVar("T")
 
@@ -60,10 +53,11 @@ def open_store(uri: str | os.PathLike[str], *, options: dict[str, Any] | None = 
     if "://" not in uri:
         uri = str(Path(uri).expanduser().resolve())
     try:
-        fs, root = open_fs(uri, options or {})
+        fs, root = drivers.open_fs(uri, options or {})
     except (ImportError, ValueError) as exc:
         raise ParameterError(
-            f"cannot open {uri!r}: {hide_secrets(str(exc))}; {what_to_do(uri, exc)}.", uri=uri
+            f"cannot open {uri!r}: {hide_secrets(str(exc))}; {drivers.what_to_do(uri, exc)}.",
+            uri=uri,
         ) from exc
     except Exception as exc:  # a driver that looks for credentials has errors of its own
         error = as_storage_error(exc, verb="open", uri=uri, path="")
@@ -97,15 +91,11 @@ def _is_object(path: str) -> bool:
     return bool(path) and not path.endswith("/")
 
 
-def _is_in_memory(uri: str) -> bool:
-    return uri.startswith("memory://")
-
-
 class Store:
     """Objects below one root.
 
     Paths are relative to it, with forward slashes, and cannot leave it. Requests are retried after transient
-    faults (:mod:`.retry`); what remains is a `TransientError`, and a final fault a `StorageError`.
+    faults (:func:`.retry.call`); what remains is a `TransientError`, and a final fault a `StorageError`.
     """
 
     def __init__(self, *, uri: str, fs: Any, root: str) -> None:
@@ -113,18 +103,17 @@ class Store:
         self.fs = fs
         self.root = root
         self.is_local = isinstance(fs, LocalFileSystem)
-        here = self.is_local or _is_in_memory(self.uri)
-        self._retries = (
-            retries.ONCE if here or retries_itself(fs) else retries.RetryPolicy.from_environment()
-        )
+        self._in_memory = self.uri.startswith("memory://")
+        once = self.is_local or self._in_memory or drivers.retries_itself(fs)
+        self._retries = retry.ONCE if once else retry.RetryPolicy.from_environment()
         self._is_s3 = self.uri.startswith(("s3://", "s3a://"))
         self._bucket = "/".join(self.uri.split("/")[:3])
-        quieten(fs)
+        drivers.quieten(fs)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A file system that was pickled is a new one, with its driver's own retries."""
         self.__dict__.update(state)
-        quieten(self.fs)
+        drivers.quieten(self.fs)
 
     def __repr__(self) -> str:
         return f"Store({self.uri!r})"
@@ -188,27 +177,25 @@ class Store:
         From an object store it fetches ranges, and reads ahead while access is sequential.
         """
         full = self.full(path)
-        if _is_in_memory(self.uri):
+        if self._in_memory:
             # memory:// hands out the stored file itself, so two readers would share one position.
             return io.BytesIO(self.read(path))
         if self.is_local:
             return cast(IO[bytes], self._do("read", path, lambda: self.fs.open(full, "rb")))
         # The driver's own reader remembers the etag, so that no object is read half old, half new.
         file = self._do("read", path, lambda: self.fs.open(full, "rb", cache_type="none"))
+        fetch = file.cache.fetcher
 
-        def fetch(start: int, end: int) -> bytes:
-            file.seek(start)
-            data = bytes(file.read(end - start))
+        def part(start: int, end: int) -> bytes:
+            data = bytes(fetch(start, end))
             if len(data) != end - start:
                 raise ConnectionError(f"{len(data)} of {end - start} bytes came")
             return data
 
-        reader = RangeReader(
-            int(file.size),
-            lambda start, end: self._do("read", path, lambda: fetch(start, end)),
-            file.close,
+        file.cache = ReadAhead(
+            lambda start, end: self._do("read", path, lambda: part(start, end)), file.size
         )
-        return cast(IO[bytes], reader)
+        return cast(IO[bytes], file)
 
     def list(self, prefix: str = "") -> list[str]:
         """Return the sorted relative paths of all objects below ``prefix``; empty if there is none."""
@@ -291,20 +278,18 @@ class Store:
         return self._remote_create(full, data)
 
     def _remote_create(self, full: str, data: bytes) -> bool:
-        is_in_memory = _is_in_memory(self.uri)
-
         def attempt() -> bool:
             try:
-                with _MEMORY_TURN if is_in_memory else contextlib.nullcontext():
+                with _MEMORY_TURN if self._in_memory else contextlib.nullcontext():
                     self.fs.pipe_file(full, data, mode="create")
             except Exception as exc:
                 if fault_of(exc).kind != "exists":
                     raise
-                if is_in_memory and not self.fs.exists(full):
+                if self._in_memory and not self.fs.exists(full):
                     raise  # its word for an object that lies below another one, too
                 # What is there may be ours: where an answer is lost, we ask again, and so does aiohttp
                 # below the drivers, which says nothing of it. The same bytes from elsewhere do no harm.
-                return not is_in_memory and self._cat(full) == data
+                return not self._in_memory and self._cat(full) == data
             return True
 
         return self._do("write", full[len(self.root) + 1 :], attempt)
@@ -350,7 +335,7 @@ class Store:
     def _do(self, verb: str, path: str, request: Callable[[], T]) -> T:
         """Return the result of a request to the file system, retried as :meth:`_worth` says."""
         with self._errors(verb, path):
-            done = retries.call(
+            done = retry.call(
                 request,
                 policy=self._retries,
                 attempts=self._worth,
@@ -364,7 +349,7 @@ class Store:
         fault = fault_of(exc)
         if fault.kind == "unreachable" and self._bucket not in _HAVE_ANSWERED:
             return _ATTEMPTS_BEFORE_THE_FIRST_ANSWER
-        return self._retries.attempts if fault.may_pass else 1
+        return self._retries.attempts if fault.kind in ("transient", "unreachable") else 1
 
     @contextlib.contextmanager
     def _errors(self, verb: str, path: str) -> Iterator[None]:
@@ -375,7 +360,7 @@ class Store:
             raise
         except Exception as exc:
             if fault_of(exc).kind in ("credentials", "denied"):
-                forget_connections()
+                drivers.forget_connections()
             expected = isinstance(exc, FileNotFoundError) and (
                 self.is_local or (verb != "write" and fault_of(exc).kind == "absent")
             )

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from prefect_augment.errors import ParameterError, StorageError
 from prefect_augment.storage.manifests import list_versions, read_manifest
-from prefect_augment.storage.store import Store, contains, open_store
+from prefect_augment.storage.store import Store, contains
 
 POINTER = "_workspace.json"
 SUFFIX = "-workspace"
@@ -76,14 +76,6 @@ class SharedStore(Store):
         self.destination.check_writable(folder)
 
 
-def open_published(uri: str, *, options: dict[str, Any] | None = None) -> Store:
-    """Return the store of a dataset, with its workspace where it has one.
-
-    Raises ParameterError if the workspace is not where the destination says.
-    """
-    return with_workspace(open_store(uri, options=options))
-
-
 def with_workspace(store: Store, *, required: bool = True) -> Store:
     """Return the store together with its workspace, or as it is where there is none.
 
@@ -116,7 +108,9 @@ def keep_apart(store: Store, where: str = "", *, only_synthetic: bool = True) ->
     if only_synthetic:
         _refuse_real_versions(store)
     known = _read(store, POINTER)
-    named = where or (str(known["workspace"]) if known else _default(store))
+    # Beside the destination, and relative to it, so that both can be moved together.
+    beside = f"../{store.root.rsplit('/', 1)[-1]}{SUFFIX}"
+    named = where or (str(known["workspace"]) if known else beside)
     workspace = _beside(store, named)
     if contains(store.uri, workspace.uri) or contains(workspace.uri, store.uri):
         raise ParameterError(
@@ -182,11 +176,6 @@ def _move(store: Store, workspace: Store, pointer: dict[str, Any]) -> None:
         for folder in Path(store.root).glob("_*"):
             if folder.is_dir() and not folder.is_symlink() and is_private(folder.name):
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _default(store: Store) -> str:
-    """Beside the destination, and relative to it, so that both can be moved together."""
-    return f"../{store.root.rsplit('/', 1)[-1]}{SUFFIX}"
 
 
 def _beside(store: Store, named: str) -> Store:

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import fisher_exact
 
-from prefect_augment.encoding.arrays import Labelled, Limits
-from prefect_augment.errors import ParameterError
+from prefect_augment.encoding.arrays import Labelled
 from prefect_augment.evaluation.exact_tests import more_below, more_true
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.privacy.holdout_leaks import holdout_leaks
@@ -18,6 +17,7 @@ from prefect_augment.evaluation.quality.class_tests import (
 )
 from prefect_augment.evaluation.quality.image_filter import perceptual_hashes
 from prefect_augment.evaluation.quality.prdc import expected_coverage, likeness
+from prefect_augment.params import Quality
 from prefect_augment.schema import ClassCheck
 
 # --- exact tests ---
@@ -85,11 +85,11 @@ def evidence(n=200, n_real=100, **changes):
 
 
 def failed(of, **limits):
-    return [c.name for c in class_checks(of, Limits(**limits), n_strata=3) if not c.passed]
+    return [c.name for c in class_checks(of, Quality(**limits), n_strata=3) if not c.passed]
 
 
 def test_a_sound_class_is_safe():
-    checks = class_checks(evidence(), Limits(), n_strata=3)
+    checks = class_checks(evidence(), Quality(), n_strata=3)
     assert [c.name for c in checks] == ["domain", "copies", "noise", "labels", "collapse"]
     assert class_verdict(checks) == "safe"
 
@@ -131,14 +131,14 @@ def test_a_class_is_held_to_less_chance_among_many():
     """What is rare for one class happens to one of a thousand."""
     some = np.r_[np.zeros(24), np.linspace(0.5, 2, 176)]
     near = {"near": [CopyEvidence(some, np.linspace(0.5, 2, 100))]}
-    alone, among = (class_checks(evidence(**near), Limits(), n_strata=n) for n in (1, 1000))
+    alone, among = (class_checks(evidence(**near), Quality(), n_strata=n) for n in (1, 1000))
     assert (class_verdict(alone), class_verdict(among)) == ("unsafe", "safe")
 
 
 def test_too_few_candidates_or_real_records_have_no_verdict():
-    assert class_checks(evidence(n=19), Limits(), n_strata=1) == ()
+    assert class_checks(evidence(n=19), Quality(), n_strata=1) == ()
     none = evidence(near=[], equal=[], wrong=None, coverage=float("nan"))
-    checks = class_checks(none, Limits(), n_strata=1)
+    checks = class_checks(none, Quality(), n_strata=1)
     assert [c.name for c in checks] == ["domain"]
     assert class_verdict(checks) == "not tested"
 
@@ -152,11 +152,6 @@ def test_what_is_wrong_is_said_in_a_sentence():
         "worn: the synthetic records are unsafe: a classifier takes 41% for another class (real 12%)."
     )
     assert describe_faults("worn", checks, dropped=True).endswith("; none of them is used.")
-
-
-def test_limits_are_shares():
-    with pytest.raises(ParameterError, match="min_coverage=2"):
-        Limits(min_coverage=2)
 
 
 # --- perceptual hashes ---

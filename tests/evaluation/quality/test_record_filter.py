@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from prefect_augment.encoding.arrays import FilterRequest, Labelled
-from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.quality.record_filter import REASONS, filter_records
 from prefect_augment.evaluation.quality.table_filter import table_measures
 
@@ -294,10 +293,3 @@ def test_strata_of_one_class_share_its_classifier():
         ).passed.mean()
         < 0.05
     )
-
-
-def test_unusable_values_are_refused():
-    with pytest.raises(ParameterError, match="near_copy_quantile"):
-        filtered(FRESH, near_copy_quantile=1.0)
-    with pytest.raises(ParameterError, match="wanted counts"):
-        filtered(FRESH, wanted=(1,))

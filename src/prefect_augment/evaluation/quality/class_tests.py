@@ -27,8 +27,8 @@ from typing import Literal
 import numpy as np
 
 from prefect_augment.array_types import Bool, Float
-from prefect_augment.encoding.arrays import Limits
 from prefect_augment.evaluation.exact_tests import more_below, more_true
+from prefect_augment.params import Quality
 from prefect_augment.schema import ClassCheck, ClassVerdict
 
 CHECKS = ("domain", "copies", "noise", "labels", "collapse")
@@ -61,7 +61,7 @@ class Evidence:
     full_coverage: float = float("nan")  # of real records by as many real ones
 
 
-def class_checks(evidence: Evidence, limits: Limits, *, n_strata: int) -> tuple[ClassCheck, ...]:
+def class_checks(evidence: Evidence, limits: Quality, *, n_strata: int) -> tuple[ClassCheck, ...]:
     """The checks that are possible for a stratum, in the order of :data:`CHECKS`.
 
     ``n_strata`` are the strata that share the false-alarm level.

@@ -132,7 +132,7 @@ class _Classes:
                 coverage=coverage,
                 full_coverage=full,
             ),
-            self.request.limits,
+            self.request.quality,
             n_strata=n_strata,
         )
         if not self.request.metrics:
@@ -204,7 +204,9 @@ def filter_records(
     near = training_distances(measures, training, validation, candidates, half, one_each)
     equal = equality(training.X, validation.X, candidates.X)
     set_reason(reason, np.flatnonzero(equal.of_unique), "near copy")
-    drop_copies_and_outliers(near, strata, ordinals, request.near_copy_quantile, reason, notes)
+    drop_copies_and_outliers(
+        near, strata, ordinals, request.quality.near_copy_quantile, reason, notes
+    )
 
     # Labels, by two classifiers on disjoint halves of the training records.
     tests_classes = request.metrics or drop_unsafe
@@ -219,7 +221,7 @@ def filter_records(
             if labels.real[k] is None
         ]
         if labels.score is not None:
-            set_reason(reason, labels.doubtful(request.fidelity_quantile), "label")
+            set_reason(reason, labels.doubtful(request.quality.fidelity_quantile), "label")
             score = labels.score
 
     # Values that repeat more often than real ones do.
