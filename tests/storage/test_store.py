@@ -380,9 +380,9 @@ def test_waits_double_up_to_a_bound_and_are_spread_from_zero(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr("prefect_augment.storage.drivers.logger.disabled", True)
-    # Of this module alone: with no sleep at all, threads of others would spin.
-    monkeypatch.setattr("prefect_augment.storage.drivers.time", SimpleNamespace(sleep=slept.append))
+    monkeypatch.setattr("prefect_augment.storage.retry.logger.disabled", True)
+    # Of tenacity alone: with no sleep at all, threads of others would spin.
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=slept.append))
     policy = RetryPolicy(attempts=10, backoff_seconds=0.5, max_seconds=2.0)
     for _ in range(400):
         with pytest.raises(ConnectionResetError):
