@@ -18,9 +18,8 @@ import pyarrow.parquet as pq
 from prefect_augment.errors import SchemaError
 from prefect_augment.params import Source
 from prefect_augment.sources.archives import refuse_bomb, size_of
-from prefect_augment.sources.base import SourceRecords
-from prefect_augment.sources.guard import untrusted
-from prefect_augment.sources.parquet import plain_schema, refuse_duplicates, with_plain_types
+from prefect_augment.sources.base import SourceRecords, refuse_duplicates, untrusted
+from prefect_augment.sources.parquet import plain_schema, with_plain_types
 
 BYTES_AT_ONCE = 8 << 20
 FILE_MAGIC = b"ARROW1"

@@ -1,12 +1,19 @@
-"""The contract of source formats (:class:`SourceReader`): bytes in, records and rejected records out."""
+"""The contract of source formats (:class:`SourceReader`): bytes in, records and rejected records out.
 
-from collections.abc import Callable, Iterable, Iterator
+Readers refuse what they know to be wrong in their own words. :func:`untrusted` is for the rest: parsers of other
+packages raise anything on bytes that were made to harm.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Protocol
 
 import pyarrow as pa
 
 from prefect_augment.array_types import Int
+from prefect_augment.errors import AugmentError, InputError, SchemaError
 from prefect_augment.params import Source
 
 #: About so many bytes of Arrow data in a batch of records.
@@ -73,3 +80,47 @@ class SourceReader(Protocol):
 def in_batches(result: SourceRecords | Iterable[SourceRecords]) -> Iterator[SourceRecords]:
     """Return a reader's result as batches."""
     return iter((result,) if isinstance(result, SourceRecords) else result)
+
+
+@contextmanager
+def untrusted(name: str, what: str) -> Iterator[None]:
+    """Turn any error on a file into an :class:`InputError` that names it; ours and a store's failures pass.
+
+    ``what`` is what the file should be, such as Parquet. An `OSError` with a number is the store's: parsers'
+    own have none.
+    """
+    try:
+        yield
+    except AugmentError:
+        raise
+    except Exception as exc:
+        if isinstance(exc, OSError) and exc.errno is not None:
+            raise
+        text = str(exc).strip()
+        reason = text.splitlines()[0][:300] if text else type(exc).__name__
+        raise InputError(
+            f"{name} cannot be read as {what} ({reason}); it may be cut off or of another format. "
+            "Write it again, or leave it out of the source.",
+            path=name,
+        ) from exc
+
+
+def guarded(read: SourceReader, what: str) -> Callable[..., Iterator[SourceRecords]]:
+    """Return a reader in :func:`untrusted`, batch by batch."""
+
+    def read_guarded(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
+        with untrusted(name, what):
+            yield from in_batches(read(file, name=name, source=source))
+
+    return read_guarded
+
+
+def refuse_duplicates(names: Sequence[str], where: str) -> None:
+    """Refuse two columns of one name, of which one would be lost."""
+    repeated = sorted(name for name, n in Counter(names).items() if n > 1)
+    if repeated:
+        raise SchemaError(
+            f"{where} has more than one column named {', '.join(map(repr, repeated))}; "
+            "rename or drop all but one of each.",
+            columns=repeated,
+        )

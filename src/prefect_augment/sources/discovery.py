@@ -22,8 +22,7 @@ from prefect_augment.params import Source
 from prefect_augment.registry import FORMATS
 from prefect_augment.schema import INDEX, LatentInfo, Manifest, ShardInfo
 from prefect_augment.sources.archives import ARCHIVE_ENDINGS
-from prefect_augment.sources.base import StoredTable
-from prefect_augment.sources.guard import untrusted
+from prefect_augment.sources.base import StoredTable, untrusted
 from prefect_augment.sources.hf_layout import CARD, choose_files
 from prefect_augment.sources.images.files import is_ignored, is_image_name, match_segments
 from prefect_augment.sources.other_formats import name_others

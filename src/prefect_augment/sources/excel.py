@@ -10,9 +10,7 @@ import pyarrow as pa
 from prefect_augment.errors import EmptyFileError, InputError, MissingExtraError
 from prefect_augment.params import Source
 from prefect_augment.sources.archives import refuse_bomb, size_of
-from prefect_augment.sources.base import SourceRecords
-from prefect_augment.sources.guard import untrusted
-from prefect_augment.sources.parquet import refuse_duplicates
+from prefect_augment.sources.base import SourceRecords, refuse_duplicates, untrusted
 from prefect_augment.text import suggestion
 
 

@@ -16,9 +16,8 @@ from prefect_augment.registry import FORMATS, load_reader
 from prefect_augment.shards import webdataset
 from prefect_augment.shards.parquet import LINEAGE, select_columns
 from prefect_augment.sources.arrow import read_table
-from prefect_augment.sources.base import SourceRecords, in_batches
+from prefect_augment.sources.base import SourceRecords, guarded, in_batches
 from prefect_augment.sources.discovery import PART, Listing
-from prefect_augment.sources.guard import guarded
 from prefect_augment.sources.images.columns import as_image_columns, find_image_columns, is_binary
 from prefect_augment.sources.images.scan import read_archive_records
 from prefect_augment.sources.parquet import read_batches as read_parquet

@@ -4,8 +4,7 @@ A footer may lie about rows, positions and sizes. True sizes protect no better: 
 and expands a thousandfold (500 bytes can hold 2 GB), so the dictionaries are read and counted.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import IO
 
 import numpy as np
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prefect_augment.errors import InputError, SchemaError
+from prefect_augment.errors import InputError
 from prefect_augment.params import Source
 from prefect_augment.shards.parquet_footer import (
     MAX_FOOTER_BYTES,
@@ -23,8 +22,7 @@ from prefect_augment.shards.parquet_footer import (
     read_footer,
 )
 from prefect_augment.sources.archives import refuse_bomb, size_of
-from prefect_augment.sources.base import BATCH_BYTES, SourceRecords
-from prefect_augment.sources.guard import untrusted
+from prefect_augment.sources.base import BATCH_BYTES, SourceRecords, refuse_duplicates, untrusted
 
 # What a footer says of sizes may be wrong by orders of magnitude: 200 kB can hold one long text many
 # thousand times. So many rows are looked at first.
@@ -76,17 +74,6 @@ def _n_bytes(batch: pa.RecordBatch) -> int:
     """Return the bytes of the records, dictionaries excluded, as they do not grow with them."""
     columns = (c.indices if pa.types.is_dictionary(c.type) else c for c in batch.columns)
     return sum(c.nbytes for c in columns)
-
-
-def refuse_duplicates(names: Sequence[str], where: str) -> None:
-    """Refuse two columns of one name, of which one would be lost."""
-    repeated = sorted(name for name, n in Counter(names).items() if n > 1)
-    if repeated:
-        raise SchemaError(
-            f"{where} has more than one column named {', '.join(map(repr, repeated))}; "
-            "rename or drop all but one of each.",
-            columns=repeated,
-        )
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:

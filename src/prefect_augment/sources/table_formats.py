@@ -7,8 +7,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 from prefect_augment.errors import InputError, MissingExtraError
-from prefect_augment.sources.base import StoredTable
-from prefect_augment.sources.guard import untrusted
+from prefect_augment.sources.base import StoredTable, untrusted
 from prefect_augment.storage import Store
 from prefect_augment.storage.drivers import s3_endpoint
 

@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 
 from prefect_augment.errors import InputError
 from prefect_augment.params import Source
-from prefect_augment.sources.guard import untrusted
+from prefect_augment.sources.base import untrusted
 from prefect_augment.sources.images.files import (
     Labels,
     Layout,
