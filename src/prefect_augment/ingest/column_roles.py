@@ -68,8 +68,7 @@ def find_roles(
 ) -> Roles:
     """Return the columns' roles; ``label`` names the label column if an earlier run detected it.
 
-    Raises LabelError if there is no usable label column, ParameterError if a parameter names a missing
-    column or parameters contradict one another.
+    Raises LabelError without a usable label, ParameterError if a parameter names a missing column or contradicts one.
     """
     schema = scan.schema
     name = source.label or label or (manifest.label if manifest else "")

@@ -26,6 +26,13 @@ MIN_TOTAL_BYTES = 1 << 30
 MAX_MEMBERS = 2_000_000
 # What a tar says of one member beside its header: a long name, attributes. tarfile reads it at once.
 MAX_EXTRA_BYTES = 1 << 20
+EXTRA_TYPES = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 PIECE_BYTES = 1 << 20
 # An uncompressed pixel of four channels of 16 bits; no encoding needs more, save for its header.
 BYTES_PER_PIXEL = 8
@@ -42,8 +49,7 @@ def read_archive(
 ) -> Iterator[Member]:
     """Yield the files of a zip or tar (by the ending of ``name``), unreadable ones with the reason.
 
-    Its size ``n_bytes`` bounds the unpacked total, ``max_megapixels`` each member. Raises InputError if it is no
-    archive, unpacks to far more than images would, or has too many members.
+    Raises InputError if it is no archive, unpacks to far more than images would, or has too many members.
     """
     walk = _zip_members if name.lower().endswith(".zip") else _tar_members
     limit = max(MIN_TOTAL_BYTES, MAX_EXPANSION * n_bytes)
@@ -118,17 +124,10 @@ class _ExtraTooLong(Exception):
 class _BoundedInfo(tarfile.TarInfo):
     """A member's header whose extra parts are read only where they are short."""
 
-    def _bounded(self) -> None:
-        if self.size > MAX_EXTRA_BYTES:
+    def _proc_member(self, tar: tarfile.TarFile) -> Any:
+        if self.type in EXTRA_TYPES and self.size > MAX_EXTRA_BYTES:
             raise _ExtraTooLong(f"{self.size:,}")
-
-    def _proc_gnulong(self, tar: tarfile.TarFile) -> Any:
-        self._bounded()
-        return super()._proc_gnulong(tar)  # type: ignore[misc]
-
-    def _proc_pax(self, tar: tarfile.TarFile) -> Any:
-        self._bounded()
-        return super()._proc_pax(tar)  # type: ignore[misc]
+        return super()._proc_member(tar)  # type: ignore[misc]
 
 
 def _tar_members(file: IO[bytes], max_megapixels: float) -> Iterator[tuple[Member, int]]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from prefect_augment.array_types import Int
@@ -56,23 +57,11 @@ class SourceReader(Protocol):
     def __call__(
         self, file: IO[bytes], *, name: str, source: Source
     ) -> SourceRecords | Iterable[SourceRecords]:
-        """Return the records in batches, or all at once where a format allows nothing else.
+        """Return the records of the open, seekable file ``name``, in batches or all at once.
 
-        Parameters
-        ----------
-        file : binary file
-            Seekable; open while batches are read.
-        name : str
-            The object's path, for messages.
-        source : Source
-            The user's reading options.
-
-        Returns
-        -------
-        iterable of SourceRecords, or SourceRecords
-            At least one batch, which gives the columns of an empty object. Each has about ``BATCH_BYTES`` of
-            Arrow data, whatever the object claims. One schema for all; dictionaries of category columns
-            may differ. Each rejected record and note comes once, with any batch.
+        At least one batch gives the columns of an empty object. Each has about ``BATCH_BYTES`` of Arrow data, whatever
+        the object claims. One schema for all; dictionaries of category columns may differ. A rejected record
+        or note comes once, with any batch.
         """
         ...
 
@@ -82,12 +71,20 @@ def in_batches(result: SourceRecords | Iterable[SourceRecords]) -> Iterator[Sour
     return iter((result,) if isinstance(result, SourceRecords) else result)
 
 
+def numbered(tables: Iterable[pa.Table]) -> Iterator[SourceRecords]:
+    """Yield tables as records, numbered from 1."""
+    start = 1
+    for table in tables:
+        end = start + table.num_rows
+        yield SourceRecords(table, np.arange(start, end, dtype=np.int64))
+        start = end
+
+
 @contextmanager
 def untrusted(name: str, what: str) -> Iterator[None]:
-    """Turn any error on a file into an :class:`InputError` that names it; ours and a store's failures pass.
+    """Turn any error on a file, which should be a ``what``, into an InputError; ours and a store's failures pass.
 
-    ``what`` is what the file should be, such as Parquet. An `OSError` with a number is the store's: parsers'
-    own have none.
+    An `OSError` with a number is the store's: parsers' own have none.
     """
     try:
         yield

@@ -1,8 +1,4 @@
-"""CSV, TSV and relatives as a source: text in, typed records out, every guess reported in a note.
-
-Encoding, separator, decimal mark and header are detected from the bytes, or taken from
-:class:`~prefect_augment.params.Source`; :mod:`.csv_types` infers column types.
-"""
+"""CSV, TSV and relatives as a source: text in, typed records out, every guess reported in a note."""
 
 import codecs
 import contextlib
@@ -86,7 +82,12 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
         layout += ", decimal comma" if mark == "," else ""
         layout += "" if has_header else ", no header line: columns are named column_1, column_2 …"
         layout += ", blanks after separators left out" if skip_blanks else ""
-        file_notes = (layout, *doubts, *notes, *_missing_notes(names, typers))
+        missing = (
+            f"column {name!r}: {typer.n_missing_words} values such as NA or ? read as missing"
+            for name, typer in zip(names, typers, strict=True)
+            if typer.n_missing_words
+        )
+        file_notes = (layout, *doubts, *notes, *missing)
         for batch in blocks.typed(names, typers, separator):
             yield replace(batch, notes=file_notes)
             file_notes = ()
@@ -102,14 +103,6 @@ def _skip_header(reader: Iterator[list[str]], name: str) -> None:
             path=name,
             line=1,
         ) from exc
-
-
-def _missing_notes(names: Sequence[str], typers: Sequence[ColumnTyper]) -> list[str]:
-    return [
-        f"column {name!r}: {typer.n_missing_words} values such as NA or ? read as missing"
-        for name, typer in zip(names, typers, strict=True)
-        if typer.n_missing_words
-    ]
 
 
 # --- layout -----------------------------------------------------------------------------------
@@ -275,7 +268,6 @@ class _Blocks:
     def typers(
         self, names: Sequence[str], source: Source, separator: str
     ) -> tuple[list[ColumnTyper], str]:
-        """Return a typer per column, and the decimal mark."""
         mark = source.decimal if source.decimal != "auto" else self._mark(len(names), separator)
         typers = [ColumnTyper(decimal=mark, strict=name == source.label) for name in names]
         for block in self._texts:
@@ -369,10 +361,9 @@ BOMS = (
 
 
 class Text:
-    """The decoded text of a file, piece by piece, any number of times; gzip is unpacked.
+    """The decoded text of a file, piece by piece, any number of times; gzip is unpacked, ``auto`` looks at all bytes.
 
-    The encoding ``auto`` is detected from all bytes. Raises InputError if the file is not text of its encoding
-    or damaged gzip, ParameterError for an unknown encoding.
+    Raises InputError if it is not text of its encoding or damaged gzip, ParameterError for an unknown encoding.
     """
 
     def __init__(self, file: IO[bytes], name: str, requested: str) -> None:

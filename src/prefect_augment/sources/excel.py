@@ -15,10 +15,9 @@ from prefect_augment.text import suggestion
 
 
 def read_sheet(file: IO[bytes], *, name: str, source: Source, sheet: str = "") -> SourceRecords:
-    """Return the records of one sheet, whose first line names the columns; types go by all cells.
+    """Return the records of one sheet, the first by default, whose first line names the columns; types go by all cells.
 
-    ``sheet`` is its name, empty for the first. ``positions`` count records from 1. Raises InputError if the
-    workbook is damaged, unpacks to far more than its size, or has no such sheet.
+    Raises InputError if the workbook is damaged, unpacks to far more than its size, or has no such sheet.
     """
     try:
         import fastexcel

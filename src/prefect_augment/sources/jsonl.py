@@ -85,7 +85,6 @@ class _Line:
 
 
 def _lines(file: IO[bytes], name: str) -> Iterator[_Line]:
-    """Yield all lines but blank ones, parsed."""
     n_bytes = size_of(file)
     total = 0
     with unpacked(file, name) as stream:
@@ -172,8 +171,6 @@ def _refuse_unreadable(n_rows: int, rejected: Sequence[Rejected], name: str) -> 
 
 @dataclass(frozen=True)
 class _Type:
-    """A column's Arrow type, the JSON types that fit it, and a note."""
-
     arrow: pa.DataType
     json_types: frozenset[str]
     note: str = ""
@@ -184,8 +181,6 @@ class _Type:
 
 @dataclass
 class _Column:
-    """Counts of a column's values."""
-
     counts: Counter[str] = field(default_factory=Counter)
     n_seen: int = 0
     low: int = 0
@@ -213,7 +208,8 @@ class _Column:
             return
         try:
             kind = pa.infer_type(values)
-            self.nested = kind if self.nested is None else _common(self.nested, kind)
+            schemas = [pa.schema([("v", one)]) for one in (self.nested or kind, kind)]
+            self.nested = pa.unify_schemas(schemas, promote_options="permissive").field("v").type
         except (pa.ArrowException, OverflowError):
             self.is_mixed_nested = True
 
@@ -260,11 +256,6 @@ class _Column:
 
 def _spelled(note: str) -> _Type:
     return _Type(pa.string(), frozenset(WORDS), note, is_spelled=True)
-
-
-def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    schemas = [pa.schema([("v", one)]), pa.schema([("v", other)])]
-    return pa.unify_schemas(schemas, promote_options="permissive").field("v").type
 
 
 def _kind(value: Any) -> str:

@@ -30,10 +30,7 @@ _QUERIES = ("select", "with", "from")
 
 
 def database_kind(uri: str) -> str:
-    """Return which database a location is, a value of `SCHEMES`; empty for anything else.
-
-    Goes by the URL's scheme, and for a file on this machine by its first bytes.
-    """
+    """Return which database a location is by its scheme or first bytes, a value of `SCHEMES`; empty for none."""
     base = uri.partition("#")[0]
     scheme, sign, _ = base.partition("://")
     if sign:
@@ -47,12 +44,10 @@ def database_kind(uri: str) -> str:
 
 
 def query_table(uri: str, kind: str, part: str) -> StoredTable:
-    """Run a query, or read a table, and keep the records on local disk.
+    """Run a query, or read a table, of the database ``uri``, and keep the records on local disk.
 
-    ``uri`` is a URL of the database, or the path of its file; ``kind`` is a value of `SCHEMES`; ``part`` is
-    the table's name or a query (SELECT …), empty for the only table. Raises MissingExtraError where the
-    driver is not installed, InputError if the database does not answer, there is no such table, or it has
-    several and none is named.
+    ``part`` is the table's name or a query (SELECT …), empty for the only table. Raises MissingExtraError where the
+    driver is not installed, InputError if the database does not answer, or no table or none of several is named.
     """
     title = _TITLES.get(kind, kind.capitalize())
     spool = Path(tempfile.mkdtemp(prefix="prefect-augment-")) / "records.arrow"
@@ -66,7 +61,8 @@ def query_table(uri: str, kind: str, part: str) -> StoredTable:
     with _refused(uri, title), _connected(uri, kind) as database:
         if not _is_query(part):
             part = _named(uri, part, database.tables())
-        query = part if _is_query(part) else f"SELECT * FROM {_quoted(part)}"  # noqa: S608 - a name that is there
+        quoted = ".".join('"{}"'.format(one.replace('"', '""')) for one in part.split("."))
+        query = part if _is_query(part) else f"SELECT * FROM {quoted}"  # noqa: S608 - a name that is there
         reader = database.read(query)
         schema = _plain_schema(reader.schema)
         with pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
@@ -90,13 +86,11 @@ def _plain_schema(schema: pa.Schema) -> pa.Schema:
 
 
 def _is_query(part: str) -> bool:
-    """Tell a query from the name of a table."""
     words = part.split(maxsplit=1)
     return len(words) == 2 and words[0].lower() in _QUERIES
 
 
 def _named(uri: str, part: str, tables: list[str]) -> str:
-    """Return the table that is meant."""
     if part in tables:
         return part
     if part:
@@ -109,10 +103,6 @@ def _named(uri: str, part: str, tables: list[str]) -> str:
         f"{uri}#{tables[0] if tables else 'table'} or {uri}#SELECT …",
         uri=uri,
     )
-
-
-def _quoted(name: str) -> str:
-    return ".".join('"{}"'.format(one.replace('"', '""')) for one in name.split("."))
 
 
 @contextmanager
@@ -167,7 +157,9 @@ class _Adbc:
     def tables(self) -> list[str]:
         catalogs = self._connection.adbc_get_objects(depth="tables").read_all().to_pylist()
         return sorted(
-            ".".join(filter(None, (_other(schema["db_schema_name"]), table["table_name"])))
+            table["table_name"]
+            if schema["db_schema_name"] in (None, "", "public", "main")
+            else f"{schema['db_schema_name']}.{table['table_name']}"
             for catalog in catalogs
             for schema in catalog["catalog_db_schemas"] or ()
             if schema["db_schema_name"] not in _INTERNAL
@@ -182,11 +174,6 @@ class _Adbc:
     def close(self) -> None:
         self._cursor.close()
         self._connection.close()
-
-
-def _other(schema: str | None) -> str:
-    """Return a schema's name where it has to be said."""
-    return "" if schema in (None, "", "public", "main") else str(schema)
 
 
 @contextmanager

@@ -23,12 +23,10 @@ _SIGNS = {
 def find_table(
     store: Store, paths: Sequence[str], part: str, options: dict[str, Any]
 ) -> StoredTable | None:
-    """Return the table that lies in a folder; None where none does.
+    """Return the table that lies in a folder with the objects ``paths``; None where none does.
 
-    ``paths`` are all objects in the folder, ``part`` is the snapshot: a version of Delta or Lance, a
-    snapshot id of Iceberg; empty for the newest. ``options`` are the store's fsspec options, for the
-    table's own library. Raises MissingExtraError where that is not installed, InputError if the table
-    cannot be read, or has no such snapshot.
+    ``part`` is a version of Delta or Lance, or a snapshot id of Iceberg; empty for the newest. Raises MissingExtraError
+    where the table's library is not installed, InputError if it cannot be read, or has no such snapshot.
     """
     for sign, (title, extra) in _SIGNS.items():
         shown = [match for path in paths if (match := sign.match(path))]
@@ -91,7 +89,8 @@ def _open_iceberg(
     from pyiceberg.table import StaticTable
 
     newest = max(shown, key=lambda match: (int(match[1]), match[0]))[0]
-    table = StaticTable.from_metadata(f"{store.uri}/{newest}", _of_iceberg(_native(store, options)))
+    properties = _native(store, options, of_iceberg=True)
+    table = StaticTable.from_metadata(f"{store.uri}/{newest}", properties)
     scan = table.scan(snapshot_id=snapshot)
     at = scan.snapshot()
     if at is None:
@@ -111,28 +110,18 @@ def _stored(
     return StoredTable(name, title, identity, n_bytes, read)
 
 
-def _native(store: Store, options: dict[str, Any]) -> dict[str, str]:
+def _native(store: Store, options: dict[str, Any], *, of_iceberg: bool = False) -> dict[str, str]:
     """Return the options of s3fs as these libraries spell them; other stores take theirs from the environment."""
     if not store.uri.startswith(("s3://", "s3a://")):
         return {}
     endpoint = s3_endpoint(options)
-    spelt = {
-        "aws_access_key_id": options.get("key"),
-        "aws_secret_access_key": options.get("secret"),
-        "aws_session_token": options.get("token"),
-        "aws_region": options.get("client_kwargs", {}).get("region_name"),
-        "aws_endpoint": endpoint,
-        "aws_allow_http": "true" if endpoint.startswith("http://") else "",
-    }
-    return {name: value for name, value in spelt.items() if value}
-
-
-def _of_iceberg(native: dict[str, str]) -> dict[str, str]:
-    names = {
-        "aws_access_key_id": "s3.access-key-id",
-        "aws_secret_access_key": "s3.secret-access-key",
-        "aws_session_token": "s3.session-token",
-        "aws_region": "s3.region",
-        "aws_endpoint": "s3.endpoint",
-    }
-    return {names[name]: value for name, value in native.items() if name in names}
+    spelt = (
+        ("aws_access_key_id", "s3.access-key-id", options.get("key")),
+        ("aws_secret_access_key", "s3.secret-access-key", options.get("secret")),
+        ("aws_session_token", "s3.session-token", options.get("token")),
+        ("aws_region", "s3.region", options.get("client_kwargs", {}).get("region_name")),
+        ("aws_endpoint", "s3.endpoint", endpoint),
+        ("aws_allow_http", "", "true" if endpoint.startswith("http://") else ""),
+    )
+    named = {iceberg if of_iceberg else name: value for name, iceberg, value in spelt}
+    return {name: value for name, value in named.items() if name and value}

@@ -48,9 +48,8 @@ class Labels:
 
     of_path: dict[str, str]  # image path -> class
     used: frozenset[str] = frozenset()  # other files that the labels were read from
-    objects: dict[str, dict[str, list[Any]]] | None = (
-        None  # path -> boxes (x, y, width, height in pixels), categories
-    )
+    # Path -> boxes (x, y, width, height in pixels), categories.
+    objects: dict[str, dict[str, list[Any]]] | None = None
     missing: str = "unlabelled: not in a class folder"  # why an image not in of_path has no label
     notes: tuple[str, ...] = field(default=())
 
@@ -133,12 +132,11 @@ class Chosen:
     rejected: tuple[Rejected, ...]  # with the reason
     notes: tuple[str, ...]
 
-    def batch(self, members: Sequence[Member], data: Sequence[bytes]) -> SourceRecords:
-        """Return these records with their content: ``image``, the label, ``objects`` where there are boxes."""
-        images = pa.StructArray.from_arrays(
-            [pa.array(data, pa.binary()), pa.array([m.path for m in members], pa.string())],
-            fields=list(IMAGE_TYPE),
-        )
+    def batch(self, members: Sequence[Member]) -> SourceRecords:
+        """Return these records, which are read: ``image``, the label, ``objects`` where there are boxes."""
+        data = pa.array([m.data for m in members], pa.binary())
+        paths = pa.array([m.path for m in members], pa.string())
+        images = pa.StructArray.from_arrays([data, paths], fields=list(IMAGE_TYPE))
         columns: dict[str, Any] = {
             "image": images,
             self.label: pa.array([self.labels.of_path[m.path] for m in members], pa.string()),
@@ -235,20 +233,22 @@ def matches(path: str, pattern: str) -> bool:
     path, pattern = path.lower(), pattern.lower()
     if "/" not in pattern:
         return fnmatchcase(path.rpartition("/")[2], pattern)
-    return match_segments(path.split("/"), pattern.split("/"))
+    return match_segments(path, pattern)
 
 
-def match_segments(path: list[str], pattern: list[str]) -> bool:
+def match_segments(path: str, pattern: str) -> bool:
     """Match a glob by segments: ``*`` stays within one, ``**`` spans any number."""
+    segments = path.split("/")
+    n = len(segments)
     reached = {0}  # how many segments of the path the pattern so far may have taken
-    for part in pattern:
+    for part in pattern.split("/"):
         if part == "**":
-            reached = set(range(min(reached), len(path) + 1))
+            reached = set(range(min(reached), n + 1))
         else:
-            reached = {i + 1 for i in reached if i < len(path) and fnmatchcase(path[i], part)}
+            reached = {i + 1 for i in reached if i < n and fnmatchcase(segments[i], part)}
         if not reached:
             return False
-    return len(path) in reached
+    return n in reached
 
 
 def wanted(path: str, source: Source) -> bool:
