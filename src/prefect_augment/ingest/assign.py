@@ -82,8 +82,6 @@ class Decision:
         self._last: _Bin | None = None
         self._scan_all()
 
-    # --- first pass: all records ---
-
     def _scan_all(self) -> None:
         candidates = self.candidates
         n_marked = sum(int(i.marked.sum()) for i in self.reused if i.marked is not None)
@@ -179,8 +177,6 @@ class Decision:
                 "source.on_overlap at 'drop', which does.",
                 n_overlap=n,
             )
-
-    # --- second pass: assign parts ---
 
     def pieces(self) -> Iterator[Piece]:
         """Yield the split of each bin, sorted by key; once."""
@@ -310,8 +306,6 @@ class _Bin:
         bridges[self.rows] = clusters.is_bridge
         self.clusters = clusters.take(np.flatnonzero(~clusters.is_bridge))
         self._leave_out(bridges, "bridge")
-
-    # --- images ---
 
     def image_info(self, left: RecordIndex) -> ImageInfo | None:
         if left.traits is None:

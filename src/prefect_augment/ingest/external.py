@@ -157,8 +157,6 @@ class _Reader:
         table = pa.concat_tables([real.schema.empty_table(), *tables]).unify_dictionaries()
         return table, notes, scanned.quarantine.table()
 
-    # --- columns ---
-
     @property
     def _image(self) -> str:
         return self.info.image.column if self.info.image else ""
@@ -199,8 +197,6 @@ class _Reader:
             renamed = [self._image if n == name else n for n in table.column_names]
             table = table.rename_columns(renamed)
         return Batch(table, batch.file_index, batch.positions)
-
-    # --- records ---
 
     def _labelled(self, batch: Batch) -> Batch:
         """Reject records without a known class, and those marked as real."""

@@ -23,7 +23,8 @@ from prefect_augment.schema import DatasetInfo, Manifest, ShardInfo, SourceFile,
 from prefect_augment.shards.base import put_once, read_shard
 from prefect_augment.shards.staged import iter_shards
 from prefect_augment.sources.discovery import Listing
-from prefect_augment.sources.images.scan import Folder, shown_path
+from prefect_augment.sources.images.files import ImageFiles
+from prefect_augment.sources.images.scan import shown_path
 from prefect_augment.split.assignment import make_salt
 from prefect_augment.split.ledger import Ledger
 from prefect_augment.split.ledger_io import NEAR_DUPLICATE, read_ledger
@@ -83,7 +84,7 @@ class ReusedRecords:
 
 
 def find_reusable(
-    store: Store, listing: Listing, parent: "Baseline", *, request: str, folder: Folder | None
+    store: Store, listing: Listing, parent: "Baseline", *, request: str, folder: ImageFiles | None
 ) -> ReusedRecords | None:
     """Return the batches that need not be read again; None if nothing was published; NotReusableError says why not."""
     if not parent.files:
@@ -112,7 +113,7 @@ def find_reusable(
         raise NotReusableError("it was read with other parameters")
     if folder is not None:
         known = set(parent.files)
-        if folder.has_boxes:
+        if folder.labels.objects is not None:
             raise NotReusableError("annotations of objects are read as a whole")
         if info.extra.get("labels") != folder.labels_digest(known):
             raise NotReusableError("the labels of known files have changed")
@@ -242,9 +243,6 @@ def _read_files(store: Store, manifest: Manifest) -> dict[str, SourceFile]:
             path=path,
         ) from exc
     return {row["path"]: SourceFile(**row) for row in rows}
-
-
-# --- the split --------------------------------------------------------------------------------
 
 
 def _refuse_other_split(ledger: Ledger, unit: str, source: Source) -> None:

@@ -38,7 +38,8 @@ from prefect_augment.params import Source
 from prefect_augment.params.keys import step_key
 from prefect_augment.schema import DatasetInfo, DatasetRef
 from prefect_augment.sources.discovery import LAYOUTS, MAGIC, Listing, list_source, with_its_holdout
-from prefect_augment.sources.images.scan import Folder, inspect_folder
+from prefect_augment.sources.images.files import ImageFiles
+from prefect_augment.sources.images.scan import inspect_folder
 from prefect_augment.split.corrections import read_corrections
 from prefect_augment.split.ledger import Ledger
 from prefect_augment.split.ledger_io import NEAR_DUPLICATE
@@ -54,7 +55,12 @@ class _Job:
     """One ingest: its source and hold-out, the split that it continues, and labels that people corrected."""
 
     def __init__(
-        self, source: Source, store: Store, seed: int, options: dict[str, Any] | None
+        self,
+        source: Source,
+        store: Store,
+        seed: int,
+        options: dict[str, Any] | None,
+        on_progress: Progress | None = None,
     ) -> None:
         """List the source and its hold-out; raise InputError for what lies inside the destination."""
         self.listing = list_source(source.uri, requested=source.format, options=options)
@@ -67,6 +73,7 @@ class _Job:
             self.holdout = list_source(source.holdout_uri, requested=kind, options=options)
             _refuse_nesting(source.holdout_uri, store, self.holdout, what="hold-out")
         self.store = store
+        self.report = on_progress or (lambda fraction, text: None)
         self.corrections = read_corrections(store)
         self._parents = baselines(store, self.listing, self.source, seed)
         self.parent = self._parents[0]
@@ -96,7 +103,7 @@ class _Job:
                 return stage, info
         return None
 
-    def reusable(self, folder: Folder | None) -> ReusedRecords | None:
+    def reusable(self, folder: ImageFiles | None) -> ReusedRecords | None:
         """Return the records that need not be read again; NotReusableError as of :func:`find_reusable`."""
         return find_reusable(
             self.store, self.listing, self.parent, request=self.request(), folder=folder
@@ -121,15 +128,14 @@ def ingest(
     empty, changed while it was read, lies inside the destination, or overlaps its hold-out with ``on_overlap`` "error";
     ParameterError if a parameter names a missing column, or parameters contradict one another.
     """
-    report = on_progress or (lambda fraction, text: None)
-    job = _Job(source, store, seed, source_options)
+    job = _Job(source, store, seed, source_options, on_progress)
     if (done := job.done()) is not None:
         logger.info("The source has not changed since it was ingested as %s.", done[0].key)
         return _reference(*done)
 
     store.check_writable()  # now, and not when all has been read
-    info = with_corrected(_new_or_all(job, report), job.corrections, store)
-    report(1.0, "done")
+    info = with_corrected(_new_or_all(job), job.corrections, store)
+    job.report(1.0, "done")
     for note in info.notes:
         logger.info("%s", note)
     return _reference(job.stage, job.stage.finish(info))
@@ -182,7 +188,7 @@ def near_part(
     return stage_pairs(job.stage, job.parent.ledger.keys, part=part, n_parts=n_parts)
 
 
-def _new_or_all(job: _Job, report: Progress) -> DatasetInfo:
+def _new_or_all(job: _Job) -> DatasetInfo:
     """Read only new files where possible, else all."""
     folder = None
     if job.listing.format == "folder":
@@ -191,27 +197,23 @@ def _new_or_all(job: _Job, report: Progress) -> DatasetInfo:
     try:
         reused = job.reusable(folder)
         if reused is None:
-            return _ingest(job, report, folder, None, ())
+            return _ingest(job, folder, None, ())
         note = (
             f"{len(reused.wanted)} of {n_files} source files are new and were read; the staged records of the "
             "others were used again"
         )
-        return _ingest(job, report, folder, reused, (note,))
+        return _ingest(job, folder, reused, (note,))
     except NotReusableError as exc:
         note = f"all {n_files} source files were read, known ones too: {exc}"
-        return _ingest(job, report, folder, None, (note,))
+        return _ingest(job, folder, None, (note,))
 
 
 def _ingest(
-    job: _Job,
-    report: Progress,
-    folder: Folder | None,
-    reused: ReusedRecords | None,
-    notes: tuple[str, ...],
+    job: _Job, folder: ImageFiles | None, reused: ReusedRecords | None, notes: tuple[str, ...]
 ) -> DatasetInfo:
     with returned_at_once(), Workspace() as workspace:
         checks = StagedChecks(job.stage)
-        candidates = _read(job, report, workspace, folder, reused, checks)
+        candidates = _read(job, workspace, folder, reused, checks)
         held = None
         if job.holdout is not None:
             held = read_holdout(
@@ -224,10 +226,10 @@ def _ingest(
                 checks=checks,
             )
         give_back()
-        report(0.7, "split")
+        job.report(0.7, "split")
         split = _split(job, candidates, held, reused)
         give_back()
-        report(0.8, "write")
+        job.report(0.8, "write")
         return Ingested(
             source=job.source,
             stage=job.stage,
@@ -242,9 +244,8 @@ def _ingest(
 
 def _read(
     job: _Job,
-    report: Progress,
     workspace: Workspace,
-    folder: Folder | None,
+    folder: ImageFiles | None,
     reused: ReusedRecords | None,
     checks: StagedChecks,
 ) -> Candidates:
@@ -257,7 +258,7 @@ def _read(
         known=None if reused is None else reused.schema,
         folder=folder,
         parsed=ParsedFiles(job.stage, SOURCE),
-        on_progress=lambda f, text: report(0.4 * f, text),
+        on_progress=lambda f, text: job.report(0.4 * f, text),
     )
     if reused is not None and not read.schema.equals(reused.schema, check_metadata=True):
         raise NotReusableError("the new files make the type of a column wider")
@@ -275,7 +276,7 @@ def _read(
         may_be_empty=reused is not None,
         in_bins=True,
         checks=checks,
-        on_progress=lambda f, text: report(0.4 + 0.3 * f, text),
+        on_progress=lambda f, text: job.report(0.4 + 0.3 * f, text),
     )
 
 

@@ -65,7 +65,7 @@ class Quarantine:
         self, batch: Batch, reasons: Sequence[str], details: Sequence[str] | None = None
     ) -> Batch:
         """Add the records that have a reason and return the others; ``details`` are kept with them."""
-        unusable = np.array([why != "" for why in reasons], dtype=bool)
+        unusable = np.fromiter(map(bool, reasons), dtype=bool, count=len(reasons))
         rows = np.flatnonzero(unusable).tolist()
         more = repeat("") if details is None else (details[i] for i in rows)
         return self._reject(batch, unusable, (reasons[i] for i in rows), more)

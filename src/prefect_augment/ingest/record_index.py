@@ -85,8 +85,8 @@ def merge(parts: Sequence[RecordIndex]) -> RecordIndex:
     columns = {name: _concatenated([getattr(p, name) for p in shared]) for name in COLUMNS}
     whole = RecordIndex(**columns, distinct_traits=list(distinct), thumbs=thumbs)
     # A batch keeps its own order; only there do variants count.
-    marks = [] if whole.marked is None else [whole.marked]
-    return whole.take(sort_order(whole.keys, whole.labels.codes, whole.batch, *marks))
+    sides = [] if whole.marked is None else [whole.marked]
+    return whole.take(sort_order(whole.keys, whole.labels.codes, whole.batch, *sides))
 
 
 def _concatenated(columns: Sequence[Any]) -> Any:
@@ -96,9 +96,6 @@ def _concatenated(columns: Sequence[Any]) -> Any:
         return np.concatenate(columns)
     coded = shared_names(*columns)
     return Coded(np.concatenate([c.codes for c in coded]), coded[0].names)
-
-
-# --- as an object -----------------------------------------------------------------------------
 
 
 # Fields of the rows on local disk, and their columns of an index.

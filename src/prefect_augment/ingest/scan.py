@@ -27,7 +27,8 @@ from prefect_augment.shards.image_columns import main_image
 from prefect_augment.sources.base import Rejected, SourceRecords, in_batches
 from prefect_augment.sources.discovery import Listing, changed, listing_notes, notes_of_files
 from prefect_augment.sources.images.columns import image_bytes
-from prefect_augment.sources.images.scan import Folder, inspect_folder, read_folder, read_images
+from prefect_augment.sources.images.files import ImageFiles
+from prefect_augment.sources.images.scan import inspect_folder, read_folder, read_images
 from prefect_augment.sources.open import reader_of
 from prefect_augment.storage import Stage, read_result
 from prefect_augment.storage.spill import Spill, Workspace
@@ -39,9 +40,6 @@ Progress = Callable[[float, str], None]
 REST = "\0rest"  # in the metadata of a batch that is staged
 FILES_PER_PART = 4  # with fewer, one part may have much more work than another
 FILE, POSITION = "\0file", "\0position"  # columns of the spilled tables
-
-
-# --- parts, which other tasks do before ---------------------------------------------------------
 
 
 def images_of_part(
@@ -150,14 +148,15 @@ def _unpacked(data: bytes) -> SourceRecords:
     return SourceRecords(table, positions, rejected, tuple(rest["notes"]))
 
 
-# --- the whole ------------------------------------------------------------------------------------
-
-
 class Scan:
     """All records of a source, or those of its new files, on local disk."""
 
     def __init__(
-        self, listing: Listing, workspace: Workspace, batches: Int32 | None, folder: Folder | None
+        self,
+        listing: Listing,
+        workspace: Workspace,
+        batches: Int32 | None,
+        folder: ImageFiles | None,
     ) -> None:
         n = len(listing.entries)
         self.listing = listing  # all files
@@ -193,8 +192,6 @@ class Scan:
         """Return distinct notes with their files, and those of the listing."""
         of_files = notes_of_files((note, path, 1) for note, path in self.notes)
         return [*of_files, *listing_notes(self.listing)]
-
-    # --- how they are read ---
 
     def _read_object(self, index: int, source: Source, parsed: ParsedFiles | None) -> None:
         entry = self.listing.entries[index]
@@ -293,7 +290,7 @@ def scan(
     batches: Int32 | None = None,
     wanted: Collection[str] | None = None,
     known: pa.Schema | None = None,
-    folder: Folder | None = None,
+    folder: ImageFiles | None = None,
     parsed: ParsedFiles | None = None,
     on_progress: Progress | None = None,
     has_lineage: bool = False,

@@ -87,7 +87,7 @@ class Candidates:
         conform: Conform | None,
         corrections: Corrections,
     ) -> None:
-        self.scan, self.roles = scan, roles
+        self.scan, self.roles, self.n_bins = scan, roles, n_bins
         self.images: Images | None = None
         self.holdout_column = HoldoutColumn(roles.holdout_column) if roles.holdout_column else None
         #: Distinct labels as the source has them.
@@ -107,11 +107,6 @@ class Candidates:
         return len(self._partitions)
 
     @property
-    def n_bins(self) -> int:
-        """Number of bins, by key."""
-        return self._partitions.n_bins
-
-    @property
     def label_counts(self) -> dict[str, int]:
         """Records per class."""
         return self._labels.counts()
@@ -121,15 +116,15 @@ class Candidates:
         rows, images = self._partitions.read(number), self.images
         labels = self._labels.coded(rows["label"])
         batch = self.scan.batch_of_file[rows["file"]]
-        marks = [] if self.holdout_column is None else [rows["mark"]]
-        order = sort_order(rows["key"], labels.codes, batch, *marks, rows["variant"])
+        sides = [] if self.holdout_column is None else [rows["mark"]]
+        order = sort_order(rows["key"], labels.codes, batch, *sides, rows["variant"])
         groups = self._groups.coded(rows["group"][order]) if self.roles.grouped_by else None
         return RecordIndex(
             keys=rows["key"][order],
             labels=labels.take(order),
             batch=batch[order],
             rows=rows["row"][order],
-            marked=rows["mark"][order] if marks else None,
+            marked=rows["mark"][order] if sides else None,
             groups=groups,
             parts=np.full(len(order), LEFT_OUT, dtype=np.int8),
             numbers=np.zeros(len(order), dtype=np.int32),
@@ -160,8 +155,6 @@ class Candidates:
 
     def _published(self, table: pa.Table) -> pa.Table:
         return _corrected(self.roles.published_table(table), self.roles, self._corrections)
-
-    # --- how they are found ---
 
     def _add(self, batch: Batch, checker: ImageChecker | None) -> None:
         n = len(batch.positions)

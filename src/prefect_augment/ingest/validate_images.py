@@ -188,8 +188,6 @@ def _checked(batch: Sequence[bytes], max_megapixels: float) -> list[ImageCheck |
     return checks
 
 
-# --- checks of other tasks ----------------------------------------------------------------------
-
 STAGED = pa.schema(
     [
         ("key", pa.binary(16)),
@@ -284,9 +282,6 @@ class StagedChecks:
         for path in sorted(store.list(prefix)):
             if path.startswith(f"{prefix}/checks-{self._name}"):
                 yield pa.ipc.open_stream(store.read(path)).read_all()
-
-
-# --- near-duplicates --------------------------------------------------------------------------------
 
 
 _NO_ROWS = np.zeros(0, dtype=np.int8)  # takes on the type of what it is joined with

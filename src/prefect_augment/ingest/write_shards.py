@@ -203,8 +203,9 @@ class Dealt:
             shard = place["shard"]
             if first == 0:
                 self._look(batch.table, shard)
-                why = [REASONS[reason] for reason in place["reason"].tolist()]
-                self.candidates.scan.quarantine.reject_each(batch, why)
+                if (shard == NOWHERE).any():
+                    why = [REASONS[reason] for reason in place["reason"].tolist()]
+                    self.candidates.scan.quarantine.reject_each(batch, why)
             placed = batch.table
             for name, values in (
                 (RANK, pa.array(np.ascontiguousarray(place["rank"]))),
@@ -226,9 +227,8 @@ class Dealt:
             keep = numbers == number
             some = table if keep.all() else table.filter(pa.array(keep))
             for name, summary in self.summaries.items():
-                counts = summary.add(some[name])
-                known = self.counts[number].get(name)
-                self.counts[number][name] = counts if known is None else known.plus(counts)
+                known = self.counts[number].get(name, ColumnCounts())
+                self.counts[number][name] = known.plus(summary.add(some[name]))
 
     def shard(self, s: int) -> Spill:
         """Return the records of a shard as spilled, with their ranks, ids and content keys."""
@@ -295,9 +295,6 @@ def _canonical(column: Any, field: pa.Field) -> pa.ChunkedArray:
     """
     stream = as_stream(pa.table([column], schema=pa.schema([field])).combine_chunks())
     return pa.ipc.open_stream(stream).read_all().column(0)
-
-
-# --- the split --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

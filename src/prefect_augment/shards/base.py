@@ -85,9 +85,6 @@ def label_names(column: Any) -> list[str]:
     return column.cast(pa.string()).to_pylist()  # type: ignore[no-any-return]
 
 
-# --- row groups -------------------------------------------------------------------------------
-
-
 def rows_per_group(n_records: int, n_bytes: float) -> int:
     """Return the number of records per row group, given their bytes of Arrow data."""
     return max(1, int(ROW_GROUP_BYTES * n_records / max(1, n_bytes)))
@@ -147,9 +144,6 @@ def as_stream(table: pa.Table, options: pa.ipc.IpcWriteOptions | None = None) ->
     with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
         writer.write_table(table)
     return sink.getvalue()
-
-
-# --- writing ----------------------------------------------------------------------------------
 
 
 class HashedSink:
@@ -282,9 +276,6 @@ def put_once(store: Store, path: str, data: bytes | Draft) -> None:
     except FileNotFoundError:
         pass
     store.put(path, data)
-
-
-# --- reading ----------------------------------------------------------------------------------
 
 
 def read_shard(

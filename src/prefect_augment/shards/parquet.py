@@ -65,9 +65,6 @@ WRITTEN_AT_ONCE = 1 << 20
 _TAKEN_AT_ONCE = 512 << 20
 
 
-# --- columns and schema metadata --------------------------------------------------------------
-
-
 def select_columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
     """Return the table with these columns only; the schema metadata lose the others, or stay byte for byte."""
     gone = set(table.column_names) - set(names)
@@ -245,9 +242,6 @@ def _same_categories(column: pa.ChunkedArray, like: pa.ChunkedArray) -> pa.Chunk
     indices = codes.cast(like.type.index_type)
     encoded = pa.DictionaryArray.from_arrays(indices, dictionary, ordered=like.type.ordered)
     return pa.chunked_array([encoded], like.type)
-
-
-# --- shards -----------------------------------------------------------------------------------
 
 
 class ParquetShards:

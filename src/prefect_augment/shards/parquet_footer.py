@@ -194,8 +194,6 @@ class _ThriftReader:
         return (number >> 1) ^ -(number & 1)
 
 
-# --- images -----------------------------------------------------------------------------------
-
 # A page written by :func:`~prefect_augment.shards.parquet.write_parquet` is its definition levels (null or not), then
 # 4 bytes of length and the value per image, which are views of the file's bytes here: Arrow's copy costs as much as
 # the rest of an epoch. Any other layout, or inconsistent sizes, gives None: Arrow then reads the column, or reports

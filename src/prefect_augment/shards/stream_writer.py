@@ -124,9 +124,6 @@ def drafted(store: Store, folder: str, file: IO[bytes]) -> Iterator[tuple[Draft,
         yield draft, sink.sha256
 
 
-# --- another order ----------------------------------------------------------------------------
-
-
 class Reordered(AbstractContextManager["Reordered"]):
     """Brings records into another order, each to a place below ``n_records``, through local files."""
 

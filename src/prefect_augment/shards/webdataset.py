@@ -74,9 +74,6 @@ def is_published_tar(file: Any) -> bool:
     return start == INDEX.encode() + b"\0"
 
 
-# --- reading ----------------------------------------------------------------------------------
-
-
 class _WebDatasetReader:
     """See :class:`~prefect_augment.shards.base.ShardReader`."""
 

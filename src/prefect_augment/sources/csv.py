@@ -105,9 +105,6 @@ def _skip_header(reader: Iterator[list[str]], name: str) -> None:
         ) from exc
 
 
-# --- layout -----------------------------------------------------------------------------------
-
-
 def _find_separator(text: "Text", requested: str) -> str:
     if requested != "auto":
         separator = "\t" if requested in ("\\t", "tab") else requested
@@ -192,9 +189,6 @@ def _is_data(first: Sequence[str], below: Sequence[Sequence[str]]) -> bool:
         if any(row[j] for row in rows) and all(is_number(row[j]) for row in rows if row[j])
     ]
     return bool(numeric) and all(is_number(first[j]) for j in numeric)
-
-
-# --- rows -------------------------------------------------------------------------------------
 
 
 def _noted(lines: Iterable[str], taken: list[str]) -> Iterator[str]:

@@ -26,8 +26,7 @@ from prefect_augment.sources.base import StoredTable, untrusted
 from prefect_augment.sources.hf_layout import CARD, choose_files
 from prefect_augment.sources.images.files import is_ignored, is_image_name, match_segments
 from prefect_augment.sources.other_formats import name_others
-from prefect_augment.sources.sql import SCHEMES, database_kind, query_table
-from prefect_augment.sources.table_formats import find_table
+from prefect_augment.sources.tables import SCHEMES, database_kind, find_table, query_table
 from prefect_augment.storage import Store, latest_version, open_store, read_manifest
 
 Format = Literal["parquet", "csv", "jsonl", "arrow", "excel", "folder", "archive", "table"]
@@ -222,12 +221,12 @@ def _nothing(uri: str, requested: str, paths: list[str]) -> str:
     endings = [entry.endings[0] for entry in FORMATS.values()]
     wanted = f"{', '.join(endings[:-1])} or {endings[-1]}" if requested == "auto" else requested
     images = ", and no images," if requested == "auto" else ""
-    found = name_others(paths)
-    if not found:
+    what = name_others(paths)
+    if not what:
         advice = ", or say source.format" if paths and requested == "auto" else ""
         other = f"{len(paths)} other files" if paths else "nothing"
-        found = f"{other}. Check the location{advice}"
-    return f"no {wanted} file{images} at {uri}: found {found}."
+        what = f"{other}. Check the location{advice}"
+    return f"no {wanted} file{images} at {uri}: found {what}."
 
 
 def _image_files(objects: "_Objects") -> Listing:

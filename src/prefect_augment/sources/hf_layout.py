@@ -81,9 +81,6 @@ def _example(paths: Sequence[str]) -> str:
     return f"{folder}/{glob}" if folder else glob
 
 
-# --- save_to_disk -----------------------------------------------------------------------------
-
-
 def _saved_splits(paths: Sequence[str], store: Store) -> dict[str, tuple[str, ...]]:
     listed = _read_json(store, DICT).get("splits")
     splits = [str(name) for name in listed] if isinstance(listed, list) else []
@@ -129,9 +126,6 @@ def _read_json(store: Store, path: str) -> dict[str, Any]:
 
 def _read_small(store: Store, path: str) -> bytes:
     return store.read(path) if store.size(path) <= MAX_BYTES else b""
-
-
-# --- repositories -----------------------------------------------------------------------------
 
 
 def _card_splits(paths: Sequence[str], store: Store) -> dict[str, list[str]]:

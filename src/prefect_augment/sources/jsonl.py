@@ -69,9 +69,6 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
         notes = ()
 
 
-# --- lines ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Line:
     number: int
@@ -164,9 +161,6 @@ def _refuse_unreadable(n_rows: int, rejected: Sequence[Rejected], name: str) -> 
             "written again, one object per line.",
             path=name,
         )
-
-
-# --- types ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -275,9 +269,6 @@ def _scan(file: IO[bytes], name: str) -> tuple[dict[str, _Column], int, list[Rej
         for key in dict.fromkeys(key for record in records for key in record):
             columns.setdefault(key, _Column()).add([r[key] for r in records if key in r])
     return columns, n_rows, rejected
-
-
-# --- records ----------------------------------------------------------------------------------
 
 
 def _build(

@@ -65,9 +65,9 @@ def _known(path: str, ending: str = "") -> tuple[str, str] | None:
 
 def name_others(paths: Iterable[str]) -> str:
     """Return the files of formats that are not read, by format, with what to do; empty for none."""
-    found = [(path, *known) for path in sorted(paths) if (known := _known(path))]
-    counts = Counter(name for _, name, _ in found)
-    first = {name: (path, advice) for path, name, advice in reversed(found)}
+    named = [(path, *known) for path in sorted(paths) if (known := _known(path))]
+    counts = Counter(name for _, name, _ in named)
+    first = {name: (path, advice) for path, name, advice in reversed(named)}
     return "; ".join(
         "{} {} file{} ({}): {}".format(n, name, "s" * (n > 1), *first[name])
         for name, n in counts.most_common(3)

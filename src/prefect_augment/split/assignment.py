@@ -78,9 +78,6 @@ def assign(
     return _assign_groups(Coded.of(labels), ledger, shares, marked, Coded.of(groups).only_used())
 
 
-# --- records ----------------------------------------------------------------------------------
-
-
 def _assign_records(
     keys: Array, labels: Coded, ledger: Ledger, shares: Shares, marked: Bool | None
 ) -> Assignment:
@@ -92,9 +89,6 @@ def _assign_records(
         parts, grown = split.assign(entries)
     grown = ledger if split.is_unchanged else replace(grown, labels=grown.labels.only_used())
     return Assignment(parts, entries.occurrences, grown, split.n_new, split.n_kept_against_mark)
-
-
-# --- groups -----------------------------------------------------------------------------------
 
 
 def _assign_groups(
@@ -203,9 +197,6 @@ def _place_groups(part_of: Int8, groups: Coded, labels: Coded, salt: str, shares
             have[part_of[g], label[inside]] -= n[inside]
             have[VALIDATION, label[inside]] += n[inside]
             part_of[g] = VALIDATION
-
-
-# --- records, a bin at a time -----------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -233,8 +233,6 @@ def _as_objects(column: pa.Array) -> Array:
     return np.array([*column.to_pylist(), None], dtype=object)[:-1]
 
 
-# --- sealed keys ------------------------------------------------------------------------------
-
 # A content key is a hash of a record's values, so whoever guesses a record can look whether its hash is there. A
 # sealed key is HMAC(secret, key) followed by the key, masked by a stream that the secret and the HMAC give: a
 # synthetic initialisation vector (Rogaway & Shrimpton 2006, "A provable-security treatment of the key-wrap

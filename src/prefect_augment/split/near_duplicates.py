@@ -149,9 +149,6 @@ def _unit(rows: Float32) -> Float32:
     return np.where(norm > MIN_NORM, centred / np.maximum(norm, MIN_NORM), np.float32(0))
 
 
-# --- candidates -------------------------------------------------------------------------------
-
-
 class Shape:
     """Images at a quarter of the cells, to find the likeliest of many pairs by matrix products.
 
@@ -380,9 +377,6 @@ def _forest(thumbs: Thumbs, likely: Likely) -> tuple[Int, Int, Int]:
     forest = minimum_spanning_tree(coo_array((weight, (i, j)), shape=(n, n)).tocsr()).tocoo()
     kept = len(DISTANCES) + 1 - forest.data.astype(np.int64)
     return forest.row.astype(np.int64), forest.col.astype(np.int64), kept
-
-
-# --- images of two sets -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

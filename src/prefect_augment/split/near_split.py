@@ -180,9 +180,6 @@ def _connected(a: Int, b: Int, group: Array) -> Int:
     return components(len(group), a[inside], b[inside])
 
 
-# --- the split --------------------------------------------------------------------------------
-
-
 def assign_clusters(
     keys: Array,
     labels: Coded,

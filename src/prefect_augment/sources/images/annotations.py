@@ -76,8 +76,6 @@ def _stem(path: str) -> str:
     return path.rpartition("/")[2].rpartition(".")[0]
 
 
-# --- WebDataset -------------------------------------------------------------------------------
-
 LABEL_FIELDS = ("label", "cls", "class", "category", "target", "label_name", "class_name")
 
 
@@ -120,9 +118,6 @@ def _webdataset(members: Sequence[Member], source: Source) -> Labels:
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "backslashreplace")
-
-
-# --- boxes ------------------------------------------------------------------------------------
 
 
 def _from_boxes(
@@ -180,9 +175,6 @@ def _lost(n: int) -> list[str]:
     return [f"{n} annotated images are not in the source"] if n else []
 
 
-# --- COCO -------------------------------------------------------------------------------------
-
-
 def _coco(member: Member) -> dict[str, Any] | None:
     value = parsed(member.data) if ending_of(member.path) == ".json" else None
     lists = ("images", "annotations", "categories")
@@ -223,9 +215,6 @@ def _coco_labels(members: Sequence[Member], source: Source) -> Labels:
     return _from_boxes(
         boxes, used, what=f"COCO annotations ({', '.join(sorted(used))})", notes=_lost(n_lost)
     )
-
-
-# --- Pascal VOC -------------------------------------------------------------------------------
 
 
 def _voc_labels(members: Sequence[Member], source: Source) -> Labels:
@@ -282,8 +271,6 @@ def _voc_boxes(data: bytes) -> tuple[str, list[Box]] | None:
         return None  # an unknown encoding is a LookupError
     return root.findtext("filename", "").strip(), boxes
 
-
-# --- YOLO -------------------------------------------------------------------------------------
 
 YOLO_LINE = re.compile(rb"^\s*\d+(\s+[-+.\deE]+){4,}\s*$")
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "names.txt", "predefined_classes.txt")

@@ -21,9 +21,6 @@ GROUP = "group"
 SNIFFED = 20
 
 
-# --- which columns, and their form ------------------------------------------------------------
-
-
 def find_image_columns(table: pa.Table) -> list[str]:
     """Return the image columns: structs of bytes and path, and binary columns that begin like image files."""
     return [name for name in table.column_names if _holds_images(table, name)]
@@ -84,9 +81,6 @@ def image_bytes(column: pa.ChunkedArray) -> Iterator[bytes]:
     for chunk in column.chunks:
         for value in pc.struct_field(chunk, "bytes"):
             yield value.as_py() or b""
-
-
-# --- groups -----------------------------------------------------------------------------------
 
 
 def with_group_column(table: pa.Table, pattern: str) -> pa.Table:

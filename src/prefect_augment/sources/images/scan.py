@@ -3,8 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from hashlib import blake2b
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -19,7 +18,7 @@ from prefect_augment.sources.base import BATCH_BYTES, Rejected, SourceRecords
 from prefect_augment.sources.discovery import BROKEN_LINK, Entry, Listing, changed
 from prefect_augment.sources.images.annotations import read_labels
 from prefect_augment.sources.images.files import (
-    Chosen,
+    ImageFiles,
     Member,
     choose_records,
     ending_of,
@@ -40,46 +39,21 @@ ANNOTATIONS = frozenset(
 MAX_ANNOTATION_BYTES = 1 << 30
 
 
-@dataclass(frozen=True)
-class Folder:
-    """Loose image files: which of them are records. Positions count the listing's entries from 1."""
-
-    chosen: Chosen
-
-    @property
-    def has_boxes(self) -> bool:
-        """Whether there are annotations of objects."""
-        return self.chosen.labels.objects is not None
-
-    def labels_digest(self, paths: Collection[str] | None = None) -> str:
-        """Return a hash of the classes of the files, or some of them, that are records."""
-        digest = blake2b(digest_size=16)
-        for member in self.chosen.records:
-            if paths is None or member.path in paths:
-                label = self.chosen.labels.of_path[member.path]
-                digest.update(f"{member.path}\0{label}\0".encode("utf-8", "surrogatepass"))
-        return digest.hexdigest()
-
-
-def inspect_folder(listing: Listing, source: Source) -> Folder:
+def inspect_folder(listing: Listing, source: Source) -> ImageFiles:
     """Read the labels of image files, and none of the images; raises SourceChangedError if a file changed."""
-    members = list(
-        _in_order(
-            lambda item: _inspect_one(listing, source, *item), enumerate(listing.entries, start=1)
-        )
-    )
-    return Folder(choose_records(members, source, read_labels=read_labels))
+    entries = enumerate(listing.entries, start=1)
+    members = list(_in_order(lambda item: _inspect_one(listing, source, *item), entries))
+    return choose_records(members, source, read_labels=read_labels)
 
 
 def read_folder(
     listing: Listing,
-    folder: Folder,
+    chosen: ImageFiles,
     *,
     wanted_paths: Collection[str] | None = None,
     on_progress: Callable[[float, str], None] | None = None,
 ) -> Iterator[SourceRecords]:
     """Yield the records of loose image files in batches; ``positions`` count the listing's entries from 1."""
-    chosen = folder.chosen
 
     def is_wanted(position: int) -> bool:
         return wanted_paths is None or listing.entries[position - 1].path in wanted_paths
