@@ -19,9 +19,8 @@ from support import grammars
 from prefect_augment.errors import AugmentError, InputError, StorageError
 from prefect_augment.params import Source
 from prefect_augment.registry import FORMATS
-from prefect_augment.sources.base import SourceRecords
+from prefect_augment.sources.base import SourceRecords, guarded, untrusted
 from prefect_augment.sources.discovery import LAYOUTS, Listing, list_source
-from prefect_augment.sources.guard import guarded, untrusted
 from prefect_augment.sources.images.annotations import READERS, read_labels
 from prefect_augment.sources.images.files import Member
 from prefect_augment.sources.images.validation import BadImageError, check_image

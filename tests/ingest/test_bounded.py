@@ -21,7 +21,7 @@ from prefect_augment.shards.staged import load_info
 from prefect_augment.sources import csv, parquet as parquet_source
 from prefect_augment.sources.images import scan as image_reading
 from prefect_augment.sources.parquet import read_batches
-from prefect_augment.split import record_split
+from prefect_augment.split import assignment
 from prefect_augment.storage import external_sort as binned, open_store, spill
 
 
@@ -36,7 +36,7 @@ def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
         (parquet_source, "N_PROBED", 5),
         (csv, "ROWS_AT_ONCE", 17),
         (keys, "ROWS_AT_ONCE", 11),
-        (record_split, "HASHED_AT_ONCE", 7),
+        (assignment, "HASHED_AT_ONCE", 7),
         (quarantine, "ROWS_AT_ONCE", 3),
         (staged_shards, "OPEN_AT_ONCE", 2),
         (image_reading, "BATCH_BYTES", 5_000),

@@ -26,7 +26,7 @@ from prefect_augment.errors import IntegrityError, ParameterError, SchemaError
 from prefect_augment.loading.dataset import Dataset, open_dataset
 from prefect_augment.loading.torch_records import RowMaker
 from prefect_augment.params import Classic, Publish
-from prefect_augment.shards import row_groups as groups
+from prefect_augment.shards import base as groups
 from prefect_augment.storage import open_store
 
 TAIL = "c/<b>|'"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_augment.shards.hashing_sink import WAITING, HashedSink
+from prefect_augment.shards.base import WAITING, HashedSink
 from prefect_augment.storage import Store, open_store
 
 

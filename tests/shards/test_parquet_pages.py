@@ -15,7 +15,7 @@ from prefect_augment.shards import parquet
 from prefect_augment.shards.base import open_shard
 from prefect_augment.shards.image_columns import IMAGE_TYPE
 from prefect_augment.shards.parquet import ParquetShards, write_parquet
-from prefect_augment.shards.parquet_pages import ImagePages
+from prefect_augment.shards.parquet_footer import ImagePages
 from prefect_augment.storage import open_store
 
 # Of 1 and 2 bytes of a run's length, around the 8 levels that are packed, and of several pages.

@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.errors import StorageError
-from prefect_augment.shards.base import read_shard, write_shards
-from prefect_augment.shards.row_groups import ROW_GROUP_BYTES
+from prefect_augment.shards import staged
+from prefect_augment.shards.base import ROW_GROUP_BYTES, read_shard, write_shards
 from prefect_augment.shards.staged import iter_shards
 from prefect_augment.shards.stream_writer import BATCH_BYTES, Reordered, write_stream
 from prefect_augment.storage import Store
+from prefect_augment.storage.spill import Workspace
 
 WISHES: dict[str, Any] = {
     "prefix": "data", "stem": "train-real", "split": "train", "origin": "real", "label": "label",
@@ -99,20 +100,23 @@ def test_an_error_in_the_stream_leaves_nothing_behind(
 
 def test_a_full_temporary_disk_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """/dev/full takes nothing, as a disk without room."""
-    monkeypatch.setattr(Reordered, "_path", lambda records: Path("/dev/full"))
+    monkeypatch.setattr(Workspace, "path", lambda workspace: "/dev/full")
     with pytest.raises(StorageError, match="TMPDIR"), Reordered(4000, 1) as spill:
         spill.add(records(4000), np.arange(4000))
 
 
 @pytest.mark.slow
-def test_batches_are_the_records_in_order_and_bounded(store: Store) -> None:
+def test_batches_are_the_records_in_order_and_bounded(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = records(20_000)
     shards = write_shards(store, table, **WISHES, max_records=15_000, max_bytes=1 << 30)
     batches = list(iter_shards(store, shards))
     assert pa.concat_tables(batches).unify_dictionaries().equals(table.unify_dictionaries())
     assert len(batches) > 2
     assert max(b.nbytes for b in batches) <= BATCH_BYTES
-    small = list(iter_shards(store, shards, ["label", "x"], max_records=700))
+    monkeypatch.setattr(staged, "BATCH_RECORDS", 700)
+    small = list(iter_shards(store, shards, ["label", "x"]))
     assert small[0].column_names == ["label", "x"]
     assert max(b.num_rows for b in small) == 700
     assert sum(b.num_rows for b in small) == 20_000

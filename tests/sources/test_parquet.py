@@ -14,9 +14,9 @@ from support.sources import whole
 
 from prefect_augment.errors import AugmentError, InputError
 from prefect_augment.params import Source
+from prefect_augment.shards.base import row_groups
 from prefect_augment.shards.parquet import write_parquet
 from prefect_augment.shards.parquet_footer import read_footer
-from prefect_augment.shards.row_groups import row_groups
 from prefect_augment.sources import archives as packed
 from prefect_augment.sources.parquet import read_batches
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from prefect_augment.errors import InputError
-from prefect_augment.split.assignment import assign, make_salt
+from prefect_augment.split.assignment import MIN_COMPARED, RecordSplit, Shares, assign, make_salt
 from prefect_augment.split.ledger import (
     HOLDOUT,
     PARTS,
@@ -19,7 +19,6 @@ from prefect_augment.split.ledger import (
     Ledger,
     LedgerSpill,
 )
-from prefect_augment.split.record_split import MIN_COMPARED, RecordSplit, Shares
 from prefect_augment.storage.external_sort import bin_of
 from prefect_augment.storage.keys import KEY, Coded, shared_names
 from prefect_augment.storage.spill import Workspace
@@ -38,9 +37,13 @@ records = st.lists(
 
 
 def split(rows: list[Record], ledger: Ledger | None = None, **kwargs: object) -> Assignment:
-    options: dict[str, object] = {"holdout_fraction": 0.2, "validation_fraction": 0.2, **kwargs}
+    """Split records; ``holdout_fraction`` and ``validation_fraction`` are 0.2 by default."""
+    holdout = kwargs.pop("holdout_fraction", 0.2)
+    validation = kwargs.pop("validation_fraction", 0.2)
+    is_fixed = kwargs.get("marked") is not None or holdout == 0
+    shares = Shares(holdout, validation, is_fixed)  # type: ignore[arg-type]
     keys, labels = [r[0] for r in rows], [r[1] for r in rows]
-    return assign(keys, labels, ledger=ledger or Ledger(SALT), **options)  # type: ignore[arg-type]
+    return assign(keys, labels, ledger=ledger or Ledger(SALT), shares=shares, **kwargs)  # type: ignore[arg-type]
 
 
 def sides(rows: list[Record], result: Assignment) -> Counter[tuple[Record, int]]:
@@ -276,26 +279,26 @@ def test_a_split_in_bins_is_the_split_of_all_at_once(is_marked: bool) -> None:
     labels = Coded.of(rng.choice(["head", "mid", "tail"], 900, p=[0.8, 0.19, 0.01]).tolist())
     marks = rng.random(900) < 0.3 if is_marked else None
     ledger = Ledger(SALT)
-    options = {"holdout_fraction": 0.2, "validation_fraction": 0.2}
+    shares = Shares(0.2, 0.2, is_marked)
     for n in (500, 900):  # the second time on the first one's ledger
         mark = None if marks is None else marks[:n]
-        whole = assign(keys[:n], labels.take(slice(n)), ledger=ledger, marked=mark, **options)  # type: ignore[arg-type]
+        whole = assign(keys[:n], labels.take(slice(n)), ledger=ledger, shares=shares, marked=mark)
         shared, theirs = shared_names(labels.take(slice(n)), ledger.labels)
         with Workspace(0) as workspace:
             split = RecordSplit(
                 replace(ledger, labels=theirs),
-                Shares(0.2, 0.2, is_marked),
+                shares,
                 workspace=workspace,
                 n_bins=6,
             )
             bins = [np.flatnonzero(bin_of(keys[:n], 6) == number) for number in range(6)]
             some = [(r, keys[r], shared.take(r), None if mark is None else mark[r]) for r in bins]
             for number, (_, k, names, m) in enumerate(some):
-                split.note(split.look_up(k, names, m, number), names, m, number)
+                split.note(split.look_up(k, names, m, number), number)
             aside = LedgerSpill(ledger, shared.names, workspace)
             for number, (r, k, names, m) in enumerate(some):
                 entries = split.look_up(k, names, m, number)
-                parts, grown = split.assign(entries, k, names, m)
+                parts, grown = split.assign(entries)
                 aside.append(grown)
                 assert parts.tolist() == whole.parts[r].tolist()
                 assert entries.occurrences.tolist() == whole.occurrences[r].tolist()

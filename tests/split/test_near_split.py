@@ -339,7 +339,7 @@ def chain(parts: Mapping[float, int], new: list[float]) -> tuple[Ledger, NearClu
         images=ImageRows(
             tuple(f"old{x:.2f}" for x in old),
             (0,) * len(old),
-            b"".join(toward(x).tobytes() for x in old),
+            np.array([toward(x) for x in old], dtype=np.int8).reshape(-1, 1024),
         ),
     )
     keys = [f"new{x:.2f}" for x in new]
@@ -348,7 +348,7 @@ def chain(parts: Mapping[float, int], new: list[float]) -> tuple[Ledger, NearClu
 
 
 def near(x: float, y: float) -> bool:
-    return len(strengths(toward(x)[None], toward(y)[None])[0]) > 0
+    return len(strengths(np.stack([toward(x), toward(y)]))[0]) > 0
 
 
 STEP = 0.15

@@ -105,7 +105,7 @@ def _check_source(source: Source) -> None:
     from prefect_augment.encoding.columns import require_columns
     from prefect_augment.encoding.labels import find_label
     from prefect_augment.sources.discovery import LAYOUTS, list_source
-    from prefect_augment.sources.sql import database_kind
+    from prefect_augment.sources.tables import database_kind
 
     # A block is kept by the server, and a query may take long.
     if not source.uri or source.storage_block or database_kind(source.uri):

@@ -7,7 +7,6 @@ known after the first pass; groups and near-duplicates are split in one pass ove
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +16,12 @@ from prefect_augment.encoding.labels import check_classes, class_names, label_te
 from prefect_augment.encoding.record_ids import real_ids
 from prefect_augment.errors import InputError
 from prefect_augment.ingest.holdout import in_holdout, refuse_other_classes
-from prefect_augment.ingest.record_index import LEFT_OUT, THUMB_BYTES, RecordIndex, index_of, merge
+from prefect_augment.ingest.record_index import LEFT_OUT, THUMB_BYTES, RecordIndex, merge
 from prefect_augment.ingest.validate import Candidates
-from prefect_augment.ingest.validate_images import Traits, image_info
+from prefect_augment.ingest.validate_images import image_info
 from prefect_augment.params import Source
 from prefect_augment.schema import ImageInfo
-from prefect_augment.split.assignment import assign
+from prefect_augment.split.assignment import LedgerMatch, RecordSplit, Shares, assign
 from prefect_augment.split.ledger import Assignment, Ledger, LedgerSpill
 from prefect_augment.split.near_duplicates import Likely, ThumbRows, Thumbs
 from prefect_augment.split.near_split import (
@@ -31,8 +30,6 @@ from prefect_augment.split.near_split import (
     count_near,
     find_clusters,
 )
-from prefect_augment.split.record_split import LedgerMatch, RecordSplit, Shares
-from prefect_augment.storage.external_sort import bin_of
 from prefect_augment.storage.keys import KEY, Coded, group_ids, ranks_within, shared_names
 from prefect_augment.storage.spill import give_back
 
@@ -55,8 +52,8 @@ class Piece:
 class Decision:
     """The split of all records: one pass on construction, then :meth:`pieces` yields it bin by bin.
 
-    ``reused`` are the indexes of reused batches, ``held`` a hold-out with a source of its own, ``ledger`` the
-    parent version's or an empty one; ``likely`` finds pairs of images. ``ledger``, ``n_new``,
+    ``reused`` are the indexes of reused batches, ``held`` a hold-out with a source of its own, ``parent`` the
+    parent version's ledger or an empty one; ``likely`` finds pairs of images. ``ledger``, ``n_new``,
     ``n_kept_against_mark`` and ``image`` are final after the last piece. Raises InputError if the requested
     hold-out does not suit the records.
     """
@@ -67,23 +64,23 @@ class Decision:
         reused: Sequence[RecordIndex],
         held: Candidates | None,
         *,
-        ledger: Ledger,
+        parent: Ledger,
         source: Source,
-        batches: Int32,
         likely: Likely,
     ) -> None:
         self.candidates, self.reused, self.held, self.source = candidates, reused, held, source
-        self.batches, self.likely = batches, likely
-        self.ledger: Ledger | LedgerSpill = ledger
+        self.parent, self.likely = parent, likely
+        self.ledger: Ledger | LedgerSpill = parent
         self.is_grouped = bool(candidates.roles.grouped_by or candidates.roles.image)
         self.n_new = self.n_kept_against_mark = 0
         self.image: ImageInfo | None = None
-        self._parent = ledger
+        is_fixed = held is not None or candidates.holdout_column is not None
+        fraction = 0.0 if held is not None else source.holdout_fraction
+        is_fixed = is_fixed or fraction == 0.0
+        self._shares = Shares(fraction, source.validation_fraction, is_fixed)
         self._split: RecordSplit | None = None
-        self._last: tuple[int, _Bin, LedgerMatch | None] | None = None
+        self._last: _Bin | None = None
         self._scan_all()
-
-    # --- first pass: all records ---
 
     def _scan_all(self) -> None:
         candidates = self.candidates
@@ -92,8 +89,8 @@ class Decision:
         for index in self.reused:
             counts.update(index.labels.counts())
         # Checks on the classes of all records.
-        names, theirs = self._names([*counts])
-        self._label_names = names
+        ours, theirs = shared_names(Coded.of(sorted(counts)), self.parent.labels)
+        self._label_names = ours.names  # of the ledger too
         n = sum(counts.values())
         self._check_label(counts)
         if candidates.holdout_column is not None:
@@ -104,27 +101,24 @@ class Decision:
             refuse_other_classes(self.held, {k: m for k, m in counts.items() if m}, values, uri)
         if not self.is_grouped:
             self._split = RecordSplit(
-                replace(self._parent, labels=theirs),
-                self._shares(),
+                replace(self.parent, labels=theirs),
+                self._shares,
                 workspace=candidates.scan.workspace,
                 n_bins=candidates.n_bins,
             )
         # A bin at a time: overlaps with the hold-out, and class counts for the split.
-        left, outside = Counter[str](), Counter[str]()
-        overlaps: dict[str, int] = {}
+        left, outside, overlaps = Counter[str](), Counter[str](), Counter[str]()
         for number in range(candidates.n_bins):
-            some, entries = self._bin(number)
-            for reason, m in some.overlaps.items():
-                overlaps[reason] = overlaps.get(reason, 0) + m
-            kept = some.left()
-            left.update(kept.labels.counts())
+            some = self._bin(number)
+            overlaps.update(some.overlaps)
+            left.update(some.left().labels.counts())
             outside.update(some.outside)
-            if self._split is not None and entries is not None:
-                self._split.note(entries, kept.labels, kept.marked, number)
-            del some, entries, kept
+            if self._split is not None and some.entries is not None:
+                self._split.note(some.entries, number)
+            del some
             give_back()
         self._refuse_overlap(overlaps, n)
-        if overlaps.get(HELD):
+        if overlaps[HELD]:
             if not outside:
                 raise InputError(
                     "every record of the source is also in the hold-out; nothing is left to train on."
@@ -133,36 +127,22 @@ class Decision:
         values = class_names(self._label_values(left))
         self.classes = tuple(name for name in values if name in left)
 
-    def _names(self, names: list[str]) -> tuple[Array, Coded]:
-        """Return all class names, the ledger's too, and the ledger's labels coded by them."""
-        ours = Coded.of(sorted(names))
-        ours, theirs = shared_names(ours, self._parent.labels)
-        return ours.names, theirs
-
-    def _bin(self, number: int) -> "tuple[_Bin, LedgerMatch | None]":
-        """Return the records of a bin and the ledger's entries for them."""
-        if self._last is not None and self._last[0] == number:
-            return self._last[1:]
-        self._last = None
-        candidates = self.candidates
-        index = index_of(candidates, candidates.rows(number), self.batches)
-        if candidates.images is not None:
-            candidates.images = None  # the index has them, and there is no other
-        parts = [i.of_bin(number, candidates.n_bins) for i in self.reused]
-        index = merge([*parts, index])
-        index = replace(index, labels=shared_names(index.labels, self._none())[0])
-        some = _Bin(index, self.held, self.source, self._parent, self.likely)
-        some.exclude(number, candidates.n_bins)
-        entries = None
+    def _bin(self, number: int) -> "_Bin":
+        if self._last is not None:
+            return self._last
+        n_bins = self.candidates.n_bins
+        parts = [i.of_bin(number, n_bins) for i in self.reused]
+        index = merge([*parts, self.candidates.index(number)])
+        every_name = Coded(np.zeros(0, dtype=np.int32), self._label_names)
+        index = replace(index, labels=shared_names(index.labels, every_name)[0])
+        some = _Bin(self, index)
+        some.exclude(number, n_bins)
         if self._split is not None:
             left = some.left()
-            entries = self._split.look_up(left.keys, left.labels, left.marked, number)
-        if candidates.n_bins == 1:
-            self._last = number, some, entries
-        return some, entries
-
-    def _none(self) -> Coded:
-        return Coded(np.zeros(0, dtype=np.int32), self._label_names)
+            some.entries = self._split.look_up(left.keys, left.labels, left.marked, number)
+        if n_bins == 1:
+            self._last = some
+        return some
 
     def _label_values(self, counts: Mapping[str, int]) -> pa.Array:
         """Return the distinct labels in their own type, including those of earlier batches."""
@@ -198,65 +178,58 @@ class Decision:
                 n_overlap=n,
             )
 
-    def _shares(self) -> Shares:
-        is_fixed = self.held is not None
-        fraction = 0.0 if is_fixed else self.source.holdout_fraction
-        is_fixed = is_fixed or fraction == 0.0 or self.candidates.holdout_column is not None
-        return Shares(fraction, self.source.validation_fraction, is_fixed)
-
-    # --- second pass: assign parts ---
-
     def pieces(self) -> Iterator[Piece]:
         """Yield the split of each bin, sorted by key; once."""
-        spill = None
-        if self._split is not None:
-            spill = LedgerSpill(self._parent, self._label_names, self.candidates.scan.workspace)
+        spill = LedgerSpill(self.parent, self._label_names, self.candidates.scan.workspace)
         for number in range(self.candidates.n_bins):
-            some, entries = self._bin(number)
-            left = some.left()
-            if self._split is not None and entries is not None and spill is not None:
-                parts, grown = self._split.assign(entries, left.keys, left.labels, left.marked)
+            some = self._bin(number)
+            if self._split is not None and some.entries is not None:
+                parts, grown = self._split.assign(some.entries)
                 spill.append(grown)
-                occurrences = entries.occurrences
+                occurrences = some.entries.occurrences
             else:
-                assignment = self._together(some, left)
+                assignment = self._together(some)
                 parts, occurrences = assignment.parts, assignment.occurrences
-            yield _piece(some, left, parts, occurrences)
-            del some, entries, left, parts, occurrences
             self._last = None
+            yield _piece(some, parts, occurrences)
+            del some, parts, occurrences
             give_back()
-        if self._split is not None and spill is not None:
+        if self._split is not None:
             self.ledger = spill
             self.n_new = self._split.n_new
             self.n_kept_against_mark = self._split.n_kept_against_mark
 
-    def _together(self, some: "_Bin", left: RecordIndex) -> Assignment:
+    def _together(self, some: "_Bin") -> Assignment:
         """Split groups or near-duplicates; all records are one bin."""
-        shares: dict[str, Any] = {
-            "ledger": self._parent,
-            "holdout_fraction": 0.0 if self.held is not None else self.source.holdout_fraction,
-            "validation_fraction": self.source.validation_fraction,
-            "marked": left.marked,
-        }
-        if some.clusters is not None and left.thumbs is not None:
+        left, ledger, shares = some.left(), self.parent, self._shares
+        if some.clusters is not None and left.thumbs is not None and left.thumb_rows is not None:
             assignment = assign_clusters(
                 left.keys,
                 left.labels,
                 some.clusters,
                 left.thumbs,
                 thumb_rows=left.thumb_rows,
-                **shares,
+                ledger=ledger,
+                shares=shares,
+                marked=left.marked,
             )
         else:
-            assignment = assign(left.keys, left.labels, groups=left.groups, **shares)
+            assignment = assign(
+                left.keys,
+                left.labels,
+                ledger=ledger,
+                shares=shares,
+                marked=left.marked,
+                groups=left.groups,
+            )
         self.ledger, self.n_new = assignment.ledger, assignment.n_new
         self.n_kept_against_mark = assignment.n_kept_against_mark
-        self.image = some.image_info(self.candidates.roles.image, left)
+        self.image = some.image_info(left)
         return assignment
 
 
-def _piece(some: "_Bin", left: RecordIndex, parts: Int8, occurrences: Int) -> Piece:
-    index = some.index
+def _piece(some: "_Bin", parts: Int8, occurrences: Int) -> Piece:
+    index, left = some.index, some.left()
     every = np.full(len(index), LEFT_OUT, dtype=np.int8)
     every[some.rows] = parts
     # Numbers among those of a key and class are in the ledger's order.
@@ -272,24 +245,16 @@ def _piece(some: "_Bin", left: RecordIndex, parts: Int8, occurrences: Int) -> Pi
 class _Bin:
     """The records of one bin of keys, and which of them are left out."""
 
-    def __init__(
-        self,
-        index: RecordIndex,
-        held: Candidates | None,
-        source: Source,
-        ledger: Ledger,
-        likely: Likely,
-    ) -> None:
-        self.likely = likely
-        self.index, self.held, self.source, self.ledger = index, held, source, ledger
+    def __init__(self, decision: Decision, index: RecordIndex) -> None:
+        self.decision, self.index, self.held = decision, index, decision.held
         self.reasons = np.zeros(len(index), dtype=np.int8)
         self.rows = np.arange(len(index))  # not left out
         self.overlaps: dict[str, int] = {}
         self.outside: dict[str, int] = {}  # class counts outside the hold-out
         self.clusters: NearClusters | None = None
+        self.entries: LedgerMatch | None = None  # of the ledger, in a split by record
 
     def left(self) -> RecordIndex:
-        """Return the records that are not left out."""
         return self.index.take(self.rows)
 
     def exclude(self, number: int, n_bins: int) -> None:
@@ -298,16 +263,14 @@ class _Bin:
         self._exclude_twins()
         self.outside = self.left().labels.counts()
         # Fail on an overlap before the long search.
-        if self.source.on_overlap != "error" or not any(self.overlaps.values()):
+        if self.decision.source.on_overlap != "error" or not any(self.overlaps.values()):
             self._find_clusters()
 
     def _exclude_overlap(self, number: int, n_bins: int) -> None:
         if self.held is None:
             return
-        index, held = self.index, self.held.every
-        if n_bins > 1:  # without groups: what is equal is in the same bin
-            held = held.take(bin_of(held.keys, n_bins) == number)
-        overlap = in_holdout(index.keys, index.labels, index.groups, held)
+        # Several bins come without groups: what is equal is in the same bin.
+        overlap = in_holdout(self.index, self.held.every.of_bin(number, n_bins))
         self.overlaps[HELD] = int(overlap.sum())
         self._leave_out(overlap, HELD)
 
@@ -334,43 +297,34 @@ class _Bin:
         clusters = find_clusters(
             left.keys,
             left.thumbs,
-            ledger=self.ledger,
+            ledger=self.decision.parent,
             thumb_rows=left.thumb_rows,
             marked=left.marked,
-            likely=self.likely,
+            likely=self.decision.likely,
         )
         bridges = np.zeros(len(self.index), dtype=bool)
         bridges[self.rows] = clusters.is_bridge
         self.clusters = clusters.take(np.flatnonzero(~clusters.is_bridge))
         self._leave_out(bridges, "bridge")
 
-    # --- images ---
-
-    def image_info(self, column: str, left: RecordIndex) -> ImageInfo | None:
-        """Describe the images."""
-        if left.traits is None or left.thumb_rows is None or left.thumbs is None:
+    def image_info(self, left: RecordIndex) -> ImageInfo | None:
+        if left.traits is None:
             return None
-        extra = {}
-        if self.clusters is not None:
-            sizes = np.unique(self.clusters.names, return_counts=True)[1]
-            extra = {
-                "n_clusters": int((sizes > 1).sum()),
-                "n_clustered": int(sizes[sizes > 1].sum()),
-                "largest_cluster": int(sizes.max(initial=0)),
-            }
+        clusters = None if self.clusters is None else self.clusters.names
+        n_near = 0
         if self.held is not None and self.held.images is not None:
-            extra["n_near_holdout"] = count_near(
-                left.keys,
-                self._thumbs_of(left),
-                None if self.clusters is None else self.clusters.levels,
-                self.held.every.keys,
-                self.held.images.thumbs,
+            levels = None if self.clusters is None else self.clusters.levels
+            held = self.held.every
+            n_near = count_near(
+                left.keys, self._thumbs_of(left), levels, held.keys, self._thumbs_of(held)
             )
-        counts = np.bincount(left.traits, minlength=len(left.distinct_traits)).tolist()
-        counts_by_trait: Mapping[Traits, int] = {
-            trait: n for trait, n in zip(left.distinct_traits, counts, strict=True) if n
-        }
-        return image_info(column, counts_by_trait, **extra)
+        return image_info(
+            self.decision.candidates.roles.image,
+            left.traits,
+            left.distinct_traits,
+            clusters=clusters,
+            n_near_holdout=n_near,
+        )
 
     def _thumbs_of(self, left: RecordIndex) -> Thumbs:
         """Return the thumbnails of all records; those of earlier batches are in the ledger."""
@@ -381,9 +335,10 @@ class _Bin:
             return ThumbRows(left.thumbs, left.thumb_rows)
         thumbs = np.zeros((len(left), THUMB_BYTES), dtype=np.int8)
         thumbs[~known] = left.thumbs[left.thumb_rows[~known]]
-        if self.ledger.images is not None:
-            place = np.searchsorted(self.ledger.keys, left.keys[known])
-            thumbs[known] = self.ledger.images.thumbs[np.minimum(place, len(self.ledger.keys) - 1)]
+        ledger = self.decision.parent
+        if ledger.images is not None:
+            place = np.searchsorted(ledger.keys, left.keys[known])
+            thumbs[known] = ledger.images.thumbs[np.minimum(place, len(ledger.keys) - 1)]
         return thumbs
 
 

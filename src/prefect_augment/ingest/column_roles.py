@@ -29,21 +29,20 @@ KEPT = "kept in real records, null in synthetic ones"
 
 @dataclass(frozen=True)
 class Roles:
-    """The role of each source column; ``published`` lists the columns that records go out with, in order."""
+    """The role of each source column."""
 
     label: str
     image: str  # empty in a table
     grouped_by: str  # empty where records are not grouped
     pattern: str  # extracts the group from image paths
     holdout_column: str  # the hold-out column, or empty
-    published: tuple[str, ...]
-    schema: pa.Schema  # of the published columns
+    schema: pa.Schema  # of the published columns, in the source's order
 
     def published_table(self, table: pa.Table) -> pa.Table:
         """Return the published columns of a batch, categories as plain values."""
         if self.pattern and GROUP not in table.column_names:
             table = with_group_column(table, self.pattern)
-        return table.select(list(self.published)).cast(plain_schema(self.schema))
+        return table.select(self.schema.names).cast(plain_schema(self.schema))
 
 
 class _Columns:
@@ -68,8 +67,7 @@ def find_roles(
 ) -> Roles:
     """Return the columns' roles; ``label`` names the label column if an earlier run detected it.
 
-    Raises LabelError if there is no usable label column, ParameterError if a parameter names a missing
-    column or parameters contradict one another.
+    Raises LabelError without a usable label, ParameterError if a parameter names a missing column or contradicts one.
     """
     schema = scan.schema
     name = source.label or label or (manifest.label if manifest else "")
@@ -108,12 +106,8 @@ def find_roles(
         grouped_by,
         source.group_pattern,
         source.holdout_column,
-        tuple(published.column_names),
         published.schema,
     )
-
-
-# --- columns ----------------------------------------------------------------------------------
 
 
 def describe(

@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefect_augment.array_types import Bool, Int
+from prefect_augment.array_types import Int
 from prefect_augment.encoding.arrays import by_columns
 from prefect_augment.encoding.columns import did_you_mean, listing
 from prefect_augment.encoding.record_ids import derived_ids
 from prefect_augment.encoding.strata import table_strata
-from prefect_augment.encoding.values import is_text, plain
+from prefect_augment.encoding.values import is_text, plain, value_type
 from prefect_augment.errors import InputError, SchemaError
 from prefect_augment.ingest.quarantine import Batch, Quarantine, by_reason
 from prefect_augment.ingest.scan import Scan, scan
@@ -52,11 +52,10 @@ def import_candidates(
     options: dict[str, Any] | None = None,
     max_megapixels: float = 50.0,
 ) -> DatasetRef:
-    """Stage records that another tool made as candidates.
+    """Stage records that another tool made as candidates, with the columns of ``dataset`` and the strata of ``plan``.
 
-    Columns, types and classes come from ``dataset``, strata from ``plan``; ``uri`` is whatever a source may
-    be, ``options`` its fsspec storage options. ``n_quarantined`` counts invalid records; the notes say why.
-    Raises SchemaError if the label or a learnt column is missing, InputError if no record is valid.
+    ``n_quarantined`` counts invalid records; the notes say why. Raises SchemaError if the label or a learnt column is
+    missing, InputError if no record is valid.
     """
     info = load_info(dataset, store)
     files = list_source(uri, requested="auto", options=options)
@@ -95,20 +94,20 @@ def plan_of_external(plan: BalancePlan, external: DatasetRef) -> BalancePlan:
 
 @dataclass
 class _Reader:
-    """One import in progress."""
-
     info: DatasetInfo
     plan: BalancePlan
     store: Store
     uri: str
     digest: str
     max_megapixels: float
+    quarantine: Quarantine = field(default_factory=lambda: Quarantine(()))
 
     def stage(self, stage: Stage, files: Listing) -> DatasetInfo:
         info = self.info
         source = Source(uri=self.uri, label=info.label, max_megapixels=self.max_megapixels)
         with Workspace() as workspace:
             scanned = scan(files, source, workspace, has_lineage=True)
+            self.quarantine = scanned.quarantine
             n_read = scanned.n_records + len(scanned.quarantine)
             table, notes, quarantine = self._valid_records(scanned)
         if not table.num_rows:
@@ -125,16 +124,13 @@ class _Reader:
         strata = table_strata(table, label=info.label, by=by_columns(self.plan))
         table = self._with_lineage(table, strata)
         shards = write_candidates(stage, table, "candidates", info.label)
-        quarantined = (
-            write_candidates(stage, quarantine, "quarantine", "") if quarantine.num_rows else ()
-        )
         return stage.info_of(
             info,
             shards,
             part="candidates",
             part_counts={"candidates": dict(Counter(strata))},
             n_quarantined=quarantine.num_rows,
-            quarantine=quarantined,
+            quarantine=write_candidates(stage, quarantine, "quarantine", ""),
             notes=tuple(notes),
         )
 
@@ -149,19 +145,17 @@ class _Reader:
         tables = []
         for batch in scanned.batches():
             batch = self._named_as_real(batch)
-            batch = self._labelled(batch, scanned.quarantine)
-            batch = self._decodable(batch, scanned.quarantine)
-            typed = self._typed(batch, real.schema, levels, scanned.quarantine, rounded)
-            tables.append(self._of_known_strata(typed, scanned.quarantine))
+            batch = self._decodable(self._labelled(batch))
+            typed = self._typed(batch, real.schema, levels, rounded)
+            tables.append(self._of_known_strata(typed))
         n = scanned.n_records
         notes += [
             f"column {name!r} holds whole numbers in the real records: {times:,} of {n:,} external values were rounded"
             for name, times in rounded.items()
+            if times
         ]
         table = pa.concat_tables([real.schema.empty_table(), *tables]).unify_dictionaries()
         return table, notes, scanned.quarantine.table()
-
-    # --- columns ---
 
     @property
     def _image(self) -> str:
@@ -188,7 +182,6 @@ class _Reader:
             notes.append(f"columns that the real records lack were left out: {listing(extra)}")
 
     def _named_as_real(self, batch: Batch) -> Batch:
-        """Rename the image column to the real one's name."""
         if not self._image:
             return batch
         names = find_image_columns(batch.table)
@@ -205,20 +198,18 @@ class _Reader:
             table = table.rename_columns(renamed)
         return Batch(table, batch.file_index, batch.positions)
 
-    # --- records ---
-
-    def _labelled(self, batch: Batch, quarantine: Quarantine) -> Batch:
+    def _labelled(self, batch: Batch) -> Batch:
         """Reject records without a known class, and those marked as real."""
         names = tuple(dict.fromkeys(c.label for c in self.plan.classes))
         label = batch.table[self.info.label]
         codes = class_codes(label, names)
         texts = plain(label).cast(pa.string()).to_pylist()
+        unknown = "class {!r} is none of the real records'"
         reasons = [
-            "no label" if k == -2 else f"class {texts[i]!r} is none of the real records'"
-            for i, k in enumerate(codes.tolist())
-            if k < 0
+            "" if k >= 0 else "no label" if k == -2 else unknown.format(text)
+            for k, text in zip(codes.tolist(), texts, strict=True)
         ]
-        batch = quarantine.reject(batch, codes < 0, reasons)
+        batch = self.quarantine.reject_each(batch, reasons)
         real = pa.array([names[k] for k in codes[codes >= 0].tolist()], pa.string())
         place = batch.table.column_names.index(self.info.label)
         table = batch.table.set_column(place, self.info.label, real)
@@ -226,20 +217,18 @@ class _Reader:
         if "aug_origin" in table.column_names:
             values = plain(table["aug_origin"]).cast(pa.string()).to_pylist()
             is_real = np.array([value == "real" for value in values], dtype=bool)
-            batch = quarantine.reject(batch, is_real, "aug_origin says that it is a real record")
+            batch = self.quarantine.reject(
+                batch, is_real, "aug_origin says that it is a real record"
+            )
         return batch
 
-    def _decodable(self, batch: Batch, quarantine: Quarantine) -> Batch:
+    def _decodable(self, batch: Batch) -> Batch:
         if not self._image or not batch.table.num_rows:
             return batch
         checker = ImageChecker(self._image, self.max_megapixels)
         with checker:
             reasons, details = checker.check(batch.table[self._image])
-        bad = np.array([why != "" for why in reasons], dtype=bool)
-        rows = np.flatnonzero(bad)
-        return quarantine.reject(
-            batch, bad, [reasons[i] for i in rows], details=[details[i] for i in rows]
-        )
+        return self.quarantine.reject_each(batch, reasons, details)
 
     def _levels(self) -> dict[str, pa.Array]:
         """Return the categories of training and validation: no others can be learnt or scored."""
@@ -254,15 +243,13 @@ class _Reader:
         batch: Batch,
         schema: pa.Schema,
         levels: dict[str, pa.Array],
-        quarantine: Quarantine,
         rounded: Counter[str],
     ) -> Batch:
-        """Convert every column to the real one's type."""
         needed, n = set(self._needed()), batch.table.num_rows
         columns: dict[str, pa.Array] = {}
-        why: dict[int, str] = {}
+        reasons = [""] * n
         for column in schema:
-            name, kind = column.name, _value_type(column.type)
+            name, kind = column.name, value_type(column.type)
             if name not in batch.table.column_names or (name not in needed and name != self._image):
                 columns[name] = pa.nulls(n, kind)
                 continue
@@ -273,53 +260,42 @@ class _Reader:
             columns[name] = read.values
             rounded[name] += read.n_rounded
             for row, text in read.unfit.items():
-                why.setdefault(row, f"column {name!r} holds {text}")
-        rounded += Counter()  # without those of none
-        bad = np.zeros(n, dtype=bool)
-        bad[list(why)] = True
-        kept = quarantine.reject(batch, bad, [why[i] for i in sorted(why)])
+                reasons[row] = reasons[row] or f"column {name!r} holds {text}"
+        kept = self.quarantine.reject_each(batch, reasons)
         arrays = [_encoded(columns[f.name], f.type) for f in schema]
-        table = pa.table(arrays, schema=schema).filter(pa.array(~bad))
+        table = pa.table(arrays, schema=schema).filter(
+            pa.array([why == "" for why in reasons], pa.bool_())
+        )
         return Batch(table, kept.file_index, kept.positions)
 
-    def _of_known_strata(self, batch: Batch, quarantine: Quarantine) -> pa.Table:
+    def _of_known_strata(self, batch: Batch) -> pa.Table:
         """Reject combinations with the ``balance.by`` columns that no real record has."""
         by = by_columns(self.plan)
         if not by or not batch.table.num_rows:
             return batch.table
         known = {c.name for c in self.plan.classes}
         strata = table_strata(batch.table, label=self.info.label, by=by)
-        strange = np.array([name not in known for name in strata], dtype=bool)
-        reasons = [f"no real record is of {strata[i]!r}" for i in np.flatnonzero(strange)]
-        return quarantine.reject(batch, strange, reasons).table
+        reasons = ["" if s in known else f"no real record is of {s!r}" for s in strata]
+        return self.quarantine.reject_each(batch, reasons).table
 
     def _with_lineage(self, table: pa.Table, strata: Sequence[str]) -> pa.Table:
         n = table.num_rows
-        ordinals: Int = np.arange(n)
         columns = {
-            "aug_id": derived_ids("synthetic", self.digest, ordinals.tolist()),
+            "aug_id": derived_ids("synthetic", self.digest, range(n)),
             "aug_model": pa.nulls(n, pa.string()),
             "aug_seed": pa.nulls(n, pa.int64()),
             "aug_stratum": pa.array(strata, pa.string()),
-            "aug_ordinal": pa.array(ordinals),
+            "aug_ordinal": pa.array(np.arange(n)),
         }
         for name, values in columns.items():
             table = table.append_column(name, values)
         return table
 
 
-def _value_type(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_dictionary(kind):
-        return kind.value_type
-    return kind.value_type if pa.types.is_run_end_encoded(kind) else kind
-
-
 def _encoded(values: pa.Array, kind: pa.DataType) -> pa.Array:
     if pa.types.is_dictionary(kind):
         return values.dictionary_encode().cast(kind)
     if pa.types.is_run_end_encoded(kind):
-        import pyarrow.compute as pc
-
         return pc.run_end_encode(values, run_end_type=kind.run_end_type)
     return values
 
@@ -345,9 +321,7 @@ class Read:
 
 def read_as(column: pa.ChunkedArray | pa.Array, kind: pa.DataType, levels: pa.Array | None) -> Read:
     """Return a column in another type; ``levels`` are the values that real records of a category have."""
-    values = plain(column)
-    values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    read = _converted(values, kind)
+    read = _converted(plain(column), kind)
     if levels is None or not len(read.values):
         return read
     strange = pc.and_(
@@ -359,7 +333,8 @@ def read_as(column: pa.ChunkedArray | pa.Array, kind: pa.DataType, levels: pa.Ar
         int(i): f"{_shown(read.values[int(i)].as_py())}, which no real record has"
         for i in np.flatnonzero(strange)
     }
-    return Read(_without(read.values, strange), {**read.unfit, **why}, read.n_rounded)
+    known = pc.if_else(pa.array(strange), pa.scalar(None, read.values.type), read.values)
+    return Read(known, {**read.unfit, **why}, read.n_rounded)
 
 
 def _converted(values: pa.Array, kind: pa.DataType) -> Read:
@@ -386,7 +361,6 @@ def _converted(values: pa.Array, kind: pa.DataType) -> Read:
 
 
 def _rounded(values: pa.Array, kind: pa.DataType) -> Read:
-    """Round numbers to integers."""
     x = values.to_numpy(zero_copy_only=False).astype(np.float64)
     missing = np.isnan(x)
     whole = np.rint(x)
@@ -434,25 +408,19 @@ def _as_bool(value: Any) -> bool | None:
 
 
 def class_codes(column: pa.ChunkedArray | pa.Array, classes: tuple[str, ...]) -> Int:
-    """Return the index of each label in ``classes``, however it is written: 1, 1.0, "1" and " 1" are one.
-
-    -1 stands for an unknown class, -2 for a missing label.
-    """
-    values = plain(column)
-    values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    coded = values.dictionary_encode()
-    index = {name: k for k, name in enumerate(classes)}
+    """Return the index of each label in ``classes``, -1 for another, -2 for none; 1, 1.0, "1" and " 1" are one."""
+    coded = plain(column).dictionary_encode()
     # "1.0" is the class "1" only where no other class is spelled so.
-    known = {_normalised(name): k for name, k in index.items()}
-    codes_by_value = []
+    known = {_normalised(name): k for k, name in enumerate(classes)}
+    known |= {name: k for k, name in enumerate(classes)}
+    codes = []
     for value in coded.dictionary.to_pylist():
         text = str(value)
         blank = value is None or value != value or not text.strip()
-        codes_by_value.append(-2 if blank else index.get(text, known.get(_normalised(text), -1)))
-    codes = coded.indices.to_numpy(zero_copy_only=False).astype(np.float64)
-    missing = np.isnan(codes)
-    places = np.array([*codes_by_value, -2], dtype=np.int64)
-    return places[np.where(missing, len(codes_by_value), codes).astype(np.int64)]
+        codes.append(-2 if blank else known.get(text, known.get(_normalised(text), -1)))
+    codes.append(-2)  # of null
+    of_record: Int = coded.indices.fill_null(len(codes) - 1).to_numpy()
+    return np.array(codes, dtype=np.int64)[of_record]
 
 
 def _normalised(text: str) -> str:
@@ -465,10 +433,6 @@ def _normalised(text: str) -> str:
     except ValueError:
         return text
     return str(int(number)) if number.is_integer() else repr(number)
-
-
-def _without(values: pa.Array, rows: Bool) -> pa.Array:
-    return pc.if_else(pa.array(rows), pa.scalar(None, values.type), values)
 
 
 def _shown(value: Any) -> str:

@@ -6,29 +6,29 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from prefect_augment.array_types import Array, Bool
+from prefect_augment.array_types import Bool
 from prefect_augment.encoding.columns import did_you_mean
 from prefect_augment.encoding.labels import class_names
 from prefect_augment.errors import LabelError, SchemaError
 from prefect_augment.ingest.column_roles import Roles
+from prefect_augment.ingest.record_index import RecordIndex
 from prefect_augment.ingest.scan import ParsedFiles, scan
 from prefect_augment.ingest.schema import (
     UNTYPED_FORMATS,
-    plain_name,
     plain_schema,
     refuse_other_names,
-    wider_type,
+    shared_type,
 )
-from prefect_augment.ingest.validate import Candidates, Rows, find_candidates
+from prefect_augment.ingest.validate import Candidates, find_candidates
 from prefect_augment.ingest.validate_images import StagedChecks
 from prefect_augment.params import Source
 from prefect_augment.shards.image_columns import image_columns, main_image
 from prefect_augment.shards.parquet import select_columns
 from prefect_augment.sources.discovery import Listing
 from prefect_augment.sources.images.columns import with_group_column
+from prefect_augment.split.assignment import MIN_COMPARED
 from prefect_augment.split.corrections import Corrections
-from prefect_augment.split.record_split import MIN_COMPARED
-from prefect_augment.storage.keys import Coded, group_ids
+from prefect_augment.storage.keys import group_ids, shared_names
 from prefect_augment.storage.spill import Workspace
 
 logger = logging.getLogger(__name__)
@@ -44,10 +44,7 @@ def read_holdout(
     parsed: ParsedFiles,
     checks: StagedChecks,
 ) -> Candidates:
-    """Return the records at ``source.holdout_uri``, with the source's columns and types.
-
-    Raises SchemaError if columns or types differ from the source's.
-    """
+    """Return the records at ``source.holdout_uri`` as the source's; SchemaError if columns or types differ."""
     scanned = scan(listing, source, workspace, parsed=parsed)
     dropped = {override.name for override in source.columns if override.kind == "drop"}
     where = f"the hold-out {listing.store.uri}"
@@ -74,10 +71,7 @@ def read_holdout(
 
 
 def _beside_images(table: pa.Table, like: pa.Schema, label: str) -> pa.Table:
-    """Give an image hold-out the source's columns beside image and label.
-
-    Boxes or groups that only one of the two has do not affect how images are scored.
-    """
+    """Give an image hold-out the source's columns beside image and label, which do not affect how it is scored."""
     image = main_image(like)
     if not image or image not in image_columns(table.schema):
         return table
@@ -94,11 +88,9 @@ def _check_schema(schema: pa.Schema, like: pa.Schema, listing: Listing) -> None:
     refuse_other_names(schema, where, like=like, where="the source")
     for field in like:
         actual = schema.field(field.name).type
-        same = actual == field.type or (
-            listing.format in UNTYPED_FORMATS and wider_type(actual, field.type) == field.type
-        )
-        same = same or plain_name(str(actual)) == plain_name(str(field.type))
-        if not same and not _same_values(actual, field.type):
+        is_untyped = listing.format in UNTYPED_FORMATS
+        shared = shared_type(field.type, actual, widen=is_untyped)
+        if shared is None or (is_untyped and shared != field.type):
             raise SchemaError(
                 f"column {field.name!r} is {actual} in {where} and {field.type} in the source; convert one of them.",
                 column=field.name,
@@ -107,23 +99,10 @@ def _check_schema(schema: pa.Schema, like: pa.Schema, listing: Listing) -> None:
             )
 
 
-def _same_values(one: pa.DataType, other: pa.DataType) -> bool:
-    """Tell whether two dictionary types differ only in the width of their codes."""
-    t = pa.types
-    return bool(
-        t.is_dictionary(one)
-        and t.is_dictionary(other)
-        and (one.value_type, one.ordered) == (other.value_type, other.ordered)
-    )
-
-
 def refuse_other_classes(
     held: Candidates, counts: Mapping[str, int], label_values: pa.Array, uri: str
 ) -> None:
-    """Raise LabelError unless the hold-out has the source's classes.
-
-    A class with fewer than ``MIN_COMPARED`` source records may be missing; it is not scored.
-    """
+    """Raise LabelError unless the hold-out has the source's classes, but for those of under ``MIN_COMPARED``."""
     theirs = {name for name in held.label_counts if name}
     ours = [name for name in class_names(label_values) if name in counts]
     unknown = [
@@ -144,17 +123,15 @@ def refuse_other_classes(
         )
 
 
-def in_holdout(keys: Array, labels: Coded, groups: Coded | None, held: Rows) -> Bool:
+def in_holdout(index: RecordIndex, held: RecordIndex) -> Bool:
     """Return which records of the source are in the hold-out, or share a group with it."""
-    n = len(keys)
-    ids = group_ids(np.concatenate([keys, held.keys]))
-    names = {name: i for i, name in enumerate(labels.names.tolist())}
-    theirs = np.array([names.get(name, -1) for name in held.labels.names.tolist()], dtype=np.int64)
-    width = len(names) + 1
-    there = ids[n:] * width + (theirs[held.labels.codes] if len(held.labels) else 0)
-    overlap = np.isin(ids[:n] * width + labels.codes, there)
-    if groups is not None and held.groups is not None:
+    n = len(index)
+    ids = group_ids(np.concatenate([index.keys, held.keys]))
+    ours, theirs = shared_names(index.labels, held.labels)
+    width = len(ours.names) + 1
+    overlap = np.isin(ids[:n] * width + ours.codes, ids[n:] * width + theirs.codes)
+    if index.groups is not None and held.groups is not None:
         held_names = {name for name in held.groups.counts() if name}
-        is_held = np.array([name in held_names for name in groups.names.tolist()], dtype=bool)
-        overlap |= is_held[groups.codes]
+        is_held = np.array([name in held_names for name in index.groups.names.tolist()], dtype=bool)
+        overlap |= is_held[index.groups.codes]
     return np.asarray(overlap)

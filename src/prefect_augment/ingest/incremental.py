@@ -6,7 +6,6 @@ is that of reading everything. If that would change a staged record, everything 
 """
 
 import base64
-import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,15 +14,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefect_augment.array_types import Int8, Int32
+from prefect_augment.array_types import Int32
 from prefect_augment.encoding.columns import ColumnCounts, ColumnSummary
 from prefect_augment.errors import InputError, IntegrityError
 from prefect_augment.ingest.record_index import RecordIndex, read_index
 from prefect_augment.params import Source
 from prefect_augment.schema import DatasetInfo, Manifest, ShardInfo, SourceFile, is_rollback
-from prefect_augment.shards.base import open_shard, put_once, read_shard
+from prefect_augment.shards.base import put_once, read_shard
+from prefect_augment.shards.staged import iter_shards
 from prefect_augment.sources.discovery import Listing
-from prefect_augment.sources.images.scan import Folder, shown_path
+from prefect_augment.sources.images.files import ImageFiles
+from prefect_augment.sources.images.scan import shown_path
 from prefect_augment.split.assignment import make_salt
 from prefect_augment.split.ledger import Ledger
 from prefect_augment.split.ledger_io import NEAR_DUPLICATE, read_ledger
@@ -35,8 +36,6 @@ from prefect_augment.storage import (
     read_result,
     sha256_hex,
 )
-
-logger = logging.getLogger(__name__)
 
 
 class NotReusableError(Exception):
@@ -73,12 +72,9 @@ class ReusedRecords:
             for name, counts in batch.columns.items():
                 summaries[name].add_counts(ColumnCounts(*counts))  # type: ignore[arg-type]
         names = [name for name, summary in summaries.items() if summary.is_comparable]
-        for shard in self.shards if names else ():
-            with open_shard(store, shard.path, mapped=False) as file:
-                for group in range(len(file.group_rows)):
-                    table = file.read(names, groups=[group])
-                    for name in names:
-                        summaries[name].add_values(table[name])
+        for table in iter_shards(store, self.shards, names) if names else ():
+            for name in names:
+                summaries[name].add_values(table[name])
 
     def quarantined(self, store: Store) -> pa.Table | None:
         """Return the quarantined records, without those of a separate hold-out."""
@@ -87,30 +83,10 @@ class ReusedRecords:
         return pa.concat_tables(tables) if tables else None
 
 
-def n_moved(index: RecordIndex, parts: Int8, numbers: Int32) -> int:
-    """Return how many staged records the new split would move."""
-    moved = (parts != index.parts) | ((parts >= 0) & (numbers != index.numbers))
-    return int((moved & (index.rows < 0)).sum())
-
-
-def refuse_moved(n: int) -> None:
-    """Raise :class:`NotReusableError` if any staged record would move."""
-    if n:
-        raise NotReusableError(f"{n} of its records would move")
-
-
 def find_reusable(
-    store: Store,
-    listing: Listing,
-    parent: "Baseline",
-    *,
-    request: str,
-    folder: Folder | None,
+    store: Store, listing: Listing, parent: "Baseline", *, request: str, folder: ImageFiles | None
 ) -> ReusedRecords | None:
-    """Return the batches that need not be read again; None if nothing was published.
-
-    Raises NotReusableError, with the reason, if all files have to be read.
-    """
+    """Return the batches that need not be read again; None if nothing was published; NotReusableError says why not."""
     if not parent.files:
         return None
     # Known files have to be there, unchanged.
@@ -137,7 +113,7 @@ def find_reusable(
         raise NotReusableError("it was read with other parameters")
     if folder is not None:
         known = set(parent.files)
-        if folder.has_boxes:
+        if folder.labels.objects is not None:
             raise NotReusableError("annotations of objects are read as a whole")
         if info.extra.get("labels") != folder.labels_digest(known):
             raise NotReusableError("the labels of known files have changed")
@@ -147,29 +123,20 @@ def find_reusable(
         frozenset(listed[path][0] for path in listed if path not in parent.files),
         parent.files,
     )
-    _check_there(store, reused)
-    return reused
-
-
-def _check_there(store: Store, reused: ReusedRecords) -> None:
     try:
-        for shard in (*reused.shards, *reused.info.quarantine):
+        for shard in (*reused.shards, *info.quarantine):
             if store.size(shard.path) != shard.n_bytes:
                 raise NotReusableError(f"{shard.path} is not what was staged")
-        for batch in reused.info.batches:
+        for batch in info.batches:
             store.size(batch.index)
     except FileNotFoundError as exc:
         raise NotReusableError("some of its staged records are gone") from exc
+    return reused
 
 
 def schema_text(schema: pa.Schema) -> str:
     """Return a schema as text, for the stored outcome."""
     return base64.b64encode(schema.serialize().to_pybytes()).decode()
-
-
-def labels_digest(folder: Folder | None, paths: list[str]) -> str:
-    """Return a hash of loose files' classes; empty for other sources."""
-    return "" if folder is None else folder.labels_digest({shown_path(path) for path in paths})
 
 
 SCHEMA = pa.schema(
@@ -208,7 +175,10 @@ def baselines(store: Store, listing: Listing, source: Source, seed: int) -> list
 
     The second finds the stage of the very run that published the newest version.
     """
-    unit = _unit(source)
+    unit = "record"
+    if source.group_column or source.group_pattern:
+        column, pattern = source.group_column, source.group_pattern
+        unit = f"group:{column}" if column else f"pattern:{pattern}"
     first = Ledger(make_salt(seed), unit, has_own_holdout=bool(source.holdout_uri))
     if listing.manifest is not None and listing.manifest.ledger is not None:
         first = read_ledger(listing.store, listing.manifest.ledger.path)
@@ -218,20 +188,18 @@ def baselines(store: Store, listing: Listing, source: Source, seed: int) -> list
         manifest = _of_a_run(store, newest)
         assert manifest is not None
         before = _of_a_run(store, manifest.parent)
-        own = manifest.version
         result = [
             _from(store, manifest, first, newest + 1),
-            Baseline(first, own) if before is None else _from(store, before, first, own),
+            _from(store, before, first, manifest.version),
         ]
     _refuse_other_split(result[0].ledger, unit, source)
     return result
 
 
 def _of_a_run(store: Store, version: int | None) -> Manifest | None:
-    """Return a version; of a rollback, the newest before it that a run published.
+    """Return a version; of a rollback, the version before it that a run published, for which the source was last read.
 
-    The source was last read for the version that a rollback undoes. None if no such version exists: the
-    parent of the oldest kept one is gone after ``gc --keep-last`` and ``erase``.
+    None where that is gone, after ``gc --keep-last`` and ``erase``.
     """
     there = list_versions(store)
     manifest = None
@@ -243,7 +211,9 @@ def _of_a_run(store: Store, version: int | None) -> Manifest | None:
     return manifest
 
 
-def _from(store: Store, manifest: Manifest, first: Ledger, version: int) -> Baseline:
+def _from(store: Store, manifest: Manifest | None, first: Ledger, version: int) -> Baseline:
+    if manifest is None:
+        return Baseline(first, version)
     ledger = first if manifest.ledger is None else read_ledger(store, manifest.ledger.path)
     return Baseline(ledger, version, _read_files(store, manifest), manifest.ingest)
 
@@ -275,15 +245,6 @@ def _read_files(store: Store, manifest: Manifest) -> dict[str, SourceFile]:
     return {row["path"]: SourceFile(**row) for row in rows}
 
 
-# --- the split --------------------------------------------------------------------------------
-
-
-def _unit(source: Source) -> str:
-    if source.group_column:
-        return f"group:{source.group_column}"
-    return f"pattern:{source.group_pattern}" if source.group_pattern else "record"
-
-
 def _refuse_other_split(ledger: Ledger, unit: str, source: Source) -> None:
     """Refuse another kind of split: records of validation or hold-out would move to training."""
     # Whether a source holds images is known when it has been read: ingest looks again.
@@ -308,5 +269,5 @@ def _refuse_other_split(ledger: Ledger, unit: str, source: Source) -> None:
             else "its hold-out split off the source"
         )
         raise InputError(
-            f"the dataset's earlier version had {was}; keep it so, or publish to another destination.",
+            f"the dataset's earlier version had {was}; keep it so, or publish to another destination."
         )

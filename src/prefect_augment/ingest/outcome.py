@@ -1,28 +1,20 @@
 """The outcome of an ingest: staged shards, quarantine, ledger, and the info that describes them."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import astuple, dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefect_augment.array_types import Int32
 from prefect_augment.encoding.labels import label_text
 from prefect_augment.ingest.column_roles import describe
-from prefect_augment.ingest.incremental import (
-    ReusedRecords,
-    labels_digest,
-    schema_text,
-    write_files,
-)
+from prefect_augment.ingest.incremental import ReusedRecords, schema_text, write_files
 from prefect_augment.ingest.quarantine import by_reason
-from prefect_augment.ingest.scan import Scan
 from prefect_augment.ingest.schema import plain_name
 from prefect_augment.ingest.validate import Candidates
 from prefect_augment.ingest.validate_images import image_notes
-from prefect_augment.ingest.write_index import SplitResult, place_holdout
-from prefect_augment.ingest.write_shards import Dealt, write_staged
+from prefect_augment.ingest.write_shards import Dealt, SplitResult, place_holdout, write_staged
 from prefect_augment.params import Source
 from prefect_augment.params.keys import canonical_json
 from prefect_augment.schema import (
@@ -36,11 +28,10 @@ from prefect_augment.schema import (
 from prefect_augment.shards.base import read_shard, write_shards
 from prefect_augment.sources.discovery import listing_notes, notes_of_files
 from prefect_augment.sources.images.scan import by_folder, shown_path
+from prefect_augment.split.assignment import MIN_COMPARED
 from prefect_augment.split.corrections import Corrections
 from prefect_augment.split.ledger import PARTS
-from prefect_augment.split.record_split import MIN_COMPARED
 from prefect_augment.storage import Stage, Store, sha256_hex
-from prefect_augment.storage.spill import Workspace
 
 QUARANTINE_RECORDS = 1_000_000
 QUARANTINE_BYTES = 64 << 20
@@ -52,24 +43,17 @@ class Ingested:
 
     source: Source
     stage: Stage
-    workspace: Workspace
     candidates: Candidates
     held: Candidates | None  # a hold-out with a source of its own
     split: SplitResult
-    batches: Int32  # (n_files,) batch of each file
     reused: ReusedRecords | None  # reused staged records
     request: str
     notes: tuple[str, ...]
 
-    @property
-    def scan(self) -> Scan:
-        """The records of the source."""
-        return self.candidates.scan
-
     def write(self) -> DatasetInfo:
         """Write the stage's objects and return its outcome."""
-        split, roles = self.split, self.candidates.roles
-        dealt = Dealt(self.candidates, split.layout, self.workspace)
+        split, roles, scan = self.split, self.candidates.roles, self.candidates.scan
+        dealt = Dealt(self.candidates, split.layout)
         if self.reused is not None:
             self.reused.add_columns(self.stage.store, dealt.summaries)
         columns = describe(dealt.summaries, roles, self.source)
@@ -77,9 +61,14 @@ class Ingested:
         shards += self.reused.shards if self.reused else ()
         # By part, then by batch and number, which the names begin with.
         shards.sort(key=lambda s: (PARTS.index(s.split), s.path.rpartition("/")[2]))
-        own_holdout = self._write_holdout()
+        own_holdout: tuple[ShardInfo, ...] = ()
+        if self.held is not None:
+            held = Dealt(self.held, place_holdout(self.held), describes=False)
+            own_holdout = write_staged(self.stage.store, held, prefix=f"{self.stage.prefix}/given")
         every = (*shards, *own_holdout)
-        counts = {part: _sum_counts([s for s in every if s.split == part]) for part in PARTS}
+        counts: dict[str, dict[str, int]] = {part: Counter() for part in PARTS}
+        for shard in every:
+            counts[shard.split].update(shard.class_counts)
         compared = tuple(k for k in split.classes if all(counts[part].get(k) for part in PARTS))
         # The batches, files and quarantine that a later run reads.
         batches = self._batches(dealt)
@@ -102,7 +91,7 @@ class Ingested:
             compared=compared,
             n_quarantined=ours.num_rows + theirs.num_rows,
             quarantine=(*put, *self._put_quarantine(theirs, "quarantine-holdout")),
-            sources=by_folder(files) if self.scan.folder is not None else tuple(files),
+            sources=by_folder(files) if scan.folder is not None else tuple(files),
             holdout_uri=self.source.holdout_uri,
             holdout_digest=sha256_hex("".join(s.sha256 for s in own_holdout).encode())
             if own_holdout
@@ -112,73 +101,47 @@ class Ingested:
             n_twins=split.n_twins,
             modality="image" if roles.image else "table",
             image=split.image,
-            notes=(
-                *self.notes,
-                *notes,
-                *image_notes(split.image),
-            ),
+            notes=(*self.notes, *notes, *image_notes(split.image)),
             extra={
                 "ledger_digest": split.ledger_digest,
                 "n_new": split.n_new,
                 "n_quarantined_holdout": theirs.num_rows,
                 "n_quarantine_shards": len(put),
                 "n_given": len(own_holdout),
-                "schema": schema_text(self.scan.schema),
+                "schema": schema_text(scan.schema),
                 "request": self.request,
-                "labels": labels_digest(
-                    self.scan.folder, [e.path for e in self.scan.listing.entries]
-                ),
+                "labels": "" if scan.folder is None else scan.folder.labels_digest(),
             },
             batches=batches,
             files=write_files(self.stage.store, files, prefix=self.stage.prefix),
         )
 
-    # --- records ---
-
-    def _write_holdout(self) -> tuple[ShardInfo, ...]:
-        """Stage a separate hold-out."""
-        held = self.held
-        if held is None:
-            return ()
-        layout = place_holdout(held)
-        dealt = Dealt(held, layout, self.workspace, describes=False)
-        return write_staged(self.stage.store, dealt, prefix=f"{self.stage.prefix}/given")
-
-    # --- what was done ---
-
     def _batches(self, dealt: Dealt) -> tuple[BatchInfo, ...]:
         """Describe each batch so that a later run can reuse it."""
         reused = {b.batch: b for b in self.reused.info.batches} if self.reused else {}
-        numbers = {
-            e.path: int(n) for e, n in zip(self.scan.listing.entries, self.batches, strict=True)
-        }
-        infos = []
-        for number in sorted({*self.split.indexes, *reused}):
-            if number in reused:
-                infos.append(reused[number])
-                continue
-            path, n_records = self.split.indexes[number]
-            notes = Counter(
-                note for note, path in self.scan.notes if path and numbers[path] == number
-            )
-            first = {
-                note: path
-                for note, path in reversed(self.scan.notes)
-                if path and numbers[path] == number
-            }
-            infos.append(
-                BatchInfo(
+        scan = self.candidates.scan
+        paths = [e.path for e in scan.listing.entries]
+        numbers = dict(zip(paths, scan.batch_of_file.tolist(), strict=True))
+        # The files of each note, by batch.
+        notes: defaultdict[int, defaultdict[str, list[str]]] = defaultdict(
+            lambda: defaultdict(list)
+        )
+        for note, path in scan.notes:
+            if path:
+                notes[numbers[path]][note].append(path)
+        for number, (path, n_records) in self.split.indexes.items():
+            if number not in reused:
+                reused[number] = BatchInfo(
                     batch=number,
                     index=path,
                     n_records=n_records,
                     columns={name: astuple(c) for name, c in dealt.counts[number].items()},
-                    notes=tuple((note, first[note], n) for note, n in notes.items()),
+                    notes=tuple((note, of[0], len(of)) for note, of in notes[number].items()),
                 )
-            )
-        return tuple(infos)
+        return tuple(reused[number] for number in sorted(reused))
 
     def _files(self) -> list[SourceFile]:
-        scan = self.scan
+        scan = self.candidates.scan
         reused = self.reused.files if self.reused else {}
         files = []
         for i, (path, n_bytes, etag) in enumerate(scan.listing.identity):
@@ -193,14 +156,14 @@ class Ingested:
                     etag=etag,
                     n_records=int(self.split.n_used[i]),
                     n_quarantined=int(scan.quarantine.by_file[i]),
-                    batch=int(self.batches[i]),
+                    batch=int(scan.batch_of_file[i]),
                 )
             )
         return files
 
     def _quarantine(self) -> tuple[pa.Table, pa.Table, tuple[ShardInfo, ...]]:
         reused = self.reused.quarantined(self.stage.store) if self.reused else None
-        ours = self.scan.quarantine.table(previous=reused)
+        ours = self.candidates.scan.quarantine.table(previous=reused)
         theirs = ours.slice(0, 0)
         if self.held is not None:
             theirs = self.held.scan.quarantine.table(prefix="hold-out ")
@@ -227,10 +190,10 @@ class Ingested:
         compared: Sequence[str],
         reasons: Counter[str],
     ) -> tuple[str, ...]:
-        listing, split = self.scan.listing, self.split
-        notes = [note for note, path in self.scan.notes if not path]
+        scan, split = self.candidates.scan, self.split
+        notes = [note for note, path in scan.notes if not path]
         notes += notes_of_files(note for batch in batches for note in batch.notes)
-        notes += listing_notes(listing)
+        notes += listing_notes(scan.listing)
         if self.held is not None:
             of_held = dict.fromkeys(note for note, _ in self.held.scan.notes)
             notes += [f"hold-out: {note}" for note in of_held]
@@ -252,10 +215,7 @@ class Ingested:
 
 
 def with_corrected(info: DatasetInfo, corrections: Corrections, store: Store) -> DatasetInfo:
-    """Return the outcome with the records whose labels people corrected, and notes on them and on what was not applied.
-
-    The staged shards are searched, so that reused ones count too.
-    """
+    """Return the outcome with the records whose labels people corrected, and notes on what was not applied."""
     if not corrections:
         return info
     sources = {
@@ -304,13 +264,6 @@ def _records_among(
         for aug_id, key, label in zip(*(c.to_pylist() for c in columns), strict=True):
             if (key, label) in records:
                 yield aug_id, (key, label)
-
-
-def _sum_counts(shards: Sequence[ShardInfo]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for shard in shards:
-        total.update(shard.class_counts)
-    return dict(total)
 
 
 def _why_not_compared(

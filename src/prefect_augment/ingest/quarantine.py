@@ -2,8 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -56,27 +57,33 @@ class Quarantine:
         if len(self._rows) >= ROWS_AT_ONCE:
             self._flush()
 
-    def reject(
-        self,
-        batch: Batch,
-        unusable: Bool,
-        reason: str | Sequence[str],
-        *,
-        details: Sequence[str] = (),
-    ) -> Batch:
-        """Add the records where ``unusable`` is true and return the others.
+    def reject(self, batch: Batch, unusable: Bool, reason: str) -> Batch:
+        """Add the records where ``unusable`` is true and return the others."""
+        return self._reject(batch, unusable, repeat(reason), repeat(""))
 
-        ``reason`` holds for all rejected ones, or has one entry each, as do the ``details`` kept with them.
-        """
+    def reject_each(
+        self, batch: Batch, reasons: Sequence[str], details: Sequence[str] | None = None
+    ) -> Batch:
+        """Add the records that have a reason and return the others; ``details`` are kept with them."""
+        unusable = np.fromiter(map(bool, reasons), dtype=bool, count=len(reasons))
+        rows = np.flatnonzero(unusable).tolist()
+        more = repeat("") if details is None else (details[i] for i in rows)
+        return self._reject(batch, unusable, (reasons[i] for i in rows), more)
+
+    def _reject(
+        self, batch: Batch, unusable: Bool, reasons: Iterable[str], details: Iterable[str]
+    ) -> Batch:
         rows = np.flatnonzero(unusable)
+        why = zip(reasons, details, strict=False)
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = rows[start : start + ROWS_AT_ONCE]
             records = batch.table.take(pa.array(some)).to_pylist()
-            for k, (i, record) in enumerate(zip(some.tolist(), records, strict=True), start=start):
-                if details and details[k]:
-                    record = {**record, "detail": details[k]}
-                why = reason if isinstance(reason, str) else reason[k]
-                self.add(int(batch.file_index[i]), int(batch.positions[i]), why, _as_json(record))
+            for i, record in zip(some.tolist(), records, strict=True):
+                reason, detail = next(why)
+                if detail:
+                    record = {**record, "detail": detail}
+                text = json.dumps(record, ensure_ascii=False, default=_plain_text)
+                self.add(int(batch.file_index[i]), int(batch.positions[i]), reason, text)
         return batch.filter(~unusable)
 
     def __len__(self) -> int:
@@ -88,8 +95,7 @@ class Quarantine:
         ``prefix`` is put before file names; ``previous`` is such a table of files read by earlier runs.
         """
         self._flush()
-        tables = [SCHEMA.empty_table(), *self._tables]
-        whole = pa.concat_tables(tables)
+        whole = pa.concat_tables([SCHEMA.empty_table(), *self._tables])
         if prefix:
             named = pc.binary_join_element_wise(prefix, whole["file"], "")
             whole = whole.set_column(0, SCHEMA.field(0), named)
@@ -110,10 +116,6 @@ def by_reason(table: pa.Table) -> Counter[str]:
     """Return how many records have each reason."""
     counts = table["reason"].value_counts().to_pylist()
     return Counter({item["values"]: item["counts"] for item in counts})
-
-
-def _as_json(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False, default=_plain_text)
 
 
 def _plain_text(value: Any) -> str:

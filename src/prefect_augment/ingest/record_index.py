@@ -9,19 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefect_augment.array_types import Array, Bool, Int, Int8, Int32
-from prefect_augment.ingest.validate import Candidates, Rows
-from prefect_augment.ingest.validate_images import Traits
-from prefect_augment.shards.base import write_shard
+from prefect_augment.ingest.validate_images import TRAIT_NAMES, TRAITS, Traits
+from prefect_augment.shards.base import binary_column, keys_of, write_shard
 from prefect_augment.shards.parquet import ParquetShards
 from prefect_augment.sources.images.validation import THUMB_SIDE
 from prefect_augment.storage import Store
 from prefect_augment.storage.external_sort import PartitionedRows, first_of_bin
-from prefect_augment.storage.keys import KEY, Coded, joined, shared_names, sort_order, taken
+from prefect_augment.storage.keys import KEY, Coded, shared_names, sort_order, taken
 from prefect_augment.storage.spill import ArraySpill, Workspace
 
 THUMB_BYTES = THUMB_SIDE * THUMB_SIDE
 ROWS_AT_ONCE = 131_072
-TRAITS = ("mode", "format", "width", "height", "is_animated", "is_rotated")
 LEFT_OUT = -1  # as a part: in quarantine
 
 
@@ -35,14 +33,14 @@ class RecordIndex:
     rows: Int  # number of the candidate; -1 in earlier batches
     marked: Bool | None  # in the hold-out column
     groups: Coded | None
-    traits: Int32 | None  # index into kinds
-    distinct_traits: list[Traits]
-    thumb_rows: Int | None  # row of thumbs; -1 where the ledger has it
-    thumbs: Int8 | ArraySpill | None  # (n_thumbs, 1024) int8
     parts: Int8  # index into PARTS, or LEFT_OUT
     numbers: Int32  # among records of one key and label
     files: Int32
     sizes: Int32  # approximate bytes; 0 in earlier batches
+    traits: Int32 | None = None  # index into distinct_traits
+    thumb_rows: Int | None = None  # row of thumbs; -1 where the ledger has it
+    distinct_traits: Sequence[Traits] = ()
+    thumbs: Int8 | ArraySpill | None = None  # (n_thumbs, 1024) int8
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -51,9 +49,7 @@ class RecordIndex:
         """Return some of the records, in the order of ``rows``; the same where these are all."""
         if len(rows) == len(self) and bool((np.diff(rows) == 1).all()):
             return self
-        whole = ("distinct_traits", "thumbs")
-        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in whole}
-        return replace(self, **{name: taken(values, rows) for name, values in columns.items()})
+        return replace(self, **{name: taken(getattr(self, name), rows) for name in COLUMNS})
 
     def of_bin(self, number: int, n_bins: int) -> "RecordIndex":
         """Return the records whose keys are in a bin; see :func:`prefect_augment.storage.external_sort.bin_of`."""
@@ -66,29 +62,7 @@ class RecordIndex:
         return self.take(np.arange(*ends))
 
 
-def index_of(candidates: Candidates, rows: Rows, batches: Int32) -> RecordIndex:
-    """Return the index of candidates, one bin of them (``rows``), before the split."""
-    n = len(rows.keys)
-    images = candidates.images
-    index = RecordIndex(
-        rows.keys,
-        rows.labels,
-        batches[rows.files],
-        rows.rows,
-        rows.marked,
-        rows.groups,
-        None if images is None else images.traits,
-        [] if images is None else images.distinct_traits,
-        None if images is None else np.arange(n),
-        None if images is None else images.thumbs,
-        np.full(n, LEFT_OUT, dtype=np.int8),
-        np.zeros(n, dtype=np.int32),
-        rows.files,
-        rows.sizes,
-    )
-    columns = [index.keys, index.labels.codes, index.batch]
-    columns += [] if rows.marked is None else [rows.marked]
-    return index.take(sort_order(*columns, rows.variants))
+COLUMNS = [f.name for f in fields(RecordIndex) if f.name not in ("distinct_traits", "thumbs")]
 
 
 def merge(parts: Sequence[RecordIndex]) -> RecordIndex:
@@ -96,59 +70,45 @@ def merge(parts: Sequence[RecordIndex]) -> RecordIndex:
     first, *rest = parts
     if not rest:
         return first
-    # One set of names, traits and thumbnails for all parts.
-    labels = shared_names(*(p.labels for p in parts))
-    groups = None if first.groups is None else shared_names(*(p.groups for p in parts if p.groups))
+    # One set of traits and thumbnails for all parts.
     distinct: dict[Traits, int] = {}
-    traits, thumb_rows, thumbs, n_thumbs = [], [], [], 0
+    thumbs = None if first.thumbs is None else ArraySpill(THUMB_BYTES)
+    shared = []
     for p in parts:
-        if p.traits is None or p.thumb_rows is None or p.thumbs is None:
-            continue
-        code = np.array(
-            [distinct.setdefault(t, len(distinct)) for t in p.distinct_traits],
-            dtype=np.int32,
-        )
-        traits.append(code[p.traits] if len(p.traits) else p.traits)
-        thumb_rows.append(np.where(p.thumb_rows < 0, -1, p.thumb_rows + n_thumbs))
-        thumbs.append(p.thumbs)
-        n_thumbs += len(p.thumbs)
-    keys = first.keys
-    for p in rest:
-        keys = joined(keys, p.keys)
-    whole = RecordIndex(
-        keys,
-        Coded(np.concatenate([c.codes for c in labels]), labels[0].names),
-        np.concatenate([p.batch for p in parts]),
-        np.concatenate([p.rows for p in parts]),
-        None
-        if first.marked is None
-        else np.concatenate([p.marked for p in parts if p.marked is not None]),
-        None
-        if groups is None
-        else Coded(np.concatenate([c.codes for c in groups]), groups[0].names),
-        np.concatenate(traits) if traits else None,
-        list(distinct),
-        np.concatenate(thumb_rows) if traits else None,
-        _joined(thumbs) if traits else None,
-        np.concatenate([p.parts for p in parts]),
-        np.concatenate([p.numbers for p in parts]),
-        np.concatenate([p.files for p in parts]),
-        np.concatenate([p.sizes for p in parts]),
-    )
+        if thumbs is not None and p.traits is not None and p.thumb_rows is not None:
+            codes = [distinct.setdefault(t, len(distinct)) for t in p.distinct_traits]
+            traits = np.array(codes, dtype=np.int32)[p.traits] if len(p) else p.traits
+            thumb_rows = np.where(p.thumb_rows < 0, -1, p.thumb_rows + len(thumbs))
+            thumbs.extend(p.thumbs)
+            p = replace(p, traits=traits, thumb_rows=thumb_rows)
+        shared.append(p)
+    columns = {name: _concatenated([getattr(p, name) for p in shared]) for name in COLUMNS}
+    whole = RecordIndex(**columns, distinct_traits=list(distinct), thumbs=thumbs)
     # A batch keeps its own order; only there do variants count.
-    columns = [whole.keys, whole.labels.codes, whole.batch]
-    columns += [] if whole.marked is None else [whole.marked]
-    return whole.take(sort_order(*columns))
+    sides = [] if whole.marked is None else [whole.marked]
+    return whole.take(sort_order(whole.keys, whole.labels.codes, whole.batch, *sides))
 
 
-def _joined(thumbs: Sequence[Int8 | ArraySpill]) -> ArraySpill:
-    every = ArraySpill(THUMB_BYTES)
-    for part in thumbs:
-        every.extend(part)
-    return every
+def _concatenated(columns: Sequence[Any]) -> Any:
+    if columns[0] is None:
+        return None
+    if not isinstance(columns[0], Coded):
+        return np.concatenate(columns)
+    coded = shared_names(*columns)
+    return Coded(np.concatenate([c.codes for c in coded]), coded[0].names)
 
 
-# --- as an object -----------------------------------------------------------------------------
+# Fields of the rows on local disk, and their columns of an index.
+SPILLED = {
+    "key": "keys",
+    "label": "labels",
+    "number": "numbers",
+    "part": "parts",
+    "mark": "marked",
+    "group": "groups",
+    "trait": "traits",
+    "thumb": "thumb_rows",
+}
 
 
 class IndexSpill:
@@ -164,16 +124,10 @@ class IndexSpill:
     def append(self, index: RecordIndex) -> None:
         """Add the next records; all pieces share one set of names."""
         rows = np.zeros(len(index), dtype=self._rows.dtype)
-        rows["key"], rows["label"] = index.keys, index.labels.codes
-        rows["number"], rows["part"] = index.numbers, index.parts
-        for name, values in (
-            ("mark", index.marked),
-            ("group", None if index.groups is None else index.groups.codes),
-            ("trait", index.traits),
-            ("thumb", index.thumb_rows),
-        ):
+        for name, attribute in SPILLED.items():
+            values = getattr(index, attribute)
             if values is not None:
-                rows[name] = values
+                rows[name] = values.codes if isinstance(values, Coded) else values
         self._like = index
         is_new = index.rows >= 0
         self._rows.add(rows[is_new], np.searchsorted(self._batches, index.batch[is_new]))
@@ -196,25 +150,19 @@ class IndexSpill:
         ).path
 
     def _index(self, rows: Array) -> RecordIndex:
-        like = self._like
-        assert like is not None
-        return replace(
-            like,
-            keys=rows["key"],
-            labels=Coded(rows["label"], like.labels.names),
-            marked=None if like.marked is None else np.ascontiguousarray(rows["mark"]),
-            groups=None if like.groups is None else Coded(rows["group"], like.groups.names),
-            traits=None if like.traits is None else np.ascontiguousarray(rows["trait"]),
-            thumb_rows=None if like.thumb_rows is None else rows["thumb"],
-            parts=np.ascontiguousarray(rows["part"]),
-            numbers=np.ascontiguousarray(rows["number"]),
-        )
+        assert self._like is not None
+        columns: dict[str, Any] = {}
+        for name, attribute in SPILLED.items():
+            like, values = getattr(self._like, attribute), np.ascontiguousarray(rows[name])
+            if like is not None:
+                is_coded = isinstance(like, Coded)
+                columns[attribute] = Coded(values, like.names) if is_coded else values
+        return replace(self._like, **columns)
 
 
 def _table(some: RecordIndex) -> pa.Table:
-    keys = np.ascontiguousarray(some.keys, dtype=KEY)
     columns: dict[str, Any] = {
-        "key": pa.Array.from_buffers(pa.binary(16), len(keys), [None, pa.py_buffer(keys)]),
+        "key": binary_column(some.keys),
         "label": _strings(some.labels),
         "part": pa.array(some.parts, pa.int8()),
         "number": pa.array(some.numbers, pa.int32()),
@@ -224,7 +172,8 @@ def _table(some: RecordIndex) -> pa.Table:
     if some.groups is not None:
         columns["group"] = _strings(some.groups)
     if some.traits is not None and some.thumb_rows is not None and some.thumbs is not None:
-        columns["kind"] = _trait_structs(some.distinct_traits).take(pa.array(some.traits))
+        distinct = [dict(zip(TRAIT_NAMES, k, strict=True)) for k in some.distinct_traits]
+        columns["kind"] = pa.array(distinct, TRAITS).take(pa.array(some.traits))
         # The ledger has the thumbnails of all others.
         thumbs = [
             some.thumbs[row].tobytes() if part == LEFT_OUT else None
@@ -239,15 +188,6 @@ def _strings(column: Coded) -> pa.Array:
     return pa.array(column.names.tolist(), pa.string()).take(codes)
 
 
-def _trait_structs(distinct: Sequence[Traits]) -> pa.Array:
-    kind = pa.struct(
-        [("mode", pa.string()), ("format", pa.string())]
-        + [(name, pa.int32()) for name in TRAITS[2:4]]
-        + [(name, pa.bool_()) for name in TRAITS[4:]]
-    )
-    return pa.array([dict(zip(TRAITS, k, strict=True)) for k in distinct], kind)
-
-
 def read_index(store: Store, path: str, *, batch: int) -> RecordIndex:
     """Return a staged index; raises FileNotFoundError, ArrowException or KeyError if missing or damaged."""
     with store.open(path) as file:
@@ -258,15 +198,12 @@ def read_index(store: Store, path: str, *, batch: int) -> RecordIndex:
 def _read(table: pa.RecordBatch, batch: int) -> RecordIndex:
     n = table.num_rows
     has = table.schema.names
-    raw = np.frombuffer(table["key"].buffers()[1], dtype=np.uint8)
-    start = table["key"].offset * 16
-    keys = raw[start : start + 16 * n].copy().view(KEY)
     traits = thumb_rows = thumbs = None
     distinct: list[Traits] = []
     if "kind" in has:
         known: dict[Traits, int] = {}
         rows = table["kind"].to_pylist()
-        codes = [known.setdefault(tuple(r[t] for t in TRAITS), len(known)) for r in rows]
+        codes = [known.setdefault(tuple(r[t] for t in TRAIT_NAMES), len(known)) for r in rows]
         traits, distinct = np.array(codes, dtype=np.int32), list(known)
         pixels = table["thumb"]
         there = pixels.is_valid().to_numpy(zero_copy_only=False)
@@ -274,20 +211,20 @@ def _read(table: pa.RecordBatch, batch: int) -> RecordIndex:
         data = b"".join(pixels.drop_null().to_pylist())
         thumbs = np.frombuffer(data, dtype=np.int8).reshape(-1, THUMB_BYTES)
     return RecordIndex(
-        keys,
-        _coded(table["label"]),
-        np.full(n, batch, dtype=np.int32),
-        np.full(n, -1, dtype=np.int64),
-        table["marked"].to_numpy(zero_copy_only=False) if "marked" in has else None,
-        _coded(table["group"]) if "group" in has else None,
-        traits,
-        distinct,
-        thumb_rows,
-        thumbs,
-        table["part"].to_numpy().astype(np.int8),
-        table["number"].to_numpy().astype(np.int32),
-        np.zeros(n, dtype=np.int32),
-        np.zeros(n, dtype=np.int32),
+        keys=keys_of(pa.chunked_array([table["key"]])),
+        labels=_coded(table["label"]),
+        batch=np.full(n, batch, dtype=np.int32),
+        rows=np.full(n, -1, dtype=np.int64),
+        marked=table["marked"].to_numpy(zero_copy_only=False) if "marked" in has else None,
+        groups=_coded(table["group"]) if "group" in has else None,
+        parts=table["part"].to_numpy().astype(np.int8),
+        numbers=table["number"].to_numpy().astype(np.int32),
+        files=np.zeros(n, dtype=np.int32),
+        sizes=np.zeros(n, dtype=np.int32),
+        traits=traits,
+        thumb_rows=thumb_rows,
+        distinct_traits=distinct,
+        thumbs=thumbs,
     )
 
 

@@ -26,13 +26,7 @@ def plain_schema(schema: pa.Schema) -> pa.Schema:
 
 
 def plain_name(arrow_type: str) -> str:
-    """Return a type's name without the width of its offsets, in which pandas, polars and Arrow differ.
-
-    Examples
-    --------
-    >>> plain_name("dictionary<values=large_string, indices=int8, ordered=0>")
-    'dictionary<values=string, indices=int8, ordered=0>'
-    """
+    """Return a type's name without the width of its offsets, in which pandas, polars and Arrow differ."""
     return re.sub(r"\blarge_(?=string|binary|utf8)", "", arrow_type)
 
 
@@ -50,8 +44,7 @@ def refuse_lineage_names(schema: pa.Schema, path: str) -> None:
 def one_schema(schemas: Sequence[pa.Schema], paths: Sequence[str], *, widen: bool) -> pa.Schema:
     """Return the first schema's columns, in its order; refuse other names or types.
 
-    With ``widen`` (text formats, whose types we infer) types promote: null to anything, integers to
-    floats, dates to timestamps.
+    With ``widen`` (text formats, whose types we infer) integers become floats, dates timestamps, null anything.
     """
     first = schemas[0]
     if all(schema == first for schema in schemas):
@@ -88,11 +81,7 @@ def _common_type(
 ) -> pa.DataType:
     common = types[0]
     for kind, path in zip(types[1:], paths[1:], strict=True):
-        if kind == common:
-            continue
-        wider = wider_type(common, kind) if widen else _same_dictionary(common, kind)
-        if wider is None and plain_name(str(kind)) == plain_name(str(common)):
-            wider = common
+        wider = shared_type(common, kind, widen=widen)
         if wider is None:
             raise SchemaError(
                 f"column {name!r} is {kind} in {path} and {common} in {paths[0]}; files of one source have the "
@@ -106,6 +95,16 @@ def _common_type(
     return common
 
 
+def shared_type(one: pa.DataType, other: pa.DataType, *, widen: bool) -> pa.DataType | None:
+    """Return the type that holds the values of both, ``one`` where that does; None for none.
+
+    Dictionaries may differ in the width of their codes. ``widen`` is for text formats, see :func:`one_schema`.
+    """
+    if plain_name(str(one)) == plain_name(str(other)):
+        return one
+    return _wider_type(one, other) if widen else _same_dictionary(one, other)
+
+
 def _same_dictionary(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     """Return the wider of two dictionary types that differ only in their codes, else None."""
     t = pa.types
@@ -116,7 +115,7 @@ def _same_dictionary(one: pa.DataType, other: pa.DataType) -> pa.DataType | None
     return one if one.index_type.bit_width >= other.index_type.bit_width else other
 
 
-def wider_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+def _wider_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     """Return the type that holds both in the spelling of a CSV file, or None."""
     t = pa.types
     for a, b in ((one, other), (other, one)):

@@ -4,11 +4,9 @@ Batches are read one by one; key, class, group and the like go to local disk, bi
 are decoded here, once, for ingest, profile and a hold-out alike.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,15 +19,16 @@ from prefect_augment.encoding.values import plain
 from prefect_augment.errors import InputError
 from prefect_augment.ingest.column_roles import Roles
 from prefect_augment.ingest.quarantine import Batch
+from prefect_augment.ingest.record_index import LEFT_OUT, RecordIndex
 from prefect_augment.ingest.scan import Progress, Scan
 from prefect_augment.ingest.schema import plain_schema
 from prefect_augment.ingest.validate_images import ImageChecker, Images, StagedChecks
 from prefect_augment.params import Source
-from prefect_augment.shards.row_groups import record_bytes
+from prefect_augment.shards.base import record_bytes
 from prefect_augment.sources.images.columns import GROUP, with_group_column
 from prefect_augment.split.corrections import NO_CORRECTIONS, Corrections
 from prefect_augment.storage.external_sort import PartitionedRows, bin_of, n_bins_for
-from prefect_augment.storage.keys import KEY, Coded, hex_column, taken
+from prefect_augment.storage.keys import KEY, Coded, hex_column, sort_order
 
 IN_HOLDOUT = frozenset({"true", "1", "yes", "holdout", "hold-out", "hold_out", "test"})
 IN_TRAINING = frozenset({"false", "0", "no", "train", "training", "validation", ""})
@@ -56,10 +55,7 @@ class HoldoutColumn:
         return marked
 
     def check(self, *, n: int = 0, n_marked: int = 0) -> None:
-        """Raise InputError if the column has a value that is neither yes nor no, or one value for all records.
-
-        ``n`` and ``n_marked`` count other records and the marked ones among them.
-        """
+        """Raise InputError for a value that is neither yes nor no, or one for all; counts are of other records."""
         if self._unknown:
             unknown = sorted(self._unknown)
             raise InputError(
@@ -80,81 +76,151 @@ class HoldoutColumn:
 Conform = Callable[[pa.Table], pa.Table]
 
 
-@dataclass(frozen=True)
-class Rows:
-    """What the split needs to know of some records, in the order they were read; arrays of shape (n_records,)."""
-
-    keys: NDArray[Any]  # content keys
-    labels: Coded
-    rows: NDArray[np.int64]  # numbers of the candidates
-    files: NDArray[np.int32]
-    variants: NDArray[Any]  # sorts records of one key and class
-    sizes: NDArray[np.int32]  # approximate bytes
-    marked: NDArray[np.bool_] | None  # in the hold-out column
-    groups: Coded | None
-
-    def take(self, rows: NDArray[Any]) -> "Rows":
-        """Return some of them."""
-        return Rows(*(taken(getattr(self, f.name), rows) for f in fields(self)))
-
-
-@dataclass
 class Candidates:
-    """The valid records of a scan, in the order they were read."""
+    """The valid records of a scan, in the order they were read; what the split needs of each is on local disk."""
 
-    scan: Scan
-    roles: Roles
-    partitions: PartitionedRows  # what rows() returns, binned by key
-    labels: "Names"
-    groups: "Names"
-    label_values: pa.Array  # distinct labels as the source has them
-    holdout_column: HoldoutColumn | None = None
-    images: Images | None = None
-    kept: list[NDArray[np.uint8]] = field(default_factory=list)  # per batch, a bit per record
-    conform: Conform | None = None  # brings a batch into other columns first
-    corrections: Corrections = NO_CORRECTIONS
+    def __init__(
+        self,
+        scan: Scan,
+        roles: Roles,
+        *,
+        n_bins: int,
+        conform: Conform | None,
+        corrections: Corrections,
+    ) -> None:
+        self.scan, self.roles, self.n_bins = scan, roles, n_bins
+        self.images: Images | None = None
+        self.holdout_column = HoldoutColumn(roles.holdout_column) if roles.holdout_column else None
+        #: Distinct labels as the source has them.
+        self.label_values = pa.array([], plain_schema(roles.schema).field(roles.label).type)
+        self._corrections, self._conform = corrections, conform
+        self._labels, self._groups = Names(), Names()
+        self._kept: list[NDArray[np.uint8]] = []  # per batch, a bit per record
+        variant = KEY if roles.image else np.dtype(np.uint64)
+        fields = [("key", KEY), ("variant", variant), ("row", np.dtype(np.int64))]
+        fields += [(name, np.dtype(np.int32)) for name in ("label", "file", "size", "group")]
+        dtype = np.dtype([*fields, ("mark", np.dtype(np.bool_))])
+        self._partitions = PartitionedRows(scan.workspace, dtype, n_bins)
 
     @property
     def n_records(self) -> int:
         """How many records there are."""
-        return len(self.partitions)
-
-    @property
-    def n_bins(self) -> int:
-        """Number of bins, by key."""
-        return self.partitions.n_bins
-
-    def rows(self, number: int = 0) -> Rows:
-        """Return the records of a bin."""
-        rows = self.partitions.read(number)
-        return Rows(
-            np.ascontiguousarray(rows["key"]),
-            self.labels.coded(rows["label"]),
-            rows["row"],
-            rows["file"],
-            rows["variant"],
-            rows["size"],
-            None if self.holdout_column is None else rows["mark"],
-            self.groups.coded(rows["group"]) if self.roles.grouped_by else None,
-        )
+        return len(self._partitions)
 
     @property
     def label_counts(self) -> dict[str, int]:
         """Records per class."""
-        return self.labels.counts()
+        return self._labels.counts()
+
+    def index(self, number: int = 0) -> RecordIndex:
+        """Return the records of a bin, before the split."""
+        rows, images = self._partitions.read(number), self.images
+        labels = self._labels.coded(rows["label"])
+        batch = self.scan.batch_of_file[rows["file"]]
+        sides = [] if self.holdout_column is None else [rows["mark"]]
+        order = sort_order(rows["key"], labels.codes, batch, *sides, rows["variant"])
+        groups = self._groups.coded(rows["group"][order]) if self.roles.grouped_by else None
+        return RecordIndex(
+            keys=rows["key"][order],
+            labels=labels.take(order),
+            batch=batch[order],
+            rows=rows["row"][order],
+            marked=rows["mark"][order] if sides else None,
+            groups=groups,
+            parts=np.full(len(order), LEFT_OUT, dtype=np.int8),
+            numbers=np.zeros(len(order), dtype=np.int32),
+            files=rows["file"][order],
+            sizes=rows["size"][order],
+            traits=None if images is None else images.traits[order],
+            thumb_rows=None if images is None else order,
+            distinct_traits=() if images is None else images.distinct_traits,
+            thumbs=None if images is None else images.thumbs,
+        )
 
     @cached_property
-    def every(self) -> Rows:
+    def every(self) -> RecordIndex:
         """All records, in one bin: those of a separate hold-out."""
-        return self.rows()
+        return self.index()
 
     def batches(self) -> Iterator[Batch]:
         """Yield the records in batches, published columns only, categories as plain values."""
-        for batch, bits in zip(self.scan.batches(), self.kept, strict=True):
+        for batch, bits in zip(self.scan.batches(), self._kept, strict=True):
             keep = np.unpackbits(bits, count=len(batch.positions)).view(np.bool_)
-            some = _conformed(batch, self.conform).filter(keep)
-            table = _corrected(self.roles.published_table(some.table), self.roles, self.corrections)
-            yield Batch(table, some.file_index, some.positions)
+            some = self._conformed(batch).filter(keep)
+            yield Batch(self._published(some.table), some.file_index, some.positions)
+
+    def _conformed(self, batch: Batch) -> Batch:
+        if self._conform is None:
+            return batch
+        return Batch(self._conform(batch.table), batch.file_index, batch.positions)
+
+    def _published(self, table: pa.Table) -> pa.Table:
+        return _corrected(self.roles.published_table(table), self.roles, self._corrections)
+
+    def _add(self, batch: Batch, checker: ImageChecker | None) -> None:
+        n = len(batch.positions)
+        batch, rows = self._valid(self._conformed(batch), checker)
+        keep = np.zeros(n, dtype=bool)
+        keep[rows] = True
+        self._kept.append(np.packbits(keep))
+        label = self.roles.label
+        published = self._published(batch.table)
+        values = published[label].combine_chunks().unique()
+        self.label_values = pa.concat_arrays([self.label_values, values]).unique()
+        if len(rows) == 0:
+            return
+        some = np.zeros(len(rows), dtype=self._partitions.dtype)
+        some["row"] = len(self._partitions) + np.arange(len(rows))
+        some["key"] = record_digests(published, label=label)
+        some["variant"] = record_variants(published, label=label)
+        some["size"] = record_bytes(published)
+        some["file"] = batch.file_index
+        some["label"] = self._labels.add(label_text(published[label]))
+        if self.roles.grouped_by:
+            names = pa.array(group_names(batch.table[self.roles.grouped_by]), pa.string())
+            some["group"] = self._groups.add(names)
+        if self.holdout_column is not None:
+            some["mark"] = self.holdout_column.add(batch.table[self.roles.holdout_column])
+        self._partitions.add(some, bin_of(some["key"], self.n_bins))
+
+    def _valid(self, batch: Batch, checker: ImageChecker | None) -> tuple[Batch, NDArray[np.intp]]:
+        """Return the valid records of a batch, and their row numbers."""
+        roles = self.roles
+        rows = np.arange(len(batch.positions))
+
+        def reject(unusable: NDArray[np.bool_], reason: str) -> None:
+            nonlocal batch, rows
+            batch = self.scan.quarantine.reject(batch, unusable, reason)
+            rows = rows[~unusable]
+
+        reject(missing_labels(batch.table[roles.label]).to_numpy(zero_copy_only=False), "no label")
+        if roles.pattern and GROUP not in batch.table.column_names:
+            table = with_group_column(batch.table, roles.pattern)
+            batch = Batch(table, batch.file_index, batch.positions)
+        if roles.grouped_by and self._conform is None:
+            reason = (
+                "source.group_pattern does not match its path"
+                if roles.pattern
+                else f"no value in group column {roles.grouped_by!r}"
+            )
+            reject(np.asarray(group_names(batch.table[roles.grouped_by])) == "", reason)
+        if checker is not None and batch.table.num_rows:
+            reasons, details = checker.check(batch.table[roles.image])
+            batch = self.scan.quarantine.reject_each(batch, reasons, details)
+            rows = rows[[why == "" for why in reasons]]
+        return batch, rows
+
+    def _finish(self, checker: ImageChecker | None) -> None:
+        self.images = None if checker is None else checker.images()
+        if not self._corrections:
+            return
+        # A file's categories may lack a class that its records have now.
+        label = self.roles.label
+        texts = {text for of in self._corrections.labels.values() for text in of.values()}
+        new = pa.array(sorted(texts), pa.string()).cast(self.label_values.type).to_pylist()
+        for categories in self.scan.dictionaries.values():
+            known = categories.get(label, [])
+            known += [value for value in new if value not in known]
 
 
 def find_candidates(
@@ -171,71 +237,26 @@ def find_candidates(
 ) -> Candidates:
     """Validate the records of a scan, reject the invalid ones into its quarantine, and return the others.
 
-    ``conform`` first brings each batch into other columns (a hold-out's into the source's). ``corrections`` are
-    labels that hold in place of the source's.
-    ``may_be_empty`` says that other records exist, so none of these has to be valid. With ``in_bins`` the
-    split decides on one key at a time; groups and near-duplicates need all records in one bin. ``checks`` are
-    those of other tasks.
-    Raises InputError if no image is valid, MissingExtraError without Pillow.
+    ``conform`` first brings each batch into other columns (a hold-out's into the source's). ``may_be_empty`` says that
+    other records exist, so none of these has to be valid. With ``in_bins`` the split decides on one key at a time;
+    groups and near-duplicates need all records in one bin. ``checks`` are those of other tasks. Raises InputError if
+    no image is valid, MissingExtraError without Pillow.
     """
     alone = in_bins and not roles.image and not roles.grouped_by
-    collector = _Collector(roles, scan, n_bins_for(scan.n_records) if alone else 1, corrections)
+    n_bins = n_bins_for(scan.n_records) if alone else 1
+    candidates = Candidates(scan, roles, n_bins=n_bins, conform=conform, corrections=corrections)
     checker = ImageChecker(roles.image, source.max_megapixels, checks) if roles.image else None
     with checker or nullcontext():
         n_done = 0
         for batch in scan.batches():
-            n = len(batch.positions)
-            batch = _conformed(batch, conform)
-            needs_group = conform is None
-            collector.add(_valid(batch, roles, scan, checker, needs_group=needs_group), n)
-            n_done += n
+            candidates._add(batch, checker)
+            n_done += len(batch.positions)
             if on_progress is not None:
                 on_progress(n_done / max(1, scan.n_records), f"checked {n_done} records")
     if checker is not None and not may_be_empty:
         checker.refuse_none()
-    return collector.candidates(None if checker is None else checker.images(), conform)
-
-
-def _conformed(batch: Batch, conform: Conform | None) -> Batch:
-    if conform is None:
-        return batch
-    return Batch(conform(batch.table), batch.file_index, batch.positions)
-
-
-def _valid(
-    batch: Batch,
-    roles: Roles,
-    scan: Scan,
-    checker: ImageChecker | None,
-    *,
-    needs_group: bool,
-) -> tuple[Batch, NDArray[np.intp]]:
-    """Return the valid records of a batch, and their row numbers."""
-    rows = np.arange(len(batch.positions))
-
-    def reject(unusable: NDArray[np.bool_], reason: Any, details: Sequence[str] = ()) -> None:
-        nonlocal batch, rows
-        if unusable.any():
-            batch = scan.quarantine.reject(batch, unusable, reason, details=details)
-            rows = rows[~unusable]
-
-    reject(missing_labels(batch.table[roles.label]).to_numpy(zero_copy_only=False), "no label")
-    if roles.pattern and GROUP not in batch.table.column_names:
-        table = with_group_column(batch.table, roles.pattern)
-        batch = Batch(table, batch.file_index, batch.positions)
-    if roles.grouped_by and needs_group:
-        reason = (
-            "source.group_pattern does not match its path"
-            if roles.pattern
-            else f"no value in group column {roles.grouped_by!r}"
-        )
-        reject(np.asarray(group_names(batch.table[roles.grouped_by])) == "", reason)
-    if checker is not None and batch.table.num_rows:
-        reasons, details = checker.check(batch.table[roles.image])
-        unusable = np.array([why != "" for why in reasons], dtype=bool)
-        bad = np.flatnonzero(unusable)
-        reject(unusable, [reasons[i] for i in bad], [details[i] for i in bad])
-    return batch, rows
+    candidates._finish(checker)
+    return candidates
 
 
 def _corrected(table: pa.Table, roles: Roles, corrections: Corrections) -> pa.Table:
@@ -285,80 +306,6 @@ class Names:
     def counts(self) -> dict[str, int]:
         """Return records per name, in the order of the names."""
         return dict(sorted(zip(self._index, self._n.tolist(), strict=True)))
-
-
-class _Collector:
-    """Collects what is kept of each batch, binned by key."""
-
-    def __init__(self, roles: Roles, scan: Scan, n_bins: int, corrections: Corrections) -> None:
-        self.roles, self.scan, self.corrections = roles, scan, corrections
-        self.kept: list[NDArray[np.uint8]] = []
-        dtype = np.dtype(
-            [
-                ("key", KEY),
-                ("variant", KEY if roles.image else np.uint64),
-                ("row", np.int64),
-                ("label", np.int32),
-                ("file", np.int32),
-                ("size", np.int32),
-                ("group", np.int32),
-                ("mark", np.bool_),
-            ]
-        )
-        self.partitions = PartitionedRows(scan.workspace, dtype, n_bins)
-        self.labels, self.groups = Names(), Names()
-        self.values: pa.Array | None = None
-        self.holdout_column = HoldoutColumn(roles.holdout_column) if roles.holdout_column else None
-
-    def add(self, valid: tuple[Batch, NDArray[np.intp]], n: int) -> None:
-        batch, rows = valid
-        keep = np.zeros(n, dtype=bool)
-        keep[rows] = True
-        self.kept.append(np.packbits(keep))
-        table, label = batch.table, self.roles.label
-        published = _corrected(self.roles.published_table(table), self.roles, self.corrections)
-        values = published[label].combine_chunks().unique()
-        self.values = (
-            values if self.values is None else pa.concat_arrays([self.values, values]).unique()
-        )
-        if len(rows) == 0:
-            return
-        some = np.zeros(len(rows), dtype=self.partitions.dtype)
-        some["row"] = len(self.partitions) + np.arange(len(rows))
-        some["key"] = record_digests(published, label=label)
-        some["variant"] = record_variants(published, label=label)
-        some["size"] = record_bytes(published)
-        some["file"] = batch.file_index
-        some["label"] = self.labels.add(label_text(published[label]))
-        if self.roles.grouped_by:
-            names = pa.array(group_names(table[self.roles.grouped_by]), pa.string())
-            some["group"] = self.groups.add(names)
-        if self.holdout_column is not None:
-            some["mark"] = self.holdout_column.add(table[self.roles.holdout_column])
-        self.partitions.add(some, bin_of(some["key"], self.partitions.n_bins))
-
-    def candidates(self, images: Images | None, conform: Conform | None) -> Candidates:
-        kind = plain_schema(self.scan.schema).field(self.roles.label).type
-        # A file's categories may lack a class that its records have now.
-        texts = {label for of in self.corrections.labels.values() for label in of.values()}
-        for categories in self.scan.dictionaries.values() if texts else ():
-            if self.roles.label in categories:
-                known = categories[self.roles.label]
-                new = pa.array(sorted(texts), pa.string()).cast(kind).to_pylist()
-                known += [value for value in new if value not in known]
-        return Candidates(
-            self.scan,
-            self.roles,
-            self.partitions,
-            self.labels,
-            self.groups,
-            pa.array([], kind) if self.values is None else self.values,
-            self.holdout_column,
-            images,
-            self.kept,
-            conform,
-            self.corrections,
-        )
 
 
 def group_names(column: pa.ChunkedArray) -> list[str]:

@@ -5,7 +5,7 @@ the outcome by the hash of the bytes; where that is missing, the image is decode
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from prefect_augment.array_types import Int, Int32
+from prefect_augment.array_types import Array, Int, Int32
 from prefect_augment.errors import InputError
 from prefect_augment.schema import ImageInfo
+from prefect_augment.shards.base import as_stream, keys_of
 from prefect_augment.sources.images.columns import image_bytes
 from prefect_augment.sources.images.validation import (
     THUMB_SIDE,
@@ -36,6 +37,14 @@ from prefect_augment.storage.spill import ArraySpill
 
 #: Mode, format, width, height, whether animated, whether turned.
 Traits = tuple[str, str, int, int, bool, bool]
+TRAITS = pa.struct(
+    [
+        *((name, pa.string()) for name in ("mode", "format")),
+        *((name, pa.int32()) for name in ("width", "height")),
+        *((name, pa.bool_()) for name in ("is_animated", "is_rotated")),
+    ]
+)
+TRAIT_NAMES = tuple(field.name for field in TRAITS)
 
 # Images taken out of the source at a time, and by one thread: handing over costs as much as a small image.
 BATCH, UNIT = 512, 32
@@ -54,15 +63,26 @@ class Images:
     distinct_traits: list[Traits]  # (mode, format, width, height, is_animated, is_rotated)
 
 
-def image_info(column: str, counts: Mapping[Traits, int], **extra: int) -> ImageInfo:
-    """Summarise images from their traits' counts; ``extra`` are other fields of ImageInfo."""
+def image_info(
+    column: str,
+    traits: Int32,
+    distinct: Sequence[Traits],
+    *,
+    clusters: Array | None,
+    n_near_holdout: int = 0,
+) -> ImageInfo:
+    """Summarise images from their traits, as indexes into ``distinct``, and near-duplicate clusters, (n_records,)."""
     sizes: Counter[tuple[int, int]] = Counter()
     modes: Counter[str] = Counter()
     formats: Counter[str] = Counter()
+    counts = Counter({distinct[k]: n for k, n in Counter(traits.tolist()).items()})
     for (mode, kind, width, height, _, _), n in counts.items():
         sizes[width, height] += n
         modes[mode] += n
         formats[kind] += n
+    members = np.zeros(0, dtype=np.int64)
+    if clusters is not None:
+        members = np.unique(clusters, return_counts=True)[1]
     ordered = sorted(sizes, key=lambda s: (-sizes[s], -s[0] * s[1], s))
     sides = [side for size in sizes for side in size]
     return ImageInfo(
@@ -77,15 +97,15 @@ def image_info(column: str, counts: Mapping[Traits, int], **extra: int) -> Image
         n_channels=1 if modes.keys() <= GRAY else 3,
         n_animated=sum(n for t, n in counts.items() if t[4]),
         n_rotated=sum(n for t, n in counts.items() if t[5]),
-        **extra,
+        n_clusters=int((members > 1).sum()),
+        n_clustered=int(members[members > 1].sum()),
+        largest_cluster=int(members.max(initial=0)),
+        n_near_holdout=n_near_holdout,
     )
 
 
 class ImageChecker:
-    """Decodes images once, batch by batch, in threads (hence a context manager).
-
-    Images over ``max_megapixels`` are refused by their header; ``known`` ones are not decoded again.
-    """
+    """Decodes images once, batch by batch, in threads (hence a context manager), but for ``known`` ones."""
 
     def __init__(
         self, column: str, max_megapixels: float, known: "StagedChecks | None" = None
@@ -106,10 +126,7 @@ class ImageChecker:
         self._pool.shutdown()
 
     def check(self, column: pa.ChunkedArray) -> tuple[list[str], list[str]]:
-        """Decode a batch, keep what describes the valid images, and return a reason and detail per record.
-
-        Both are empty for a valid image.
-        """
+        """Decode a batch, keep what describes valid images, and return reason and detail of each, empty if valid."""
         n = len(column)
         reasons, details = [""] * n, [""] * n
         for start in range(0, n, BATCH):
@@ -145,7 +162,7 @@ class ImageChecker:
         return Images(self.column, self._thumbs, np.concatenate(traits), list(self._distinct))
 
 
-_traits = attrgetter("mode", "format", "width", "height", "is_animated", "is_rotated")
+_traits = attrgetter(*TRAIT_NAMES)
 
 
 def _decoders() -> ThreadPoolExecutor:
@@ -156,24 +173,20 @@ def _decoders() -> ThreadPoolExecutor:
 def _decoded(
     pool: ThreadPoolExecutor, batch: Sequence[bytes], max_megapixels: float
 ) -> list[ImageCheck | BadImageError]:
-    """Return the outcome of each image."""
     parts = [batch[i : i + UNIT] for i in range(0, len(batch), UNIT)]
     done = pool.map(_checked, parts, repeat(max_megapixels))
     return [check for part in done for check in part]
 
 
 def _checked(batch: Sequence[bytes], max_megapixels: float) -> list[ImageCheck | BadImageError]:
-    return [_check_one(data, max_megapixels) for data in batch]
+    checks: list[ImageCheck | BadImageError] = []
+    for data in batch:
+        try:
+            checks.append(check_image(data, max_megapixels=max_megapixels))
+        except BadImageError as exc:
+            checks.append(exc)
+    return checks
 
-
-def _check_one(data: bytes, max_megapixels: float) -> ImageCheck | BadImageError:
-    try:
-        return check_image(data, max_megapixels=max_megapixels)
-    except BadImageError as exc:
-        return exc
-
-
-# --- checks of other tasks ----------------------------------------------------------------------
 
 STAGED = pa.schema(
     [
@@ -181,9 +194,7 @@ STAGED = pa.schema(
         ("thumb", pa.binary()),  # empty for a bad image
         ("reason", pa.string()),
         ("detail", pa.string()),
-        *((name, pa.string()) for name in ("mode", "format")),
-        *((name, pa.int32()) for name in ("width", "height")),
-        *((name, pa.bool_()) for name in ("is_animated", "is_rotated")),
+        *TRAITS,
     ]
 )
 
@@ -191,10 +202,7 @@ STAGED = pa.schema(
 def stage_checks(
     batches: Iterable[Sequence[bytes]], stage: Stage, name: str, *, max_megapixels: float
 ) -> int:
-    """Check images and stage the outcome of each batch as ``name`` with its number; return how many images there are.
-
-    What a task before this one has staged is not done again.
-    """
+    """Check images and stage the outcome of each batch, unless it is staged; return how many images there are."""
     there = set(stage.store.list(stage.prefix))
     n = 0
     with _decoders() as pool:
@@ -205,16 +213,8 @@ def stage_checks(
                 checks = _decoded(pool, batch, max_megapixels)
                 keyed = zip(_keys(batch), checks, strict=True)
                 rows = [{"key": key, **_row(check)} for key, check in keyed]
-                stage.store.put(path, _as_stream(pa.Table.from_pylist(rows, STAGED)))
+                stage.store.put(path, bytes(as_stream(pa.Table.from_pylist(rows, STAGED))))
     return n
-
-
-def _as_stream(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
 
 
 def _row(check: ImageCheck | BadImageError) -> dict[str, Any]:
@@ -268,7 +268,7 @@ class StagedChecks:
         others = [STAGED.empty_table()]
         none = bytes(THUMB_SIDE * THUMB_SIDE)
         for table in self._tables():
-            keys.append(np.array(table["key"].to_pylist(), dtype=KEY))
+            keys.append(keys_of(table["key"]))
             data = b"".join(thumb or none for thumb in table["thumb"].to_pylist())
             thumbs.append(np.frombuffer(data, dtype=np.int8))
             others.append(table)
@@ -284,17 +284,11 @@ class StagedChecks:
                 yield pa.ipc.open_stream(store.read(path)).read_all()
 
 
-# --- near-duplicates --------------------------------------------------------------------------------
-
-
 _NO_ROWS = np.zeros(0, dtype=np.int8)  # takes on the type of what it is joined with
 
 
 def stage_pairs(stage: Stage, known: NDArray[Any], *, part: int, n_parts: int) -> int:
-    """Compare a part of the source's images, once all are checked; stage pairs that are likely near-duplicates.
-
-    ``known`` are content keys of earlier versions. Returns how many images there are.
-    """
+    """Compare a part of the source's images, stage likely near-duplicates, and return how many images there are."""
     thumbs = StagedChecks(stage, "source-").distinct(known)
     path = f"{_pairs(stage, thumbs)}{part}-of-{n_parts}.arrow"
     if len(thumbs) and not stage.store.exists(path):
@@ -310,35 +304,27 @@ def stage_pairs(stage: Stage, known: NDArray[Any], *, part: int, n_parts: int) -
             "others": pa.ListArray.from_arrays(starts, pa.array(others, pa.int64())),
             "likeness": pa.ListArray.from_arrays(starts, pa.array(likeness, pa.float32())),
         }
-        stage.store.put(path, _as_stream(pa.table(columns)))
+        stage.store.put(path, bytes(as_stream(pa.table(columns))))
     return len(thumbs)
 
 
-@dataclass(frozen=True)
-class StagedPairs:
-    """What :func:`stage_pairs` has staged of exactly these images; what a part lacks is compared here."""
-
-    stage: Stage
-
-    def __call__(self, thumbs: Thumbs) -> Iterable[Top]:
-        """Return the likeliest pairs of all buckets, in their order."""
-        store = self.stage.store
-        there = [
-            p for p in store.list(self.stage.prefix) if p.rpartition("/")[2].startswith("pairs-")
-        ]
-        own = _pairs(self.stage, thumbs) if there else ""
-        there = [path for path in there if path.startswith(own)]
-        if not there:
-            return likeliest(thumbs)
-        n_parts = int(there[0].rpartition("-")[2].removesuffix(".arrow"))
-        tops: list[Top] = []
-        for part in range(n_parts):
-            path = f"{own}{part}-of-{n_parts}.arrow"
-            if path in there:
-                tops += _tops(pa.ipc.open_stream(store.read(path)).read_all())
-            else:
-                tops += likeliest(thumbs, part=part, n_parts=n_parts)
-        return sorted(tops, key=attrgetter("bucket"))
+def staged_pairs(stage: Stage, thumbs: Thumbs) -> Iterable[Top]:
+    """Return what :func:`stage_pairs` has staged of exactly these images, by bucket; the rest is compared here."""
+    store = stage.store
+    there = [p for p in store.list(stage.prefix) if p.rpartition("/")[2].startswith("pairs-")]
+    own = _pairs(stage, thumbs) if there else ""
+    there = [path for path in there if path.startswith(own)]
+    if not there:
+        return likeliest(thumbs)
+    n_parts = int(there[0].rpartition("-")[2].removesuffix(".arrow"))
+    tops: list[Top] = []
+    for part in range(n_parts):
+        path = f"{own}{part}-of-{n_parts}.arrow"
+        if path in there:
+            tops += _tops(pa.ipc.open_stream(store.read(path)).read_all())
+        else:
+            tops += likeliest(thumbs, part=part, n_parts=n_parts)
+    return sorted(tops, key=attrgetter("bucket"))
 
 
 def _pairs(stage: Stage, thumbs: Thumbs) -> str:

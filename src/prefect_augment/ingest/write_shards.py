@@ -5,8 +5,7 @@ per record. Records are then dealt to their shards on local disk, sorted, encode
 depend on its records alone.
 """
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,29 +15,38 @@ import pyarrow.compute as pc
 
 from prefect_augment.array_types import Array, Int, Int8, Int32
 from prefect_augment.encoding.columns import ColumnCounts, ColumnSummary
-from prefect_augment.ingest.assign import REASONS
+from prefect_augment.encoding.record_ids import real_ids
+from prefect_augment.ingest.assign import REASONS, Decision, numbers_within
+from prefect_augment.ingest.incremental import NotReusableError
+from prefect_augment.ingest.record_index import IndexSpill
 from prefect_augment.ingest.validate import Candidates
-from prefect_augment.schema import ShardInfo
-from prefect_augment.shards.base import write_shard
+from prefect_augment.schema import ImageInfo, ShardInfo
+from prefect_augment.shards.base import (
+    as_stream,
+    binary_column,
+    keys_of,
+    row_groups,
+    rows_per_group,
+    write_shard,
+)
 from prefect_augment.shards.parquet import ParquetShards
-from prefect_augment.shards.row_groups import row_groups, rows_per_group
-from prefect_augment.storage import Store
+from prefect_augment.split.ledger import HOLDOUT, PARTS
+from prefect_augment.split.ledger_io import write_ledger
+from prefect_augment.storage import Stage, Store
 from prefect_augment.storage.external_sort import PartitionedRows, bin_of, bin_of_row, n_bins_for
-from prefect_augment.storage.keys import KEY, hex_column, sort_order
+from prefect_augment.storage.keys import KEY, group_ids, hex_column, joined, sort_order
 from prefect_augment.storage.spill import Spill, Workspace, give_back
 
 # Bounds the memory: a shard is held a few times over while it is sorted and encoded.
 SHARD_BYTES = 32 << 20
 
 NOWHERE = -1
-WAITING = np.dtype(
-    [("id", KEY), ("key", KEY), ("row", np.int64), ("size", np.int32), ("group", np.int32)]
-)
 PLACED = np.dtype(
     [
         ("id", KEY),
         ("key", KEY),
         ("row", np.int64),
+        ("size", np.int32),
         ("group", np.int32),
         ("shard", np.int32),
         ("rank", np.int32),
@@ -56,10 +64,6 @@ class ShardLayout:
     placed: PartitionedRows  # places, by row
     first: Int32  # (n_groups,) first shard of each part of each batch
 
-    def places(self) -> "Places":
-        """Return the places from the first row on."""
-        return Places(self)
-
 
 class Places:
     """Places of candidates in the order of their rows."""
@@ -70,10 +74,7 @@ class Places:
         self._held = np.zeros(0, dtype=PLACED)
 
     def next(self, n: int) -> Array:
-        """Return the places of the next ``n`` candidates.
-
-        ``rank`` is the position in the shard; ``shard`` is -1 for a candidate left out, for which ``reason`` says why.
-        """
+        """Return the places of the next ``n`` candidates: shard (-1 for left out, with ``reason``), and rank in it."""
         held = [self._held]
         while sum(map(len, held)) < n:
             rows = self._layout.placed.read(self._number)
@@ -104,22 +105,15 @@ class ShardPlanner:
 
     def __init__(self, n_records: int, workspace: Workspace) -> None:
         n_bins = n_bins_for(n_records)
-        self._waiting = PartitionedRows(workspace, WAITING, n_bins)
+        self._waiting = PartitionedRows(workspace, PLACED, n_bins)
         self._placed = PartitionedRows(workspace, PLACED, n_bins)
         self._groups: dict[tuple[int, int], _Group] = {}
 
     def add(
-        self,
-        *,
-        part: Int8,
-        batch: Int32,
-        ids: Array,
-        keys: Array,
-        sizes: Int32,
-        rows: Int,
+        self, *, part: Int8, batch: Int32, ids: Array, keys: Array, sizes: Int32, rows: Int
     ) -> None:
         """Add candidates that go into a shard; all arrays of shape (n_records,), sizes in bytes."""
-        waiting = np.zeros(len(rows), dtype=WAITING)
+        waiting = np.zeros(len(rows), dtype=PLACED)
         waiting["id"], waiting["key"], waiting["row"], waiting["size"] = ids, keys, rows, sizes
         for p in np.unique(part).tolist():
             for number in np.unique(batch[part == p]).tolist():
@@ -139,8 +133,8 @@ class ShardPlanner:
     def _put(self, placed: Array) -> None:
         self._placed.add(placed, bin_of_row(placed["row"]))
 
-    def layout(self, parts: Mapping[int, str]) -> ShardLayout:
-        """Cut the shards; ``parts`` names each part, in the order of the shards."""
+    def layout(self) -> ShardLayout:
+        """Cut the shards."""
         by_number = {group.number: group for group in self._groups.values()}
         for number in range(self._waiting.n_bins):
             rows = self._waiting.read(number)
@@ -148,12 +142,13 @@ class ShardPlanner:
             starts = np.flatnonzero(np.diff(rows["group"], prepend=-1))
             for some in np.split(rows, starts[1:]):
                 if len(some):
-                    self._put(_cut(some, by_number[int(some["group"][0])]))
+                    _cut(some, by_number[int(some["group"][0])])
+                    self._put(some)
         self._waiting.clear()
         stems: list[tuple[str, str]] = []
         numbers: list[int] = []
         first = np.zeros(len(by_number), dtype=np.int32)
-        for p, name in parts.items():
+        for p, name in enumerate(PARTS):
             for batch in sorted(number for part, number in self._groups if part == p):
                 group = self._groups[p, batch]
                 first[group.number] = len(stems)
@@ -162,8 +157,8 @@ class ShardPlanner:
         return ShardLayout(tuple(stems), tuple(numbers), self._placed, first)
 
 
-def _cut(rows: Array, group: _Group) -> Array:
-    """Return the places of the next records of a part of a batch, sorted by id."""
+def _cut(rows: Array, group: _Group) -> None:
+    """Give the next records of a part of a batch, sorted by id, their places."""
     after = group.done + np.cumsum(rows["size"], dtype=np.int64)
     n_shards = max(1, -(-group.n_bytes // SHARD_BYTES))
     which = np.minimum((after - 1) * n_shards // max(1, group.n_bytes), n_shards - 1)
@@ -174,11 +169,7 @@ def _cut(rows: Array, group: _Group) -> Array:
     rank = place - start
     group.done, group.last = int(after[-1]), int(which[-1])
     group.n_shards, group.n_in_shard = int(shard[-1]) + 1, int(rank[-1]) + 1
-    placed = np.zeros(len(rows), dtype=PLACED)
-    for name in ("id", "key", "row", "group"):
-        placed[name] = rows[name]
-    placed["shard"], placed["rank"] = shard, rank
-    return placed
+    rows["shard"], rows["rank"] = shard, rank
 
 
 OPEN_AT_ONCE = 128
@@ -189,17 +180,13 @@ class Dealt:
     """Candidates distributed to their shards on local disk, with summaries of their columns."""
 
     def __init__(
-        self,
-        candidates: Candidates,
-        layout: ShardLayout,
-        workspace: Workspace,
-        *,
-        describes: bool = True,
+        self, candidates: Candidates, layout: ShardLayout, *, describes: bool = True
     ) -> None:
-        self.candidates, self.layout, self.workspace = candidates, layout, workspace
+        self.candidates, self.layout = candidates, layout
+        self.workspace = candidates.scan.workspace
         label = candidates.roles.label
         self.summaries = {
-            f.name: ColumnSummary(f.type, workspace)
+            f.name: ColumnSummary(f.type, self.workspace)
             for f in candidates.roles.schema
             if f.name != label
         }
@@ -209,25 +196,21 @@ class Dealt:
         self.deal()
 
     def deal(self, first: int = 0) -> None:
-        """Fill the shards from ``first`` on, as many as may be open at once.
-
-        The first pass also summarises columns and puts candidates without a shard into quarantine.
-        """
-        places = self.layout.places()
+        """Fill the shards from ``first`` on, as many as may be open at once; the first pass looks at all records."""
+        places = Places(self.layout)
         for batch in self.candidates.batches():
             place = places.next(batch.table.num_rows)
             shard = place["shard"]
             if first == 0:
                 self._look(batch.table, shard)
-                left_out = shard < 0
-                if left_out.any():
-                    why = [REASONS[r] for r in place["reason"][left_out].tolist()]
-                    self.candidates.scan.quarantine.reject(batch, left_out, why)
+                if (shard == NOWHERE).any():
+                    why = [REASONS[reason] for reason in place["reason"].tolist()]
+                    self.candidates.scan.quarantine.reject_each(batch, why)
             placed = batch.table
             for name, values in (
                 (RANK, pa.array(np.ascontiguousarray(place["rank"]))),
-                (ID, _as_binary(place["id"])),
-                (CONTENT, _as_binary(place["key"])),
+                (ID, binary_column(place["id"])),
+                (CONTENT, binary_column(place["key"])),
             ):
                 placed = placed.append_column(name, values)
             for s in np.unique(shard[(shard >= first) & (shard < first + OPEN_AT_ONCE)]).tolist():
@@ -239,34 +222,19 @@ class Dealt:
     def _look(self, table: pa.Table, shard: Int32) -> None:
         if not self._describes:
             return
-        for number in {self.layout.numbers[s] for s in np.unique(shard[shard >= 0]).tolist()}:
-            of_number = np.array([n == number for n in self.layout.numbers], dtype=bool)
-            keep = (shard >= 0) & of_number[np.maximum(shard, 0)]
+        numbers = np.array([*self.layout.numbers, NOWHERE])[shard]
+        for number in np.unique(numbers[numbers != NOWHERE]).tolist():
+            keep = numbers == number
             some = table if keep.all() else table.filter(pa.array(keep))
             for name, summary in self.summaries.items():
-                counts = summary.add(some[name])
-                known = self.counts[number].get(name)
-                self.counts[number][name] = counts if known is None else known.plus(counts)
+                known = self.counts[number].get(name, ColumnCounts())
+                self.counts[number][name] = known.plus(summary.add(some[name]))
 
     def shard(self, s: int) -> Spill:
         """Return the records of a shard as spilled, with their ranks, ids and content keys."""
         if s and s % OPEN_AT_ONCE == 0:
             self.deal(s)
         return self._spills.pop(s)
-
-
-def _as_binary(keys: Array) -> pa.Array:
-    keys = np.ascontiguousarray(keys)
-    return pa.Array.from_buffers(pa.binary(16), len(keys), [None, pa.py_buffer(keys)])
-
-
-def _as_keys(column: pa.ChunkedArray) -> Array:
-    """Return a column of 16 bytes a record as keys."""
-    chunks = [np.zeros(0, dtype=KEY)]
-    for chunk in column.chunks:
-        raw = np.frombuffer(chunk.buffers()[1], dtype=KEY)
-        chunks.append(raw[chunk.offset : chunk.offset + len(chunk)])
-    return np.concatenate(chunks)
 
 
 def write_staged(store: Store, dealt: Dealt, *, prefix: str) -> tuple[ShardInfo, ...]:
@@ -292,15 +260,12 @@ def write_staged(store: Store, dealt: Dealt, *, prefix: str) -> tuple[ShardInfo,
 
 
 def _staged(dealt: Dealt, s: int) -> pa.Table:
-    """Return a shard's records as they are staged.
-
-    Columns are sorted one by one, so memory holds the shard once and one of its columns twice.
-    """
+    """Return a shard's records as they are staged, sorted column by column, so that memory holds them once."""
     schema = dealt.candidates.roles.schema
     categories = dealt.candidates.scan.dictionaries.get(dealt.layout.numbers[s], {})
     spill = dealt.shard(s)
     order = np.argsort(spill.column(RANK).to_numpy())
-    ids, keys = (_as_keys(spill.column(name))[order] for name in (ID, CONTENT))
+    ids, keys = (keys_of(spill.column(name))[order] for name in (ID, CONTENT))
     rows = pa.array(order)
     columns = []
     for field in schema:
@@ -328,9 +293,98 @@ def _canonical(column: Any, field: pa.Field) -> pa.ChunkedArray:
 
     The encoder cuts row groups by buffer size, so a slice, or a bitmap without nulls, would change the bytes.
     """
-    table = pa.table([column], schema=pa.schema([field])).combine_chunks()
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    del table
-    return pa.ipc.open_stream(sink.getvalue()).read_all().column(0)
+    stream = as_stream(pa.table([column], schema=pa.schema([field])).combine_chunks())
+    return pa.ipc.open_stream(stream).read_all().column(0)
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """The split of the records that were read, and its totals."""
+
+    layout: ShardLayout
+    indexes: dict[int, tuple[str, int]]  # batch -> path of its index, number of its records
+    n_used: Int  # (n_files,) records in a part
+    class_counts: dict[str, int]  # records in a part, those of earlier batches too
+    classes: tuple[str, ...]
+    n_twins: int  # records whose key occurs more than once
+    ledger: str
+    ledger_digest: str
+    n_new: int
+    n_kept_against_mark: int
+    is_grouped: bool  # whether any records stay together
+    image: ImageInfo | None
+
+
+def write_index(decision: Decision, stage: Stage) -> SplitResult:
+    """Write ledger and indexes into the stage; NotReusableError, before that, if a staged record would move."""
+    candidates, held = decision.candidates, decision.held
+    workspace, batches = candidates.scan.workspace, candidates.scan.batch_of_file
+    indexes = IndexSpill(workspace, np.unique(batches).tolist())
+    planner = ShardPlanner(candidates.n_records, workspace)
+    class_counts: Counter[str] = Counter()
+    n_used = np.zeros(len(batches), dtype=np.int64)
+    n_twins = n_moved = 0
+    # A bin of keys at a time: count its records and spill their index and places.
+    for number, piece in enumerate(decision.pieces()):
+        index = piece.index
+        renumbered = (piece.numbers != index.numbers) & (piece.parts >= 0)
+        moved = (piece.parts != index.parts) | renumbered
+        n_moved += int((moved & (index.rows < 0)).sum())  # of what is staged
+        index.parts, index.numbers = piece.parts, piece.numbers
+        is_used, is_new = piece.parts >= 0, index.rows >= 0
+        indexes.append(index)
+        class_counts.update(index.labels.take(is_used).counts())
+        # Records whose key occurs more than once, including a separate hold-out's.
+        theirs = (
+            index.keys[:0] if held is None else held.every.of_bin(number, candidates.n_bins).keys
+        )
+        n_equal = np.bincount(group_ids(joined(index.keys[is_used], theirs)))
+        n_twins += int(n_equal[n_equal > 1].sum())
+        there = is_used & is_new
+        n_used += np.bincount(index.files[there], minlength=len(batches))
+        planner.add(
+            part=piece.parts[there],
+            batch=index.batch[there],
+            ids=piece.ids[there],
+            keys=index.keys[there],
+            sizes=index.sizes[there],
+            rows=index.rows[there],
+        )
+        planner.leave_out(index.rows[is_new & ~is_used], piece.reasons[is_new & ~is_used])
+        del piece, index
+    if n_moved:
+        raise NotReusableError(f"{n_moved} of its records would move")
+    ledger = decision.ledger
+    return SplitResult(
+        layout=planner.layout(),
+        indexes={
+            number: (indexes.write(stage.store, prefix=stage.prefix, batch=number), n)
+            for number, n in indexes.counts().items()
+        },
+        n_used=n_used,
+        class_counts=dict(class_counts),
+        classes=decision.classes,
+        n_twins=n_twins,
+        ledger=write_ledger(stage.store, ledger, prefix=stage.prefix),
+        ledger_digest=ledger.digest,
+        n_new=decision.n_new,
+        n_kept_against_mark=decision.n_kept_against_mark,
+        is_grouped=decision.is_grouped,
+        image=decision.image,
+    )
+
+
+def place_holdout(held: Candidates) -> ShardLayout:
+    """Return the shard layout of a separate hold-out."""
+    every = held.every
+    n = len(every)
+    planner = ShardPlanner(n, held.scan.workspace)
+    planner.add(
+        part=np.full(n, HOLDOUT, dtype=np.int8),
+        batch=every.batch,
+        ids=real_ids(every.keys, every.labels, numbers_within(every.keys, every.labels)),
+        keys=every.keys,
+        sizes=every.sizes,
+        rows=every.rows,
+    )
+    return planner.layout()

@@ -19,7 +19,7 @@ from prefect_augment.schema import Manifest, PublishedFile, ShardInfo
 from prefect_augment.shards.base import open_shard, put_once, read_shard, write_shards
 from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.sources.images.columns import GROUP
-from prefect_augment.split.sealed_keys import with_opened_keys, with_sealed_keys
+from prefect_augment.split.ledger_io import with_opened_keys, with_sealed_keys
 from prefect_augment.storage import Store, list_versions, read_manifest, sha256_hex
 
 

@@ -16,8 +16,7 @@ from prefect_augment.errors import CommitConflictError, IntegrityError
 from prefect_augment.schema import DatasetInfo, Manifest, PublishedFile, ReportRef, ShardInfo
 from prefect_augment.shards.base import open_shard, put_once
 from prefect_augment.shards.stream_writer import BATCH_BYTES, BATCH_RECORDS, drafted
-from prefect_augment.split.ledger_io import part_codes
-from prefect_augment.split.sealed_keys import with_opened_keys
+from prefect_augment.split.ledger_io import part_codes, with_opened_keys
 from prefect_augment.storage import Store, sha256_hex
 from prefect_augment.storage.keys import hash_ids
 

@@ -3,7 +3,6 @@
 from collections import Counter
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,9 +19,9 @@ from prefect_augment.params import Source
 from prefect_augment.schema import ImageInfo, Profile
 from prefect_augment.sources.discovery import list_source
 from prefect_augment.sources.images.files import MASKS
+from prefect_augment.split.assignment import MIN_COMPARED
 from prefect_augment.split.ledger import Ledger
 from prefect_augment.split.near_split import find_clusters
-from prefect_augment.split.record_split import MIN_COMPARED
 from prefect_augment.storage.spill import Workspace
 
 
@@ -98,16 +97,9 @@ def _image_info(candidates: Candidates) -> ImageInfo | None:
     images = candidates.images
     if images is None:
         return None
-    names = find_clusters(candidates.every.keys, images.thumbs, ledger=Ledger("")).names
-    sizes = np.unique(names, return_counts=True)[1]
-    counts = np.bincount(images.traits, minlength=len(images.distinct_traits)).tolist()
-    return image_info(
-        images.column,
-        dict(zip(images.distinct_traits, counts, strict=True)),
-        n_clusters=int((sizes > 1).sum()),
-        n_clustered=int(sizes[sizes > 1].sum()),
-        largest_cluster=int(sizes.max()),
-    )
+    every, ledger = candidates.every, Ledger("")
+    clusters = find_clusters(every.keys, images.thumbs, ledger=ledger, thumb_rows=every.thumb_rows)
+    return image_info(images.column, images.traits, images.distinct_traits, clusters=clusters.names)
 
 
 def _invalid_fields(

@@ -90,13 +90,7 @@ def _feature(kind: pa.DataType) -> Any:
     named = {pa.float32(): "float32", pa.float64(): "float64", pa.bool_(): "bool"}
     if kind in named:
         return {"dtype": named[kind], "_type": "Value"}
-    if (
-        t.is_integer(kind)
-        or t.is_string(kind)
-        or t.is_large_string(kind)
-        or t.is_date(kind)
-        or t.is_timestamp(kind)
-        or t.is_binary(kind)
-    ):
+    same = (t.is_integer, t.is_string, t.is_large_string, t.is_date, t.is_timestamp, t.is_binary)
+    if any(is_kind(kind) for is_kind in same):
         return {"dtype": str(kind), "_type": "Value"}
     return None

@@ -20,7 +20,7 @@ from prefect_augment.array_types import Array, Float32, Int
 from prefect_augment.errors import SchemaError
 from prefect_augment.schema import Origin
 from prefect_augment.shards.image_columns import image_columns, image_slices
-from prefect_augment.shards.parquet_pages import ImagePages
+from prefect_augment.shards.parquet_footer import ImagePages
 
 LINEAGE = pa.schema(
     [
@@ -33,14 +33,31 @@ LINEAGE = pa.schema(
     ]
 )
 
-# pandas_type and numpy_type of the lineage columns. Without Int64, pandas reads a seed column with
-# nulls as float64, and a seed above 2**53 would no longer make its record again.
-_PANDAS_TYPES = {
-    "string": ("unicode", "object"),
-    "float": ("float32", "float32"),
-    "int64": ("int64", "Int64"),
+# Types of the lineage columns in pandas, in numpy and in `datasets`. Without Int64, pandas reads a seed column
+# with nulls as float64, and a seed above 2**53 would no longer make its record again.
+_TYPES = {
+    "string": ("unicode", "object", "string"),
+    "float": ("float32", "float32", "float32"),
+    "int64": ("int64", "Int64", "int64"),
 }
-_HUGGINGFACE_TYPES = {"string": "string", "float": "float32", "int64": "int64"}
+_PANDAS_COLUMNS = [
+    {
+        "name": field.name,
+        "field_name": field.name,
+        "pandas_type": _TYPES[str(field.type)][0],
+        "numpy_type": _TYPES[str(field.type)][1],
+        "metadata": None,
+    }
+    for field in LINEAGE
+]
+_FEATURES = {f.name: {"dtype": _TYPES[str(f.type)][2], "_type": "Value"} for f in LINEAGE}
+# The pandas key of a table without one; pandas infers the other columns.
+_NEW_PANDAS = {
+    "index_columns": [],
+    "column_indexes": [],
+    "columns": _PANDAS_COLUMNS,
+    "pandas_version": "2.2.0",
+}
 
 IMAGE_PAGE_BYTES, IMAGE_BATCH_ROWS = 1 << 20, 64
 WRITTEN_AT_ONCE = 1 << 20
@@ -48,14 +65,8 @@ WRITTEN_AT_ONCE = 1 << 20
 _TAKEN_AT_ONCE = 512 << 20
 
 
-# --- columns and schema metadata --------------------------------------------------------------
-
-
 def select_columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
-    """Return the table with these columns only, and the others removed from the schema metadata.
-
-    If nothing is removed the metadata stay byte for byte.
-    """
+    """Return the table with these columns only; the schema metadata lose the others, or stay byte for byte."""
     gone = set(table.column_names) - set(names)
     selected = table.select(list(names))
     if not gone:
@@ -133,10 +144,10 @@ def with_lineage(
         table = table.append_column(field, _as_array(values[field.name], field.type, n))
     metadata = _edit_metadata(
         table.schema.metadata,
-        pandas=_extend_pandas,
-        features=lambda features: {**features, **_lineage_features()},
+        pandas=lambda key: {**key, "columns": [*key["columns"], *_PANDAS_COLUMNS]},
+        features=lambda features: {**features, **_FEATURES},
     )
-    metadata.setdefault(b"pandas", _new_pandas())
+    metadata.setdefault(b"pandas", json.dumps(_NEW_PANDAS).encode())
     return table.replace_schema_metadata(metadata)
 
 
@@ -183,39 +194,6 @@ def _trim_pandas(content: dict[str, Any], keep: Callable[[Any], bool]) -> dict[s
     index = [i for i in content["index_columns"] if isinstance(i, dict) or keep(i)]
     columns = [c for c in content["columns"] if keep(c.get("field_name", c["name"]))]
     return {**content, "index_columns": index, "columns": columns}
-
-
-def _extend_pandas(content: dict[str, Any]) -> dict[str, Any]:
-    return {**content, "columns": [*content["columns"], *_lineage_columns()]}
-
-
-def _new_pandas() -> bytes:
-    """Return a pandas key with the lineage columns only; pandas infers the others."""
-    return json.dumps(
-        {
-            "index_columns": [],
-            "column_indexes": [],
-            "columns": _lineage_columns(),
-            "pandas_version": "2.2.0",
-        }
-    ).encode()
-
-
-def _lineage_columns() -> list[dict[str, Any]]:
-    return [
-        {
-            "name": field.name,
-            "field_name": field.name,
-            "pandas_type": _PANDAS_TYPES[str(field.type)][0],
-            "numpy_type": _PANDAS_TYPES[str(field.type)][1],
-            "metadata": None,
-        }
-        for field in LINEAGE
-    ]
-
-
-def _lineage_features() -> dict[str, Any]:
-    return {f.name: {"dtype": _HUGGINGFACE_TYPES[str(f.type)], "_type": "Value"} for f in LINEAGE}
 
 
 def conform(
@@ -266,9 +244,6 @@ def _same_categories(column: pa.ChunkedArray, like: pa.ChunkedArray) -> pa.Chunk
     return pa.chunked_array([encoded], like.type)
 
 
-# --- shards -----------------------------------------------------------------------------------
-
-
 class ParquetShards:
     """Shards as Parquet; see :class:`~prefect_augment.shards.base.ShardFormat`."""
 
@@ -315,7 +290,6 @@ class _ParquetReader:
     def read_apart(
         self, columns: Sequence[str], images: Sequence[str], *, group: int
     ) -> tuple[pa.Table, dict[str, list[memoryview | None]]]:
-        """Return a group's columns, and its images: views of the file, or of Arrow's copy."""
         views: dict[str, list[memoryview | None]] = {}
         for name in images:
             n_rows = self.group_rows[group]
@@ -329,10 +303,7 @@ class _ParquetReader:
 
 
 def write_parquet(groups: Iterable[pa.Table], sink: Any) -> None:
-    """Write one row group per table of ``groups``, which share one dictionary per column.
-
-    Raises SchemaError, with the columns, for types that Parquet cannot hold.
-    """
+    """Write one row group per table, which share one dictionary per column; SchemaError for types it cannot hold."""
     # Arrow's buffer makes pages into few large pieces, each copied while no other thread has to wait.
     stream = pa.BufferedOutputStream(pa.PythonFile(sink, mode="w"), WRITTEN_AT_ONCE)
     rest = iter(groups)

@@ -1,13 +1,18 @@
 """The footer and page headers of a Parquet file, parsed from their bytes (Thrift compact protocol).
 
 Arrow aborts the process on a forged footer when a column's metadata are read (an uncaught C++ error), so no
-check through Arrow can come first. Only the needed fields are built; skipping the others halves the time.
+check through Arrow can come first.
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 MAGIC = b"PAR1"
 TAIL_BYTES = 8  # length of the footer, and the magic
@@ -15,14 +20,8 @@ MAX_FOOTER_BYTES = 4 << 20  # a larger one costs too much to be read twice
 MAX_DEPTH = 16
 # Compact type numbers.
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
-BOOLEANS, INTEGERS = frozenset((TRUE, FALSE)), frozenset((I16, I32, I64))
+INTEGERS = frozenset((I16, I32, I64))
 WIDTHS = {TRUE: 1, FALSE: 1, BYTE: 1, DOUBLE: 8}  # in lists a truth value is a byte
-
-# Fields to read, by their numbers in the format: None for a plain field, a mapping for a struct or each struct of
-# a list, (index, mapping) for one item of a list.
-Wanted = Mapping[int, Any]
-_COLUMN: Wanted = dict.fromkeys((1, 3, 4, 5, 6, 7, 9, 11))
-_PAGE: Wanted = {2: None, 3: None, 5: dict.fromkeys((1, 2, 3))}
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,7 @@ class Footer:
 def read_footer(
     file: IO[bytes], n_bytes: int, max_bytes: int, *, column: int | None = None
 ) -> Footer | None:
-    """Return the footer of a file of ``n_bytes``; None if it is larger than ``max_bytes``.
-
-    With ``column``, only this one of each group, in a third of the time. Raises ValueError for no footer.
-    """
+    """Return a file's footer, or ``column`` alone; None if larger than ``max_bytes``, ValueError for none."""
     file.seek(max(0, n_bytes - TAIL_BYTES))
     tail = file.read(TAIL_BYTES)
     length = int.from_bytes(tail[:4], "little")
@@ -83,40 +79,50 @@ def read_footer(
     if length > max_bytes:
         return None
     file.seek(n_bytes - TAIL_BYTES - length)
-    chunk = {3: _COLUMN}
-    group = {1: chunk if column is None else (column, chunk), 3: None}
-    try:
-        fields = _ThriftReader(file.read(length)).struct({3: None, 4: group})
-        return Footer(int(fields[3]), tuple(_group(group) for group in fields.get(4, [])))
-    except (KeyError, IndexError, TypeError, AttributeError, struct.error) as exc:
-        raise ValueError("a footer that cannot be read") from exc
+    with _refused():
+        fields = _ThriftReader(file.read(length)).struct()
+        return Footer(_integer(fields[3]), tuple(_group(g, column) for g in fields.get(4, [])))
 
 
 def read_page_header(data: bytes) -> PageHeader:
     """Return the header that these bytes begin with; raises ValueError for none, or another kind of page."""
     reader = _ThriftReader(data)
-    try:
-        fields = reader.struct(_PAGE)
+    with _refused():
+        fields = reader.struct()
         numbers = (fields[2], fields[3], *(fields[5][i] for i in (1, 2, 3)))
-        return PageHeader(reader.at, *map(int, numbers))
-    except (KeyError, IndexError, TypeError, AttributeError, struct.error) as exc:
-        raise ValueError("a page's header that cannot be read") from exc
+        return PageHeader(reader.at, *map(_integer, numbers))
 
 
-def _group(fields: dict[int, Any]) -> RowGroup:
-    return RowGroup(int(fields[3]), tuple(_column(chunk[3]) for chunk in fields[1]))
+@contextmanager
+def _refused() -> Iterator[None]:
+    """Turn what fields that are missing or of another type raise into ValueError."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError) as exc:
+        raise ValueError("a footer or page header that cannot be read") from exc
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError("a footer with a field of another type")
+    return value
+
+
+def _group(fields: dict[int, Any], column: int | None) -> RowGroup:
+    chunks = fields[1] if column is None else fields[1][column : column + 1]
+    return RowGroup(_integer(fields[3]), tuple(_column(chunk[3]) for chunk in chunks))
 
 
 def _column(fields: dict[int, Any]) -> ColumnChunk:
     # Writers that have no dictionary leave its offset out, or say 0.
-    offsets = [int(fields[9]), *([int(fields[11])] if fields.get(11) else [])]
+    offsets = [_integer(fields[i]) for i in (9, 11) if i == 9 or fields.get(i)]
     return ColumnChunk(
         path=".".join(part.decode("utf-8", "replace") for part in fields[3]),
-        physical_type=int(fields[1]),
-        codec=int(fields[4]),
-        n_values=int(fields[5]),
-        unpacked_bytes=int(fields[6]),
-        packed_bytes=int(fields[7]),
+        physical_type=_integer(fields[1]),
+        codec=_integer(fields[4]),
+        n_values=_integer(fields[5]),
+        unpacked_bytes=_integer(fields[6]),
+        packed_bytes=_integer(fields[7]),
         first_page=min(offsets),
         last_page=max(offsets),
         has_dictionary=len(offsets) > 1,
@@ -130,42 +136,34 @@ class _ThriftReader:
         self._data = data
         self.at = 0
 
-    def struct(self, wanted: Wanted) -> dict[int, Any]:
+    def struct(self, depth: int = 0) -> dict[int, Any]:
         fields: dict[int, Any] = {}
         number = 0
         while head := self._byte():
+            # The field's number is written out where it is not near the one before.
+            number = number + (head >> 4) if head >> 4 else self._integer()
             kind = head & 15
-            number = number + (head >> 4) if head >> 4 else self._signed()
-            if number in wanted:
-                fields[number] = self._value(kind, wanted[number])
-            elif kind not in BOOLEANS:
-                self.at = _end(self._data, self.at, kind)
+            fields[number] = kind == TRUE if kind in (TRUE, FALSE) else self._value(kind, depth)
         return fields
 
-    def _value(self, kind: int, wanted: Any) -> Any:
+    def _value(self, kind: int, depth: int) -> Any:
         if kind in INTEGERS:
-            return self._signed()
-        if kind == BINARY and not wanted:
-            return self._take(self._unsigned())
-        if kind in (LIST, SET):
-            return self._list(wanted)
-        if kind == STRUCT and wanted:
-            return self.struct(wanted)
-        raise ValueError(f"a footer with a field of another type ({kind})")
-
-    def _list(self, wanted: Any) -> list[Any]:
-        kind, n, self.at = _list_head(self._data, self.at)
-        if kind in (LIST, SET):
-            raise ValueError("a footer with a list of lists, which no field of it is")
-        if not isinstance(wanted, tuple):
-            return [self._value(kind, wanted) for _ in range(n)]
-        values = []
-        for i in range(n):
-            if i == wanted[0]:
-                values.append(self._value(kind, wanted[1]))
-            else:
-                self.at = _end(self._data, self.at, kind)
-        return values
+            return self._integer()
+        if kind == BINARY:
+            return self._take(self._number())
+        if kind in WIDTHS:
+            return self._take(WIDTHS[kind])
+        if depth > MAX_DEPTH:
+            raise ValueError("a footer nested too deeply")
+        if kind == STRUCT:
+            return self.struct(depth + 1)
+        if kind not in (LIST, SET):
+            raise ValueError(f"a footer with an unknown type {kind}")
+        head = self._byte()
+        n = head >> 4 if head < 240 else self._number()
+        if n > len(self._data) - self.at:  # every item has a byte at least
+            raise ValueError("a footer with a list longer than itself")
+        return [self._value(head & 15, depth + 1) for _ in range(n)]
 
     def _byte(self) -> int:
         self.at += 1
@@ -177,69 +175,128 @@ class _ThriftReader:
         self.at += n
         return self._data[self.at - n : self.at]
 
-    def _unsigned(self) -> int:
-        number, self.at = _number(self._data, self.at)
+    def _number(self) -> int:
+        data, at = self._data, self.at
+        byte = data[at]
+        number, shift = byte & 127, 7
+        while byte > 127:
+            if shift > 63:
+                raise ValueError("a footer with a number beyond 64 bits")
+            at += 1
+            byte = data[at]
+            number |= (byte & 127) << shift
+            shift += 7
+        self.at = at + 1
         return number
 
-    def _signed(self) -> int:
-        number = self._unsigned()
+    def _integer(self) -> int:
+        number = self._number()
         return (number >> 1) ^ -(number & 1)
 
 
-def _number(data: bytes, at: int) -> tuple[int, int]:
-    """Return the variable-length number at this position, and its end."""
-    byte = data[at]
-    number, shift = byte & 127, 7
-    while byte > 127:
-        if shift > 63:
-            raise ValueError("a footer with a number beyond 64 bits")
-        at += 1
-        byte = data[at]
-        number |= (byte & 127) << shift
-        shift += 7
-    return number, at + 1
+# A page written by :func:`~prefect_augment.shards.parquet.write_parquet` is its definition levels (null or not), then
+# 4 bytes of length and the value per image, which are views of the file's bytes here: Arrow's copy costs as much as
+# the rest of an epoch. Any other layout, or inconsistent sizes, gives None: Arrow then reads the column, or reports
+# the fault.
+BYTE_ARRAY, UNCOMPRESSED, PLAIN, RLE = 6, 0, 0, 3  # by their numbers in the format
+MAX_HEADER_BYTES = 1 << 10  # statistics, which a header may hold, are not written of images
+MAX_LEVEL = 127  # definition levels are a byte each, and two in an image column
+_LENGTH = struct.Struct("<I")
 
 
-def _list_head(data: bytes, at: int) -> tuple[int, int, int]:
-    """Return the type of a list's values, their number, and the position of the first."""
-    head = data[at]
-    n, at = (head >> 4, at + 1) if head < 240 else _number(data, at + 1)
-    if n > len(data) - at:  # every item has a byte at least
-        raise ValueError("a footer with a list longer than itself")
-    return head & 15, n, at
+class ImagePages:
+    """The images of a file, located by its footer."""
+
+    def __init__(self, file: pa.NativeFile, schema: pq.ParquetSchema) -> None:
+        file.seek(0)
+        self._file = file
+        self._bytes = memoryview(file.read_buffer()).cast("B")  # outlives the file's closing
+        self._schema = schema
+        self._columns: dict[str, tuple[list[ColumnChunk], int]] = {}
+
+    def views(self, column: str, group: int, n_rows: int) -> list[memoryview | None] | None:
+        """Return the images of a group as views of the file's bytes; None for another layout or number."""
+        if column not in self._columns:
+            self._columns[column] = self._find(column)
+        chunks, level = self._columns[column]
+        return _views(self._bytes, chunks[group], n_rows, level) if group < len(chunks) else None
+
+    def _find(self, column: str) -> tuple[list[ColumnChunk], int]:
+        """Return a column's chunk in each group and its definition level; no chunks if that is ambiguous."""
+        n_columns = len(self._schema.names)
+        path = f"{column}.bytes"
+        leaves = [i for i in range(n_columns) if self._schema.column(i).path == path]
+        if len(leaves) != 1:  # a name with a dot may be that of another's part
+            return [], 0
+        leaf = self._schema.column(leaves[0])
+        try:
+            footer = read_footer(self._file, len(self._bytes), MAX_FOOTER_BYTES, column=leaves[0])
+        except ValueError:
+            footer = None
+        chunks = [chunk for group in footer.groups for chunk in group.columns] if footer else []
+        is_known = leaf.max_repetition_level == 0 and leaf.max_definition_level <= MAX_LEVEL
+        is_whole = footer is not None and len(chunks) == len(footer.groups)
+        return (chunks, leaf.max_definition_level) if is_known and is_whole else ([], 0)
 
 
-def _end(data: bytes, at: int, kind: int, depth: int = 0) -> int:
-    """Return the end of a field of this type; faster than reading, as nothing is built."""
-    if kind in INTEGERS:
-        while data[at] > 127:
-            at += 1
-        return at + 1
-    if kind in WIDTHS:
-        return at + WIDTHS[kind]
-    if kind == BINARY:
-        n, at = _number(data, at)
-        return at + n
-    if depth > MAX_DEPTH:
-        raise ValueError("a footer nested too deeply")
-    if kind in (LIST, SET):
-        kind, n, at = _list_head(data, at)
-        for _ in range(n):
-            at = _end(data, at, kind, depth + 1)
-        return at
-    if kind != STRUCT:
-        raise ValueError(f"a footer with an unknown type {kind}")
-    while head := data[at]:
-        at += 1
-        if head < 16:  # the field's number, where it is not near the one before
-            _, at = _number(data, at)
-        kind = head & 15
-        if kind in INTEGERS:  # nearly all are of these three
-            while data[at] > 127:
-                at += 1
-            at += 1
-        elif kind == BINARY and data[at] < 128:
-            at += 1 + data[at]
-        elif kind not in BOOLEANS:
-            at = _end(data, at, kind, depth + 1)
-    return at + 1
+def _views(
+    file: memoryview, chunk: ColumnChunk, n_rows: int, level: int
+) -> list[memoryview | None] | None:
+    if chunk.physical_type != BYTE_ARRAY or chunk.codec != UNCOMPRESSED or chunk.has_dictionary:
+        return None
+    start, end = chunk.first_page, chunk.first_page + chunk.packed_bytes
+    if not 0 <= start <= end <= len(file):
+        return None
+    views: list[memoryview | None] = []
+    try:
+        for page, n_values in _pages(file[start:end]):
+            _append_values(views, page, n_values, level)
+    except (ValueError, struct.error):
+        return None
+    return views if len(views) == n_rows == chunk.n_values else None
+
+
+def _pages(chunk: memoryview) -> Iterator[tuple[memoryview, int]]:
+    """Yield the chunk's pages and how many values each holds."""
+    at = 0
+    while at < len(chunk):
+        header = read_page_header(bytes(chunk[at : at + MAX_HEADER_BYTES]))
+        if (header.encoding, header.level_encoding) != (PLAIN, RLE):
+            raise ValueError("a page of another kind")
+        start = at + header.n_bytes
+        at = start + header.packed_bytes
+        if not start <= at <= len(chunk) or header.packed_bytes != header.unpacked_bytes:
+            raise ValueError("a page that goes beyond its chunk")
+        yield chunk[start:at], header.n_values
+
+
+def _append_values(
+    views: list[memoryview | None], page: memoryview, n_values: int, level: int
+) -> None:
+    end = 0
+    if level:
+        end = 4 + _LENGTH.unpack_from(page)[0]
+        if bytes(page[4:end]) not in _levels_without_null(n_values, level):
+            raise ValueError("a page with a value that is null")
+    length_at, append = _LENGTH.unpack_from, views.append
+    for _ in range(n_values):
+        start = end + 4
+        end = start + length_at(page, end)[0]
+        append(page[start:end])
+    if end != len(page):  # also where a value went beyond it: after such a one there is no length
+        raise ValueError("values that do not fill their page")
+
+
+@lru_cache
+def _levels_without_null(n_values: int, level: int) -> tuple[bytes, ...]:
+    """Return the encodings of so many equal levels: as one run, and for few of them bit-packed."""
+    head, run = n_values << 1, bytearray()
+    while head > 127:
+        run.append(head & 127 | 128)
+        head >>= 7
+    run += bytes((head, level))
+    if n_values > 8:
+        return (bytes(run),)
+    width = level.bit_length()
+    packed = sum(level << width * i for i in range(n_values))
+    return bytes(run), b"\x03" + packed.to_bytes(width, "little")

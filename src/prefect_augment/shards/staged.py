@@ -1,7 +1,4 @@
-"""Staged records back in memory: what a step reads of the steps before it.
-
-:func:`iter_shards` yields a few megabytes at a time; :func:`read_part` and :func:`read_shards` return all.
-"""
+"""Staged records back in memory: what a step reads of the steps before it."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,7 +6,14 @@ import pyarrow as pa
 
 from prefect_augment.errors import IntegrityError
 from prefect_augment.schema import DatasetInfo, DatasetRef, ShardInfo
-from prefect_augment.shards.base import ADVICE, check_count, open_shard, read_shard, write_shards
+from prefect_augment.shards.base import (
+    ADVICE,
+    check_count,
+    open_shard,
+    read_shard,
+    row_groups,
+    write_shards,
+)
 from prefect_augment.shards.stream_writer import BATCH_BYTES, BATCH_RECORDS
 from prefect_augment.storage import Stage, Store, read_result
 
@@ -34,10 +38,7 @@ def load_info(ref: DatasetRef, store: Store) -> DatasetInfo:
 def read_part(
     store: Store, info: DatasetInfo, parts: Sequence[str], columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """Return the records of some parts (training, validation, holdout, candidates …) in shard order.
-
-    The table is empty if the parts are; raises IntegrityError if a shard is missing or damaged.
-    """
+    """Return the records of some parts (training, validation, holdout, candidates …) as :func:`read_shards` does."""
     wanted = [s for s in info.shards if s.split in parts]
     return read_shards(store, wanted, columns, like=info.shards)
 
@@ -73,17 +74,11 @@ def read_shards(
 
 
 def iter_shards(
-    store: Store,
-    shards: Sequence[ShardInfo],
-    columns: Sequence[str] | None = None,
-    *,
-    max_bytes: int = BATCH_BYTES,
-    max_records: int = BATCH_RECORDS,
+    store: Store, shards: Sequence[ShardInfo], columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """Yield the records of these shards in order, as tables of about ``max_bytes`` and ``max_records``.
+    """Yield the records of these shards in order, as tables of about 8 MiB and 65,536 records.
 
-    A shard's first table is one row group; dictionaries may differ between shards. Raises IntegrityError
-    if a shard is missing or damaged.
+    Dictionaries may differ between shards. Raises IntegrityError if a shard is missing or damaged.
     """
     for info in shards:
         with open_shard(store, info.path, mapped=False) as shard:
@@ -92,20 +87,17 @@ def iter_shards(
                 groups = range(start, min(start + n_groups, len(shard.group_rows)))
                 table = shard.read(columns, groups=groups)
                 start = groups.stop
-                yield from _slices(table, max_records)
+                if table.num_rows:
+                    yield from row_groups(table, BATCH_RECORDS)
                 per_group = max(1, table.nbytes // len(groups))
                 n_groups = max(
                     1,
                     min(
-                        max_bytes // per_group, max_records * len(groups) // max(1, table.num_rows)
+                        BATCH_BYTES // per_group,
+                        BATCH_RECORDS * len(groups) // max(1, table.num_rows),
                     ),
                 )
                 del table
-
-
-def _slices(table: pa.Table, size: int) -> Iterator[pa.Table]:
-    for start in range(0, table.num_rows, size):
-        yield table.slice(start, size)
 
 
 SHARD_RECORDS = 100_000

@@ -1,14 +1,11 @@
-"""Records too many for memory: written shard by shard as they come, and sorted on disk.
+"""Records too many for memory: written shard by shard as they come, and sorted on disk."""
 
-:func:`write_stream` is :func:`~prefect_augment.shards.base.write_shards` for tables one after the other;
-:class:`Reordered` reorders records through local files.
-"""
-
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +13,14 @@ import pyarrow as pa
 from prefect_augment.array_types import Int
 from prefect_augment.errors import StorageError
 from prefect_augment.registry import load_shard_format
-from prefect_augment.schema import Origin, ShardInfo
-from prefect_augment.shards.base import write_shard, write_shards
-from prefect_augment.shards.hashing_sink import HashedSink
-from prefect_augment.shards.row_groups import rows_per_group
+from prefect_augment.schema import ShardInfo
+from prefect_augment.shards.base import (
+    HashedSink,
+    ShardFields,
+    rows_per_group,
+    write_shard,
+    write_shards,
+)
 from prefect_augment.storage import Draft, Store
 from prefect_augment.storage.spill import Workspace, disk_space
 
@@ -37,14 +38,11 @@ def write_stream(
     n_records: int,
     prefix: str,
     stem: str,
-    split: str,
-    origin: Origin,
-    label: str,
     max_records: int,
     max_bytes: int,
     n_bytes: int = 0,
     shard_format: str = "parquet",
-    classes: Sequence[str] = (),
+    **of: Unpack[ShardFields],
 ) -> tuple[ShardInfo, ...]:
     """Put records that come table by table as immutable objects named by their content.
 
@@ -52,7 +50,6 @@ def write_stream(
     and errors. Otherwise shards are built by row groups, and their number follows from the record size in
     the first table, at least ``n_bytes`` in all; further cuts into tables change no byte.
     """
-    common = {"prefix": prefix, "stem": stem, "split": split, "origin": origin, "label": label}
     rest = (table for table in tables if table.num_rows)
     first = next(rest, None)
     if first is None:
@@ -61,35 +58,28 @@ def write_stream(
         return write_shards(
             store,
             first,
-            **common,  # type: ignore[arg-type]
+            prefix=prefix,
+            stem=stem,
             max_records=max_records,
             max_bytes=max_bytes,
             shard_format=shard_format,
-            classes=classes,
+            **of,
         )
     expected = max(first.nbytes / first.num_rows * n_records, n_bytes)
     n_shards = max(math.ceil(n_records / max_records), math.ceil(expected / max_bytes))
     n_rows = math.ceil(n_records / min(n_shards, n_records))
     group = min(n_rows, rows_per_group(n_records, expected))
-    flow = _Rows(_chain(first, rest))
+    flow = _Rows(itertools.chain([first], rest))
     return tuple(
         write_shard(
             store,
             flow.groups(min(n_rows, n_records - start), group),
             kind=load_shard_format(shard_format)(),
             name=f"{prefix}/{stem}-{i:05d}",
-            split=split,
-            origin=origin,
-            label=label,
-            classes=classes,
+            **of,
         )
         for i, start in enumerate(range(0, n_records, n_rows))
     )
-
-
-def _chain(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    yield first
-    yield from rest
 
 
 class _Rows:
@@ -106,7 +96,6 @@ class _Rows:
             yield pa.concat_tables(taken).unify_dictionaries().combine_chunks()
 
     def next_rows(self, n: int) -> Iterator[pa.Table]:
-        """Yield the next ``n`` rows, in tables as they come."""
         while n:
             table = self._held.pop() if self._held else next(self._tables)
             if table.num_rows > n:
@@ -135,14 +124,8 @@ def drafted(store: Store, folder: str, file: IO[bytes]) -> Iterator[tuple[Draft,
         yield draft, sink.sha256
 
 
-# --- another order ----------------------------------------------------------------------------
-
-
-class Reordered:
-    """Brings records into another order through local files; a context manager.
-
-    Places are 0 … ``n_records`` - 1, each taken once; ``n_bytes`` is their approximate size in Arrow.
-    """
+class Reordered(AbstractContextManager["Reordered"]):
+    """Brings records into another order, each to a place below ``n_records``, through local files."""
 
     def __init__(self, n_records: int, n_bytes: int) -> None:
         self._n_records = n_records
@@ -151,9 +134,6 @@ class Reordered:
         self._writers: dict[int, pa.RecordBatchStreamWriter] = {}
         self._workspace = Workspace()
         self._paths: dict[int, Path] = {}
-
-    def __enter__(self) -> "Reordered":
-        return self
 
     def __exit__(self, *exc: object) -> None:
         with suppress(StorageError):  # of a full disk, which has been said
@@ -181,12 +161,9 @@ class Reordered:
             path.unlink()
             yield table.unify_dictionaries().sort_by(_PLACE).drop_columns([_PLACE])
 
-    def _path(self) -> Path:
-        return Path(self._workspace.path())
-
     def _writer(self, bucket: int, schema: pa.Schema) -> pa.RecordBatchStreamWriter:
         if bucket not in self._writers:
-            self._paths[bucket] = self._path()
+            self._paths[bucket] = Path(self._workspace.path())
             self._writers[bucket] = pa.ipc.new_stream(str(self._paths[bucket]), schema)
         return self._writers[bucket]
 

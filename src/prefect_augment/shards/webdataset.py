@@ -22,10 +22,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from prefect_augment.errors import SchemaError
-from prefect_augment.shards.base import label_names
+from prefect_augment.shards.base import ROW_GROUP_BYTES, label_names, row_groups
 from prefect_augment.shards.image_columns import IMAGE_TYPE, image_columns, image_slices, main_image
 from prefect_augment.shards.parquet import write_parquet
-from prefect_augment.shards.row_groups import ROW_GROUP_BYTES, row_groups
 
 INDEX = "__columns__"
 INDEX_ROWS_PER_GROUP = 100_000
@@ -47,10 +46,15 @@ class WebDatasetShards:
                 "WebDataset shards hold images with a label, and there is no image column; use format 'parquet'."
             )
         members = TarMembers(table, images, label=label, classes=classes)
+        # The index is the table with the images' positions in place of them.
+        for name, place in members.places.items():
+            column = table.column_names.index(name)
+            table = table.set_column(column, table.schema.field(name).with_type(PLACE_TYPE), place)
         index = io.BytesIO()
-        places = _index(table, members.places)
-        write_parquet(row_groups(places, INDEX_ROWS_PER_GROUP), index)
-        start = whole_member(INDEX, index.getbuffer())
+        write_parquet(row_groups(table, INDEX_ROWS_PER_GROUP), index)
+        data = index.getvalue()
+        header = tar_headers([INDEX], np.array([len(data)])).tobytes()
+        start = header + data + bytes(-len(data) % BLOCK)
         sink.write(start)
         for piece in members.pieces():
             sink.write(piece)
@@ -68,20 +72,6 @@ def is_published_tar(file: Any) -> bool:
     start = bytes(file.read(len(INDEX) + 1))
     file.seek(0)
     return start == INDEX.encode() + b"\0"
-
-
-# --- writing ----------------------------------------------------------------------------------
-
-
-def _index(table: pa.Table, places: Mapping[str, pa.StructArray]) -> pa.Table:
-    """Return the table with image positions instead of images, its metadata untouched."""
-    for name, place in places.items():
-        column = table.column_names.index(name)
-        table = table.set_column(column, table.schema.field(name).with_type(PLACE_TYPE), place)
-    return table
-
-
-# --- reading ----------------------------------------------------------------------------------
 
 
 class _WebDatasetReader:
@@ -157,7 +147,6 @@ class _WebDatasetReader:
     def read_apart(
         self, columns: Sequence[str], images: Sequence[str], *, group: int
     ) -> tuple[pa.Table, dict[str, list[memoryview | None]]]:
-        """Return a group's columns, and its images as views of the tar."""
         views = {name: self._images_of(name, group) for name in images}
         return self.read(columns, groups=[group]), views
 
@@ -180,7 +169,6 @@ class _WebDatasetReader:
 
 
 def _image_array(images: Sequence[memoryview | None], places: pa.ChunkedArray) -> pa.Array:
-    """Return the images as an Arrow column."""
     bounds = np.cumsum([0, *(0 if image is None else len(image) for image in images)])
     if bounds[-1] > np.iinfo(np.int32).max:
         raise pa.ArrowInvalid("its index names more bytes than Arrow counts in one chunk")
@@ -235,10 +223,7 @@ SIGNATURES = (
 
 
 class TarMembers:
-    """The tar members of all records, whose positions are known before any is written.
-
-    A record's members are its class, its images in column order, and its JSON.
-    """
+    """The tar members of all records: a class, images in column order, and JSON; positions come before data."""
 
     def __init__(
         self, table: pa.Table, images: Sequence[str], *, label: str, classes: Sequence[str]
@@ -318,10 +303,7 @@ class TarMembers:
 
 
 def tar_headers(names: Sequence[str], sizes: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return the headers of members, shape (n_members, 512), equal on every day and machine.
-
-    They are what :mod:`tarfile` writes in the format ustar.
-    """
+    """Return the headers of members, shape (n_members, 512), as :mod:`tarfile` writes ustar, equal on every day."""
     plain = tarfile.TarInfo("")
     plain.mode = 0o644
     headers = np.tile(np.frombuffer(plain.tobuf(tarfile.USTAR_FORMAT), np.uint8), (len(names), 1))
@@ -344,12 +326,6 @@ def _octal(numbers: NDArray[np.int64], n_digits: int) -> NDArray[np.uint8]:
     """Return numbers as octal digits, shape (n, n_digits)."""
     shifts = 3 * np.arange(n_digits - 1, -1, -1)
     return ((numbers[:, None] >> shifts & 7) + ord("0")).astype(np.uint8)
-
-
-def whole_member(name: str, data: Any) -> bytes:
-    """Return one member: header, data and padding."""
-    header = tar_headers([name], np.array([len(data)]))
-    return header.tobytes() + bytes(data) + bytes(-len(data) % BLOCK)
 
 
 def one_chunk(column: pa.ChunkedArray) -> pa.Array:
@@ -387,30 +363,17 @@ def _ending(data: bytes) -> str:
 
 
 def _json_lines(table: pa.Table) -> list[bytes]:
-    """Return each record as JSON, built column by column, which is faster."""
-    fields = [_json_fields(name, table[name]) for name in table.column_names]
-    there = [field for field in fields if field is not None]
-    return [
-        f"{{{', '.join(filter(None, record))}}}".encode() for record in zip(*there, strict=True)
-    ]
-
-
-def _json_fields(name: str, column: pa.ChunkedArray) -> list[str] | None:
-    """Return ``"name": value`` per record, empty where JSON has no form; None if it never has."""
-    if column.null_count == len(column):
-        return None
-    start = f"{_JSON.encode(name)}: "
-    encoded: dict[Any, str] = {}
-    fields = []
-    for value in column.to_pylist():
-        field = encoded.get(value) if isinstance(value, str) else None
-        if field is None:
-            plain = _plain(value)
-            field = "" if plain is None else start + _JSON.encode(plain)
-            if isinstance(value, str):
-                encoded[value] = field
-        fields.append(field)
-    return fields
+    """Return each record as JSON, without what JSON has no form for."""
+    columns = [map(_plain, table[name].to_pylist()) for name in table.column_names]
+    records = (
+        {
+            name: value
+            for name, value in zip(table.column_names, record, strict=True)
+            if value is not None
+        }
+        for record in zip(*columns, strict=True)
+    )
+    return [_JSON.encode(record).encode() for record in records]
 
 
 def _plain(value: Any) -> Any:

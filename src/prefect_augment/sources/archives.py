@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 from prefect_augment.errors import AugmentError, InputError
@@ -25,6 +26,13 @@ MIN_TOTAL_BYTES = 1 << 30
 MAX_MEMBERS = 2_000_000
 # What a tar says of one member beside its header: a long name, attributes. tarfile reads it at once.
 MAX_EXTRA_BYTES = 1 << 20
+EXTRA_TYPES = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 PIECE_BYTES = 1 << 20
 # An uncompressed pixel of four channels of 16 bits; no encoding needs more, save for its header.
 BYTES_PER_PIXEL = 8
@@ -41,8 +49,7 @@ def read_archive(
 ) -> Iterator[Member]:
     """Yield the files of a zip or tar (by the ending of ``name``), unreadable ones with the reason.
 
-    Its size ``n_bytes`` bounds the unpacked total, ``max_megapixels`` each member. Raises InputError if it is no
-    archive, unpacks to far more than images would, or has too many members.
+    Raises InputError if it is no archive, unpacks to far more than images would, or has too many members.
     """
     walk = _zip_members if name.lower().endswith(".zip") else _tar_members
     limit = max(MIN_TOTAL_BYTES, MAX_EXPANSION * n_bytes)
@@ -117,17 +124,10 @@ class _ExtraTooLong(Exception):
 class _BoundedInfo(tarfile.TarInfo):
     """A member's header whose extra parts are read only where they are short."""
 
-    def _bounded(self) -> None:
-        if self.size > MAX_EXTRA_BYTES:
+    def _proc_member(self, tar: tarfile.TarFile) -> Any:
+        if self.type in EXTRA_TYPES and self.size > MAX_EXTRA_BYTES:
             raise _ExtraTooLong(f"{self.size:,}")
-
-    def _proc_gnulong(self, tar: tarfile.TarFile) -> Any:
-        self._bounded()
-        return super()._proc_gnulong(tar)  # type: ignore[misc]
-
-    def _proc_pax(self, tar: tarfile.TarFile) -> Any:
-        self._bounded()
-        return super()._proc_pax(tar)  # type: ignore[misc]
+        return super()._proc_member(tar)  # type: ignore[misc]
 
 
 def _tar_members(file: IO[bytes], max_megapixels: float) -> Iterator[tuple[Member, int]]:
@@ -182,22 +182,14 @@ def _checked(name: str) -> tuple[str, str]:
 
 
 MAX_PACKED_EXPANSION = 250
-GZIP = b"\x1f\x8b"
-
-#: What reading a damaged gzip file raises; an OSError with an errno is the store's.
-UNPACK_ERRORS = (OSError, EOFError, zlib.error)
-
-
-def most_bytes(n_bytes: int) -> int:
-    """Return how much a file of ``n_bytes`` may unpack to."""
-    return max(MIN_TOTAL_BYTES, MAX_PACKED_EXPANSION * n_bytes)
 
 
 def refuse_bomb(name: str, n_bytes: int, n_unpacked: int) -> None:
-    """Raise InputError if a file has unpacked to more than :func:`most_bytes`."""
-    if n_unpacked > most_bytes(n_bytes):
+    """Raise InputError if a file of ``n_bytes`` has unpacked to far more than a table does."""
+    limit = max(MIN_TOTAL_BYTES, MAX_PACKED_EXPANSION * n_bytes)
+    if n_unpacked > limit:
         raise InputError(
-            f"{name} ({n_bytes:,} bytes) unpacks to more than {most_bytes(n_bytes):,} bytes, as decompression bombs "
+            f"{name} ({n_bytes:,} bytes) unpacks to more than {limit:,} bytes, as decompression bombs "
             "do; if you trust it, write it again in several files or with less compression.",
             path=name,
             n_bytes=n_bytes,
@@ -211,9 +203,21 @@ def size_of(file: IO[bytes]) -> int:
     return n_bytes
 
 
-def opened(file: IO[bytes]) -> IO[bytes]:
-    """Return a stream of the file's content from its start, unpacked if it is gzip."""
+@contextmanager
+def unpacked(file: IO[bytes], name: str) -> Iterator[IO[bytes]]:
+    """Yield a stream of the file's content from its start, unpacked if it is gzip; InputError if that is damaged."""
     file.seek(0)
-    is_packed = file.read(len(GZIP)) == GZIP
+    is_packed = file.read(2) == b"\x1f\x8b"
     file.seek(0)
-    return gzip.GzipFile(fileobj=file) if is_packed else file  # type: ignore[return-value]
+    if not is_packed:
+        yield file
+        return
+    try:
+        with gzip.GzipFile(fileobj=file) as stream:
+            yield stream  # type: ignore[misc]
+    except (OSError, EOFError, zlib.error) as exc:
+        if isinstance(exc, OSError) and exc.errno is not None:
+            raise  # the store failed, not the file
+        raise InputError(
+            f"{name} cannot be unpacked ({exc}); it may be cut off. Write it again.", path=name
+        ) from exc

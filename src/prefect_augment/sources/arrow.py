@@ -10,17 +10,16 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import IO, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 
 from prefect_augment.errors import SchemaError
 from prefect_augment.params import Source
+from prefect_augment.shards.base import row_groups
 from prefect_augment.sources.archives import refuse_bomb, size_of
-from prefect_augment.sources.base import SourceRecords
-from prefect_augment.sources.guard import untrusted
-from prefect_augment.sources.parquet import plain_schema, refuse_duplicates, with_plain_types
+from prefect_augment.sources.base import SourceRecords, numbered, refuse_duplicates, untrusted
+from prefect_augment.sources.parquet import plain_schema, with_plain_types
 
 BYTES_AT_ONCE = 8 << 20
 FILE_MAGIC = b"ARROW1"
@@ -30,41 +29,31 @@ FEATHER_1_MAGIC = b"FEA1"
 def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
     """Yield the records of one Arrow file or stream in small batches, with its types and schema metadata.
 
-    ``positions`` count rows from 1; a file is read as a whole or not at all. Raises InputError if it is
-    damaged or unpacks to far more than its size, SchemaError for duplicate columns or types that Parquet
-    cannot hold.
+    Raises InputError if it is damaged or unpacks to far more than its size, SchemaError for duplicate columns or types
+    that Parquet cannot hold.
     """
     n_bytes = size_of(file)
     with untrusted(name, "Arrow IPC or Feather"):
-        yield from _records(_tables(file, name), lambda n: refuse_bomb(name, n_bytes, n))
+        yield from numbered(_parts(_tables(file, name), lambda n: refuse_bomb(name, n_bytes, n)))
 
 
 def read_table(reader: pa.RecordBatchReader, *, name: str) -> Iterator[SourceRecords]:
     """Yield the records of a table that is no file, as :func:`read_batches` does those of one."""
     empty = _checked(reader.schema.empty_table(), name)
     tables = (pa.Table.from_batches([batch]) for batch in reader)
-    yield from _records(chain((empty,), tables), lambda n: None)
+    yield from numbered(_parts(chain((empty,), tables), lambda n: None))
 
 
-def _records(
-    tables: Iterable[pa.Table], check_unpacked: Callable[[int], None]
-) -> Iterator[SourceRecords]:
-    n_rows = n_unpacked = 0
+def _parts(tables: Iterable[pa.Table], check_unpacked: Callable[[int], None]) -> Iterator[pa.Table]:
+    """Yield tables, which are validated, in pieces of bounded size."""
+    n_unpacked = 0
     for table in tables:
         table.validate(full=True)
         n_unpacked += _n_bytes(table)
         check_unpacked(n_unpacked)
-        for part in _parts(with_plain_types(table)):
-            positions = np.arange(n_rows + 1, n_rows + part.num_rows + 1, dtype=np.int64)
-            yield SourceRecords(part, positions)
-            n_rows += part.num_rows
-
-
-def _parts(table: pa.Table) -> Iterator[pa.Table]:
-    """Yield a batch in pieces of bounded size."""
-    n_rows = max(1, math.ceil(table.num_rows * BYTES_AT_ONCE / max(1, _n_bytes(table))))
-    for start in range(0, max(1, table.num_rows), n_rows):
-        yield table.slice(start, n_rows)
+        table = with_plain_types(table)
+        n_rows = math.ceil(table.num_rows * BYTES_AT_ONCE / max(1, _n_bytes(table)))
+        yield from row_groups(table, max(1, n_rows))
 
 
 def _n_bytes(table: pa.Table) -> int:

@@ -1,12 +1,20 @@
-"""The contract of source formats (:class:`SourceReader`): bytes in, records and rejected records out."""
+"""The contract of source formats (:class:`SourceReader`): bytes in, records and rejected records out.
 
-from collections.abc import Callable, Iterable, Iterator
+Readers refuse what they know to be wrong in their own words. :func:`untrusted` is for the rest: parsers of other
+packages raise anything on bytes that were made to harm.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from prefect_augment.array_types import Int
+from prefect_augment.errors import AugmentError, InputError, SchemaError
 from prefect_augment.params import Source
 
 #: About so many bytes of Arrow data in a batch of records.
@@ -49,23 +57,11 @@ class SourceReader(Protocol):
     def __call__(
         self, file: IO[bytes], *, name: str, source: Source
     ) -> SourceRecords | Iterable[SourceRecords]:
-        """Return the records in batches, or all at once where a format allows nothing else.
+        """Return the records of the open, seekable file ``name``, in batches or all at once.
 
-        Parameters
-        ----------
-        file : binary file
-            Seekable; open while batches are read.
-        name : str
-            The object's path, for messages.
-        source : Source
-            The user's reading options.
-
-        Returns
-        -------
-        iterable of SourceRecords, or SourceRecords
-            At least one batch, which gives the columns of an empty object. Each has about ``BATCH_BYTES`` of
-            Arrow data, whatever the object claims. One schema for all; dictionaries of category columns
-            may differ. Each rejected record and note comes once, with any batch.
+        At least one batch gives the columns of an empty object. Each has about ``BATCH_BYTES`` of Arrow data, whatever
+        the object claims. One schema for all; dictionaries of category columns may differ. A rejected record
+        or note comes once, with any batch.
         """
         ...
 
@@ -73,3 +69,55 @@ class SourceReader(Protocol):
 def in_batches(result: SourceRecords | Iterable[SourceRecords]) -> Iterator[SourceRecords]:
     """Return a reader's result as batches."""
     return iter((result,) if isinstance(result, SourceRecords) else result)
+
+
+def numbered(tables: Iterable[pa.Table]) -> Iterator[SourceRecords]:
+    """Yield tables as records, numbered from 1."""
+    start = 1
+    for table in tables:
+        end = start + table.num_rows
+        yield SourceRecords(table, np.arange(start, end, dtype=np.int64))
+        start = end
+
+
+@contextmanager
+def untrusted(name: str, what: str) -> Iterator[None]:
+    """Turn any error on a file, which should be a ``what``, into an InputError; ours and a store's failures pass.
+
+    An `OSError` with a number is the store's: parsers' own have none.
+    """
+    try:
+        yield
+    except AugmentError:
+        raise
+    except Exception as exc:
+        if isinstance(exc, OSError) and exc.errno is not None:
+            raise
+        text = str(exc).strip()
+        reason = text.splitlines()[0][:300] if text else type(exc).__name__
+        raise InputError(
+            f"{name} cannot be read as {what} ({reason}); it may be cut off or of another format. "
+            "Write it again, or leave it out of the source.",
+            path=name,
+        ) from exc
+
+
+def guarded(read: SourceReader, what: str) -> Callable[..., Iterator[SourceRecords]]:
+    """Return a reader in :func:`untrusted`, batch by batch."""
+
+    def read_guarded(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
+        with untrusted(name, what):
+            yield from in_batches(read(file, name=name, source=source))
+
+    return read_guarded
+
+
+def refuse_duplicates(names: Sequence[str], where: str) -> None:
+    """Refuse two columns of one name, of which one would be lost."""
+    repeated = sorted(name for name, n in Counter(names).items() if n > 1)
+    if repeated:
+        raise SchemaError(
+            f"{where} has more than one column named {', '.join(map(repr, repeated))}; "
+            "rename or drop all but one of each.",
+            columns=repeated,
+        )

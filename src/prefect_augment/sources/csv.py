@@ -1,16 +1,10 @@
-"""CSV, TSV and relatives as a source: text in, typed records out, every guess reported in a note.
-
-Encoding, separator, decimal mark and header are detected from the bytes, or taken from
-:class:`~prefect_augment.params.Source`; :mod:`.csv_types` infers column types.
-"""
+"""CSV, TSV and relatives as a source: text in, typed records out, every guess reported in a note."""
 
 import codecs
 import contextlib
 import csv
-import gzip
 import io
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from prefect_augment.array_types import Int
-from prefect_augment.errors import EmptyFileError, InputError, ParameterError, SchemaError
+from prefect_augment.errors import EmptyFileError, InputError, ParameterError
 from prefect_augment.params import Source
-from prefect_augment.sources.archives import UNPACK_ERRORS, refuse_bomb, size_of
-from prefect_augment.sources.base import Rejected, SourceRecords
+from prefect_augment.sources.archives import refuse_bomb, size_of, unpacked
+from prefect_augment.sources.base import Rejected, SourceRecords, refuse_duplicates
 from prefect_augment.sources.csv_types import ColumnTyper, count_decimals, is_number
 from prefect_augment.sources.other_formats import what_it_is
 from prefect_augment.storage.spill import Workspace
@@ -70,13 +64,16 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
         # Rows as text, then types, then records.
         blocks = _Blocks(workspace, header)
         with text.open() as file_lines:
-            lines = _Lines(file_lines)
+            taken: list[str] = []
             reader = csv.reader(
-                lines, delimiter=separator, skipinitialspace=skip_blanks, strict=True
+                _noted(file_lines, taken),
+                delimiter=separator,
+                skipinitialspace=skip_blanks,
+                strict=True,
             )
             if has_header:
                 _skip_header(reader, name)
-            blocks.read(reader, lines, name)
+            blocks.read(reader, taken, name)
         names, notes = blocks.without_blank_column()
         typers, mark = blocks.typers(names, source, separator)
         layout = (
@@ -85,7 +82,12 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
         layout += ", decimal comma" if mark == "," else ""
         layout += "" if has_header else ", no header line: columns are named column_1, column_2 …"
         layout += ", blanks after separators left out" if skip_blanks else ""
-        file_notes = (layout, *doubts, *notes, *_missing_notes(names, typers))
+        missing = (
+            f"column {name!r}: {typer.n_missing_words} values such as NA or ? read as missing"
+            for name, typer in zip(names, typers, strict=True)
+            if typer.n_missing_words
+        )
+        file_notes = (layout, *doubts, *notes, *missing)
         for batch in blocks.typed(names, typers, separator):
             yield replace(batch, notes=file_notes)
             file_notes = ()
@@ -101,17 +103,6 @@ def _skip_header(reader: Iterator[list[str]], name: str) -> None:
             path=name,
             line=1,
         ) from exc
-
-
-def _missing_notes(names: Sequence[str], typers: Sequence[ColumnTyper]) -> list[str]:
-    return [
-        f"column {name!r}: {typer.n_missing_words} values such as NA or ? read as missing"
-        for name, typer in zip(names, typers, strict=True)
-        if typer.n_missing_words
-    ]
-
-
-# --- layout -----------------------------------------------------------------------------------
 
 
 def _find_separator(text: "Text", requested: str) -> str:
@@ -164,18 +155,8 @@ def _header(
         and (source.label in numbered or _is_data(first, below))
     ):
         return numbered, False, ()
-    if not below:
-        raise EmptyFileError(
-            f"{name} has a header and no records; expected at least one record.", path=name
-        )
     names = [field or f"column_{j + 1}" for j, field in enumerate(first)]
-    repeated = sorted(field for field, n in Counter(names).items() if n > 1)
-    if repeated:
-        raise SchemaError(
-            f"{name} has more than one column named {', '.join(map(repr, repeated))}; "
-            "rename or drop all but one of each.",
-            columns=repeated,
-        )
+    refuse_duplicates(names, name)
     doubts = () if source.header == "yes" else _doubts(first, below)
     return names, True, doubts
 
@@ -210,25 +191,11 @@ def _is_data(first: Sequence[str], below: Sequence[Sequence[str]]) -> bool:
     return bool(numeric) and all(is_number(first[j]) for j in numeric)
 
 
-# --- rows -------------------------------------------------------------------------------------
-
-
-class _Lines:
-    """Lines of a text, keeping those since the last row as the raw text of a rejected one."""
-
-    def __init__(self, lines: Iterable[str]) -> None:
-        self._lines = iter(lines)
-        self.taken: list[str] = []
-        self.n_taken = 0
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = next(self._lines)
-        self.taken.append(line)
-        self.n_taken += 1
-        return line
+def _noted(lines: Iterable[str], taken: list[str]) -> Iterator[str]:
+    """Yield lines; those since the last row are kept as the raw text of a rejected one."""
+    for line in lines:
+        taken.append(line)
+        yield line
 
 
 class _Blocks:
@@ -237,44 +204,41 @@ class _Blocks:
     def __init__(self, workspace: Workspace, header: Sequence[str]) -> None:
         self._header = list(header)
         self._texts = workspace.spill()
-        # Per block: the rows' line numbers, and the lines that do not fit.
-        self._positions: list[Int] = []
-        self._rejected: list[list[Rejected]] = [[]]
+        self._positions: list[Int] = []  # line numbers of the rows, per block
+        self._rejected: list[Rejected] = []
 
-    def read(self, reader: Iterator[list[str]], lines: _Lines, name: str) -> None:
-        """Read all rows."""
+    def read(self, reader: Iterator[list[str]], taken: list[str], name: str) -> None:
+        """Read all rows; ``taken`` are the lines that the reader has taken."""
         rows: list[list[str]] = []
         positions: list[int] = []
         n_rows = n_bytes = 0
+        line = 1
         while True:
-            lines.taken.clear()
-            line = lines.n_taken + 1
+            line += len(taken)
+            taken.clear()
             try:
                 row = next(reader)
             except StopIteration:
                 break
             except csv.Error as exc:
-                self._rejected[-1].append(_unreadable(exc, line, lines, name))
+                self._rejected.append(_unreadable(exc, line, taken, name))
                 continue
             if not row:
                 continue
             if len(row) == len(self._header):
                 rows.append(row)
                 positions.append(line)
-                n_bytes += sum(map(len, lines.taken))
+                n_bytes += sum(map(len, taken))
                 n_rows += 1
             else:
                 reason = f"{len(row)} fields where the header has {len(self._header)}"
-                raw = "".join(lines.taken).rstrip("\r\n")[:MAX_RAW]
-                self._rejected[-1].append(Rejected(line, reason, raw))
+                self._rejected.append(Rejected(line, reason, _raw(taken)))
             if len(rows) >= ROWS_AT_ONCE or n_bytes > BYTES_AT_ONCE:
                 self._put(rows, positions)
-                self._rejected.append([])
                 rows, positions, n_bytes = [], [], 0
         if rows:
             self._put(rows, positions)
-        rejected = [r for block in self._rejected for r in block]
-        _refuse_unreadable(n_rows, rejected, name)
+        _refuse_unreadable(n_rows, self._rejected, name)
 
     def _put(self, rows: list[list[str]], positions: list[int]) -> None:
         columns = [
@@ -298,7 +262,6 @@ class _Blocks:
     def typers(
         self, names: Sequence[str], source: Source, separator: str
     ) -> tuple[list[ColumnTyper], str]:
-        """Return a typer per column, and the decimal mark."""
         mark = source.decimal if source.decimal != "auto" else self._mark(len(names), separator)
         typers = [ColumnTyper(decimal=mark, strict=name == source.label) for name in names]
         for block in self._texts:
@@ -322,9 +285,9 @@ class _Blocks:
     def typed(
         self, names: Sequence[str], typers: Sequence[ColumnTyper], separator: str
     ) -> Iterator[SourceRecords]:
-        """Yield the blocks with their types; misfits are rejected."""
-        for k, block in enumerate(self._texts):
-            positions = self._positions[k]
+        """Yield the blocks with their types, the first with the lines that do not fit; misfits are rejected."""
+        rejected = self._rejected
+        for block, positions in zip(self._texts, self._positions, strict=True):
             texts = [block.column(j).combine_chunks() for j in range(len(names))]
             columns: list[pa.Array] = []
             reasons: dict[int, str] = {}
@@ -334,23 +297,22 @@ class _Blocks:
                 for i, reason in misfits.items():
                     reasons.setdefault(i, f"column {name!r}: {reason}")
             table = pa.table(columns, names=list(names))
-            rejected = list(self._rejected[k])
-            if k + 1 == len(self._positions):
-                rejected += [r for block_ in self._rejected[k + 1 :] for r in block_]
+            for i, why in reasons.items():
+                raw = separator.join(t[i].as_py() or "" for t in texts)
+                rejected.append(Rejected(int(positions[i]), why, raw))
             if reasons:
-                rejected += [
-                    Rejected(
-                        int(positions[i]), why, separator.join(t[i].as_py() or "" for t in texts)
-                    )
-                    for i, why in reasons.items()
-                ]
                 keep = np.ones(len(positions), dtype=bool)
                 keep[list(reasons)] = False
                 table, positions = table.filter(pa.array(keep)), positions[keep]
             yield SourceRecords(table, positions, tuple(sorted(rejected, key=lambda r: r.position)))
+            rejected = []
 
 
-def _unreadable(exc: csv.Error, line: int, lines: _Lines, name: str) -> Rejected:
+def _raw(taken: Sequence[str]) -> str:
+    return "".join(taken).rstrip("\r\n")[:MAX_RAW]
+
+
+def _unreadable(exc: csv.Error, line: int, taken: Sequence[str], name: str) -> Rejected:
     """Reject a row with a stray quote; refuse the file if a quote never closes and hides the rest."""
     message = str(exc)
     if "unexpected end of data" in message or "field larger" in message:
@@ -365,9 +327,7 @@ def _unreadable(exc: csv.Error, line: int, lines: _Lines, name: str) -> Rejected
             path=name,
             line=line,
         ) from exc
-    return Rejected(
-        line, "a quote inside a field is not doubled", "".join(lines.taken).rstrip("\r\n")[:MAX_RAW]
-    )
+    return Rejected(line, "a quote inside a field is not doubled", _raw(taken))
 
 
 def _refuse_unreadable(n_rows: int, rejected: Sequence[Rejected], name: str) -> None:
@@ -395,17 +355,15 @@ BOMS = (
 
 
 class Text:
-    """The decoded text of a file, piece by piece, any number of times; gzip is unpacked.
+    """The decoded text of a file, piece by piece, any number of times; gzip is unpacked, ``auto`` looks at all bytes.
 
-    The encoding ``auto`` is detected from all bytes. Raises InputError if the file is not text of its encoding
-    or damaged gzip, ParameterError for an unknown encoding.
+    Raises InputError if it is not text of its encoding or damaged gzip, ParameterError for an unknown encoding.
     """
 
     def __init__(self, file: IO[bytes], name: str, requested: str) -> None:
         self._file = file
         self._name = name
         self._n_bytes = size_of(file)
-        self._is_gzip = file.read(2) == b"\x1f\x8b"
         encodings = [requested]
         if requested == "auto":
             encodings = _likely_encodings(next(self._pieces(), b""))
@@ -439,56 +397,26 @@ class Text:
         if has_zero:
             start = next(self._pieces(), b"")
             why = what_it_is(start, self._name) or "it is not text, or its encoding must be given"
-            raise InputError(
-                f"{self._name} holds zero bytes: {why}.",
-                path=self._name,
-            )
+            raise InputError(f"{self._name} holds zero bytes: {why}.", path=self._name)
         return is_blank
 
     def _pieces(self) -> Iterator[bytes]:
         total = 0
-        with self._bytes() as raw:
+        with unpacked(self._file, self._name) as raw:
             while piece := raw.read(PIECE_BYTES):
                 total += len(piece)
                 refuse_bomb(self._name, self._n_bytes, total)
                 yield piece
 
     @contextmanager
-    def _bytes(self) -> Iterator[IO[bytes]]:
-        self._file.seek(0)
-        if not self._is_gzip:
-            yield self._file
-            return
-        try:
-            with gzip.GzipFile(fileobj=self._file) as raw:
-                yield raw  # type: ignore[misc]
-        except UNPACK_ERRORS as exc:
-            raise InputError(
-                f"{self._name} cannot be unpacked ({exc}); it may be cut off. Write it again.",
-                path=self._name,
-            ) from exc
-
-    @contextmanager
     def open(self) -> Iterator[Iterator[str]]:
         """Yield the lines, with their line ends."""
-        with self._bytes() as raw:
-            buffered = io.BufferedReader(_Raw(raw), PIECE_BYTES)
-            yield io.TextIOWrapper(buffered, self._codec, newline="")
-
-
-class _Raw(io.RawIOBase):
-    """The stream under a buffer; closing it leaves the file open."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._inner = file
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        piece = self._inner.read(len(buffer))
-        buffer[: len(piece)] = piece
-        return len(piece)
+        with unpacked(self._file, self._name) as raw:
+            text = io.TextIOWrapper(raw, self._codec, newline="")
+            try:
+                yield text
+            finally:
+                text.detach()  # the file stays open
 
 
 def _likely_encodings(data: bytes) -> list[str]:

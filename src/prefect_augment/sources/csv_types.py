@@ -1,7 +1,6 @@
 """Type inference for the text columns of CSV files, and the rows that do not fit."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -14,25 +13,19 @@ MIN_PARSED = 0.99
 MIN_DISTINCT = 20
 MISSING_WORDS = ("na", "n/a", "nan", "null", "none", "?", "-")
 
-INTEGER = r"^[+-]?\d+$"
 LEADING_ZERO = r"^[+-]?0\d+$"
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 COMMA_NUMBER = r"^[+-]?(\d+,\d*|,\d+)([eE][+-]?\d+)?$"
 POINT_NUMBER = r"^[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?$"
 INFINITE = r"^[+-]?(inf|infinity)$"
-DATE = r"^\d{4}-\d{2}-\d{2}$"
-TIME = r"\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?"
-TIMESTAMP = rf"^\d{{4}}-\d{{2}}-\d{{2}}[T ]{TIME}$"
+TIME = r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?"
 NANO = r"\.\d{7,9}"
-ZONED = rf"^\d{{4}}-\d{{2}}-\d{{2}}[T ]{TIME}(Z|[+-]\d{{2}}:?\d{{2}})$"
 
 
 def is_number(text: str) -> bool:
     """Tell whether a field is a number, with point or comma."""
-    text = text.strip()
-    return bool(
-        re.match(NUMBER, text) or re.match(COMMA_NUMBER, text) or re.match(INFINITE, text.lower())
-    )
+    pattern = f"{NUMBER}|{COMMA_NUMBER}|{INFINITE}"
+    return re.match(pattern, text.strip(), re.IGNORECASE) is not None
 
 
 def count_decimals(column: pa.Array) -> tuple[int, int]:
@@ -63,9 +56,8 @@ class ColumnTyper:
         self._strict = strict
         self._n_values = 0
         self._has_leading_zero = False
-        self._seen = {kind.name: _Seen() for kind in TEXT_TYPES}
+        self._seen = {kind.name: Seen(kind) for kind in TEXT_TYPES}
         self._kind: TextKind | None = None
-        self._unit = "us"
         self.n_missing_words = 0
         self.type: pa.DataType = pa.string()
 
@@ -82,38 +74,32 @@ class ColumnTyper:
             return
         if self._decimal == ",":
             trimmed = _with_point(trimmed)
-        for kind in TEXT_TYPES:
-            n_matching = self._seen[kind.name].add(trimmed, kind)
-            if kind.name == "whole number" and n_matching == left:
-                self._seen[NUMBER_KIND.name].add(trimmed, NUMBER_KIND)
+        for name, seen in self._seen.items():
+            n_matching = seen.add(trimmed)
+            if name == "whole number" and n_matching == left:
+                self._seen["number"].add(trimmed)
             if n_matching == left:  # then no value is of a kind that comes after
                 return
 
     def decide(self) -> None:
         """Decide on the type."""
-        n_words, n_values = self.n_missing_words, self._n_values - self.n_missing_words
+        n_values = self._n_values - self.n_missing_words
         if self._n_values == 0:
             self.type = pa.null()
         elif n_values and not self._has_leading_zero:
-            for kind in TEXT_TYPES:
-                seen = self._seen[kind.name]
-                if not self._is(kind, seen, n_values):
-                    continue
-                # An integer beyond 64 bits is a code, and a float would lose digits.
-                if seen.fails or (seen.is_nano and seen.fails_as_nano):
-                    break
-                self._kind = kind
-                self._unit = "ns" if seen.is_nano else "us"
-                self.type = kind.type_of(self._unit)
-                break
-        self.n_missing_words = n_words if self._kind is not None else 0
+            seen = next((s for s in self._seen.values() if self._is(s, n_values)), None)
+            # An integer beyond 64 bits is a code, and a float would lose digits.
+            if seen is not None and seen.type is not None:
+                self._kind, self.type = seen.kind, seen.type
+        if self._kind is None:
+            self.n_missing_words = 0
 
-    def _is(self, kind: "TextKind", seen: "_Seen", n_values: int) -> bool:
+    def _is(self, seen: "Seen", n_values: int) -> bool:
         if seen.n_matching == n_values:
             return True
         if self._strict or seen.n_matching <= MIN_PARSED * n_values:
             return False
-        if kind.name == "whole number" and self._seen[NUMBER_KIND.name].n_matching == n_values:
+        if seen.kind.name == "whole number" and self._seen["number"].n_matching == n_values:
             return False  # the misfits are decimals: the column holds numbers
         return len(seen.distinct) > MIN_DISTINCT
 
@@ -124,32 +110,35 @@ class ColumnTyper:
         trimmed = _trimmed(text)[0]
         if self._decimal == ",":
             trimmed = _with_point(trimmed)
-        fits = _fits(trimmed, self._kind)
-        bad = pc.fill_null(pc.invert(fits), False)
-        misfits: dict[int, str] = {}
-        if pc.any(bad, min_count=0).as_py():
+        bad = pc.fill_null(pc.invert(_fits(trimmed, self._kind)), False)
+        why = f"is not a {self._kind.name}, as over 99 % of its values are"
+        misfits = {
+            i: f"{text[i].as_py()[:60]!r} {why}" for i in pc.indices_nonzero(bad).to_pylist()
+        }
+        if misfits:
             trimmed = pc.if_else(bad, None, trimmed)
-            for i in pc.indices_nonzero(bad).to_pylist():
-                value = text[i].as_py()
-                misfits[i] = (
-                    f"{value[:60]!r} is not a {self._kind.name}, as over 99 % of its values are"
-                )
-        return self._kind.convert(trimmed, self._unit), misfits
+        return self._kind.convert(trimmed, self.type), misfits
 
 
-class _Seen:
-    """The values of a column that match one type."""
+class Seen:
+    """The values of a column that are of one kind."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: "TextKind") -> None:
+        self.kind = kind
         self.n_matching = 0
         self.distinct: set[str] = set()  # no more than are needed
-        self.fails = False
-        self.is_nano = False
-        self.fails_as_nano = False
+        self._fails = self._is_nano = self._fails_as_nano = False
 
-    def add(self, trimmed: pa.Array, kind: "TextKind") -> int:
+    @property
+    def type(self) -> pa.DataType | None:
+        """The type that holds all of them, or None."""
+        if self._fails or (self._is_nano and self._fails_as_nano):
+            return None
+        return self.kind.in_nanoseconds if self._is_nano else self.kind.type
+
+    def add(self, trimmed: pa.Array) -> int:
         """Count a block and return how many of its values match."""
-        fits = _fits(trimmed, kind)
+        fits = _fits(trimmed, self.kind)
         n_matching = int(pc.sum(fits).as_py() or 0)
         if n_matching == 0:
             return 0
@@ -159,11 +148,11 @@ class _Seen:
             self.distinct.update(
                 fitting.unique().drop_null().slice(0, 2 * MIN_DISTINCT).to_pylist()
             )
-        if kind.name == "whole number":
-            self.fails |= not converts(fitting, kind, "us")
-        if kind.has_unit:
-            self.is_nano |= _count(fitting, NANO) > 0
-            self.fails_as_nano |= not converts(fitting, kind, "ns")
+        if self.kind.name == "whole number":
+            self._fails |= not _converts(fitting, self.kind, self.kind.type)
+        if pa.types.is_timestamp(self.kind.type):
+            self._is_nano |= _count(fitting, NANO) > 0
+            self._fails_as_nano |= not _converts(fitting, self.kind, self.kind.in_nanoseconds)
         return n_matching
 
 
@@ -180,24 +169,24 @@ def _trimmed(text: pa.Array) -> tuple[pa.Array, int, int]:
 def _fits(trimmed: pa.Array, kind: "TextKind") -> pa.Array:
     """Return which values are of the type, null for none; 2024-02-30 looks like a date and is not."""
     fits = pc.match_substring_regex(trimmed, kind.pattern, ignore_case=True)
-    if not kind.is_date or not pc.any(fits, min_count=0).as_py():
+    if not pa.types.is_temporal(kind.type) or not pc.any(fits, min_count=0).as_py():
         return fits
     looks = pc.if_else(fits, trimmed, None)
-    if converts(looks, kind, "us") and _count(looks, NANO) == 0:
+    if _converts(looks, kind, kind.type) and _count(looks, NANO) == 0:
         return fits
-    distinct = [v for v in looks.unique().drop_null().to_pylist() if _is_valid(v, kind)]
-    return pc.and_(fits, pc.is_in(looks, value_set=pa.array(distinct, pa.string())))
+    valid = [v for v in looks.unique().drop_null().to_pylist() if _is_valid(v, kind)]
+    return pc.and_(fits, pc.is_in(looks, value_set=pa.array(valid, pa.string())))
 
 
 def _is_valid(value: str, kind: "TextKind") -> bool:
-    one = pa.array([value], pa.string())
-    return converts(one, kind, "ns" if re.search(NANO, value) else "us")
+    type_ = kind.in_nanoseconds if re.search(NANO, value) else kind.type
+    return _converts(pa.array([value], pa.string()), kind, type_)
 
 
-def converts(values: pa.Array, kind: "TextKind", unit: str) -> bool:
+def _converts(values: pa.Array, kind: "TextKind", type_: pa.DataType) -> bool:
     """Tell whether all texts are of the kind: 2024-02-30 is no date, nor 1600 a point in nanoseconds."""
     try:
-        kind.convert(values, unit)
+        kind.convert(values, type_)
     except pa.ArrowInvalid:
         return False
     return True
@@ -205,14 +194,25 @@ def converts(values: pa.Array, kind: "TextKind", unit: str) -> bool:
 
 @dataclass(frozen=True)
 class TextKind:
-    """A type that text may hold: the pattern of its texts, and the conversion."""
+    """A type that text may hold, and the pattern of its texts."""
 
     name: str
     pattern: str
-    convert: Callable[[pa.Array, str], pa.Array]
-    type_of: Callable[[str], pa.DataType]
-    is_date: bool = False
-    has_unit: bool = False
+    type: pa.DataType
+
+    @property
+    def in_nanoseconds(self) -> pa.DataType:
+        """The type of points in time that end in 2262 and have nine digits of a second."""
+        is_time = pa.types.is_timestamp(self.type)
+        return pa.timestamp("ns", self.type.tz) if is_time else self.type
+
+    def convert(self, text: pa.Array, type_: pa.DataType) -> pa.Array:
+        """Return texts in the type, or in nanoseconds; raises ArrowInvalid where one has no such value."""
+        if pa.types.is_boolean(type_):
+            text = pc.utf8_lower(text)
+        elif not pa.types.is_temporal(type_):
+            text = pc.replace_substring_regex(text, r"^\+", "")
+        return text.cast(type_)
 
 
 def _with_point(trimmed: pa.Array) -> pa.Array:
@@ -221,48 +221,14 @@ def _with_point(trimmed: pa.Array) -> pa.Array:
     return pc.if_else(is_comma, pc.replace_substring(trimmed, ",", "."), trimmed)
 
 
-def _plain_number(text: pa.Array) -> pa.Array:
-    return pc.replace_substring_regex(text, r"^\+", "")
-
-
-NUMBER_KIND = TextKind(
-    "number",
-    f"({NUMBER})|({INFINITE})",
-    lambda t, unit: _plain_number(t).cast(pa.float64()),
-    lambda unit: pa.float64(),
-)
 TEXT_TYPES = (
+    TextKind("truth value", r"^(true|false)$", pa.bool_()),
+    TextKind("whole number", r"^[+-]?\d+$", pa.int64()),
+    TextKind("number", f"({NUMBER})|({INFINITE})", pa.float64()),
+    TextKind("date", r"^\d{4}-\d{2}-\d{2}$", pa.date32()),
+    TextKind("point in time", rf"^{TIME}$", pa.timestamp("us")),
     TextKind(
-        "truth value",
-        r"^(true|false)$",
-        lambda t, unit: pc.utf8_lower(t).cast(pa.bool_()),
-        lambda unit: pa.bool_(),
-    ),
-    TextKind(
-        "whole number",
-        INTEGER,
-        lambda t, unit: _plain_number(t).cast(pa.int64()),
-        lambda unit: pa.int64(),
-    ),
-    NUMBER_KIND,
-    TextKind(
-        "date", DATE, lambda t, unit: t.cast(pa.date32()), lambda unit: pa.date32(), is_date=True
-    ),
-    TextKind(
-        "point in time",
-        TIMESTAMP,
-        lambda t, unit: t.cast(pa.timestamp(unit)),
-        pa.timestamp,
-        is_date=True,
-        has_unit=True,
-    ),
-    TextKind(
-        "point in time with zone",
-        ZONED,
-        lambda t, unit: t.cast(pa.timestamp(unit, tz="UTC")),
-        lambda unit: pa.timestamp(unit, tz="UTC"),
-        is_date=True,
-        has_unit=True,
+        "point in time with zone", rf"^{TIME}(Z|[+-]\d{{2}}:?\d{{2}})$", pa.timestamp("us", "UTC")
     ),
 )
-DATE_KINDS = tuple(kind for kind in TEXT_TYPES if kind.is_date)
+DATE_KINDS = tuple(kind for kind in TEXT_TYPES if pa.types.is_temporal(kind.type))

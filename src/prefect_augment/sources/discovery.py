@@ -17,18 +17,16 @@ from typing import IO, Any, Literal, cast
 import fsspec
 from pydantic import ValidationError
 
-from prefect_augment.errors import InputError, StorageError
+from prefect_augment.errors import InputError, SourceChangedError, StorageError
 from prefect_augment.params import Source
 from prefect_augment.registry import FORMATS
 from prefect_augment.schema import INDEX, LatentInfo, Manifest, ShardInfo
 from prefect_augment.sources.archives import ARCHIVE_ENDINGS
-from prefect_augment.sources.base import StoredTable
-from prefect_augment.sources.guard import untrusted
+from prefect_augment.sources.base import StoredTable, untrusted
 from prefect_augment.sources.hf_layout import CARD, choose_files
 from prefect_augment.sources.images.files import is_ignored, is_image_name, match_segments
 from prefect_augment.sources.other_formats import name_others
-from prefect_augment.sources.sql import SCHEMES, database_kind, query_table
-from prefect_augment.sources.table_formats import find_table
+from prefect_augment.sources.tables import SCHEMES, database_kind, find_table, query_table
 from prefect_augment.storage import Store, latest_version, open_store, read_manifest
 
 Format = Literal["parquet", "csv", "jsonl", "arrow", "excel", "folder", "archive", "table"]
@@ -101,24 +99,13 @@ def list_source(uri: str, *, requested: str, options: dict[str, Any] | None) -> 
         table = find_table(store, paths, part, options or {})
         if table is not None:
             return _one_table(store, table)
-    # A folder of ours is read by its manifest or index.
-    if not objects.is_exact:
-        manifest = _manifest_of(store)
-        if manifest is not None:
-            ours = sorted(s.path for s in manifest.shards if s.origin == "real")
-            is_tar = bool(ours) and all(_format(p) == "archive" for p in ours)
-            kind: Format = "archive" if is_tar else "parquet"
-            return Listing(store, tuple(entry_of(store, p) for p in ours), kind, manifest)
-        if denoised := denoised_shards(store):
-            entries = tuple(entry_of(store, shard.path) for shard in denoised)
-            return Listing(store, entries, "parquet", denoised=denoised)
+    if not objects.is_exact and (ours := _ours(store)) is not None:
+        return ours
     notes: tuple[str, ...] = ()
-    chosen = None
     if not objects.is_exact and not objects.is_glob:
         with untrusted(f"{uri}/{CARD}", "a dataset card"):
-            chosen = choose_files(paths, store)
-    if chosen is not None:
-        paths, notes = list(chosen.paths), chosen.notes
+            if (chosen := choose_files(paths, store)) is not None:
+                paths, notes = list(chosen.paths), chosen.notes
     source_format = _chosen_format(paths, requested, is_exact=objects.is_exact)
     if source_format == "folder":
         return _image_files(objects)
@@ -128,7 +115,12 @@ def list_source(uri: str, *, requested: str, options: dict[str, Any] | None) -> 
     matching = (
         paths
         if objects.is_exact and requested in FORMATS
-        else [p for p in paths if _has_format(p, requested, source_format)]
+        else [
+            p
+            for p in paths
+            if _family(p) == source_format
+            and (source_format == "archive" or requested in ("auto", _format(p)))
+        ]
     )
     if not matching:
         raise InputError(_nothing(uri, requested, paths), uri=uri)
@@ -167,11 +159,16 @@ def _one_table(store: Store, table: StoredTable) -> Listing:
     return Listing(store, (entry,), "table", table=table)
 
 
-def notes_of_files(notes: Iterable[tuple[str, str, int]]) -> list[str]:
-    """Return distinct notes, each with the first file it was made on.
+def changed(listing: Listing, path: str) -> SourceChangedError:
+    """Return the error for an object that is not as it was listed."""
+    return SourceChangedError(
+        f"{path} changed while it was read; run again when nothing writes to {listing.store.uri}.",
+        path=path,
+    )
 
-    ``notes`` are (note, file, number of files); an empty file stands for all.
-    """
+
+def notes_of_files(notes: Iterable[tuple[str, str, int]]) -> list[str]:
+    """Return distinct notes of (note, file, number of files), each with the first file; no file stands for all."""
     of: dict[str, tuple[str, int]] = {}
     for note, path, n in notes:
         first, count = of.get(note, (path, 0))
@@ -207,36 +204,29 @@ def _chosen_format(paths: list[str], requested: str, *, is_exact: bool) -> str:
     """Return ``table``, ``archive`` or ``folder``: the requested one, or that of most files."""
     if requested in FORMATS:
         return "table"
-    shown = [p for p in paths if is_exact or not is_ignored(p)]
-    count = Counter(_family(p) for p in shown)
+    count = Counter(_family(p) for p in paths if is_exact or not is_ignored(p))
     if requested in LAYOUTS:
-        return "archive" if count["archive"] > count["image"] else "folder"
-    best = max(("table", "archive", "image"), key=lambda kind: count[kind])
-    return "folder" if best == "image" else best
+        return "archive" if count["archive"] > count["folder"] else "folder"
+    return max(("table", "archive", "folder"), key=lambda family: count[family])
 
 
 def _family(path: str) -> str:
     kind = _format(path)
     if kind is None:
-        return "image" if is_image_name(path) else "other"
+        return "folder" if is_image_name(path) else "other"
     return "archive" if kind == "archive" else "table"
-
-
-def _has_format(path: str, requested: str, family: str) -> bool:
-    if family == "archive":
-        return _format(path) == "archive"
-    return _family(path) == "table" and requested in ("auto", _format(path))
 
 
 def _nothing(uri: str, requested: str, paths: list[str]) -> str:
     endings = [entry.endings[0] for entry in FORMATS.values()]
     wanted = f"{', '.join(endings[:-1])} or {endings[-1]}" if requested == "auto" else requested
     images = ", and no images," if requested == "auto" else ""
-    other = f"{len(paths)} other files" if paths else "nothing"
-    advice = ", or say source.format." if paths and requested == "auto" else "."
-    if named := name_others(paths):
-        return f"no {wanted} file{images} at {uri}: found {named}."
-    return f"no {wanted} file{images} at {uri}: found {other}. Check the location{advice}"
+    what = name_others(paths)
+    if not what:
+        advice = ", or say source.format" if paths and requested == "auto" else ""
+        other = f"{len(paths)} other files" if paths else "nothing"
+        what = f"{other}. Check the location{advice}"
+    return f"no {wanted} file{images} at {uri}: found {what}."
 
 
 def _image_files(objects: "_Objects") -> Listing:
@@ -249,18 +239,12 @@ def _image_files(objects: "_Objects") -> Listing:
             "folder of images has a folder per class, or annotations beside the images.",
             uri=objects.store.uri,
         )
-    return Listing(
-        objects.store,
-        tuple(sorted(entries, key=lambda e: e.path)),
-        "folder",
-        n_loops=objects.n_loops,
-    )
+    entries.sort(key=lambda e: e.path)
+    return Listing(objects.store, tuple(entries), "folder", n_loops=objects.n_loops)
 
 
 @dataclass(frozen=True)
 class _Objects:
-    """All objects at a URI, of any format."""
-
     store: Store
     entries: dict[str, Entry]
     is_exact: bool = False
@@ -278,17 +262,11 @@ def _find(uri: str, options: dict[str, Any] | None) -> _Objects:
         return _walk(store)
     fixed, pattern = _cut_at_magic(store.uri)
     objects = _walk(open_store(fixed, options=options))
-    segments = pattern.split("/")
-    matching = {
-        path: entry
-        for path, entry in objects.entries.items()
-        if match_segments(path.split("/"), segments)
-    }
+    matching = {p: e for p, e in objects.entries.items() if match_segments(p, pattern)}
     return _Objects(objects.store, matching, is_glob=True, n_loops=objects.n_loops)
 
 
 def _walk(store: Store) -> _Objects:
-    """List everything below a root in one pass, sorted by path."""
     if store.is_local:
         loops: list[str] = []
         entries = {e.path: e for e in _walk_folder(store.root, "", frozenset(), loops)}
@@ -349,11 +327,18 @@ def _cut_at_magic(uri: str) -> tuple[str, str]:
     )
 
 
-def _manifest_of(store: Store) -> Manifest | None:
-    """Return the newest manifest of a folder that we published, else None."""
-    if not store.exists("_manifests") or latest_version(store) is None:
-        return None
-    return read_manifest(store)
+def _ours(store: Store) -> Listing | None:
+    """Return the real shards of a folder of ours, by its manifest or index; None for any other folder."""
+    if store.exists("_manifests") and latest_version(store) is not None:
+        manifest = read_manifest(store)
+        paths = sorted(s.path for s in manifest.shards if s.origin == "real")
+        is_tar = bool(paths) and all(_format(p) == "archive" for p in paths)
+        kind: Format = "archive" if is_tar else "parquet"
+        return Listing(store, tuple(entry_of(store, p) for p in paths), kind, manifest)
+    if denoised := _denoised_shards(store):
+        entries = tuple(entry_of(store, shard.path) for shard in denoised)
+        return Listing(store, entries, "parquet", denoised=denoised)
+    return None
 
 
 def _format(path: str) -> Format | None:
@@ -367,19 +352,14 @@ def entry_of(store: Store, path: str) -> Entry:
 
 
 def _etag(store: Store, path: str, info: dict[str, Any]) -> str:
-    etag = next(
-        (str(info[k]) for k in ("ETag", "etag", "md5Hash", "content_md5", "crc32c") if info.get(k)),
-        "",
-    )
-    if not etag:
-        times = [
-            info[k]
-            for k in ("mtime_ns", "mtime", "LastModified", "last_modified", "updated")
-            if info.get(k)
-        ]
-        changed = times[0] if times else _modified(store, path)
-        etag = f"{info['size']}-{changed}"
-    return etag.strip('"')
+    def first(*names: str) -> Any:
+        return next((info[name] for name in names if info.get(name)), None)
+
+    etag = first("ETag", "etag", "md5Hash", "content_md5", "crc32c")
+    if etag is None:
+        changed_at = first("mtime_ns", "mtime", "LastModified", "last_modified", "updated")
+        etag = f"{info['size']}-{changed_at or _modified(store, path)}"
+    return str(etag).strip('"')
 
 
 def _modified(store: Store, path: str) -> str:
@@ -392,24 +372,19 @@ def _modified(store: Store, path: str) -> str:
 PART = "aug_split"  # the column that says which part a record is of
 
 
-def denoised_shards(store: Store) -> tuple[ShardInfo, ...] | None:
-    """Return the real shards that ``denoise`` wrote to the folder; None for any other folder."""
+def _denoised_shards(store: Store) -> tuple[ShardInfo, ...]:
+    """Return the real shards that ``denoise`` wrote to the folder; none of any other folder."""
     if not store.exists(INDEX):
-        return None
+        return ()
     try:
         info = LatentInfo.model_validate_json(store.read(INDEX))
     except ValidationError:  # another tool's file of that name
-        return None
-    if info.use != "denoised":
-        return None
-    return tuple(shard for shard in info.shards if shard.origin == "real")
+        return ()
+    return tuple(s for s in info.shards if s.origin == "real" and info.use == "denoised")
 
 
 def with_its_holdout(source: Source, shards: tuple[ShardInfo, ...]) -> Source:
-    """Return the source with the denoised hold-out as its own, unless it names another.
-
-    The denoising model was trained on the other parts.
-    """
+    """Return the source with the denoised hold-out, which no model was trained on, unless it names another."""
     parts = {shard.split for shard in shards}
     is_divided = "holdout" in parts and len(parts) > 1
     if source.holdout_column or source.holdout_uri or not is_divided:

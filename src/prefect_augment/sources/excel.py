@@ -10,17 +10,14 @@ import pyarrow as pa
 from prefect_augment.errors import EmptyFileError, InputError, MissingExtraError
 from prefect_augment.params import Source
 from prefect_augment.sources.archives import refuse_bomb, size_of
-from prefect_augment.sources.base import SourceRecords
-from prefect_augment.sources.guard import untrusted
-from prefect_augment.sources.parquet import refuse_duplicates
+from prefect_augment.sources.base import SourceRecords, refuse_duplicates, untrusted
 from prefect_augment.text import suggestion
 
 
 def read_sheet(file: IO[bytes], *, name: str, source: Source, sheet: str = "") -> SourceRecords:
-    """Return the records of one sheet, whose first line names the columns; types go by all cells.
+    """Return the records of one sheet, the first by default, whose first line names the columns; types go by all cells.
 
-    ``sheet`` is its name, empty for the first. ``positions`` count records from 1. Raises InputError if the
-    workbook is damaged, unpacks to far more than its size, or has no such sheet.
+    Raises InputError if the workbook is damaged, unpacks to far more than its size, or has no such sheet.
     """
     try:
         import fastexcel

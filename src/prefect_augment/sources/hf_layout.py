@@ -37,8 +37,7 @@ class Chosen:
 def choose_files(paths: Sequence[str], store: Store) -> Chosen | None:
     """Return the files with the records of a Hugging Face dataset folder; None if it is not one.
 
-    Raises InputError if the folder names files that are not in it, or no split or configuration is the
-    obvious one.
+    Raises InputError if it names files that are not there, or has no obvious split or configuration.
     """
     if {STATE, INFO} <= set(paths):
         return Chosen(_saved(paths, store, ""))
@@ -82,9 +81,6 @@ def _example(paths: Sequence[str]) -> str:
     return f"{folder}/{glob}" if folder else glob
 
 
-# --- save_to_disk -----------------------------------------------------------------------------
-
-
 def _saved_splits(paths: Sequence[str], store: Store) -> dict[str, tuple[str, ...]]:
     listed = _read_json(store, DICT).get("splits")
     splits = [str(name) for name in listed] if isinstance(listed, list) else []
@@ -98,24 +94,24 @@ def _saved_splits(paths: Sequence[str], store: Store) -> dict[str, tuple[str, ..
 def _saved(paths: Sequence[str], store: Store, folder: str) -> tuple[str, ...]:
     state = f"{folder}{STATE}"
     files = _read_json(store, state).get("_data_files")
-    names = [f.get("filename") for f in files if isinstance(f, dict)] if isinstance(files, list) else []  # fmt: skip
+    files = files if isinstance(files, list) else []
+    names = [f.get("filename") for f in files if isinstance(f, dict)]
     for name in names:
         _refuse_outside(store, state, str(name), f"{folder}{name}" in paths)
     if not names:
-        raise InputError(f"{store.uri}/{state} names no data files; save the dataset again.", path=state)  # fmt: skip
+        raise InputError(
+            f"{store.uri}/{state} names no data files; save the dataset again.", path=state
+        )
     return tuple(f"{folder}{name}" for name in names)
 
 
 def _refuse_outside(store: Store, where: str, name: str, is_there: bool) -> None:
-    if "/" in name or "\\" in name or name in ("", ".", ".."):
-        raise InputError(
-            f"{store.uri}/{where} names {name!r}, which is no file beside it; refused.", path=where
+    is_outside = "/" in name or "\\" in name or name in ("", ".", "..")
+    if is_outside or not is_there:
+        why = (
+            "is no file beside it; refused" if is_outside else "is not there; copy the folder again"
         )
-    if not is_there:
-        raise InputError(
-            f"{store.uri}/{where} names {name!r}, which is not there; copy the folder again.",
-            path=where,
-        )
+        raise InputError(f"{store.uri}/{where} names {name!r}, which {why}.", path=where)
 
 
 def _read_json(store: Store, path: str) -> dict[str, Any]:
@@ -132,9 +128,6 @@ def _read_small(store: Store, path: str) -> bytes:
     return store.read(path) if store.size(path) <= MAX_BYTES else b""
 
 
-# --- repositories -----------------------------------------------------------------------------
-
-
 def _card_splits(paths: Sequence[str], store: Store) -> dict[str, list[str]]:
     """Return the splits that the README's front matter lists; none if it lists no tables."""
     if CARD not in paths:
@@ -144,7 +137,9 @@ def _card_splits(paths: Sequence[str], store: Store) -> dict[str, list[str]]:
         return {}
     splits: dict[str, list[str]] = {}
     for split, patterns in _data_files(_chosen_config(configs, store).get("data_files")):
-        matching = [p for p in paths if any(_is_named(p, pattern) for pattern in patterns)]
+        matching = [
+            p for p in paths if any(p == glob or match_segments(p, glob) for glob in patterns)
+        ]
         if not matching:
             raise InputError(
                 f"{store.uri}/{CARD} lists {_listed(patterns)} as the files of the split {split!r}, and the folder "
@@ -159,7 +154,6 @@ def _card_splits(paths: Sequence[str], store: Store) -> dict[str, list[str]]:
 
 
 def _configs(card: bytes) -> list[dict[str, Any]]:
-    """Return the front matter's configurations that name their files."""
     match = re.match(rb"(?:\xef\xbb\xbf)?---\r?\n(.*?)\r?\n---", card, re.DOTALL)
     try:
         front = load_yaml(match[1]) if match else None
@@ -172,12 +166,10 @@ def _configs(card: bytes) -> list[dict[str, Any]]:
 
 
 def _chosen_config(configs: Sequence[dict[str, Any]], store: Store) -> dict[str, Any]:
-    for config in configs:
-        if len(configs) == 1 or config.get("default") is True:
-            return config
-    for config in configs:
-        if config.get("config_name") == "default":
-            return config
+    default = [c for c in configs if c.get("default") is True]
+    default = default or [c for c in configs if c.get("config_name") == "default"]
+    if default or len(configs) == 1:
+        return (default or configs)[0]
     names = [str(config.get("config_name")) for config in configs]
     raise InputError(
         f"{store.uri} is a Hugging Face dataset with the configurations {_listed(names)}; give the files of one as "
@@ -199,10 +191,6 @@ def _data_files(listed: Any) -> list[tuple[str, list[str]]]:
         patterns = path if isinstance(path, list) else [path]
         splits.append((split, [str(pattern).removeprefix("./") for pattern in patterns]))
     return splits
-
-
-def _is_named(path: str, pattern: str) -> bool:
-    return path == pattern or match_segments(path.split("/"), pattern.split("/"))
 
 
 def _named_splits(paths: Sequence[str]) -> dict[str, list[str]]:

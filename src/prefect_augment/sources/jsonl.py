@@ -7,60 +7,22 @@ records. Lines that do not fit are rejected with number and reason. Text dates a
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from prefect_augment.errors import EmptyFileError, InputError
 from prefect_augment.params import Source
-from prefect_augment.sources.archives import UNPACK_ERRORS, opened, refuse_bomb, size_of
+from prefect_augment.sources.archives import refuse_bomb, size_of, unpacked
 from prefect_augment.sources.base import Rejected, SourceRecords
-from prefect_augment.sources.csv_types import (
-    DATE_KINDS,
-    MIN_DISTINCT,
-    MIN_PARSED,
-    NANO,
-    TextKind,
-    converts,
-)
+from prefect_augment.sources.csv_types import DATE_KINDS, MIN_DISTINCT, MIN_PARSED, Seen, TextKind
 
 # What Arrow raises on a value that has not the type it should have.
 CONVERSION_ERRORS = (pa.ArrowException, OverflowError, TypeError, ValueError)
-
-
-@dataclass(frozen=True)
-class DateKind:
-    """A kind of date that all texts of a column can be, and whether in nanoseconds, which end in 2262."""
-
-    kind: TextKind
-    is_fine: bool = False  # some text has more than six digits of a second
-    fits_fine: bool = True
-
-    @property
-    def unit(self) -> str:
-        """Unit of the Arrow type."""
-        return "ns" if self.is_fine else "us"
-
-
-def date_kinds(text: pa.Array, so_far: Sequence[DateKind] | None) -> list[DateKind]:
-    """Return the kinds of dates that all values of a batch (without nulls) and of those before can be."""
-    candidates = map(DateKind, DATE_KINDS) if so_far is None else so_far
-    result = []
-    for before in candidates:
-        kind = before.kind
-        if not pc.all(pc.match_substring_regex(text, kind.pattern)).as_py():
-            continue
-        is_fine = before.is_fine or (
-            kind.has_unit and pc.any(pc.match_substring_regex(text, NANO)).as_py()
-        )
-        fits_fine = before.fits_fine and converts(text, kind, "ns")
-        if fits_fine if is_fine else converts(text, kind, "us"):
-            result.append(DateKind(kind, is_fine, fits_fine))
-    return result
 
 
 ROWS_AT_ONCE = 65_536
@@ -78,6 +40,7 @@ WORDS = {
     "text": "text",
     "nested": "lists or objects",
 }
+_KINDS = {bool: "bool", int: "int", float: "float", str: "text"}
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -106,9 +69,6 @@ def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sour
         notes = ()
 
 
-# --- lines ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Line:
     number: int
@@ -122,13 +82,12 @@ class _Line:
 
 
 def _lines(file: IO[bytes], name: str) -> Iterator[_Line]:
-    """Yield all lines but blank ones, parsed."""
     n_bytes = size_of(file)
-    stream = opened(file)
-    number = total = 0
-    try:
-        while raw := stream.readline(MAX_LINE_BYTES + 1):
-            number += 1
+    total = 0
+    with unpacked(file, name) as stream:
+        for number in count(1):
+            if not (raw := stream.readline(MAX_LINE_BYTES + 1)):
+                break
             total += len(raw)
             refuse_bomb(name, n_bytes, total)
             if len(raw) > MAX_LINE_BYTES:
@@ -142,12 +101,6 @@ def _lines(file: IO[bytes], name: str) -> Iterator[_Line]:
                 raw = raw.removeprefix(BOM)
             if raw.strip():
                 yield _parsed(number, raw)
-    except UNPACK_ERRORS as exc:
-        if isinstance(exc, OSError) and exc.errno is not None:
-            raise  # the store failed, not the file
-        raise InputError(
-            f"{name} cannot be unpacked ({exc}); it may be cut off. Write it again.", path=name
-        ) from exc
 
 
 def _parsed(number: int, raw: bytes) -> _Line:
@@ -210,32 +163,26 @@ def _refuse_unreadable(n_rows: int, rejected: Sequence[Rejected], name: str) -> 
         )
 
 
-# --- types ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Type:
-    """A column's Arrow type, the JSON types that fit it, and a note."""
-
     arrow: pa.DataType
     json_types: frozenset[str]
     note: str = ""
     is_spelled: bool = False  # values as JSON spells them
-    date: DateKind | None = None
+    date: TextKind | None = None
     words: str = ""
 
 
 @dataclass
 class _Column:
-    """Counts of a column's values."""
-
     counts: Counter[str] = field(default_factory=Counter)
     n_seen: int = 0
     low: int = 0
     high: int = 0
     nested: pa.DataType | None = None
     is_mixed_nested: bool = False
-    dates: list[DateKind] | None = None  # types of dates that all texts can be; None at first
+    # Kinds of dates that all texts can be.
+    dates: list[Seen] = field(default_factory=lambda: [Seen(kind) for kind in DATE_KINDS])
 
     def add(self, values: Sequence[Any]) -> None:
         """Count the values of one batch, without absent ones."""
@@ -245,8 +192,9 @@ class _Column:
         whole = [v for v, kind in zip(values, types, strict=True) if kind == "int"]
         self.low, self.high = min([self.low, *whole]), max([self.high, *whole])
         texts = [v for v, kind in zip(values, types, strict=True) if kind == "text"]
-        if texts and self.dates != []:
-            self.dates = date_kinds(pa.array(texts, pa.string()), self.dates)
+        if texts and self.dates:
+            array = pa.array(texts, pa.string())
+            self.dates = [date for date in self.dates if date.add(array) == len(texts)]
         self._add_nested([v for v, kind in zip(values, types, strict=True) if kind == "nested"])
 
     def _add_nested(self, values: Sequence[Any]) -> None:
@@ -254,7 +202,8 @@ class _Column:
             return
         try:
             kind = pa.infer_type(values)
-            self.nested = kind if self.nested is None else _common(self.nested, kind)
+            schemas = [pa.schema([("v", one)]) for one in (self.nested or kind, kind)]
+            self.nested = pa.unify_schemas(schemas, promote_options="permissive").field("v").type
         except (pa.ArrowException, OverflowError):
             self.is_mixed_nested = True
 
@@ -265,9 +214,8 @@ class _Column:
         numbers = self.counts["int"] + self.counts["float"]
         sizes = {**{k: self.counts[k] for k in ("bool", "text", "nested")}, "float": numbers}
         main = max(sizes, key=lambda kind: sizes[kind])
-        if sizes[main] == n_values:
-            return self._plain(name, main)
-        if name != label and sizes[main] > max(MIN_PARSED * n_values, MIN_DISTINCT):
+        is_main = name != label and sizes[main] > max(MIN_PARSED * n_values, MIN_DISTINCT)
+        if is_main or sizes[main] == n_values:
             return self._plain(name, main)
         held = " and ".join(sorted({WORDS[kind] for kind, n in self.counts.items() if n}))
         return _spelled(f"column {name!r} holds {held} and is read as text")
@@ -293,34 +241,20 @@ class _Column:
         return _spelled(f"column {name!r} holds numbers beyond 64 bits and is read as text")
 
     def _text(self, name: str) -> _Type:
-        if not self.dates:
-            return _Type(pa.string(), frozenset({"text"}), words="text")
-        date = self.dates[0]
-        note = f"column {name!r}: text read as a {date.kind.name}"
-        arrow = date.kind.type_of(date.unit)
-        return _Type(arrow, frozenset({"text"}), note, date=date, words="text")
+        for date in self.dates:
+            if (arrow := date.type) is not None:
+                note = f"column {name!r}: text read as a {date.kind.name}"
+                return _Type(arrow, frozenset({"text"}), note, date=date.kind, words="text")
+        return _Type(pa.string(), frozenset({"text"}), words="text")
 
 
 def _spelled(note: str) -> _Type:
     return _Type(pa.string(), frozenset(WORDS), note, is_spelled=True)
 
 
-def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    schemas = [pa.schema([("v", one)]), pa.schema([("v", other)])]
-    return pa.unify_schemas(schemas, promote_options="permissive").field("v").type
-
-
 def _kind(value: Any) -> str:
     """Return the JSON type of a value; empty for null."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, int):
-        return "int"
-    if isinstance(value, float):
-        return "float"
-    return "text" if isinstance(value, str) else "nested"
+    return "" if value is None else _KINDS.get(type(value), "nested")
 
 
 def _scan(file: IO[bytes], name: str) -> tuple[dict[str, _Column], int, list[Rejected]]:
@@ -335,9 +269,6 @@ def _scan(file: IO[bytes], name: str) -> tuple[dict[str, _Column], int, list[Rej
         for key in dict.fromkeys(key for record in records for key in record):
             columns.setdefault(key, _Column()).add([r[key] for r in records if key in r])
     return columns, n_rows, rejected
-
-
-# --- records ----------------------------------------------------------------------------------
 
 
 def _build(
@@ -359,7 +290,11 @@ def _build(
         try:
             arrays.append(_array(values, kind))
         except CONVERSION_ERRORS:
-            misfits |= {i: _no_fit(key, v) for i, v in enumerate(values) if not _fits(v, kind)}
+            misfits |= {
+                i: f"column {key!r}: {_spell(v)[:60]!r} does not fit the column's other values"
+                for i, v in enumerate(values)
+                if not _fits(v, kind)
+            }
     if misfits:
         rest = [replace(line, reason=misfits.get(i, "")) for i, line in enumerate(valid)]
         built = _build(rest, types, notes)
@@ -382,10 +317,6 @@ def _fits(value: Any, kind: _Type) -> bool:
     return True
 
 
-def _no_fit(key: str, value: Any) -> str:
-    return f"column {key!r}: {_spell(value)[:60]!r} does not fit the column's other values"
-
-
 def _misfit(record: dict[str, Any], types: dict[str, _Type]) -> str:
     for key, value in record.items():
         kind = types[key]
@@ -402,8 +333,9 @@ def _array(values: list[Any], kind: _Type) -> pa.Array:
     if kind.is_spelled:
         values = [v if v is None or isinstance(v, str) else _spell(v) for v in values]
     if kind.date is not None:
-        return kind.date.kind.convert(pa.array(values, pa.string()), kind.date.unit)
+        return kind.date.convert(pa.array(values, pa.string()), kind.arrow)
     return pa.array(values, kind.arrow)
 
 
-_spell: Callable[[Any], str] = lambda value: json.dumps(value, ensure_ascii=False)  # noqa: E731 - one line
+def _spell(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -6,19 +6,16 @@ from dataclasses import replace
 from functools import partial
 from typing import IO
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefect_augment.errors import InputError
 from prefect_augment.params import Source
 from prefect_augment.registry import FORMATS, load_reader
 from prefect_augment.shards import webdataset
 from prefect_augment.shards.parquet import LINEAGE, select_columns
 from prefect_augment.sources.arrow import read_table
-from prefect_augment.sources.base import SourceRecords, in_batches
+from prefect_augment.sources.base import SourceRecords, guarded, in_batches, numbered
 from prefect_augment.sources.discovery import PART, Listing
-from prefect_augment.sources.guard import guarded
 from prefect_augment.sources.images.columns import as_image_columns, find_image_columns, is_binary
 from prefect_augment.sources.images.scan import read_archive_records
 from prefect_augment.sources.parquet import read_batches as read_parquet
@@ -85,32 +82,17 @@ def _read_archive(file: IO[bytes], *, name: str, source: Source) -> Iterator[Sou
 
 def _read_published(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
     """Yield the real records of a shard of ours, of either format."""
-    if not webdataset.is_published_tar(file):
-        batches = _with_images(read_parquet(file, name=name, source=source))
+    if webdataset.is_published_tar(file):
+        shard = webdataset.WebDatasetShards().open(file)
+        batches = numbered(shard.read(groups=[i]) for i in range(len(shard.group_rows)))
     else:
-        batches = _read_published_tar(file, name)
+        batches = _with_images(read_parquet(file, name=name, source=source))
     for batch in batches:
         table = batch.table
         is_real = pc.equal(table["aug_origin"], "real")
         names = [name for name in table.column_names if name not in LINEAGE.names]
         real = _without_empty_pandas(select_columns(table.filter(is_real), names))
         yield SourceRecords(real, batch.positions[is_real.to_numpy()])
-
-
-def _read_published_tar(file: IO[bytes], name: str) -> Iterator[SourceRecords]:
-    start = 1
-    try:
-        reader = webdataset.WebDatasetShards().open(file)
-        for group in range(len(reader.group_rows)):
-            table = reader.read(groups=[group])
-            end = start + table.num_rows
-            yield SourceRecords(table, np.arange(start, end, dtype=np.int64))
-            start = end
-    except pa.ArrowException as exc:
-        raise InputError(
-            f"{name} cannot be read as a WebDataset shard of ours ({exc}); write it again, or leave it out.",
-            path=name,
-        ) from exc
 
 
 def _read_denoised(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:

@@ -4,16 +4,14 @@ A footer may lie about rows, positions and sizes. True sizes protect no better: 
 and expands a thousandfold (500 bytes can hold 2 GB), so the dictionaries are read and counted.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import IO
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prefect_augment.errors import InputError, SchemaError
+from prefect_augment.errors import InputError
 from prefect_augment.params import Source
 from prefect_augment.shards.parquet_footer import (
     MAX_FOOTER_BYTES,
@@ -23,8 +21,13 @@ from prefect_augment.shards.parquet_footer import (
     read_footer,
 )
 from prefect_augment.sources.archives import refuse_bomb, size_of
-from prefect_augment.sources.base import BATCH_BYTES, SourceRecords
-from prefect_augment.sources.guard import untrusted
+from prefect_augment.sources.base import (
+    BATCH_BYTES,
+    SourceRecords,
+    numbered,
+    refuse_duplicates,
+    untrusted,
+)
 
 # What a footer says of sizes may be wrong by orders of magnitude: 200 kB can hold one long text many
 # thousand times. So many rows are looked at first.
@@ -36,26 +39,28 @@ BUFFER_BYTES = 1 << 20
 def read_batches(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
     """Yield the records of one Parquet file, with its types and schema metadata.
 
-    ``positions`` count rows from 1; a file is read as a whole or not at all. Raises InputError if it is damaged,
-    has text that is not UTF-8, or is built to fill the memory; SchemaError for duplicate column names.
+    Raises InputError if it is damaged, has text that is not UTF-8, or is built to fill the memory; SchemaError for
+    duplicate column names.
     """
     with untrusted(name, "Parquet"):
         # With a buffer, a column of a row group is read a piece at a time and not at once.
         reader = pq.ParquetFile(file, buffer_size=BUFFER_BYTES)
-        schema = reader.schema_arrow
-        refuse_duplicates(schema.names, name)
+        refuse_duplicates(reader.schema_arrow.names, name)
         check_parquet(reader, file, name=name)
-        if reader.metadata.num_rows == 0:
-            yield SourceRecords(plain_schema(schema).empty_table(), np.zeros(0, dtype=np.int64))
-        start = 1
-        for batch in _batches(reader):
-            table = pa.Table.from_batches([batch]).replace_schema_metadata(schema.metadata)
-            table.validate(full=True)
-            table = with_plain_types(table)
-            end = start + table.num_rows
-            yield SourceRecords(table, np.arange(start, end, dtype=np.int64))
-            start = end
-        check_row_count(reader, start - 1, name=name)
+        yield from numbered(_tables(reader, name))
+
+
+def _tables(reader: pq.ParquetFile, name: str) -> Iterator[pa.Table]:
+    schema, n_rows = reader.schema_arrow, 0
+    if reader.metadata.num_rows == 0:
+        yield plain_schema(schema).empty_table()
+    for batch in _batches(reader):
+        table = pa.Table.from_batches([batch]).replace_schema_metadata(schema.metadata)
+        table.validate(full=True)
+        n_rows += table.num_rows
+        yield with_plain_types(table)
+    if reader.metadata.num_rows != n_rows:
+        raise _lie(name, f"{reader.metadata.num_rows} rows, and {n_rows} are there")
 
 
 def _batches(reader: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
@@ -76,17 +81,6 @@ def _n_bytes(batch: pa.RecordBatch) -> int:
     """Return the bytes of the records, dictionaries excluded, as they do not grow with them."""
     columns = (c.indices if pa.types.is_dictionary(c.type) else c for c in batch.columns)
     return sum(c.nbytes for c in columns)
-
-
-def refuse_duplicates(names: Sequence[str], where: str) -> None:
-    """Refuse two columns of one name, of which one would be lost."""
-    repeated = sorted(name for name, n in Counter(names).items() if n > 1)
-    if repeated:
-        raise SchemaError(
-            f"{where} has more than one column named {', '.join(map(repr, repeated))}; "
-            "rename or drop all but one of each.",
-            columns=repeated,
-        )
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
@@ -115,10 +109,7 @@ MAX_SCANNED_BYTES = 64 << 20
 
 
 def check_parquet(reader: pq.ParquetFile, file: IO[bytes], *, name: str) -> None:
-    """Raise InputError if the footer cannot be true, or the file unpacks to far more than its size.
-
-    ``file`` is read once more where columns have dictionaries.
-    """
+    """Raise InputError if the footer cannot be true, or the file unpacks to far more than its size."""
     n_bytes = size_of(file)
     try:
         footer = read_footer(file, n_bytes, MAX_FOOTER_BYTES)
@@ -145,12 +136,6 @@ def check_parquet(reader: pq.ParquetFile, file: IO[bytes], *, name: str) -> None
         refuse_bomb(name, n_bytes, n_unpacked)
     if n_bytes <= MAX_SCANNED_BYTES:
         _scan_dictionaries(file, footer, name=name, n_bytes=n_bytes, n_unpacked=n_unpacked)
-
-
-def check_row_count(reader: pq.ParquetFile, n_rows: int, *, name: str) -> None:
-    """Raise InputError if a file, now read, had fewer rows than its footer says."""
-    if reader.metadata.num_rows != n_rows:
-        raise _lie(name, f"{reader.metadata.num_rows} rows, and {n_rows} are there")
 
 
 def _lie(name: str, what: str) -> InputError:

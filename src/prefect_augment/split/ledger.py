@@ -9,7 +9,7 @@ import numpy as np
 
 from prefect_augment.array_types import Array, Int, Int8, Int32
 from prefect_augment.storage.external_sort import PartitionedRows
-from prefect_augment.storage.keys import KEY, Coded, as_keys
+from prefect_augment.storage.keys import KEY, Coded, as_keys, group_ids, joined, pairs_of_equals
 from prefect_augment.storage.spill import ArraySpill, Workspace
 
 PARTS = ("training", "validation", "holdout")
@@ -31,9 +31,6 @@ class ImageRows:
     def __post_init__(self) -> None:
         object.__setattr__(self, "clusters", as_keys(self.clusters))
         object.__setattr__(self, "levels", np.asarray(self.levels, dtype=np.int64))
-        if isinstance(self.thumbs, bytes):
-            pixels = np.frombuffer(self.thumbs, dtype=np.int8)
-            object.__setattr__(self, "thumbs", pixels.reshape(len(self.clusters), -1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +74,11 @@ class Ledger:
             described.append((thumbs.dtype, n, pieces))
         return _digest(self, described)
 
+    def rows_of(self, keys: Array) -> Int:
+        """Return the row of each key, -1 for none; each row is taken once."""
+        ids = group_ids(joined(self.keys, keys))
+        return pairs_of_equals(ids[: len(self.keys)], ids[len(self.keys) :])
+
     def take(self, rows: slice) -> "Ledger":
         """Return some of the rows."""
         images = self.images
@@ -97,19 +99,14 @@ class Ledger:
 
 
 class LedgerSpill:
-    """A ledger by record on local disk; its pieces come in order.
-
-    ``like`` gives salt and unit; ``names`` are what the pieces' label codes index.
-    """
+    """A ledger by record on local disk, with the salt and unit of ``like``; label codes index ``names``."""
 
     images = None
 
     def __init__(self, like: Ledger, names: Array, workspace: Workspace) -> None:
         self.salt, self.unit, self.has_own_holdout = like.salt, like.unit, like.has_own_holdout
-        self._like, self._names = (
-            Ledger(like.salt, like.unit, has_own_holdout=like.has_own_holdout),
-            names,
-        )
+        self._like = Ledger(like.salt, like.unit, has_own_holdout=like.has_own_holdout)
+        self._names = names
         self._is_used = np.zeros(len(names), dtype=bool)
         fields = [("key", KEY), ("label", np.int32), ("occurrence", np.int32), ("part", np.int8)]
         self._rows = PartitionedRows(workspace, np.dtype(fields))
@@ -153,8 +150,7 @@ class LedgerSpill:
 
 
 def _digest(
-    ledger: Ledger | LedgerSpill,
-    columns: Iterable[tuple[np.dtype[Any], int, Iterable[Array]]],
+    ledger: Ledger | LedgerSpill, columns: Iterable[tuple[np.dtype[Any], int, Iterable[Array]]]
 ) -> str:
     """Hash columns, each with its type, its length and its values in pieces."""
     digest = hashlib.sha256(repr((ledger.salt, ledger.unit, ledger.has_own_holdout)).encode())

@@ -4,8 +4,11 @@ An image's row also has its near-duplicate cluster and a thumbnail (1 kB before 
 versions find near-duplicates of images that the source no longer has.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+import hmac
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -21,18 +24,8 @@ from prefect_augment.shards.base import write_shard
 from prefect_augment.shards.parquet import ParquetShards
 from prefect_augment.sources.images.validation import THUMB_SIDE
 from prefect_augment.split.ledger import HOLDOUT, PARTS, ImageRows, Ledger, LedgerSpill
-from prefect_augment.split.sealed_keys import SEALED, opened, sealed, secret_of
-from prefect_augment.storage import Store
-from prefect_augment.storage.keys import (
-    KEY,
-    Coded,
-    group_ids,
-    hex_column,
-    joined,
-    key_texts,
-    pairs_of_equals,
-    unhex,
-)
+from prefect_augment.storage import SharedStore, Store
+from prefect_augment.storage.keys import KEY, Coded, Keys, hex_column, key_texts, unhex
 from prefect_augment.storage.spill import ArraySpill
 
 #: Unit of a ledger whose near-duplicate images stay together.
@@ -40,8 +33,9 @@ NEAR_DUPLICATE = "near-duplicate"
 THUMB_BYTES = THUMB_SIDE * THUMB_SIDE
 
 ROWS_AT_ONCE = 131_072
-_STORED_PARTS = (*PARTS, "fit", "val")  # the last two by versions before 0.2, in the same order
 HEX_DIGITS = frozenset("0123456789abcdef")
+SEALED = "sealed"  # in the metadata of a ledger whose keys are sealed
+TAG_BYTES = 16
 
 SCHEMA = pa.schema(
     [
@@ -62,10 +56,7 @@ _STORED_PARTS = (*PARTS, "fit", "val")  # the last two by versions before 0.2, i
 
 
 def write_ledger(store: Store, ledger: Ledger | LedgerSpill, *, prefix: str) -> str:
-    """Put the ledger as ``{prefix}/ledger-<sha12>.parquet`` and return that path.
-
-    In a workspace its keys are sealed, see :mod:`.sealed_keys`.
-    """
+    """Put the ledger as ``{prefix}/ledger-<sha12>.parquet``, in a workspace with sealed keys, and return that path."""
     secret = secret_of(store)
     metadata = {
         "salt": ledger.salt,
@@ -113,18 +104,13 @@ def _texts(keys: Array, secret: bytes) -> pa.Array:
 
 
 def split_clusters(store: Store, info: DatasetInfo, content_keys: Sequence[str]) -> list[str]:
-    """Return the near-duplicate cluster of staged images, for folds and resamples that respect it.
-
-    An image not in the ledger (of a separate hold-out), and every record of another kind of split, is its own
-    cluster.
-    """
+    """Return the near-duplicate cluster of staged images, for folds and resamples; others are their own cluster."""
     ledger = read_ledger(store, info.ledger, with_thumbs=False)
     if ledger.images is None:
         return list(content_keys)
     wanted = _as_keys(content_keys)
-    ids = group_ids(joined(ledger.keys, wanted))
-    distinct, which = np.unique(ids[len(ledger.keys) :], return_inverse=True)
-    rows = pairs_of_equals(ids[: len(ledger.keys)], distinct)[which]
+    distinct = Coded.of(wanted)
+    rows = ledger.rows_of(distinct.names)[distinct.codes]
     names = key_texts(ledger.images.clusters[rows])
     return [
         name if row >= 0 else key
@@ -144,7 +130,7 @@ def _as_keys(content_keys: Sequence[str]) -> Array:
 def read_ledger(store: Store, path: str, *, with_thumbs: bool = True) -> Ledger:
     """Return the ledger at ``path``, without a kilobyte per image if ``with_thumbs`` is false.
 
-    Raises IntegrityError if it is missing or damaged: without it, hold-out records could enter training.
+    Raises IntegrityError if it cannot be read: without it, hold-out records could enter training.
     """
     with _opened(store, path) as (file, metadata):
         return _read(file, metadata, secret_of(store), with_thumbs)
@@ -167,10 +153,7 @@ def _opened(store: Store, path: str) -> Iterator[tuple[pq.ParquetFile, dict[str,
 
 
 def holdout_entries(store: Store, path: str) -> tuple[int, Literal["record", "group"]]:
-    """Return how many records or groups the hold-out has ever held, and which of the two they are.
-
-    Entries stay when records leave the source, so the number does not fall, except by an erasure.
-    """
+    """Return how many records or groups the hold-out has ever held, but for erased ones, and which they are."""
     with _opened(store, path) as (file, metadata):
         n = sum(
             pc.sum(pc.equal(batch["part"], PARTS[HOLDOUT])).as_py() or 0
@@ -227,25 +210,112 @@ def _read(
             start = batch["thumb"].offset * THUMB_BYTES
             pixels = np.frombuffer(data, np.int8)[start : start + batch.num_rows * THUMB_BYTES]
             thumbs.append(pixels)
+    ledger = Ledger(
+        metadata["salt"],
+        metadata["unit"],
+        has_own_holdout=metadata["has_own_holdout"] == "true",
+        images=ImageRows() if has_images else None,
+    )
     if not columns["key"]:
-        return Ledger(
-            metadata["salt"],
-            metadata["unit"],
-            has_own_holdout=metadata["has_own_holdout"] == "true",
-            images=ImageRows() if has_images else None,
-        )
+        return ledger
     column = {name: np.concatenate(values) for name, values in columns.items() if values}
-    return Ledger(
-        salt=metadata["salt"],
-        unit=metadata["unit"],
+    return replace(
+        ledger,
         keys=column["key"],
         occurrences=column["occurrence"],
         labels=Coded.from_names(column["label"], list(label_names)),
         parts=column["part"],
-        has_own_holdout=metadata["has_own_holdout"] == "true",
         images=ImageRows(column["cluster"], column["level"], thumbs) if has_images else None,
     )
 
 
 def _as_objects(column: pa.Array) -> Array:
     return np.array([*column.to_pylist(), None], dtype=object)[:-1]
+
+
+# A content key is a hash of a record's values, so whoever guesses a record can look whether its hash is there. A
+# sealed key is HMAC(secret, key) followed by the key, masked by a stream that the secret and the HMAC give: a
+# synthetic initialisation vector (Rogaway & Shrimpton 2006, "A provable-security treatment of the key-wrap
+# problem"; here with SHA-256 and SHAKE-256). Equal keys are sealed alike; the secret opens them again.
+
+
+def secret_of(store: Store) -> bytes:
+    """Return the secret of a dataset's workspace; empty where there is none, and keys stay as they are."""
+    return store.ledger_key if isinstance(store, SharedStore) else b""
+
+
+def sealed(keys: Keys, secret: bytes) -> pa.Array:
+    """Return keys, 16 bytes each or texts, sealed as text."""
+    return pa.array([_seal(key, secret).hex() for key in _bytes_of(keys)], pa.string())
+
+
+def opened(column: pa.Array, secret: bytes, *, is_text: bool) -> Keys:
+    """Return the keys that :func:`sealed` got; IntegrityError under another secret."""
+    plain = list(_open(column.to_pylist(), secret))
+    if is_text:
+        return np.array([*(key.decode() for key in plain), None], dtype=object)[:-1]
+    return np.frombuffer(b"".join(plain), dtype=KEY)
+
+
+def with_opened_keys(store: Store, table: pa.Table) -> pa.Table:
+    """Return rows of a ledger with keys and clusters as they are, whether they are sealed or not."""
+    return _changed(store, table, opens=True)
+
+
+def with_sealed_keys(store: Store, table: pa.Table) -> pa.Table:
+    """Return rows of :func:`with_opened_keys` as they were."""
+    return _changed(store, table, opens=False)
+
+
+def _changed(store: Store, table: pa.Table, *, opens: bool) -> pa.Table:
+    metadata = table.schema.metadata or {}
+    if SEALED.encode() not in metadata:
+        return table
+    secret = secret_of(store)
+    of_groups = metadata[b"unit"].startswith((b"group:", b"pattern:"))
+    for name, is_text in (("key", of_groups), ("cluster", False)):
+        if name not in table.column_names:
+            continue
+        column = table[name].combine_chunks()
+        if opens:
+            keys = opened(column, secret, is_text=is_text)
+            values = pa.array(keys, pa.string()) if is_text else hex_column(keys)
+        else:
+            keys = np.array(column.to_pylist(), dtype=object) if is_text else unhex(column)
+            values = sealed(keys, secret)
+        table = table.set_column(table.column_names.index(name), name, values)
+    return table
+
+
+def _bytes_of(keys: Keys) -> Iterator[bytes]:
+    if keys.dtype != KEY:
+        yield from (str(key).encode() for key in keys.tolist())
+        return
+    data = np.ascontiguousarray(keys).tobytes()  # numpy would drop zeros at the end
+    yield from (data[i : i + KEY.itemsize] for i in range(0, len(data), KEY.itemsize))
+
+
+def _seal(key: bytes, secret: bytes) -> bytes:
+    tag = hmac.digest(secret, key, "sha256")[:TAG_BYTES]
+    return tag + _masked(key, tag, secret)
+
+
+def _masked(data: bytes, tag: bytes, secret: bytes) -> bytes:
+    stream = hashlib.shake_256(secret + tag).digest(len(data))
+    masked = int.from_bytes(data) ^ int.from_bytes(stream)
+    return masked.to_bytes(len(data))
+
+
+def _open(texts: Iterable[str], secret: bytes) -> Iterator[bytes]:
+    for text in texts:
+        data = bytes.fromhex(text)
+        tag = data[:TAG_BYTES]
+        key = _masked(data[TAG_BYTES:], tag, secret)
+        if not secret or not hmac.compare_digest(
+            tag, hmac.digest(secret, key, "sha256")[:TAG_BYTES]
+        ):
+            raise IntegrityError(
+                "the split ledger is sealed with the secret of another workspace; put back the workspace that this "
+                "dataset was made with."
+            )
+        yield key

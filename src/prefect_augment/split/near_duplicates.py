@@ -24,7 +24,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from threadpoolctl import threadpool_limits
 
-from prefect_augment.array_types import Bool, Float, Float32, Int, Int8, Int32
+from prefect_augment.array_types import Float, Float32, Int, Int8, Int32
 from prefect_augment.storage.spill import ArraySpill
 
 SIDE = 32  # of the thumbnails, as ingest makes them
@@ -65,10 +65,7 @@ class ThumbRows:
 
 
 def distances(thumbs: Thumbs, i: Int, others: Thumbs, j: Int) -> Float:
-    """Return the distance of each pair, rows ``i`` of ``thumbs`` and ``j`` of ``others`` (n, 1024).
-
-    The share of contrast in which the two differ after alignment, in [0, 2].
-    """
+    """Return the share of contrast, in [0, 2], in which rows ``i`` of ``thumbs`` and ``j`` of ``others`` differ."""
     parts = [np.zeros(0)]
     for start in range(0, len(i), PAIRS_AT_ONCE):
         some = slice(start, start + PAIRS_AT_ONCE)
@@ -152,9 +149,6 @@ def _unit(rows: Float32) -> Float32:
     return np.where(norm > MIN_NORM, centred / np.maximum(norm, MIN_NORM), np.float32(0))
 
 
-# --- candidates -------------------------------------------------------------------------------
-
-
 class Shape:
     """Images at a quarter of the cells, to find the likeliest of many pairs by matrix products.
 
@@ -180,16 +174,8 @@ class Shape:
 
     def likeness(self, rows: Int, others: Int) -> Float32:
         """Return the share of each image's contrast that each of the others explains, (n_rows, n_others)."""
-        return self._explained(rows, self, others)
-
-    def is_like(self, others: "Shape") -> Bool:
-        """Tell for all pairs whether they are worth measuring."""
-        every = (np.arange(len(x._axes)) for x in (self, others))
-        return self._explained(next(every), others, next(every)) > 1 - COARSE_LIMIT
-
-    def _explained(self, rows: Int, others: "Shape", their_rows: Int) -> Float32:
-        axes = others._axes_of(their_rows) * others._scale[their_rows]
-        if others is self and their_rows is rows:
+        axes = self._axes_of(others) * self._scale[others]
+        if others is rows:
             ours = axes[:, 0].copy()
         else:
             ours = self._axes_of(rows)[:, 0] * self._scale[rows, 0]
@@ -256,13 +242,8 @@ class Best:
         self.likeness = np.full((n, N_MEASURED), -np.inf, dtype=np.float32)
         self.index: Int32 = np.full((n, N_MEASURED), -1, dtype=np.int32)
 
-    def keep(self, rows: Int, others: Int, likeness: Float32) -> None:
-        """Update with all pairs of two subsets; a pair may recur in another bucket."""
-        if (top := _top(0, rows, others, likeness)) is not None:
-            self.add(top)
-
-    def add(self, top: "Top") -> None:
-        """Update with the likeliest pairs of a bucket."""
+    def add(self, top: Top) -> None:
+        """Update with the likeliest pairs of a bucket; a pair may recur in another."""
         rows = top.rows
         scores = np.concatenate([self.likeness[rows], top.likeness], axis=1)
         which = np.concatenate([self.index[rows], top.others], axis=1)
@@ -294,14 +275,8 @@ def hash_bands(thumbs: Thumbs) -> NDArray[np.uint8]:
 def _bands(thumbs: Int8) -> NDArray[np.uint8]:
     images = thumbs.reshape(len(thumbs), SIDE, SIDE).astype(np.int64)
     # Cell k covers columns [k, k + 1) * side / 9: weights in ninths, so that they are whole numbers.
-    edges = 9 * np.arange(SIDE)
-    weights = np.stack(
-        [
-            np.clip(np.minimum(edges + 9, (k + 1) * SIDE) - np.maximum(edges, k * SIDE), 0, None)
-            for k in range(9)
-        ],
-        axis=1,
-    )
+    edges, k = 9 * np.arange(SIDE)[:, None], np.arange(9)
+    weights = np.clip(np.minimum(edges + 9, (k + 1) * SIDE) - np.maximum(edges, k * SIDE), 0, None)
     bits = []
     for turned in (images, images.transpose(0, 2, 1)):
         cells = turned.reshape(len(thumbs), BANDS, SIDE // BANDS, SIDE).sum(axis=2) @ weights
@@ -310,10 +285,7 @@ def _bands(thumbs: Int8) -> NDArray[np.uint8]:
 
 
 def buckets(bands: NDArray[np.uint8], rows: Int, *, in_windows: bool = True) -> Iterator[Int]:
-    """Yield sets of the images ``usable`` that share a hash band, or several where one separates too few.
-
-    ``in_windows`` cuts a set of images of one hash larger than ``BUCKET`` into parts.
-    """
+    """Yield sets of the images ``rows`` that share a hash band, or several where one separates too few."""
     for first in range(2 * BANDS):
         for bucket in _divided(bands, rows, first, 0):
             # More than that have one hash: windows that overlap by half keep chains together.
@@ -369,7 +341,7 @@ def cluster_images(
     i, j, steps = _forest(thumbs, likely)
     while True:
         near = steps - GAP > np.maximum(strict[i], strict[j])
-        clusters = _components(n, i[near], j[near])
+        clusters = components(n, i[near], j[near])
         too_large = np.bincount(clusters, minlength=1)[clusters] > limit
         # A spanning forest of the nearest pairs has the nearest pair out of every cluster.
         outward = np.zeros(n, dtype=np.int64)
@@ -383,7 +355,8 @@ def cluster_images(
         strict[stricter] += 1
 
 
-def _components(n: int, i: Int, j: Int) -> Int:
+def components(n: int, i: Int, j: Int) -> Int:
+    """Return the number of each image's connected part, (n,), by the pairs ``i`` and ``j``."""
     graph = coo_array((np.ones(len(i), dtype=np.int8), (i, j)), shape=(n, n))
     return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
 
@@ -404,9 +377,6 @@ def _forest(thumbs: Thumbs, likely: Likely) -> tuple[Int, Int, Int]:
     forest = minimum_spanning_tree(coo_array((weight, (i, j)), shape=(n, n)).tocsr()).tocoo()
     kept = len(DISTANCES) + 1 - forest.data.astype(np.int64)
     return forest.row.astype(np.int64), forest.col.astype(np.int64), kept
-
-
-# --- images of two sets -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -448,32 +418,28 @@ def nearest_by_group(
                 ours, theirs = bucket[bucket < n], bucket[bucket >= n]
                 for i, j in product(range(0, len(ours), BUCKET), range(0, len(theirs), BUCKET)):
                     some, those = ours[i : i + BUCKET], theirs[j : j + BUCKET]
-                    best.keep(some, those, shape.likeness(some, those))
+                    if (top := _top(0, some, those, shape.likeness(some, those))) is not None:
+                        best.add(top)
             a, b = best.pairs()
             b = b - n
             strength = _strength(distances(thumbs, a, others, b))
             near = strength > 0
-            np.maximum.at(nearest.level, a[near], levels[b[near]])
-            _keep_nearest(nearest, a[near], b[near], strength[near], group)
+            a, b, strength = a[near], b[near], strength[near]
+            np.maximum.at(nearest.level, a, levels[b])
+            # The strongest pair of each image, of equals the first of the others: the last write wins.
+            order = np.lexsort((-b, strength))
+            nearest.strength[a[order], group] = strength[order]
+            nearest.index[a[order], group] = b[order]
     return nearest
 
 
-def _keep_nearest(nearest: Neighbours, a: Int, b: Int, strength: Int, group: int) -> None:
-    """Keep the strongest pair of each image; of equals the first of the others."""
-    order = np.lexsort((-b, strength))  # the best one last: the last write wins
-    nearest.strength[a[order], group] = strength[order]
-    nearest.index[a[order], group] = b[order]
-
-
-def strengths(thumbs: Thumbs, others: Thumbs, *, upper: bool = False) -> tuple[Int, Int, Int]:
-    """Return the near pairs of two small sets, compared all with all: rows, other rows, strength.
-
-    A pair is near at the levels below its strength. With ``upper`` both are one set, each pair comes once.
-    """
+def strengths(thumbs: Thumbs) -> tuple[Int, Int, Int]:
+    """Return the near pairs of a small set: rows, other rows above them, strength."""
     with threadpool_limits(limits=1, user_api="blas"):
-        like = Shape(thumbs).is_like(Shape(others))
-        a, b = np.nonzero(np.triu(like | like.T, 1) if upper else like)
-        strength = _strength(distances(thumbs, a, others, b))
+        shape, every = Shape(thumbs), np.arange(len(thumbs))
+        like = shape.likeness(every, every) > 1 - COARSE_LIMIT
+        a, b = np.nonzero(np.triu(like | like.T, 1))
+        strength = _strength(distances(thumbs, a, thumbs, b))
     keep = strength > 0
     return a[keep], b[keep], strength[keep]
 

@@ -7,12 +7,11 @@ entries never change.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from prefect_augment.split.assignment import assign
+from prefect_augment.array_types import Array, Bool, Int
+from prefect_augment.split.assignment import Shares, assign
 from prefect_augment.split.ledger import (
     HOLDOUT,
     TRAINING,
@@ -29,18 +28,12 @@ from prefect_augment.split.near_duplicates import (
     Thumbs,
     cluster_images,
     cluster_limit,
+    components,
     likeliest,
     nearest_by_group,
     strengths,
 )
-from prefect_augment.storage.keys import (
-    Coded,
-    as_keys,
-    group_ids,
-    joined,
-    pairs_of_equals,
-    sort_order,
-)
+from prefect_augment.storage.keys import Coded, as_keys, group_ids, joined, sort_order
 from prefect_augment.storage.spill import ArraySpill
 
 ROWS_AT_ONCE = 1024
@@ -50,25 +43,23 @@ ROWS_AT_ONCE = 1024
 class NearClusters:
     """The near-duplicate cluster of each record; arrays of shape (n_records,)."""
 
-    names: NDArray[Any]  # an earlier version's where the record joins one
-    levels: NDArray[np.int64]  # strictness of the comparison
-    is_bridge: NDArray[np.bool_]  # near both sides of the split
+    names: Array  # an earlier version's where the record joins one
+    levels: Int  # strictness of the comparison
+    is_bridge: Bool  # near both sides of the split
 
-    def take(self, rows: NDArray[np.intp]) -> "NearClusters":
+    def take(self, rows: Int) -> "NearClusters":
         """Return the same of these records."""
         return NearClusters(self.names[rows], self.levels[rows], self.is_bridge[rows])
 
 
 @dataclass(frozen=True)
 class _Known:
-    """The ledger's images."""
-
     thumbs: Thumbs
-    parts: NDArray[np.int64]
-    levels: NDArray[np.int64]
-    clusters: NDArray[Any]
+    parts: Int
+    levels: Int
+    clusters: Array
 
-    def only(self, chosen: NDArray[np.bool_]) -> "_Known":
+    def only(self, chosen: Bool) -> "_Known":
         return _Known(
             ThumbRows(self.thumbs, np.flatnonzero(chosen)),
             self.parts[chosen],
@@ -78,12 +69,12 @@ class _Known:
 
 
 def find_clusters(
-    keys: Sequence[str] | NDArray[Any],
+    keys: Sequence[str] | Array,
     thumbs: Thumbs,
     *,
     ledger: Ledger,
-    thumb_rows: NDArray[np.int64] | None = None,
-    marked: NDArray[np.bool_] | None = None,
+    thumb_rows: Int | None = None,
+    marked: Bool | None = None,
     likely: Likely = likeliest,
 ) -> NearClusters:
     """Return the near-duplicate cluster of each record.
@@ -100,7 +91,7 @@ def find_clusters(
     first[of_record[::-1]] = np.arange(len(keys))[::-1]
     distinct = keys[first]
     rows = np.arange(len(keys)) if thumb_rows is None else thumb_rows
-    in_ledger = _rows_of(distinct, ledger)
+    in_ledger = ledger.rows_of(distinct)
     old = _known(ledger)
     levels = np.zeros(n, dtype=np.int64)
     is_bridge = np.zeros(n, dtype=bool)
@@ -119,12 +110,6 @@ def find_clusters(
     return NearClusters(names[of_record], levels[of_record], is_bridge[of_record])
 
 
-def _rows_of(keys: NDArray[Any], ledger: Ledger) -> NDArray[np.int64]:
-    """Return the ledger row of each key, -1 for none."""
-    ids = group_ids(joined(ledger.keys, keys))
-    return pairs_of_equals(ids[: len(ledger.keys)], ids[len(ledger.keys) :])
-
-
 def _known(ledger: Ledger) -> _Known:
     images = ledger.images or ImageRows()
     parts = ledger.parts if ledger.images else np.zeros(0)
@@ -132,8 +117,8 @@ def _known(ledger: Ledger) -> _Known:
 
 
 def _placed(
-    keys: NDArray[Any], thumbs: Thumbs, old: _Known, limit: int, likely: Likely
-) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.bool_]]:
+    keys: Array, thumbs: Thumbs, old: _Known, limit: int, likely: Likely
+) -> tuple[Array, Int, Bool]:
     """Return cluster names, levels and bridges of new images, sorted by key."""
     near = nearest_by_group(thumbs, old.thumbs, groups=old.parts, levels=old.levels, n_groups=3)
     clusters, levels = cluster_images(thumbs, levels=near.level, limit=limit, likely=likely)
@@ -150,7 +135,7 @@ def _placed(
     return names, levels, is_bridge
 
 
-def _joined(members: NDArray[np.intp], near: Neighbours, touches: NDArray[np.bool_]) -> int:
+def _joined(members: Int, near: Neighbours, touches: Bool) -> int:
     """Return the old image whose cluster new ones join: the nearest, training before validation."""
     part = next(p for p in (TRAINING, VALIDATION, HOLDOUT) if touches[members, p].any())
     strength = np.where(touches[members, part], near.strength[members, part], 0)
@@ -158,12 +143,7 @@ def _joined(members: NDArray[np.intp], near: Neighbours, touches: NDArray[np.boo
     return int(nearest.min())
 
 
-def _without_bridges(
-    thumbs: Thumbs,
-    clusters: NDArray[np.int64],
-    levels: NDArray[np.int64],
-    touches: NDArray[np.bool_],
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _without_bridges(thumbs: Thumbs, clusters: Int, levels: Int, touches: Bool) -> tuple[Int, Bool]:
     """Split the clusters that touch both sides; what is near both is a bridge.
 
     Images near the hold-out join it, transitively, up to the first image near the training part: the bridge.
@@ -176,77 +156,52 @@ def _without_bridges(
     following = int(clusters.max(initial=-1)) + 1
     for cluster in both:
         members = np.flatnonzero(clusters == cluster)
-        near = _near_matrix(thumbs[members], levels[members])
+        a, b, strength = strengths(thumbs[members])
+        near = strength > np.maximum(levels[members][a], levels[members][b])
+        a, b = a[near], b[near]
         train, held = in_train[members], in_holdout[members]
-        reached = _reach(near, held & ~train, within=~train)
-        bridge = train & (held | near[:, reached].any(axis=1))
+        parts = _connected(a, b, train)
+        reached = ~train & np.isin(parts, parts[held & ~train])
+        is_beside = np.zeros(len(members), dtype=bool)
+        is_beside[a[reached[b]]] = is_beside[b[reached[a]]] = True
+        bridge = train & (held | is_beside)
         is_bridge[members[bridge]] = True
-        waiting = ~bridge
-        while waiting.any():
-            seed = np.zeros(len(members), dtype=bool)
-            seed[np.flatnonzero(waiting)[0]] = True
-            part = _reach(near, seed, within=waiting & (reached == reached[seed][0]))
-            clusters[members[part]] = following
-            following += 1
-            waiting &= ~part
+        # The others are clusters of those that are connected on one side.
+        parts = _connected(a, b, np.where(bridge, 2, reached))
+        new = np.unique(parts[~bridge], return_inverse=True)[1]
+        clusters[members[~bridge]] = following + new
+        following += int(new.max(initial=-1)) + 1
     return clusters, is_bridge
 
 
-def _near_matrix(thumbs: Thumbs, levels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    a, b, strength = strengths(thumbs, thumbs, upper=True)
-    keep = strength > np.maximum(levels[a], levels[b])
-    near = np.zeros((len(thumbs), len(thumbs)), dtype=bool)
-    near[a[keep], b[keep]] = True
-    return near | near.T
-
-
-def _reach(
-    near: NDArray[np.bool_], seeds: NDArray[np.bool_], *, within: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
-    """Return what is connected to the seeds by near images ``within``."""
-    reached = seeds & within
-    while True:
-        grown = reached | (near[:, reached].any(axis=1) & within)
-        if (grown == reached).all():
-            return reached
-        reached = grown
-
-
-# --- the split --------------------------------------------------------------------------------
+def _connected(a: Int, b: Int, group: Array) -> Int:
+    """Return the number of each image's connected part, by pairs within a group."""
+    inside = group[a] == group[b]
+    return components(len(group), a[inside], b[inside])
 
 
 def assign_clusters(
-    keys: NDArray[Any],
+    keys: Array,
     labels: Coded,
     clusters: NearClusters,
     thumbs: Thumbs,
     *,
+    thumb_rows: Int,
     ledger: Ledger,
-    holdout_fraction: float,
-    validation_fraction: float,
-    thumb_rows: NDArray[np.int64] | None = None,
-    marked: NDArray[np.bool_] | None = None,
+    shares: Shares,
+    marked: Bool | None,
 ) -> Assignment:
-    """Return the part of every record (without bridges), and the ledger with a row for every new image.
-
-    Parameters are those of :func:`find_clusters` and :func:`prefect_augment.split.assignment.assign`.
-    """
+    """Return the part of every record (without bridges) as :func:`assign` does; the ledger has a row per image."""
+    by_cluster = _by_cluster(ledger)
     assignment = assign(
-        keys,
-        labels,
-        ledger=_by_cluster(ledger),
-        holdout_fraction=holdout_fraction,
-        validation_fraction=validation_fraction,
-        marked=marked,
-        groups=clusters.names,
+        keys, labels, ledger=by_cluster, shares=shares, marked=marked, groups=clusters.names
     )
-    is_new = _rows_of(keys, ledger) < 0
+    is_new = ledger.rows_of(keys) < 0
     new = np.flatnonzero(is_new)
     order = sort_order(keys[new])  # of equal ones the first stands for all
     new = new[order]
     first = new[np.concatenate([[True], keys[new][1:] != keys[new][:-1]])] if len(new) else new
-    rows = np.arange(len(keys)) if thumb_rows is None else thumb_rows
-    grown = _grown(ledger, keys, first, assignment, clusters, thumbs, rows)
+    grown = _grown(ledger, keys, first, assignment, clusters, thumbs, thumb_rows)
     return replace(assignment, ledger=grown, n_new=int(is_new.sum()))
 
 
@@ -254,32 +209,29 @@ def _by_cluster(ledger: Ledger) -> Ledger:
     """Return the ledger's clusters with their parts, as a ledger of groups."""
     if ledger.images is None:
         return ledger
-    names = Coded.of(ledger.images.clusters)
-    parts = np.zeros(len(names.names), dtype=np.int8)
-    parts[names.codes] = ledger.parts
-    n = len(names.names)
-    none = Coded.of([""] * n)
-    return Ledger(
-        ledger.salt,
-        ledger.unit,
-        names.names,
-        np.zeros(n, dtype=np.int32),
-        none,
-        parts,
-        ledger.has_own_holdout,
+    clusters = Coded.of(ledger.images.clusters)
+    n = len(clusters.names)
+    parts = np.zeros(n, dtype=np.int8)
+    parts[clusters.codes] = ledger.parts
+    return replace(
+        ledger,
+        keys=clusters.names,
+        occurrences=np.zeros(n, dtype=np.int32),
+        labels=Coded.of([""] * n),
+        parts=parts,
+        images=None,
     )
 
 
 def _grown(
     ledger: Ledger,
-    keys: NDArray[Any],
-    added: NDArray[np.int64],
+    keys: Array,
+    added: Int,
     assignment: Assignment,
     clusters: NearClusters,
     thumbs: Thumbs,
-    thumb_rows: NDArray[np.int64],
+    thumb_rows: Int,
 ) -> Ledger:
-    """Return the ledger with a row per new key, sorted by key."""
     known = _known(ledger)
     every = joined(ledger.keys, keys[added])
     order = sort_order(every)
@@ -291,14 +243,12 @@ def _grown(
         rows[is_old] = known.thumbs[some[is_old]]
         rows[~is_old] = thumbs[thumb_rows[added[some[~is_old] - n_old]]]
         pixels.append(rows)
-    return Ledger(
-        salt=ledger.salt,
-        unit=ledger.unit,
+    return replace(
+        ledger,
         keys=every[order],
         occurrences=np.zeros(len(every), dtype=np.int32),
         labels=Coded.of([""] * len(every)),
         parts=np.concatenate([known.parts, assignment.parts[added]])[order].astype(np.int8),
-        has_own_holdout=ledger.has_own_holdout,
         images=ImageRows(
             joined(known.clusters, clusters.names[added])[order],
             np.concatenate([known.levels, clusters.levels[added]])[order],
@@ -308,19 +258,16 @@ def _grown(
 
 
 def count_near(
-    keys: NDArray[Any],
-    thumbs: Thumbs,
-    levels: NDArray[np.int64] | None,
-    holdout_keys: NDArray[Any],
-    holdout_thumbs: Thumbs,
+    keys: Array, thumbs: Thumbs, levels: Int | None, holdout_keys: Array, holdout_thumbs: Thumbs
 ) -> int:
     """Return how many records have a near-duplicate, but no equal image, in the hold-out.
 
-    Without ``levels`` (the source's groups decided the split) the strictness is computed here: most small
-    pictures of one kind would be near.
+    Without ``levels`` (groups decided the split) they are found here: most small pictures of one kind would be near.
     """
     if levels is None:
-        levels = _levels(keys, thumbs)
+        distinct, first, which = np.unique(keys, return_index=True, return_inverse=True)
+        limit = cluster_limit(len(distinct))
+        levels = cluster_images(ThumbRows(thumbs, first), limit=limit)[1][which.ravel()]
     n_holdout = len(holdout_keys)
     near = nearest_by_group(
         thumbs,
@@ -331,10 +278,3 @@ def count_near(
     )
     equal = np.isin(keys, holdout_keys)
     return int(((near.strength[:, 0] > levels) & ~equal).sum())
-
-
-def _levels(keys: NDArray[Any], thumbs: Thumbs) -> NDArray[np.int64]:
-    """Return the strictness of each image, from its distance to the source's others."""
-    distinct, first, which = np.unique(keys, return_index=True, return_inverse=True)
-    _, levels = cluster_images(ThumbRows(thumbs, first), limit=cluster_limit(len(distinct)))
-    return levels[which.ravel()]

@@ -4,7 +4,6 @@ For classification an image has one class: of its objects' classes the rarest in
 images. All boxes stay in ``objects``.
 """
 
-import json
 import math
 import re
 from collections import Counter, defaultdict
@@ -14,7 +13,7 @@ from xml.etree import ElementTree as ET
 
 from prefect_augment.errors import InputError
 from prefect_augment.params import Source
-from prefect_augment.sources.guard import untrusted
+from prefect_augment.sources.base import untrusted
 from prefect_augment.sources.images.files import (
     Labels,
     Layout,
@@ -23,7 +22,7 @@ from prefect_augment.sources.images.files import (
     ending_of,
     is_image_name,
 )
-from prefect_augment.sources.images.metadata import metadata_labels
+from prefect_augment.sources.images.metadata import label_of, metadata_labels, parsed
 from prefect_augment.sources.images.validation import BadImageError, header_of
 from prefect_augment.text import load_yaml
 
@@ -39,19 +38,10 @@ def read_labels(members: Sequence[Member], source: Source) -> Labels:
     beside = [m.path for m in members if not is_image_name(m.path)]
     name = f"{', '.join(beside[:3])}{' …' if len(beside) > 3 else ''}" or "the images' names"
     with untrusted(name, "annotations of images"):
-        return _read_labels(members, source)
-
-
-def _read_labels(members: Sequence[Member], source: Source) -> Labels:
-    layout: Layout
-    if source.format in READERS:
-        layout = source.format  # type: ignore[assignment]
-    else:
+        if source.format in READERS:
+            return READERS[source.format](members, source)
         labels = metadata_labels(members, source)
-        if labels is not None:
-            return labels
-        layout = _find_layout(members)
-    return READERS[layout](members, source)
+        return READERS[_find_layout(members)](members, source) if labels is None else labels
 
 
 def _find_layout(members: Sequence[Member]) -> Layout:
@@ -71,7 +61,7 @@ def _find_layout(members: Sequence[Member]) -> Layout:
     for layout, named in of.items():
         if 2 * len(named) >= len(keys):
             return layout
-    if any(_is_coco(member) for member in members):
+    if any(b'"annotations"' in member.data and _coco(member) for member in members):
         return "coco"
     return "folder"
 
@@ -85,12 +75,6 @@ def _key(path: str) -> str:
 def _stem(path: str) -> str:
     return path.rpartition("/")[2].rpartition(".")[0]
 
-
-def _folders(members: Sequence[Member], source: Source) -> Labels:
-    return class_folders([m.path for m in members])
-
-
-# --- WebDataset -------------------------------------------------------------------------------
 
 LABEL_FIELDS = ("label", "cls", "class", "category", "target", "label_name", "class_name")
 
@@ -107,11 +91,13 @@ def _webdataset(members: Sequence[Member], source: Source) -> Labels:
         if ending not in (".cls", ".json", ".txt") or key not in keys:
             continue
         used.add(member.path)
-        if ending == ".json" and _is_not_real(member.data):
-            not_real.add(key)
         label = _text(member.data).strip() if ending == ".cls" else ""
-        if ending == ".json":
-            label = _json_label(member.data, source.label)
+        record = parsed(member.data) if ending == ".json" else None
+        if isinstance(record, dict):
+            fields = (label_of(record.get(name)) for name in (source.label, *LABEL_FIELDS))
+            label = next(filter(None, fields), "")
+            if record.get("aug_origin", "real") != "real":  # one of ours
+                not_real.add(key)
         if label and (ending == ".cls" or key not in of_key):
             of_key[key] = label
     if not of_key:
@@ -130,38 +116,8 @@ def _webdataset(members: Sequence[Member], source: Source) -> Labels:
     )
 
 
-def _is_not_real(data: bytes) -> bool:
-    """Tell whether one of our .json files marks its record as a copy, classic or synthetic."""
-    if b"aug_origin" not in data:
-        return False
-    record = _json(data)
-    return isinstance(record, dict) and record.get("aug_origin", "real") != "real"
-
-
-def _json(data: bytes) -> Any:
-    """Return the value, None if it is no JSON, or nested too deeply to be a label."""
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _json_label(data: bytes, field: str) -> str:
-    record = _json(data)
-    if not isinstance(record, dict):
-        return ""
-    for name in (field, *LABEL_FIELDS):
-        value = record.get(name)
-        if isinstance(value, bool | int | str) and str(value).strip():
-            return str(value).strip()
-    return ""
-
-
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "backslashreplace")
-
-
-# --- boxes ------------------------------------------------------------------------------------
 
 
 def _from_boxes(
@@ -219,18 +175,8 @@ def _lost(n: int) -> list[str]:
     return [f"{n} annotated images are not in the source"] if n else []
 
 
-# --- COCO -------------------------------------------------------------------------------------
-
-
-def _is_coco(member: Member) -> bool:
-    head = member.data[:200_000]
-    if ending_of(member.path) != ".json" or b'"' not in head:
-        return False
-    return b'"annotations"' in member.data and _coco(member) is not None
-
-
 def _coco(member: Member) -> dict[str, Any] | None:
-    value = _json(member.data)
+    value = parsed(member.data) if ending_of(member.path) == ".json" else None
     lists = ("images", "annotations", "categories")
     if isinstance(value, dict) and all(isinstance(value.get(name), list) for name in lists):
         return value
@@ -243,7 +189,7 @@ def _coco_labels(members: Sequence[Member], source: Source) -> Labels:
     used: set[str] = set()
     n_lost = 0
     for member in members:
-        coco = _coco(member) if ending_of(member.path) == ".json" else None
+        coco = _coco(member)
         if coco is None:
             continue
         used.add(member.path)
@@ -269,9 +215,6 @@ def _coco_labels(members: Sequence[Member], source: Source) -> Labels:
     return _from_boxes(
         boxes, used, what=f"COCO annotations ({', '.join(sorted(used))})", notes=_lost(n_lost)
     )
-
-
-# --- Pascal VOC -------------------------------------------------------------------------------
 
 
 def _voc_labels(members: Sequence[Member], source: Source) -> Labels:
@@ -328,8 +271,6 @@ def _voc_boxes(data: bytes) -> tuple[str, list[Box]] | None:
         return None  # an unknown encoding is a LookupError
     return root.findtext("filename", "").strip(), boxes
 
-
-# --- YOLO -------------------------------------------------------------------------------------
 
 YOLO_LINE = re.compile(rb"^\s*\d+(\s+[-+.\deE]+){4,}\s*$")
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "names.txt", "predefined_classes.txt")
@@ -427,7 +368,7 @@ def _yolo_boxes(lines: list[list[float]], names: Mapping[int, str], image: Membe
 
 
 READERS: dict[str, Callable[[Sequence[Member], Source], Labels]] = {
-    "folder": _folders,
+    "folder": lambda members, source: class_folders([m.path for m in members]),
     "webdataset": _webdataset,
     "coco": _coco_labels,
     "voc": _voc_labels,

@@ -1,7 +1,4 @@
-"""Image columns of a table, in the form that `datasets` decodes, and record keys.
-
-The form is ``struct<bytes: binary, path: string>``; the bytes are the source's own and never change.
-"""
+"""Image columns of a table as ``struct<bytes, path>``, which `datasets` decodes; the bytes are the source's own."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -22,9 +19,6 @@ from prefect_augment.sources.images.validation import looks_like
 GROUP = "group"
 
 SNIFFED = 20
-
-
-# --- which columns, and their form ------------------------------------------------------------
 
 
 def find_image_columns(table: pa.Table) -> list[str]:
@@ -89,14 +83,8 @@ def image_bytes(column: pa.ChunkedArray) -> Iterator[bytes]:
             yield value.as_py() or b""
 
 
-# --- groups -----------------------------------------------------------------------------------
-
-
 def with_group_column(table: pa.Table, pattern: str) -> pa.Table:
-    """Append the column with the pattern's group in each image's path, empty where it does not match.
-
-    Raises ParameterError if there are no images, or a column of that name exists.
-    """
+    """Append the group that the pattern finds in each image's path, empty for none; ParameterError if it cannot."""
     image = main_image(table.schema)
     if not image:
         raise ParameterError(

@@ -6,9 +6,10 @@ reason, or is skipped by a documented rule.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from hashlib import blake2b
 from typing import Any, Literal
 
 import numpy as np
@@ -48,14 +49,10 @@ class Labels:
 
     of_path: dict[str, str]  # image path -> class
     used: frozenset[str] = frozenset()  # other files that the labels were read from
-    objects: dict[str, dict[str, list[Any]]] | None = (
-        None  # path -> boxes (x, y, width, height in pixels), categories
-    )
+    # Path -> boxes (x, y, width, height in pixels), categories.
+    objects: dict[str, dict[str, list[Any]]] | None = None
     missing: str = "unlabelled: not in a class folder"  # why an image not in of_path has no label
     notes: tuple[str, ...] = field(default=())
-
-
-# --- class folders ----------------------------------------------------------------------------
 
 
 def class_folders(paths: Sequence[str]) -> Labels:
@@ -120,11 +117,8 @@ def _some(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-# --- records ----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
-class Chosen:
+class ImageFiles:
     """Which files are records, and notes on the others."""
 
     records: list[Member]  # sorted by path; maybe not read yet
@@ -133,12 +127,20 @@ class Chosen:
     rejected: tuple[Rejected, ...]  # with the reason
     notes: tuple[str, ...]
 
-    def batch(self, members: Sequence[Member], data: Sequence[bytes]) -> SourceRecords:
-        """Return these records with their content: ``image``, the label, ``objects`` where there are boxes."""
-        images = pa.StructArray.from_arrays(
-            [pa.array(data, pa.binary()), pa.array([m.path for m in members], pa.string())],
-            fields=list(IMAGE_TYPE),
-        )
+    def labels_digest(self, paths: Collection[str] | None = None) -> str:
+        """Return a hash of the classes of the files, or some of them, that are records."""
+        digest = blake2b(digest_size=16)
+        for member in self.records:
+            if paths is None or member.path in paths:
+                label = self.labels.of_path[member.path]
+                digest.update(f"{member.path}\0{label}\0".encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+    def batch(self, members: Sequence[Member]) -> SourceRecords:
+        """Return these records, which are read: ``image``, the label, ``objects`` where there are boxes."""
+        data = pa.array([m.data for m in members], pa.binary())
+        paths = pa.array([m.path for m in members], pa.string())
+        images = pa.StructArray.from_arrays([data, paths], fields=list(IMAGE_TYPE))
         columns: dict[str, Any] = {
             "image": images,
             self.label: pa.array([self.labels.of_path[m.path] for m in members], pa.string()),
@@ -157,7 +159,7 @@ def choose_records(
     source: Source,
     *,
     read_labels: Callable[[Sequence[Member], Source], Labels],
-) -> Chosen:
+) -> ImageFiles:
     """Return which files are records; ``source`` filters image files, ``read_labels`` is the layout."""
     seen = sorted((m for m in members if not is_ignored(m.path)), key=lambda m: m.path)
     left = [m for m in seen if is_other(m.path) or wanted(m.path, source)]
@@ -189,10 +191,8 @@ def choose_records(
     if skipped:
         endings = ", ".join(f"{n} {ending}" for ending, n in skipped.most_common(5))
         notes.append(f"{sum(skipped.values())} files that are no images were skipped: {endings}")
-    return Chosen(records, labels, source.label or "label", tuple(rejected), tuple(notes))
+    return ImageFiles(records, labels, source.label or "label", tuple(rejected), tuple(notes))
 
-
-# --- names ------------------------------------------------------------------------------------
 
 _IMAGES = "jpg jpeg jpe jfif png gif bmp tif tiff webp jp2 avif ppm pgm pbm pnm"
 # Kinds of files that are found beside images; others without an image's ending are tried as images.
@@ -235,20 +235,22 @@ def matches(path: str, pattern: str) -> bool:
     path, pattern = path.lower(), pattern.lower()
     if "/" not in pattern:
         return fnmatchcase(path.rpartition("/")[2], pattern)
-    return match_segments(path.split("/"), pattern.split("/"))
+    return match_segments(path, pattern)
 
 
-def match_segments(path: list[str], pattern: list[str]) -> bool:
+def match_segments(path: str, pattern: str) -> bool:
     """Match a glob by segments: ``*`` stays within one, ``**`` spans any number."""
+    segments = path.split("/")
+    n = len(segments)
     reached = {0}  # how many segments of the path the pattern so far may have taken
-    for part in pattern:
+    for part in pattern.split("/"):
         if part == "**":
-            reached = set(range(min(reached), len(path) + 1))
+            reached = set(range(min(reached), n + 1))
         else:
-            reached = {i + 1 for i in reached if i < len(path) and fnmatchcase(path[i], part)}
+            reached = {i + 1 for i in reached if i < n and fnmatchcase(segments[i], part)}
         if not reached:
             return False
-    return len(path) in reached
+    return n in reached
 
 
 def wanted(path: str, source: Source) -> bool:

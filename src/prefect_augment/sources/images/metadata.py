@@ -22,8 +22,7 @@ MISSING = "unlabelled: metadata says no label of it"
 def metadata_labels(members: Sequence[Member], source: Source) -> Labels | None:
     """Return the class of each image that metadata name; None if there are none, or they have no class.
 
-    ``source.label`` names the field, by default the first of :data:`LABEL_FIELDS`. Raises InputError if the
-    folders with metadata are splits, or a file cannot be read.
+    Raises InputError if the folders with metadata are splits, or a file cannot be read.
     """
     files = [m for m in members if m.path.rpartition("/")[2] in NAMES]
     rows = [(member, row) for member in files for row in _rows(member)]
@@ -38,11 +37,10 @@ def metadata_labels(members: Sequence[Member], source: Source) -> Labels | None:
     for member, row in rows:
         folder, slash, _ = member.path.rpartition("/")
         path = folder + slash + str(row[FILE_NAME]).removeprefix("./")
-        label = row.get(field)
         if path not in there:
             n_gone += 1
-        elif isinstance(label, bool | int | str) and str(label).strip():
-            of_path[path] = str(label).strip()
+        elif label := label_of(row.get(field)):
+            of_path[path] = label
     gone = f"{n_gone} lines of metadata name files that are not there"
     return Labels(
         of_path,
@@ -70,7 +68,7 @@ def _rows(member: Member) -> list[dict[str, Any]]:
         if member.path.endswith(".csv"):
             rows += csv.DictReader(io.StringIO(text, newline=""))
         else:
-            rows += map(_parsed, text.splitlines())
+            rows += map(parsed, text.splitlines())
     except csv.Error as exc:
         raise InputError(
             f"{member.path} cannot be read as CSV ({exc}); write it again.", path=member.path
@@ -78,8 +76,14 @@ def _rows(member: Member) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict) and isinstance(row.get(FILE_NAME), str)]
 
 
-def _parsed(line: str) -> Any:
+def parsed(text: str | bytes) -> Any:
+    """Return the value, None if it is no JSON, or nested too deeply to be a label."""
     try:
-        return json.loads(line)
+        return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def label_of(value: Any) -> str:
+    """Return a field's value as a class; empty where it is none."""
+    return str(value).strip() if isinstance(value, bool | int | str) else ""

@@ -1,30 +1,24 @@
-"""Image files and archives of a source as records.
+"""Image files and archives of a source as records; files are read concurrently, for the latency of object stores."""
 
-Files are read concurrently, for the latency of object stores; images stay encoded and nothing is unpacked
-to disk.
-"""
-
-import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from hashlib import blake2b
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import pyarrow as pa
 
-from prefect_augment.errors import SourceChangedError, StorageError
+from prefect_augment.errors import StorageError
 from prefect_augment.params import Source
 from prefect_augment.schema import SourceFile
-from prefect_augment.sources.archives import read_archive, too_large
+from prefect_augment.sources.archives import read_archive, size_of, too_large
 from prefect_augment.sources.base import BATCH_BYTES, Rejected, SourceRecords
-from prefect_augment.sources.discovery import BROKEN_LINK, Entry, Listing
+from prefect_augment.sources.discovery import BROKEN_LINK, Entry, Listing, changed
 from prefect_augment.sources.images.annotations import read_labels
 from prefect_augment.sources.images.files import (
-    Chosen,
+    ImageFiles,
     Member,
     choose_records,
     ending_of,
@@ -38,56 +32,28 @@ from prefect_augment.storage.spill import Spill, Workspace
 
 # Small files from an object store wait for the network, not for a processor.
 READERS = 16
+LOOSE_AT_ONCE = 512  # images of a part
 ANNOTATIONS = frozenset(
     {".json", ".xml", ".txt", ".yaml", ".yml", ".names", ".cls", ".labels", ".csv", ".jsonl"}
 )
 MAX_ANNOTATION_BYTES = 1 << 30
 
 
-@dataclass(frozen=True)
-class Folder:
-    """Loose image files: which of them are records. Positions count the listing's entries from 1."""
-
-    chosen: Chosen
-
-    @property
-    def has_boxes(self) -> bool:
-        """Whether there are annotations of objects."""
-        return self.chosen.labels.objects is not None
-
-    def labels_digest(self, paths: Collection[str]) -> str:
-        """Return a hash of the classes of those files that are records."""
-        digest = blake2b(digest_size=16)
-        for member in self.chosen.records:
-            if member.path in paths:
-                label = self.chosen.labels.of_path[member.path]
-                digest.update(f"{member.path}\0{label}\0".encode("utf-8", "surrogatepass"))
-        return digest.hexdigest()
-
-
-def inspect_folder(listing: Listing, source: Source) -> Folder:
+def inspect_folder(listing: Listing, source: Source) -> ImageFiles:
     """Read the labels of image files, and none of the images; raises SourceChangedError if a file changed."""
-    members = list(
-        _in_order(
-            lambda item: _inspect_one(listing, source, *item),
-            enumerate(listing.entries, start=1),
-        )
-    )
-    return Folder(choose_records(members, source, read_labels=read_labels))
+    entries = enumerate(listing.entries, start=1)
+    members = list(_in_order(lambda item: _inspect_one(listing, source, *item), entries))
+    return choose_records(members, source, read_labels=read_labels)
 
 
 def read_folder(
     listing: Listing,
-    folder: Folder,
+    chosen: ImageFiles,
     *,
     wanted_paths: Collection[str] | None = None,
     on_progress: Callable[[float, str], None] | None = None,
 ) -> Iterator[SourceRecords]:
-    """Yield the records of loose image files in batches; ``positions`` count the listing's entries from 1.
-
-    ``wanted_paths`` restricts to some files. Raises SourceChangedError if one is not what was listed.
-    """
-    chosen = folder.chosen
+    """Yield the records of loose image files in batches; ``positions`` count the listing's entries from 1."""
 
     def is_wanted(position: int) -> bool:
         return wanted_paths is None or listing.entries[position - 1].path in wanted_paths
@@ -95,22 +61,22 @@ def read_folder(
     records = [m for m in chosen.records if is_wanted(m.position)]
     rejected = [r for r in chosen.rejected if is_wanted(r.position)]
     kept: list[Member] = []
-    data: list[bytes] = []
-    size = n_read = 0
-    for member in _in_order(lambda m: _loaded(listing, m), records):
-        n_read += 1
+    size = 0
+    loaded = _in_order(
+        lambda m: m if m.load is None else _read_one(listing, m.path, m.position), records
+    )
+    for n_read, member in enumerate(loaded, start=1):
         if on_progress is not None and n_read % 500 == 0:
             on_progress(n_read / len(records), f"read {n_read} files")
         if member.reason:
             rejected.append(Rejected(member.position, member.reason, member.path))
             continue
         kept.append(member)
-        data.append(member.data)
         size += len(member.data)
         if size > BATCH_BYTES:
-            yield chosen.batch(kept, data)
-            kept, data, size = [], [], 0
-    yield replace(chosen.batch(kept, data), rejected=tuple(rejected), notes=chosen.notes)
+            yield chosen.batch(kept)
+            kept, size = [], 0
+    yield replace(chosen.batch(kept), rejected=tuple(rejected), notes=chosen.notes)
 
 
 def read_images(
@@ -120,11 +86,10 @@ def read_images(
     wanted_paths: Collection[str] | None,
     part: int,
     n_parts: int,
-    at_once: int,
 ) -> Iterator[list[bytes]]:
-    """Yield the loose files of a part that are images by their names, ``at_once`` together; labels stay unread."""
+    """Yield the loose files of a part that are images by their names, some together; labels stay unread."""
     named = (
-        Member(path, position)
+        (path, position)
         for position, entry in enumerate(listing.entries, start=1)
         if is_image_name(path := shown_path(entry.path))
         and (wanted_paths is None or entry.path in wanted_paths)
@@ -134,8 +99,9 @@ def read_images(
         and not _is_huge(entry, source)
     )
     own = islice(named, part, None, n_parts)
-    data = (m.data for m in _in_order(lambda m: _read_one(listing, m), own) if not m.reason)
-    while batch := list(islice(data, at_once)):
+    members = _in_order(lambda item: _read_one(listing, *item), own)
+    data = (m.data for m in members if not m.reason)
+    while batch := list(islice(data, LOOSE_AT_ONCE)):
         yield batch
 
 
@@ -160,7 +126,7 @@ def _inspect_one(listing: Listing, source: Source, position: int, entry: Entry) 
     if entry.n_bytes > MAX_ANNOTATION_BYTES if is_annotation else _is_huge(entry, source):
         return Member(path, position, reason="oversized (more bytes than an image may have)")
     if is_annotation:
-        return _read_one(listing, Member(path, position))
+        return _read_one(listing, path, position)
     return Member(path, position, load=lambda: listing.store.read(entry.path))
 
 
@@ -169,13 +135,9 @@ def shown_path(path: str) -> str:
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _loaded(listing: Listing, member: Member) -> Member:
-    """Return the member with its content, or the reason why there is none."""
-    return member if member.load is None else _read_one(listing, member)
-
-
-def _read_one(listing: Listing, member: Member) -> Member:
-    entry = listing.entries[member.position - 1]
+def _read_one(listing: Listing, path: str, position: int) -> Member:
+    """Return a file with its content, or the reason why there is none."""
+    entry = listing.entries[position - 1]
     try:
         data = listing.store.read(entry.path)
         unchanged = len(data) == entry.n_bytes and _is_unchanged(listing, entry)
@@ -183,14 +145,11 @@ def _read_one(listing: Listing, member: Member) -> Member:
         unchanged = False
     except StorageError as exc:
         if isinstance(exc.__cause__, PermissionError):
-            return Member(member.path, member.position, reason="unreadable: no permission")
+            return Member(path, position, reason="unreadable: no permission")
         raise
     if not unchanged:
-        raise SourceChangedError(
-            f"{entry.path} changed while it was read; run again when nothing writes to {listing.store.uri}.",
-            path=entry.path,
-        )
-    return Member(member.path, member.position, data)
+        raise changed(listing, entry.path)
+    return Member(path, position, data)
 
 
 def _is_huge(entry: Entry, source: Source) -> bool:
@@ -198,10 +157,7 @@ def _is_huge(entry: Entry, source: Source) -> bool:
 
 
 def _is_unchanged(listing: Listing, entry: Entry) -> bool:
-    """Check a local file again; on an object store a second request per file would cost too much.
-
-    Objects there are replaced as a whole, and the size has been compared.
-    """
+    """Check a local file again; objects are replaced as a whole, and another request for each would cost too much."""
     if not listing.store.is_local:
         return True
     status = Path(listing.store.full(entry.path)).stat()
@@ -209,13 +165,9 @@ def _is_unchanged(listing: Listing, entry: Entry) -> bool:
 
 
 def read_archive_records(file: IO[bytes], *, name: str, source: Source) -> Iterator[SourceRecords]:
-    """Yield the records of one archive; ``positions`` are the numbers of its members.
-
-    Labels may come at the archive's end, so images are spilled until then.
-    """
-    n_bytes = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    walk = read_archive(file, name=name, n_bytes=n_bytes, max_megapixels=source.max_megapixels)
+    """Yield the records of one archive; images are spilled until its end, where labels may come."""
+    limit = source.max_megapixels
+    walk = read_archive(file, name=name, n_bytes=size_of(file), max_megapixels=limit)
     with Workspace() as workspace:
         images = workspace.spill()
         chosen = choose_records(
@@ -223,44 +175,38 @@ def read_archive_records(file: IO[bytes], *, name: str, source: Source) -> Itera
         )
         records = {m.position: m for m in chosen.records}
         for table in images:
-            places = table["position"].to_pylist()
-            rows = [i for i, place in enumerate(places) if place in records]
-            if rows:
-                data = [table["data"][i].as_py() for i in rows]
-                yield chosen.batch([records[places[i]] for i in rows], data)
+            kept = [
+                replace(records[place], data=data.as_py())
+                for place, data in zip(table["position"].to_pylist(), table["data"], strict=True)
+                if place in records
+            ]
+            if kept:
+                yield chosen.batch(kept)
         # Annotations that are records all the same, because a layout says so.
-        rest = [m for m in chosen.records if m.data]
-        last = chosen.batch(rest, [m.data for m in rest])
+        last = chosen.batch([m for m in chosen.records if m.data])
         yield replace(last, rejected=chosen.rejected, notes=chosen.notes)
 
 
 def _spilled(walk: Iterator[Member], images: Spill, source: Source) -> Iterator[Member]:
     """Yield the members without their content, which is spilled; annotations keep theirs."""
-    positions: list[int] = []
-    data: list[bytes] = []
+    kept: list[Member] = []
     size = 0
 
     def flush() -> None:
-        images.append(
-            pa.table(
-                {"position": pa.array(positions, pa.int64()), "data": pa.array(data, pa.binary())}
-            )
-        )
+        positions = pa.array([m.position for m in kept], pa.int64())
+        data = pa.array([m.data for m in kept], pa.binary())
+        images.append(pa.table({"position": positions, "data": data}))
 
     for member in walk:
-        if member.reason or not member.data or ending_of(member.path) in ANNOTATIONS:
+        is_annotation = member.data and ending_of(member.path) in ANNOTATIONS
+        if member.reason or is_annotation or is_ignored(member.path):
             yield member
-            if not member.data and not member.reason and not is_ignored(member.path):
-                # An empty file is a record too, and rejected as one.
-                positions.append(member.position)
-                data.append(b"")
             continue
-        positions.append(member.position)
-        data.append(member.data)
+        kept.append(member)  # an empty file too: it is rejected as a record
         size += len(member.data)
         if size > BATCH_BYTES:
             flush()
-            positions, data, size = [], [], 0
+            kept, size = [], 0
         yield Member(member.path, member.position, size=_size_of(member.data, source))
     flush()
 

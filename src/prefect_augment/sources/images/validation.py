@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefect_augment.array_types import Float32, Int8
+from prefect_augment.array_types import Int8
 from prefect_augment.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT, MIRRORED_OR_TURNED_BY_A_QUARTER = 1, (5, 6, 7, 8)
+TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # to upright, by Pillow's Transpose
 # Brightness of the thumbnail has to vary by this much, of 255, before it can resemble another one.
 MIN_CONTRAST = 2.0
 # Larger images are decoded one at a time, so that memory is bounded whatever the number of threads.
@@ -98,8 +98,7 @@ def header_of(data: bytes) -> ImageFile.ImageFile:
 def check_image(data: bytes, *, max_megapixels: float) -> ImageCheck:
     """Return the properties of an image after a full decode (of an animation, its first frame).
 
-    Larger images than ``max_megapixels`` are refused by their header. Raises BadImageError with the reason
-    ``empty``, ``undecodable``, ``truncated`` or ``oversized (…)``.
+    Raises BadImageError with the reason ``empty``, ``undecodable``, ``truncated`` or ``oversized (…)``, by its header.
     """
     if not data:
         raise BadImageError("empty")
@@ -129,10 +128,8 @@ def _decode(image: ImageFile.ImageFile) -> int:
     """Decode all pixels and return the EXIF orientation."""
     try:
         image.load()
-    except (
-        MemoryError
-    ):  # of a machine that is too small, and not of the image, whose size has been checked
-        raise
+    except MemoryError:
+        raise  # the machine is too small, and not the image too large: its size has been checked
     except Exception as exc:
         text = str(exc)
         cut = any(word in text.lower() for word in ("truncated", "unexpected end", "not enough"))
@@ -150,8 +147,9 @@ def _thumb(image: Image.Image, orientation: int) -> Int8:
     from PIL import Image
 
     small = _gray(image).resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BILINEAR)
+    if orientation in TURNS:
+        small = small.transpose(Image.Transpose(TURNS[orientation]))
     pixels = np.asarray(small, dtype=np.float32)
-    pixels = _upright(orientation)(pixels) if orientation != UPRIGHT else pixels
     centred = pixels - pixels.mean()
     peak = float(np.abs(centred).max())
     if not np.isfinite(peak) or peak < (MIN_CONTRAST if small.mode == "L" else 1e-12):
@@ -172,17 +170,3 @@ def _gray(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("L")
     return image.convert("L")
-
-
-def _upright(orientation: int) -> Callable[[Float32], Float32]:
-    """Return the function that turns an array with this EXIF orientation upright."""
-    steps: dict[int, Callable[[Float32], Float32]] = {
-        2: np.fliplr,
-        3: lambda a: np.rot90(a, 2),
-        4: np.flipud,
-        5: np.transpose,
-        6: lambda a: np.rot90(a, -1),
-        7: lambda a: np.transpose(np.rot90(a, 2)),
-        8: lambda a: np.rot90(a, 1),
-    }
-    return steps[orientation]

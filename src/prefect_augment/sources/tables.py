@@ -1,22 +1,26 @@
-"""Tables and queries of databases: SQLite and DuckDB files, and servers by their ADBC driver.
+"""Tables that are no files: of databases (SQLite, DuckDB, servers by their ADBC driver), of Delta, Iceberg and Lance.
 
-A database has no identity of its content, so its records are written to local disk once, and their digest is it.
+A database has no identity of its content, so its records are written to local disk once, and their digest is it. The
+others are read by their own library as one snapshot.
 """
 
 import hashlib
+import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
 from prefect_augment.errors import AugmentError, InputError, MissingExtraError
 from prefect_augment.params.locations import hide_secrets
-from prefect_augment.sources.base import StoredTable
+from prefect_augment.sources.base import StoredTable, untrusted
+from prefect_augment.storage import Store
+from prefect_augment.storage.drivers import s3_endpoint
 from prefect_augment.text import suggestion
 
 SCHEMES = {
@@ -30,10 +34,7 @@ _QUERIES = ("select", "with", "from")
 
 
 def database_kind(uri: str) -> str:
-    """Return which database a location is, a value of `SCHEMES`; empty for anything else.
-
-    Goes by the URL's scheme, and for a file on this machine by its first bytes.
-    """
+    """Return which database a location is by its scheme or first bytes, a value of `SCHEMES`; empty for none."""
     base = uri.partition("#")[0]
     scheme, sign, _ = base.partition("://")
     if sign:
@@ -47,12 +48,10 @@ def database_kind(uri: str) -> str:
 
 
 def query_table(uri: str, kind: str, part: str) -> StoredTable:
-    """Run a query, or read a table, and keep the records on local disk.
+    """Run a query, or read a table, of the database ``uri``, and keep the records on local disk.
 
-    ``uri`` is a URL of the database, or the path of its file; ``kind`` is a value of `SCHEMES`; ``part`` is
-    the table's name or a query (SELECT …), empty for the only table. Raises MissingExtraError where the
-    driver is not installed, InputError if the database does not answer, there is no such table, or it has
-    several and none is named.
+    ``part`` is the table's name or a query (SELECT …), empty for the only table. Raises MissingExtraError where the
+    driver is not installed, InputError if the database does not answer, or no table or none of several is named.
     """
     title = _TITLES.get(kind, kind.capitalize())
     spool = Path(tempfile.mkdtemp(prefix="prefect-augment-")) / "records.arrow"
@@ -66,7 +65,8 @@ def query_table(uri: str, kind: str, part: str) -> StoredTable:
     with _refused(uri, title), _connected(uri, kind) as database:
         if not _is_query(part):
             part = _named(uri, part, database.tables())
-        query = part if _is_query(part) else f"SELECT * FROM {_quoted(part)}"  # noqa: S608 - a name that is there
+        quoted = ".".join('"{}"'.format(one.replace('"', '""')) for one in part.split("."))
+        query = part if _is_query(part) else f"SELECT * FROM {quoted}"  # noqa: S608 - a name that is there
         reader = database.read(query)
         schema = _plain_schema(reader.schema)
         with pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
@@ -90,13 +90,11 @@ def _plain_schema(schema: pa.Schema) -> pa.Schema:
 
 
 def _is_query(part: str) -> bool:
-    """Tell a query from the name of a table."""
     words = part.split(maxsplit=1)
     return len(words) == 2 and words[0].lower() in _QUERIES
 
 
 def _named(uri: str, part: str, tables: list[str]) -> str:
-    """Return the table that is meant."""
     if part in tables:
         return part
     if part:
@@ -109,10 +107,6 @@ def _named(uri: str, part: str, tables: list[str]) -> str:
         f"{uri}#{tables[0] if tables else 'table'} or {uri}#SELECT …",
         uri=uri,
     )
-
-
-def _quoted(name: str) -> str:
-    return ".".join('"{}"'.format(one.replace('"', '""')) for one in name.split("."))
 
 
 @contextmanager
@@ -167,7 +161,9 @@ class _Adbc:
     def tables(self) -> list[str]:
         catalogs = self._connection.adbc_get_objects(depth="tables").read_all().to_pylist()
         return sorted(
-            ".".join(filter(None, (_other(schema["db_schema_name"]), table["table_name"])))
+            table["table_name"]
+            if schema["db_schema_name"] in (None, "", "public", "main")
+            else f"{schema['db_schema_name']}.{table['table_name']}"
             for catalog in catalogs
             for schema in catalog["catalog_db_schemas"] or ()
             if schema["db_schema_name"] not in _INTERNAL
@@ -182,11 +178,6 @@ class _Adbc:
     def close(self) -> None:
         self._cursor.close()
         self._connection.close()
-
-
-def _other(schema: str | None) -> str:
-    """Return a schema's name where it has to be said."""
-    return "" if schema in (None, "", "public", "main") else str(schema)
 
 
 @contextmanager
@@ -211,3 +202,119 @@ def _connected(uri: str, kind: str) -> Iterator[_DuckDb | _Adbc]:
         yield database
     finally:
         database.close()
+
+
+Matches: TypeAlias = Sequence[re.Match[str]]
+# What a table's folder has, its title, and the extra of its library.
+_SIGNS = {
+    re.compile(r"_delta_log/"): ("Delta", "delta"),
+    re.compile(r"_versions/.*manifest"): ("Lance", "lance"),
+    re.compile(r"metadata/\D*(\d+).*\.metadata\.json"): ("Iceberg", "iceberg"),
+}
+
+
+def find_table(
+    store: Store, paths: Sequence[str], part: str, options: dict[str, Any]
+) -> StoredTable | None:
+    """Return the table that lies in a folder with the objects ``paths``; None where none does.
+
+    ``part`` is a version of Delta or Lance, or a snapshot id of Iceberg; empty for the newest. Raises MissingExtraError
+    where the table's library is not installed, InputError if it cannot be read, or has no such snapshot.
+    """
+    for sign, (title, extra) in _SIGNS.items():
+        shown = [match for path in paths if (match := sign.match(path))]
+        if not shown:
+            continue
+        if part and not part.isdecimal():
+            raise InputError(
+                f"{store.uri} is a table of {title}, and {part!r} is no snapshot of it; "
+                "write its number behind the #, or nothing for the newest.",
+                uri=store.uri,
+            )
+        with untrusted(store.uri, f"a table of {title}"):
+            try:
+                return _OPEN[title](store, shown, int(part) if part else None, options)
+            except ModuleNotFoundError as exc:
+                raise MissingExtraError(
+                    f"{store.uri} needs {exc.name}: pip install 'prefect-augment[{extra}]'",
+                    extra=extra,
+                ) from exc
+    return None
+
+
+def _open_delta(
+    store: Store, _: Matches, version: int | None, options: dict[str, Any]
+) -> StoredTable:
+    from deltalake import DeltaTable
+
+    table = DeltaTable(store.uri, version=version, storage_options=_native(store, options))
+    files = pa.table(table.get_add_actions(flatten=True))
+
+    def read() -> pa.RecordBatchReader:
+        # File by file: its query engine would return the records in another order each time.
+        scanner = table.to_pyarrow_dataset().scanner(batch_readahead=2, fragment_readahead=1)
+        return scanner.to_reader()
+
+    identity = f"{table.metadata().id}-{table.version()}"
+    return _stored(store, "Delta", identity, sum(files["size_bytes"].to_pylist()), read)
+
+
+def _open_lance(
+    store: Store, _: Matches, version: int | None, options: dict[str, Any]
+) -> StoredTable:
+    import lance
+
+    table = lance.dataset(store.uri, version=version, storage_options=_native(store, options))
+    files = (file for part in table.get_fragments() for file in part.data_files())
+    n_bytes = sum(file.file_size_bytes or 0 for file in files)
+
+    def read() -> pa.RecordBatchReader:
+        return table.scanner(scan_in_order=True).to_reader()
+
+    # The table may have been written anew, and its versions count from 1 again.
+    written = next(v["timestamp"] for v in table.versions() if v["version"] == table.version)
+    return _stored(store, "Lance", f"{table.version}-{written}", n_bytes, read)
+
+
+def _open_iceberg(
+    store: Store, shown: Matches, snapshot: int | None, options: dict[str, Any]
+) -> StoredTable:
+    from pyiceberg.table import StaticTable
+
+    newest = max(shown, key=lambda match: (int(match[1]), match[0]))[0]
+    properties = _native(store, options, of_iceberg=True)
+    table = StaticTable.from_metadata(f"{store.uri}/{newest}", properties)
+    scan = table.scan(snapshot_id=snapshot)
+    at = scan.snapshot()
+    if at is None:
+        raise InputError(f"{store.uri} is a table of Iceberg without this snapshot.", uri=store.uri)
+    n_bytes = sum(task.file.file_size_in_bytes for task in scan.plan_files())
+    identity = f"{table.metadata.table_uuid}-{at.snapshot_id}"
+    return _stored(store, "Iceberg", identity, n_bytes, scan.to_arrow_batch_reader)
+
+
+_OPEN = {"Delta": _open_delta, "Lance": _open_lance, "Iceberg": _open_iceberg}
+
+
+def _stored(
+    store: Store, title: str, identity: str, n_bytes: int, read: Callable[[], pa.RecordBatchReader]
+) -> StoredTable:
+    name = store.uri.rpartition("/")[2]
+    return StoredTable(name, title, identity, n_bytes, read)
+
+
+def _native(store: Store, options: dict[str, Any], *, of_iceberg: bool = False) -> dict[str, str]:
+    """Return the options of s3fs as these libraries spell them; other stores take theirs from the environment."""
+    if not store.uri.startswith(("s3://", "s3a://")):
+        return {}
+    endpoint = s3_endpoint(options)
+    spelt = (
+        ("aws_access_key_id", "s3.access-key-id", options.get("key")),
+        ("aws_secret_access_key", "s3.secret-access-key", options.get("secret")),
+        ("aws_session_token", "s3.session-token", options.get("token")),
+        ("aws_region", "s3.region", options.get("client_kwargs", {}).get("region_name")),
+        ("aws_endpoint", "s3.endpoint", endpoint),
+        ("aws_allow_http", "", "true" if endpoint.startswith("http://") else ""),
+    )
+    named = {iceberg if of_iceberg else name: value for name, iceberg, value in spelt}
+    return {name: value for name, value in named.items() if name and value}

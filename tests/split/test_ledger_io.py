@@ -8,10 +8,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.errors import IntegrityError
-from prefect_augment.split.assignment import assign
+from prefect_augment.split.assignment import Shares, assign
 from prefect_augment.split.ledger import ImageRows, Ledger
-from prefect_augment.split.ledger_io import read_ledger, write_ledger
-from prefect_augment.split.sealed_keys import opened, sealed, with_opened_keys, with_sealed_keys
+from prefect_augment.split.ledger_io import (
+    opened,
+    read_ledger,
+    sealed,
+    with_opened_keys,
+    with_sealed_keys,
+    write_ledger,
+)
 from prefect_augment.storage import Store, keep_apart, open_store
 from prefect_augment.storage.keys import KEY, key_texts
 
@@ -83,8 +89,7 @@ def test_the_split_does_not_depend_on_the_secret(tmp_path: Path) -> None:
                 keys[:n],
                 ["x", "y"] * (n // 2),
                 ledger=ledger,
-                holdout_fraction=0.2,
-                validation_fraction=0.2,
+                shares=Shares(0.2, 0.2),
             )
             ledger = read_ledger(store, write_ledger(store, split.ledger, prefix=f"_staging/i/{n}"))
         parts.append(split.parts)
