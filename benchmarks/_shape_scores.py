@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from _disentanglement import Dci, dci, gaps, mutual_information
 from _shapes import BY, LABEL, SIZE, Shapes, as_table, read, with_attributes
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from prefect_augment.encoding.images import ImageEncoder
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.genmodels.base import ImageData, ImageSpec
+from prefect_augment.genmodels.latents import bound_log_scale
 from prefect_augment.params import Budget, ModelParams, VaeModel
 from prefect_augment.synthesis.draw import candidate_seeds
 from prefect_augment.synthesis.model_store import image_spec
@@ -139,6 +141,22 @@ class Disentangled:
 LEAST_INFORMATION = 0.1  # nats
 
 
+def informative(model: Any, X: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return how informative each latent number of a VAE is, mean nats of shape (n_latent,).
+
+    The divergence of q(z_j | x) from a normal with the prior's mean and deviation over all classes.
+    """
+    prior = model.network.prior
+    with torch.inference_mode():
+        variance = (2 * bound_log_scale(prior.log_scale)).exp().mean(dim=0)
+        deviation = (variance + prior.mean.var(dim=0, correction=0)).sqrt()
+        images = torch.from_numpy(np.ascontiguousarray(X.transpose(0, 3, 1, 2))) / 255.0
+        mean, log_scale = model.network.posterior(images)
+        offset = ((mean - prior.mean.mean(dim=0)) / deviation) ** 2
+        ratio = (2 * log_scale).exp() / deviation**2
+        return (0.5 * (ratio + offset - 1 - ratio.log())).mean(dim=0).double().numpy()
+
+
 def disentangled(
     params: VaeModel, shapes: Shapes, *, n_test: int, steps: int, seed: int
 ) -> Disentangled:
@@ -164,6 +182,6 @@ def disentangled(
     return Disentangled(
         gaps=gaps(*mutual_information(Z[n:], V[n:])),
         dci=dci(Z[:n], V[:n], Z[n:], V[n:], seed=seed),
-        n_informative=int((model.informative(X[n:]) > LEAST_INFORMATION).sum()),
+        n_informative=int((informative(model, X[n:]) > LEAST_INFORMATION).sum()),
         error=float(np.mean((back / 255.0 - X[n:] / 255.0) ** 2)),
     )

@@ -101,7 +101,7 @@ def ours(width: int, *, batch: int, device: str, name: str, **params: Any) -> di
         loss = partial(phase.loss, "velocity", phase.batch("velocity", generator))
         is_compiled = compiled(phase.network, loss, where)
     with where.settings():
-        run = loop._Run(phase, context.steps, 0, where, 0.05, 1.0)
+        run = loop._Run(phase, context, where)
         training, spread = images_per_second(run.take_step, batch, device)
     assert run.ema is not None
     network: Any = run.ema.network

@@ -196,7 +196,7 @@ def main() -> None:
     model = Diffusion.build(DiffusionModel(sampler_steps=STEPS), spec)
     context = FitContext(seed=0, steps=1_000_000, device="cpu", threads=1)
     phase, device = model._phase(data, context)
-    run = loop._Run(phase, context.steps, 0, device, 0.05, 1.0)
+    run = loop._Run(phase, context, device)
     peer = Peer(data, len(classes))
     print(f"weights: ours {count(phase.network):,}, peer {count(peer.network):,}; {device}")
     repeats = 5 if args.quick else 15

@@ -245,7 +245,7 @@ class Bench:
     def _step_seconds(self, model: Any, data: ImageData, context: FitContext) -> float:
         phase, device = model._phase(data, context)
         with device.settings():
-            run = loop._Run(phase, context.steps, 0, device, 0.05, 1.0)
+            run = loop._Run(phase, context, device)
             run.take_step()
             return cpu_seconds(lambda: [run.take_step() for _ in range(5)]) / 5
 

@@ -6,25 +6,47 @@ codes in category columns. Their classes are strata: the label's classes, or com
 columns of ``balance.by``. The encoder owns decoding, types and domains.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.nn.budget import Calibration
+from prefect_augment.nn.budget import (
+    Arrays as Arrays,
+    Calibration,
+    Config as Config,
+    FitContext as FitContext,
+)
 
 # Training records that a stratum needs before it is sampled; with fewer, a draw is close to a copy.
 # It is plan.targets.MIN_SAMPLED less the fifth that is validation by default.
 MIN_SAMPLED_RECORDS = 8
 
-Config = dict[str, Any]
-Arrays = dict[str, NDArray[Any]]
+
+class _Spec:
+    """What specs of tables and of images share."""
+
+    classes: tuple[str, ...]
+
+    def to_config(self) -> Config:
+        """Return the spec as plain JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+
+    @classmethod
+    def from_config(cls, config: Config) -> Self:
+        """Inverse of :meth:`to_config`."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+
+    @property
+    def n_classes(self) -> int:
+        """Number of strata."""
+        return len(self.classes)
 
 
 @dataclass(frozen=True)
-class TableSpec:
+class TableSpec(_Spec):
     """Shapes, column kinds and classes of an encoded table."""
 
     names: tuple[str, ...]  # learnt columns, in matrix order
@@ -33,30 +55,10 @@ class TableSpec:
     classes: tuple[str, ...]  # strata; y indexes them
     class_counts: tuple[int, ...]  # training records per stratum
 
-    def to_config(self) -> Config:
-        """Return the spec as plain JSON."""
-        return {
-            "names": list(self.names),
-            "is_category": list(self.is_category),
-            "n_levels": list(self.n_levels),
-            "classes": list(self.classes),
-            "class_counts": list(self.class_counts),
-        }
-
-    @classmethod
-    def from_config(cls, config: Config) -> "TableSpec":
-        """Inverse of :meth:`to_config`."""
-        return cls(**{name: tuple(values) for name, values in config.items()})
-
     @property
     def n_columns(self) -> int:
         """Number of learnt columns."""
         return len(self.names)
-
-    @property
-    def n_classes(self) -> int:
-        """Number of strata."""
-        return len(self.classes)
 
 
 @dataclass(frozen=True)
@@ -68,37 +70,13 @@ class TableData:
 
 
 @dataclass(frozen=True)
-class ImageSpec:
+class ImageSpec(_Spec):
     """Shape and classes of encoded images."""
 
     size: int  # height and width in pixels
     channels: int  # 1 (gray) or 3 (RGB)
     classes: tuple[str, ...]  # strata; y indexes them
     class_counts: tuple[int, ...]  # training records per stratum
-
-    def to_config(self) -> Config:
-        """Return the spec as plain JSON."""
-        return {
-            "size": self.size,
-            "channels": self.channels,
-            "classes": list(self.classes),
-            "class_counts": list(self.class_counts),
-        }
-
-    @classmethod
-    def from_config(cls, config: Config) -> "ImageSpec":
-        """Inverse of :meth:`to_config`."""
-        return cls(
-            size=int(config["size"]),
-            channels=int(config["channels"]),
-            classes=tuple(config["classes"]),
-            class_counts=tuple(config["class_counts"]),
-        )
-
-    @property
-    def n_classes(self) -> int:
-        """Number of strata."""
-        return len(self.classes)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -112,50 +90,6 @@ class ImageData:
 
     images: NDArray[np.uint8]  # (n_records, size, size, channels)
     y: NDArray[np.int64]  # (n_records,) index of the stratum
-
-
-def _report_nothing(step: int, scalars: Mapping[str, float]) -> None:
-    """Ignore the report."""
-
-
-@dataclass(frozen=True)
-class FitContext:
-    """How to train: everything a model gets besides the data.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of everything random in training.
-    steps : int
-        Training steps; models that are not trained in steps ignore it.
-    device : str
-        ``cpu``, ``cuda``, or ``auto`` for a GPU if there is one.
-    report : callable
-        Called with the step and named scalars, for progress and curves.
-    batch_size : int
-        Records per step; 0 lets the model choose.
-    threads : int
-        Threads of one operation; 0 takes the available cores.
-    precision : str
-        ``float32`` or ``bfloat16``; empty lets the hardware decide.
-    checkpoint : callable, optional
-        Called from time to time with the state that a resume needs: plain JSON and named arrays.
-    restored : tuple, optional
-        The last state of an interrupted run with the same seed and steps.
-    checkpoint_seconds : float
-        Time between checkpoints; 0 saves after every step.
-    """
-
-    seed: int
-    steps: int = 0
-    device: str = "cpu"
-    report: Callable[[int, Mapping[str, float]], None] = _report_nothing
-    batch_size: int = 0
-    threads: int = 0
-    precision: str = ""
-    checkpoint: Callable[[tuple[Config, Arrays]], None] | None = None
-    restored: tuple[Config, Arrays] | None = None
-    checkpoint_seconds: float = 60.0
 
 
 class GenerativeModel(Protocol):
@@ -173,10 +107,7 @@ class GenerativeModel(Protocol):
     def build(cls, params: Any, spec: Any) -> Self:
         """Return an untrained model of a ``TableSpec`` or ``ImageSpec``.
 
-        Raises
-        ------
-        ParameterError
-            If the params do not fit the spec.
+        Raises ParameterError if the params do not fit the spec.
         """
         ...
 
@@ -248,15 +179,7 @@ class SamplesWithValues(Protocol):
 
         Kept records follow the model's distribution of the other columns given these values.
         Whether a record is kept depends only on the model, its class, its seed and the values.
-
-        Parameters
-        ----------
-        conditions : ndarray of int64, shape (n,)
-            The stratum of each record.
-        seeds : ndarray of int64, shape (n,)
-            Each record's own seed.
-        values : mapping of int to float
-            Value by column of the matrix form; NaN requests a missing value.
+        These are by column of the matrix form; NaN requests a missing value.
 
         Returns
         -------
@@ -323,11 +246,6 @@ class Denoises(Protocol):
     def denoise(self, X: NDArray[np.uint8], noise: float) -> NDArray[np.uint8]:
         """Return the most likely images without their noise, in the input's form.
 
-        Parameters
-        ----------
-        X : ndarray of uint8, shape (n, size, size, channels)
-            Images of the encoder's resolution.
-        noise : float in (0, 1]
-            Standard deviation of their Gaussian noise, white being 1.
+        ``noise`` in (0, 1] is the standard deviation of their Gaussian noise, white being 1.
         """
         ...

@@ -48,11 +48,10 @@ def _normal(keys: Uint64, n_values: int, start: int) -> Float:
     radius = np.sqrt(-2.0 * np.log(uniforms[..., 0]))
     angle = 2.0 * np.pi * uniforms[..., 1]
     pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-    values: Float = pairs.reshape(len(keys), 2 * n_pairs)[:, :n_values]
-    return values
+    return pairs.reshape(len(keys), 2 * n_pairs)[:, :n_values]
 
 
 def seeds_from(key: int, start: int, n: int) -> Int:
-    """Numbers ``start`` to ``start + n - 1`` of the seed sequence ``key``, all distinct."""
+    """Numbers ``start`` to ``start + n - 1`` of the seed sequence ``key`` (its low 64 bits), all distinct."""
     counters = np.arange(start + 1, start + n + 1, dtype=np.uint64)
-    return mixed(np.uint64(key) + counters * np.uint64(GOLDEN)).view(np.int64)
+    return mixed(np.uint64(int(key) & _MASK) + counters * np.uint64(GOLDEN)).view(np.int64)

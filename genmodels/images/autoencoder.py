@@ -15,24 +15,17 @@ squared error. Variants regularise it:
   2011, "Contractive Auto-Encoders", equation 2), estimated with one random direction per record.
 
 Images are drawn from a mixture of normals per class fitted to the training records' codes
-(:mod:`.latent_density`), or between the codes of neighbours (:mod:`.latent_neighbours`).
+(:class:`.ClassDensities`), or between the codes of neighbours (:class:`.ClassNeighbours`).
 """
 
 from typing import Any, ClassVar, Literal, Self
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prefect_augment.genmodels.autoencoder_losses import jacobian_norm, sparsity_divergence
 from prefect_augment.genmodels.base import FitContext, ImageSpec
-from prefect_augment.genmodels.images.autoencoder_network import (
-    Codec,
-    DenseStack,
-    Squash,
-    check_conv_width,
-)
+from prefect_augment.genmodels.images.autoencoder_network import Codec, Squash, check_conv_width
 from prefect_augment.genmodels.images.latent import (
     AT_ONCE,
     LatentImages,
@@ -40,6 +33,7 @@ from prefect_augment.genmodels.images.latent import (
     to_shares,
 )
 from prefect_augment.genmodels.images.training import ImagePhase, ImageRecords
+from prefect_augment.genmodels.latents import jacobian_norm, sparsity_divergence
 from prefect_augment.nn.devices import Device
 from prefect_augment.nn.sequence import Stretch, mean_seconds_per_step, train_in_turn
 from prefect_augment.params import AutoencoderModel
@@ -83,7 +77,7 @@ class AutoencoderPhase(ImagePhase):
     def batch(self, loss_name: str, rng: torch.Generator) -> tuple[Tensor, ...]:
         """Images, their noise and directions; the last two where the variant needs them."""
         n, device = self.batch_size, self.device
-        images = self.records.take(self.records.rows(n, rng))
+        images = self.records.take(self.rows(rng))
         noise = directions = torch.zeros(n, 0, device=device)
         if self.params.variant == "denoising":
             most = self.params.noise or NOISE
@@ -124,15 +118,6 @@ class AutoencoderPhase(ImagePhase):
         return norm * self.variance / z.var(dim=0, correction=0).sum().clamp(min=1e-6)
 
 
-def n_pretraining(share: float, steps: int, n_layers: int) -> int:
-    """Steps of each layer; at least one step is left for fine-tuning.
-
-    >>> n_pretraining(0.3, 1000, 3), n_pretraining(0.3, 2, 3)
-    (100, 0)
-    """
-    return int(share * steps / n_layers)
-
-
 class LayerPhase(ImagePhase):
     """One layer of a dense encoder as a restricted Boltzmann machine; the layers below are trained."""
 
@@ -152,16 +137,9 @@ class LayerPhase(ImagePhase):
         self.layer = layer
         self.visible: Units = "real" if layer == 0 else "binary"
         self.hidden: Units = "real" if layer == network.n_layers - 1 else "binary"
-
-    @property
-    def up(self) -> nn.Linear:
-        """The encoder's layer."""
-        return _linear(self.network.encoder, self.layer)
-
-    @property
-    def down(self) -> nn.Linear:
-        """The decoder's layer, whose biases are those of the visible units."""
-        return _linear(self.network.decoder, self.network.n_layers - 1 - self.layer)
+        self.up: nn.Linear = network.encoder.layers[layer]
+        # Its biases are those of the visible units.
+        self.down: nn.Linear = network.decoder.layers[network.n_layers - 1 - layer]
 
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Adam on this layer alone."""
@@ -170,7 +148,7 @@ class LayerPhase(ImagePhase):
 
     def batch(self, loss_name: str, rng: torch.Generator) -> tuple[Tensor, ...]:
         """Images, and the random numbers that draw hidden units."""
-        images = self.records.take(self.records.rows(self.batch_size, rng))
+        images = self.records.take(self.rows(rng))
         draw = torch.rand if self.hidden == "binary" else torch.randn
         shape = (self.batch_size, self.up.out_features)
         return images, draw(shape, generator=rng, device=self.device)
@@ -189,13 +167,6 @@ class LayerPhase(ImagePhase):
         """Initialise the decoder's layer with the transposed weights."""
         with torch.no_grad():
             self.down.weight.copy_(self.up.weight.T)
-
-
-def _linear(stack: nn.Module, place: int) -> nn.Linear:
-    assert isinstance(stack, DenseStack)
-    layer = stack.layers[place]
-    assert isinstance(layer, nn.Linear)
-    return layer
 
 
 def free_energy(
@@ -248,7 +219,8 @@ PIXEL_SCALE = 0.3
 class Autoencoder(LatentImages[AutoencoderModel, Codec]):
     """One autoencoder for all classes, and the density of each class; see the module."""
 
-    params_class: ClassVar[type[Any]] = AutoencoderModel
+    params_class = AutoencoderModel
+    phase_class = AutoencoderPhase
     batch_sizes: ClassVar[dict[str, int]] = {"cpu": 128, "cuda": 512}
 
     @classmethod
@@ -289,24 +261,11 @@ class Autoencoder(LatentImages[AutoencoderModel, Codec]):
             scale=PIXEL_SCALE if variant == "deep" else 1.0,
         )
 
-    def new_phase(self, network: Codec, records: ImageRecords, batch_size: int) -> AutoencoderPhase:
-        """Train both together."""
-        return AutoencoderPhase(network, records, self.params, batch_size)
-
     def train(self, phase: ImagePhase, device: Device, ctx: FitContext) -> tuple[nn.Module, int]:
         """Pretrain layer by layer first, if the variant does."""
         if self.params.variant != "deep":
             return super().train(phase, device, ctx)
-        return train_in_turn(
-            self._stretches(phase, ctx.steps),
-            seed=ctx.seed,
-            device=device,
-            ema_fraction=self.params.ema_fraction,
-            on_progress=ctx.report,
-            checkpoint=ctx.checkpoint,
-            checkpoint_seconds=ctx.checkpoint_seconds,
-            restored=ctx.restored,
-        )
+        return train_in_turn(self._stretches(phase, ctx.steps), ctx, device)
 
     def step_seconds(self, phase: ImagePhase, device: Device, seed: int) -> float:
         """Mean over pretraining and fine-tuning, weighted by their steps."""
@@ -317,8 +276,8 @@ class Autoencoder(LatentImages[AutoencoderModel, Codec]):
     def _stretches(self, phase: ImagePhase, steps: int) -> list[Stretch]:
         """One stretch per layer, unrolled at its end, and the fine-tuning."""
         network: Codec = phase.network
-        n_layers = network.n_layers
-        each = n_pretraining(self.params.pretraining, steps, n_layers)
+        n_layers = network.n_layers  # at least one step is left for fine-tuning
+        each = int(self.params.pretraining * steps / n_layers)
         whole = Stretch(phase, steps - each * n_layers)
         if not each:
             return [whole]
@@ -330,12 +289,7 @@ class Autoencoder(LatentImages[AutoencoderModel, Codec]):
 
     def after_training(self, network: Codec, records: ImageRecords, seed: int) -> None:
         """Fit the densities to the records' codes."""
-        with torch.inference_mode():
-            codes = [
-                network.encode(to_shares(part.to(records.y.device)))
-                for part in records.images.split(AT_ONCE)
-            ]
-        self.fit_densities(torch.cat(codes).cpu().numpy().astype(np.float32), records, seed)
+        self.fit_densities(network.encode, records, seed)
 
     def raw(self, network: Codec, images: Tensor) -> Tensor:
         """Codes before their activation."""

@@ -58,8 +58,7 @@ class DenseStack(nn.Module):
         """(n, sizes[0]) to (n, sizes[-1])."""
         for layer in self.layers[:-1]:
             x = squashed(layer(x), self.hidden)
-        out: Tensor = self.layers[-1](x)
-        return out
+        return self.layers[-1](x)
 
 
 class Residual(nn.Module):
@@ -101,8 +100,7 @@ class ConvEncoder(nn.Module):
         h = F.silu(self.stem(space_to_depth(2 * images - 1, self.patch)))
         h = F.silu(self.norm(self.block(self.shrink(h))))
         # Channels are last in memory already, so this flattening copies nothing.
-        out: Tensor = self.out(h.permute(0, 2, 3, 1).flatten(1))
-        return out
+        return self.out(h.permute(0, 2, 3, 1).flatten(1))
 
 
 class ConvDecoder(nn.Module):
@@ -171,12 +169,10 @@ class Codec(nn.Module):
     @property
     def n_layers(self) -> int:
         """Dense layers of the encoder, the code's included."""
-        assert isinstance(self.encoder, DenseStack)
         return len(self.encoder.layers)
 
     def below(self, images: Tensor, layer: int) -> Tensor:
         """Input of a dense encoder's layer, (n, n_units)."""
-        assert isinstance(self.encoder, DenseStack)
         h = images.flatten(1) / self.scale
         for i in range(layer):
             h = squashed(self.encoder.layers[i](h), self.encoder.hidden)

@@ -19,27 +19,22 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from prefect_augment.array_types import Float, Images, Uint64
 from prefect_augment.errors import ParameterError
-from prefect_augment.genmodels.base import Arrays, FitContext
+from prefect_augment.genmodels.base import Arrays, Config, FitContext
 from prefect_augment.genmodels.counter_rng import normal
 from prefect_augment.genmodels.images.network import ImageNetwork, threads_of_step, to_pixels
-from prefect_augment.genmodels.images.training import (
-    N_AUGMENT,
-    ImagePhase,
-    ImageRecords,
-    channels_first,
-    moved,
-    to_unit,
-)
+from prefect_augment.genmodels.images.training import N_AUGMENT, ImagePhase, moved, to_unit
 from prefect_augment.nn import loop
+from prefect_augment.nn.budget import Checkpoint
 from prefect_augment.nn.devices import Device, compiled
 from prefect_augment.nn.networks import UNet
 from prefect_augment.params import DiffusionModel
@@ -96,8 +91,7 @@ class FlowPhase(ImagePhase):
 
     def batch(self, loss_name: str, rng: torch.Generator) -> tuple[Tensor, ...]:
         """Images, labels, noise, times, augmentations and other labels of one step."""
-        n, device, records = self.batch_size, self.device, self.records
-        rows = records.rows(n, rng)
+        n, device, records, rows = self.batch_size, self.device, self.records, self.rows(rng)
         dropped = torch.rand(n, generator=rng, device=device) < self.params.label_dropout
         y = torch.where(dropped, self.network.n_classes, records.y[rows])
         # Logit-normal times (Esser et al. 2024): the middle is where there is most to learn.
@@ -129,56 +123,39 @@ class FlowPhase(ImagePhase):
 
 
 def train_keeping_early(
-    phase: ImagePhase, device: Device, ctx: FitContext, *, ema_fraction: float
+    phase: ImagePhase, device: Device, ctx: FitContext
 ) -> tuple[UNet, UNet, int]:
     """Train like :func:`.loop.train`; return the network, an early one of the same run, and the steps.
 
     Checkpoints after the early stretch include the early network, for a resume.
     """
     at = max(1, round(EARLY_SHARE * ctx.steps))
-    restored = ctx.restored
     early = copy.deepcopy(phase.network).requires_grad_(False).eval()
-    latest: list[loop.Checkpoint] = []
-    saved = time.monotonic()
+    latest, saved = ctx.restored, time.monotonic()
 
-    def keep(state: loop.Checkpoint) -> None:
-        nonlocal saved
-        latest[:] = [state]
+    def keep(state: Checkpoint) -> None:
+        nonlocal latest, saved
+        latest = state
         if ctx.checkpoint is not None and time.monotonic() - saved >= ctx.checkpoint_seconds:
             ctx.checkpoint(state)
             saved = time.monotonic()
 
-    def save_both(state: loop.Checkpoint) -> None:
+    def save_both(state: Checkpoint) -> None:
         assert ctx.checkpoint is not None
         config, arrays = state
         ctx.checkpoint((config, {**arrays, **loop.named_arrays("early", early.state_dict())}))
 
-    def stretch(
-        restored: loop.Checkpoint | None, checkpoint: object, stop_after: int
-    ) -> loop.TrainResult:
-        return loop.train(
-            phase,
-            steps=ctx.steps,
-            seed=ctx.seed,
-            device=device,
-            ema_fraction=ema_fraction,
-            on_progress=ctx.report,
-            checkpoint=checkpoint,  # type: ignore[arg-type]
-            checkpoint_seconds=ctx.checkpoint_seconds,
-            restored=restored,
-            stop_after=stop_after,
-        )
-
     # Train the early network, unless the checkpoint has it; then the rest.
-    if restored is not None and (weights := loop.tensors("early", restored[1])):
+    if latest is not None and (weights := loop.tensors("early", latest[1])):
         early.load_state_dict(weights)
     else:
-        first = stretch(restored, keep, at)
-        early.load_state_dict(first.network.state_dict())
-        restored = latest[0] if latest else restored
-    result = stretch(restored, None if ctx.checkpoint is None else save_both, 0)
-    network: UNet = result.network
-    return network, early, result.steps
+        local = replace(ctx, checkpoint=keep)
+        first, _ = loop.train(phase, local, device, stop_after=at)
+        early.load_state_dict(first.state_dict())
+    save = None if ctx.checkpoint is None else save_both
+    local = replace(ctx, checkpoint=save, restored=latest)
+    network, steps = loop.train(phase, local, device)
+    return network, early, steps
 
 
 def denoised(velocity: Velocity, x: Tensor, sigma: float) -> Tensor:
@@ -244,10 +221,10 @@ def integrate(
 class Diffusion(ImageNetwork[DiffusionModel, UNet]):
     """One network for all classes; see the module."""
 
-    params_class: ClassVar[type[Any]] = DiffusionModel
-    # On a CPU 64 take 7 % more time per image than 128 and learn faster: after 90 CPU seconds on
+    # On a CPU batches of 64 take 7 % more time per image than 128 and learn faster: after 90 CPU seconds on
     # fashion_lt the held-out loss is 0.259 with 64 and 0.281 with 128.
-    batch_sizes: ClassVar[dict[str, int]] = {"cpu": 64, "cuda": 256}
+    params_class = DiffusionModel
+    phase_class = FlowPhase
     _early: UNet | None = None
 
     def new_network(self) -> UNet:
@@ -259,10 +236,6 @@ class Diffusion(ImageNetwork[DiffusionModel, UNet]):
             width=self.params.width,
             n_augment=N_AUGMENT,
         )
-
-    def new_phase(self, network: UNet, records: ImageRecords, batch_size: int) -> FlowPhase:
-        """The training of the velocity."""
-        return FlowPhase(network, records, self.params, batch_size)
 
     def useful_threads(self, batch_size: int) -> int:
         """1 if a step is too small for several threads, else 0: as many as there are cores."""
@@ -276,16 +249,14 @@ class Diffusion(ImageNetwork[DiffusionModel, UNet]):
             compiled(phase.network, loss, device)
         if not self._needs_early:
             return super().train(phase, device, ctx)
-        network, self._early, steps = train_keeping_early(
-            phase, device, ctx, ema_fraction=self.params.ema_fraction
-        )
+        network, self._early, steps = train_keeping_early(phase, device, ctx)
         return network, steps
 
     @property
     def _needs_early(self) -> bool:
         return self.params.guidance != 1.0 and self.params.guide == "early"
 
-    def draw(self, network: UNet, y: Tensor, keys: NDArray[np.uint64]) -> Tensor:
+    def draw(self, network: UNet, y: Tensor, keys: Uint64) -> Tensor:
         """Carry each record's noise along the velocity."""
         size, _, channels = self.spec.shape
         noise = normal(keys, channels * size * size).reshape(-1, channels, size, size)
@@ -313,7 +284,7 @@ class Diffusion(ImageNetwork[DiffusionModel, UNet]):
 
         return velocity
 
-    def denoise(self, X: NDArray[np.uint8], noise: float) -> NDArray[np.uint8]:
+    def denoise(self, X: Images, noise: float) -> Images:
         """Return images without their noise, ignoring classes; see :class:`.Denoises`.
 
         Raises ParameterError for images of another shape, noise outside (0, 1], or a network
@@ -329,49 +300,33 @@ class Diffusion(ImageNetwork[DiffusionModel, UNet]):
                 "this model was trained with label_dropout=0 and cannot use images without a label; "
                 "train one with label_dropout above 0 to denoise."
             )
-        self.check_images(X, len(X))
-        network, clean = self.network, np.empty_like(X)
 
-        def each(rows: slice) -> None:
-            # Inference mode is local to a thread.
-            with torch.inference_mode():
-                x = to_unit(channels_first(X[rows]).to(self.device.torch))
-                unlabelled = torch.full((len(x),), self.spec.n_classes, device=x.device)
-                velocity = self._velocity(network, unlabelled)
-                clean[rows] = to_pixels(denoised(velocity, x, 2.0 * noise))
+        def clean(images: Tensor) -> Tensor:
+            unlabelled = torch.full((len(images),), self.spec.n_classes, device=images.device)
+            velocity = self._velocity(self.network, unlabelled)
+            return to_pixels(denoised(velocity, to_unit(images), 2.0 * noise))
 
-        self.in_micro_batches(len(X), each)
-        return clean
+        return self.of_images(X, clean, self.spec.shape, np.uint8)
 
-    def class_log_likelihoods(self, X: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def class_log_likelihoods(self, X: Images) -> Float:
         """Return a bound on log p(image | class) in nats, up to a constant that all classes share.
 
         Shape (n, n_classes); see :func:`log_likelihoods`.
         """
-        self.check_images(X, len(X))
-        network = self.network
-        bounds = np.empty((len(X), self.spec.n_classes))
+        network, n_classes = self.network, self.spec.n_classes
 
-        def each(rows: slice) -> None:
-            with torch.inference_mode():
-                x = to_unit(channels_first(X[rows]).to(self.device.torch))
-                for k in range(self.spec.n_classes):
-                    y = torch.full((len(x),), k, device=x.device)
-                    batch_bounds = log_likelihoods(self._velocity(network, y), x)
-                    bounds[rows, k] = batch_bounds.cpu().numpy()
+        def bounds(images: Tensor) -> Tensor:
+            x = to_unit(images)
+            labels = torch.arange(n_classes, device=x.device)[:, None].expand(n_classes, len(x))
+            return torch.stack([log_likelihoods(self._velocity(network, y), x) for y in labels], 1)
 
-        self.in_micro_batches(len(X), each)
-        return bounds
+        return self.of_images(X, bounds, (n_classes,), np.float64)
 
-    def extra_state(self) -> Arrays:
+    def extra_state(self) -> tuple[Config, Arrays]:
         """The early network."""
-        return loop.named_arrays("early", self._early.state_dict()) if self._early else {}
+        early = loop.named_arrays("early", self._early.state_dict()) if self._early else {}
+        return {}, early
 
-    def load_extra_state(self, arrays: Arrays) -> None:
+    def load_extra_state(self, config: Config, arrays: Arrays) -> None:
         """Inverse of :meth:`extra_state`."""
-        weights = loop.tensors("early", arrays)
-        if weights:
-            early = self._new_network(0)
-            early.load_state_dict(weights)
-            early.requires_grad_(False).eval()
-            self._early = early.to(self.device.torch, memory_format=torch.channels_last)
+        self._early = self.stored_network("early", arrays)

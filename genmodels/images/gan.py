@@ -22,7 +22,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prefect_augment.array_types import Int, Uint64
-from prefect_augment.genmodels.base import Config, FitContext
+from prefect_augment.genmodels.base import Arrays, Config, FitContext
 from prefect_augment.genmodels.counter_rng import normal, record_keys, seeds_from
 from prefect_augment.genmodels.images.network import ImageNetwork, threads_of_step
 from prefect_augment.genmodels.images.training import (
@@ -151,8 +151,7 @@ class Critic(nn.Module):
         # Channels last, as in memory.
         features = activated(self.mix(activated(h).permute(0, 2, 3, 1).flatten(1)))
         classes = self.embed_class(y) / math.sqrt(features.shape[1])
-        score: Tensor = self.out(features)[:, 0].float() + (features.float() * classes).sum(dim=1)
-        return score
+        return self.out(features)[:, 0].float() + (features.float() * classes).sum(dim=1)
 
 
 class GanNetwork(nn.Module):
@@ -171,7 +170,7 @@ AT_ONCE = 128  # images processed together
 # Relative spread below which a class has collapsed; training ends when half of the classes have.
 COLLAPSED = 0.2
 
-Draw = Callable[[nn.Module, Int, Int], Tensor]
+Draw = Callable[[Any, Tensor, Uint64], Tensor]
 
 
 class RandomFeatures(nn.Module):
@@ -225,7 +224,7 @@ def compared_rows(y: Int) -> dict[int, Int]:
 class GanValidation:
     """Validates generators by their images of each class; deterministic.
 
-    ``draw`` maps a network, classes and seeds to images in [-1, 1]; ``real`` has real images by
+    ``draw`` maps a network, classes and keys to images in [-1, 1]; ``real`` has real images by
     class, on the device.
     """
 
@@ -245,16 +244,17 @@ class GanValidation:
 
     def gaps(self, network: nn.Module) -> dict[int, tuple[float, float]]:
         """Each class's distance and spread."""
-        y = np.concatenate([np.full(len(part), k) for k, part in self.real.items()])
-        seeds = seeds_from(self.seed & 0xFFFFFFFFFFFFFFFF, 1 << 20, len(y))
         first = next(iter(self.real.values()))
+        y = torch.cat([torch.full((len(part),), k) for k, part in self.real.items()])
+        y = y.to(first.device)
+        seeds = seeds_from(self.seed, 1 << 20, len(y))
         features = RandomFeatures(first.shape[1]).to(first.device)
         with torch.inference_mode():
             parts = [slice(i, i + AT_ONCE) for i in range(0, len(y), AT_ONCE)]
-            drawn = (self.draw(network, y[part], seeds[part]) for part in parts)
+            drawn = (self.draw(network, y[part], record_keys(seeds[part])) for part in parts)
             drawn_features = torch.cat([features(images.clamp(-1.0, 1.0)) for images in drawn])
             return {
-                k: class_gaps(features(part), drawn_features[torch.from_numpy(y == k)])
+                k: class_gaps(features(part), drawn_features[y == k])
                 for k, part in self.real.items()
             }
 
@@ -266,93 +266,6 @@ PENALTY, LEARNING_RATE = 1.0, 0.002
 # One record in so many is penalised: its gradient costs as much as four other records.
 PENALISED_SHARE = 4
 LAST_PENALTY = 0.1  # of the first, as in R3GAN
-
-
-class ImageGan(ImageNetwork[GanModel, GanNetwork]):
-    """One generator for all classes; see the module.
-
-    ``stopped`` says why training ended before its last step, if it did.
-    """
-
-    params_class: ClassVar[type[Any]] = GanModel
-    stopped = ""
-    batch_sizes: ClassVar[dict[str, int]] = {"cpu": 64, "cuda": 256}
-
-    @property
-    def width(self) -> int:
-        """Channels at the higher resolution."""
-        return self.params.width or WIDTH
-
-    def new_network(self) -> GanNetwork:
-        """Untrained generator and critic."""
-        shape = {"size": self.spec.size, "channels": self.spec.channels}
-        depth = self.params.depth or DEPTH
-        layers = {"n_classes": self.spec.n_classes, "width": self.width, "depth": depth}
-        n_latent = self.params.n_latent or N_LATENT
-        return GanNetwork(
-            Generator(**shape, **layers, n_latent=n_latent), Critic(**shape, **layers)
-        )
-
-    def new_phase(self, network: GanNetwork, records: ImageRecords, batch_size: int) -> "GanPhase":
-        """The game of the two."""
-        return GanPhase(network, records, self.params, batch_size)
-
-    def useful_threads(self, batch_size: int) -> int:
-        """1 if a step is too small for several threads, else 0: as many as there are cores."""
-        return threads_of_step(self.spec.size, self.width, batch_size)
-
-    def train(self, phase: ImagePhase, device: Device, ctx: FitContext) -> tuple[nn.Module, int]:
-        """Train with early stopping on the generator's images."""
-        assert isinstance(phase, GanPhase)
-        result = train_with_early_stopping(
-            phase,
-            steps=ctx.steps,
-            seed=ctx.seed,
-            device=device,
-            validate=self._validation(phase.records, device, ctx.seed),
-            ema_fraction=self.params.ema_fraction,
-            patience=N_STRETCHES,  # the distance fluctuates: use the whole budget
-            on_progress=ctx.report,
-            checkpoint=ctx.checkpoint,
-            checkpoint_seconds=ctx.checkpoint_seconds,
-            restored=ctx.restored,
-        )
-        self.stopped = result.reason
-        return result.network, result.steps
-
-    def _validation(self, records: ImageRecords, device: Device, seed: int) -> GanValidation | None:
-        def draw(network: Any, y: Int, seeds: Int) -> Tensor:
-            labels = torch.from_numpy(y).to(device.torch)
-            with torch.inference_mode(), device.autocast():
-                return self._generate(network, labels, record_keys(seeds))
-
-        rows = compared_rows(records.y.cpu().numpy())
-        if not rows:
-            return None
-        real = {
-            k: to_unit(records.take(torch.from_numpy(places).to(records.y.device)))
-            for k, places in rows.items()
-        }
-        return GanValidation(draw, real, seed)
-
-    def draw(self, network: GanNetwork, y: Tensor, keys: Uint64) -> Tensor:
-        """Images of each record's latent vector."""
-        with self.device.autocast():
-            return self._generate(network, y, keys)
-
-    @staticmethod
-    def _generate(network: GanNetwork, y: Tensor, keys: Uint64) -> Tensor:
-        z = torch.from_numpy(normal(keys, network.generator.n_latent)).to(y.device)
-        images: Tensor = network.generator(z, y)
-        return images
-
-    def extra_config(self) -> Config:
-        """Why training ended early."""
-        return {"stopped": self.stopped}
-
-    def load_extra_config(self, config: Config) -> None:
-        """Inverse of :meth:`extra_config`."""
-        self.stopped = config["stopped"]
 
 
 def relativistic_loss(better: Tensor, worse: Tensor) -> Tensor:
@@ -387,7 +300,6 @@ class GanPhase(ImagePhase):
     ) -> None:
         super().__init__(network, records, params, batch_size)
         self.first_penalty = self.penalty = params.gradient_penalty or PENALTY
-        self.frozen: frozenset[str] = frozenset()
 
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """The critic ``critic_steps`` times with one optimiser, then the generator."""
@@ -409,8 +321,7 @@ class GanPhase(ImagePhase):
 
     def batch(self, loss_name: str, rng: torch.Generator) -> tuple[Tensor, ...]:
         """Images, classes, latent vectors, and the augmentations of real and generated images."""
-        n, device, records = self.batch_size, self.device, self.records
-        rows = records.rows(n, rng)
+        n, device, records, rows = self.batch_size, self.device, self.records, self.rows(rng)
         z = torch.randn(n, self.network.generator.n_latent, generator=rng, device=device)
         moves = [critic_moves(n, self.params.augment_prob, rng, device) for _ in range(2)]
         return records.take(rows), records.y[rows], z, *moves
@@ -442,3 +353,64 @@ class GanPhase(ImagePhase):
         fake_scores = torch.cat([penalised[n:], rest[len(y) - n :]])
         # gamma / 2 (R1 + R2) is gamma times the mean over both sides.
         return relativistic_loss(real_scores, fake_scores) + self.penalty * slopes.mean()
+
+
+class ImageGan(ImageNetwork[GanModel, GanNetwork]):
+    """One generator for all classes; see the module."""
+
+    params_class = GanModel
+    phase_class = GanPhase
+
+    @property
+    def width(self) -> int:
+        """Channels at the higher resolution."""
+        return self.params.width or WIDTH
+
+    def new_network(self) -> GanNetwork:
+        """Untrained generator and critic."""
+        shape = {"size": self.spec.size, "channels": self.spec.channels}
+        depth = self.params.depth or DEPTH
+        layers = {"n_classes": self.spec.n_classes, "width": self.width, "depth": depth}
+        n_latent = self.params.n_latent or N_LATENT
+        return GanNetwork(
+            Generator(**shape, **layers, n_latent=n_latent), Critic(**shape, **layers)
+        )
+
+    def useful_threads(self, batch_size: int) -> int:
+        """1 if a step is too small for several threads, else 0: as many as there are cores."""
+        return threads_of_step(self.spec.size, self.width, batch_size)
+
+    def train(self, phase: ImagePhase, device: Device, ctx: FitContext) -> tuple[nn.Module, int]:
+        """Train with early stopping on the generator's images."""
+        assert isinstance(phase, GanPhase)
+        result = train_with_early_stopping(
+            phase,
+            ctx,
+            device,
+            validate=self._validation(phase.records, ctx.seed),
+            patience=N_STRETCHES,  # the distance fluctuates: use the whole budget
+        )
+        self.stopped = result.reason
+        return result.network, result.steps
+
+    def _validation(self, records: ImageRecords, seed: int) -> GanValidation | None:
+        rows = compared_rows(records.y.cpu().numpy())
+        real = {
+            k: to_unit(records.take(torch.from_numpy(places).to(records.y.device)))
+            for k, places in rows.items()
+        }
+        return GanValidation(self.draw, real, seed) if real else None
+
+    def draw(self, network: GanNetwork, y: Tensor, keys: Uint64) -> Tensor:
+        """Images of each record's latent vector."""
+        z = torch.from_numpy(normal(keys, network.generator.n_latent)).to(y.device)
+        with self.device.autocast():
+            return network.generator(z, y)
+
+    def extra_state(self) -> tuple[Config, Arrays]:
+        """Why training ended early."""
+        return {"stopped": self.stopped}, {}
+
+    def load_extra_state(self, config: Config, arrays: Arrays) -> None:
+        """Inverse of :meth:`extra_state`."""
+        self.stopped = config["stopped"]

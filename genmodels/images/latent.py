@@ -13,13 +13,12 @@ from torch import Tensor
 
 from prefect_augment.array_types import Array, Float, Float32, Images, Int, Uint64
 from prefect_augment.errors import ParameterError
-from prefect_augment.genmodels.base import Arrays, ImageSpec
+from prefect_augment.genmodels.base import Arrays, Config
 from prefect_augment.genmodels.checks import check_latents
-from prefect_augment.genmodels.images.network import ImageNetwork, N, P
-from prefect_augment.genmodels.images.training import ImageRecords, channels_first
-from prefect_augment.genmodels.latent_density import ClassDensities
-from prefect_augment.genmodels.latent_neighbours import ClassNeighbours
-from prefect_augment.genmodels.record_numbers import RecordNumbers
+from prefect_augment.genmodels.images.network import ImageNetwork
+from prefect_augment.genmodels.images.training import ImageRecords
+from prefect_augment.genmodels.latents import ClassDensities, ClassNeighbours
+from prefect_augment.genmodels.network import N, P, RecordNumbers
 
 AT_ONCE = 256  # records computed at once
 
@@ -27,15 +26,6 @@ AT_ONCE = 256  # records computed at once
 def to_shares(images: Tensor) -> Tensor:
     """Uint8 pixels as float32 in [0, 1]."""
     return images.float() / 255.0
-
-
-def code_size(requested: int, spec: ImageSpec) -> int:
-    """Size of the latent vector: ``requested``, or by default twice the edge of the image.
-
-    >>> [code_size(0, ImageSpec(size, 1, ("a",), (1,))) for size in (8, 28, 32, 64, 256)]
-    [32, 64, 64, 128, 256]
-    """
-    return requested or min(256, max(32, 16 * -(-2 * spec.size // 16)))
 
 
 class LatentImages(ImageNetwork[P, N]):
@@ -47,8 +37,9 @@ class LatentImages(ImageNetwork[P, N]):
 
     @property
     def n_latent(self) -> int:
-        """Size of a latent vector."""
-        return code_size(getattr(self.params, "n_latent", 0), self.spec)
+        """Size of a latent vector, by default twice the edge of the image, from 32 to 256."""
+        size: int = self.params.n_latent
+        return size or min(256, max(32, 16 * -(-2 * self.spec.size // 16)))
 
     @abstractmethod
     def raw(self, network: N, images: Tensor) -> Tensor:
@@ -68,21 +59,26 @@ class LatentImages(ImageNetwork[P, N]):
 
     # --- drawing ---
 
-    def fit_densities(self, Z: Float32, records: ImageRecords, seed: int) -> None:
-        """Fit the class densities, or the neighbours, to the records' raw vectors."""
-        y, n_classes = records.y.cpu().numpy(), self.spec.n_classes
-        self._drawn_from = self._way_of_drawing().fit(Z, y, n_classes, seed=seed)
+    def fit_densities(
+        self, of: Callable[[Tensor], Tensor], records: ImageRecords, seed: int
+    ) -> None:
+        """Fit the class densities, or the neighbours, to raw vectors of the records' images."""
+        device, y = records.y.device, records.y.cpu().numpy()
+        with torch.inference_mode():
+            raw = [of(to_shares(part.to(device))) for part in records.images.split(AT_ONCE)]
+        Z = torch.cat(raw).cpu().numpy().astype(np.float32)
+        self._drawn_from = self._way_of_drawing().fit(Z, y, self.spec.n_classes, seed=seed)
 
     def draw(self, network: N, y: Tensor, keys: Uint64) -> Tensor:
         """Images of vectors drawn from each class."""
         raw = self._drawn_from.draw(y, RecordNumbers(keys, self.device.torch))
         return 2.0 * self.decoded(network, self.codes(network, raw)) - 1.0
 
-    def extra_state(self) -> Arrays:
+    def extra_state(self) -> tuple[Config, Arrays]:
         """The class densities, or the neighbours."""
-        return self._drawn_from.arrays()
+        return {}, self._drawn_from.arrays()
 
-    def load_extra_state(self, arrays: Arrays) -> None:
+    def load_extra_state(self, config: Config, arrays: Arrays) -> None:
         """Inverse of :meth:`extra_state`."""
         self._drawn_from = self._way_of_drawing().from_arrays(arrays)
 
@@ -94,10 +90,7 @@ class LatentImages(ImageNetwork[P, N]):
 
     def embed(self, X: Images) -> Float32:
         """Return each image's latent vector; see :class:`.base.Encodes`."""
-        network = self.network
-        return self._each(
-            X, lambda x: self.codes(network, self.raw(network, x)), np.float32, (self.n_latent,)
-        )
+        return self._each(X, self._codes_of, (self.n_latent,), np.float32)
 
     def decode_latents(self, Z: Float32, y: Int) -> Images:
         """Return the image of each latent vector, which determines the class already.
@@ -112,15 +105,14 @@ class LatentImages(ImageNetwork[P, N]):
 
         def decode(rows: slice) -> None:
             codes = torch.from_numpy(Z[rows]).to(self.device.torch)
-            images[rows] = _pixels(self.decoded(network, codes))
+            images[rows] = _pixels(self.decoded(network, codes)).cpu().numpy()
 
-        self._in_parts(len(Z), decode)
+        self.in_micro_batches(len(Z), decode)
         return images
 
     def reconstruct(self, X: Images) -> Images:
         """Return reconstructed images, uint8 of the same shape."""
-        network = self.network
-        return self._each(X, lambda x: self._back(network, x), np.uint8, self.spec.shape)
+        return self._each(X, lambda x: _pixels(self._back(x)), self.spec.shape, np.uint8)
 
     def denoise(self, X: Images, noise: float) -> Images:
         """Return reconstructions; the model needs no ``noise`` (deviation, black to white being 1)."""
@@ -130,43 +122,24 @@ class LatentImages(ImageNetwork[P, N]):
 
     def anomaly_scores(self, X: Images) -> Float:
         """Return each image's anomaly score; see :class:`.base.Encodes`."""
-        network = self.network
-        return self._each(X, lambda x: self.anomaly(network, x), np.float64, ())
+        return self._each(X, lambda x: self.anomaly(self.network, x), (), np.float64)
 
     def anomaly_maps(self, X: Images) -> Float32:
         """Return the smoothed reconstruction error of every pixel, (n, size, size)."""
-        network = self.network
+        shape = self.spec.shape[:2]
+        return self._each(X, lambda x: smoothed_errors(x, self._back(x)), shape, np.float32)
 
-        def errors(x: Tensor) -> Tensor:
-            return smoothed_errors(x, self._back(network, x))
+    def _codes_of(self, images: Tensor) -> Tensor:
+        return self.codes(self.network, self.raw(self.network, images))
 
-        return self._each(X, errors, np.float32, self.spec.shape[:2])
-
-    def _back(self, network: N, images: Tensor) -> Tensor:
-        return self.decoded(network, self.codes(network, self.raw(network, images)))
+    def _back(self, images: Tensor) -> Tensor:
+        return self.decoded(self.network, self._codes_of(images))
 
     def _each(
-        self, X: Images, of: Callable[[Tensor], Tensor], dtype: type, shape: tuple[int, ...]
+        self, X: Images, of: Callable[[Tensor], Tensor], shape: tuple[int, ...], dtype: type
     ) -> Array:
         """Apply a function to images in [0, 1], in micro-batches."""
-        X = np.asarray(X)
-        self.check_images(X, len(X))
-        output: Array = np.empty((len(X), *shape), dtype=dtype)
-
-        def do(rows: slice) -> None:
-            images = channels_first(X[rows])
-            result = of(to_shares(images.to(self.device.torch)))
-            output[rows] = _pixels(result) if dtype is np.uint8 else result.cpu().numpy()
-
-        self._in_parts(len(X), do)
-        return output
-
-    def _in_parts(self, n: int, do: Callable[[slice], None]) -> None:
-        def quietly(rows: slice) -> None:
-            with torch.inference_mode():
-                do(rows)
-
-        self.in_micro_batches(n, quietly)
+        return self.of_images(X, lambda x: of(to_shares(x)), shape, dtype)
 
 
 def smoothed_errors(images: Tensor, others: Tensor) -> Tensor:
@@ -183,7 +156,6 @@ def smoothed_errors(images: Tensor, others: Tensor) -> Tensor:
     return (difference**2).mean(dim=1)
 
 
-def _pixels(images: Tensor) -> Images:
+def _pixels(images: Tensor) -> Tensor:
     """Images (n, channels, h, w) in [0, 1] as uint8 of shape (n, h, w, channels)."""
-    pixels = (images * 255.0).round().clamp(0, 255).to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()
+    return (images * 255.0).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

@@ -11,18 +11,17 @@ parts.
 """
 
 import logging
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from prefect_augment.array_types import Images
 from prefect_augment.genmodels.base import ImageData
-from prefect_augment.nn import loop
+from prefect_augment.genmodels.network import NetworkPhase
 from prefect_augment.nn.devices import Device
 
 logger = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ MAX_ANGLE = 0.2  # radians: 11 degrees
 MAX_SCALE = 0.14  # of the logarithm: 15 % more or less
 
 
-def channels_first(images: NDArray[np.uint8]) -> Tensor:
+def channels_first(images: Images) -> Tensor:
     """Pixels (n, h, w, c) as a tensor (n, c, h, w)."""
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
@@ -59,21 +58,15 @@ class ImageRecords:
     cumulative: Tensor  # (n_records,) float64, cumulative sampling probability
 
     @classmethod
-    def of(cls, data: ImageData, *, n_classes: int, class_power: float, device: Device) -> Self:
+    def of(cls, data: ImageData, *, class_power: float, device: Device) -> Self:
         """Records drawn with p(class) ∝ n**class_power and p(record | class) = 1/n."""
-        counts = np.bincount(data.y, minlength=n_classes)
-        weights = counts[data.y].astype(np.float64) ** (class_power - 1.0)
+        weights = np.bincount(data.y)[data.y].astype(np.float64) ** (class_power - 1.0)
         images = channels_first(data.images)
         return cls(
             _held(images, device),
             torch.from_numpy(data.y).to(device.torch),
             torch.from_numpy(np.cumsum(weights / weights.sum())).to(device.torch),
         )
-
-    def rows(self, n: int, rng: torch.Generator) -> Tensor:
-        """Draw n row indices, int64 of shape (n,)."""
-        drawn = torch.rand(n, generator=rng, device=self.y.device, dtype=torch.float64)
-        return torch.searchsorted(self.cumulative, drawn).clamp_(max=len(self.y) - 1)
 
     def take(self, rows: Tensor) -> Tensor:
         """Images at row indices, on the device of the indices."""
@@ -101,44 +94,14 @@ def _held(images: Tensor, device: Device) -> Tensor:
     return images
 
 
-class ImagePhase(ABC):
-    """A phase of :func:`.loop.train` for images; a model adds its batches and its loss."""
+class ImagePhase(NetworkPhase):
+    """A phase of :func:`.loop.train` for images."""
 
-    name: str
+    records: ImageRecords
 
-    def __init__(
-        self, network: nn.Module, records: ImageRecords, params: Any, batch_size: int
-    ) -> None:
-        self.network: Any = network
-        self.records = records
-        self.params = params
-        self.batch_size = batch_size
-        self.device = records.y.device
-
-    def adamw(
-        self, parameters: Any, rate: float, betas: tuple[float, float] = (0.9, 0.99)
-    ) -> torch.optim.Optimizer:
-        """Return an optimiser, by default with a short memory, as suits a few thousand steps."""
-        weight_decay = self.params.weight_decay
-        return torch.optim.AdamW(
-            parameters, lr=rate, betas=betas, weight_decay=weight_decay, fused=True
-        )
-
-    def lr_factor(self, step: int, n_steps: int) -> float:
-        """Warm-up and half a cosine."""
-        return loop.warmup_cosine(step, n_steps)
-
-    @abstractmethod
-    def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Return the optimisers by the name of their loss."""
-
-    @abstractmethod
-    def batch(self, loss_name: str, rng: torch.Generator) -> tuple[Tensor, ...]:
-        """Return the records of one step and every random number about them; first axis: records."""
-
-    @abstractmethod
-    def loss(self, loss_name: str, batch: tuple[Tensor, ...]) -> Tensor:
-        """Return the mean loss over the records of a batch, or of a part of it."""
+    def __init__(self, network: Any, records: ImageRecords, params: Any, batch_size: int) -> None:
+        super().__init__(network, records, params, batch_size)
+        self.cumulative = records.cumulative
 
 
 def shifted(images: Tensor, moves: Tensor) -> Tensor:

@@ -11,9 +11,7 @@ of normals per class, fitted to draws from q(z | x) of the training records, ins
 (Ghosh et al. 2020, section 4).
 """
 
-import logging
 import math
-from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -21,13 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec
-from prefect_augment.genmodels.checks import check_classes
+from prefect_augment.genmodels.base import ImageSpec
 from prefect_augment.genmodels.images.autoencoder import CONV_WIDTH
 from prefect_augment.genmodels.images.autoencoder_network import Codec, check_conv_width
-from prefect_augment.genmodels.images.latent import AT_ONCE, LatentImages, to_shares
-from prefect_augment.genmodels.images.training import ImagePhase, ImageRecords, channels_first
-from prefect_augment.genmodels.latent_density import Prior, bound_log_scale, kl_divergence
+from prefect_augment.genmodels.images.latent import LatentImages, to_shares
+from prefect_augment.genmodels.images.training import ImagePhase, ImageRecords
+from prefect_augment.genmodels.latents import Prior, bound_log_scale, kl_divergence
 from prefect_augment.nn import loop
 from prefect_augment.params import VaeModel
 
@@ -36,7 +33,6 @@ from prefect_augment.params import VaeModel
 MIN_SCALE = 2.0 / 255.0
 START_SCALE = 0.2
 
-logger = logging.getLogger(__name__)
 FAST = 5.0  # times the learning rate, of the prior and of the pixels' deviation
 N_IMPORTANCE = 16  # draws of z in the bound of log p(x | y)
 
@@ -130,9 +126,9 @@ class VaePhase(ImagePhase):
 
     def batch(self, loss_name: str, rng: torch.Generator) -> tuple[Tensor, ...]:
         """Images, classes and noise."""
-        n, device, records = self.batch_size, self.device, self.records
-        rows = records.rows(n, rng)
-        noise = torch.randn(n, self.network.n_latent, generator=rng, device=device)
+        records, rows = self.records, self.rows(rng)
+        shape = (self.batch_size, self.network.n_latent)
+        noise = torch.randn(shape, generator=rng, device=self.device)
         return records.take(rows), records.y[rows], noise
 
     def loss(self, loss_name: str, batch: tuple[Tensor, ...]) -> Tensor:
@@ -146,7 +142,8 @@ class VaePhase(ImagePhase):
 class Vae(LatentImages[VaeModel, VaeNetwork]):
     """One variational autoencoder for all classes; see the module."""
 
-    params_class: ClassVar[type[Any]] = VaeModel
+    params_class = VaeModel
+    phase_class = VaePhase
     batch_sizes: ClassVar[dict[str, int]] = {"cpu": 128, "cuda": 512}
 
     @classmethod
@@ -166,29 +163,16 @@ class Vae(LatentImages[VaeModel, VaeNetwork]):
             width=self.params.width or CONV_WIDTH,
         )
 
-    def new_phase(self, network: VaeNetwork, records: ImageRecords, batch_size: int) -> VaePhase:
-        """Train all three together."""
-        return VaePhase(network, records, self.params, batch_size)
-
-    def fit(self, data: ImageData, ctx: FitContext) -> None:
-        """Train, and log the two parts of the ELBO."""
-        super().fit(data, ctx)
-        some = np.random.default_rng(0).permutation(len(data.y))[:AT_ONCE]
-        logger.info(
-            "Of the ELBO, the reconstruction is %.3f and the divergence %.3f nats per dimension.",
-            *self.elbo(data.images[some], data.y[some]),
-        )
-
     def after_training(self, network: VaeNetwork, records: ImageRecords, seed: int) -> None:
         """Fit the densities to draws of q(z | x)."""
         rng = loop.step_generator(seed, "vae/settle", 0, records.y.device)
-        draws = []
-        with torch.inference_mode():
-            for part in records.images.split(AT_ONCE):
-                mean, log_scale = network.posterior(to_shares(part.to(records.y.device)))
-                noise = torch.randn(mean.shape, generator=rng, device=mean.device)
-                draws.append(mean + log_scale.exp() * noise)
-        self.fit_densities(torch.cat(draws).cpu().numpy(), records, seed)
+
+        def drawn(images: Tensor) -> Tensor:
+            mean, log_scale = network.posterior(images)
+            noise = torch.randn(mean.shape, generator=rng, device=mean.device)
+            return mean + log_scale.exp() * noise
+
+        self.fit_densities(drawn, records, seed)
 
     def raw(self, network: VaeNetwork, images: Tensor) -> Tensor:
         """Means of q(z | x)."""
@@ -200,26 +184,6 @@ class Vae(LatentImages[VaeModel, VaeNetwork]):
 
     # --- how likely ---
 
-    def elbo(self, X: NDArray[np.uint8], y: NDArray[np.int64]) -> tuple[float, float]:
-        """Return the two parts of the ELBO of images ``X`` of classes ``y``, in nats per dimension.
-
-        Mean log p(x | z) under q(z | x) as a density of pixels in [0, 1], and mean KL(q(z | x) ||
-        p(z | y)), both over the number of pixels. Their difference is the ELBO.
-        """
-        network, y = self.network, np.asarray(y, np.int64)
-        check_classes(y, self.spec.classes)
-        rng = loop.step_generator(0, "vae/elbo", 0, self.device.torch)
-        parts = []
-        with torch.inference_mode():
-            for images, rows in self._batches(X):
-                labels = torch.from_numpy(y[rows]).to(self.device.torch)
-                shape = (len(images), self.n_latent)
-                noise = torch.randn(shape, generator=rng, device=self.device.torch)
-                parts.append(torch.stack(elbo_parts(network, images, labels, noise)))
-        nll, divergence = torch.cat(parts, dim=1).double().mean(dim=1).tolist()
-        n_pixels = int(np.prod(self.spec.shape))
-        return -nll / n_pixels, divergence / n_pixels
-
     def class_log_likelihoods(
         self, X: NDArray[np.uint8], n_draws: int = N_IMPORTANCE
     ) -> NDArray[np.float64]:
@@ -227,13 +191,11 @@ class Vae(LatentImages[VaeModel, VaeNetwork]):
 
         More draws of z make the bound tighter.
         """
-        network = self.network
-        return self._each(
-            X,
-            lambda x: importance_bounds(network, x, self._importance_noise(n_draws)),
-            np.float64,
-            (self.spec.n_classes,),
-        )
+
+        def bounds(images: Tensor) -> Tensor:
+            return importance_bounds(self.network, images, self._importance_noise(n_draws))
+
+        return self._each(X, bounds, (self.spec.n_classes,), np.float64)
 
     def anomaly(self, network: VaeNetwork, images: Tensor) -> Tensor:
         """Negative bound under the best class."""
@@ -245,38 +207,3 @@ class Vae(LatentImages[VaeModel, VaeNetwork]):
         rng = loop.step_generator(0, "vae/bound", 0, self.device.torch)
         shape = (n_draws, 1, self.n_latent)
         return torch.randn(shape, generator=rng, device=self.device.torch)
-
-    def _batches(self, X: NDArray[np.uint8]) -> Iterator[tuple[Tensor, slice]]:
-        X = np.asarray(X)
-        self.check_images(X, len(X))
-        for start in range(0, len(X), AT_ONCE):
-            rows = slice(start, min(len(X), start + AT_ONCE))
-            images = channels_first(X[rows])
-            yield to_shares(images.to(self.device.torch)), rows
-
-    # --- single latent numbers ---
-
-    def informative(self, X: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Return how informative each latent number is, mean nats of shape (n_latent,).
-
-        The divergence of q(z_j | x) from a normal with the prior's mean and deviation over all
-        classes.
-        """
-        network, total = self.network, np.zeros(self.n_latent)
-        centre, deviation = self._over_classes()
-        with torch.inference_mode():
-            for images, _ in self._batches(X):
-                mean, log_scale = network.posterior(images)
-                for j in range(self.n_latent):
-                    own = mean[:, j : j + 1], log_scale[:, j : j + 1]
-                    other = centre[j].expand(len(mean), 1), deviation[j].log().expand(len(mean), 1)
-                    total[j] += float(kl_divergence(own, other).sum())
-        return total / max(1, len(X))
-
-    def _over_classes(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each latent number over the classes' priors, (n_latent,)."""
-        prior = self.network.prior
-        with torch.inference_mode():
-            variance = (2 * bound_log_scale(prior.log_scale)).exp().mean(dim=0)
-            spread = prior.mean.var(dim=0, correction=0)
-            return prior.mean.mean(dim=0), (variance + spread).sqrt()

@@ -20,22 +20,17 @@ their posterior, scores with the residual standard deviation.
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.genmodels.autoencoder_losses import jacobian_norm, sparsity_divergence
-from prefect_augment.genmodels.base import Arrays, TableSpec
-from prefect_augment.genmodels.latent_density import ClassDensities
-from prefect_augment.genmodels.latent_neighbours import ClassNeighbours
-from prefect_augment.genmodels.record_numbers import RecordNumbers
-from prefect_augment.genmodels.tables.latent import LatentTable
-from prefect_augment.genmodels.tables.mixed_encoding import CodeLayout, MixedSpace, bounded
+from prefect_augment.genmodels.base import Arrays, Config, TableSpec
+from prefect_augment.genmodels.latents import ClassNeighbours, jacobian_norm, sparsity_divergence
+from prefect_augment.genmodels.network import RecordNumbers
+from prefect_augment.genmodels.tables.latent import LatentNetwork, LatentTable
 from prefect_augment.genmodels.tables.training import Encoded, TablePhase
 from prefect_augment.nn.networks import ResidualMLP
 from prefect_augment.params import AutoencoderModel
 
-MAX_LATENT = 16  # default bound of n_latent
 WIDTH = 256  # default width
 NOISE = 0.1
 AT_ONCE = 4096
@@ -44,10 +39,10 @@ CLASS_DROPOUT = 0.5  # share of records decoded without their class, so that lat
 LATENT_DECAY = 1e-3  # of latent vectors, which would grow without bound otherwise
 
 
-class AutoencoderNetwork(nn.Module):
+class AutoencoderNetwork(LatentNetwork):
     """Encoder and decoder; ``sparse`` bounds the latent activations to (0, 1).
 
-    ``n_codes`` are the codes of each choice; depth 0 has one hidden layer.
+    With depth 0 each has one hidden layer.
     """
 
     def __init__(
@@ -61,44 +56,23 @@ class AutoencoderNetwork(nn.Module):
         depth: int,
         sparse: bool = False,
     ) -> None:
-        super().__init__()
-        self.layout = CodeLayout(n_codes)
-        self.n_scores, self.n_classes, self.n_latent = n_scores, n_classes, n_latent
+        super().__init__(n_codes, n_scores, n_classes, n_latent)
         self.sparse = sparse
-        n_record = self.layout.total + n_scores
-        self.codec = nn.ModuleDict(
-            {
-                "encoder": ResidualMLP(n_record, n_latent, width=width, depth=depth),
-                "decoder": ResidualMLP(n_latent + n_classes, n_record, width=width, depth=depth),
-            }
-        )
-
-    def inputs(self, codes: Tensor, scores: Tensor) -> Tensor:
-        """What the encoder reads, (n, total + n_scores)."""
-        return torch.cat([self.layout.one_hot(codes), scores], dim=1)
+        encoder = ResidualMLP(self.n_record, n_latent, width=width, depth=depth)
+        decoder = ResidualMLP(n_latent + n_classes, self.n_record, width=width, depth=depth)
+        self.codec = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Latent vectors before any activation, (n, n_latent)."""
-        z: Tensor = self.codec["encoder"](inputs)
-        return z
+        return self.codec["encoder"](inputs)
 
     def activated(self, z: Tensor) -> Tensor:
         """What the decoder reads of latent vectors."""
         return torch.sigmoid(z) if self.sparse else z
 
-    def decode(self, activations: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Bounded logits (n, total) and mean scores (n, n_scores); class n_classes hides the class."""
-        classes = F.one_hot(y, self.n_classes + 1)[:, : self.n_classes].float()
-        out: Tensor = self.codec["decoder"](torch.cat([activations, classes], dim=1))
-        return bounded(out[:, : self.layout.total]), out[:, self.layout.total :]
-
-    def error(
-        self, z: Tensor, codes: Tensor, scores: Tensor, has_score: Tensor, y: Tensor
-    ) -> Tensor:
-        """Each record's cross-entropy in nats plus squared error, (n,)."""
-        logits, means = self.decode(self.activated(z), y)
-        entropy = self.layout.cross_entropy(logits, codes).sum(dim=1)
-        return entropy + ((means - scores) ** 2 * has_score).sum(dim=1)
+    def decode(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounded logits (n, total) and mean scores (n, n_scores)."""
+        return self.parts(self.codec["decoder"](self.with_class(z, y)))
 
 
 class AutoencoderPhase(TablePhase):
@@ -107,41 +81,25 @@ class AutoencoderPhase(TablePhase):
     name = "table-autoencoder"
     params: AutoencoderModel
 
-    def __init__(
-        self,
-        network: AutoencoderNetwork,
-        data: Encoded,
-        params: AutoencoderModel,
-        *,
-        space: MixedSpace,
-        batch_size: int,
-    ) -> None:
-        super().__init__(network, data, params, batch_size=batch_size, n_classes=network.n_classes)
-        device = data.y.device
-        self.choice_columns = torch.tensor(space.choice_columns, device=device, dtype=torch.int64)
-        self.score_columns = torch.tensor(space.score_columns, device=device, dtype=torch.int64)
-        self.n_columns = space.spec.n_columns
-
-    def noisy(self, data: Encoded, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
+    def noisy(self, records: Encoded, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
         """Codes, scores, has_score, classes, codes and scores as seen, and directions of a batch."""
-        assert isinstance(self.network, AutoencoderNetwork)
-        codes, has_score = data.codes[rows], data.has_score[rows]
-        scores = data.drawn_scores(rows, rng) * has_score
+        space, n, device = records.space, len(rows), rows.device
+        codes, has_score = records.codes[rows], records.has_score[rows]
+        scores = records.drawn_scores(rows, rng) * has_score
         seen_codes, seen_scores = codes, scores
         if self.params.variant == "denoising":
-            n, device = len(rows), rows.device
-            swapped = torch.rand(n, self.n_columns, generator=rng, device=device) < (
-                self.params.noise or NOISE
-            )
+            shape, share = (n, space.spec.n_columns), self.params.noise or NOISE
+            swapped = torch.rand(shape, generator=rng, device=device) < share
             other = torch.randperm(n, generator=rng, device=device)
-            seen_codes = torch.where(swapped[:, self.choice_columns], codes[other], codes)
-            seen_scores = torch.where(swapped[:, self.score_columns], scores[other], scores)
-        directions = torch.zeros(len(rows), 0, device=rows.device)
-        if self.params.variant == "contractive":
-            shape = (len(rows), self.network.n_latent)
-            directions = torch.randn(shape, generator=rng, device=rows.device)
-        hidden = torch.rand(len(rows), generator=rng, device=rows.device) < CLASS_DROPOUT
-        y = torch.where(hidden, self.network.n_classes, data.y[rows])
+            of_codes, of_scores = (
+                [part.column for part in parts] for parts in (space.choices, space.scores)
+            )
+            seen_codes = torch.where(swapped[:, of_codes], codes[other], codes)
+            seen_scores = torch.where(swapped[:, of_scores], scores[other], scores)
+        n_directions = self.network.n_latent if self.params.variant == "contractive" else 0
+        directions = torch.randn(n, n_directions, generator=rng, device=device)
+        hidden = torch.rand(n, generator=rng, device=device) < CLASS_DROPOUT
+        y = torch.where(hidden, self.network.n_classes, records.y[rows])
         return codes, scores, has_score, y, seen_codes, seen_scores, directions
 
     def part_losses(
@@ -175,6 +133,7 @@ class TableAutoencoder(LatentTable[AutoencoderModel, AutoencoderNetwork]):
     """One autoencoder for all classes, and the density of each class; see the module."""
 
     params_class = AutoencoderModel
+    phase_class = AutoencoderPhase
     _neighbours: ClassNeighbours | None = None
     _deviations: Tensor  # (n_scores,) of the scores about their means
 
@@ -194,49 +153,35 @@ class TableAutoencoder(LatentTable[AutoencoderModel, AutoencoderNetwork]):
             )
         return model
 
-    def new_network(self, space: MixedSpace) -> AutoencoderNetwork:
+    def new_network(self) -> AutoencoderNetwork:
         """Return encoder and decoder."""
-        n_columns = len({*space.choice_columns, *space.score_columns})
         return AutoencoderNetwork(
-            space.n_codes,
-            space.n_scores,
+            self.space.n_codes,
+            self.space.n_scores,
             self.spec.n_classes,
-            n_latent=self.params.n_latent or min(MAX_LATENT, max(2, n_columns)),
+            n_latent=self.latent_size,
             width=self.params.width or WIDTH,
             depth=0 if self.params.variant == "dense" else self.params.depth,
             sparse=self.params.variant == "sparse",
         )
 
-    def new_phase(
-        self, network: AutoencoderNetwork, records: Encoded, space: MixedSpace, batch_size: int
-    ) -> AutoencoderPhase:
-        """Train encoder and decoder together."""
-        return AutoencoderPhase(network, records, self.params, space=space, batch_size=batch_size)
-
     def after_training(self, network: AutoencoderNetwork, records: Encoded, seed: int) -> None:
         """Fit a density per class, and the residual standard deviation of each score."""
         y, scores = records.y, records.middle_scores
+        parts = zip(*(part.split(AT_ONCE) for part in (records.codes, scores, y)), strict=True)
+        raw, squared = [], []
         with torch.inference_mode():
-            raw = torch.cat(
-                [
-                    network.encode(network.inputs(codes, part))
-                    for codes, part in zip(
-                        records.codes.split(AT_ONCE), scores.split(AT_ONCE), strict=True
-                    )
-                ]
-            )
-            squared = [
-                (network.decode(network.activated(z), labels)[1] - part) ** 2
-                for z, labels, part in zip(
-                    raw.split(AT_ONCE), y.split(AT_ONCE), scores.split(AT_ONCE), strict=True
-                )
-            ]
+            for codes, part, labels in parts:
+                raw.append(network.encode(network.inputs(codes, part)))
+                means = network.decode(network.activated(raw[-1]), labels)[1]
+                squared.append((means - part) ** 2)
             total = (torch.cat(squared) * records.has_score).sum(dim=0)
             self._deviations = (total / records.has_score.sum(dim=0).clamp(min=1)).sqrt()
-        training = (raw.cpu().numpy(), y.cpu().numpy(), self.spec.n_classes)
-        self._densities = ClassDensities.fit(*training, seed=seed, per_component=PER_COMPONENT)
+        Z = torch.cat(raw).cpu().numpy()
+        self.fit_densities(Z, records, seed, per_component=PER_COMPONENT)
         if self.params.drawn_by == "neighbours":
-            self._neighbours = ClassNeighbours.fit(*training, seed=seed)
+            labels, n_classes = y.cpu().numpy(), self.spec.n_classes
+            self._neighbours = ClassNeighbours.fit(Z, labels, n_classes, seed=seed)
 
     def draw(
         self, network: AutoencoderNetwork, y: Tensor, numbers: RecordNumbers
@@ -247,33 +192,18 @@ class TableAutoencoder(LatentTable[AutoencoderModel, AutoencoderNetwork]):
         codes = network.layout.draw(logits, numbers.uniforms(len(network.layout)))
         return codes, means + self._deviations * numbers.normals(network.n_scores)
 
-    def encode(self, network: AutoencoderNetwork, codes: Tensor, scores: Tensor) -> Tensor:
-        """Latent activations."""
-        return network.activated(network.encode(network.inputs(codes, scores)))
+    def extra_state(self) -> tuple[Config, Arrays]:
+        """The space, densities, neighbours and deviations."""
+        config, arrays = super().extra_state()
+        if self.trains:
+            arrays |= {} if self._neighbours is None else self._neighbours.arrays()
+            arrays |= {"deviations": self._deviations.cpu().numpy()}
+        return config, arrays
 
-    def likeliest(self, network: AutoencoderNetwork, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The most likely codes and the mean scores."""
-        logits, means = network.decode(z, y)
-        return network.layout.likeliest(logits), means
-
-    def anomaly(self, network: AutoencoderNetwork, records: Encoded) -> Tensor:
-        """Reconstruction error with the class hidden."""
-        scores, unknown = records.middle_scores, torch.full_like(records.y, self.spec.n_classes)
-        z = network.encode(network.inputs(records.codes, scores))
-        return network.error(z, records.codes, scores, records.has_score, unknown)
-
-    def extra_state(self) -> Arrays:
-        """Densities, neighbours and deviations."""
-        if self._network is None:
-            return {}
-        neighbours = {} if self._neighbours is None else self._neighbours.arrays()
-        deviations = {"deviations": self._deviations.cpu().numpy()}
-        return super().extra_state() | neighbours | deviations
-
-    def load_extra_state(self, arrays: Arrays) -> None:
+    def load_extra_state(self, config: Config, arrays: Arrays) -> None:
         """Inverse of :meth:`extra_state`."""
-        super().load_extra_state(arrays)
-        if self._network is not None:
+        super().load_extra_state(config, arrays)
+        if self.trains:
             if self.params.drawn_by == "neighbours":
                 self._neighbours = ClassNeighbours.from_arrays(arrays)
             deviations = torch.from_numpy(arrays["deviations"].copy())

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from prefect_augment.array_types import Float, Int
 from prefect_augment.errors import ParameterError
-from prefect_augment.genmodels.base import Arrays, FitContext, TableData, TableSpec
+from prefect_augment.genmodels.base import Arrays, Config, FitContext, TableData
 from prefect_augment.genmodels.counter_rng import seeds_from
-from prefect_augment.genmodels.record_numbers import RecordNumbers
+from prefect_augment.genmodels.network import RecordNumbers
 from prefect_augment.genmodels.tables.flow_marginals import (
     N_ROUNDS,
     Compared,
@@ -173,129 +173,6 @@ IN_ORDER, SHOW_ONE = 0.8, 0.4
 SCORED = 2  # scores learn from every second record: smooth functions are learnt sooner
 
 
-class TableFlow(TableNetwork[FlowModel, FlowNetwork]):
-    """One pair of networks for all classes; see the module."""
-
-    params_class = FlowModel
-    patience = 6  # the last steps, at small rates, improve most
-
-    def __init__(self, params: FlowModel, spec: TableSpec) -> None:
-        super().__init__(params, spec)
-        self.margins: Margins | None = None  # None while training, and where no column varies
-
-    def fit(self, data: TableData, ctx: FitContext) -> None:
-        """Train like :meth:`.TableNetwork.fit`, then match the marginals to those of the records."""
-        self.margins = None
-        super().fit(data, ctx)
-        if self.space.n_codes or self.space.n_scores:
-            self._fit_margins(data, ctx.seed)
-
-    def new_network(self, space: MixedSpace) -> FlowNetwork:
-        """Both networks."""
-        return FlowNetwork(
-            space.n_codes,
-            space.n_scores,
-            self.spec.n_classes,
-            width=self.params.width,
-            depth=self.params.depth,
-        )
-
-    def new_phase(
-        self, network: FlowNetwork, records: Encoded, space: MixedSpace, batch_size: int
-    ) -> "FlowPhase":
-        """Train both at once; they share no weight."""
-        return FlowPhase(
-            network, records, self.params, batch_size=batch_size, n_classes=self.spec.n_classes
-        )
-
-    def sample_with_values(
-        self,
-        conditions: Int,
-        *,
-        seeds: Int,
-        values: Mapping[int, float],
-    ) -> tuple[Int, Float]:
-        """Draw records with fixed column values; see :class:`.SamplesWithValues`.
-
-        Raises ParameterError if no training record has a requested value.
-        """
-        fixed = read_values(self.space, values)
-        return fixed.keep(
-            self.sampled(conditions, seeds, partial(self.draw, fixed_codes=fixed.codes))
-        )
-
-    def draw(
-        self,
-        network: FlowNetwork,
-        y: Tensor,
-        numbers: RecordNumbers,
-        fixed_codes: Mapping[int, int] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Draw choices one after the other, then carry scores from noise; ``fixed_codes`` are by choice."""
-        codes, scores = self._drawn_choices(network, y, numbers, fixed_codes)
-        if network.n_scores:
-            has_score = torch.from_numpy(self.space.has_score(codes.cpu().numpy())).to(y.device)
-            known = network.seen(codes, y)
-            scores = integrate_scores(network, known, scores, has_score, self.params.sampler_steps)
-            if self.margins is not None:
-                scores = self.margins.shifted(scores, y)
-        return codes, scores
-
-    def _drawn_choices(
-        self,
-        network: FlowNetwork,
-        y: Tensor,
-        numbers: RecordNumbers,
-        fixed_codes: Mapping[int, int] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Codes, and the noise that scores are carried from."""
-        noise = numbers.normals(network.n_scores)
-        n_choices = len(network.layout)
-        if fixed_codes:
-            # The marginals were matched without fixed values and do not apply here.
-            uniforms = numbers.uniforms(N_TRIED * n_choices + 1)
-            return draw_choices_with_values(network, y, uniforms, fixed_codes), noise
-        bias = None if self.margins is None else self.margins.bias
-        return draw_choices(network, y, numbers.uniforms(n_choices), bias), noise
-
-    def _fit_margins(self, data: TableData, seed: int) -> None:
-        """Draw records, and fit what matches their marginals to those of the training records."""
-        network, n_classes = self.network, self.spec.n_classes
-        real = self._compared(data.X, data.y, seed)
-        counts = np.bincount(data.y, minlength=n_classes)
-        y = classes_to_draw(counts, self.spec.n_columns, seed)
-        seeds = seeds_from(seed & 0xFFFFFFFFFFFFFFFF, 1, len(y))
-        margins = Margins.none(n_classes, network.layout.total, network.n_scores, self.device.torch)
-        for _ in range(N_ROUNDS if network.n_codes else 0):
-            self.margins = margins
-            drawn = self._compared(self.drawn(network, y, seeds, self._drawn_choices), y, seed)
-            bias = share_bias(network.layout, real, drawn, n_classes)
-            margins = replace(margins, bias=margins.bias + bias.to(margins.bias.device))
-        self.margins = margins
-        if network.n_scores:
-            drawn = self._compared(self.drawn(network, y, seeds), y, seed)
-            knots, shifts = (
-                part.to(margins.bias.device) for part in score_shifts(real, drawn, n_classes)
-            )
-            self.margins = replace(margins, knots=knots, shifts=shifts)
-
-    def _compared(self, X: Float, y: Int, seed: int) -> Compared:
-        """Records for matching; a shared value is placed at random within its ranks."""
-        low, high, has_score = self.space.ranks(X)
-        place = np.random.default_rng([seed & 0xFFFFFFFF, 3]).random(low.shape)
-        scores = self.space.normal_scores(low + place * (high - low))
-        return Compared(self.space.codes(X), scores, has_score, y)
-
-    def extra_state(self) -> Arrays:
-        """The marginals."""
-        return {} if self.margins is None else self.margins.state()
-
-    def load_extra_state(self, arrays: Arrays) -> None:
-        """Inverse of :meth:`extra_state`."""
-        if self._network is not None:
-            self.margins = Margins.from_state(arrays, self.device.torch)
-
-
 class FlowPhase(TablePhase):
     """Both networks, on the same records."""
 
@@ -303,14 +180,14 @@ class FlowPhase(TablePhase):
     together = SCORED
 
     @staticmethod
-    def noisy(data: Encoded, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
+    def noisy(records: Encoded, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
         """Codes, which of them are shown, classes, scores, has_score, noise and times of a batch.
 
         The number of hidden codes (1 to all) and the times are stratified over the batch, which lowers
         the variance of the loss.
         """
         n, device = len(rows), rows.device
-        codes, n_choices = data.codes[rows], data.codes.shape[1]
+        codes, n_choices = records.codes[rows], records.codes.shape[1]
         even = (torch.arange(n, device=device) + torch.rand(n, generator=rng, device=device)) / n
         n_hidden = 1 + (even * n_choices).long().clamp_(max=n_choices - 1)
         order = torch.rand(codes.shape, generator=rng, device=device).argsort(dim=1).argsort(dim=1)
@@ -319,10 +196,10 @@ class FlowPhase(TablePhase):
         shown = torch.where(kind[:, None] < IN_ORDER, last_first, order) >= n_hidden[:, None]
         shows_one = (kind < SHOW_ONE) & (n_hidden > 1)
         shown |= shows_one[:, None] & (order == n_choices - 1)
-        scores = data.drawn_scores(rows, rng)
+        scores = records.drawn_scores(rows, rng)
         noise = torch.randn(scores.shape, generator=rng, device=device)
         t = (torch.arange(n, device=device) + torch.rand(n, generator=rng, device=device)) / n
-        return codes, shown, data.y[rows], scores, data.has_score[rows], noise, t
+        return codes, shown, records.y[rows], scores, records.has_score[rows], noise, t
 
     @staticmethod
     def part_losses(
@@ -351,6 +228,120 @@ class FlowPhase(TablePhase):
             error = network.velocity(network.seen(codes, y), x, t, has_score) - (scores - noise)
             losses["scores"] = (error**2 * has_score).mean()
         return losses
+
+
+class TableFlow(TableNetwork[FlowModel, FlowNetwork]):
+    """One pair of networks for all classes; see the module."""
+
+    params_class = FlowModel
+    phase_class = FlowPhase
+    patience = 6  # the last steps, at small rates, improve most
+    margins: Margins | None = None  # None while training, and where no column varies
+
+    def fit(self, data: TableData, ctx: FitContext) -> None:
+        """Train like :meth:`.TableNetwork.fit`, then match the marginals to those of the records."""
+        self.margins = None
+        super().fit(data, ctx)
+        if self.trains:
+            self._fit_margins(data, ctx.seed)
+
+    def new_network(self) -> FlowNetwork:
+        """Both networks."""
+        return FlowNetwork(
+            self.space.n_codes,
+            self.space.n_scores,
+            self.spec.n_classes,
+            width=self.params.width,
+            depth=self.params.depth,
+        )
+
+    def sample_with_values(
+        self,
+        conditions: Int,
+        *,
+        seeds: Int,
+        values: Mapping[int, float],
+    ) -> tuple[Int, Float]:
+        """Draw records with fixed column values; see :class:`.SamplesWithValues`.
+
+        Raises ParameterError if no training record has a requested value.
+        """
+        fixed = read_values(self.space, values)
+        return fixed.keep(
+            self.sampled(conditions, seeds, partial(self.draw, fixed_codes=fixed.codes))
+        )
+
+    def draw(
+        self,
+        network: FlowNetwork,
+        y: Tensor,
+        numbers: RecordNumbers,
+        fixed_codes: Mapping[int, int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw choices one after the other, then carry scores from noise; ``fixed_codes`` are by choice."""
+        codes, scores = self._drawn_choices(network, y, numbers, fixed_codes)
+        if network.n_scores:
+            known, has_score = network.seen(codes, y), self.has_score(codes)
+            scores = integrate_scores(network, known, scores, has_score, self.params.sampler_steps)
+            if self.margins is not None:
+                scores = self.margins.shifted(scores, y)
+        return codes, scores
+
+    def _drawn_choices(
+        self,
+        network: FlowNetwork,
+        y: Tensor,
+        numbers: RecordNumbers,
+        fixed_codes: Mapping[int, int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Codes, and the noise that scores are carried from."""
+        noise = numbers.normals(network.n_scores)
+        n_choices = len(network.layout)
+        if fixed_codes:
+            # The marginals were matched without fixed values and do not apply here.
+            uniforms = numbers.uniforms(N_TRIED * n_choices + 1)
+            return draw_choices_with_values(network, y, uniforms, fixed_codes), noise
+        bias = None if self.margins is None else self.margins.bias
+        return draw_choices(network, y, numbers.uniforms(n_choices), bias), noise
+
+    def _fit_margins(self, data: TableData, seed: int) -> None:
+        """Draw records, and fit what matches their marginals to those of the training records."""
+        network, n_classes = self.network, self.spec.n_classes
+        real = self._compared(data.X, data.y, seed)
+        counts = np.bincount(data.y, minlength=n_classes)
+        y = classes_to_draw(counts, self.spec.n_columns, seed)
+        seeds = seeds_from(seed, 1, len(y))
+        margins = Margins.none(n_classes, network.layout.total, network.n_scores, self.device.torch)
+        for _ in range(N_ROUNDS if network.n_codes else 0):
+            self.margins = margins
+            drawn = self._compared(self.drawn(network, y, seeds, self._drawn_choices), y, seed)
+            bias = share_bias(network.layout, real, drawn, n_classes)
+            margins = replace(margins, bias=margins.bias + bias.to(margins.bias.device))
+        self.margins = margins
+        if network.n_scores:
+            drawn = self._compared(self.drawn(network, y, seeds), y, seed)
+            knots, shifts = (
+                part.to(margins.bias.device) for part in score_shifts(real, drawn, n_classes)
+            )
+            self.margins = replace(margins, knots=knots, shifts=shifts)
+
+    def _compared(self, X: Float, y: Int, seed: int) -> Compared:
+        """Records for matching; a shared value is placed at random within its ranks."""
+        low, high, has_score = self.space.ranks(X)
+        place = np.random.default_rng([seed & 0xFFFFFFFF, 3]).random(low.shape)
+        scores = self.space.normal_scores(low + place * (high - low))
+        return Compared(self.space.codes(X), scores, has_score, y)
+
+    def extra_state(self) -> tuple[Config, Arrays]:
+        """The space, and the marginals."""
+        config, arrays = super().extra_state()
+        return config, arrays | ({} if self.margins is None else self.margins.state())
+
+    def load_extra_state(self, config: Config, arrays: Arrays) -> None:
+        """Inverse of :meth:`extra_state`."""
+        super().load_extra_state(config, arrays)
+        if self.trains:
+            self.margins = Margins.from_state(arrays, self.device.torch)
 
 
 NEAR_SHARE = 0.01  # of all records with a score that match a rare value

@@ -109,8 +109,7 @@ def _shares(layout: CodeLayout, records: Compared, counts: Int) -> Float:
     n_codes = np.repeat(layout.n_codes, layout.n_codes)
     of_all = (counts @ class_shares + 0.5) / (counts.sum() + 0.5 * n_codes)
     own = (counts / (counts + ENOUGH_FOR_SHARES))[:, None]
-    shares: Float = own * class_shares + (1.0 - own) * of_all
-    return shares
+    return own * class_shares + (1.0 - own) * of_all
 
 
 def score_shifts(real: Compared, drawn: Compared, n_classes: int) -> tuple[Tensor, Tensor]:
@@ -149,5 +148,4 @@ def _quantiles(x: Float, weights: Float, places: Float) -> Float:
     """Quantiles of weighted numbers."""
     order = np.argsort(x)
     below = np.cumsum(weights[order]) - weights[order] / 2
-    quantiles: Float = np.interp(places, below / weights.sum(), x[order])
-    return quantiles
+    return np.interp(places, below / weights.sum(), x[order])

@@ -22,17 +22,15 @@ from torch import Tensor, nn
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.counter_rng import seeds_from
-from prefect_augment.genmodels.latent_density import ClassDensities
-from prefect_augment.genmodels.record_numbers import RecordNumbers
-from prefect_augment.genmodels.tables.latent import LatentTable
-from prefect_augment.genmodels.tables.mixed_encoding import CodeLayout, MixedSpace, bounded
-from prefect_augment.genmodels.tables.training import Encoded, Split, TablePhase, TableValidation
+from prefect_augment.genmodels.network import RecordNumbers
+from prefect_augment.genmodels.tables.latent import LatentNetwork, LatentTable
+from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace
+from prefect_augment.genmodels.tables.training import Encoded, TablePhase, TableValidation
 from prefect_augment.nn.early_stopping import Validation
 from prefect_augment.nn.networks import ResidualMLP
 from prefect_augment.params import GanModel
 
 # Defaults of params that are 0.
-MAX_LATENT = 16
 WIDTH, DEPTH, CRITIC_STEPS = 192, 2, 2
 GRADIENT_PENALTY, LEARNING_RATE = 10.0, 0.001
 REACH = 0.25  # deviation of the latent noise around the vectors of real records
@@ -43,7 +41,7 @@ COPIES_COST = 1e6  # above any distance
 MAX_COMPARED_RECORDS = 512  # records on a side of the energy distance
 
 
-class GanNetwork(nn.Module):
+class GanNetwork(LatentNetwork):
     """Generator and encoder (``gan``), and the critic, which sees ``pack`` records at a time."""
 
     score_codes: Tensor
@@ -51,39 +49,33 @@ class GanNetwork(nn.Module):
     def __init__(
         self, space: MixedSpace, n_classes: int, *, n_latent: int, width: int, depth: int, pack: int
     ) -> None:
-        super().__init__()
-        self.layout = CodeLayout(space.n_codes)
-        self.n_scores, self.n_classes = space.n_scores, n_classes
-        self.n_latent, self.pack = n_latent, pack
-        n_record = self.layout.total + self.n_scores
-        self.gan = nn.ModuleDict(
-            {
-                "generator": ResidualMLP(n_latent + n_classes, n_record, width=width, depth=depth),
-                "encoder": ResidualMLP(n_record, n_latent, width=width, depth=depth),
-            }
-        )
+        super().__init__(space.n_codes, space.n_scores, n_classes, n_latent)
+        self.pack, n_record = pack, self.n_record
+        generator = ResidualMLP(n_latent + n_classes, n_record, width=width, depth=depth)
+        encoder = ResidualMLP(n_record, n_latent, width=width, depth=depth)
+        self.gan = nn.ModuleDict({"generator": generator, "encoder": encoder})
         self.critic = ResidualMLP(pack * (n_record + n_classes), 1, width=width, depth=depth)
         # The code that marks a score as present; the constant 1 behind all codes where none does.
         score_codes = [
-            int(self.layout.starts[choice + 1]) - 1 if choice >= 0 else self.layout.total
-            for choice in space.score_choices
+            int(self.layout.starts[score.choice + 1]) - 1
+            if score.choice >= 0
+            else self.layout.total
+            for score in space.scores
         ]
         self.register_buffer(
             "score_codes", torch.tensor(score_codes, dtype=torch.int64), persistent=False
         )
 
-    def generate(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Bounded logits (n, total) and scores (n, n_scores); class n_classes hides the class."""
-        classes = F.one_hot(y, self.n_classes + 1)[:, : self.n_classes].float()
-        out = self.gan["generator"](torch.cat([z, classes], dim=1)).float()
-        return bounded(out[:, : self.layout.total]), out[:, self.layout.total :]
+    def decode(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounded logits (n, total) and scores (n, n_scores)."""
+        return self.parts(self.gan["generator"](self.with_class(z, y)).float())
 
     def records(self, z: Tensor, y: Tensor, gumbel: Tensor) -> Tensor:
         """Generated records as the critic sees them, (n, total + n_scores), differentiable.
 
         ``gumbel`` (n, total) are draws of Gumbel's distribution.
         """
-        logits, scores = self.generate(z, y)
+        logits, scores = self.decode(z, y)
         noisy = (logits + gumbel) / TEMPERATURE
         # Straight-through one-hot codes, choice by choice.
         parts = [noisy[:, self.layout.columns(i)] for i in range(len(self.layout))]
@@ -94,13 +86,9 @@ class GanNetwork(nn.Module):
         has_score = torch.cat([codes, scores.new_ones(len(y), 1)], dim=1)[:, self.score_codes]
         return torch.cat([codes, scores * has_score], dim=1)
 
-    def real(self, codes: Tensor, scores: Tensor) -> Tensor:
-        """Real records as the critic sees them; missing scores are 0."""
-        return torch.cat([self.layout.one_hot(codes), scores], dim=1)
-
-    def encode(self, records: Tensor) -> Tensor:
+    def encode(self, inputs: Tensor) -> Tensor:
         """Latent vectors of records."""
-        z: Tensor = self.gan["encoder"](records)
+        z: Tensor = self.gan["encoder"](inputs)
         return z.float()
 
     def critic_scores(self, records: Tensor) -> Tensor:
@@ -109,14 +97,6 @@ class GanNetwork(nn.Module):
         packs = records[:whole].reshape(-1, self.pack * records.shape[1])
         values: Tensor = self.critic(packs)
         return values[:, 0].float()
-
-    def error(
-        self, z: Tensor, codes: Tensor, scores: Tensor, has_score: Tensor, y: Tensor
-    ) -> Tensor:
-        """Reconstruction error of each record: nats plus squared error, (n,)."""
-        logits, means = self.generate(z, y)
-        entropy = self.layout.cross_entropy(logits, codes).sum(dim=1)
-        return entropy + ((means - scores) ** 2 * has_score).sum(dim=1)
 
 
 def gradient_penalty(
@@ -149,43 +129,48 @@ class GanPhase(TablePhase):
     name = "table-gan"
     params: GanModel
 
-    @property
-    def together(self) -> int:
-        """Records of a pack."""
-        return self.params.pack
+    def __init__(
+        self, network: GanNetwork, records: Encoded, params: GanModel, batch_size: int
+    ) -> None:
+        if batch_size < network.pack:
+            raise ParameterError(
+                f"budget.batch_size is {batch_size}, and the critic looks at model.pack={network.pack} records at "
+                "once; raise the first, or lower the second."
+            )
+        super().__init__(network, records, params, batch_size)
+        self.together = params.pack
 
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Critic ``critic_steps`` times with one optimiser, then generator and encoder."""
-        network, rate = self.network, self.params.learning_rate or LEARNING_RATE
-        assert isinstance(network, GanNetwork)
-        critic = self.adamw(network.critic, rate, betas=(0.5, 0.9))
-        optimizers = {
-            f"critic-{i}": critic for i in range(self.params.critic_steps or CRITIC_STEPS)
-        }
-        return {**optimizers, "gan": self.adamw(network.gan, rate, betas=(0.5, 0.9))}
+        rate = self.params.learning_rate or LEARNING_RATE
+        critic, gan = (
+            self.adamw(part.parameters(), rate, betas=(0.5, 0.9))
+            for part in (self.network.critic, self.network.gan)
+        )
+        n_critic = self.params.critic_steps or CRITIC_STEPS
+        return {**{f"critic-{i}": critic for i in range(n_critic)}, "gan": gan}
 
-    def noisy(self, data: Encoded, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
+    def noisy(self, records: Encoded, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
         """Codes, scores, has_score, classes, latent noise, Gumbel draws, positions and visible classes."""
         network, n, device = self.network, len(rows), rows.device
-        assert isinstance(network, GanNetwork)
-        has_score = data.has_score[rows]
-        scores = data.drawn_scores(rows, rng) * has_score
+        has_score = records.has_score[rows]
+        scores = records.drawn_scores(rows, rng) * has_score
         moves = REACH * torch.randn(n, network.n_latent, generator=rng, device=device)
         uniform = torch.rand(n, network.layout.total, generator=rng, device=device)
         gumbel = -torch.log(-torch.log(uniform.clamp(1e-9, 1 - 1e-7)))
         position = torch.rand(n, 1, generator=rng, device=device)
         position = position[:: network.pack].repeat_interleave(network.pack, dim=0)[:n]
         hidden = torch.rand(n, generator=rng, device=device) < CLASS_DROPOUT
-        visible_y = torch.where(hidden, network.n_classes, data.y[rows])
-        return data.codes[rows], scores, has_score, data.y[rows], moves, gumbel, position, visible_y
+        codes, y = records.codes[rows], records.y[rows]
+        visible_y = torch.where(hidden, network.n_classes, y)
+        return codes, scores, has_score, y, moves, gumbel, position, visible_y
 
     def loss(self, loss_name: str, batch: tuple[Tensor, ...]) -> Tensor:
         """Loss of the critic, or of generator and encoder."""
         network = self.network
-        assert isinstance(network, GanNetwork)
         codes, scores, _, y, moves, gumbel, position, _ = batch
         classes = F.one_hot(y, network.n_classes).float()
-        real = network.real(codes, scores)
+        real = network.inputs(codes, scores)
         with torch.set_grad_enabled(loss_name == "gan"):
             z = network.encode(real).detach() + moves
             generated = torch.cat([network.records(z, y, gumbel), classes], dim=1)
@@ -204,7 +189,7 @@ class GanPhase(TablePhase):
     ) -> dict[str, Tensor]:
         """Reconstruction loss of generator and encoder."""
         codes, scores, has_score, *_, y = batch
-        z = network.encode(network.real(codes, scores))
+        z = network.encode(network.inputs(codes, scores))
         n_values = codes.shape[1] + scores.shape[1]
         error = network.error(z, codes, scores, has_score, y).mean() / n_values
         return {"gan": self.params.reconstruction * error + LATENT_PULL * z.square().mean()}
@@ -225,15 +210,14 @@ class GanValidation(TableValidation):
 
     def losses(self, network: nn.Module) -> dict[str, float]:
         """Distance of as many drawn records of the same classes."""
-        assert isinstance(network, GanNetwork)
         codes, scores, _, y, *_ = (part[:MAX_COMPARED_RECORDS] for part in self.batch)
         labels = y.cpu().numpy()
-        seeds = seeds_from(self.seed & 0xFFFFFFFFFFFFFFFF, 1 << 20, len(labels))
+        seeds = seeds_from(self.seed, 1 << 20, len(labels))
         X = self.model.drawn(network, labels, seeds)
         drawn = Encoded.of(X, labels, self.model.space, self.model.device)
         # Different codes count like scores 1.4 deviations apart, different classes twice that.
         classes = 2.0 * F.one_hot(y, network.n_classes).float()
-        sides = [network.real(codes, scores), network.real(drawn.codes, drawn.middle_scores)]
+        sides = [network.inputs(codes, scores), network.inputs(drawn.codes, drawn.middle_scores)]
         a, b = (torch.cat([side, classes], dim=1) for side in sides)
         return {"gan": float(energy_distance(a, b))}
 
@@ -242,63 +226,27 @@ class TableGan(LatentTable[GanModel, GanNetwork]):
     """One generator for all classes; see the module."""
 
     params_class = GanModel
+    phase_class = GanPhase
+    validation_class = GanValidation
     min_steps = 250
     patience = 16  # the distance fluctuates: use the whole budget and keep the best
 
-    def new_network(self, space: MixedSpace) -> GanNetwork:
+    def new_network(self) -> GanNetwork:
         """Generator, encoder and critic."""
-        n_columns = len({*space.choice_columns, *space.score_columns})
         return GanNetwork(
-            space,
+            self.space,
             self.spec.n_classes,
-            n_latent=self.params.n_latent or min(MAX_LATENT, max(2, n_columns)),
+            n_latent=self.latent_size,
             width=self.params.width or WIDTH,
             depth=self.params.depth or DEPTH,
             pack=self.params.pack,
         )
 
-    def new_phase(
-        self, network: GanNetwork, records: Encoded, space: MixedSpace, batch_size: int
-    ) -> GanPhase:
-        """Train them against each other."""
-        if batch_size < network.pack:
-            raise ParameterError(
-                f"budget.batch_size is {batch_size}, and the critic looks at model.pack={network.pack} records at "
-                "once; raise the first, or lower the second."
-            )
-        return GanPhase(
-            network, records, self.params, batch_size=batch_size, n_classes=self.spec.n_classes
-        )
-
-    def new_validation(self, phase: TablePhase, split: Split) -> TableValidation:
-        """Validate by drawn records."""
-        return GanValidation(self, phase, split)
-
     def after_training(self, network: GanNetwork, records: Encoded, seed: int) -> None:
         """Fit a density per class to the records' latent vectors."""
-        self._densities = ClassDensities.fit(
-            self.latents_of(network, records),
-            records.y.cpu().numpy(),
-            self.spec.n_classes,
-            seed=seed,
-        )
+        self.fit_densities(self.latents_of(network, records), records, seed)
 
     def draw(self, network: GanNetwork, y: Tensor, numbers: RecordNumbers) -> tuple[Tensor, Tensor]:
         """Draw a vector of the class, and the codes that it leaves open."""
-        logits, scores = network.generate(self._densities.draw(y, numbers), y)
+        logits, scores = network.decode(self._densities.draw(y, numbers), y)
         return network.layout.draw(logits, numbers.uniforms(len(network.layout))), scores
-
-    def encode(self, network: GanNetwork, codes: Tensor, scores: Tensor) -> Tensor:
-        """Latent vectors of the records."""
-        return network.encode(network.real(codes, scores))
-
-    def likeliest(self, network: GanNetwork, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The generator's most likely codes, and its scores."""
-        logits, scores = network.generate(z, y)
-        return network.layout.likeliest(logits), scores
-
-    def anomaly(self, network: GanNetwork, records: Encoded) -> Tensor:
-        """Reconstruction error with the class hidden."""
-        scores, unknown = records.middle_scores, torch.full_like(records.y, self.spec.n_classes)
-        z = network.encode(network.real(records.codes, scores))
-        return network.error(z, records.codes, scores, records.has_score, unknown)

@@ -48,9 +48,13 @@ EDGE = 1e-6  # ranks stay this far from 0 and 1, whose normal quantiles are infi
 ROUNDS = 32  # of drawing; with more choices several are drawn at once
 MAX_LOGIT = 20.0  # so that sums over codes need no log-sum-exp shift
 
+# As they are stored, and as attributes.
+CHOICE_ARRAYS = {"values": "values", "folded": "rare_levels", "shares": "shares"}
+SCORE_ARRAYS = ("grid", "edges", "shared")
+
 
 @dataclass(frozen=True)
-class _Choice:
+class Choice:
     """A choice: code ``c`` is ``values[c]``, NaN for null; a last code may be any other value."""
 
     column: int
@@ -61,11 +65,12 @@ class _Choice:
 
     @property
     def n_codes(self) -> int:
+        """Number of codes."""
         return len(self.values) + self.has_other
 
 
 @dataclass(frozen=True)
-class _Score:
+class Score:
     """A number's values that are no atoms, and their ranks."""
 
     column: int
@@ -87,19 +92,19 @@ class MixedSpace:
     """Choices and scores of a table; made by :meth:`fit` or :meth:`from_state`."""
 
     def __init__(
-        self, spec: TableSpec, choices: list[_Choice], scores: list[_Score], fixed: dict[int, float]
+        self, spec: TableSpec, choices: list[Choice], scores: list[Score], fixed: dict[int, float]
     ) -> None:
         self.spec = spec
-        self._choices = choices
-        self._scores = scores
+        self.choices = choices
+        self.scores = scores
         self._fixed = fixed  # the only value of a column
 
     @classmethod
     def fit(cls, data: TableData, spec: TableSpec) -> Self:
         """Fit the space to at least one record."""
         max_levels = max(MIN_CODES, min(MAX_LEVELS, MAX_CODES // max(1, spec.n_columns)))
-        choices: list[_Choice] = []
-        scores: list[_Score] = []
+        choices: list[Choice] = []
+        scores: list[Score] = []
         fixed: dict[int, float] = {}
         for j in range(spec.n_columns):
             x = data.X[:, j]
@@ -116,11 +121,11 @@ class MixedSpace:
                 atom = _atoms(x, data.y, grid, counts, min(MAX_ATOMS, max_levels))
                 values = np.concatenate([grid[atom], null])
                 if len(values):
-                    choices.append(_Choice(j, values, has_other=not atom.all()))
+                    choices.append(Choice(j, values, has_other=not atom.all()))
                 if not atom.all():
                     below = np.concatenate([[0], np.cumsum(counts[~atom])])
                     scores.append(
-                        _Score(
+                        Score(
                             column=j,
                             choice=len(choices) - 1 if len(values) else -1,
                             grid=grid[~atom],
@@ -131,29 +136,19 @@ class MixedSpace:
         return cls(spec, choices, scores, fixed)
 
     @property
+    def n_varying(self) -> int:
+        """Number of columns with more than one value."""
+        return self.spec.n_columns - len(self._fixed)
+
+    @property
     def n_codes(self) -> tuple[int, ...]:
         """Codes of each choice, at least 2."""
-        return tuple(choice.n_codes for choice in self._choices)
+        return tuple(choice.n_codes for choice in self.choices)
 
     @property
     def n_scores(self) -> int:
         """Number of columns with scores."""
-        return len(self._scores)
-
-    @property
-    def choice_columns(self) -> tuple[int, ...]:
-        """Column of each choice."""
-        return tuple(choice.column for choice in self._choices)
-
-    @property
-    def score_columns(self) -> tuple[int, ...]:
-        """Column of each score."""
-        return tuple(score.column for score in self._scores)
-
-    @property
-    def score_choices(self) -> tuple[int, ...]:
-        """Choice whose last code marks a score as present, -1 where it always is."""
-        return tuple(score.choice for score in self._scores)
+        return len(self.scores)
 
     # --- records to codes and ranks ---
 
@@ -163,8 +158,8 @@ class MixedSpace:
         An unseen value gets the code of other values where there is one, else the nearest value
         (the first level for a category or a null).
         """
-        codes = np.empty((len(X), len(self._choices)), dtype=np.int64)
-        for i, choice in enumerate(self._choices):
+        codes = np.empty((len(X), len(self.choices)), dtype=np.int64)
+        for i, choice in enumerate(self.choices):
             x = X[:, choice.column]
             values = choice.values[
                 ~np.isnan(choice.values)
@@ -192,9 +187,9 @@ class MixedSpace:
 
         Without a score (null or atom) the interval is 0 to 1 and has_score is False.
         """
-        shape = (len(X), len(self._scores))
+        shape = (len(X), len(self.scores))
         low, high, has_score = np.zeros(shape), np.ones(shape), self.has_score(self.codes(X))
-        for i, score in enumerate(self._scores):
+        for i, score in enumerate(self.scores):
             has_score[:, i] &= ~np.isnan(X[:, score.column])
             rows = has_score[:, i]
             x = X[rows, score.column]
@@ -211,7 +206,7 @@ class MixedSpace:
             is_it = np.array_equal(self._fixed[column], value, equal_nan=True)
             return Places() if is_it else None
         codes: dict[int, int] = {}
-        for i, choice in enumerate(self._choices):
+        for i, choice in enumerate(self.choices):
             if choice.column == column:
                 same = (choice.values == value) | (np.isnan(choice.values) & np.isnan(value))
                 if same.any():
@@ -221,7 +216,7 @@ class MixedSpace:
                 codes[i] = len(choice.values)
                 if len(choice.rare_levels):
                     return Places(codes) if value in choice.rare_levels else None
-        for i, score in enumerate(self._scores):
+        for i, score in enumerate(self.scores):
             if score.column == column and score.grid[0] <= value <= score.grid[-1]:
                 low, high = (score.edges[np.searchsorted(score.grid, value, side)]
                              for side in ("left", "right"))  # fmt: skip
@@ -230,10 +225,10 @@ class MixedSpace:
 
     def has_score(self, codes: Int) -> Bool:
         """Scores that a record of these codes has, shape (n, n_scores)."""
-        present = np.ones((len(codes), len(self._scores)), dtype=bool)
-        for i, score in enumerate(self._scores):
+        present = np.ones((len(codes), len(self.scores)), dtype=bool)
+        for i, score in enumerate(self.scores):
             if score.choice >= 0:
-                n_values = len(self._choices[score.choice].values)
+                n_values = len(self.choices[score.choice].values)
                 present[:, i] = codes[:, score.choice] == n_values
         return present
 
@@ -251,9 +246,9 @@ class MixedSpace:
         X = np.empty((len(codes), self.spec.n_columns))
         for j, value in self._fixed.items():
             X[:, j] = value
-        for score, z in zip(self._scores, scores.T, strict=True):
+        for score, z in zip(self.scores, scores.T, strict=True):
             X[:, score.column] = _value_at(score, ndtr(z.astype(np.float64)))
-        for i, choice in enumerate(self._choices):
+        for i, choice in enumerate(self.choices):
             known = codes[:, i] < len(choice.values)
             X[known, choice.column] = choice.values[codes[known, i]]
             if len(choice.rare_levels):
@@ -267,54 +262,40 @@ class MixedSpace:
 
     def values_at(self, score: int, ranks: Float) -> Float:
         """A score's values at ranks in [0, 1]."""
-        return _value_at(self._scores[score], ranks)
+        return _value_at(self.scores[score], ranks)
 
     def normal_scores(self, ranks: Float) -> Float:
         """Normal quantiles of ranks, finite at 0 and 1 too."""
-        scores: Float = ndtri(np.clip(ranks, EDGE, 1 - EDGE))
-        return scores
+        return ndtri(np.clip(ranks, EDGE, 1 - EDGE))
 
     # --- to storage and back ---
 
     def state(self) -> tuple[Config, Arrays]:
         """Layout as JSON, and grids and shares as arrays."""
         config: Config = {
-            "choices": [[c.column, c.has_other] for c in self._choices],
-            "scores": [[s.column, s.choice] for s in self._scores],
+            "choices": [[c.column, c.has_other] for c in self.choices],
+            "scores": [[s.column, s.choice] for s in self.scores],
             "fixed": list(self._fixed),
         }
         arrays: Arrays = {"fixed": np.array(list(self._fixed.values()), dtype=np.float64)}
-        for i, choice in enumerate(self._choices):
-            arrays[f"choice.{i:05d}.values"] = choice.values
-            arrays[f"choice.{i:05d}.folded"] = choice.rare_levels
-            arrays[f"choice.{i:05d}.shares"] = choice.shares
-        for i, score in enumerate(self._scores):
-            arrays[f"score.{i:05d}.grid"] = score.grid
-            arrays[f"score.{i:05d}.edges"] = score.edges
-            arrays[f"score.{i:05d}.shared"] = score.shared
+        for i, choice in enumerate(self.choices):
+            for name, attribute in CHOICE_ARRAYS.items():
+                arrays[f"choice.{i:05d}.{name}"] = getattr(choice, attribute)
+        for i, score in enumerate(self.scores):
+            for name in SCORE_ARRAYS:
+                arrays[f"score.{i:05d}.{name}"] = getattr(score, name)
         return config, arrays
 
     @classmethod
     def from_state(cls, config: Config, arrays: Arrays, spec: TableSpec) -> Self:
         """Inverse of :meth:`state`."""
-        choices = [
-            _Choice(
-                column=column,
-                has_other=has_other,
-                values=arrays[f"choice.{i:05d}.values"],
-                rare_levels=arrays[f"choice.{i:05d}.folded"],
-                shares=arrays[f"choice.{i:05d}.shares"],
-            )
-            for i, (column, has_other) in enumerate(config["choices"])
-        ]
-        scores = [
-            _Score(
-                column=column,
-                choice=choice,
-                **{n: arrays[f"score.{i:05d}.{n}"] for n in ("grid", "edges", "shared")},
-            )
-            for i, (column, choice) in enumerate(config["scores"])
-        ]
+        choices, scores = [], []
+        for i, (column, has_other) in enumerate(config["choices"]):
+            own = {a: arrays[f"choice.{i:05d}.{name}"] for name, a in CHOICE_ARRAYS.items()}
+            choices.append(Choice(column=column, has_other=has_other, **own))
+        for i, (column, choice) in enumerate(config["scores"]):
+            own = {name: arrays[f"score.{i:05d}.{name}"] for name in SCORE_ARRAYS}
+            scores.append(Score(column=column, choice=choice, **own))
         fixed = dict(zip(config["fixed"], arrays["fixed"].tolist(), strict=True))
         return cls(spec, choices, scores, fixed)
 
@@ -341,10 +322,10 @@ def _atoms(x: Float, y: Int, grid: Float, counts: Int, most: int) -> Bool:
     return atom
 
 
-def _category(j: int, data: TableData, values: Float, most: int, n_classes: int) -> _Choice:
+def _category(j: int, data: TableData, values: Float, most: int, n_classes: int) -> Choice:
     """The choice of a category, its rarest levels merged where there are too many."""
     if len(values) <= most:
-        return _Choice(j, values, has_other=False)
+        return Choice(j, values, has_other=False)
     seen = ~np.isnan(data.X[:, j])
     levels, null = values[~np.isnan(values)], values[np.isnan(values)]
     by_class = np.zeros((n_classes, len(levels)))
@@ -355,7 +336,7 @@ def _category(j: int, data: TableData, values: Float, most: int, n_classes: int)
     # Add one record distributed as in all classes: a class without a rare level has some too.
     rest = by_class[:, rare]
     rest = rest + rest.sum(axis=0) / rest.sum()
-    return _Choice(
+    return Choice(
         column=j,
         values=np.concatenate([levels[kept], null]),
         has_other=True,
@@ -364,7 +345,7 @@ def _category(j: int, data: TableData, values: Float, most: int, n_classes: int)
     )
 
 
-def _value_at(score: _Score, rank: Float) -> Float:
+def _value_at(score: Score, rank: Float) -> Float:
     """Values at ranks in [0, 1]."""
     grid, edges, shared = score.grid, score.edges, score.shared
     own = np.searchsorted(edges, rank, "right").clip(1, len(grid)) - 1

@@ -267,12 +267,8 @@ def _ends(low: float, high: float) -> list[float]:
 def loss_of(epsilon: float, delta: float) -> float:
     """The largest zero-concentrated privacy loss rho that is (epsilon, delta)-private, by OpenDP's conversion.
 
-    References
-    ----------
     Bun and Steinke 2016, "Concentrated Differential Privacy"; Canonne, Kamath and Steinke 2020, proposition 12.
 
-    Examples
-    --------
     >>> round(loss_of(1.0, 1e-6), 4)
     0.0244
     """
@@ -348,8 +344,6 @@ def _spanning_tree(
 def _directed(tree: list[tuple[int, int]], n_places: int) -> list[tuple[int, int]]:
     """Parent and child of every column, parents first; the class is the parent of a tree's first column.
 
-    Examples
-    --------
     >>> _directed([(2, 3), (1, 3)], 5)
     [(0, 1), (1, 3), (3, 2), (0, 4)]
     """
@@ -407,8 +401,6 @@ def _given(shares: Float, fallback: Float) -> Float:
 def _projected(noisy: Float, total: float) -> Float:
     """The nearest counts that are not negative and sum to ``total`` (Duchi et al. 2008, figure 1).
 
-    Examples
-    --------
     >>> _projected(np.array([5.0, 3.0, -4.0]), 6.0)
     array([4., 2., 0.])
     """

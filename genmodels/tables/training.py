@@ -6,7 +6,7 @@ draws lie nearer to training records than the held-out ones do.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from prefect_augment.array_types import Float, Int
 from prefect_augment.genmodels.base import TableData
 from prefect_augment.genmodels.counter_rng import seeds_from
+from prefect_augment.genmodels.network import NetworkPhase
 from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace, normal_scores
 from prefect_augment.nn import loop
 from prefect_augment.nn.devices import Device
@@ -43,12 +44,15 @@ class Encoded:
     high: Tensor
     has_score: Tensor  # (n, n_scores) bool
     y: Tensor  # (n,) int64
+    space: MixedSpace
 
     @classmethod
     def of(cls, X: Float, y: Int, space: MixedSpace, at: Device) -> Self:
         """Encode records of the matrix form."""
-        parts = (space.codes(X), *space.ranks(X), y)
-        return cls(*(torch.from_numpy(part).to(at.torch) for part in parts))
+        codes, low, high, has_score, labels = (
+            torch.from_numpy(part).to(at.torch) for part in (space.codes(X), *space.ranks(X), y)
+        )
+        return cls(codes, low, high, has_score, labels, space)
 
     def __len__(self) -> int:
         return len(self.y)
@@ -65,29 +69,21 @@ class Encoded:
         return normal_scores((self.low + self.high) / 2) * self.has_score
 
 
-class TablePhase(ABC):
+class TablePhase(NetworkPhase):
     """A phase of :func:`.train_with_early_stopping`: a model's network, on tempered classes.
 
-    Reads ``class_power``, ``learning_rate`` and ``weight_decay`` of ``params``.
+    Reads ``class_power`` and ``learning_rate`` of ``params``.
     """
 
-    name: str
+    records: Encoded
 
-    def __init__(
-        self, network: Any, data: Encoded, params: Any, *, batch_size: int, n_classes: int
-    ) -> None:
-        self.network: nn.Module = network
-        self.data = data
-        self.params = params
-        self.batch_size = batch_size
-        self.frozen: frozenset[str] = frozenset()
-        # p(class) ∝ n**q, p(record | class) = 1/n.
-        counts = torch.bincount(data.y, minlength=n_classes)
-        weights = counts[data.y].double() ** (params.class_power - 1.0)
+    def __init__(self, network: Any, records: Encoded, params: Any, batch_size: int) -> None:
+        super().__init__(network, records, params, batch_size)
+        weights = torch.bincount(records.y)[records.y].double() ** (params.class_power - 1.0)
         self.cumulative = torch.cumsum(weights / weights.sum(), 0)
 
     @abstractmethod
-    def noisy(self, data: Encoded, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
+    def noisy(self, records: Encoded, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
         """Return some records with everything random about them; first axis: records."""
 
     @abstractmethod
@@ -97,34 +93,13 @@ class TablePhase(ABC):
         """Return the mean loss of each part (child) of the network that is not frozen."""
 
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """AdamW with a short memory, as suits a few thousand steps."""
-        return {
-            self.name.removeprefix("table-"): self.adamw(self.network, self.params.learning_rate)
-        }
-
-    def adamw(
-        self, part: nn.Module, rate: float, betas: tuple[float, float] = (0.9, 0.99)
-    ) -> torch.optim.Optimizer:
-        """Return the optimiser of a part of the network."""
-        return torch.optim.AdamW(
-            part.parameters(),
-            lr=rate,
-            betas=betas,
-            weight_decay=self.params.weight_decay,
-            fused=True,
-        )
-
-    def lr_factor(self, step: int, n_steps: int) -> float:
-        """Warm-up and half a cosine."""
-        return loop.warmup_cosine(step, n_steps)
+        """AdamW on all of it."""
+        rate = self.params.learning_rate
+        return {self.name.removeprefix("table-"): self.adamw(self.network.parameters(), rate)}
 
     def batch(self, loss_name: str, rng: torch.Generator) -> tuple[Tensor, ...]:
         """Return the records of one step with everything random about them."""
-        drawn = torch.rand(
-            self.batch_size, generator=rng, device=self.data.y.device, dtype=torch.float64
-        )
-        rows = torch.searchsorted(self.cumulative, drawn).clamp_(max=len(self.data) - 1)
-        return self.noisy(self.data, rows, rng)
+        return self.noisy(self.records, self.rows(rng), rng)
 
     def loss(self, loss_name: str, batch: tuple[Tensor, ...]) -> Tensor:
         """Return the sum of the parts' losses; parts share no weight."""
@@ -172,9 +147,9 @@ class TableValidation:
 
     def __call__(self, network: nn.Module) -> Validation:
         """Validate a network."""
-        self.model.after_training(network, self.phase.data, self.seed)
+        self.model.after_training(network, self.phase.records, self.seed)
         losses = self.losses(network)
-        seeds = seeds_from(self.seed & 0xFFFFFFFFFFFFFFFF, 0, len(self.y))
+        seeds = seeds_from(self.seed, 0, len(self.y))
         drawn = self._features(self.model.drawn(network, self.y, seeds))
         share = float((self._distances(drawn) <= self.limit).float().mean())
         return Validation(losses, memorised=share > self.most)

@@ -15,34 +15,19 @@ Vectors are drawn from a mixture of normals per class, fitted to draws from q(z 
 records, instead of the prior, which the encoder seldom matches (Ghosh et al. 2020, section 4).
 """
 
-import logging
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prefect_augment.array_types import Float, Int
-from prefect_augment.genmodels.base import FitContext, TableData
-from prefect_augment.genmodels.checks import check_classes
-from prefect_augment.genmodels.latent_density import (
-    ClassDensities,
-    Prior,
-    bound_log_scale,
-    kl_divergence,
-)
-from prefect_augment.genmodels.record_numbers import RecordNumbers
-from prefect_augment.genmodels.tables.latent import LatentTable
-from prefect_augment.genmodels.tables.mixed_encoding import (
-    CodeLayout,
-    MixedSpace,
-    bounded,
-    drawn_code,
-    drawn_together,
-)
+from prefect_augment.array_types import Float
+from prefect_augment.genmodels.latents import Prior, bound_log_scale, kl_divergence
+from prefect_augment.genmodels.network import RecordNumbers
+from prefect_augment.genmodels.tables.latent import LatentNetwork, LatentTable
+from prefect_augment.genmodels.tables.mixed_encoding import bounded, drawn_code, drawn_together
 from prefect_augment.genmodels.tables.training import Encoded, TablePhase
 from prefect_augment.nn import loop
 from prefect_augment.nn.networks import ResidualMLP
@@ -52,7 +37,7 @@ N_COMPONENTS = 5  # normals in the mixture of a score
 MIN_SCALE = 0.01  # of a component; scores have variance 1, and ties are spread over their ranks
 
 
-class VaeNetwork(nn.Module):
+class VaeNetwork(LatentNetwork):
     """Encoder q(z | x), prior p(z | y) and decoder p(x | z, y, the columns shown)."""
 
     def __init__(
@@ -65,9 +50,7 @@ class VaeNetwork(nn.Module):
         width: int,
         depth: int,
     ) -> None:
-        super().__init__()
-        self.layout = CodeLayout(n_codes)
-        self.n_scores, self.n_classes, self.n_latent = n_scores, n_classes, n_latent
+        super().__init__(n_codes, n_scores, n_classes, n_latent)
         total = self.layout.total
         self.vae = nn.ModuleDict(
             {
@@ -82,22 +65,19 @@ class VaeNetwork(nn.Module):
             }
         )
         # Equal components would stay equal.
-        decoder = self.vae["decoder"]
-        assert isinstance(decoder, ResidualMLP)
         with torch.no_grad():
             spread = torch.linspace(-1.5, 1.5, N_COMPONENTS).repeat(n_scores)
             start = total + N_COMPONENTS * n_scores
-            decoder.last.bias[start : start + N_COMPONENTS * n_scores] = spread
+            self.vae["decoder"].last.bias[start : start + N_COMPONENTS * n_scores] = spread
 
     def posterior(self, codes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Means and log scales of q(z | x), each (n, n_latent)."""
-        out = self.vae["encoder"](torch.cat([self.layout.one_hot(codes), scores], dim=1)).float()
-        return out[:, : self.n_latent], bound_log_scale(out[:, self.n_latent :])
+        mean, log_scale = self.vae["encoder"](self.inputs(codes, scores)).float().chunk(2, dim=1)
+        return mean, bound_log_scale(log_scale)
 
     def prior(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Means and log scales of p(z | y), each (n, n_latent)."""
-        prior: tuple[Tensor, Tensor] = self.vae["prior"](y)
-        return prior
+        return self.vae["prior"](y)
 
     def known(
         self,
@@ -112,14 +92,11 @@ class VaeNetwork(nn.Module):
 
         Class ``n_classes`` is hidden; ``shown_scores`` are both shown and present.
         """
-        classes = F.one_hot(y, self.n_classes + 1)[:, : self.n_classes].float()
         shown_scores = shown_scores.float()
-        return torch.cat(
-            [z, classes, self.layout.one_hot(codes, shown), scores * shown_scores, shown_scores],
-            dim=1,
-        )
+        columns = [self.layout.one_hot(codes, shown), scores * shown_scores, shown_scores]
+        return torch.cat([self.with_class(z, y), *columns], dim=1)
 
-    def decode(self, known: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, known: Tensor) -> tuple[Tensor, Tensor]:
         """Bounded logits (n, total) and mixtures (n, 3, n_scores, n_components)."""
         out = self.vae["decoder"](known).float()
         total = self.layout.total
@@ -128,7 +105,7 @@ class VaeNetwork(nn.Module):
 
     def hidden_nll(self, known: Tensor, codes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """-log p of each choice, (n, n_choices), and of each score, (n, n_scores), in nats."""
-        logits, mixtures = self.decode(known)
+        logits, mixtures = self.predict(known)
         return self.layout.cross_entropy(logits, codes), mixture_nll(mixtures, scores)
 
 
@@ -173,14 +150,14 @@ def draw_records(
     scores = torch.zeros(n, network.n_scores, device=y.device)
     shown_scores = torch.zeros(n, network.n_scores, dtype=torch.bool, device=y.device)
     for together in drawn_together(n_choices):
-        logits, _ = network.decode(network.known(z, y, codes, scores, shown, shown_scores))
+        logits, _ = network.predict(network.known(z, y, codes, scores, shown, shown_scores))
         for i in together:
             columns = network.layout.columns(i)
             codes[:, i] = drawn_code(logits[:, columns], uniforms[:, i : i + 1])
         shown[:, together] = True
     present = has_score(codes)
     for together in drawn_together(network.n_scores):
-        _, mixtures = network.decode(network.known(z, y, codes, scores, shown, shown_scores))
+        _, mixtures = network.predict(network.known(z, y, codes, scores, shown, shown_scores))
         for i in together:
             at = n_choices + i
             scores[:, i] = draw_score(mixtures, i, uniforms[:, at : at + 1], normals[:, i])
@@ -188,9 +165,6 @@ def draw_records(
     return codes, scores
 
 
-logger = logging.getLogger(__name__)
-
-MAX_LATENT = 16  # default bound of n_latent
 WIDTH, SMALL_WIDTH, FEW_RECORDS = 256, 128, 1000  # default width
 ALONE = 0.25  # share of records decoded from the latent vector and the class alone
 CLASS_DROPOUT = 0.5  # share of those with the class hidden, so that the vector encodes it
@@ -210,13 +184,12 @@ class VaePhase(TablePhase):
         self.warmth = min(1.0, (step + 1) / max(1.0, self.params.kl_warmup * n_steps))
         return loop.warmup_cosine(step, n_steps)
 
-    def noisy(self, data: Encoded, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
+    def noisy(self, records: Encoded, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
         """Codes, scores, has_score, classes, noise, column weights, shown columns and visible classes."""
-        codes, has_score = data.codes[rows], data.has_score[rows]
-        scores = data.drawn_scores(rows, rng) * has_score
+        codes, has_score = records.codes[rows], records.has_score[rows]
+        scores = records.drawn_scores(rows, rng) * has_score
         n, n_choices, n_scores = len(rows), codes.shape[1], scores.shape[1]
         device, n_columns = rows.device, n_choices + n_scores
-        assert isinstance(self.network, VaeNetwork)
         noise = torch.randn(n, self.network.n_latent, generator=rng, device=device)
         # A random position in a random drawing order, choices before scores. Columns before it are
         # shown; it and the later columns of its group are predicted.
@@ -236,7 +209,7 @@ class VaePhase(TablePhase):
         shown = order < place
         # Some records are decoded from z alone, half of these without their class.
         chance = torch.rand(n, 1, generator=rng, device=device)
-        alone, y = chance < ALONE, data.y[rows]
+        alone, y = chance < ALONE, records.y[rows]
         weights = torch.where(alone, 1.0, weights)
         visible_y = torch.where(chance[:, 0] < ALONE * CLASS_DROPOUT, self.network.n_classes, y)
         return codes, scores, has_score, y, noise, weights, shown & ~alone, visible_y
@@ -273,37 +246,19 @@ class TableVae(LatentTable[VaeModel, VaeNetwork]):
     """One variational autoencoder for all classes; see the module."""
 
     params_class = VaeModel
+    phase_class = VaePhase
     min_steps = 320
 
-    def fit(self, data: TableData, ctx: FitContext) -> None:
-        """Train, and log the two parts of the ELBO."""
-        super().fit(data, ctx)
-        if self._network is not None:
-            some = slice(0, AT_ONCE)
-            logger.info(
-                "Of the ELBO, the reconstruction is %.2f and the divergence %.2f nats per record.",
-                *self.elbo(data.X[some], data.y[some]),
-            )
-
-    def new_network(self, space: MixedSpace) -> VaeNetwork:
+    def new_network(self) -> VaeNetwork:
         """Encoder, prior and decoder."""
-        n_columns = len({*space.choice_columns, *space.score_columns})
         n_records = sum(self.spec.class_counts)
         return VaeNetwork(
-            space.n_codes,
-            space.n_scores,
+            self.space.n_codes,
+            self.space.n_scores,
             self.spec.n_classes,
-            n_latent=self.params.n_latent or min(MAX_LATENT, max(2, n_columns)),
+            n_latent=self.latent_size,
             width=self.params.width or (WIDTH if n_records >= FEW_RECORDS else SMALL_WIDTH),
             depth=self.params.depth,
-        )
-
-    def new_phase(
-        self, network: VaeNetwork, records: Encoded, space: MixedSpace, batch_size: int
-    ) -> VaePhase:
-        """Train all three at once."""
-        return VaePhase(
-            network, records, self.params, batch_size=batch_size, n_classes=self.spec.n_classes
         )
 
     def after_training(self, network: VaeNetwork, records: Encoded, seed: int) -> None:
@@ -317,20 +272,13 @@ class TableVae(LatentTable[VaeModel, VaeNetwork]):
                 mean, log_scale = network.posterior(codes, part)
                 noise = torch.randn(mean.shape, generator=rng, device=mean.device)
                 draws.append(mean + log_scale.exp() * noise)
-        z = torch.cat(draws).cpu().numpy()
-        self._densities = ClassDensities.fit(
-            z, records.y.cpu().numpy(), self.spec.n_classes, seed=seed
-        )
+        self.fit_densities(torch.cat(draws).cpu().numpy(), records, seed)
 
     def draw(self, network: VaeNetwork, y: Tensor, numbers: RecordNumbers) -> tuple[Tensor, Tensor]:
         """Draw a vector of the class, then column after column."""
         z = self._densities.draw(y, numbers)
         uniforms = numbers.uniforms(len(network.layout) + network.n_scores)
-        normals = numbers.normals(network.n_scores)
-
-        def has_score(codes: Tensor) -> Tensor:
-            return torch.from_numpy(self.space.has_score(codes.cpu().numpy())).to(codes.device)
-
+        normals, has_score = numbers.normals(network.n_scores), self.has_score
         return draw_records(network, z, y, uniforms=uniforms, normals=normals, has_score=has_score)
 
     def encode(self, network: VaeNetwork, codes: Tensor, scores: Tensor) -> Tensor:
@@ -339,38 +287,9 @@ class TableVae(LatentTable[VaeModel, VaeNetwork]):
 
     def likeliest(self, network: VaeNetwork, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The most likely codes and the mixtures' means, all columns at once."""
-        logits, mixtures = network.decode(_alone(network, z, y))
+        logits, mixtures = network.predict(_alone(network, z, y))
         weights, means = mixtures[:, 0].softmax(dim=-1), mixtures[:, 1]
         return network.layout.likeliest(logits), (weights * means).sum(dim=-1)
-
-    def elbo(self, X: Float, y: Int) -> tuple[float, float]:
-        """Return the two parts of the ELBO of records ``X`` of classes ``y``, in nats per record.
-
-        Mean log p(x | z, y) under q(z | x), and mean KL(q(z | x) || p(z | y)). Their difference is
-        the ELBO of the decoder that predicts all columns at once.
-        """
-        check_classes(y, self.spec.classes)
-        records = replace(
-            self.encoded(X), y=torch.from_numpy(np.asarray(y, np.int64)).to(self.device.torch)
-        )
-        rng = loop.step_generator(0, "table-vae/elbo", 0, self.device.torch)
-        with self.device.settings(), torch.inference_mode():
-            shape = (len(records), self.n_latent)
-            noise = torch.randn(shape, generator=rng, device=self.device.torch)
-            weights = torch.ones(len(records), records.codes.shape[1] + records.low.shape[1])
-            weights = weights.to(self.device.torch)
-            batch = (
-                records.codes,
-                records.middle_scores,
-                records.has_score,
-                records.y,
-                noise,
-                weights,
-                weights < 0,
-                records.y,
-            )
-            reconstruction, divergence = elbo_parts(self.network, batch)
-        return -float(reconstruction.mean()), float(divergence.mean())
 
     def anomaly(self, network: VaeNetwork, records: Encoded) -> Tensor:
         """Negative bound under the best class."""
@@ -385,7 +304,7 @@ class TableVae(LatentTable[VaeModel, VaeNetwork]):
         def bounds(rows: slice) -> Float:
             return self._bounds(self.network, self.encoded(X[rows])).double().cpu().numpy()
 
-        parts = self.in_parts(len(X), bounds, AT_ONCE)
+        parts = self.in_parts(len(X), bounds)
         return np.concatenate([np.empty((0, self.spec.n_classes)), *parts])
 
     def _bounds(self, network: VaeNetwork, records: Encoded) -> Tensor:

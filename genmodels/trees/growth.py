@@ -193,7 +193,7 @@ def too_near(data: TableData, spec: TableSpec, draw: Draw, *, seed: int) -> bool
     own[np.arange(n_compared), np.arange(n_compared)] = np.inf
     # Draw records of the same classes, and compare them with the same reference.
     conditions = np.tile(data.y[rows[:n_compared]], TIMES)
-    drawn = draw(conditions, seeds=seeds_from(seed & 0xFFFFFFFFFFFFFFFF, 0, len(conditions)))
+    drawn = draw(conditions, seeds=seeds_from(seed, 0, len(conditions)))
     distances = _distances(_features(drawn, data.X[rows], spec), reference).min(axis=1)
     # All records, and those of the rarer classes.
     rarer = conditions != np.bincount(data.y).argmax()

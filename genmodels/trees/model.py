@@ -17,8 +17,8 @@ columns before it, drop each new record down the tree and draw one of the values
 scikit-learn fits the trees; they are kept as plain arrays.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -34,7 +34,6 @@ from prefect_augment.genmodels.base import (
     TableSpec,
 )
 from prefect_augment.genmodels.checks import check_request
-from prefect_augment.genmodels.trees.conditional import draw_with_values
 from prefect_augment.genmodels.trees.growth import GROWTH, Leaf, Predictors, grow, n_trees, too_near
 from prefect_augment.genmodels.trees.nodes import TREE_ARRAYS, Tree, level_order
 from prefect_augment.genmodels.trees.sequence import TreeSequence
@@ -58,8 +57,17 @@ MAX_ATOMS = 4  # atoms with an output of their own
 # Largest training set, rarer classes whole: bounds memory.
 MAX_TRAINING_RECORDS = 100_000
 
-# Of each place, the order of the levels of every category that its trees may split by.
-Orders = dict[int, dict[int, Int32]]
+
+@dataclass(frozen=True)
+class _Columns:
+    """Training records as integer codes, and what is grown on them."""
+
+    codes: Int32  # (n_records, n_places)
+    weights: Float  # (n_records,)
+    predictors: Predictors
+    seed: int
+    # Of each place, the order of the levels of every category that its trees may split by.
+    orders: dict[int, dict[int, Int32]] = field(default_factory=dict)
 
 
 class TableTrees(TreeSequence):
@@ -103,36 +111,20 @@ class TableTrees(TreeSequence):
         counts = np.bincount(data.y, minlength=self.spec.n_classes)
         weights = (counts[data.y] ** -CLASS_WEIGHT_POWER).astype(np.float64)
         weights = weights * (n_records / weights.sum())
+        predictors = Predictors(codes, self._sizes, most=MAX_PREDICTORS, wide=WIDE)
+        columns = _Columns(codes, weights, predictors, ctx.seed)
         leaf = Leaf(self._leaf_size(counts))
         most = self._most_weight(data.y, weights)
-        predictors = Predictors(codes, self._sizes, most=MAX_PREDICTORS, wide=WIDE)
-        orders: Orders = {}
         # Grow the trees; enlarge the leaves while draws lie too near to the records.
-        self._grow(codes, weights, predictors, orders, leaf, ctx, report=True)
+        self._trees = []
+        for place in range(1, len(self._sizes)):
+            self._trees.append(self._fit_tree(place, columns, leaf))
+            ctx.report(place, {"columns": float(place)})
         while leaf.share < most and too_near(data, self.spec, self.sample, seed=ctx.seed):
             share = max(leaf.share, leaf.n_records / n_records)
             leaf = replace(leaf, share=min(most, share * GROWTH))
-            self._grow(codes, weights, predictors, orders, leaf, ctx, report=False)
-
-    def _grow(
-        self,
-        codes: Int32,
-        weights: Float,
-        predictors: Predictors,
-        orders: Orders,
-        leaf: Leaf,
-        ctx: FitContext,
-        *,
-        report: bool,
-    ) -> None:
-        """Fit the trees of all places; ``report`` progress only the first time, which finds the ``orders``."""
-        self._trees = []
-        for place in range(1, len(self._sizes)):
-            before = predictors.of(place)
-            tree = self._fit_tree(place, before, codes, weights, orders, leaf, ctx.seed)
-            self._trees.append(tree)
-            if report:
-                ctx.report(place, {"columns": float(place)})
+            places = range(1, len(self._sizes))
+            self._trees = [self._fit_tree(place, columns, leaf) for place in places]
 
     def _leaf_size(self, counts: Int) -> int:
         """Leaf size that the smallest sampled class can fill by itself."""
@@ -177,20 +169,12 @@ class TableTrees(TreeSequence):
         codes[~missing] = ranks
         return codes
 
-    def _fit_tree(
-        self,
-        place: int,
-        before: Sequence[int],
-        codes: Int32,
-        weights: Float,
-        orders: Orders,
-        leaf: Leaf,
-        seed: int,
-    ) -> Tree:
-        """Fit the trees of one place on the places ``before``."""
+    def _fit_tree(self, place: int, columns: _Columns, leaf: Leaf) -> Tree:
+        """Fit the trees of one place on the most relevant places before it."""
+        codes, weights, before = columns.codes, columns.weights, columns.predictors.of(place)
         outputs, is_classes = self._targets(place, codes, weights)
-        if place not in orders:
-            orders[place] = {
+        if place not in columns.orders:
+            columns.orders[place] = {
                 q: level_order(codes[:, q], self._sizes[q], outputs, weights)
                 for q in before
                 if self._sizes[q]
@@ -199,14 +183,14 @@ class TableTrees(TreeSequence):
             codes[:, place],
             outputs,
             {q: codes[:, q] for q in before},
-            orders[place],
+            columns.orders[place],
             is_classes=is_classes,
             y=codes[:, 0],
             weights=weights,
             leaf=leaf,
             max_depth=self.params.max_depth,
             n_trees=n_trees(len(codes), self.spec.n_columns),
-            seed=[seed & 0xFFFFFFFF, place],
+            seed=[columns.seed & 0xFFFFFFFF, place],
         )
 
     def _targets(self, place: int, codes: Int32, weights: Float) -> tuple[Float, bool]:
@@ -241,25 +225,17 @@ class TableTrees(TreeSequence):
 
     def sample(self, conditions: Int, *, seeds: Int) -> Float:
         """Draw one record per condition; see :meth:`.GenerativeModel.sample`."""
-        conditions, seeds = np.asarray(conditions, np.int64), np.asarray(seeds, np.int64)
-        self._check(conditions, seeds)
-        return draw_with_values(self, conditions, seeds, {})[1]
+        return self.sample_with_values(conditions, seeds=seeds, values={})[1]
 
-    def _check(self, conditions: Int, seeds: Int) -> None:
+    def sample_with_values(
+        self, conditions: Int, *, seeds: Int, values: Mapping[int, float]
+    ) -> tuple[Int, Float]:
+        """Draw records with fixed column values; see :class:`.SamplesWithValues`."""
+        conditions, seeds = np.asarray(conditions, np.int64), np.asarray(seeds, np.int64)
         if len(self._trees) != self.spec.n_columns:
             raise ParameterError("the model has not been fitted; call fit, or load a checkpoint.")
         check_request(conditions, seeds, self.spec.classes)
-
-    def sample_with_values(
-        self,
-        conditions: Int,
-        *,
-        seeds: Int,
-        values: Mapping[int, float],
-    ) -> tuple[Int, Float]:
-        """Draw records with fixed column values; see :class:`.SamplesWithValues`."""
-        self._check(conditions, seeds)
-        return draw_with_values(self, conditions, seeds, values)
+        return self.drawn(conditions, seeds, values)
 
     # --- to storage and back ---
 

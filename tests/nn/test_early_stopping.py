@@ -11,6 +11,7 @@ from torch import Tensor, nn  # noqa: E402
 
 from prefect_augment.errors import ParameterError  # noqa: E402
 from prefect_augment.nn import loop  # noqa: E402
+from prefect_augment.nn.budget import Checkpoint, FitContext  # noqa: E402
 from prefect_augment.nn.devices import Device  # noqa: E402
 from prefect_augment.nn.early_stopping import (  # noqa: E402
     N_STRETCHES,
@@ -33,14 +34,13 @@ class Pair(nn.Module):
         nn.init.zeros_(self.right.weight)
 
 
-class Rising:
+class Rising(loop.Phase):
     """Both numbers rise a little with every step."""
 
     name = "rising"
 
     def __init__(self) -> None:
         self.network: nn.Module = Pair()
-        self.frozen: frozenset[str] = frozenset()
 
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"sum": torch.optim.SGD(self.network.parameters(), lr=0.01)}
@@ -73,7 +73,7 @@ def watched(judgements: Iterator[Validation] | None, phase: Rising | None = None
         return next(judgements)
 
     return train_with_early_stopping(
-        phase or Rising(), steps=STEPS, seed=0, device=Device(),
+        phase or Rising(), FitContext(0, STEPS), Device(),
         validate=judge if judgements is not None else None,
     )  # fmt: skip
 
@@ -120,7 +120,7 @@ def test_where_the_first_gives_records_back_it_is_taken_and_said() -> None:
 
 def test_without_a_judge_the_steps_are_those_of_the_plain_loop() -> None:
     phase = Rising()
-    loop.train(phase, steps=STEPS, seed=0, device=Device())
+    loop.train(phase, FitContext(0, STEPS), Device())
     found = watched(None)
     compared = watched(scripted(falling(), falling()))
     for network in (found.network, compared.network):
@@ -129,11 +129,11 @@ def test_without_a_judge_the_steps_are_those_of_the_plain_loop() -> None:
 
 
 def test_a_checkpoint_of_an_unwatched_run_is_refused() -> None:
-    kept: list[loop.Checkpoint] = []
-    loop.train(Rising(), steps=STEPS, seed=0, device=Device(), checkpoint=kept.append, stop_after=7)
+    kept: list[Checkpoint] = []
+    loop.train(Rising(), FitContext(0, STEPS, checkpoint=kept.append), Device(), stop_after=7)
     with pytest.raises(ParameterError, match="without early stopping"):
         train_with_early_stopping(
-            Rising(), steps=STEPS, seed=0, device=Device(), validate=None, restored=kept[-1]
+            Rising(), FitContext(0, STEPS, restored=kept[-1]), Device(), validate=None
         )
 
 
@@ -145,17 +145,16 @@ def test_a_resumed_run_judges_and_rests_as_the_uninterrupted_did(step: int) -> N
         left, right = value(network, "left"), value(network, "right")
         return Validation({"left": (left - 0.15) ** 2, "right": -right})
 
-    kept: list[loop.Checkpoint] = []
+    kept: list[Checkpoint] = []
 
-    def keep(state: loop.Checkpoint) -> None:
+    def keep(state: Checkpoint) -> None:
         kept.append(state)
         if state[0]["step"] == step:
             raise KeyboardInterrupt
 
     def run(**changes: object) -> EarlyStopped:
-        return train_with_early_stopping(
-            Rising(), steps=STEPS, seed=0, device=Device(), validate=judge, **changes  # type: ignore[arg-type]
-        )  # fmt: skip
+        ctx = FitContext(0, STEPS, **changes)  # type: ignore[arg-type]
+        return train_with_early_stopping(Rising(), ctx, Device(), validate=judge)
 
     whole = run()
     with pytest.raises(KeyboardInterrupt):

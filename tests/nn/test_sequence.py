@@ -8,19 +8,19 @@ from torch import Tensor, nn  # noqa: E402
 
 from prefect_augment.errors import ParameterError  # noqa: E402
 from prefect_augment.nn import loop  # noqa: E402
+from prefect_augment.nn.budget import Checkpoint, FitContext  # noqa: E402
 from prefect_augment.nn.devices import Device  # noqa: E402
 from prefect_augment.nn.sequence import Stretch, mean_seconds_per_step, train_in_turn  # noqa: E402
 
 
-class Layer:
+class Layer(loop.Phase):
     """Fits one of two weights to a noisy number, and leaves the other alone."""
+
+    ema_fraction = 0.05
 
     def __init__(self, network: nn.Module, place: int, target: float) -> None:
         self.name = f"layer-{place}"
         self.network, self.place, self.target = network, place, target
-
-    def lr_factor(self, step: int, n_steps: int) -> float:
-        return loop.warmup_cosine(step, n_steps)
 
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         assert isinstance(self.network, nn.ParameterList)
@@ -55,8 +55,8 @@ def test_each_stretch_trains_its_part_and_goes_on_from_the_one_before() -> None:
     done: list[float] = []
     heard: list[int] = []
     network, steps = train_in_turn(
-        stretches(done=done), seed=1, device=Device(), ema_fraction=0.05,
-        on_progress=lambda step, scalars: heard.append(step),
+        stretches(done=done), FitContext(1, report=lambda step, scalars: heard.append(step)),
+        Device(),
     )  # fmt: skip
     assert steps == heard[-1] == 100
     assert heard == sorted(heard)
@@ -68,32 +68,28 @@ def test_each_stretch_trains_its_part_and_goes_on_from_the_one_before() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 30, 59, 61, 80])
 def test_a_run_stopped_in_any_stretch_resumes_with_the_same_bits(stop: int) -> None:
-    whole, _ = train_in_turn(stretches(), seed=1, device=Device(), ema_fraction=0.05)
-    kept: list[loop.Checkpoint] = []
+    whole, _ = train_in_turn(stretches(), FitContext(1), Device())
+    kept: list[Checkpoint] = []
 
-    def keep(state: loop.Checkpoint) -> None:
+    def keep(state: Checkpoint) -> None:
         kept.append(state)
         if state[0]["step"] == stop:
             raise KeyboardInterrupt
 
+    ctx = FitContext(1, checkpoint=keep, checkpoint_seconds=0.0)
     with pytest.raises(KeyboardInterrupt):
-        train_in_turn(
-            stretches(), seed=1, device=Device(), ema_fraction=0.05, checkpoint=keep,
-            checkpoint_seconds=0.0,
-        )  # fmt: skip
-    resumed, steps = train_in_turn(
-        stretches(), seed=1, device=Device(), ema_fraction=0.05, restored=kept[-1]
-    )
+        train_in_turn(stretches(), ctx, Device())
+    ctx = FitContext(1, restored=kept[-1])
+    resumed, steps = train_in_turn(stretches(), ctx, Device())
     assert (steps, weights(resumed)) == (100, weights(whole))
 
 
 def test_a_checkpoint_of_another_run_is_refused() -> None:
-    kept: list[loop.Checkpoint] = []
-    train_in_turn(
-        stretches(), seed=1, device=Device(), checkpoint=kept.append, checkpoint_seconds=0.0
-    )
+    kept: list[Checkpoint] = []
+    ctx = FitContext(1, checkpoint=kept.append, checkpoint_seconds=0.0)
+    train_in_turn(stretches(), ctx, Device())
     with pytest.raises(ParameterError, match="in a run of 100 steps"):
-        train_in_turn(stretches((60, 50)), seed=1, device=Device(), restored=kept[0])
+        train_in_turn(stretches((60, 50)), FitContext(1, restored=kept[0]), Device())
 
 
 def test_the_mean_step_counts_stretches_by_their_steps() -> None:

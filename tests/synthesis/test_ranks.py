@@ -131,7 +131,7 @@ def test_the_number_of_devices_is_in_the_key_of_a_network(store: Store) -> None:
 
     def key(n: int) -> str:
         params = {"model": FlowModel(), "budget": Budget(steps=9, devices=n)}
-        return _Job.of(experiment_of(dataset, plan, **params), store).stage.key
+        return _Job(experiment_of(dataset, plan, **params), store).stage.key
 
     assert key(1) == key(1) != key(2)
 

@@ -162,26 +162,16 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
 
         Raises
         ------
-        ValueError
-            If parameters, ``X`` or ``y`` cannot be used.
-        AugmentError
-            If a column, override or constraint does not fit.
+        ValueError, AugmentError
+            If parameters, ``X`` or ``y`` cannot be used; if a column, override or constraint does not fit.
         """
         self._fit(X, y)
         return self
 
     def fit_resample(self, X: Any, y: Any) -> tuple[Any, Any]:
-        """Resample: the rows of ``X``, followed by new ones.
+        """Resample: the rows of ``X``, then copies, then new rows by class, of the types of X and y.
 
-        Parameters
-        ----------
-        X, y
-            As for :meth:`fit`.
-
-        Returns
-        -------
-        X_resampled, y_resampled
-            Of the types of ``X`` and ``y``; ``X`` first, then copies, then new rows by class.
+        Takes and raises what :meth:`fit` does.
         """
         return self._fit_resample(X, y)
 
@@ -198,9 +188,7 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
                 self.summary_["copied"][self._names[k]] = int(n)
             elif n:
                 factor = UTILITY_DRAWS if self.purpose == "utility" else 1
-                kept[k] = self._draw(k, factor * n, self._rules, self._seed, taken, least=n)
-                self.summary_["drawn"][self._names[k]] = len(kept[k].X)
-                self.summary_["accepted"][self._names[k]] = len(kept[k].X) / kept[k].n_draws
+                kept[k] = self._draw_noted(k, factor * n, taken, least=n)
         if self.summary_["copied"]:
             warnings.warn(
                 f"classes with fewer than {MIN_SAMPLED_RECORDS} rows are filled up with copies, since "
@@ -227,16 +215,17 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
     ) -> tuple[Any, Any, NDArray[np.float64]]:
         """Resample with soft labels: ``X``, then new rows of every class, and weights to train with.
 
-        New rows get soft labels from an ensemble fitted on the real ones: one row for every likely
-        class, weighted by the ensemble's sharpened probability of that class. (Constraints hold
-        between drawn rows; one with two likely classes occurs twice.) This variant of
-        ``purpose="utility"`` raises AUPRC most (docs/sampler.md), but :meth:`fit_resample` cannot
-        return weights. ``purpose`` and ``sampling_strategy`` only affect :meth:`fit_resample`.
+        New rows get soft labels from an ensemble fitted on the real ones (Bucilă, Caruana &
+        Niculescu-Mizil 2006, "Model Compression"): one row for every likely class, weighted by the
+        ensemble's sharpened probability of that class. (Constraints hold between drawn rows; one with two
+        likely classes occurs twice.) This variant of ``purpose="utility"`` raises AUPRC most
+        (docs/sampler.md), but :meth:`fit_resample` cannot return weights. ``purpose`` and
+        ``sampling_strategy`` only affect :meth:`fit_resample`.
+
+        Takes and raises what :meth:`fit` does.
 
         Parameters
         ----------
-        X, y
-            As for :meth:`fit`.
         times : float, default=2.0
             Records drawn of each class per real one; none of classes too small to learn.
         amount : float, default=0.5
@@ -253,41 +242,22 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         ------
         ParameterError
             If ``times`` is not positive, or ``amount`` outside [0, 1].
-        ValueError, AugmentError
-            As for :meth:`fit`.
-
-        References
-        ----------
-        Bucilă, Caruana & Niculescu-Mizil 2006, "Model Compression".
         """
         if not times > 0:
             raise ParameterError(f"times={times} draws nothing; choose a positive number.")
         if not 0 <= amount <= 1:
             raise ParameterError(f"amount={amount} is not a share; choose it in [0, 1].")
         matrix, codes = self._fit(X, y)
-        columns: dict[str, Any] = {
-            "is_category": self.encoder_.is_category,
-            "n_levels": self.encoder_.n_levels,
-            "n_classes": len(self.classes_),
-            "seed": self._seed,
-        }
-        teacher = fit_teacher(matrix, codes, **columns)
+        teacher = fit_teacher(matrix, codes, **self._columns)
         taken = self._rules.taken()
         drawn = []
         for k, n_real in enumerate(self._spec.class_counts):
             n = round(times * n_real)
             if n and n_real >= MIN_SAMPLED_RECORDS:
-                kept = self._draw(k, n, self._rules, self._seed, taken)
-                drawn.append((k, kept, np.arange(n)))
-                self.summary_["drawn"][self._names[k]] = n
-                self.summary_["accepted"][self._names[k]] = n / kept.n_draws
+                drawn.append((k, self._draw_noted(k, n, taken), np.arange(n)))
         new_X = np.concatenate([matrix[:0], *(kept.X for _, kept, _ in drawn)])
-        rows, classes, shares = soft_label_rows(
-            teacher.predict_proba(new_X),
-            np.concatenate(
-                [np.empty(0, dtype=np.int64), *(np.full(len(i), k) for k, _, i in drawn)]
-            ),
-        )
+        drawn_for = np.concatenate([codes[:0], *(np.full(len(i), k) for k, _, i in drawn)])
+        rows, classes, shares = soft_label_rows(teacher.predict_proba(new_X), drawn_for)
         self.summary_ |= {"purpose": "utility", "teacher": teacher.member_shares}
         self.sample_indices_ = np.arange(len(codes))
         # Any row of a class shows how the class is written.
@@ -306,28 +276,12 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
     def sample(
         self, counts: dict[Any, int], *, given: dict[str, Any] | None = None, random_state: int = 0
     ) -> tuple[Any, NDArray[Any]]:
-        """Draw new rows of some classes, without the utility filter.
+        """Draw new rows of some classes, without the utility filter; ``counts`` are rows by class.
 
-        Parameters
-        ----------
-        counts : dict
-            Rows by class.
-        given : dict of str to value, optional
-            Value that every row has, by column; the other columns are drawn conditionally on it.
-        random_state : int
-            Other numbers give other rows.
-
-        Returns
-        -------
-        X : of the type of ``X`` in :meth:`fit`
-        y : ndarray, shape (n_rows,)
-
-        Raises
-        ------
-        EmptyClassError
-            If a class is unknown, or has too few rows to learn.
-        ParameterError
-            If a value does not fit its column, or too few draws keep the constraints.
+        ``given`` holds the value that every row has, by column; the other columns are drawn conditionally
+        on it. Another ``random_state`` gives other rows. Returns X of the type in :meth:`fit`, and y.
+        Raises EmptyClassError for a class that is unknown or has too few rows to learn, and ParameterError
+        if a value does not fit its column, or too few draws keep the constraints.
         """
         check_is_fitted(self, "model_")
         fixed = Rules.of(self.encoder_, self.encoder_.schema.empty_table, conditions=given)
@@ -446,6 +400,16 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
         resolve_model(params)  # refuses a model of images before anything is loaded for it
         return params
 
+    @property
+    def _columns(self) -> dict[str, Any]:
+        """What classifiers of the matrix form take."""
+        return {
+            "is_category": self.encoder_.is_category,
+            "n_levels": self.encoder_.n_levels,
+            "n_classes": len(self.classes_),
+            "seed": self._seed,
+        }
+
     def _stratum(self, name: Any) -> int:
         if name not in self._names:
             raise EmptyClassError(
@@ -470,20 +434,20 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
             taken=taken,
         )
 
+    def _draw_noted(self, k: int, n: int, taken: Keys, *, least: int = 0) -> Kept:
+        """Draw by the rules of all rows, and note how many draws it took."""
+        kept = self._draw(k, n, self._rules, self._seed, taken, least=least)
+        self.summary_["drawn"][self._names[k]] = len(kept.X)
+        self.summary_["accepted"][self._names[k]] = len(kept.X) / kept.n_draws
+        return kept
+
     def _selected(
         self, kept: dict[int, Kept], matrix: NDArray[np.float64], codes: NDArray[np.int64]
     ) -> dict[int, NDArray[np.int64]]:
         """By class, the drawn records that are kept, best first."""
         if self.purpose == "faithful" or not kept:
             return {k: np.arange(len(drawn.X)) for k, drawn in kept.items()}
-        classifier = utility_filter(
-            matrix,
-            codes,
-            is_category=self.encoder_.is_category,
-            n_levels=self.encoder_.n_levels,
-            n_classes=len(self.classes_),
-            seed=self._seed,
-        )
+        classifier = utility_filter(matrix, codes, **self._columns)
         selected = {}
         for k, drawn in kept.items():
             score = utility_scores(classifier, drawn.X, np.full(len(drawn.X), k))

@@ -1,15 +1,45 @@
-"""Convert a budget in minutes to steps: calibrated once, and reused by reruns."""
+"""How a model is trained: what it gets besides the records, and minutes converted to steps."""
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from prefect_augment.array_types import Array
 from prefect_augment.errors import ParameterError
 from prefect_augment.schema import Result
 
 WARM_STEPS = 2
 TIMED_STEPS = 5
 MAX_SECONDS = 30.0  # of a calibration; a step slower than this is timed once
+
+
+Config = dict[str, Any]
+Arrays = dict[str, Array]
+Checkpoint = tuple[Config, Arrays]  # plain JSON and named arrays
+
+
+def _report_nothing(step: int, scalars: Mapping[str, float]) -> None:
+    """Ignore the report."""
+
+
+@dataclass(frozen=True)
+class FitContext:
+    """How to train: everything a model gets besides the data."""
+
+    seed: int  # of everything random in training
+    steps: int = 0  # models that are not trained in steps ignore it
+    device: str = "cpu"  # or cuda, or auto for a GPU if there is one
+    # Called with the step and named scalars, for progress and curves.
+    report: Callable[[int, Mapping[str, float]], None] = _report_nothing
+    batch_size: int = 0  # records per step; 0 lets the model choose
+    threads: int = 0  # of one operation; 0 takes the available cores
+    precision: str = ""  # float32 or bfloat16; empty lets the hardware decide
+    # Called from time to time with the state that a resume needs.
+    checkpoint: Callable[[Checkpoint], None] | None = None
+    restored: Checkpoint | None = None  # of an interrupted run with the same seed and steps
+    checkpoint_seconds: float = 60.0  # between checkpoints; 0 saves after every step
 
 
 class Calibration(Result):

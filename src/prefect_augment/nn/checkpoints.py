@@ -2,34 +2,28 @@
 
 import hashlib
 import json
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, numpy as safetensors_numpy
 
-from prefect_augment.array_types import Array
 from prefect_augment.errors import IntegrityError
+from prefect_augment.nn.budget import Arrays, Checkpoint, Config
 from prefect_augment.schema import ModelRef, Result
 from prefect_augment.storage import Store
 
-Arrays = dict[str, Array]
-
 
 class CheckpointRef(Result):
-    """Receipt of a checkpoint in the middle of training."""
+    """Where a checkpoint lies."""
 
     digest: str  # sha256 of configuration and arrays
     checkpoint: str  # path of the safetensors file, relative to the store's root
     config: str  # path of its JSON
 
 
-def save_checkpoint(
-    store: Store, prefix: str, config: dict[str, Any], arrays: Arrays
-) -> tuple[str, tuple[str, str]]:
+def save_checkpoint(store: Store, prefix: str, config: Config, arrays: Arrays) -> CheckpointRef:
     """Save a model's state below ``prefix``; equal states give equal bytes and names.
 
-    ``config`` is plain JSON without NaN or infinity. Returns the digest (sha256) and the paths of
-    the safetensors file and the JSON, relative to the store's root.
+    ``config`` is plain JSON without NaN or infinity.
     """
     written = _json(config)
     # safetensors takes contiguous arrays only. Sorted names make the bytes independent of their order.
@@ -37,13 +31,14 @@ def save_checkpoint(
         {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
     )
     digest = _digest(written, weights)
-    paths = f"{prefix}/model-{digest[:12]}.safetensors", f"{prefix}/model-{digest[:12]}.json"
-    store.put(paths[0], weights)
-    store.put(paths[1], written)
-    return digest, paths
+    path = f"{prefix}/model-{digest[:12]}"
+    ref = CheckpointRef(digest=digest, checkpoint=f"{path}.safetensors", config=f"{path}.json")
+    store.put(ref.checkpoint, weights)
+    store.put(ref.config, written)
+    return ref
 
 
-def load_checkpoint(store: Store, ref: ModelRef | CheckpointRef) -> tuple[dict[str, Any], Arrays]:
+def load_checkpoint(store: Store, ref: ModelRef | CheckpointRef) -> Checkpoint:
     """Configuration and arrays; raises IntegrityError if a file is missing, damaged or another one."""
     try:
         written, weights = store.read(ref.config), store.read(ref.checkpoint)
@@ -65,7 +60,7 @@ def load_checkpoint(store: Store, ref: ModelRef | CheckpointRef) -> tuple[dict[s
         raise IntegrityError(f"{store.uri}/{ref.checkpoint} cannot be read: {exc}.") from exc
 
 
-def _json(config: dict[str, Any]) -> bytes:
+def _json(config: Config) -> bytes:
     return (json.dumps(config, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
 
 

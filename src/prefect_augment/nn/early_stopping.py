@@ -10,27 +10,21 @@ import copy
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
 
 from torch import nn
 
 from prefect_augment.array_types import Array
 from prefect_augment.errors import ParameterError
 from prefect_augment.nn import loop, ranks
+from prefect_augment.nn.budget import Checkpoint, FitContext
 from prefect_augment.nn.devices import Device
 
 logger = logging.getLogger(__name__)
 
 N_STRETCHES = 16
 PATIENCE = 3  # stretches without improvement
-
-
-class PartsPhase(loop.Phase, Protocol):
-    """A phase whose network has parts; the loss leaves out the frozen ones."""
-
-    frozen: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,7 @@ class _History:
             if sum(at > best for at in self.steps_compared) >= self.patience
         )
 
-    def to_checkpoint(self, state: loop.Checkpoint) -> loop.Checkpoint:
+    def to_checkpoint(self, state: Checkpoint) -> Checkpoint:
         config, arrays = state
         noted = {
             "compared": self.steps_compared,
@@ -106,7 +100,7 @@ class _History:
         return {**config, "watch": {**noted, "reason": self.reason}}, {**arrays, **weights}
 
     @classmethod
-    def from_checkpoint(cls, state: loop.Checkpoint, patience: int) -> "_History":
+    def from_checkpoint(cls, state: Checkpoint, patience: int) -> "_History":
         config, arrays = state
         if "watch" not in config:
             raise ParameterError(
@@ -122,67 +116,50 @@ class _History:
 
 
 def train_with_early_stopping(
-    phase: PartsPhase,
-    *,
-    steps: int,
-    seed: int,
+    phase: loop.Phase,
+    ctx: FitContext,
     device: Device,
+    *,
     validate: Callable[[nn.Module], Validation] | None,
-    ema_fraction: float = 0.0,
     patience: int = PATIENCE,
-    on_progress: loop.Report | None = None,
-    checkpoint: Callable[[loop.Checkpoint], None] | None = None,
-    checkpoint_seconds: float = loop.CHECKPOINT_SECONDS,
-    restored: loop.Checkpoint | None = None,
 ) -> EarlyStopped:
     """Train a phase's network in place and return the parts with the best validation.
 
     ``validate`` takes the averaged network and is deterministic; without one (too few records to
     hold any out) training takes all its steps. ``patience`` is the number of stretches (of 16)
-    without improvement after which a part is frozen. The other parameters and errors are those of
-    :func:`.loop.train`.
+    without improvement after which a part is frozen. The rest is that of :func:`.loop.train`.
     """
     history = _History(patience=patience)
-    if restored is not None:
-        history = _History.from_checkpoint(restored, patience)
-    state = restored
-    saved = time.monotonic()
+    if ctx.restored is not None:
+        history = _History.from_checkpoint(ctx.restored, patience)
+    steps, state, saved = ctx.steps, ctx.restored, time.monotonic()
     network, step = phase.network, int(state[0]["step"]) if state else 0
 
-    def keep(new_state: loop.Checkpoint) -> None:
+    def keep(new_state: Checkpoint) -> None:
         """Called by the loop at intervals and at a stretch's end."""
         nonlocal state, saved
         state = new_state
-        if checkpoint is not None and time.monotonic() - saved >= checkpoint_seconds:
-            checkpoint(history.to_checkpoint(new_state))
+        if ctx.checkpoint is not None and time.monotonic() - saved >= ctx.checkpoint_seconds:
+            ctx.checkpoint(history.to_checkpoint(new_state))
             saved = time.monotonic()
+
+    def compare() -> None:
+        if validate is not None:
+            with device.settings():
+                history.add(step, ranks.of_first(partial(validate, network)), network)
 
     # Resume: validate the end of a stretch, if its checkpoint was saved before that.
     every = max(1, -(-steps // N_STRETCHES)) if validate is not None else steps
     if validate is not None and state and step % every == 0 and step not in history.steps_compared:
         network = _averaged(phase.network, state)
-        with device.settings():
-            history.add(step, ranks.of_first(partial(validate, network)), network)
+        compare()
     # Train a stretch, validate, repeat.
     while step < steps and not history.reason:
         end = min(steps, (step // every + 1) * every)
         phase.frozen = history.frozen
-        result = loop.train(
-            phase,
-            steps=steps,
-            seed=seed,
-            device=device,
-            ema_fraction=ema_fraction,
-            on_progress=on_progress,
-            checkpoint=keep,
-            checkpoint_seconds=checkpoint_seconds,
-            restored=state,
-            stop_after=end,
-        )
-        network, step = result.network, result.steps
-        if validate is not None:
-            with device.settings():
-                history.add(step, ranks.of_first(partial(validate, network)), network)
+        local = replace(ctx, checkpoint=keep, restored=state)
+        network, step = loop.train(phase, local, device, stop_after=end)
+        compare()
     reason = history.reason if step < steps else ""
     if reason:
         logger.info("Training ended after %d of %d steps: %s.", step, steps, reason)
@@ -198,7 +175,7 @@ def train_with_early_stopping(
     )
 
 
-def _averaged(network: nn.Module, state: loop.Checkpoint) -> nn.Module:
+def _averaged(network: nn.Module, state: Checkpoint) -> nn.Module:
     """The averaged network of a checkpoint."""
     averaged_copy = copy.deepcopy(network).eval()
     averaged = loop.tensors("ema", state[1])

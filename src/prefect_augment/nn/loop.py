@@ -11,9 +11,9 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,67 +22,55 @@ from torch import Tensor, nn
 from prefect_augment.array_types import Array
 from prefect_augment.errors import DivergedError, ParameterError
 from prefect_augment.nn import ranks
-from prefect_augment.nn.budget import calibrate
+from prefect_augment.nn.budget import Checkpoint, FitContext, calibrate
 from prefect_augment.nn.devices import Device
 
 logger = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, ...]
-# Plain JSON and named arrays.
-Checkpoint = tuple[dict[str, Any], dict[str, Array]]
-Report = Callable[[int, Mapping[str, float]], None]
 
 # Half-life as a share of the steps taken. EDM's fixed 500,000 images give "only noise" after a short
 # run; 5 % was best on our data sets.
 HALF_LIFE_FRACTION = 0.05
 REPORT_SECONDS = 1.0
-CHECKPOINT_SECONDS = 60.0
-HISTORY_POINTS = 200  # of the loss curve in a result
 CURVE_POINTS = 100  # of the reported curves: means over equal windows of steps
 
 
-class Phase(Protocol):
+class Phase(ABC):
     """One phase of training.
 
     ``name`` is part of every random stream, so two phases of a run draw different numbers.
     ``network`` holds everything trained, on the device already; it is averaged and saved as a
-    whole. ``together``, where a phase has it, is how many records its losses look at as one: packs,
-    or one of so many.
+    whole. ``together`` is how many records the losses look at as one: packs, or one of so many. The
+    loss leaves out the ``frozen`` parts (children of the network).
     """
 
     name: str
     network: nn.Module
+    together: int = 1
+    frozen: frozenset[str] = frozenset()
+    # Half-life of the averaged weights as a share of the steps taken; 0 averages nothing.
+    ema_fraction: float = 0.0
+    max_norm: float = 1.0  # longer gradients are clipped to it; 0 clips none
 
+    @abstractmethod
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Optimisers by the name of their loss, taken in turn at every step.
+        """Return optimisers by the name of their loss, taken in turn at every step.
 
         One entry for most models; generator and critic for a GAN.
         """
-        ...
 
+    @abstractmethod
     def batch(self, loss_name: str, rng: torch.Generator) -> Batch:
-        """Records of one step and every random number about them; first axis: records."""
-        ...
+        """Return the records of one step and every random number about them; first axis: records."""
 
+    @abstractmethod
     def loss(self, loss_name: str, batch: Batch) -> Tensor:
-        """Mean loss over the records of a batch, or of a part of it."""
-        ...
+        """Return the mean loss over the records of a batch, or of a part of it."""
 
     def lr_factor(self, step: int, n_steps: int) -> float:
-        """Learning rate of a step, as a share of the optimiser's own."""
-        ...
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """Outcome of :func:`train`."""
-
-    network: nn.Module  # the averaged network, or the trained one without averaging
-    steps: int  # including those before a resume
-    n_images: int
-    micro_batch: int  # records computed at once; below the batch where memory ran out
-    seconds: float  # of this call
-    losses: tuple[tuple[int, float], ...] = ()  # (step, mean loss since the point before)
+        """Return the learning rate of a step, as a share of the optimiser's own."""
+        return warmup_cosine(step, n_steps)
 
 
 def warmup_cosine(step: int, n_steps: int) -> float:
@@ -105,88 +93,48 @@ def step_generator(seed: int, name: str, step: int, device: torch.device) -> tor
 
 
 def train(
-    phase: Phase,
-    *,
-    steps: int,
-    seed: int,
-    device: Device,
-    ema_fraction: float = 0.0,
-    max_norm: float = 1.0,
-    on_progress: Report | None = None,
-    checkpoint: Callable[[Checkpoint], None] | None = None,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    restored: Checkpoint | None = None,
-    stop_after: int = 0,
-) -> TrainResult:
-    """Train a phase's network in place.
+    phase: Phase, ctx: FitContext, device: Device, *, stop_after: int = 0
+) -> tuple[nn.Module, int]:
+    """Train a phase's network in place; return it, or its average, and the steps taken so far.
 
-    Parameters
-    ----------
-    phase : Phase
-        What is trained.
-    steps : int
-        Of the whole phase; the schedule depends on it.
-    seed : int
-        Seed of everything random.
-    device : Device
-        Where to compute; its settings hold inside this call only.
-    ema_fraction : float
-        Half-life of the averaged weights as a share of the steps taken; 0 averages nothing.
-    max_norm : float
-        Clips longer gradients to this norm; 0 does not clip.
-    on_progress : callable, optional
-        Called about every second and at the end with the step and ``loss``, ``records_per_second``
-        and ``seconds_left``. At every hundredth of the steps also with ``curve.<loss>``, the mean of
-        each loss over that hundredth, which does not depend on the time.
-    checkpoint : callable, optional
-        Called every ``checkpoint_seconds`` with everything that a resume needs.
-    restored : Checkpoint, optional
-        State of an interrupted call; the run continues with the same bits.
-    stop_after : int
-        Stop at this step with a last checkpoint, like an interrupted run; 0 runs to the end.
+    ``ctx.report`` is called about every second and at the end with ``loss``, ``records_per_second``
+    and ``seconds_left``; at every hundredth of the steps also with ``curve.<loss>``, the mean of
+    each loss over that hundredth, which does not depend on the time. With ``stop_after`` it stops
+    at this step with a last checkpoint, like an interrupted run.
 
     Raises
     ------
     DivergedError
         If the loss is not finite.
     ParameterError
-        If ``steps`` is below 1, or the checkpoint belongs to another run.
+        If ``ctx.steps`` is below 1, or the checkpoint belongs to another run.
     """
-    if steps < 1:
-        raise ParameterError(f"training needs at least 1 step, not {steps}; raise the budget.")
+    if ctx.steps < 1:
+        raise ParameterError(f"training needs at least 1 step, not {ctx.steps}; raise the budget.")
     with device.settings():
-        run = _Run(phase, steps, seed, device, ema_fraction, max_norm)
-        if restored is not None:
-            run.restore(restored)
-        progress = _Progress(run, on_progress)
+        run = _Run(phase, ctx, device)
+        if ctx.restored is not None:
+            run.restore(ctx.restored)
+        progress = _Progress(run)
         saved = time.monotonic()
-        end = min(steps, stop_after) if stop_after else steps
-        while run.step < end:
+        while run.step < (stop_after or ctx.steps):
             run.take_step()
-            progress.tick(last=run.step == steps, curve=run.curve_point())
-            if checkpoint is not None and time.monotonic() - saved >= checkpoint_seconds:
+            progress.tick()
+            if ctx.checkpoint is not None and time.monotonic() - saved >= ctx.checkpoint_seconds:
                 run.check_loss()
-                checkpoint(run.checkpoint())
+                ctx.checkpoint(run.checkpoint())
                 saved = time.monotonic()
         run.check_loss()
-        if checkpoint is not None and run.step < steps:
-            checkpoint(run.checkpoint())
+        if ctx.checkpoint is not None and run.step < ctx.steps:
+            ctx.checkpoint(run.checkpoint())
         network = run.ema.network if run.ema is not None else phase.network
-        network.eval()
-        return TrainResult(
-            network=network,
-            steps=run.step,
-            n_images=run.step * run.batch_size,
-            micro_batch=run.micro_batch,
-            seconds=time.monotonic() - progress.start,
-            losses=tuple(run.losses),
-        )
+        return network.eval(), run.step
 
 
 def seconds_per_step(phase: Phase, *, seed: int, device: Device) -> float:
     """Seconds of one training step; do not use the phase's network afterwards."""
     with device.settings():
-        run = _Run(phase, 1_000_000, seed, device, ema_fraction=0.05, max_norm=1.0)
+        run = _Run(phase, FitContext(seed, steps=1_000_000), device)
 
         def step() -> None:
             run.take_step()
@@ -223,50 +171,39 @@ class Ema:
             own.copy_(new)
 
 
-@dataclass
 class _Run:
     """State of one call of :func:`train`."""
 
-    phase: Phase
-    n_steps: int
-    seed: int
-    device: Device
-    ema_fraction: float
-    max_norm: float
-    step: int = 0
-    batch_size: int = 0
-    micro_batch: int = 0  # 0: the whole batch
-    ema: Ema | None = None
-    losses: list[tuple[int, float]] = field(default_factory=list)
-    loss_sum: Tensor | None = None  # kept on the device: reading it waits for the device
-    loss_count: int = 0
-    # By loss, since the last point of the curve: sum and steps.
-    window: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.phase.network.train()
-        self.optimizers = self.phase.make_optimizers()
+    def __init__(self, phase: Phase, ctx: FitContext, device: Device) -> None:
+        self.phase, self.ctx, self.device = phase, ctx, device
+        self.step = self.batch_size = 0
+        self.micro_batch = 0  # 0: the whole batch
+        self.loss_sum: Tensor | None = None  # kept on the device: reading it waits for the device
+        self.loss_count = 0
+        # By loss, since the last point of the curve: sum and steps.
+        self.window: dict[str, tuple[Tensor, int]] = {}
+        phase.network.train()
+        self.optimizers = phase.make_optimizers()
         self.rates = {
             name: [group["lr"] for group in optimizer.param_groups]
             for name, optimizer in self.optimizers.items()
         }
-        if self.ema_fraction:
-            self.ema = Ema(self.phase.network, fraction=self.ema_fraction)
+        fraction = phase.ema_fraction
+        self.ema = Ema(phase.network, fraction=fraction) if fraction else None
 
     def take_step(self) -> None:
         """Take one optimiser step per loss."""
-        factor = self.phase.lr_factor(self.step, self.n_steps)
+        factor = self.phase.lr_factor(self.step, self.ctx.steps)
         for name, optimizer in self.optimizers.items():
             for group, rate in zip(optimizer.param_groups, self.rates[name], strict=True):
                 group["lr"] = rate * factor
-            rng = step_generator(
-                self.seed, f"{self.phase.name}/{name}", self.step, self.device.torch
-            )
+            stream = f"{self.phase.name}/{name}"
+            rng = step_generator(self.ctx.seed, stream, self.step, self.device.torch)
             batch = self.phase.batch(name, rng)
             self.batch_size = len(batch[0])
             loss = self._backward(name, optimizer, batch)
-            if self.max_norm:
-                nn.utils.clip_grad_norm_(_parameters(optimizer), self.max_norm)
+            if self.phase.max_norm:
+                nn.utils.clip_grad_norm_(_parameters(optimizer), self.phase.max_norm)
             optimizer.step()
             self.loss_sum = loss if self.loss_sum is None else self.loss_sum + loss
             self.loss_count += 1
@@ -281,7 +218,7 @@ class _Run:
 
         Each rank does so by itself, since only the sum over its parts is exchanged.
         """
-        own, share = ranks.own_part(batch, getattr(self.phase, "together", 1))
+        own, share = ranks.own_part(batch, self.phase.together)
         n = len(own[0])
         while True:
             size = min(self.micro_batch or n, n)
@@ -318,21 +255,16 @@ class _Run:
         if not math.isfinite(loss):
             raise DivergedError(
                 f"the loss of phase {self.phase.name!r} is {loss} at step {self.step} of "
-                f"{self.n_steps}: training diverged; lower the learning rate, or check the records "
+                f"{self.ctx.steps}: training diverged; lower the learning rate, or check the records "
                 "for constant or extreme values.",
                 step=self.step,
             )
-        self.losses.append((self.step, loss))
-        if len(self.losses) > HISTORY_POINTS:
-            self.losses = self.losses[::-2][::-1]  # every second point, with the newest
         return loss
 
     def curve_point(self) -> dict[str, float]:
         """Mean of each loss where a window of the curve ends here; else nothing."""
-        if (
-            self.step * CURVE_POINTS // self.n_steps
-            == (self.step - 1) * CURVE_POINTS // self.n_steps
-        ):
+        n_points = self.step * CURVE_POINTS // self.ctx.steps
+        if n_points == (self.step - 1) * CURVE_POINTS // self.ctx.steps:
             return {}
         means = {f"curve.{name}": float(total) / n for name, (total, n) in self.window.items()}
         self.window = {}
@@ -343,10 +275,9 @@ class _Run:
         config: dict[str, Any] = {
             "phase": self.phase.name,
             "step": self.step,
-            "n_steps": self.n_steps,
-            "seed": self.seed,
+            "n_steps": self.ctx.steps,
+            "seed": self.ctx.seed,
             "micro_batch": self.micro_batch,
-            "losses": [list(point) for point in self.losses],
             "window": {name: [float(total), n] for name, (total, n) in self.window.items()},
         }
         arrays = named_arrays("network", self.phase.network.state_dict())
@@ -360,14 +291,13 @@ class _Run:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of the same run."""
         config, arrays = checkpoint
-        ours = {"phase": self.phase.name, "n_steps": self.n_steps, "seed": self.seed}
+        ours = {"phase": self.phase.name, "n_steps": self.ctx.steps, "seed": self.ctx.seed}
         theirs = {name: config[name] for name in ours}
         if ours != theirs:
             raise ParameterError(
                 f"the checkpoint is of {theirs} and this run is {ours}; delete it and train again."
             )
         self.step, self.micro_batch = int(config["step"]), int(config["micro_batch"])
-        self.losses = [(int(step), float(loss)) for step, loss in config["losses"]]
         self.window = {
             name: (torch.tensor(total, device=self.device.torch), int(n))
             for name, (total, n) in config.get("window", {}).items()
@@ -402,30 +332,26 @@ def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
 class _Progress:
     """Report progress about every second."""
 
-    def __init__(self, run: _Run, on_progress: Report | None) -> None:
+    def __init__(self, run: _Run) -> None:
         self.run = run
-        self.on_progress = on_progress
         self.start = self.last = time.monotonic()
         self.first_step = self.last_step = run.step
 
-    def tick(self, *, last: bool, curve: Mapping[str, float]) -> None:
+    def tick(self) -> None:
         """Report if a second has passed, a point of the curve is complete, or this was the last step."""
-        now = time.monotonic()
-        if now - self.last < REPORT_SECONDS and not last and not curve:
+        run, now, curve = self.run, time.monotonic(), self.run.curve_point()
+        left = run.ctx.steps - run.step
+        if now - self.last < REPORT_SECONDS and left and not curve:
             return
-        loss = self.run.check_loss()
-        done = self.run.step - self.first_step
+        n_records = (run.step - self.last_step) * run.batch_size
         scalars = {
-            "loss": loss,
-            "records_per_second": (self.run.step - self.last_step)
-            * self.run.batch_size
-            / max(now - self.last, 1e-9),
-            "seconds_left": (now - self.start) / done * (self.run.n_steps - self.run.step),
+            "loss": run.check_loss(),
+            "records_per_second": n_records / max(now - self.last, 1e-9),
+            "seconds_left": (now - self.start) / (run.step - self.first_step) * left,
             **curve,
         }
-        self.last, self.last_step = now, self.run.step
-        if self.on_progress is not None:
-            self.on_progress(self.run.step, scalars)
+        self.last, self.last_step = now, run.step
+        run.ctx.report(run.step, scalars)
 
 
 def named_arrays(prefix: str, state: Mapping[str, Any]) -> dict[str, Array]:

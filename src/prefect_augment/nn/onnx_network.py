@@ -48,15 +48,8 @@ class OnnxNetwork:
 
         The network has one input of images, float32 (n, channels, height, width) or (n, height, width,
         channels), with n left open or 1, 1 or 3 channels, and equal sides. ``size`` is the side where the file
-        leaves it open; ``output`` is needed where there are several.
-
-        Raises
-        ------
-        MissingExtraError
-            If onnx or onnxruntime is not installed.
-        ParameterError
-            If the file is not ONNX or cut off, reads other files, has operators beyond the standard, loops
-            or random draws, needs too much memory, or has other inputs or outputs; if ``size`` does not fit.
+        leaves it open; ``output`` is needed where there are several. Raises MissingExtraError without onnx and
+        onnxruntime; ParameterError for what is not such a file, or not safe to open.
         """
         onnx, runtime = _libraries()
         model = _parse(onnx, data, name)
@@ -96,15 +89,10 @@ class OnnxNetwork:
         """Features of scaled images (n, size, size, channels), float32 of shape (n, n_features), n above 0.
 
         Maps of features are averaged over the image. Images go through one by one, which takes no longer
-        on one thread and makes features independent of an image's neighbours.
-
-        Raises
-        ------
-        ParameterError
-            If the network fails, its output has another shape, or features are not finite.
+        on one thread and makes features independent of an image's neighbours. Raises ParameterError if the
+        network fails, its output has another shape, or features are not finite.
         """
-        rows = [self._of_one(image) for image in images]
-        return np.stack(rows)
+        return np.stack([self._of_one(image) for image in images])
 
     def _of_one(self, image: Features) -> Features:
         x = image if self.channels_last else image.transpose(2, 0, 1)
@@ -141,8 +129,7 @@ def feature_row(
         raise ParameterError(
             f"encoder {name} gives features that are no finite numbers; look at encoder.mean and encoder.std."
         )
-    row: Features = values[0].astype(np.float32)
-    return row
+    return values[0].astype(np.float32)
 
 
 def _libraries() -> tuple[Any, Any]:

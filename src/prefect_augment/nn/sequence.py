@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.nn import loop
+from prefect_augment.nn.budget import Checkpoint, FitContext
 from prefect_augment.nn.devices import Device
 
 logger = logging.getLogger(__name__)
@@ -23,24 +24,16 @@ class Stretch:
 
 
 def train_in_turn(
-    stretches: Sequence[Stretch],
-    *,
-    seed: int,
-    device: Device,
-    ema_fraction: float = 0.0,
-    on_progress: loop.Report | None = None,
-    checkpoint: Callable[[loop.Checkpoint], None] | None = None,
-    checkpoint_seconds: float = loop.CHECKPOINT_SECONDS,
-    restored: loop.Checkpoint | None = None,
+    stretches: Sequence[Stretch], ctx: FitContext, device: Device
 ) -> tuple[nn.Module, int]:
-    """Train all stretches; return the network and the total steps.
+    """Train all stretches; return the network and the total steps, whatever ``ctx.steps`` says.
 
     Each stretch starts from the averaged weights of the one before, with its own schedule and
-    optimiser. Steps in reports and checkpoints count from the start of the run. The parameters and
-    errors are those of :func:`.loop.train`.
+    optimiser. Steps in reports and checkpoints count from the start of the run. The rest is that of
+    :func:`.loop.train`.
     """
     total = sum(stretch.steps for stretch in stretches)
-    network, before = stretches[0].phase.network, 0
+    network, before, restored = stretches[0].phase.network, 0, ctx.restored
     where = restored[0]["phase"] if restored is not None else stretches[0].phase.name
     names = [stretch.phase.name for stretch in stretches]
     if restored is not None and (where not in names or restored[0]["n_steps"] != total):
@@ -52,18 +45,9 @@ def train_in_turn(
         if restored is not None and stretch.phase.name != where:
             before += stretch.steps  # done, and in the checkpoint's weights
             continue
-        result = loop.train(
-            stretch.phase,
-            steps=stretch.steps,
-            seed=seed,
-            device=device,
-            ema_fraction=ema_fraction,
-            on_progress=_offset_report(on_progress, before),
-            checkpoint=_offset_checkpoint(checkpoint, before, total),
-            checkpoint_seconds=checkpoint_seconds,
-            restored=_local(restored, before, stretch.steps),
-        )
-        restored, network = None, result.network
+        local = _of_stretch(replace(ctx, restored=restored), before, stretch.steps, total)
+        network, _ = loop.train(stretch.phase, local, device)
+        restored = None
         before += stretch.steps
         if stretch is not stretches[-1]:
             stretch.phase.network.load_state_dict(network.state_dict())
@@ -82,26 +66,22 @@ def mean_seconds_per_step(stretches: Sequence[Stretch], *, seed: int, device: De
     )
 
 
-def _offset_report(report: loop.Report | None, before: int) -> loop.Report | None:
-    """A report that counts the steps of all stretches."""
-    if report is None:
-        return None
-    return lambda step, scalars: report(before + step, dict(scalars))
+def _of_stretch(ctx: FitContext, before: int, steps: int, total: int) -> FitContext:
+    """The context of one stretch, whose reports and checkpoints count the steps of the whole run."""
+    report, save, restored = ctx.report, ctx.checkpoint, ctx.restored
 
+    def checkpoint(state: Checkpoint) -> None:
+        config, arrays = state
+        assert save is not None
+        save(({**config, "step": before + config["step"], "n_steps": total}, arrays))
 
-def _offset_checkpoint(
-    save: Callable[[loop.Checkpoint], None] | None, before: int, total: int
-) -> Callable[[loop.Checkpoint], None] | None:
-    """A callback for checkpoints that say where in the whole run they are."""
-    if save is None:
-        return None
-    return lambda state: save(
-        ({**state[0], "step": before + state[0]["step"], "n_steps": total}, state[1])
+    if restored is not None:
+        config, arrays = restored
+        restored = {**config, "step": config["step"] - before, "n_steps": steps}, arrays
+    return replace(
+        ctx,
+        steps=steps,
+        report=lambda step, scalars: report(before + step, scalars),
+        checkpoint=checkpoint if save is not None else None,
+        restored=restored,
     )
-
-
-def _local(state: loop.Checkpoint | None, before: int, steps: int) -> loop.Checkpoint | None:
-    """A checkpoint as its stretch wrote it."""
-    if state is None:
-        return None
-    return {**state[0], "step": state[0]["step"] - before, "n_steps": steps}, state[1]

@@ -34,11 +34,8 @@ class TorchNetwork:
     def open(cls, data: bytes, *, name: str, make: Callable[[], Any], size: int) -> "TorchNetwork":
         """Load the bytes of a safetensors file into what ``make`` returns, and try it on one image.
 
-        Raises
-        ------
-        ParameterError
-            If the file is no safetensors file or cut off, ``make`` returns no module with these very weights,
-            the module takes no images of 3 or 1 channels, or gives no features.
+        Raises ParameterError if the file is no safetensors file or cut off, ``make`` returns no module with these
+        very weights, the module takes no images of 3 or 1 channels, or gives no features.
         """
         if not size:
             raise ParameterError(

@@ -64,8 +64,8 @@ def keep_model(
     arrays = arrays | (rare.arrays() if rare is not None else {})
     # The checkpoint includes the encoder's digest, so aug_model identifies both.
     config = {"kind": kind, "encoder": encoder.digest, "model": config}
-    digest, (checkpoint, config_path) = save_checkpoint(stage.store, stage.prefix, config, arrays)
-    stage.store.put(_encoder_path(config_path, encoder.digest), encoder.to_json())
+    saved = save_checkpoint(stage.store, stage.prefix, config, arrays)
+    stage.store.put(_encoder_path(saved.config, encoder.digest), encoder.to_json())
     counts = dict(zip(spec.classes, spec.class_counts, strict=True))
     guarantee = getattr(model, "guarantee", None)
     notes += guarantee.sentences if guarantee else ()
@@ -82,10 +82,10 @@ def keep_model(
         path=stage.outcome_path,
         key=stage.key,
         kind=kind,
-        digest=digest,
+        digest=saved.digest,
         encoder_digest=encoder.digest,
-        checkpoint=checkpoint,
-        config=config_path,
+        checkpoint=saved.checkpoint,
+        config=saved.config,
         strata=tuple(name for name, n in counts.items() if n >= MIN_SAMPLED_RECORDS),
         n_training=n_training,
         steps=model.n_steps,

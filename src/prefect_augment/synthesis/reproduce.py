@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -28,17 +29,8 @@ def remake_records(dataset: Dataset | str | os.PathLike[str], aug_ids: Sequence[
     same bits on a machine with the same software, instruction set and number of threads, and are
     equal within rounding (a level or two of 255) elsewhere.
 
-    Parameters
-    ----------
-    dataset : Dataset, str or path
-        A dataset, or anything that :func:`~prefect_augment.open_dataset` takes.
-    aug_ids : sequence of str
-        Ids of records whose ``aug_origin`` is ``synthetic``.
-
-    Returns
-    -------
-    pyarrow.Table
-        The source's columns, in the order of ``aug_ids``.
+    ``dataset`` is one, or anything that :func:`~prefect_augment.open_dataset` takes; ``aug_ids`` are those of
+    records whose ``aug_origin`` is ``synthetic``. The table has the source's columns, in their order.
 
     Raises
     ------
@@ -126,9 +118,8 @@ def _model(dataset: Dataset, digest: str) -> ModelRef:
 def _ordinal(run_seed: int, stratum: str, aug_seed: int) -> int:
     """Position of a record's seed among those of its stratum in the run."""
     for start in range(0, MAX_CANDIDATES, SEEDS_AT_ONCE):
-        matches = (candidate_seeds(run_seed, stratum, start, SEEDS_AT_ONCE) == aug_seed).nonzero()[
-            0
-        ]
+        seeds = candidate_seeds(run_seed, stratum, start, SEEDS_AT_ONCE)
+        matches = np.flatnonzero(seeds == aug_seed)
         if len(matches):
             return start + int(matches[0])
     raise IntegrityError(

@@ -4,8 +4,9 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from prefect_augment.encoding.images import ImageEncoder
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import EmptyClassError, ParameterError
-from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
+from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, GenerativeModel
 from prefect_augment.params import Constraint
 from prefect_augment.params.keys import step_key
 from prefect_augment.registry import load_model_class
@@ -26,9 +27,9 @@ from prefect_augment.shards.base import write_shards
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Stage, Store
 from prefect_augment.synthesis.draw import draw_batch, draw_by_rules
-from prefect_augment.synthesis.model_store import load_model
+from prefect_augment.synthesis.model_store import Encoder, load_model
 from prefect_augment.synthesis.novelty import NearRows
-from prefect_augment.synthesis.rejection import Rules
+from prefect_augment.synthesis.rejection import Keys, Rules
 from prefect_augment.text import suggestion
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ BATCH_IMAGES = 1024
 SHARD_BYTES = 128 << 20
 
 Progress = Callable[[float, str], None]
+Batch = list[tuple[str, int, int]]  # stratum, first ordinal and count
 
 
 class _Batch(Result):
@@ -75,23 +77,18 @@ def sample(
     in the order of (stratum, ordinal). Raises EmptyClassError if the model does not know a stratum, or
     has seen too few of its records; ParameterError for a negative count too.
     """
-    wanted = _check_counts(counts, model)
     if max_near is not None and not 0 <= max_near < 1:
         raise ParameterError(
             f"max_near={max_near} is not a share below 1; choose 0 to reject near records, 0.05 for "
             "as many as among real ones, or leave it out."
         )
-    rules = Rules()
+    draws = _Draws(model, counts, seed, store, dataset)
     if conditions or constraints or max_near is not None:
-        rules = _rules(model, store, dataset, conditions, constraints)
-    stage = _stage(model, wanted, seed, store, dataset, rules, max_near)
-    info = stage.outcome(DatasetInfo)
+        draws.restrict(conditions, constraints, max_near)
+    info = draws.stage.outcome(DatasetInfo)
     if info is None:
-        source = load_info(dataset, store)
-        if max_near is not None:
-            rules = replace(rules, near=_measure_near(model, store, source, wanted, max_near))
-        info = stage.finish(_draw_all(model, wanted, rules, seed, stage, source, on_progress))
-    return stage.reference(info, info.part_counts["candidates"])
+        info = draws.stage.finish(draws.all(on_progress))
+    return draws.stage.reference(info, info.part_counts["candidates"])
 
 
 def n_batches(counts: Mapping[str, int], modality: Modality) -> int:
@@ -115,84 +112,163 @@ def draw_part(
     Not for draws with conditions, constraints or ``max_near``, whose batches depend on one another. Parts take the
     GPUs of a machine in turn. Returns how many batches are this part's.
     """
-    wanted = _check_counts(counts, model)
-    stage = _stage(model, wanted, seed, store, dataset, Rules(), None)
-    if stage.outcome(DatasetInfo) is not None:
+    draws = _Draws(model, counts, seed, store, dataset)
+    if draws.stage.outcome(DatasetInfo) is not None:
         return 0
-    with ExitStack() as stack:
-        if load_model_class(model.kind).trained_in_steps:
-            # Imported here: it loads torch, which trees do without.
-            from prefect_augment.nn.devices import gpu_in_turn
+    gpu: AbstractContextManager[object] = nullcontext()
+    if load_model_class(model.kind).trained_in_steps:
+        # Imported here: it loads torch, which trees do without.
+        from prefect_augment.nn.devices import gpu_in_turn
 
-            stack.enter_context(gpu_in_turn(part))
-        return _draw_own(model, wanted, seed, stage, part, n_parts)
-
-
-def _draw_own(
-    model: ModelRef, wanted: Mapping[str, int], seed: int, stage: Stage, part: int, n_parts: int
-) -> int:
-    """Draw and stage the batches of a part; return how many they are."""
-    fitted, encoder = load_model(stage.store, model)
-    size = BATCH_IMAGES if isinstance(encoder, ImageEncoder) else BATCH_RECORDS
-    own = [one for one in enumerate(_batches(wanted, size)) if one[0] % n_parts == part]
-    for i, batch in own:
-
-        def draw(i: int = i, batch: list[tuple[str, int, int]] = batch) -> _Batch:
-            table = draw_batch(fitted, encoder, model.digest, batch, seed)
-            return _Batch(shards=_write(table, stage, i, encoder.label))
-
-        stage.item(f"batch-{i:05d}", _Batch, draw)
+        gpu = gpu_in_turn(part)
+    with gpu:
+        own = draws.batches()[part::n_parts]
+        for i, batch in own:
+            draws.staged(i, batch)
     return len(own)
 
 
-def _stage(
-    model: ModelRef,
-    wanted: Mapping[str, int],
-    seed: int,
-    store: Store,
-    dataset: DatasetRef,
-    rules: Rules,
-    max_near: float | None,
-) -> Stage:
-    read = [dataset.key, dataset.digest, model.key, model.digest]
-    inputs = [read, wanted, rules.values_json, list(rules.constraints), max_near]
-    return Stage(store, "sample", step_key("sample", inputs=inputs, seed=seed))
+class _Draws:
+    """The draws of a model, batch by batch, each with a receipt."""
 
+    def __init__(
+        self,
+        model: ModelRef,
+        counts: Mapping[str, int],
+        seed: int,
+        store: Store,
+        dataset: DatasetRef,
+    ) -> None:
+        self.wanted = _check_counts(counts, model)
+        self.model, self.seed, self.store, self.dataset = model, seed, store, dataset
+        self.rules = Rules()
+        self.max_near: float | None = None
+        # With rules: ordinals examined by stratum, draws that each rule let through, unique keys.
+        self.n_draws, self.passed = Counter[str](), Counter[str]()
+        self.taken: Keys = []
 
-def _rules(
-    model: ModelRef,
-    store: Store,
-    dataset: DatasetRef,
-    conditions: Mapping[str, Any] | None,
-    constraints: Sequence[Constraint],
-) -> Rules:
-    """The rules, checked against the model's columns."""
-    _, encoder = load_model(store, model)
-    if isinstance(encoder, ImageEncoder):
-        raise ParameterError(
-            "column values, constraints and max_near apply to tables, and the model makes images; "
-            "leave them out."
+    def restrict(
+        self,
+        conditions: Mapping[str, Any] | None,
+        constraints: Sequence[Constraint],
+        max_near: float | None,
+    ) -> None:
+        """Keep rules, checked against the model's columns."""
+        encoder = self.loaded[1]
+        if isinstance(encoder, ImageEncoder):
+            raise ParameterError(
+                "column values, constraints and max_near apply to tables, and the model makes images; "
+                "leave them out."
+            )
+
+        def real() -> pa.Table:
+            return read_part(self.store, self.source, ["training", "validation"])
+
+        self.rules = Rules.of(encoder, real, conditions=conditions, constraints=constraints)
+        self.max_near = max_near
+
+    @cached_property
+    def stage(self) -> Stage:
+        """The stage, once the rules are known."""
+        read = [self.dataset.key, self.dataset.digest, self.model.key, self.model.digest]
+        rules = [self.rules.values_json, list(self.rules.constraints), self.max_near]
+        key = step_key("sample", inputs=[read, self.wanted, *rules], seed=self.seed)
+        return Stage(self.store, "sample", key)
+
+    @cached_property
+    def source(self) -> DatasetInfo:
+        """The real records."""
+        return load_info(self.dataset, self.store)
+
+    @cached_property
+    def loaded(self) -> tuple[GenerativeModel, Encoder]:
+        """Model and encoder."""
+        return load_model(self.store, self.model)
+
+    def batches(self) -> list[tuple[int, Batch]]:
+        """All batches with their numbers."""
+        size = BATCH_IMAGES if isinstance(self.loaded[1], ImageEncoder) else BATCH_RECORDS
+        if self.rules.compares_records:
+            size = max(1, sum(self.wanted.values()))  # each record is compared with all before it
+        return list(enumerate(_batches(self.wanted, size)))
+
+    def staged(self, i: int, batch: Batch) -> _Batch:
+        """The receipt of a batch, drawn and staged if there is none yet."""
+        return self.stage.item(f"batch-{i:05d}", _Batch, partial(self._draw, i, batch))
+
+    def all(self, on_progress: Progress | None) -> DatasetInfo:
+        """Draw all batches and return the info of them."""
+        if self.max_near is not None:
+            self.rules = replace(self.rules, near=self._measure_near(self.max_near))
+        self.taken = self.rules.taken()
+        total, done = sum(self.wanted.values()), 0
+        shards: list[ShardInfo] = []
+        started = time.monotonic()
+        for i, batch in self.batches():
+            receipt = self.staged(i, batch)
+            shards.extend(receipt.shards)
+            self.n_draws.update(receipt.n_draws)
+            self.passed.update(receipt.passed)
+            done += sum(n for _, _, n in batch)
+            if on_progress is not None:
+                on_progress(done / total, _progress_text(done, total, time.monotonic() - started))
+        lineage = {"model": self.model.digest, "strata": self.wanted, "purpose": "faithful"}
+        info = self.stage.info_of(self.source, shards, part="candidates", extra=lineage)
+        return self._with_rules(info) if self.rules else info
+
+    def _draw(self, i: int, batch: Batch) -> _Batch:
+        fitted, encoder = self.loaded
+        n_draws, passed = dict[str, int](), dict[str, int]()
+        if self.rules and isinstance(encoder, TableEncoder):
+            batch = [(name, self.n_draws[name], n) for name, _, n in batch]
+            table, n_draws, passed = draw_by_rules(
+                fitted, encoder, self.model.digest, batch, self.seed, self.rules, self.taken
+            )
+        else:
+            table = draw_batch(fitted, encoder, self.model.digest, batch, self.seed)
+        shards = write_shards(
+            self.store,
+            table,
+            prefix=self.stage.prefix,
+            stem=f"candidates-{i:05d}",
+            split="candidates",
+            origin="synthetic",
+            label=encoder.label,
+            max_records=BATCH_RECORDS,
+            max_bytes=SHARD_BYTES,
+        )
+        return _Batch(shards=shards, n_draws=n_draws, passed=passed)
+
+    def _measure_near(self, share: float) -> NearRows:
+        """Measure the model's draws, to limit the share near to a training record."""
+        fitted, encoder = self.loaded
+        assert isinstance(encoder, TableEncoder)  # restrict has refused images
+        training, validation = (
+            _encoded(read_part(self.store, self.source, [part]), encoder)
+            for part in ("training", "validation")
+        )
+        strata = [encoder.strata.index(name) for name in self.wanted]
+        return NearRows.of(
+            share, fitted, encoder, training=training, validation=validation, strata=strata
         )
 
-    def real() -> pa.Table:
-        return read_part(store, load_info(dataset, store), ["training", "validation"])
-
-    return Rules.of(encoder, real, conditions=conditions, constraints=constraints)
-
-
-def _measure_near(
-    model: ModelRef, store: Store, info: DatasetInfo, wanted: Mapping[str, int], share: float
-) -> NearRows:
-    """Measure the model's draws, to limit the share near to a training record."""
-    fitted, encoder = load_model(store, model)
-    assert isinstance(encoder, TableEncoder)  # _rules has refused images
-    training, validation = (
-        _encoded(read_part(store, info, [part]), encoder) for part in ("training", "validation")
-    )
-    strata = [encoder.strata.index(name) for name in wanted]
-    return NearRows.of(
-        share, fitted, encoder, training=training, validation=validation, strata=strata
-    )
+    def _with_rules(self, info: DatasetInfo) -> DatasetInfo:
+        """The info with the rules and the share of draws they accepted."""
+        accepted = {name: n / self.n_draws[name] for name, n in self.wanted.items()}
+        note = "accepted by the rules: " + ", ".join(
+            f"{share:.1%} of the draws of class {name!r}" for name, share in accepted.items()
+        )
+        rules = {
+            "given": self.rules.values_json,
+            "constraints": [rule.model_dump(mode="json") for rule in self.rules.constraints],
+            **({} if self.max_near is None else {"max_near": self.max_near}),
+            "accepted": accepted,
+            "passed": dict(self.passed),
+            "said": note,
+        }
+        logger.info("%s", note)
+        extra = {**info.extra, "rules": rules}
+        return info.model_copy(update={"extra": extra, "notes": (*info.notes, note)})
 
 
 def _encoded(table: pa.Table, encoder: TableEncoder) -> tuple[Float, Int]:
@@ -212,80 +288,11 @@ def _check_counts(counts: Mapping[str, int], model: ModelRef) -> dict[str, int]:
         if n and name not in model.strata:
             raise EmptyClassError(
                 f"class {name!r} cannot be sampled: a model needs {MIN_SAMPLED_RECORDS} training "
-                "records of a class; "
-                f"{suggestion(name, model.strata)}. Leave it out, or merge it with another class.",
+                f"records of a class; {suggestion(name, model.strata)}. Leave it out, or merge it "
+                "with another class.",
                 class_name=name,
             )
     return {name: int(counts[name]) for name in model.strata if counts.get(name)}
-
-
-def _draw_all(
-    model: ModelRef,
-    wanted: Mapping[str, int],
-    rules: Rules,
-    seed: int,
-    stage: Stage,
-    source: DatasetInfo,
-    on_progress: Progress | None,
-) -> DatasetInfo:
-    """Draw batch by batch, each with a receipt, and return the info of all."""
-    fitted, encoder = load_model(stage.store, model)
-    total, done = sum(wanted.values()), 0
-    shards: list[ShardInfo] = []
-    size = BATCH_IMAGES if isinstance(encoder, ImageEncoder) else BATCH_RECORDS
-    if rules.compares_records:
-        size = max(1, total)  # each record is compared with all before it
-    n_draws, passed, taken = Counter[str](), Counter[str](), rules.taken()
-    started = time.monotonic()
-    for i, batch in enumerate(_batches(wanted, size)):
-
-        def draw(i: int = i, batch: list[tuple[str, int, int]] = batch) -> _Batch:
-            if rules and isinstance(encoder, TableEncoder):
-                remaining = [(name, n_draws[name], n) for name, _, n in batch]
-                table, draws, accepted = draw_by_rules(
-                    fitted, encoder, model.digest, remaining, seed, rules, taken
-                )
-                written = _write(table, stage, i, encoder.label)
-                return _Batch(shards=written, n_draws=draws, passed=accepted)
-            table = draw_batch(fitted, encoder, model.digest, batch, seed)
-            return _Batch(shards=_write(table, stage, i, encoder.label))
-
-        receipt = stage.item(f"batch-{i:05d}", _Batch, draw)
-        shards.extend(receipt.shards)
-        n_draws.update(receipt.n_draws)
-        passed.update(receipt.passed)
-        done += sum(n for _, _, n in batch)
-        if on_progress is not None:
-            on_progress(done / total, _progress_text(done, total, time.monotonic() - started))
-    lineage = {"model": model.digest, "strata": dict(wanted), "purpose": "faithful"}
-    info = stage.info_of(source, shards, part="candidates", extra=lineage)
-    return _with_rules(info, wanted, rules, n_draws, passed) if rules else info
-
-
-def _with_rules(
-    info: DatasetInfo,
-    wanted: Mapping[str, int],
-    rules: Rules,
-    n_draws: Mapping[str, int],
-    passed: Mapping[str, int],
-) -> DatasetInfo:
-    """The info with the rules and the share of draws they accepted."""
-    accepted = {name: n / n_draws[name] for name, n in wanted.items()}
-    note = "accepted by the rules: " + ", ".join(
-        f"{share:.1%} of the draws of class {name!r}" for name, share in accepted.items()
-    )
-    rules_info = {
-        "given": rules.values_json,
-        "constraints": [rule.model_dump(mode="json") for rule in rules.constraints],
-        **({"max_near": rules.near.share} if rules.near is not None else {}),
-        "accepted": accepted,
-        "passed": dict(passed),
-        "said": note,
-    }
-    logger.info("%s", note)
-    return info.model_copy(
-        update={"extra": {**info.extra, "rules": rules_info}, "notes": (*info.notes, note)}
-    )
 
 
 def _progress_text(done: int, total: int, seconds: float) -> str:
@@ -295,9 +302,9 @@ def _progress_text(done: int, total: int, seconds: float) -> str:
     return text if done >= total else f"{text}, {(total - done) / rate:.0f} s left"
 
 
-def _batches(wanted: Mapping[str, int], size: int) -> Iterator[list[tuple[str, int, int]]]:
+def _batches(wanted: Mapping[str, int], size: int) -> Iterator[Batch]:
     """Yield lists of (stratum, first ordinal, count) with at most ``size`` records each."""
-    batch: list[tuple[str, int, int]] = []
+    batch: Batch = []
     room = size
     for name, n in wanted.items():
         start = 0
@@ -310,17 +317,3 @@ def _batches(wanted: Mapping[str, int], size: int) -> Iterator[list[tuple[str, i
                 batch, room = [], size
     if batch:
         yield batch
-
-
-def _write(table: pa.Table, stage: Stage, i: int, label: str) -> tuple[ShardInfo, ...]:
-    return write_shards(
-        stage.store,
-        table,
-        prefix=stage.prefix,
-        stem=f"candidates-{i:05d}",
-        split="candidates",
-        origin="synthetic",
-        label=label,
-        max_records=BATCH_RECORDS,
-        max_bytes=SHARD_BYTES,
-    )

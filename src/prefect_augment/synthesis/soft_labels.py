@@ -113,7 +113,15 @@ def relabel(data: Matrix, plan: BalancePlan, training: Int, ensemble: Ensemble) 
 def _class_strata(data: Matrix, plan: BalancePlan, training: Int, strata: Int) -> Int:
     """Stratum of every class in the cell of each record, (n_records, n_classes); -1 if it has too few."""
     counts = np.bincount(data.strata[training], minlength=len(plan.classes))
-    return _place_of_class(data, plan, counts)[strata]
+    cells = [tuple(sorted(c.by.items())) for c in plan.classes]
+    at = {(cell, c.label): k for k, (cell, c) in enumerate(zip(cells, plan.classes, strict=True))}
+    place = np.full((len(cells), len(data.classes)), -1, dtype=np.int64)
+    for s, cell in enumerate(cells):
+        for k, label in enumerate(data.classes):
+            match = at.get((cell, label), -1)
+            if match == s or (match >= 0 and counts[match] >= MIN_SAMPLED_RECORDS):
+                place[s, k] = match
+    return place[strata]
 
 
 def expand(
@@ -129,19 +137,6 @@ def expand(
     own = data.class_of_stratum(plan)[strata]
     rows, classes, shares = soft_label_rows(np.where(class_strata >= 0, proba, 0.0), own)
     return Expansion(rows, class_strata[rows, classes], shares, ensemble.teacher.member_shares)
-
-
-def _place_of_class(data: Matrix, plan: BalancePlan, counts: Int) -> Int:
-    """Stratum of each class in the same cell, (n_strata, n_classes); -1 if it has too few records."""
-    cells = [tuple(sorted(c.by.items())) for c in plan.classes]
-    at = {(cell, c.label): k for k, (cell, c) in enumerate(zip(cells, plan.classes, strict=True))}
-    place = np.full((len(cells), len(data.classes)), -1, dtype=np.int64)
-    for s, cell in enumerate(cells):
-        for k, label in enumerate(data.classes):
-            match = at.get((cell, label), -1)
-            if match == s or (match >= 0 and counts[match] >= MIN_SAMPLED_RECORDS):
-                place[s, k] = match
-    return place
 
 
 def expanded_rows(table: pa.Table, data: Matrix, expansion: Expansion) -> pa.Table:

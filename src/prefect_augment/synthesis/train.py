@@ -37,21 +37,20 @@ from prefect_augment.nn.budget import Calibration
 from prefect_augment.params import Budget, ModelParams
 from prefect_augment.params.keys import step_key
 from prefect_augment.registry import load_model_class, model_params, resolve_model
-from prefect_augment.schema import DatasetInfo, DatasetRef, Experiment, Modality, ModelRef
+from prefect_augment.schema import Experiment, Modality, ModelRef
 from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.storage import Stage, Store
 from prefect_augment.storage.spill import give_back
 from prefect_augment.synthesis.model_store import Encoder, image_spec, keep_model, table_spec
 from prefect_augment.synthesis.ranks import check_devices, fit_on_ranks
-from prefect_augment.synthesis.resume import CurveRecorder, Resume
+from prefect_augment.synthesis.resume import Resume
 from prefect_augment.synthesis.reuse import find_previous, keep_training
 from prefect_augment.synthesis.training_budget import (
     announce,
     calibrate,
-    calibrated_context,
     check_budget,
+    context_of,
     effective_budget,
-    plain_context,
 )
 
 logger = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ def train(experiment: Experiment, store: Store, *, on_progress: Progress | None 
     Raises ParameterError if the params name no model, or the budget is too small for one step;
     EmptyClassError if there is no training record.
     """
-    job = _Job.of(experiment, store)
+    job = _Job(experiment, store)
     return job.stage.run(ModelRef, lambda: _train(job, on_progress))
 
 
@@ -100,22 +99,17 @@ def _train(job: "_Job", on_progress: Progress | None) -> ModelRef:
     if n_ranks > 1:
         check_devices(job.budget)
     context = job.context(fitted, records.data)
-    resume = Resume(job.stage)
-    restored = resume.load()
-    curve = CurveRecorder(restored)
     n_steps = context.steps or records.n_features
-    context = replace(
-        context,
-        report=curve.recording(_progress(on_progress, n_steps, unit=_UNITS[job.info.modality])),
-        checkpoint=curve.checkpointing(resume.save),
-        checkpoint_seconds=job.budget.checkpoint_seconds,
-        restored=restored,
+    report = _progress(on_progress, n_steps, unit=_UNITS[job.info.modality])
+    resume = Resume(job.stage)
+    context = resume.context(
+        replace(context, report=report, checkpoint_seconds=job.budget.checkpoint_seconds)
     )
     if n_ranks > 1:
         fitted = fit_on_ranks(fitted, records.data, context, n_ranks)
     else:
         fitted.fit(records.data, context)
-    curve.store(job.stage)
+    resume.finish()
     keep_training(job.stage, request=job.request, dataset=dataset, counts=counts)
     outcome = job.stage.finish(
         keep_model(
@@ -135,7 +129,7 @@ def _train(job: "_Job", on_progress: Progress | None) -> ModelRef:
 
 def find_model(experiment: Experiment, store: Store) -> ModelRef | None:
     """The model that :func:`train` would find trained already, or None."""
-    return _Job.of(experiment, store).stage.outcome(ModelRef)
+    return _Job(experiment, store).stage.outcome(ModelRef)
 
 
 def why_no_image_model(experiment: Experiment, store: Store) -> str:
@@ -144,7 +138,7 @@ def why_no_image_model(experiment: Experiment, store: Store) -> str:
     Where the image size does not decide, this measures the speed once; :func:`train` reuses the
     receipt.
     """
-    job = _Job.of(experiment, store)
+    job = _Job(experiment, store)
     if job.info.modality != "image" or not job.model_class.trained_in_steps:
         return ""
     # Imported here: it loads torch, which tables do without.
@@ -198,9 +192,10 @@ def fit_model(
     model: GenerativeModel = model_class.build(model_params(params, modality=modality), spec)
     if isinstance(data, TableData) and isinstance(spec, TableSpec):
         data = _learnable(data, np.array(spec.is_category, dtype=bool), min_level_records, seed)
-    context = plain_context(budget, seed)
+    calibration = None
     if isinstance(model, Calibrates):
-        context = calibrated_context(calibrate(model, data, budget, seed, share=share), seed)
+        calibration = calibrate(model, data, budget, seed, share=share)
+    context = context_of(budget, seed, calibration)
     n_steps = context.steps or (spec.n_columns if isinstance(spec, TableSpec) else 1)
     report = _progress(on_progress, n_steps, unit=_UNITS[modality])
     model.fit(data, replace(context, report=report))
@@ -228,51 +223,35 @@ class _Records:
         return self.spec.n_columns if isinstance(self.spec, TableSpec) else 1
 
 
-@dataclass(frozen=True)
 class _Job:
-    """One training run: its request, stage and inputs."""
+    """One training run: its stage, inputs and ``request``, the key of all of it but the records."""
 
-    dataset: DatasetRef
-    info: DatasetInfo
-    kind: str
-    params: Any
-    model_class: Any
-    by: list[str]
-    budget: Budget
-    seed: int
-    stage: Stage
-    request: str  # key of all of it but the records
-    min_level_records: int
-
-    @classmethod
-    def of(cls, experiment: Experiment, store: Store) -> "_Job":
-        dataset, budget = experiment.dataset, experiment.params.budget
-        info = load_info(dataset, store)
-        model, seed = experiment.params.model, experiment.params.seed
-        params = model_params(model, modality=info.modality)
-        kind = resolve_model(model, modality=info.modality)
-        model_class = load_model_class(model, modality=info.modality)
-        check_budget(model_class, budget, kind)
-        plan = experiment.plan
-        by = list(plan.classes[0].by) if plan.classes else []
-        key_budget = effective_budget(budget) if model_class.trained_in_steps else Budget()
-        most = _most(model_class)
-        n_training = n_training_records(info)
-        inputs: list[Any] = [kind, by, most if 0 < most < n_training else 0]
+    def __init__(self, experiment: Experiment, store: Store) -> None:
+        wanted, self.dataset = experiment.params, experiment.dataset
+        self.budget, self.seed = wanted.budget, wanted.seed
+        self.min_level_records = wanted.quality.min_level_records
+        self.info = info = load_info(self.dataset, store)
+        self.params: Any = model_params(wanted.model, modality=info.modality)
+        self.kind = str(resolve_model(wanted.model, modality=info.modality))
+        self.model_class: Any = load_model_class(wanted.model, modality=info.modality)
+        check_budget(self.model_class, self.budget, self.kind)
+        self.by = list(experiment.plan.classes[0].by) if experiment.plan.classes else []
+        in_steps = self.model_class.trained_in_steps
+        budget = effective_budget(self.budget) if in_steps else Budget()
+        most, n_training = _most(self.model_class), n_training_records(info)
+        inputs: list[Any] = [self.kind, self.by, most if 0 < most < n_training else 0]
         if info.modality == "table" and n_training > MAX_NUMBERS:
             inputs.append(MAX_NUMBERS)
-        if model_class.trained_in_steps and budget.devices > 1:
-            inputs.append({"devices": budget.devices})
-        sections = {"model": params, "quality": experiment.params.quality}
-        request = step_key("train", sections | {"budget": key_budget}, inputs=inputs, seed=seed)
-        key_budget = key_budget.model_copy(update={"reuse_growth": budget.reuse_growth})
-        inputs += [dataset.key, dataset.digest]
-        key = step_key("train", sections | {"budget": key_budget}, inputs=inputs, seed=seed)
-        stage = Stage(store, "train", key)
-        least = experiment.params.quality.min_level_records
-        return cls(
-            dataset, info, str(kind), params, model_class, by, budget, seed, stage, request, least
-        )
+        if in_steps and self.budget.devices > 1:
+            inputs.append({"devices": self.budget.devices})
+
+        def key(budget: Budget, *records: str) -> str:
+            sections = {"model": self.params, "quality": wanted.quality, "budget": budget}
+            return step_key("train", sections, inputs=[*inputs, *records], seed=self.seed)
+
+        self.request = key(budget)
+        budget = budget.model_copy(update={"reuse_growth": self.budget.reuse_growth})
+        self.stage = Stage(store, "train", key(budget, self.dataset.key, self.dataset.digest))
 
     def records(self) -> _Records:
         """Read and encode the training records, in the order of their ids."""
@@ -341,9 +320,7 @@ class _Job:
         """Training context, from the calibration if the model has one."""
         calibration = self.calibration(fitted, data)
         announce(self.kind, data, self.budget, calibration)
-        if calibration is None:
-            return plain_context(self.budget, self.seed)
-        return calibrated_context(calibration, self.seed)
+        return context_of(self.budget, self.seed, calibration)
 
     def calibration(
         self, fitted: GenerativeModel, data: TableData | ImageData

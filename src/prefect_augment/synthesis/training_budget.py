@@ -48,7 +48,7 @@ def calibrate(
     share: float = 1.0,  # of the steps after which the model only memorises
 ) -> Calibration:
     """Steps, batch size, device, precision and threads of a run; measures a step for minutes."""
-    calibration = model.calibrate(data, plain_context(budget, seed))
+    calibration = model.calibrate(data, context_of(budget, seed))
     steps = budget.steps
     if not steps:
         whole = budget.minutes * 60 * TRAINING_SHARE
@@ -82,23 +82,12 @@ def announce(
     logger.info("Training %s on %s takes %s.", kind, what, ", ".join(parts))
 
 
-def plain_context(budget: Budget, seed: int) -> FitContext:
-    """Training context from the budget alone, nothing measured."""
-    return FitContext(
-        seed=seed, steps=budget.steps, device=budget.device, batch_size=budget.batch_size
-    )
-
-
-def calibrated_context(calibration: Calibration, seed: int) -> FitContext:
-    """Training context from a calibration."""
-    return FitContext(
-        seed=seed,
-        steps=calibration.steps,
-        device=calibration.device,
-        batch_size=calibration.batch_size,
-        threads=calibration.threads,
-        precision=calibration.precision,
-    )
+def context_of(budget: Budget, seed: int, calibration: Calibration | None = None) -> FitContext:
+    """Training context from a calibration, or from the budget where nothing was measured."""
+    if calibration is None:
+        return FitContext(seed, budget.steps, budget.device, batch_size=budget.batch_size)
+    fixed = {"steps", "device", "batch_size", "threads", "precision"}
+    return FitContext(seed=seed, **calibration.model_dump(include=fixed))
 
 
 def training_bytes(n_records: int, n_columns: int, *, network: bool) -> int:

@@ -373,7 +373,7 @@ def test_brightness_and_contrast_stay_in_their_ranges():
 def test_the_users_network_keeps_the_lower_rate(monkeypatch):
     rates = []
 
-    def trained(phase, **_):
+    def trained(phase, *_):
         rates.append(phase.make_optimizers()["classifier"].param_groups[0]["lr"])
 
     monkeypatch.setattr(convnet, "train", trained)

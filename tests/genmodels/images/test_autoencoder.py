@@ -6,11 +6,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra 'torch'")
 
 from prefect_augment.errors import ParameterError  # noqa: E402
-from prefect_augment.genmodels.autoencoder_losses import jacobian_norm  # noqa: E402
 from prefect_augment.genmodels.base import Arrays, Config, FitContext, ImageData, ImageSpec  # noqa: E402
 from prefect_augment.genmodels.images.autoencoder import Autoencoder, AutoencoderPhase  # noqa: E402
 from prefect_augment.genmodels.images.autoencoder_network import Codec  # noqa: E402
 from prefect_augment.genmodels.images.training import ImageRecords  # noqa: E402
+from prefect_augment.genmodels.latents import jacobian_norm  # noqa: E402
 from prefect_augment.genmodels.tables.autoencoder import TableAutoencoder  # noqa: E402
 from prefect_augment.nn.devices import Device  # noqa: E402
 from prefect_augment.params import AutoencoderModel  # noqa: E402
@@ -183,7 +183,7 @@ def test_the_contractive_estimate_is_the_exact_norm_of_an_encoder_of_images(conv
 
 def phase_of(params: AutoencoderModel) -> AutoencoderPhase:
     model = Autoencoder.build(params, SPEC)
-    records = ImageRecords.of(bars(), n_classes=2, class_power=1.0, device=Device())
+    records = ImageRecords.of(bars(), class_power=1.0, device=Device())
     torch.manual_seed(0)
     return AutoencoderPhase(model.new_network(), records, params, 16)
 

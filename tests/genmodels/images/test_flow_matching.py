@@ -143,9 +143,8 @@ def phase(params: DiffusionModel, n_batch: int = 20_000) -> FlowPhase:
         np.where(y == 0, 10, 200).astype(np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2)
     )
     network = UNet(size=8, channels=1, n_classes=2, width=16, n_augment=N_AUGMENT)
-    records = ImageRecords.of(
-        ImageData(images, y), n_classes=2, class_power=params.class_power, device=Device()
-    )
+    data = ImageData(images, y)
+    records = ImageRecords.of(data, class_power=params.class_power, device=Device())
     return FlowPhase(network, records, params, n_batch)
 
 

@@ -36,9 +36,9 @@ def images() -> ImageData:
 
 def phase(batch_size: int = 8, **changes: Any) -> GanPhase:
     model = ImageGan.build(GanModel(width=8, n_latent=4, **changes), SPEC)
-    records = ImageRecords.of(images(), n_classes=2, class_power=0.5, device=Device())
+    records = ImageRecords.of(images(), class_power=0.5, device=Device())
     torch.manual_seed(0)
-    return model.new_phase(model.new_network(), records, batch_size)
+    return GanPhase(model.new_network(), records, model.params, batch_size)
 
 
 def test_the_loss_is_that_of_a_loop_over_pairs() -> None:

@@ -5,12 +5,15 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra 'torch'")
 
-from prefect_augment.genmodels.autoencoder_losses import jacobian_norm, sparsity_divergence  # noqa: E402
 from prefect_augment.genmodels.base import FitContext, TableData, TableSpec  # noqa: E402
 from prefect_augment.genmodels.counter_rng import record_keys  # noqa: E402
-from prefect_augment.genmodels.latent_density import ClassDensities  # noqa: E402
-from prefect_augment.genmodels.latent_neighbours import ClassNeighbours  # noqa: E402
-from prefect_augment.genmodels.record_numbers import RecordNumbers  # noqa: E402
+from prefect_augment.genmodels.latents import (  # noqa: E402
+    ClassDensities,
+    ClassNeighbours,
+    jacobian_norm,
+    sparsity_divergence,
+)
+from prefect_augment.genmodels.network import RecordNumbers  # noqa: E402
 from prefect_augment.genmodels.tables.autoencoder import (  # noqa: E402
     AutoencoderNetwork,
     AutoencoderPhase,
@@ -172,7 +175,7 @@ def test_swap_noise_takes_whole_columns_from_other_records() -> None:
     encoded = Encoded.of(data.X, data.y, space, Device())
     network = AutoencoderNetwork(space.n_codes, space.n_scores, 2, n_latent=2, width=8, depth=1)
     params = AutoencoderModel(variant="denoising", noise=0.3)
-    phase = AutoencoderPhase(network, encoded, params, space=space, batch_size=4000)
+    phase = AutoencoderPhase(network, encoded, params, 4000)
     codes, scores, _, _, seen_codes, seen_scores, _ = phase.batch(
         "autoencoder", torch.Generator().manual_seed(0)
     )

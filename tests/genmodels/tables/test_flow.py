@@ -203,8 +203,8 @@ def test_loss_is_that_of_a_loop_over_records() -> None:
 def test_most_records_hide_their_last_codes_as_when_they_are_drawn() -> None:
     n, n_choices = 8000, 5
     codes = torch.zeros(n, n_choices, dtype=torch.int64)
-    none = torch.zeros(n, 0)
-    records = Encoded(codes, none.double(), none.double(), none.bool(), torch.zeros(n))
+    none, space = torch.zeros(n, 0), MixedSpace(spec_of((), (), (n,)), [], [], {})
+    records = Encoded(codes, none.double(), none.double(), none.bool(), torch.zeros(n), space)
     shown = FlowPhase.noisy(records, torch.arange(n), torch.Generator().manual_seed(0))[1].numpy()
     n_shown = shown.sum(axis=1)
     assert n_shown.max() == n_choices - 1, "something is hidden"
@@ -234,7 +234,7 @@ def test_classes_are_drawn_by_a_power_of_their_counts(power: float, rare: float)
     encoded = Encoded.of(data.X, y, space, Device())
     network = FlowNetwork(space.n_codes, 0, 2, width=8, depth=1)
     params = FlowModel(class_power=power)
-    phase = FlowPhase(network, encoded, params, batch_size=20_000, n_classes=2)
+    phase = FlowPhase(network, encoded, params, 20_000)
     codes, shown, labels, *_ = phase.batch("flow", torch.Generator().manual_seed(0))
     assert float((labels == 1).float().mean()) == pytest.approx(rare, abs=0.01)
     assert torch.equal(codes[:, 0], labels), "labels stay with their records"

@@ -77,7 +77,7 @@ def test_each_loss_moves_its_own_networks() -> None:
     space = MixedSpace.fit(data, spec)
     encoded = Encoded.of(data.X, data.y, space, Device())
     network = GanNetwork(space, 2, n_latent=4, width=16, depth=1, pack=1)
-    phase = GanPhase(network, encoded, GanModel(), batch_size=32, n_classes=2)
+    phase = GanPhase(network, encoded, GanModel(), 32)
     optimizers = phase.make_optimizers()
     assert optimizers["critic-0"] is optimizers["critic-1"]
     for name, silent in (("critic-0", network.gan), ("gan", network.critic)):

@@ -23,8 +23,9 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.classifiers.base import checked_weights
 from prefect_augment.evaluation.classifiers.batch_transforms import ClassicRanges, classic_batch
 from prefect_augment.evaluation.classifiers.mixing import LEAST_LOG_PRIOR, mix_batch, soft_targets
+from prefect_augment.nn.budget import FitContext
 from prefect_augment.nn.devices import Device, choose_device
-from prefect_augment.nn.loop import train
+from prefect_augment.nn.loop import Phase, train
 from prefect_augment.nn.machine import NARROW_BELOW
 from prefect_augment.schema import Mixing
 
@@ -121,7 +122,7 @@ def fit_image_classifier(
         peak_rate=PEAK_RATE if make is None else OWN_PEAK_RATE,
     )
     with one_torch_thread(), nullcontext() if make is None else _global_draws(seed, where):
-        train(phase, steps=steps, seed=seed, device=where, max_norm=0.0)
+        train(phase, FitContext(seed, steps), where)
     return ImageClassifier(phase.network, seen, scale, where)
 
 
@@ -234,7 +235,7 @@ class ConvNet(nn.Module):
 
 
 @dataclass
-class _Classifying:
+class _Classifying(Phase):
     """The training phase that the shared loop runs."""
 
     network: nn.Module
@@ -257,6 +258,7 @@ class _Classifying:
     seen: Tensor | None = None  # (n_classes,) classes with records; for soft targets
     peak_rate: float = PEAK_RATE
     name: str = "classifier"
+    max_norm: float = 0.0
     step: int = 0
 
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
