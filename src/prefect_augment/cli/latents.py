@@ -4,24 +4,9 @@ import inspect
 from collections.abc import Callable
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from prefect_augment.cli.options import (
-    Exclude,
-    Group,
-    Holdout,
-    Include,
-    Json,
-    Label,
-    ParamsFile,
-    Seed,
-    Source,
-    Steps,
-    flow_parameters,
-    holdout_params,
-    lay_over,
-    run_flow,
-)
+from prefect_augment.cli import options as opt
 
 __all__ = [
     "anomalies",
@@ -34,49 +19,43 @@ __all__ = [
 ]
 
 Dest = Annotated[
-    str,
-    typer.Argument(help="Folder or URL of the dataset; the model is found or trained below it."),
+    str, Argument(help="Folder or URL of the dataset; the model is found or trained below it.")
 ]
-Model = Annotated[str, typer.Option(help="A kind of model; auto: the first that can do it.")]
+Model = Annotated[str, Option(help="A kind of model; auto: the first that can do it.")]
 Part = Annotated[
-    list[str] | None,
-    typer.Option(help="Only training, validation or holdout; repeatable. All by default."),
+    opt.Many, Option(help="Only training, validation or holdout; repeatable. All by default.")
 ]
-Out = Annotated[
-    str, typer.Option("--out", help="Folder or URL for the result; else beside the dataset.")
-]
-Minutes = Annotated[float | None, typer.Option(help="Budget of the run that trains the model.")]
+Out = Annotated[str, Option("--out", help="Folder or URL for the result; else beside the dataset.")]
+Minutes = Annotated[float | None, Option(help="Budget of the run that trains the model.")]
 
-AsClass = Annotated[
-    str, typer.Option(help="A class that all records are decoded as; else their own.")
-]
+AsClass = Annotated[str, Option(help="A class that all records are decoded as; else their own.")]
 
 Options = dict[str, dict[str, Any]]  # by the flow's parameter that they are part of
 
 
 def _shared(
-    source: Source,
+    source: opt.Source,
     dest: Dest,
-    label: Label = "",
+    label: opt.Label = "",
     model: Model = "",
     part: Part = None,
     out: Out = "",
-    holdout: Holdout = "",
-    group: Group = "",
-    include: Include = None,
-    exclude: Exclude = None,
+    holdout: opt.Holdout = "",
+    group: opt.Group = "",
+    include: opt.Include = None,
+    exclude: opt.Exclude = None,
     minutes: Minutes = None,
-    steps: Steps = None,
-    seed: Seed = None,
-    params: ParamsFile = None,
+    steps: opt.Steps = None,
+    seed: opt.Seed = None,
+    params: opt.ParamsFile = None,
 ) -> dict[str, Any]:
     """Return the parameters that all flows take: the file's, with the options laid over them."""
-    parameters = flow_parameters(
+    parameters = opt.flow_parameters(
         params, dest=dest, seed=seed, model=model, uri=source, label=label, group_column=group,
-        include=include, exclude=exclude, **holdout_params(holdout),
+        include=include, exclude=exclude, **opt.holdout_params(holdout),
     )  # fmt: skip
-    lay_over(parameters, "output", parts=part, uri=out)
-    lay_over(parameters, "budget", minutes=minutes, steps=steps)
+    opt.lay_over(parameters, "output", parts=part, uri=out)
+    opt.lay_over(parameters, "budget", minutes=minutes, steps=steps)
     return parameters
 
 
@@ -88,7 +67,7 @@ def _command(own_options: Callable[..., Options]) -> Callable[..., None]:
     shared = list(inspect.signature(_shared, eval_str=True).parameters.values())
     own = list(inspect.signature(own_options, eval_str=True).parameters.values())
     as_json = inspect.Parameter(
-        "as_json", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False, annotation=Json
+        "as_json", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False, annotation=opt.Json
     )
 
     def command(**options: Any) -> None:
@@ -96,8 +75,8 @@ def _command(own_options: Callable[..., Options]) -> Callable[..., None]:
         quiet = options.pop("as_json")
         parameters = _shared(**options)
         for group, values in own_options(**own_values).items():
-            lay_over(parameters, group, **values)
-        run_flow(f"latents:{own_options.__name__}", parameters, "show_latents", as_json=quiet)
+            opt.lay_over(parameters, group, **values)
+        opt.run_flow(f"latents:{own_options.__name__}", parameters, "show_latents", as_json=quiet)
 
     arguments = [*shared[:N_PLACES], *own, *shared[N_PLACES:], as_json]
     command.__name__, command.__doc__ = own_options.__name__, own_options.__doc__
@@ -115,12 +94,10 @@ def embed() -> Options:
 @_command
 def anomalies(
     train_on: Annotated[
-        list[str] | None,
-        typer.Option(help="A normal class, which alone is learnt; repeatable. All by default."),
+        opt.Many, Option(help="A normal class, which alone is learnt; repeatable. All by default.")
     ] = None,
     normal_share: Annotated[
-        float | None,
-        typer.Option(help="Share of normal validation records that may be flagged (0.05)."),
+        float | None, Option(help="Share of normal validation records that may be flagged (0.05).")
     ] = None,
 ) -> Options:
     """Score how anomalous every record is, and flag those beyond what is normal."""
@@ -136,8 +113,7 @@ def reconstruct(as_class: AsClass = "") -> Options:
 @_command
 def denoise(
     noise: Annotated[
-        float | None,
-        typer.Option(help="Standard deviation of the images' noise, white being 1 (0.1)."),
+        float | None, Option(help="Standard deviation of the images' noise, white being 1 (0.1).")
     ] = None,
 ) -> Options:
     """Write every image without its noise."""
@@ -147,14 +123,14 @@ def denoise(
 @_command
 def interpolate(
     start: Annotated[
-        str, typer.Option("--from", help="A class or an aug_id; the largest class by default.")
+        str, Option("--from", help="A class or an aug_id; the largest class by default.")
     ] = "",
     end: Annotated[
-        str, typer.Option("--to", help="A class or an aug_id; the smallest class by default.")
+        str, Option("--to", help="A class or an aug_id; the smallest class by default.")
     ] = "",
-    n_steps: Annotated[int | None, typer.Option("--records", help="Records to make (9).")] = None,
+    n_steps: Annotated[int | None, Option("--records", help="Records to make (9).")] = None,
     path: Annotated[
-        str, typer.Option(help="class (changes in the middle), or straight; class by default.")
+        str, Option(help="class (changes in the middle), or straight; class by default.")
     ] = "",
 ) -> Options:
     """Make the records between one and another, or between two classes."""
@@ -164,21 +140,19 @@ def interpolate(
 @_command
 def shift_attribute(
     column: Annotated[
-        str, typer.Option(help="The column that holds the attribute; the label by default.")
+        str, Option(help="The column that holds the attribute; the label by default.")
     ] = "",
     start: Annotated[
-        str, typer.Option("--from", help="Away from this value; the most frequent by default.")
+        str, Option("--from", help="Away from this value; the most frequent by default.")
     ] = "",
-    end: Annotated[
-        str, typer.Option("--to", help="Towards this value; the rarest by default.")
-    ] = "",
+    end: Annotated[str, Option("--to", help="Towards this value; the rarest by default.")] = "",
     strength: Annotated[
         list[float] | None,
-        typer.Option(help="How much of the difference is added; repeatable (0, 0.5, 1, 1.5)."),
+        Option(help="How much of the difference is added; repeatable (0, 0.5, 1, 1.5)."),
     ] = None,
     only: Annotated[
-        list[str] | None,
-        typer.Option(help="A class or an aug_id to shift; repeatable. Those of --from by default."),
+        opt.Many,
+        Option(help="A class or an aug_id to shift; repeatable. Those of --from by default."),
     ] = None,
     as_class: AsClass = "",
 ) -> Options:
@@ -199,9 +173,7 @@ def shift_attribute(
 def classify(
     prior: Annotated[
         str,
-        typer.Option(
-            help="balanced: all classes equally likely; observed: as in the training records."
-        ),
+        Option(help="balanced: all classes equally likely; observed: as in the training records."),
     ] = "",
 ) -> Options:
     """Write the class in which the model itself finds every record most likely."""
