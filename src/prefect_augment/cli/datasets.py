@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from typer import Argument, Exit, Option
 
@@ -120,9 +120,7 @@ def gc(
 def export(
     dest: Dest,
     folder: Annotated[str, Argument(help="An empty folder or URL, or an earlier export.")],
-    version: Annotated[
-        int | None, Option("--version", help="A version other than the latest.")
-    ] = None,
+    version: opt.Version = None,
     split: Annotated[opt.Many, Option(help="train or holdout; repeatable. All by default.")] = None,
     origins: Annotated[
         opt.Many, Option(help="real, copy, classic or synthetic; repeatable. All by default.")
@@ -134,8 +132,6 @@ def export(
     as_json: opt.Json = False,
 ) -> None:
     """Write one version as a plain tree, <split>/part-….parquet, for engines that read by glob."""
-    from typing import get_args
-
     from prefect_augment.publish.export import export as write
     from prefect_augment.publish.export_detection import export_boxes
     from prefect_augment.schema import Origin

@@ -66,10 +66,8 @@ def _preview(parameters: dict[str, Any], path: Path) -> None:
     from prefect_augment.report.contact_sheets import preview
 
     with parameter_errors():
-        source, classic = (
-            Source(**parameters.get("source", {})),
-            Classic(**parameters.get("classic", {})),
-        )
+        source = Source(**parameters.get("source", {}))
+        classic = Classic(**parameters.get("classic", {}))
     options = opt.block_options(source.storage_block)
     path.write_bytes(preview(source, classic, seed=parameters["seed"], source_options=options))
     opt.out.print(
