@@ -221,9 +221,8 @@ def along(
         Images of a strip, both ends included.
     """
     places = np.linspace(0.0, 1.0, n_steps)
-    ways = [
-        way(*ends, places, *(() if centres is None else centres[i])) for i, ends in enumerate(Z)
-    ]
+    between = [None] * len(Z) if centres is None else np.diff(centres, axis=1)[:, 0]
+    ways = [way(*ends, places, other) for ends, other in zip(Z, between, strict=True)]
     codes = np.where(places < 0.5, y[:, :1], y[:, 1:])
     images: NDArray[np.uint8] = model.decode_latents(
         np.concatenate(ways).astype(np.float32), codes.ravel()

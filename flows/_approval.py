@@ -23,12 +23,10 @@ from prefect_augment.publish.proposal import (
     read_labels,
     request_markdown,
 )
-from prefect_augment.report.run_summary import summarise
+from prefect_augment.report.run_summary import summarise, where
 from prefect_augment.schema import ApprovalDecision, Commit, Release, ReportRef, RunResult
 from prefect_augment.storage import Store, find_commit
-from prefect_augment.tasks._display import link
-from prefect_augment.tasks._engines import engine
-from prefect_augment.tasks._runtime import call, conclude, open_root, run, run_each
+from prefect_augment.tasks._runtime import call, conclude, open_root, run, share
 from prefect_augment.tasks.approve import propose_dataset
 from prefect_augment.tasks.publish import publish_dataset, publish_part, write_report
 from prefect_augment.text import markdown_text
@@ -115,10 +113,7 @@ def _published(
     release: Release, page: ReportRef, decision: ApprovalDecision | None = None
 ) -> Commit:
     """Publish a version; an engine's workers share the writing of its shards."""
-    opened = engine()
-    if opened is not None and (n_parts := opened.n_workers) > 1:
-        calls = [call(publish_part, release, part=part, n_parts=n_parts) for part in range(n_parts)]
-        run_each(calls, workers=n_parts, step="publish")
+    share(lambda i, n: call(publish_part, release, part=i, n_parts=n), step="publish")
     return run(publish_dataset, release, page, approval=decision)
 
 
@@ -235,7 +230,7 @@ def _ask(
 ) -> Answer:
     """Suspend the run until it is answered, or return the answer that it was resumed with."""
     page = f"{store.uri}/{proposal.report.prefix}/report.html"
-    text = request_markdown(proposal, report_link=f"Report: {link('report.html', page)}.")
+    text = request_markdown(proposal, report_link=f"Report: {where('report.html', page)}.")
     n_shown, n_added = len(_shown(proposal)), len(added_records(proposal.recipe))
     if n_added > n_shown:
         text += (

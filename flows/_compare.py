@@ -22,8 +22,8 @@ from prefect_augment.experiment.search import (
 )
 from prefect_augment.params import ModelParams
 from prefect_augment.plan.schedule import (
+    TABLE_MODELS,
     Schedule,
-    model_of,
     pilot_budget,
     suitable,
     training_budget,
@@ -47,8 +47,7 @@ from prefect_augment.schema import (
 from prefect_augment.shards.staged import load_info
 from prefect_augment.synthesis.sample import n_batches
 from prefect_augment.tasks._display import progress
-from prefect_augment.tasks._engines import engine
-from prefect_augment.tasks._runtime import call, open_root, run, run_each
+from prefect_augment.tasks._runtime import call, open_root, run, run_each, share
 from prefect_augment.tasks.compare import (
     choose_strategy,
     confirm_choice,
@@ -116,13 +115,13 @@ def synthesize(experiment: Experiment, *, workers: int) -> Synthesis:
         )
         return nothing
     rules = params.quality.constraints
-    n_parts = min(workers, n_batches(wanted, dataset.modality))
-    if engine() is not None and n_parts > 1 and not rules:  # its workers share the batches
-        calls = [
-            call(draw_part, dataset, model, wanted, seed=params.seed, part=part, n_parts=n_parts)
-            for part in range(n_parts)
-        ]
-        run_each(calls, workers=workers, step="sample")
+    if not rules:
+        seed, most = params.seed, n_batches(wanted, dataset.modality)
+        share(
+            lambda i, n: call(draw_part, dataset, model, wanted, seed=seed, part=i, n_parts=n),
+            step="sample",
+            most=most,
+        )
     drawn = run(sample_classes, dataset, model, wanted, seed=params.seed, constraints=rules)
     filtered = run(filter_candidates, trains, drawn)
     trains = trains.model_copy(update={"candidates": filtered})
@@ -191,12 +190,10 @@ def confirm(
     experiment: Experiment, choice: Choice, scores: Sequence[StrategyScore], *, workers: int
 ) -> Verdict:
     """Confirm a choice on the hold-out; with an engine its workers share the fits, else threads do."""
-    if engine() is not None and workers > 1:
-        calls = [
-            call(fit_part, experiment, choice, scores, part=part, n_parts=workers)
-            for part in range(workers)
-        ]
-        run_each(calls, workers=workers, step="confirm on the hold-out")
+    share(
+        lambda i, n: call(fit_part, experiment, choice, scores, part=i, n_parts=n),
+        step="confirm on the hold-out",
+    )
     return run(confirm_choice, experiment, choice, scores, workers=workers)
 
 
@@ -298,7 +295,7 @@ def _choose_model(
     calls = [
         call(
             pilot_strategy,
-            experiment.with_model(model_of(kind)),
+            experiment.with_model(TABLE_MODELS[kind]),
             settings(strategy.model_copy(update={"name": kind}), plan=plan, classic=params.classic),
             budget=pilot_budget(params.budget),
         )
@@ -319,4 +316,8 @@ def _choose_model(
         for i, (kind, scores) in enumerate(zip(candidates, pilots, strict=True))
     ]
     together = tuple(trial for one in trials for trial in one.trials)
-    return model_of(candidates[best]), (trials[0].model_copy(update={"trials": together}),), skipped
+    return (
+        TABLE_MODELS[candidates[best]],
+        (trials[0].model_copy(update={"trials": together}),),
+        skipped,
+    )

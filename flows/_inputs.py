@@ -10,8 +10,10 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel
 
 from prefect_augment.augmentation.label_preservation import needs_check
+from prefect_augment.augmentation.text import check_comparable
 from prefect_augment.catalogue.openlineage import traced
 from prefect_augment.errors import InputError, ParameterError
+from prefect_augment.evaluation.classifiers.own_estimator import check_modality
 from prefect_augment.evaluation.metrics.chosen_measure import check_metric, measure_of
 from prefect_augment.examples import example_source
 from prefect_augment.experiment.evaluators import open_evaluator
@@ -24,20 +26,30 @@ from prefect_augment.params import (
     Encoder,
     MstModel,
     NoModel,
+    Publish,
     RunParams,
     Source,
 )
 from prefect_augment.publish.export import check_export
 from prefect_augment.publish.publish import check_destination
 from prefect_augment.registry import check_shard_format, load_model_class
-from prefect_augment.schema import DatasetRef, Experiment, Modality
+from prefect_augment.schema import DatasetRef, Experiment
 from prefect_augment.shards.staged import load_info
 from prefect_augment.storage import contains
 from prefect_augment.tasks._blocks import storage_options
 from prefect_augment.tasks._display import STEPS, dataset_slug, run_progress
-from prefect_augment.tasks._engines import check_address, engine, open_engine
+from prefect_augment.tasks._engines import check_address, open_engine
 from prefect_augment.tasks._limits import check_crashes, destination_lease
-from prefect_augment.tasks._runtime import call, open_destination, open_root, run, run_each, run_log
+from prefect_augment.tasks._runtime import (
+    call,
+    check_shared,
+    open_destination,
+    open_root,
+    prepare_destination,
+    run,
+    run_log,
+    share,
+)
 from prefect_augment.tasks.augment import check_image_policy
 from prefect_augment.tasks.ingest import ingest_dataset, ingest_part, near_part
 
@@ -45,21 +57,6 @@ from prefect_augment.tasks.ingest import ingest_dataset, ingest_part, near_part
 MINIMUM_SECONDS = 0.2
 MANY_IMAGES = 1000  # whose comparison takes longer than to start two tasks
 LARGEST_SEED = 2**32 - 1  # numpy's and scikit-learn's
-
-
-def default_destination(
-    destination: Destination, source: Source, *, suffix: str = "balanced"
-) -> Destination:
-    """Return the destination, or a folder in the home folder: a worker's own folder is temporary."""
-    if destination.uri:
-        return destination
-    name = dataset_slug(source.uri) if source.uri else "example"
-    return Destination(uri=str(Path.home() / "prefect-augment" / f"{name}-{suffix}"))
-
-
-def default_source(source: Source, destination: Destination) -> Source:
-    """Return the source, or the built-in example beside the destination."""
-    return source if source.uri else example_source(f"{destination.uri}-example", seed=0)
 
 
 @contextmanager
@@ -90,23 +87,49 @@ def running(
         yield stack.enter_context(open_engine(compute))
 
 
+@contextmanager
+def reading(
+    source: Source,
+    destination: Destination,
+    *,
+    steps: Sequence[str],
+    suffix: str = "balanced",
+    publish: Publish | None = None,
+    job: str = "",
+    compute: Compute = Compute(),
+) -> Iterator[tuple[Source, Destination, int]]:
+    """As :func:`running`, for a flow with a source; yields it, the destination, and how many tasks may run.
+
+    Without a URI the source is the built-in example, beside a destination in the home folder: a worker's own
+    folder is temporary. A run with a ``job`` publishes, and others wait for it.
+    """
+    if not destination.uri:
+        name = dataset_slug(source.uri) if source.uri else "example"
+        place = Path.home() / "prefect-augment" / f"{name}-{suffix}"
+        destination = Destination(uri=str(place))
+    with running(
+        destination, publishes=bool(job), steps=steps, job=job, source=source.uri, compute=compute
+    ) as workers:
+        if publish is not None:
+            prepare_destination(destination, publish)
+        source = source if source.uri else example_source(f"{destination.uri}-example", seed=0)
+        check_shared(destination, source)
+        yield source, destination, workers
+
+
 def ingested(source: Source, destination: Destination, *, seed: int) -> DatasetRef:
     """Ingest the source; an engine's workers share the checks of images and the parsing of text files."""
-    opened = engine()
-    if opened is not None and (n_parts := opened.n_workers) > 1:
-        checks = [
-            call(ingest_part, source, destination, seed=seed, part=part, n_parts=n_parts)
-            for part in range(n_parts)
-        ]
-        n_checked = sum(run_each(checks, workers=n_parts, step="ingest"))
-        # Groups or a hold-out column of the user's own decide what stays together, or with what.
-        own_split = source.group_column or source.group_pattern or source.holdout_column
-        if n_checked >= MANY_IMAGES and not own_split:
-            pairs = [
-                call(near_part, source, destination, seed=seed, part=part, n_parts=n_parts)
-                for part in range(n_parts)
-            ]
-            run_each(pairs, workers=n_parts, step="ingest")
+    n_checked = share(
+        lambda i, n: call(ingest_part, source, destination, seed=seed, part=i, n_parts=n),
+        step="ingest",
+    )
+    # Groups or a hold-out column of the user's own decide what stays together, or with what.
+    own_split = source.group_column or source.group_pattern or source.holdout_column
+    if n_checked >= MANY_IMAGES and not own_split:
+        share(
+            lambda i, n: call(near_part, source, destination, seed=seed, part=i, n_parts=n),
+            step="ingest",
+        )
     return run(ingest_dataset, source, destination, seed=seed)
 
 
@@ -153,12 +176,15 @@ def check_encoder(encoder: Encoder, destination: Destination) -> None:
         staged_encoder(encoder, open_destination(destination), options)
 
 
-def check_encoded(encoder: Encoder, modality: Modality) -> None:
-    """Raise ParameterError for an encoder of images where the records are a table's."""
-    if encoder.uri and modality != "image":
+def check_comparison(dataset: DatasetRef, params: RunParams) -> None:
+    """Raise ParameterError for estimators or an encoder of another kind of data, and for what cannot be compared."""
+    encoder = params.encoder
+    check_modality(params.evaluation, dataset.modality)
+    if encoder.uri and dataset.modality != "image":
         raise ParameterError(
             f"encoder {encoder.name} is for images, and the source is a table; leave encoder.uri empty."
         )
+    check_comparable(dataset, open_root(dataset))
 
 
 def check_seed(seed: int) -> None:

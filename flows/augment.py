@@ -3,6 +3,7 @@
 import logging
 import time
 
+from prefect_augment import params
 from prefect_augment.flows._approval import publish_or_ask
 from prefect_augment.flows._classic import with_classic
 from prefect_augment.flows._flow import flow, named_by_source
@@ -10,35 +11,14 @@ from prefect_augment.flows._inputs import (
     as_json,
     check_before_work,
     check_parameters,
-    default_destination,
-    default_source,
     ingested,
-    running,
-)
-from prefect_augment.params import (
-    Approval,
-    Balance,
-    Classic,
-    Compute,
-    Destination,
-    NoModel,
-    Publish,
-    Report,
-    RunParams,
-    Source,
+    reading,
 )
 from prefect_augment.plan.strategies import classic_recipe
 from prefect_augment.plan.weights import keep_weights
 from prefect_augment.report.run_summary import summarise
 from prefect_augment.schema import Experiment, PolicyCheck, Release, RunResult
-from prefect_augment.tasks._runtime import (
-    check_shared,
-    conclude,
-    finish,
-    open_root,
-    prepare_destination,
-    run,
-)
+from prefect_augment.tasks._runtime import conclude, finish, open_root, run
 from prefect_augment.tasks.augment import check_image_policy
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.publish import write_report
@@ -48,13 +28,13 @@ logger = logging.getLogger(__name__)
 
 @flow("augment", named_by_source)
 def augment(
-    source: Source = Source(),
-    destination: Destination = Destination(),
-    balance: Balance = Balance(),
-    classic: Classic = Classic(),
-    publish: Publish = Publish(),
-    report: Report = Report(),
-    compute: Compute = Compute(),
+    source: params.Source = params.Source(),
+    destination: params.Destination = params.Destination(),
+    balance: params.Balance = params.Balance(),
+    classic: params.Classic = params.Classic(),
+    publish: params.Publish = params.Publish(),
+    report: params.Report = params.Report(),
+    compute: params.Compute = params.Compute(),
     seed: int = 0,
     plan_only: bool = False,
 ) -> RunResult:
@@ -72,29 +52,28 @@ def augment(
         plan_only: Show the plan and an estimate; publish nothing.
     """
     started = time.monotonic()
-    params = RunParams(
-        balance=balance, model=NoModel(), classic=classic, publish=publish, report=report, seed=seed
+    run_params = params.RunParams(
+        balance=balance,
+        model=params.NoModel(),
+        classic=classic,
+        publish=publish,
+        report=report,
+        seed=seed,
     )
-    check_parameters(source, destination, params)
-    destination = default_destination(destination, source, suffix="augmented")
-    steps: tuple[str, ...] = ("ingest", "augment", "write the report", "publish")
-    if plan_only:
-        steps = steps[:1]
-    job = "" if plan_only else "augment"
-    with running(
+    check_parameters(source, destination, run_params)
+    steps = ("ingest", "augment", "write the report", "publish")
+    with reading(
+        source,
         destination,
-        publishes=not plan_only,
-        steps=steps,
-        job=job,
-        source=source.uri,
+        steps=steps[:1] if plan_only else steps,
+        suffix="augmented",
+        publish=publish,
+        job="" if plan_only else "augment",
         compute=compute,
-    ) as workers:
-        prepare_destination(destination, publish)
-        source = default_source(source, destination)
-        check_shared(destination, source)
+    ) as (source, destination, _):
         dataset = ingested(source, destination, seed=seed)
-        plan = run(plan_balance, dataset, params, compares=False)
-        experiment = Experiment(dataset=dataset, plan=plan, params=params)
+        plan = run(plan_balance, dataset, run_params, compares=False)
+        experiment = Experiment(dataset=dataset, plan=plan, params=run_params)
         if plan_only:
             result = summarise(Release(experiment=experiment), status="planned", started=started)
             return conclude(result, dataset)
@@ -102,20 +81,19 @@ def augment(
         recipe = classic_recipe(plan, dataset.modality, classic)
         recipe = keep_weights(recipe, plan, publish, open_root(dataset))
         logger.info("%s To have it compared, run the flow rebalance instead.", recipe.sentence)
-        requested = as_json(params, source, destination) | {"flow": "augment"}
-        release = with_classic(
-            Release(experiment=experiment, recipe=recipe, requested=requested), workers=workers
-        )
+        requested = as_json(run_params, source, destination) | {"flow": "augment"}
+        release = Release(experiment=experiment, recipe=recipe, requested=requested)
+        release = with_classic(release)
         page = run(write_report, release)
-        return publish_or_ask(release, page, Approval(), started=started)
+        return publish_or_ask(release, page, params.Approval(), started=started)
 
 
 @flow("check-policy", "check policy {classic.image}")
 def check_policy(
-    source: Source = Source(),
-    destination: Destination = Destination(),
-    classic: Classic = Classic(),
-    report: Report = Report(),
+    source: params.Source = params.Source(),
+    destination: params.Destination = params.Destination(),
+    classic: params.Classic = params.Classic(),
+    report: params.Report = params.Report(),
     seed: int = 0,
 ) -> PolicyCheck:
     """Show what each operation of a policy does to the images, and whether a classifier still sees their class.
@@ -127,10 +105,9 @@ def check_policy(
         report: What may be seen on the run's page.
         seed: Seed of everything random.
     """
-    check_parameters(source, destination, RunParams(model=NoModel(), seed=seed))
-    destination = default_destination(destination, source, suffix="augmented")
-    with running(destination, publishes=False, steps=("ingest", "check policy")):
-        source = default_source(source, destination)
+    check_parameters(source, destination, params.RunParams(model=params.NoModel(), seed=seed))
+    steps = ("ingest", "check policy")
+    with reading(source, destination, steps=steps, suffix="augmented") as (source, destination, _):
         dataset = ingested(source, destination, seed=seed)
         shows = report.pictures == "real"
         check = run(check_image_policy, dataset, classic, seed=seed, show_pictures=shows)

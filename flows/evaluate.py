@@ -2,9 +2,9 @@
 
 import time
 
-from prefect_augment.augmentation.text import check_comparable
+from prefect_augment import params
 from prefect_augment.errors import ParameterError, RefusedError
-from prefect_augment.evaluation.classifiers.own_estimator import check_estimators, check_modality
+from prefect_augment.evaluation.classifiers.own_estimator import check_estimators
 from prefect_augment.evaluation.metrics.chosen_measure import check_metric
 from prefect_augment.evaluation.verdict.answers import with_safety
 from prefect_augment.experiment.confirmation import refusal_reason
@@ -12,36 +12,22 @@ from prefect_augment.experiment.privacy import stored_privacy
 from prefect_augment.flows._compare import confirm, search_strategies
 from prefect_augment.flows._flow import flow
 from prefect_augment.flows._inputs import (
-    check_encoded,
+    check_comparison,
     check_encoder,
     check_measure,
     check_seed,
     ingested,
+    running,
     try_estimators,
 )
 from prefect_augment.ingest.external import plan_of_external
-from prefect_augment.params import (
-    Balance,
-    Budget,
-    Classic,
-    Compute,
-    Destination,
-    Encoder,
-    Evaluation,
-    NoModel,
-    Quality,
-    Report,
-    RunParams,
-    Source,
-)
 from prefect_augment.params.locations import Location
 from prefect_augment.plan.strategies import EXTERNAL, make_strategies
 from prefect_augment.report.run_summary import summarise, with_external
 from prefect_augment.schema import Experiment, Findings, Release, RunResult
-from prefect_augment.tasks._display import STEPS, run_progress
-from prefect_augment.tasks._engines import check_address, open_engine
+from prefect_augment.tasks._display import STEPS
 from prefect_augment.tasks._events import emit_refused
-from prefect_augment.tasks._runtime import check_shared, conclude, open_root, run, run_log
+from prefect_augment.tasks._runtime import check_shared, conclude, open_root, run
 from prefect_augment.tasks.compare import choose_strategy, filter_candidates, score_strategy
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.publish import write_report
@@ -50,17 +36,17 @@ from prefect_augment.tasks.sample import import_synthetic
 
 @flow("evaluate", "evaluate {synthetic}")
 def evaluate(
-    source: Source,
+    source: params.Source,
     synthetic: Location,
-    destination: Destination = Destination(uri="evaluation"),
-    balance: Balance = Balance(),
-    classic: Classic = Classic(),
-    encoder: Encoder = Encoder(),
-    budget: Budget = Budget(),
-    evaluation: Evaluation = Evaluation(),
-    quality: Quality = Quality(purpose="faithful"),
-    report: Report = Report(),
-    compute: Compute = Compute(),
+    destination: params.Destination = params.Destination(uri="evaluation"),
+    balance: params.Balance = params.Balance(),
+    classic: params.Classic = params.Classic(),
+    encoder: params.Encoder = params.Encoder(),
+    budget: params.Budget = params.Budget(),
+    evaluation: params.Evaluation = params.Evaluation(),
+    quality: params.Quality = params.Quality(purpose="faithful"),
+    report: params.Report = params.Report(),
+    compute: params.Compute = params.Compute(),
     seed: int = 0,
 ) -> RunResult:
     """Say whether given synthetic records help, copy, and fit their classes.
@@ -86,26 +72,19 @@ def evaluate(
         )
     check_seed(seed)
     check_metric(evaluation.metric)
-    params = RunParams(
-        balance=balance, model=NoModel(), classic=classic, encoder=encoder, budget=budget,
+    run_params = params.RunParams(
+        balance=balance, model=params.NoModel(), classic=classic, encoder=encoder, budget=budget,
         evaluation=check_estimators(evaluation), quality=quality, report=report, seed=seed,
     )  # fmt: skip
-    check_address(compute, destination)
     steps = [step for step in STEPS if step not in ("compare models", "train", "sample", "publish")]
-    with (
-        run_log(),
-        run_progress(destination.uri, steps),
-        open_engine(compute) as workers,
-    ):
+    with running(destination, publishes=False, steps=steps, compute=compute) as workers:
         check_shared(destination, source)
         check_encoder(encoder, destination)
         dataset = ingested(source, destination, seed=seed)
-        check_modality(params.evaluation, dataset.modality)
-        check_encoded(encoder, dataset.modality)
+        check_comparison(dataset, run_params)
         store = open_root(dataset)
-        check_comparable(dataset, store)
-        plan = run(plan_balance, dataset, params)
-        baselines = Experiment(dataset=dataset, plan=plan, params=params)
+        plan = run(plan_balance, dataset, run_params)
+        baselines = Experiment(dataset=dataset, plan=plan, params=run_params)
         check_measure(baselines)
         try_estimators(baselines)
         external = run(
@@ -143,7 +122,7 @@ def evaluate(
         result = with_external(
             result, external, filtered, privacy, pictures=report.pictures, store=store
         )
-        why = refusal_reason(params, verdict, privacy, goes_out=True)
+        why = refusal_reason(run_params, verdict, privacy, goes_out=True)
         concluded = conclude(result, dataset)
         if not why:
             return concluded

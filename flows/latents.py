@@ -10,29 +10,15 @@ from typing import Any
 
 from prefect import Flow
 
+from prefect_augment import params
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows._flow import flow, named_by_source
-from prefect_augment.flows._inputs import (
-    check_parameters,
-    default_destination,
-    default_source,
-    ingested,
-    running,
-)
+from prefect_augment.flows._inputs import check_parameters, ingested, reading
 from prefect_augment.latents.capabilities import able_model
 from prefect_augment.latents.page import latents_sentence
 from prefect_augment.latents.uses import USES
-from prefect_augment.params import (
-    Anomalies,
-    AutoModel,
-    Budget,
-    Destination,
-    ModelParams,
-    Output,
-    RunParams,
-    Source,
-)
 from prefect_augment.params.base import Params
+from prefect_augment.params.latents import LATENT_COMMANDS
 from prefect_augment.report.run_summary import peak_rss_bytes
 from prefect_augment.schema import BalancePlan, Experiment, LatentResult, LatentUse
 from prefect_augment.storage import contains
@@ -42,23 +28,23 @@ from prefect_augment.tasks.train import train_model
 
 # What every use takes, before its own params and after them; the words stand in the form.
 _BEFORE = {
-    "source": (Source, "Where the labelled records are. Empty: the built-in example."),
+    "source": (params.Source, "Where the labelled records are. Empty: the built-in example."),
     "destination": (
-        Destination,
+        params.Destination,
         "Below which the model is found or trained, and beside which the result goes.",
     ),
 }
 _AFTER = {
-    "model": (ModelParams, "A model that can do it; auto takes the first such kind."),
-    "budget": (Budget, "How long the run may train."),
-    "output": (Output, "Which records are used, and where the result is kept."),
+    "model": (params.ModelParams, "A model that can do it; auto takes the first such kind."),
+    "budget": (params.Budget, "How long the run may train."),
+    "output": (params.Output, "Which records are used, and where the result is kept."),
     "seed": (int, "Seed of training."),
 }
 
 
 def _latents_flow(use: LatentUse) -> Flow[..., LatentResult]:
     """Return the flow of a use: its own params, if any, between those that all take."""
-    of = USES[use]
+    of = LATENT_COMMANDS[use]
     own: dict[str, tuple[Any, str]] = {}
     if of.params:  # the form drops a description that equals the class's own
         own[of.section] = (of.params, f"{(of.params.__doc__ or '').strip()} Optional.")
@@ -69,7 +55,7 @@ def _latents_flow(use: LatentUse) -> Flow[..., LatentResult]:
                 name,
                 Parameter.POSITIONAL_OR_KEYWORD,
                 annotation=kind,
-                default=AutoModel() if name == "model" else kind(),
+                default=params.AutoModel() if name == "model" else kind(),
             )
             for name, (kind, _) in sections.items()
         ],
@@ -79,52 +65,51 @@ def _latents_flow(use: LatentUse) -> Flow[..., LatentResult]:
     def run_use(*args: Any, **kwargs: Any) -> LatentResult:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        params = bound.arguments.pop(of.section, None)
-        return _run(use, params, **bound.arguments)
+        own_params = bound.arguments.pop(of.section, None)
+        return _run(use, own_params, **bound.arguments)
 
     lines = [f"    {name}: {text}" for name, (_, text) in sections.items()]
     run_use.__doc__ = "\n".join([of.does, "", "Args:", *lines])
-    run_use.__name__ = run_use.__qualname__ = of.command.replace("-", "_")
+    run_use.__name__ = run_use.__qualname__ = of.name.replace("-", "_")
     run_use.__annotations__ = {name: kind for name, (kind, _) in sections.items()}
     run_use.__signature__ = signature  # type: ignore[attr-defined]
-    return flow(of.command, named_by_source)(run_use)
+    return flow(of.name, named_by_source)(run_use)
 
 
 def _run(
     use: LatentUse,
-    params: Params | None,
+    own_params: Params | None,
     *,
-    source: Source,
-    destination: Destination,
-    model: ModelParams,
-    budget: Budget,
-    output: Output,
+    source: params.Source,
+    destination: params.Destination,
+    model: params.ModelParams,
+    budget: params.Budget,
+    output: params.Output,
     seed: int,
 ) -> LatentResult:
     """Read the records, find or train a capable model, and use it."""
     started = time.monotonic()
     ability = USES[use].ability
-    run_params = RunParams(model=model, budget=budget, seed=seed)
+    run_params = params.RunParams(model=model, budget=budget, seed=seed)
     check_parameters(source, destination, run_params)
-    if not isinstance(model, AutoModel):  # what auto is depends on the data
+    if not isinstance(model, params.AutoModel):  # what auto is depends on the data
         able_model(model, ability)
-    destination = default_destination(destination, source)
     if output.uri and source.uri and contains(source.uri.split("*")[0].rstrip("/"), output.uri):
         raise ParameterError(
             f"output.uri {output.uri!r} lies inside the source {source.uri!r}, so the next run would "
             "read its own result; choose another."
         )
-    with running(destination, publishes=False, steps=("ingest", "train", use)):
-        source = default_source(source, destination)
+    steps = ("ingest", "train", use)
+    with reading(source, destination, steps=steps) as (source, destination, _):
         dataset = ingested(source, destination, seed=seed)
         trained_on = dataset
-        if isinstance(params, Anomalies) and params.train_on:
-            trained_on = run(select_classes, dataset, list(params.train_on))
+        if isinstance(own_params, params.Anomalies) and own_params.train_on:
+            trained_on = run(select_classes, dataset, list(own_params.train_on))
         able = able_model(model, ability, modality=dataset.modality)
         run_params = run_params.model_copy(update={"model": able})
         plan = BalancePlan.without_amounts()
         trained = run(train_model, Experiment(dataset=trained_on, plan=plan, params=run_params))
-        ref = run(use_latents, use, dataset, trained, params, output=output)
+        ref = run(use_latents, use, dataset, trained, own_params, output=output)
         result = LatentResult(
             uri=f"{ref.root}/{ref.folder}",
             latents=ref,

@@ -3,9 +3,9 @@
 import logging
 import time
 
-from prefect_augment.augmentation.text import check_comparable
+from prefect_augment import params
 from prefect_augment.errors import RefusedError
-from prefect_augment.evaluation.classifiers.own_estimator import check_estimators, check_modality
+from prefect_augment.evaluation.classifiers.own_estimator import check_estimators
 from prefect_augment.evaluation.verdict.answers import with_controls, with_safety
 from prefect_augment.experiment.audit import counted_records, with_doubted
 from prefect_augment.experiment.confirmation import refusal_reason
@@ -16,30 +16,11 @@ from prefect_augment.flows._flow import DestinationLike, SourceLike, flow, named
 from prefect_augment.flows._inputs import (
     as_json,
     check_before_work,
-    check_encoded,
+    check_comparison,
     check_encoder,
     check_parameters,
-    default_destination,
-    default_source,
     ingested,
-    running,
-)
-from prefect_augment.params import (
-    Approval,
-    AutoModel,
-    Balance,
-    Budget,
-    Classic,
-    Compute,
-    Destination,
-    Encoder,
-    Evaluation,
-    ModelParams,
-    Publish,
-    Quality,
-    Report,
-    RunParams,
-    Source,
+    reading,
 )
 from prefect_augment.plan.strategies import make_recipe
 from prefect_augment.plan.weights import keep_weights
@@ -47,13 +28,7 @@ from prefect_augment.report.run_summary import summarise
 from prefect_augment.schema import Experiment, Release, ReportRef, RunResult
 from prefect_augment.tasks._display import STEPS
 from prefect_augment.tasks._events import emit_refused
-from prefect_augment.tasks._runtime import (
-    check_shared,
-    conclude,
-    open_root,
-    prepare_destination,
-    run,
-)
+from prefect_augment.tasks._runtime import conclude, open_root, run
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.publish import write_report
 
@@ -62,19 +37,19 @@ logger = logging.getLogger(__name__)
 
 @flow("rebalance", named_by_source)
 def rebalance(
-    source: SourceLike = Source(),
-    destination: DestinationLike = Destination(),
-    balance: Balance = Balance(),
-    model: ModelParams = AutoModel(),
-    classic: Classic = Classic(),
-    encoder: Encoder = Encoder(),
-    budget: Budget = Budget(),
-    evaluation: Evaluation = Evaluation(),
-    quality: Quality = Quality(),
-    approval: Approval = Approval(),
-    publish: Publish = Publish(),
-    report: Report = Report(),
-    compute: Compute = Compute(),
+    source: SourceLike = params.Source(),
+    destination: DestinationLike = params.Destination(),
+    balance: params.Balance = params.Balance(),
+    model: params.ModelParams = params.AutoModel(),
+    classic: params.Classic = params.Classic(),
+    encoder: params.Encoder = params.Encoder(),
+    budget: params.Budget = params.Budget(),
+    evaluation: params.Evaluation = params.Evaluation(),
+    quality: params.Quality = params.Quality(),
+    approval: params.Approval = params.Approval(),
+    publish: params.Publish = params.Publish(),
+    report: params.Report = params.Report(),
+    compute: params.Compute = params.Compute(),
     seed: int = 0,
     plan_only: bool = False,
     label: str = "",
@@ -105,29 +80,22 @@ def rebalance(
     started = time.monotonic()
     if label:
         source = source.model_copy(update={"label": label})
-    params = RunParams(
+    run_params = params.RunParams(
         balance=balance, model=model, classic=classic, encoder=encoder, budget=budget,
         evaluation=check_estimators(evaluation), quality=quality, publish=publish, report=report, seed=seed,
     )  # fmt: skip
-    check_parameters(source, destination, params, compares=True)
-    destination = default_destination(destination, source)
+    check_parameters(source, destination, run_params, compares=True)
     steps = ("ingest",) if plan_only else tuple(STEPS)
     job = "" if plan_only else "rebalance"
-    with running(
+    with reading(source, destination, steps=steps, publish=publish, job=job, compute=compute) as (
+        source,
         destination,
-        publishes=not plan_only,
-        steps=steps,
-        job=job,
-        source=source.uri,
-        compute=compute,
-    ) as workers:
+        workers,
+    ):
         if approval.ask and not plan_only:
             announce(approval)
-        prepare_destination(destination, params.publish)
-        source = default_source(source, destination)
-        check_shared(destination, source)
         check_encoder(encoder, destination)
-        experiment = _plan(source, destination, params)
+        experiment = _plan(source, destination, run_params)
         if plan_only:
             result = summarise(Release(experiment=experiment), status="planned", started=started)
             return conclude(result, experiment.dataset)
@@ -137,28 +105,31 @@ def rebalance(
         comparison = compare(synthesis, first, workers=workers)
         models = (synthesis.model,) if synthesis.model else ()
         release = _release(synthesis.experiment, comparison).model_copy(
-            update={"models": models, "requested": as_json(params, source, destination, approval)}
+            update={
+                "models": models,
+                "requested": as_json(run_params, source, destination, approval),
+            }
         )
         page = run(write_report, release, status="proposed" if approval.ask else "published")
         _refuse(release, page, destination)
-        release = with_classic(release, workers=workers)
+        release = with_classic(release)
         return publish_or_ask(release, page, approval, started=started)
 
 
-def _plan(source: Source, destination: Destination, params: RunParams) -> Experiment:
+def _plan(
+    source: params.Source, destination: params.Destination, run_params: params.RunParams
+) -> Experiment:
     """Ingest the records, and plan what each class gets."""
-    if params.publish.materialise == "copies":  # soft labels would need weights
-        quality = params.quality.model_copy(update={"labels": "hard"})
-        params = params.model_copy(update={"quality": quality})
-    dataset = ingested(source, destination, seed=params.seed)
-    check_modality(params.evaluation, dataset.modality)
-    check_encoded(params.encoder, dataset.modality)
-    check_comparable(dataset, open_root(dataset))
-    plan = run(plan_balance, dataset, params, searched=True)
-    if params.quality.constraints:  # SMOTE does not keep constraints
-        classic = params.classic.model_copy(update={"table": "none"})
-        params = params.model_copy(update={"classic": classic})
-    return Experiment(dataset=dataset, plan=plan, params=params)
+    if run_params.publish.materialise == "copies":  # soft labels would need weights
+        quality = run_params.quality.model_copy(update={"labels": "hard"})
+        run_params = run_params.model_copy(update={"quality": quality})
+    dataset = ingested(source, destination, seed=run_params.seed)
+    check_comparison(dataset, run_params)
+    plan = run(plan_balance, dataset, run_params, searched=True)
+    if run_params.quality.constraints:  # SMOTE does not keep constraints
+        classic = run_params.classic.model_copy(update={"table": "none"})
+        run_params = run_params.model_copy(update={"classic": classic})
+    return Experiment(dataset=dataset, plan=plan, params=run_params)
 
 
 def _release(experiment: Experiment, comparison: Comparison) -> Release:
@@ -189,14 +160,12 @@ def _release(experiment: Experiment, comparison: Comparison) -> Release:
     )
 
 
-def _refuse(release: Release, page: ReportRef, destination: Destination) -> None:
+def _refuse(release: Release, page: ReportRef, destination: params.Destination) -> None:
     """Raise where the parameters let a run without a gain, or with a leak, publish nothing."""
     verdict = release.verdict
     assert verdict is not None
-    params = release.experiment.params
-    why = refusal_reason(
-        params, verdict, release.findings.privacy, goes_out=release.lets_synthetic_out
-    )
+    run_params, privacy = release.experiment.params, release.findings.privacy
+    why = refusal_reason(run_params, verdict, privacy, goes_out=release.lets_synthetic_out)
     if not why:
         return
     emit_refused(destination.uri, verdict, page)

@@ -3,31 +3,14 @@
 import logging
 import time
 
-from prefect_augment.augmentation.text import check_comparable
+from prefect_augment import params
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows._flow import flow, named_by_source
-from prefect_augment.flows._inputs import (
-    check_parameters,
-    default_destination,
-    default_source,
-    ingested,
-    running,
-)
-from prefect_augment.params import (
-    AutoModel,
-    Balance,
-    Budget,
-    Compute,
-    Destination,
-    ModelParams,
-    NoModel,
-    RunParams,
-    Source,
-)
+from prefect_augment.flows._inputs import check_comparison, check_parameters, ingested, reading
 from prefect_augment.report.run_summary import peak_rss_bytes
 from prefect_augment.schema import Experiment, TrainResult
 from prefect_augment.synthesis.train import find_model
-from prefect_augment.tasks._runtime import check_shared, finish, open_root, run
+from prefect_augment.tasks._runtime import finish, open_root, run
 from prefect_augment.tasks.plan import plan_balance
 from prefect_augment.tasks.train import train_model
 
@@ -36,12 +19,12 @@ logger = logging.getLogger(__name__)
 
 @flow("train", named_by_source)
 def train(
-    source: Source = Source(),
-    destination: Destination = Destination(),
-    balance: Balance = Balance(),
-    model: ModelParams = AutoModel(),
-    budget: Budget = Budget(),
-    compute: Compute = Compute(),
+    source: params.Source = params.Source(),
+    destination: params.Destination = params.Destination(),
+    balance: params.Balance = params.Balance(),
+    model: params.ModelParams = params.AutoModel(),
+    budget: params.Budget = params.Budget(),
+    compute: params.Compute = params.Compute(),
     seed: int = 0,
 ) -> TrainResult:
     """Train the generative model ahead of time, for example where the GPU is at night.
@@ -56,23 +39,20 @@ def train(
         seed: Seed of everything random; rebalance reuses the model with the same seed and budget.
     """
     started = time.monotonic()
-    if isinstance(model, NoModel):
+    if isinstance(model, params.NoModel):
         raise ParameterError(
             "model is 'none', so there is nothing to train; choose auto or a kind such as trees or diffusion."
         )
-    params = RunParams(balance=balance, model=model, budget=budget, seed=seed)
-    check_parameters(source, destination, params)
-    destination = default_destination(destination, source)
+    run_params = params.RunParams(balance=balance, model=model, budget=budget, seed=seed)
+    check_parameters(source, destination, run_params)
     # Nothing is published, so no other run has to wait; later runs find the model by its receipt.
-    with running(destination, publishes=False, steps=("ingest", "train"), compute=compute):
-        source = default_source(source, destination)
-        check_shared(destination, source)
+    steps = ("ingest", "train")
+    with reading(source, destination, steps=steps, compute=compute) as (source, destination, _):
         dataset = ingested(source, destination, seed=seed)
-        store = open_root(dataset)
-        check_comparable(dataset, store)
-        plan = run(plan_balance, dataset, params)
-        experiment = Experiment(dataset=dataset, plan=plan, params=params)
-        known = find_model(experiment, store)
+        check_comparison(dataset, run_params)
+        plan = run(plan_balance, dataset, run_params)
+        experiment = Experiment(dataset=dataset, plan=plan, params=run_params)
+        known = find_model(experiment, open_root(dataset))
         trained = run(train_model, experiment)
         outcome = "Nothing new: there was a model" if known else "Trained"
         logger.info(

@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from itertools import accumulate
@@ -25,7 +25,6 @@ from prefect.artifacts import (
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import PrefectException
 
-from prefect_augment.report.run_summary import where
 from prefect_augment.text import duration
 
 Progress = Callable[[float, str], None]
@@ -65,34 +64,29 @@ class _Bar:
     artifact: UUID | None = None
     is_lent = False
 
-    def __init__(self, steps: Sequence[str], show: Progress) -> None:
+    def __init__(
+        self, steps: Sequence[str], show: Progress, *, done: float = 0.0, seconds: float = 0.0
+    ) -> None:
         self.steps = tuple(steps)
         ends = list(accumulate(STEPS.get(step, 10) for step in steps))
         starts = [0, *ends]
         self._span = {s: (starts[i] / ends[-1], ends[i] / ends[-1]) for i, s in enumerate(steps)}
         self._show = show
-        self._started = time.monotonic()
-        self._done = 0.0
+        self._started = time.monotonic() - seconds
+        self.done = done
         self._text = "starting"
         self._stop = threading.Event()
         self._shown = threading.Lock()
 
-    @classmethod
-    def of_lent(cls, lent: "LentBar", show: Progress) -> "_Bar":
-        """The bar of a run elsewhere, as far as that had come."""
-        bar = cls(lent.steps, show)
-        bar._done, bar._started = lent.done, time.monotonic() - lent.seconds
-        return bar
-
-    def as_lent(self) -> "LentBar":
-        """What a worker needs to go on with it."""
-        assert self.artifact is not None
-        return LentBar(self.artifact, self.steps, self._done, time.monotonic() - self._started)
+    @property
+    def seconds(self) -> float:
+        """Since the run started."""
+        return time.monotonic() - self._started
 
     def move(self, step: str, fraction: float, text: str) -> None:
         """Go to a place in a step; a bar never goes back."""
-        low, high = self._span.get(step, (self._done, self._done))
-        self._done = max(self._done, low + (high - low) * min(1.0, fraction))
+        low, high = self._span.get(step, (self.done, self.done))
+        self.done = max(self.done, low + (high - low) * min(1.0, fraction))
         changed = self._text.partition(":")[0] != step
         self._text = f"{step}: {text}" if text else step
         if changed:  # a new step is shown at once, the rest with the next beat
@@ -103,12 +97,12 @@ class _Bar:
         if not self._shown.acquire(blocking=False):
             return
         try:
-            seconds = time.monotonic() - self._started
+            seconds = self.seconds
             line = f"{self._text} · {duration(seconds)} so far"
-            if self._done >= LEFT_FROM:
-                left = seconds * (1.0 - self._done) / self._done
+            if self.done >= LEFT_FROM:
+                left = seconds * (1.0 - self.done) / self.done
                 line += f", about {duration(left)} left"
-            self._show(self._done, line)
+            self._show(self.done, line)
         finally:
             self._shown.release()
 
@@ -125,7 +119,7 @@ class _Bar:
         """Show the last state."""
         self.stop()
         with self._shown:
-            self._show(self._done, f"{text} after {duration(time.monotonic() - self._started)}")
+            self._show(self.done, f"{text} after {duration(self.seconds)}")
 
 
 _bar: ContextVar[_Bar | None] = ContextVar("the run's progress bar", default=None)
@@ -162,21 +156,26 @@ def run_progress(uri: str, steps: Sequence[str] = tuple(STEPS)) -> Iterator[None
 
     bar = _Bar(steps, show)
     bar.artifact = artifact
-    token = _bar.set(bar)
-    _start_beating(bar)
     ended = "stopped"
     try:
-        yield
+        with _beating(bar):
+            yield
         bar.move(steps[-1], 1.0, "")
         ended = "done"
     finally:
-        _bar.reset(token)
         bar.end(ended)
 
 
-def _start_beating(bar: _Bar) -> None:
-    thread = threading.Thread(target=copy_context().run, args=(bar.beat,), daemon=True)
-    thread.start()
+@contextmanager
+def _beating(bar: _Bar) -> Iterator[None]:
+    """Make this the run's bar while the block works, and show it every few seconds."""
+    token = _bar.set(bar)
+    threading.Thread(target=copy_context().run, args=(bar.beat,), daemon=True).start()
+    try:
+        yield
+    finally:
+        bar.stop()
+        _bar.reset(token)
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ def lend_bar() -> Iterator[LentBar | None]:
         return
     bar.is_lent = True
     try:
-        yield bar.as_lent()
+        yield LentBar(bar.artifact, bar.steps, bar.done, bar.seconds)
     finally:
         bar.is_lent = False
 
@@ -210,14 +209,14 @@ def borrowed_bar(lent: LentBar | None) -> Iterator[None]:
         yield
         return
     artifact = lent.artifact
-    bar = _Bar.of_lent(lent, lambda done, text: _update(artifact, done, text))
-    token = _bar.set(bar)
-    _start_beating(bar)
-    try:
+    bar = _Bar(
+        lent.steps,
+        lambda done, text: _update(artifact, done, text),
+        done=lent.done,
+        seconds=lent.seconds,
+    )
+    with _beating(bar):
         yield
-    finally:
-        bar.stop()
-        _bar.reset(token)
 
 
 @contextmanager
@@ -226,20 +225,15 @@ def progress(step: str, uri: str = "") -> Iterator[Progress]:
 
     A task in a flow of somebody else's has a bar of its own, named after the dataset at ``uri``.
     """
-    bar = _bar.get()
-    if bar is not None:
-        bar.move(step, 0.0, "")
-        yield lambda fraction, text: bar.move(step, fraction, text)
-    elif uri:
-        with run_progress(uri, (step,)):
-            own = _bar.get()
-            yield (lambda fraction, text: own.move(step, fraction, text)) if own else _nothing
-    else:
-        yield _nothing
+    with run_progress(uri, (step,)) if uri else nullcontext():
+        bar = _bar.get()
 
+        def move(fraction: float, text: str) -> None:
+            if bar is not None:
+                bar.move(step, fraction, text)
 
-def _nothing(fraction: float, text: str) -> None:
-    """Move no bar."""
+        move(0.0, "")
+        yield move
 
 
 def _update(artifact: UUID, done: float, text: str) -> None:
@@ -256,8 +250,6 @@ def _update(artifact: UUID, done: float, text: str) -> None:
 def artifact_key(*words: str) -> str:
     """Return a key of lower-case letters, digits and dashes, the only ones that Prefect takes.
 
-    Examples
-    --------
     >>> artifact_key("Plan", "s3://Lake/Defects_2026/")
     'plan-s3-lake-defects-2026'
     """
@@ -267,8 +259,6 @@ def artifact_key(*words: str) -> str:
 def dataset_slug(uri: str) -> str:
     """The last two segments of a location: enough to tell one dataset's artifacts from another's.
 
-    Examples
-    --------
     >>> dataset_slug("s3://lake/2026/shop.db#orders")
     '2026-shop.db-orders'
     >>> dataset_slug("shop.db#SELECT * FROM orders WHERE price > 0")
@@ -289,8 +279,3 @@ def markdown_artifact(key: str, markdown: str, description: str) -> None:
     """Show a page on the run's page."""
     if in_run():
         create_markdown_artifact(markdown, key=key, description=description)
-
-
-def link(name: str, uri: str) -> str:
-    """Return a link in markdown to a file of the dataset."""
-    return where(name, uri)

@@ -455,8 +455,6 @@ def _unpacked_call(packed: bytes) -> str:
 def is_here(address: str) -> bool:
     """Whether a cluster's address names this machine.
 
-    Examples
-    --------
     >>> is_here("tcp://127.0.0.1:8786"), is_here("auto")
     (True, True)
     """

@@ -22,8 +22,6 @@ MAX_CLASSES = 200
 def dataset_resource(uri: str) -> dict[str, str]:
     """Return a dataset as the resource of an event.
 
-    Examples
-    --------
     >>> dataset_resource("s3://lake/Defects/")["prefect.resource.id"]
     'prefect-augment.dataset.lake-defects'
     """

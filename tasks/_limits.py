@@ -6,7 +6,6 @@ starts an API for one process alone.
 
 import hashlib
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
@@ -84,8 +83,6 @@ def destination_lease(uri: str) -> Iterator[None]:
 def destination_limit(uri: str) -> str:
     """Return the name of a destination's limit: readable, and the same for every way to write it.
 
-    Examples
-    --------
     >>> destination_limit("s3://Lake/Defects/") == destination_limit("s3://Lake/Defects")
     True
     """
@@ -174,10 +171,10 @@ def check_crashes() -> None:
     with get_client(sync_client=True) as client:
         crashes = crashes_in_a_row(client.read_flow_run_states(run.id))
     if len(crashes) >= MAX_CRASHES:
-        last = crashes[-1].message or "no message"
+        last = " ".join((crashes[-1].message or "no message").split()).rstrip(".")
         raise CrashedTooOftenError(
             f"this run crashed {len(crashes)} times in a row and is not started again by itself; the last time: "
-            f"{_one_line(last)} Look at the worker's log and memory, then retry the run: it goes on from what is "
+            f"{last}. Look at the worker's log and memory, then retry the run: it goes on from what is "
             "staged. If it was out of memory, give the work pool more, or lower budget.batch_size.",
             n_crashes=len(crashes),
         )
@@ -198,7 +195,3 @@ def crashes_in_a_row(states: Sequence[State]) -> list[State]:
         if state.type == StateType.CRASHED:
             crashes.append(state)
     return crashes[::-1]
-
-
-def _one_line(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip().rstrip(".") + "."

@@ -5,22 +5,22 @@ function call in a notebook or under another orchestrator.
 """
 
 import logging
+import math
 import os
 import re
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
 from copy import copy
-from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 from uuid import uuid4
 
+import pyarrow as pa
 from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
@@ -43,6 +43,7 @@ from prefect_augment.report.run_summary import outcome_sentence, run_page
 from prefect_augment.schema import DatasetRef, RunResult
 from prefect_augment.shards.staged import load_info
 from prefect_augment.storage import Store, keep_apart, open_store, read_manifest, with_workspace
+from prefect_augment.storage.spill import give_back
 from prefect_augment.storage.workspace import POINTER
 from prefect_augment.tasks._blocks import storage_options
 from prefect_augment.tasks._display import (
@@ -55,7 +56,7 @@ from prefect_augment.tasks._display import (
     markdown_artifact,
     progress,
 )
-from prefect_augment.tasks._engines import Engine, again_if_lost, check_workers, engine, plain_call
+from prefect_augment.tasks._engines import again_if_lost, check_workers, engine, plain_call
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -94,19 +95,17 @@ _patiently = Retrying(
 
 def run(task: Task[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a task as a task inside a flow run, and as its plain function elsewhere; on the run's engine."""
+    with lend_bar() if engine() else nullcontext() as lent:
+        return _run(task, lent, *args, **kwargs)
+
+
+def _run(task: Task[P, T], lent: LentBar | None, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a task, where there is an engine on a worker, which moves the run's bar if that is lent to it."""
     opened = engine()
     if opened is None:
         return task(*args, **kwargs) if in_run() else _patiently(task.fn, *args, **kwargs)
-    with lend_bar() as lent:
-        return _run_on(opened, task, lent, *args, **kwargs)
 
-
-def _run_on(
-    opened: Engine, task: Task[P, T], lent: LentBar | None, *args: P.args, **kwargs: P.kwargs
-) -> T:
-    """Run a task on a worker, which moves the run's bar where that is lent to it."""
-
-    def call() -> T:
+    def on_worker() -> T:
         done: T
         if in_run():
             done = _for_worker(task, lent).submit(*args, **kwargs).result()
@@ -114,7 +113,7 @@ def _run_on(
             done = plain_call(opened, _patiently, task.fn, *args, **kwargs)
         return done
 
-    return again_if_lost(opened, task.name, call)
+    return again_if_lost(opened, task.name, on_worker)
 
 
 def _for_worker(task: Task[P, T], lent: LentBar | None) -> Task[P, T]:
@@ -134,21 +133,12 @@ def _for_worker(task: Task[P, T], lent: LentBar | None) -> Task[P, T]:
     return sent
 
 
-@dataclass(frozen=True)
-class Call(Generic[T]):
-    """A task with its arguments, to be run by :func:`run_each`."""
-
-    task: Task[..., T]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-def call(task: Task[P, T], *args: P.args, **kwargs: P.kwargs) -> Call[T]:
+def call(task: Task[P, T], *args: P.args, **kwargs: P.kwargs) -> Callable[[], T]:
     """Return a call of a task that is made later; a type checker sees its arguments."""
-    return Call(task, args, kwargs)
+    return partial(_run, task, None, *args, **kwargs)
 
 
-def run_each(calls: Sequence[Call[T]], *, workers: int, step: str) -> list[T]:
+def run_each(calls: Sequence[Callable[[], T]], *, workers: int, step: str) -> list[T]:
     """Make the calls, at most ``workers`` at the same time; return their results in order.
 
     ``step`` is what the progress bar calls them. Each waits in a thread of its own, wherever it works. Strategies
@@ -156,13 +146,9 @@ def run_each(calls: Sequence[Call[T]], *, workers: int, step: str) -> list[T]:
     """
     if not calls:
         return []
-    opened = engine()
+    order = 1 if workers == 1 else -1
     with progress(step) as report, ThreadPoolExecutor(workers) as pool:
-        pending: list[Future[T]] = []
-        for one in calls if workers == 1 else calls[::-1]:
-            make = run if opened is None else partial(_run_on, opened)
-            args = (one.task, *one.args) if opened is None else (one.task, None, *one.args)
-            pending.append(pool.submit(copy_context().run, partial(make, *args, **one.kwargs)))
+        pending = [pool.submit(copy_context().run, one) for one in calls[::order]]
         try:
             for i, done in enumerate(as_completed(pending), 1):
                 done.result()
@@ -170,7 +156,20 @@ def run_each(calls: Sequence[Call[T]], *, workers: int, step: str) -> list[T]:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # what waits is not started
             raise
-        return [one.result() for one in (pending if workers == 1 else pending[::-1])]
+        return [one.result() for one in pending[::order]]
+
+
+def share(
+    part: Callable[[int, int], Callable[[], int]], *, step: str, most: float = math.inf
+) -> int:
+    """Let the workers of the run's engine share a step, before the task that finds what they did.
+
+    ``part`` returns the call of a part, of its number and that of all parts; ``most`` is how many there may be.
+    Returns the sum of what the calls return; 0 without an engine, or with one worker.
+    """
+    opened = engine()
+    n = 1 if opened is None else int(min(opened.n_workers, most))
+    return sum(run_each([part(i, n) for i in range(n)], workers=n, step=step)) if n > 1 else 0
 
 
 # --- log ----------------------------------------------------------------------------------------
@@ -190,37 +189,20 @@ def run_log() -> Iterator[None]:
     if not in_run():
         yield
         return
-    _use_system_memory()
-    logger = logging.getLogger(LOGGER)
-    _change_log_users(logger, +1)
+    # Arrow's own pool keeps 50 MB and more per thread after use. A pool chosen in the environment stays.
+    if "ARROW_DEFAULT_MEMORY_POOL" not in os.environ:
+        pa.set_memory_pool(pa.system_memory_pool())
+    _change_log_users(+1)
     try:
         yield
     finally:
-        _change_log_users(logger, -1)
-        _give_memory_back()
+        _change_log_users(-1)
+        give_back()  # 100 MB and more after reading images
 
 
-def _use_system_memory() -> None:
-    """Let Arrow allocate from the C library: its own pool keeps 50 MB and more per thread after use.
-
-    A pool chosen in the environment stays.
-    """
-    if "pyarrow" in sys.modules and "ARROW_DEFAULT_MEMORY_POOL" not in os.environ:
-        import pyarrow as pa
-
-        pa.set_memory_pool(pa.system_memory_pool())
-
-
-def _give_memory_back() -> None:
-    """Return unused memory to the system: 100 MB and more after reading images."""
-    if "pyarrow" in sys.modules:  # else nothing was read, and the flow's form does without it
-        from prefect_augment.storage.spill import give_back
-
-        give_back()
-
-
-def _change_log_users(logger: logging.Logger, change: int) -> None:
+def _change_log_users(change: int) -> None:
     global _log_users
+    logger = logging.getLogger(LOGGER)
     with _log_lock:
         _log_users += change
         attached = [h for h in logger.handlers if isinstance(h, APILogHandler)]
@@ -270,8 +252,6 @@ def _named(text: Callable[[dict[str, Any]], str]) -> Callable[..., str]:
 def class_list(counts: Mapping[str, int]) -> str:
     """Return classes with their numbers of records, the largest first; the rest beyond ten is one number.
 
-    Examples
-    --------
     >>> class_list({"lost": 2, "cracked": 1400, "ok": 0})
     'cracked (1,400), lost (2)'
     """
@@ -343,8 +323,7 @@ def check_shared(destination: Destination, source: Source) -> None:
     """
     if engine() is None:
         return
-    uris = (destination.uri, destination.workspace, source.uri, source.holdout_uri)
-    for uri in uris:
+    for uri in (destination.uri, destination.workspace, source.uri, source.holdout_uri):
         if uri.startswith("memory:"):
             raise ParameterError(
                 f"{uri} lies in the memory of the flow's own process, which no worker sees; give a folder or a URL, "

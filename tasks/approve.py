@@ -8,8 +8,9 @@ from prefect_augment.publish.proposal import (
     read_proposal,
     request_markdown,
 )
+from prefect_augment.report.run_summary import where
 from prefect_augment.schema import ApprovalDecision, Release, ReportRef
-from prefect_augment.tasks._display import artifact_key, dataset_slug, link, markdown_artifact
+from prefect_augment.tasks._display import artifact_key, dataset_slug, markdown_artifact
 from prefect_augment.tasks._runtime import open_destination, open_root, step
 
 
@@ -32,7 +33,7 @@ def propose_dataset(release: Release, report: ReportRef) -> Proposal:
     store = open_root(release.dataset)
     proposal = propose(release, report, store)
     page = store.place(f"{report.prefix}/report.html")
-    text = request_markdown(proposal, report_link=f"Report: {link('report.html', page)}.")
+    text = request_markdown(proposal, report_link=f"Report: {where('report.html', page)}.")
     key = artifact_key("approval", dataset_slug(release.dataset.root))
     markdown_artifact(key, f"{text}\n\nProposal `{proposal.id}`.", "What waits for approval")
     return proposal

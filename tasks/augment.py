@@ -42,10 +42,8 @@ def augment_part(
     ----------
     experiment, counts
         As for :func:`augment_records`; of images.
-    part : int
-        From 0.
-    n_parts : int
-        How many tasks share the work.
+    part, n_parts : int
+        Which part, from 0, of how many.
 
     Returns
     -------

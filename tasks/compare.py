@@ -179,10 +179,8 @@ def fit_part(
     ----------
     experiment, choice, scores
         As for :func:`confirm_choice`.
-    part : int
-        From 0.
-    n_parts : int
-        How many tasks share the work.
+    part, n_parts : int
+        Which part, from 0, of how many.
 
     Returns
     -------

@@ -56,10 +56,8 @@ def ingest_part(
     ----------
     source, destination, seed
         As for :func:`ingest_dataset`.
-    part : int
-        From 0.
-    n_parts : int
-        How many tasks share the work.
+    part, n_parts : int
+        Which part, from 0, of how many.
 
     Returns
     -------
@@ -86,10 +84,8 @@ def near_part(
     ----------
     source, destination, seed
         As for :func:`ingest_dataset`; of images whose near-duplicates stay together.
-    part : int
-        From 0.
-    n_parts : int
-        How many tasks share the work.
+    part, n_parts : int
+        Which part, from 0, of how many.
 
     Returns
     -------

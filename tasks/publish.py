@@ -84,10 +84,8 @@ def publish_part(release: Release, *, part: int, n_parts: int) -> int:
     ----------
     release : Release
         With a recipe.
-    part : int
-        From 0.
-    n_parts : int
-        How many tasks share the work.
+    part, n_parts : int
+        Which part, from 0, of how many.
 
     Returns
     -------

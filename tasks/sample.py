@@ -89,10 +89,8 @@ def draw_part(
     ----------
     dataset, model, counts, seed
         As for :func:`sample_classes`, which then has no conditions and constraints.
-    part : int
-        From 0.
-    n_parts : int
-        How many tasks share the work.
+    part, n_parts : int
+        Which part, from 0, of how many.
 
     Returns
     -------

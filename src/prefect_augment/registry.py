@@ -12,7 +12,7 @@ import importlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
@@ -43,36 +43,33 @@ class ModelEntry:
     extra: str = ""  # extra of prefect-augment for its imports
 
 
-_GENMODELS = "prefect_augment.genmodels"
+def _entry(extra: str, **targets: str) -> ModelEntry:
+    """Return the entry of a model of ours; ``targets`` are ``module:Class`` below its modality's folder."""
+    folders: dict[str, Modality] = {"trees": "table", "tables": "table", "images": "image"}
+    places = {
+        folders[folder]: f"prefect_augment.genmodels.{folder}.{target}"
+        for folder, target in targets.items()
+    }
+    return ModelEntry(places, extra)
+
 
 MODELS: dict[str, ModelEntry] = {
-    "trees": ModelEntry({"table": f"{_GENMODELS}.trees.model:TableTrees"}),
-    "flow": ModelEntry({"table": f"{_GENMODELS}.tables.flow:TableFlow"}, "torch"),
-    "mst": ModelEntry({"table": f"{_GENMODELS}.tables.mst:TableMst"}, "dp"),
-    "vae": ModelEntry(
-        {"table": f"{_GENMODELS}.tables.vae:TableVae", "image": f"{_GENMODELS}.images.vae:Vae"},
-        "torch",
+    "trees": _entry("", trees="model:TableTrees"),
+    "flow": _entry("torch", tables="flow:TableFlow"),
+    "mst": _entry("dp", tables="mst:TableMst"),
+    "vae": _entry("torch", tables="vae:TableVae", images="vae:Vae"),
+    "gan": _entry("torch", tables="gan:TableGan", images="gan:ImageGan"),
+    "autoencoder": _entry(
+        "torch", tables="autoencoder:TableAutoencoder", images="autoencoder:Autoencoder"
     ),
-    "gan": ModelEntry(
-        {
-            "table": f"{_GENMODELS}.tables.gan:TableGan",
-            "image": f"{_GENMODELS}.images.gan:ImageGan",
-        },
-        "torch",
-    ),
-    "autoencoder": ModelEntry(
-        {
-            "table": f"{_GENMODELS}.tables.autoencoder:TableAutoencoder",
-            "image": f"{_GENMODELS}.images.autoencoder:Autoencoder",
-        },
-        "torch",
-    ),
-    "diffusion": ModelEntry({"image": f"{_GENMODELS}.images.flow_matching:Diffusion"}, "torch"),
+    "diffusion": _entry("torch", images="flow_matching:Diffusion"),
 }
 
 # The model of AutoModel.
-_AUTO: dict[Modality, TreesModel | DiffusionModel]
-_AUTO = {"table": TreesModel(), "image": DiffusionModel()}
+_AUTO: dict[Modality, TreesModel | DiffusionModel] = {
+    "table": TreesModel(),
+    "image": DiffusionModel(),
+}
 
 
 @dataclass(frozen=True)
@@ -86,27 +83,14 @@ class FormatEntry:
 
 # Format, as Source.format names it.
 FORMATS: dict[str, FormatEntry] = {
-    "parquet": FormatEntry(
-        "prefect_augment.sources.parquet:read_batches", (".parquet", ".pq"), "Parquet"
-    ),
-    "csv": FormatEntry(
-        "prefect_augment.sources.csv:read_batches", (".csv", ".tsv", ".csv.gz", ".tsv.gz"), "CSV"
-    ),
-    "jsonl": FormatEntry(
-        "prefect_augment.sources.jsonl:read_batches",
-        (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"),
-        "JSON lines",
-    ),
-    "arrow": FormatEntry(
-        "prefect_augment.sources.arrow:read_batches",
-        (".arrow", ".feather", ".ipc", ".arrows"),
-        "Arrow",
-    ),
-    "excel": FormatEntry(
-        "prefect_augment.sources.excel:read_sheet",
-        (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"),
-        "Excel",
-    ),
+    name: FormatEntry(f"prefect_augment.sources.{name}:{function}", endings, title)
+    for name, function, endings, title in (
+        ("parquet", "read_batches", (".parquet", ".pq"), "Parquet"),
+        ("csv", "read_batches", (".csv", ".tsv", ".csv.gz", ".tsv.gz"), "CSV"),
+        ("jsonl", "read_batches", (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"), "JSON lines"),
+        ("arrow", "read_batches", (".arrow", ".feather", ".ipc", ".arrows"), "Arrow"),
+        ("excel", "read_sheet", (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"), "Excel"),
+    )
 }
 # Other packages' formats, which auto knows by the ending.
 for _point in entry_points(group=FORMAT_ENTRY_POINTS):
@@ -268,12 +252,8 @@ def _load(target: str, *, what: str, extra: str) -> Any:
         ) from exc
 
 
-def _plugins() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-
-
 def _load_plugin(name: str) -> Any:
-    plugins = _plugins()
+    plugins = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name not in plugins:
         raise ParameterError(
             f"there is no model {name!r}: built in are {', '.join(sorted(MODELS))}; installed packages offer "

@@ -119,8 +119,6 @@ def natural_order(name: str) -> tuple[int, float, str]:
 def suggestion(name: str, known: Collection[str], *, n_shown: int = 20) -> str:
     """Return "did you mean …?" with the known names, for an error about an unknown name.
 
-    Examples
-    --------
     >>> suggestion("sikc", ["sick", "well"])
     "did you mean 'sick'? There are: 'sick', 'well'"
     """

@@ -75,7 +75,7 @@ def demo_calls(
         calls.append(given)
         return finished[1]
 
-    monkeypatch.setattr(rebalance_commands, "prefect_session", lambda quiet: nullcontext())
+    monkeypatch.setattr(options, "prefect_session", lambda quiet: nullcontext())
     monkeypatch.setattr(sys.modules["prefect_augment.flows.rebalance"], "rebalance", flow)
     return calls
 

@@ -37,8 +37,8 @@ from prefect_augment.params import (
 from prefect_augment.params.balance import ImageStrategy
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.schedule import (
+    TABLE_MODELS,
     Schedule,
-    model_of,
     pilot_budget,
     suitable,
     training_budget,
@@ -412,7 +412,7 @@ def test_a_strategy_with_and_without_thresholds_trains_once_and_before_any_model
     first = [score_strategy(asked, strategy, 0, store) for strategy in (as_is, threshold)]
     assert first[0].path == first[1].path
     assert len(store.fs.glob(store.full("_staging/predict/*/probabilities.npy"))) == 1
-    later = asked.with_model(model_of("trees")).model_copy(
+    later = asked.with_model(TABLE_MODELS["trees"]).model_copy(
         update={"candidates": candidates_with({"cracked": 9})}
     )
     assert [score_strategy(later, strategy, 0, store) for strategy in (as_is, threshold)] == first
@@ -432,7 +432,7 @@ def test_a_model_can_be_trained_for_its_pilots_alone(dataset: DatasetRef, store:
     found = plan(dataset, asked, store, compares=False)
     strategy = Strategy(name="trees", family="model", amount=1.0, tune_threshold=True)
     (score,) = pilot(
-        experiment_of(dataset, found, model=model_of("trees"), evaluation=EVALUATION),
+        experiment_of(dataset, found, model=TABLE_MODELS["trees"], evaluation=EVALUATION),
         [strategy],
         store,
         budget=pilot_budget(Budget(minutes=1)),

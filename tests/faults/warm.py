@@ -88,7 +88,7 @@ def rebalance(job: dict[str, Any]) -> int:
         mock.patch.object(
             strategies,
             "table_strategies",
-            lambda **options: tuple(s for s in every(**options) if s.family != "model"),
+            lambda *of, **options: [s for s in every(*of, **options) if s.family != "model"],
         ).start()
     rebalance.fn(
         source=Source(uri=job["source"], label=job["label"]),

@@ -211,7 +211,7 @@ def call(
             return self.fn(**parameters)
 
     monkeypatch.setattr(options, "prefect_session", lambda quiet: nullcontext())
-    for name in commands.__all__:
+    for name in (command.__name__ for command in commands.COMMANDS):
         monkeypatch.setattr(flows, name, Plain(getattr(flows, name)))
     params = tmp_path / "params.yaml"
     params.write_text(yaml.safe_dump({"model": asked["model"].model_dump(mode="json")}))

@@ -17,9 +17,9 @@ from prefect_augment.encoding.pixels import decode_image
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.figures.image_grid import ROW_HEIGHT
 from prefect_augment.ingest.ingest import ingest
+from prefect_augment.latents.adapter import MAX_SHOWN, some_records
 from prefect_augment.latents.base import Job
 from prefect_augment.latents.capabilities import able_model
-from prefect_augment.latents.image_adapter import MAX_SHOWN, some_records
 from prefect_augment.latents.inputs import select_classes
 from prefect_augment.latents.page import latents_page
 from prefect_augment.latents.uses import USES

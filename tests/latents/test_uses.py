@@ -25,8 +25,8 @@ from prefect_augment.genmodels.tables.flow import TableFlow
 from prefect_augment.latents import (
     anomalies as anomalies_module,
     base as base_module,
-    embed as embed_module,
     inputs as inputs_module,
+    uses as uses_module,
 )
 from prefect_augment.latents.base import Strata, suffixes
 from prefect_augment.latents.capabilities import able_model
@@ -100,7 +100,7 @@ def test_the_same_use_again_finds_its_result_and_another_model_has_its_own(
     narrower = PluginModel(name="linear", options={"n_latent": 2})
     other = trained._replace(model=fit(store, dataset, narrower))
     assert other.use("embeddings").folder != first.folder
-    monkeypatch.setattr(embed_module, "open_view", None)  # it would be called
+    monkeypatch.setattr(uses_module, "open_view", None)  # it would be called
     assert trained.use("embeddings") == first
 
 
@@ -421,11 +421,11 @@ def test_a_strip_leads_from_one_class_to_the_other(trained: Trained) -> None:
 def test_the_class_changes_as_a_whole_in_the_middle() -> None:
     """One number is the class's, the other the record's own: the one jumps, the other goes in equal steps."""
     first, last, places = np.array([0.0, 1.0]), np.array([8.0, 5.0]), np.linspace(0.0, 1.0, 5)
-    steps = way(first, last, places, np.array([0.0, 0.0]), np.array([8.0, 0.0]))
+    steps = way(first, last, places, np.array([8.0, 0.0]))
     assert steps.tolist() == [[0, 1], [0, 2], [8, 3], [8, 4], [8, 5]]
     straight = way(first, last, places)
     assert straight[:, 0].tolist() == [0, 2, 4, 6, 8]
-    of_one_class = way(first, last, places, last, last)
+    of_one_class = way(first, last, places, np.zeros(2))
     assert of_one_class.tolist() == straight.tolist()
 
 

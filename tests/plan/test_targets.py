@@ -1,5 +1,3 @@
-import math
-
 import pytest
 from hypothesis import given, strategies as st
 
@@ -10,7 +8,6 @@ from prefect_augment.plan.targets import (
     MAX_SOFT_LABELS,
     MIN_SAMPLED,
     MIN_SAMPLED_IMAGES,
-    balanced_weights,
     plan_classes,
     plan_warnings,
     targets,
@@ -285,37 +282,3 @@ def test_a_balanced_table_is_said_to_be_balanced() -> None:
     assert plan_warnings(plans, Balance()) == (
         "every class is at its target already; there is nothing to balance",
     )
-
-
-# --- weights ------------------------------------------------------------------------------------
-
-
-@given(class_counts, st.floats(0, 1))
-def test_weights_have_mean_one_and_go_the_way_on_a_log_scale(
-    counts: dict[str, int], amount: float
-) -> None:
-    wanted = targets(counts, Balance(target="majority"))
-    weights = balanced_weights(counts, wanted, amount)
-    total = sum(counts.values())
-    assert sum(weights[k] * n for k, n in counts.items()) == pytest.approx(total)
-    first, *others = counts
-    for name in others:
-        way = math.log(wanted[name] / counts[name]) - math.log(wanted[first] / counts[first])
-        gone = math.log(weights[name]) - math.log(weights[first])
-        assert gone == pytest.approx(amount * way, abs=1e-9)
-
-
-def test_full_weights_make_all_classes_equal() -> None:
-    weights = balanced_weights(COUNTS, dict.fromkeys(COUNTS, 1000), 1.0)
-    assert [weights[k] * n for k, n in COUNTS.items()] == pytest.approx([1045 / 3] * 3)
-
-
-def test_strata_without_records_have_no_weight() -> None:
-    assert balanced_weights({"a": 5, "b": 0}, {"a": 5, "b": 5}, 1.0) == {"a": 1.0}
-
-
-def test_weights_without_a_target_or_a_finite_amount_are_refused() -> None:
-    with pytest.raises(ParameterError, match="no target"):
-        balanced_weights({"a": 5}, {}, 1.0)
-    with pytest.raises(ParameterError, match="not a finite number"):
-        balanced_weights({"a": 5}, {"a": 5}, math.nan)

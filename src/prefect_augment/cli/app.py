@@ -5,6 +5,7 @@ answers at once.
 """
 
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 import typer
@@ -21,15 +22,7 @@ from prefect_augment.cli.datasets import (
     versions,
 )
 from prefect_augment.cli.init import doctor, init
-from prefect_augment.cli.latents import (
-    anomalies,
-    classify,
-    denoise,
-    embed,
-    interpolate,
-    reconstruct,
-    shift_attribute,
-)
+from prefect_augment.cli.latents import COMMANDS
 from prefect_augment.cli.options import err
 from prefect_augment.cli.rebalance import demo, rebalance
 from prefect_augment.cli.steps import augment, check_policy, evaluate, profile, train
@@ -42,12 +35,12 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (
-    rebalance, augment, train, evaluate, embed, anomalies, reconstruct, denoise, interpolate,
-    shift_attribute, classify, approve, profile, check_policy, versions, inspect, verify, export, rollback, gc, erase,
-    init, doctor, demo,
-):  # fmt: skip
-    app.command()(command)
+_commands: tuple[Callable[..., None], ...] = (
+    rebalance, augment, train, evaluate, *COMMANDS, approve, profile, check_policy, versions, inspect, verify, export,
+    rollback, gc, erase, init, doctor, demo,
+)  # fmt: skip
+for _command in _commands:
+    app.command()(_command)
 
 
 def main() -> None:

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-import typer
+from typer import Argument, Exit, Option
 
-from prefect_augment.cli.options import (
-    Block,
-    Json,
-    Version,
-    block_options,
-    open_root,
-    print_infos,
-    print_json,
-    run_flow,
-)
+from prefect_augment.cli import options as opt
 from prefect_augment.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -27,35 +18,35 @@ if TYPE_CHECKING:
 MAX_LABELS = 5_000  # of an answer, which Prefect keeps with a flow's parameters
 
 
-def versions(dest: str, block: Block = "", as_json: Json = False) -> None:
+def versions(dest: str, block: opt.Block = "", as_json: opt.Json = False) -> None:
     """List the versions of a published dataset."""
     from prefect_augment.maintenance.inspect import versions as list_versions
     from prefect_augment.storage import read_manifest
 
-    store = open_root(dest, block, only_reads=True)
+    store = opt.open_root(dest, block, only_reads=True)
     published = list_versions(store)
     if not published:
         read_manifest(store)  # says that there is none
-    print_infos(published, as_json=as_json)
+    opt.print_infos(published, as_json=as_json)
 
 
 def inspect(
     dest: str,
-    version: Version = None,
+    version: opt.Version = None,
     diff: Annotated[
-        int | None, typer.Option("--diff", help="Compare with this version instead of showing one.")
+        int | None, Option("--diff", help="Compare with this version instead of showing one.")
     ] = None,
     vocabulary: Annotated[
-        str, typer.Option("--as", help="croissant or prov: print the version in this vocabulary.")
+        str, Option("--as", help="croissant or prov: print the version in this vocabulary.")
     ] = "",
-    block: Block = "",
-    as_json: Json = False,
+    block: opt.Block = "",
+    as_json: opt.Json = False,
 ) -> None:
     """Show one version of a published dataset, or what changed between two."""
     from prefect_augment.maintenance import inspect as maintain
     from prefect_augment.storage import latest_version
 
-    store = open_root(dest, block, only_reads=True)
+    store = opt.open_root(dest, block, only_reads=True)
     if vocabulary:
         print(maintain.rendered(store, version, vocabulary), end="")
         return
@@ -63,101 +54,84 @@ def inspect(
         result: Result = maintain.inspect(store, version)
     else:
         result = maintain.diff(store, diff, version or latest_version(store) or diff)
-    print_json(result, as_json=as_json)
+    opt.print_json(result, as_json=as_json)
 
 
 def verify(
     dest: str,
-    version: Version = None,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Rewrite the card if it is outdated.")
-    ] = False,
+    version: opt.Version = None,
+    repair: Annotated[bool, Option("--repair", help="Rewrite the card if it is outdated.")] = False,
     shareable: Annotated[
-        bool,
-        typer.Option(
-            "--shareable", help="Search every file for real records; needs the workspace."
-        ),
+        bool, Option("--shareable", help="Search every file for real records; needs the workspace.")
     ] = False,
-    block: Block = "",
-    as_json: Json = False,
+    block: opt.Block = "",
+    as_json: opt.Json = False,
 ) -> None:
     """Check every shard of a version against its manifest; exit 1 if anything is wrong."""
     from prefect_augment.maintenance.verify import verify as check
 
     result = check(
-        open_root(dest, block, only_reads=True), version, repair=repair, shareable=shareable
+        opt.open_root(dest, block, only_reads=True), version, repair=repair, shareable=shareable
     )
-    print_json(result, as_json=as_json)
+    opt.print_json(result, as_json=as_json)
     if result.problems:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
-Dest = Annotated[str, typer.Argument(help="The dataset's folder or fsspec URL.")]
+Dest = Annotated[str, Argument(help="The dataset's folder or fsspec URL.")]
 
 
 def rollback(
     dest: Dest,
-    to: Annotated[int, typer.Option("--to", min=1, help="The version to come back.")],
-    block: Block = "",
-    as_json: Json = False,
+    to: Annotated[int, Option("--to", min=1, help="The version to come back.")],
+    block: opt.Block = "",
+    as_json: opt.Json = False,
 ) -> None:
     """Publish an older version again, as the newest; nothing is copied and nothing is lost."""
     from prefect_augment.maintenance.rollback import rollback as roll_back
 
-    print_json(roll_back(open_root(dest, block), to), as_json=as_json)
+    opt.print_json(roll_back(opt.open_root(dest, block), to), as_json=as_json)
 
 
 def gc(
     dest: Dest,
     keep_last: Annotated[
-        int | None, typer.Option(min=1, help="Remove all versions but so many; none otherwise.")
+        int | None, Option(min=1, help="Remove all versions but so many; none otherwise.")
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show what would be removed.")
-    ] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only show what would be removed.")] = False,
     older_than_days: Annotated[
-        float, typer.Option(min=0, help="Younger staged work may be in use and is kept.")
+        float, Option(min=0, help="Younger staged work may be in use and is kept.")
     ] = 7.0,
-    block: Block = "",
-    as_json: Json = False,
+    block: opt.Block = "",
+    as_json: opt.Json = False,
 ) -> None:
     """Remove objects that no version, open proposal or running flow names; leave foreign files."""
     from prefect_augment.maintenance.gc import collect_garbage
 
     result = collect_garbage(
-        open_root(dest, block),
+        opt.open_root(dest, block),
         keep_last=keep_last,
         older_than_days=older_than_days,
         dry_run=dry_run,
     )
-    print_json(result, as_json=as_json)
+    opt.print_json(result, as_json=as_json)
 
 
 def export(
     dest: Dest,
-    folder: Annotated[str, typer.Argument(help="An empty folder or URL, or an earlier export.")],
-    version: Annotated[
-        int | None, typer.Option("--version", help="A version other than the latest.")
-    ] = None,
-    split: Annotated[
-        list[str] | None, typer.Option(help="train or holdout; repeatable. All by default.")
-    ] = None,
+    folder: Annotated[str, Argument(help="An empty folder or URL, or an earlier export.")],
+    version: opt.Version = None,
+    split: Annotated[opt.Many, Option(help="train or holdout; repeatable. All by default.")] = None,
     origins: Annotated[
-        list[str] | None,
-        typer.Option(help="real, copy, classic or synthetic; repeatable. All by default."),
+        opt.Many, Option(help="real, copy, classic or synthetic; repeatable. All by default.")
     ] = None,
     annotations: Annotated[
-        str,
-        typer.Option(
-            help="coco, voc or yolo: images with their boxes as files, instead of Parquet."
-        ),
+        str, Option(help="coco, voc or yolo: images with their boxes as files, instead of Parquet.")
     ] = "",
-    block: Block = "",
-    as_json: Json = False,
+    block: opt.Block = "",
+    as_json: opt.Json = False,
 ) -> None:
     """Write one version as a plain tree, <split>/part-….parquet, for engines that read by glob."""
-    from typing import get_args
-
     from prefect_augment.publish.export import export as write
     from prefect_augment.publish.export_detection import export_boxes
     from prefect_augment.schema import Origin
@@ -169,28 +143,26 @@ def export(
             f"--origins {', '.join(unknown)} is no origin; choose of {', '.join(known)}."
         )
     result = (partial(export_boxes, convention=annotations) if annotations else write)(
-        open_root(dest, block),
+        opt.open_root(dest, block),
         folder,
         version=version,
         splits=split or (),
         origins=[origin for origin in known if origin in (origins or ())],
-        options=block_options(block),
+        options=opt.block_options(block),
     )
-    print_json(result, as_json=as_json)
+    opt.print_json(result, as_json=as_json)
 
 
 def erase(
     dest: Dest,
     ids: Annotated[
-        list[str] | None,
-        typer.Option("--ids", help="An aug_id, or a file with one in each line; repeatable."),
+        opt.Many, Option("--ids", help="An aug_id, or a file with one in each line; repeatable.")
     ] = None,
     where: Annotated[
-        list[str] | None,
-        typer.Option(help="COLUMN=VALUE: every source record with this value; repeatable."),
+        opt.Many, Option(help="COLUMN=VALUE: every source record with this value; repeatable.")
     ] = None,
-    block: Block = "",
-    as_json: Json = False,
+    block: opt.Block = "",
+    as_json: opt.Json = False,
 ) -> None:
     """Erase source records from all versions: a new version lacks them, older ones are removed."""
     from prefect_augment.maintenance.erase import erase as erase_records
@@ -202,7 +174,9 @@ def erase(
             raise ParameterError(f"--where {text!r} is not COLUMN=VALUE, e.g. --where patient=17.")
         conditions.append((name, value))
     chosen = [aug_id for text in ids or () for aug_id in _read_ids(text)]
-    print_json(erase_records(open_root(dest, block), chosen, where=conditions), as_json=as_json)
+    opt.print_json(
+        erase_records(opt.open_root(dest, block), chosen, where=conditions), as_json=as_json
+    )
 
 
 def _read_ids(text: str) -> list[str]:
@@ -214,31 +188,28 @@ def _read_ids(text: str) -> list[str]:
 
 
 def approve(
-    dest: Annotated[str, typer.Argument(help="The dataset that has a proposal.")],
+    dest: Annotated[str, Argument(help="The dataset that has a proposal.")],
     proposal: Annotated[
-        str, typer.Argument(help="Its id, or the start of it. Not needed if only one is open.")
+        str, Argument(help="Its id, or the start of it. Not needed if only one is open.")
     ] = "",
-    reject: Annotated[bool, typer.Option("--reject", help="Publish nothing.")] = False,
+    reject: Annotated[bool, Option("--reject", help="Publish nothing.")] = False,
     amount: Annotated[
-        list[str] | None,
-        typer.Option(help="CLASS=N: add only N records to a class, 0 for none; repeatable."),
+        opt.Many, Option(help="CLASS=N: add only N records to a class, 0 for none; repeatable.")
     ] = None,
     relabel: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help="CSV or Parquet with aug_id and label, e.g. an edited audit.parquet: labels to correct."
         ),
     ] = None,
-    comment: Annotated[str, typer.Option(help="Why; kept in the manifest.")] = "",
-    by: Annotated[str, typer.Option(help="Who decides; kept in the manifest.")] = "",
-    again: Annotated[
-        bool, typer.Option("--again", help="Decide again on a rejected version.")
-    ] = False,
+    comment: Annotated[str, Option(help="Why; kept in the manifest.")] = "",
+    by: Annotated[str, Option(help="Who decides; kept in the manifest.")] = "",
+    again: Annotated[bool, Option("--again", help="Decide again on a rejected version.")] = False,
     list_them: Annotated[
-        bool, typer.Option("--list", help="Only list the proposals with their decisions.")
+        bool, Option("--list", help="Only list the proposals with their decisions.")
     ] = False,
-    block: Block = "",
-    as_json: Json = False,
+    block: opt.Block = "",
+    as_json: opt.Json = False,
 ) -> None:
     """Publish a version that waits for approval, with fewer records where wanted, or reject it.
 
@@ -247,7 +218,7 @@ def approve(
     if list_them:
         from prefect_augment.publish.proposal import list_proposals
 
-        print_infos(list_proposals(open_root(dest, block)), as_json=as_json)
+        opt.print_infos(list_proposals(opt.open_root(dest, block)), as_json=as_json)
         return
     parameters = {
         "destination": {"uri": dest, "storage_block": block},
@@ -261,7 +232,7 @@ def approve(
             "again": again,
         },
     }
-    run_flow("approve:approve", parameters, "show_run", as_json=as_json)
+    opt.run_flow("approve:approve", parameters, "show_run", as_json=as_json)
 
 
 def _read_labels(path: Path) -> str:

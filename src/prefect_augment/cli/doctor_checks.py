@@ -11,14 +11,15 @@ import platform
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import wraps
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec
 
 import httpx
+import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from prefect import __version__ as prefect_version
@@ -28,11 +29,13 @@ from prefect.settings import get_current_settings
 
 from prefect_augment.errors import AugmentError, ParameterError
 from prefect_augment.schema import Result
-from prefect_augment.sources.discovery import Listing, list_source
+from prefect_augment.sources.discovery import list_source
 from prefect_augment.storage import Store, contains, list_versions, open_store
 from prefect_augment.tasks._blocks import storage_options
 
+P = ParamSpec("P")
 Status = Literal["ok", "warning", "problem"]
+Row = tuple[str, Status, str, str]  # name, status, finding, advice
 
 DISTRIBUTION = "prefect-augment"
 GIB = 2**30
@@ -58,6 +61,22 @@ class Check(Result):
     status: Status
     finding: str
     advice: str = ""
+
+
+def _in_area(area: str) -> Callable[[Callable[P, Iterator[Row]]], Callable[P, list[Check]]]:
+    """Make a function that yields rows return them as checks of an area."""
+
+    def decorate(rows: Callable[P, Iterator[Row]]) -> Callable[P, list[Check]]:
+        @wraps(rows)
+        def checks(*args: P.args, **kwargs: P.kwargs) -> list[Check]:
+            return [
+                Check(area=area, name=name, status=status, finding=finding, advice=advice)
+                for name, status, finding, advice in rows(*args, **kwargs)
+            ]
+
+        return checks
+
+    return decorate
 
 
 def worst(checks: list[Check]) -> Status:
@@ -86,141 +105,116 @@ def check_all(source: str, dest: str, block: str) -> list[Check]:
 # --- what is installed ------------------------------------------------------------------------
 
 
-def check_python(version: str = "") -> list[Check]:
+@_in_area("installed")
+def check_python(version: str = "") -> Iterator[Row]:
     """Compare Python's version, by default the running one's, with the package's declaration."""
-    version = version or platform.python_version()
-    required = _declared("Requires-Python")
-    if not required or SpecifierSet(required).contains(version, prereleases=True):
-        return [_check("installed", "Python", "ok", version)]
-    advice = f"make an environment with Python {required}."
-    return [_check("installed", "Python", "problem", version, advice)]
+    version, required = version or platform.python_version(), ""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        required = str(metadata.metadata(DISTRIBUTION)["Requires-Python"] or "")
+    if SpecifierSet(required).contains(version, prereleases=True):
+        yield "Python", "ok", version, ""
+    else:
+        yield "Python", "problem", version, f"make an environment with Python {required}."
 
 
-def check_libraries() -> list[Check]:
+@_in_area("installed")
+def check_libraries() -> Iterator[Row]:
     """Compare this package and all that it requires with the declared ranges."""
     try:
         own = metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         advice = "install it with pip, or the versions of its libraries cannot be checked."
-        text = "imported from a folder, not installed"
-        return [_check("installed", DISTRIBUTION, "warning", text, advice)]
-    always = ("prefect", "fastapi")  # their versions often conflict
-    others = [_library(r.name) for r in _requirements() if r.name not in always]
-    bad = [check for check in others if check.status != "ok"]
-    text = f"{own} in {Path(__file__).parents[1]}"
-    return [
-        _check("installed", DISTRIBUTION, "ok", text),
-        *(_library(name) for name in always),
-        *(bad or [_check("installed", "libraries", "ok", f"{len(others)}, all in range")]),
-    ]
-
-
-def check_extras(needed: set[str] | None = None) -> list[Check]:
-    """Check which extras can be imported; a missing one of ``needed`` is a problem."""
-    return [_extra(extra, needed=extra in (needed or set())) for extra in EXTRAS]
-
-
-def _declared(field: str) -> str:
-    try:
-        return str(metadata.metadata(DISTRIBUTION)[field] or "")
-    except metadata.PackageNotFoundError:
-        return ""
-
-
-def _requirements() -> list[Requirement]:
+        yield DISTRIBUTION, "warning", "imported from a folder, not installed", advice
+        return
     requirements = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or []]
-    return [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+    needed = {
+        r.name: r.specifier
+        for r in requirements
+        if r.marker is None or r.marker.evaluate({"extra": ""})
+    }
+    always = ("prefect", "fastapi")  # their versions often conflict
+    yield DISTRIBUTION, "ok", f"{own} in {Path(__file__).parents[1]}", ""
+    yield from (_library(name, needed.pop(name, SpecifierSet())) for name in always)
+    others = [_library(name, required) for name, required in needed.items()]
+    bad = [row for row in others if row[1] != "ok"]
+    yield from bad or [("libraries", "ok", f"{len(others)}, all in range", "")]
 
 
-def _library(name: str) -> Check:
-    required = next((r.specifier for r in _requirements() if r.name == name), SpecifierSet())
+def _library(name: str, required: SpecifierSet) -> Row:
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
         version = "not installed"
     if version != "not installed" and required.contains(version, prereleases=True):
-        return _check("installed", name, "ok", version)
-    text = f"{version}; {required} is needed"
-    return _check("installed", name, "problem", text, f"pip install '{name}{required}'")
+        return name, "ok", version, ""
+    return name, "problem", f"{version}; {required} is needed", f"pip install '{name}{required}'"
 
 
-def _extra(extra: str, *, needed: bool) -> Check:
-    modules, purpose = EXTRAS[extra]
+@_in_area("installed")
+def check_extras(needed: Collection[str] = ()) -> Iterator[Row]:
+    """Check which extras can be imported; a missing one of ``needed`` is a problem."""
     # Else the import of albumentations queries the package index.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    missing, broken = [], []
-    for name in modules:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError:
-            missing.append(name)
-        except (ImportError, OSError) as exc:  # a shared library is missing
-            broken.append(f"{name} does not load: {exc}")
-    name = f"extra {extra}"
-    install = f"pip install '{DISTRIBUTION}[{extra}]'"
-    if broken:
-        advice = f"install what it names, or again: {install}"
-        return _check("installed", name, "problem", "; ".join(broken), advice)
-    if not missing:
-        versions = ", ".join(f"{m} {_module_version(m)}".strip() for m in modules)
-        return _check("installed", name, "ok", versions)
-    is_partial = len(missing) < len(modules)
-    status: Status = "problem" if needed else "warning" if is_partial else "ok"
-    text = f"{', '.join(missing)} not installed; needed for {purpose} only"
-    return _check("installed", name, status, text, install)
-
-
-def _module_version(module: str) -> str:
-    return str(getattr(importlib.import_module(module), "__version__", ""))
+    for extra, (modules, purpose) in EXTRAS.items():
+        versions, missing, broken = [], [], []
+        for name in modules:
+            try:
+                module = importlib.import_module(name)
+                versions.append(f"{name} {getattr(module, '__version__', '')}".strip())
+            except ModuleNotFoundError:
+                missing.append(name)
+            except (ImportError, OSError) as exc:  # a shared library is missing
+                broken.append(f"{name} does not load: {exc}")
+        name, install = f"extra {extra}", f"pip install '{DISTRIBUTION}[{extra}]'"
+        text = f"{', '.join(missing)} not installed; needed for {purpose} only"
+        if broken:
+            advice = f"install what it names, or again: {install}"
+            yield name, "problem", "; ".join(broken), advice
+        elif not missing:
+            yield name, "ok", ", ".join(versions), ""
+        elif extra in needed:
+            yield name, "problem", text, install
+        else:
+            yield name, "warning" if versions else "ok", text, install
 
 
 # --- the machine ------------------------------------------------------------------------------
 
 
-def check_machine(*folders: str) -> list[Check]:
+@_in_area("machine")
+def check_machine(*folders: str) -> Iterator[Row]:
     """Check the usable memory, and the disks of the temporary folder and of local ``folders``."""
-    checks = [_memory()]
+    free = min([int(psutil.virtual_memory().available), *_group_bytes()])
+    advice = "stop other programs, or give the container or job more."
+    yield _amount("memory", free, MEMORY_BYTES, advice)
     seen = set()
     local = [f for f in folders if f and "://" not in f]
     for folder in [tempfile.gettempdir(), *local]:
         path = Path(folder).expanduser().resolve()
         # A missing folder will be made on the disk of its nearest existing parent.
         path = next(p for p in [path, *path.parents] if p.is_dir())
-        device = path.stat().st_dev
-        if device in seen:
-            continue
-        seen.add(device)
-        free = shutil.disk_usage(path).free
-        advice = "free some space, or choose another disk (TMPDIR for temporary files)."
-        checks.append(_amount(f"disk of {path}", free, DISK_BYTES, advice))
-    return checks
+        if path.stat().st_dev not in seen:
+            seen.add(path.stat().st_dev)
+            advice = "free some space, or choose another disk (TMPDIR for temporary files)."
+            yield _amount(f"disk of {path}", shutil.disk_usage(path).free, DISK_BYTES, advice)
 
 
-def check_gpu() -> list[Check]:
+@_in_area("machine")
+def check_gpu() -> Iterator[Row]:
     """Check whether PyTorch finds a GPU, or misses one whose driver is installed."""
     try:
         import torch
     except (ImportError, OSError):
         torch = None
     if torch is not None and torch.cuda.is_available():
-        n = torch.cuda.device_count()
-        info = [torch.cuda.get_device_properties(i) for i in range(n)]
-        text = ", ".join(f"{f.name} ({f.total_memory / GIB:.0f} GiB)" for f in info)
-        return [_check("machine", "GPU", "ok", text)]
-    if Path("/proc/driver/nvidia/version").exists() and torch is not None:
+        info = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        yield "GPU", "ok", ", ".join(f"{f.name} ({f.total_memory / GIB:.0f} GiB)" for f in info), ""
+    elif Path("/proc/driver/nvidia/version").exists() and torch is not None:
         advice = "install the PyTorch build for this driver (pytorch.org/get-started)."
         text = f"a driver is installed, but PyTorch {torch.__version__} finds no GPU"
-        return [_check("machine", "GPU", "warning", text, advice)]
-    return [_check("machine", "GPU", "ok", "none; networks train on the CPU")]
-
-
-def _memory() -> Check:
-    import psutil
-
-    memory = psutil.virtual_memory()
-    free = min([int(memory.available), *_group_bytes()])
-    advice = "stop other programs, or give the container or job more."
-    return _amount("memory", free, MEMORY_BYTES, advice)
+        yield "GPU", "warning", text, advice
+    else:
+        yield "GPU", "ok", "none; networks train on the CPU", ""
 
 
 def _group_bytes() -> Iterator[int]:
@@ -234,15 +228,10 @@ def _group_bytes() -> Iterator[int]:
         return
 
 
-def _amount(name: str, n_bytes: int, limits: tuple[int, int], advice: str) -> Check:
+def _amount(name: str, n_bytes: int, limits: tuple[int, int], advice: str) -> Row:
     least, enough = limits
     status: Status = "problem" if n_bytes < least else "warning" if n_bytes < enough else "ok"
-    text = f"{n_bytes / GIB:.1f} GiB free"
-    return _check("machine", name, status, text, "" if status == "ok" else advice)
-
-
-def _check(area: str, name: str, status: Status, finding: str, advice: str = "") -> Check:
-    return Check(area=area, name=name, status=status, finding=finding, advice=advice)
+    return name, status, f"{n_bytes / GIB:.1f} GiB free", "" if status == "ok" else advice
 
 
 # --- storage ----------------------------------------------------------------------------------
@@ -254,7 +243,8 @@ DRIVERS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 DRIVERS |= {"az": "azure", "abfs": "azure", "abfss": "azure"}
 
 
-def check_source(uri: str, *, options: dict[str, Any] | None = None) -> list[Check]:
+@_in_area("storage")
+def check_source(uri: str, *, options: dict[str, Any] | None = None) -> Iterator[Row]:
     """List a source and read the beginning of its first file."""
     name = f"source {uri}"
     try:
@@ -263,47 +253,48 @@ def check_source(uri: str, *, options: dict[str, Any] | None = None) -> list[Che
             file.read(1024)
     except FileNotFoundError:
         advice = "check the spelling; a worker sees its own disk, not yours."
-        return [_storage_check(name, "problem", "nothing is there", advice)]
+        yield name, "problem", "nothing is there", advice
     except Exception as exc:  # noqa: BLE001 - each driver of a store has errors of its own
-        return [_storage_check(name, "problem", _message(exc), FIX)]
-    n_bytes = sum(entry.n_bytes for entry in listing.entries)
-    text = f"{len(listing.entries)} files ({listing.format}), {n_bytes / 2**20:.1f} MiB, readable"
-    return [_storage_check(name, "ok", text), *_image_extras(listing)]
+        yield name, "problem", _message(exc), FIX
+    else:
+        size = f"{sum(entry.n_bytes for entry in listing.entries) / 2**20:.1f} MiB"
+        text = f"{len(listing.entries)} files ({listing.format}), {size}, readable"
+        yield name, "ok", text, ""
+        if listing.format in IMAGE_FORMATS:
+            yield "kind", "ok", "images: the extras images and torch are needed", ""
 
 
-def check_destination(uri: str, *, options: dict[str, Any] | None = None) -> list[Check]:
+@_in_area("storage")
+def check_destination(uri: str, *, options: dict[str, Any] | None = None) -> Iterator[Row]:
     """Write, read and delete a probe, and test whether the store honours "put only if absent"."""
     name = f"destination {uri}"
     try:
         store = open_store(uri, options=options)
-        missing = _missing_folders(store)
-        try:
-            held = _probe(store)
-        finally:
-            for folder in missing:
-                with contextlib.suppress(OSError):  # never made, or in use by others
-                    folder.rmdir()
+        held = _probe(store)
         versions = list_versions(store)
     except Exception as exc:  # noqa: BLE001 - each driver of a store has errors of its own
-        return [_storage_check(name, "problem", _message(exc), FIX)]
+        yield name, "problem", _message(exc), FIX
+        return
     newest = f"version {versions[-1]} is the newest" if versions else "nothing published yet"
-    text = f"can be written, read and deleted; {newest}"
-    checks = [_storage_check(name, "ok", text)]
+    yield name, "ok", f"can be written, read and deleted; {newest}", ""
+    name = "write only where none is"
     if held:
-        text = "honoured: several runs may publish at the same time"
-        return [*checks, _storage_check("write only where none is", "ok", text)]
-    text = "not honoured: the store overwrites"
-    advice = "let only one run at a time publish here (the deployments' concurrency limit does)."
-    return [*checks, _storage_check("write only where none is", "warning", text, advice)]
+        yield name, "ok", "honoured: several runs may publish at the same time", ""
+    else:
+        advice = (
+            "let only one run at a time publish here (the deployments' concurrency limit does)."
+        )
+        yield name, "warning", "not honoured: the store overwrites", advice
 
 
-def check_apart(source: str, dest: str) -> list[Check]:
+@_in_area("storage")
+def check_apart(source: str, dest: str) -> Iterator[Row]:
     """Check that source and destination do not contain one another: a run would read its own output."""
     for outer, inner in ((source, dest), (dest, source)):
         if contains(outer, inner):
             text = f"{inner} lies inside {outer}"
-            return [_storage_check("apart", "problem", text, "choose a folder beside the source.")]
-    return []
+            yield "apart", "problem", text, "choose a folder beside the source."
+            return
 
 
 def needed_extras(source: str, dest: str, checks: list[Check]) -> set[str]:
@@ -314,39 +305,29 @@ def needed_extras(source: str, dest: str, checks: list[Check]) -> set[str]:
 
 
 def _probe(store: Store) -> bool:
-    """Return whether "put only if absent" is honoured; raise if the probe fails."""
+    """Return whether "put only if absent" is honoured; raise if the probe fails. It leaves no folder behind."""
     path = f"_staging/.probe-{uuid.uuid4().hex}"
+    staging = Path(store.full("_staging"))
+    made = [p for p in (staging, *staging.parents) if store.is_local and not p.exists()]
     try:
         store.put_if_absent(path, b"first", look_first=False)
         held = not store.put_if_absent(path, b"second", look_first=False)
         if store.read(path) != (b"first" if held else b"second"):
             raise OSError("what was written is not what is read back")
     finally:
-        store.delete(path)
+        try:
+            store.delete(path)
+        finally:
+            for folder in made:  # innermost first
+                with contextlib.suppress(OSError):  # never made, or in use by others
+                    folder.rmdir()
     if store.exists(path):
         raise OSError("an object that was deleted is still there")
     return held
 
 
-def _missing_folders(store: Store) -> list[Path]:
-    """Return local folders that the probe will make, innermost first."""
-    if not store.is_local:
-        return []
-    staging = Path(store.full("_staging"))
-    return [folder for folder in [staging, *staging.parents] if not folder.exists()]
-
-
-def _image_extras(listing: Listing) -> list[Check]:
-    if listing.format not in IMAGE_FORMATS:
-        return []
-    return [_storage_check("kind", "ok", "images: the extras images and torch are needed")]
-
-
 def _message(exc: Exception) -> str:
     return str(exc) if isinstance(exc, AugmentError) else f"{type(exc).__name__}: {exc}"
-
-
-_storage_check = partial(_check, "storage")
 
 
 # --- Prefect ----------------------------------------------------------------------------------
@@ -365,72 +346,73 @@ class Block:
     @property
     def failed(self) -> bool:
         """Whether it cannot be used."""
-        return any(check.status == "problem" for check in self.checks)
+        return worst(self.checks) == "problem"
 
 
-def check_prefect() -> list[Check]:
+@_in_area("prefect")
+def check_prefect() -> Iterator[Row]:
     """Check the API and, if one is set, its work pools and workers."""
     settings = get_current_settings()
     url = settings.api.url
+    if not url and settings.server.ephemeral.enabled:
+        text = "none set; each run starts one of its own and stops it at its end"
+        yield "API", "warning", text, f"for schedules and the form, {START}"
+        return
     if not url:
-        if settings.server.ephemeral.enabled:
-            text = "none set; each run starts one of its own and stops it at its end"
-            return [_prefect_check("API", "warning", text, f"for schedules and the form, {START}")]
-        return [_prefect_check("API", "problem", "none set, and none may be started", START)]
+        yield "API", "problem", "none set, and none may be started", START
+        return
     try:
         with get_client(sync_client=True) as client:
             refused = client.api_healthcheck()
             if refused is not None:
                 raise refused
-            version = client.api_version()
-            return [_server(url, version), *_work_pools(client)]
+            rows = [_server(url, client.api_version()), *_work_pools(client)]
     except (httpx.HTTPError, PrefectHTTPStatusError, RuntimeError, OSError) as exc:
         text = f"{url} does not answer: {type(exc).__name__}: {exc}"
-        advice = f"check PREFECT_API_URL, or {START}"
-        return [_prefect_check("API", "problem", text, advice)]
+        rows = [("API", "problem", text, f"check PREFECT_API_URL, or {START}")]
+    yield from rows
 
 
 def load_block(name: str) -> Block:
     """Load the storage block; empty without a name."""
     if not name:
         return Block()
-    check = partial(_prefect_check, f"block {name}")
+    options: dict[str, Any] = {}
+    status: Status = "problem"
     try:
-        return Block(storage_options(name), [check("ok", "loaded")])
+        options = storage_options(name)
+        status, finding, advice = "ok", "loaded", ""
     except ParameterError as exc:
-        return Block(checks=[check("problem", str(exc), "save it, or name another.")])
+        finding, advice = str(exc), "save it, or name another."
     except (httpx.HTTPError, PrefectHTTPStatusError, RuntimeError) as exc:
-        text = f"cannot be looked up: {type(exc).__name__}"
-        return Block(checks=[check("problem", text, "fix the API first.")])
+        finding, advice = f"cannot be looked up: {type(exc).__name__}", "fix the API first."
+    check = Check(
+        area="prefect", name=f"block {name}", status=status, finding=finding, advice=advice
+    )
+    return Block(options, [check])
 
 
-def _server(url: str, version: str) -> Check:
+def _server(url: str, version: str) -> Row:
     text = f"{url} answers, version {version}"
     if version.split(".")[:2] == prefect_version.split(".")[:2]:
-        return _prefect_check("API", "ok", text)
+        return "API", "ok", text, ""
     advice = f"install the server's version here, or {prefect_version} there."
-    return _prefect_check("API", "warning", f"{text}; {prefect_version} is installed here", advice)
+    return "API", "warning", f"{text}; {prefect_version} is installed here", advice
 
 
-def _work_pools(client: SyncPrefectClient) -> list[Check]:
+def _work_pools(client: SyncPrefectClient) -> Iterator[Row]:
     pools = [pool for pool in client.read_work_pools() if pool.type != "prefect:managed"]
     if not pools:
-        text = "none: deployments have nowhere to run"
         advice = f"prefect work-pool create {POOL} --type process"
-        return [_prefect_check("work pools", "warning", text, advice)]
-    return [_work_pool(client, pool.name, pool.type, pool.is_paused) for pool in pools]
-
-
-def _work_pool(client: SyncPrefectClient, name: str, kind: str, paused: bool) -> Check:
-    workers = client.read_workers_for_work_pool(name)
-    n_online = sum(str(getattr(w.status, "value", w.status)) == "ONLINE" for w in workers)
-    check = partial(_prefect_check, f"work pool {name}")
-    if paused:
-        return check("warning", f"{kind}, paused", f"prefect work-pool resume {name}")
-    if not n_online:
-        advice = f"prefect worker start --pool {name}"
-        return check("warning", f"{kind}, no worker is online", advice)
-    return check("ok", f"{kind}, {n_online} online")
-
-
-_prefect_check = partial(_check, "prefect")
+        yield "work pools", "warning", "none: deployments have nowhere to run", advice
+    for pool in pools:
+        workers = client.read_workers_for_work_pool(pool.name)
+        n_online = sum(str(getattr(w.status, "value", w.status)) == "ONLINE" for w in workers)
+        name = f"work pool {pool.name}"
+        if pool.is_paused:
+            yield name, "warning", f"{pool.type}, paused", f"prefect work-pool resume {pool.name}"
+        elif not n_online:
+            advice = f"prefect worker start --pool {pool.name}"
+            yield name, "warning", f"{pool.type}, no worker is online", advice
+        else:
+            yield name, "ok", f"{pool.type}, {n_online} online", ""

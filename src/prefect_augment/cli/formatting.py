@@ -1,9 +1,7 @@
 """Results as tables and lines for people."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +11,7 @@ from prefect_augment.schema import (
     BalancePlan,
     Interval,
     LatentResult,
+    PolicyCheck,
     Result,
     RunResult,
     StrategyScore,
@@ -21,12 +20,27 @@ from prefect_augment.schema import (
 )
 from prefect_augment.text import duration
 
-if TYPE_CHECKING:
-    from prefect_augment.schema import PolicyCheck
-
 # A million of each; S3 Standard, us-east-1, November 2026.
 DOLLARS_A_WRITE, DOLLARS_A_READ = 5.0, 0.4
 COLOURS = {"accept": "green", "reject": "red", "inconclusive": "yellow"}
+
+
+def _say(console: Console, *lines: str) -> None:
+    """Print lines as they are: a terminal wraps them, and numbers have no colour of their own."""
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _named(name: str, text: str) -> str:
+    return f"[bold]{name}[/]: {escape(text)}"
+
+
+def _notes(notes: Iterable[str]) -> Iterator[str]:
+    return (f"- {escape(note)}" for note in notes)
+
+
+def _cost(result: RunResult | TrainResult | LatentResult) -> str:
+    return f"{result.seconds:.1f} s, peak memory {result.peak_rss_bytes / 1e6:.0f} MB"
 
 
 def show_run(console: Console, result: RunResult) -> None:
@@ -38,74 +52,51 @@ def show_run(console: Console, result: RunResult) -> None:
     _show_strategies(console, result.strategies)
     _show_verdict(console, result.verdict)
     if result.recipe is not None:
-        console.print(
-            f"[bold]Recipe[/]: {escape(result.recipe.strategy.name)}. {escape(result.recipe.sentence)}"
-        )
+        _say(console, _named("Recipe", f"{result.recipe.strategy.name}. {result.recipe.sentence}"))
     if result.approval is not None:
-        console.print(escape(result.approval.sentence), soft_wrap=True)
+        _say(console, escape(result.approval.sentence))
     if result.status == "awaiting_approval":
-        console.print(
-            f"[bold]Nothing is published yet[/]: proposal {result.proposal} waits for "
-            "`prefect-augment approve`, with --reject or --amount CLASS=N where wanted.",
-            soft_wrap=True,
-            highlight=False,
-        )
+        waits = f"[bold]Nothing is published yet[/]: proposal {result.proposal} waits for"
+        how = "`prefect-augment approve`, with --reject or --amount CLASS=N where wanted."
+        _say(console, f"{waits} {how}")
     if result.status == "rejected":
-        console.print("[bold]Rejected[/]: nothing was published.")
+        _say(console, "[bold]Rejected[/]: nothing was published.")
     if result.version is not None:
         word = "Published" if result.status == "published" else "Nothing new since"
-        console.print(
-            f"[bold]{word}[/] version {result.version}: {escape(result.manifest)}", soft_wrap=True
-        )
-    console.print(f"[bold]Report[/]: {escape(result.report)}", soft_wrap=True)
-    _show_cost(console, result)
+        _say(console, f"[bold]{word}[/] version {result.version}: {escape(result.manifest)}")
+    _say(console, _named("Report", result.report), _cost(result))
     if result.version is not None:
-        place = escape(result.manifest.partition("/_manifests/")[0])
-        console.print(
-            f"[bold]Next[/]: prefect-augment inspect {place}, or in Python open_dataset({place!r}).",
-            soft_wrap=True,
-            highlight=False,
-        )
-
-
-def _show_cost(console: Console, result: RunResult | TrainResult | LatentResult) -> None:
-    memory = result.peak_rss_bytes / 1e6
-    console.print(f"{result.seconds:.1f} s, peak memory {memory:.0f} MB", highlight=False)
+        place = result.manifest.partition("/_manifests/")[0]
+        python = f"in Python open_dataset({place!r})"
+        _say(console, _named("Next", f"prefect-augment inspect {place}, or {python}."))
 
 
 def show_demo(
     console: Console, results: Mapping[str, RunResult], places: Mapping[str, str], *, seconds: float
 ) -> None:
     """Print the end of a demo: per part the version, the verdict and where to look."""
-    console.print(f"[bold]The demo is done[/], in {seconds:.0f} s:", highlight=False)
+    _say(console, f"[bold]The demo is done[/], in {seconds:.0f} s:")
     for name, result in results.items():
-        verdict, place = result.verdict, escape(places[name])
+        verdict = result.verdict
         assert verdict is not None
         word = "published" if result.status == "published" else "there already"
-        colour = COLOURS[verdict.decision]
-        lines = (
-            f"- [bold]{name}[/]: version {result.version} {word}. [{colour}]{escape(verdict.headline)}[/]",
+        answer = f"[{COLOURS[verdict.decision]}]{escape(verdict.headline)}[/]"
+        _say(
+            console,
+            f"- [bold]{name}[/]: version {result.version} {word}. {answer}",
             f"  Look at it: {escape(result.report)}",
-            f"  and with: prefect-augment inspect {place}",
+            f"  and with: prefect-augment inspect {escape(places[name])}",
         )
-        for line in lines:
-            console.print(line, soft_wrap=True, highlight=False)
 
 
 def show_evaluation(console: Console, result: RunResult) -> None:
     """Print the result of ``evaluate``."""
-    counts = result.external
-    if counts:
-        console.print(
-            f"{counts['given']:,} records given, {counts['quarantined']:,} of them unusable; of "
-            f"{counts['filtered']:,} filtered {counts['passed']:,} pass.",
-            highlight=False,
-        )
+    if n := result.external:
+        given = f"{n['given']:,} records given, {n['quarantined']:,} of them unusable"
+        _say(console, f"{given}; of {n['filtered']:,} filtered {n['passed']:,} pass.")
     _show_strategies(console, result.strategies)
     _show_verdict(console, result.verdict)
-    for note in result.notes:
-        console.print(f"- {escape(note)}", highlight=False, soft_wrap=True)
-    console.print(f"[bold]Report[/]: {escape(result.report)}", soft_wrap=True)
+    _say(console, *_notes(result.notes), _named("Report", result.report))
 
 
 def show_training(console: Console, result: TrainResult) -> None:
@@ -113,18 +104,17 @@ def show_training(console: Console, result: TrainResult) -> None:
     model = result.model
     word = "Nothing new, there was a" if result.status == "unchanged" else "Trained a"
     steps = f"{model.steps:,} steps on " if model.steps else ""
-    console.print(
-        f"[bold]{word}[/] model {escape(model.kind)}: {steps}{model.n_training:,} training records of "
-        f"{result.n_records:,}.",
-        highlight=False,
+    of = f"{steps}{model.n_training:,} training records of {result.n_records:,}"
+    _say(
+        console,
+        f"[bold]{word}[/] model {escape(model.kind)}: {of}.",
+        _named("Can sample", ", ".join(model.strata) or "no class"),
+        _named("Checkpoint", model.digest),
+        _named("Encoder", model.encoder_digest),
+        _named("Kept as", f"{model.root}/{model.checkpoint}"),
+        *_notes(result.notes),
+        _cost(result),
     )
-    console.print(f"[bold]Can sample[/]: {escape(', '.join(model.strata)) or 'no class'}")
-    console.print(f"[bold]Checkpoint[/]: {escape(model.digest)}", soft_wrap=True)
-    console.print(f"[bold]Encoder[/]: {escape(model.encoder_digest)}", soft_wrap=True)
-    console.print(f"[bold]Kept as[/]: {escape(f'{model.root}/{model.checkpoint}')}", soft_wrap=True)
-    for note in result.notes:
-        console.print(f"- {escape(note)}", highlight=False)
-    _show_cost(console, result)
 
 
 def show_policy(console: Console, result: PolicyCheck) -> None:
@@ -138,33 +128,28 @@ def show_policy(console: Console, result: PolicyCheck) -> None:
     console.print(table)
     bad = ", ".join(op.name for op in result.damaging)
     word = f"May change what images show: {bad}." if bad else "No damage was found."
-    console.print(f"[bold]{escape((result.note and f'Not checked: {result.note}.') or word)}[/]")
-    console.print(
-        f"The classifier is right about {result.accuracy:.1%} of {result.n_images:,} unchanged images.",
-        highlight=False,
+    right = f"right about {result.accuracy:.1%} of {result.n_images:,} unchanged images"
+    _say(
+        console,
+        f"[bold]{escape((result.note and f'Not checked: {result.note}.') or word)}[/]",
+        f"The classifier is {right}.",
+        _named("Pictures", result.picture),
     )
-    console.print(f"[bold]Pictures[/]: {escape(result.picture)}", soft_wrap=True)
 
 
 def show_latents(console: Console, result: LatentResult) -> None:
     """Print the summary of a use of latents, its model and its location."""
     from prefect_augment.latents.page import latents_sentence
 
-    console.print(f"[bold]{escape(latents_sentence(result.latents))}[/]", highlight=False)
-    summary = result.latents.summary
+    _say(console, f"[bold]{escape(latents_sentence(result.latents))}[/]")
+    summary, model = result.latents.summary, result.model
     if result.latents.use == "anomalies":
         _show_flagged(console, summary["counts"])
     if result.latents.use == "reconstructions":
         _show_value(console, summary["parts"].get("validation", summary["parts"]), 0)
-    console.print(
-        f"[bold]Model[/]: {escape(result.model.kind)} {result.model.digest[:12]}, trained on "
-        f"{result.model.n_training:,} records",
-        highlight=False,
-    )
-    for note in result.notes:
-        console.print(f"- {escape(note)}", highlight=False)
-    console.print(f"[bold]Kept as[/]: {escape(result.uri)}", soft_wrap=True)
-    _show_cost(console, result)
+    of = f"{model.kind} {model.digest[:12]}, trained on {model.n_training:,} records"
+    kept = _named("Kept as", result.uri)
+    _say(console, _named("Model", of), *_notes(result.notes), kept, _cost(result))
 
 
 def _show_flagged(console: Console, counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> None:
@@ -181,32 +166,22 @@ def _show_flagged(console: Console, counts: Mapping[str, Mapping[str, Mapping[st
 def show_profile(console: Console, profile: Any) -> None:
     """Print a source's columns, classes and problems."""
     table = Table("column", "type", "kind", "null", "unique", "note", title=escape(profile.source))
-    for column in profile.columns:
-        table.add_row(
-            escape(column.name),
-            escape(column.arrow_type),
-            column.kind,
-            f"{column.n_null:,}",
-            f"{column.n_unique:,}",
-            escape(column.note),
-        )
+    for c in profile.columns:
+        n_null, n_unique = f"{c.n_null:,}", f"{c.n_unique:,}"
+        type_, note = escape(c.arrow_type), escape(c.note)
+        table.add_row(escape(c.name), type_, c.kind, n_null, n_unique, note)
     console.print(table)
-    total = sum(profile.class_counts.values())
     if not profile.is_valid:
-        console.print(f"[bold red]cannot be used:[/] {escape(profile.notes[0])}", highlight=False)
-        for note in profile.notes[1:]:
-            console.print(f"- {escape(note)}", highlight=False)
+        first, *others = profile.notes
+        _say(console, f"[bold red]cannot be used:[/] {escape(first)}", *_notes(others))
         return
+    total = sum(profile.class_counts.values())
     classes = Table(f"class ({escape(profile.label)})", "records", "share")
     for name, n in profile.class_counts.items():
         classes.add_row(escape(name), f"{n:,}", f"{n / total:.1%}")
     console.print(classes)
-    console.print(
-        f"Imbalance ratio {profile.imbalance_ratio:.1f}, quarantined {profile.n_quarantined:,}.",
-        highlight=False,
-    )
-    for note in profile.notes:
-        console.print(f"- {escape(note)}", highlight=False)
+    ratio = f"Imbalance ratio {profile.imbalance_ratio:.1f}"
+    _say(console, f"{ratio}, quarantined {profile.n_quarantined:,}.", *_notes(profile.notes))
 
 
 def show_result(console: Console, result: Result) -> None:
@@ -222,13 +197,12 @@ def show_checks(console: Console, checks: Sequence[Any]) -> None:
         if check.area != area:
             area = check.area
             console.print(f"[bold]{escape(area)}[/]")
-        colour = colours[check.status]
-        line = f"  [{colour}]{check.status:<8}[/] {escape(check.name)}: {escape(check.finding)}"
-        console.print(line, highlight=False, soft_wrap=True)
+        status = f"[{colours[check.status]}]{check.status:<8}[/]"
+        _say(console, f"  {status} {escape(check.name)}: {escape(check.finding)}")
         if check.advice:
-            console.print(f"           {escape(check.advice)}", highlight=False, soft_wrap=True)
+            _say(console, f"           {escape(check.advice)}")
     n = {status: sum(c.status == status for c in checks) for status in colours}
-    console.print(", ".join(f"{status}: {count}" for status, count in n.items()), highlight=False)
+    _say(console, ", ".join(f"{status}: {count}" for status, count in n.items()))
 
 
 def _show_value(console: Console, value: Any, depth: int) -> None:
@@ -240,16 +214,14 @@ def _show_value(console: Console, value: Any, depth: int) -> None:
                 _show_value(console, item, depth + 1)
             else:
                 text = "none" if item in ({}, [], None, "") else str(item)
-                console.print(
-                    f"{indent}[bold]{escape(str(name))}[/]: {escape(text)}", soft_wrap=True
-                )
+                _say(console, f"{indent}{_named(escape(str(name)), text)}")
     elif isinstance(value, list):
         for item in value:
             if isinstance(item, Mapping):
                 _show_value(console, item, depth)
                 console.print()
             else:
-                console.print(f"{indent}- {escape(str(item))}", soft_wrap=True)
+                _say(console, f"{indent}- {escape(str(item))}")
     else:
         console.print(f"{indent}{escape(str(value))}")
 
@@ -287,11 +259,11 @@ def _show_estimate(console: Console, plan: BalancePlan) -> None:
         )
     needs = plan.estimate
     dollars = (needs.writes * DOLLARS_A_WRITE + needs.reads * DOLLARS_A_READ) / 1e6
-    console.print(
+    _say(
+        console,
         f"Estimate: {duration(needs.seconds)} of one core, {needs.output_bytes / 1e6:,.1f} MB written, "
         f"{needs.memory_bytes / 1e6:,.0f} MB of memory. In an object store: {needs.writes:,} requests that write or "
         f"list, {needs.reads:,} that read, ${dollars:.4f} at S3's list prices. Nothing was trained or published.",
-        highlight=False,
     )
 
 
@@ -328,21 +300,14 @@ def _show_verdict(console: Console, verdict: Verdict | None) -> None:
     pairs = {(d.strategy, d.against): d.interval for d in verdict.differences}
     gain = verdict.gain
     is_alone = gain is None or pairs.get((gain.strategy, gain.against)) in (None, gain.interval)
-    table = Table(
-        "strategy",
-        "balanced accuracy, 95 % interval",
-        title="On the hold-out alone",
-        caption=None
-        if is_alone
-        else "The answer also counts out-of-fold predictions of the others.",
-    )
+    caption = None if is_alone else "The answer also counts out-of-fold predictions of the others."
+    table = Table("strategy", "balanced accuracy, 95 % interval", caption=caption)
+    table.title = "On the hold-out alone"
     for name, interval in verdict.balanced_accuracy.items():
         table.add_row(escape(name), _interval(interval))
-    for difference in verdict.differences:
-        table.add_row(
-            f"{escape(difference.strategy)} against {escape(difference.against)}",
-            _interval(difference.interval, sign=True),
-        )
+    for (strategy, against), interval in pairs.items():
+        compared = f"{escape(strategy)} against {escape(against)}"
+        table.add_row(compared, _interval(interval, sign=True))
     console.print(table)
     console.print(f"[bold {COLOURS[verdict.decision]}]{escape(verdict.headline)}[/]")
     for sentence in verdict.details:
@@ -353,6 +318,4 @@ def _show_verdict(console: Console, verdict: Verdict | None) -> None:
 
 def _interval(interval: Interval, *, sign: bool = False) -> str:
     form = "+.3f" if sign else ".3f"
-    return f"{interval.estimate:{form}} [{interval.low:{form}}, {interval.high:{form}}]".replace(
-        "[", "("
-    ).replace("]", ")")
+    return f"{interval.estimate:{form}} ({interval.low:{form}}, {interval.high:{form}})"

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.console import Console
+from typer import Argument, Exit, Option
 
 from prefect_augment.errors import ParameterError
 
@@ -53,22 +53,20 @@ UNSCHEDULED = """\
 
 def init(
     folder: Annotated[
-        Path, typer.Argument(help="Where prefect.yaml goes; made where it is missing.")
+        Path, Argument(help="Where prefect.yaml goes; made where it is missing.")
     ] = Path(),
     source: Annotated[
-        str, typer.Option(help="Labelled records: file, folder, glob or URL. Empty: the example.")
+        str, Option(help="Labelled records: file, folder, glob or URL. Empty: the example.")
     ] = "",
-    label: Annotated[str, typer.Option(help="The column that holds the class.")] = "",
+    label: Annotated[str, Option(help="The column that holds the class.")] = "",
     dest: Annotated[
         str,
-        typer.Option(
+        Option(
             help="Folder or URL to publish into. Empty: below ~/prefect-augment, named after the source."
         ),
     ] = "",
-    name: Annotated[str, typer.Option(help="Of the deployment.")] = "balance-dataset",
-    schedule: Annotated[
-        str, typer.Option(help="Cron in UTC, e.g. '0 3 * * *'; none by default.")
-    ] = "",
+    name: Annotated[str, Option(help="Of the deployment.")] = "balance-dataset",
+    schedule: Annotated[str, Option(help="Cron in UTC, e.g. '0 3 * * *'; none by default.")] = "",
 ) -> None:
     """Write a prefect.yaml that deploys `rebalance` for a source; an existing one is left as it is."""
     path, entry, written = write_project(
@@ -154,15 +152,15 @@ def _absolute(uri: str) -> str:
 
 
 def doctor(
-    source: Annotated[str, typer.Option(help="Also list and read this source.")] = "",
+    source: Annotated[str, Option(help="Also list and read this source.")] = "",
     dest: Annotated[
-        str, typer.Option(help="Also write, read and delete a probe at this destination.")
+        str, Option(help="Also write, read and delete a probe at this destination.")
     ] = "",
     block: Annotated[
-        str, typer.Option(help="Saved Prefect storage block with the credentials for both.")
+        str, Option(help="Saved Prefect storage block with the credentials for both.")
     ] = "",
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
+        bool, Option("--json", help="Print one JSON object as the last line of stdout.")
     ] = False,
 ) -> None:
     """Check Python, Prefect, storage, GPU, memory and extras; exit 1 for any problem."""
@@ -178,4 +176,4 @@ def doctor(
 
         show_checks(Console(), checks)
     if status == "problem":
-        raise typer.Exit(1)
+        raise Exit(1)

@@ -11,8 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-import typer
 from rich.console import Console
+from typer import Argument, Option
 
 from prefect_augment.cli.before_run import check_before_run, parameter_errors
 from prefect_augment.errors import AugmentError, ParameterError
@@ -24,48 +24,35 @@ if TYPE_CHECKING:
 out = Console()
 err = Console(stderr=True)
 
-Source = Annotated[
-    str, typer.Argument(help="File, folder, glob or fsspec URL of labelled records.")
-]
-Dest = Annotated[str, typer.Argument(help="Folder or fsspec URL to publish into.")]
-Target = Annotated[
-    str, typer.Option(help="median, majority, sqrt, or a number of records per class.")
-]
-By = Annotated[list[str] | None, typer.Option(help="Balance within this column too; repeatable.")]
-Holdout = Annotated[str, typer.Option(help="A fraction, or the URI of hold-out records.")]
-Group = Annotated[str, typer.Option(help="Column whose records stay on one side of the split.")]
-Include = Annotated[
-    list[str] | None, typer.Option(help="Only files that match, e.g. '*.jpg'; repeatable.")
-]
-Exclude = Annotated[
-    list[str] | None, typer.Option(help="No files that match, e.g. masks: '*.png'; repeatable.")
-]
-Block = Annotated[str, typer.Option(help="Saved Prefect storage block with the credentials.")]
-Steps = Annotated[int | None, typer.Option(help="Training steps instead of minutes.")]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
-]
-Label = Annotated[str, typer.Option("--label", help="The column that holds the class.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything random; 0 by default.")]
+Source = Annotated[str, Argument(help="File, folder, glob or fsspec URL of labelled records.")]
+Dest = Annotated[str, Argument(help="Folder or fsspec URL to publish into.")]
+Target = Annotated[str, Option(help="median, majority, sqrt, or a number of records per class.")]
+Many = list[str] | None
+By = Annotated[Many, Option(help="Balance within this column too; repeatable.")]
+Holdout = Annotated[str, Option(help="A fraction, or the URI of hold-out records.")]
+Group = Annotated[str, Option(help="Column whose records stay on one side of the split.")]
+Include = Annotated[Many, Option(help="Only files that match, e.g. '*.jpg'; repeatable.")]
+Exclude = Annotated[Many, Option(help="No files that match, e.g. masks: '*.png'; repeatable.")]
+Block = Annotated[str, Option(help="Saved Prefect storage block with the credentials.")]
+Steps = Annotated[int | None, Option(help="Training steps instead of minutes.")]
+Json = Annotated[bool, Option("--json", help="Print one JSON object as the last line of stdout.")]
+Label = Annotated[str, Option("--label", help="The column that holds the class.")]
+Seed = Annotated[int | None, Option(help="Seed of everything random; 0 by default.")]
 Workers = Annotated[
     int | None,
-    typer.Option(
-        min=1, help="Strategies scored at the same time, 2 by default; never changes a byte."
-    ),
+    Option(min=1, help="Strategies scored at the same time, 2 by default; never changes a byte."),
 ]
 Quick = Annotated[
     bool,
-    typer.Option(
+    Option(
         "--quick",
         help="A first answer in about two minutes: no generative model, one seed, two settings per strategy.",
     ),
 ]
-Version = Annotated[int | None, typer.Option("--version", help="A version other than the latest.")]
+Version = Annotated[int | None, Option("--version", help="A version other than the latest.")]
 ParamsFile = Annotated[
     Path | None,
-    typer.Option(
-        "--params", exists=True, dir_okay=False, help="YAML with any of the flow's parameters."
-    ),
+    Option("--params", exists=True, dir_okay=False, help="YAML with any of the flow's parameters."),
 ]
 
 # What --quick sets where neither an option nor the parameters file does.
@@ -215,11 +202,7 @@ def live_progress(*, quiet: bool) -> Iterator[Callable[[float, str], None]]:
     elif err.is_terminal:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-        columns = (
-            SpinnerColumn(),
-            BarColumn(20),
-            TextColumn("{task.description}", markup=False),
-        )
+        columns = (SpinnerColumn(), BarColumn(20), TextColumn("{task.description}", markup=False))
         with Progress(*columns, console=err, transient=True) as bars:
             bar = bars.add_task("starting", total=1.0)
             yield lambda done, text: bars.update(bar, completed=done, description=text)

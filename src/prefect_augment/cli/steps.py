@@ -3,90 +3,62 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, BadParameter, Exit, Option
 
+from prefect_augment.cli import options as opt
 from prefect_augment.cli.before_run import parameter_errors
-from prefect_augment.cli.options import (
-    By,
-    Exclude,
-    Group,
-    Holdout,
-    Include,
-    Json,
-    Label,
-    ParamsFile,
-    Quick,
-    Seed,
-    Source,
-    Steps,
-    Target,
-    Workers,
-    block_options,
-    flow_parameters,
-    holdout_params,
-    in_file,
-    lay_over,
-    make_quick,
-    out,
-    print_result,
-    read_params,
-    run_flow,
-    say_what_quick_left_out,
-    target_params,
-)
 from prefect_augment.errors import RefusedError
 
 OptionalDest = Annotated[
-    str, typer.Argument(help="Folder or fsspec URL to publish into; not needed for --preview.")
+    str, Argument(help="Folder or fsspec URL to publish into; not needed for --preview.")
 ]
 Policy = Annotated[
     Path | None,
-    typer.Option(exists=True, dir_okay=False, help="Images: a pipeline of albumentations as YAML."),
+    Option(exists=True, dir_okay=False, help="Images: a pipeline of albumentations as YAML."),
 ]
 
 
 def augment(
-    source: Source,
+    source: opt.Source,
     dest: OptionalDest = "",
-    label: Label = "",
-    target: Target = "",
-    by: By = None,
-    holdout: Holdout = "",
-    group: Group = "",
-    include: Include = None,
-    exclude: Exclude = None,
-    seed: Seed = None,
-    params: ParamsFile = None,
+    label: opt.Label = "",
+    target: opt.Target = "",
+    by: opt.By = None,
+    holdout: opt.Holdout = "",
+    group: opt.Group = "",
+    include: opt.Include = None,
+    exclude: opt.Exclude = None,
+    seed: opt.Seed = None,
+    params: opt.ParamsFile = None,
     policy: Policy = None,
     plan_only: Annotated[
-        bool, typer.Option("--plan-only", help="Show the plan; publish nothing.")
+        bool, Option("--plan-only", help="Show the plan; publish nothing.")
     ] = False,
     preview: Annotated[
         Path | None,
-        typer.Option(
-            help="Images: only write a sheet of some changed by the policy (PNG).",
-            dir_okay=False,
+        Option(
+            help="Images: only write a sheet of some changed by the policy (PNG).", dir_okay=False
         ),
     ] = None,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Bring rare classes up by SMOTE or changed copies of images alone; whether it helps is not measured."""
-    parameters = flow_parameters(
+    parameters = opt.flow_parameters(
         params, dest=dest, seed=seed, uri=source, label=label, group_column=group,
-        include=include, exclude=exclude, **holdout_params(holdout),
+        include=include, exclude=exclude, **opt.holdout_params(holdout),
     )  # fmt: skip
-    lay_over(parameters, "balance", by=by, **target_params(target))
+    opt.lay_over(parameters, "balance", by=by, **opt.target_params(target))
     if policy is not None:
-        lay_over(parameters, "classic", policy=policy.read_text())
+        opt.lay_over(parameters, "classic", policy=policy.read_text())
     if preview is not None:
         _preview(parameters, preview)
         return
     if not dest and "destination" not in parameters:
-        raise typer.BadParameter(
+        raise BadParameter(
             "it is missing; give a folder or URL to publish into.", param_hint="DEST"
         )
     parameters["plan_only"] = plan_only
-    run_flow("augment:augment", parameters, "show_run", as_json=as_json)
+    opt.run_flow("augment:augment", parameters, "show_run", as_json=as_json)
 
 
 def _preview(parameters: dict[str, Any], path: Path) -> None:
@@ -94,146 +66,146 @@ def _preview(parameters: dict[str, Any], path: Path) -> None:
     from prefect_augment.report.contact_sheets import preview
 
     with parameter_errors():
-        source, classic = (
-            Source(**parameters.get("source", {})),
-            Classic(**parameters.get("classic", {})),
-        )
-    options = block_options(source.storage_block)
+        source = Source(**parameters.get("source", {}))
+        classic = Classic(**parameters.get("classic", {}))
+    options = opt.block_options(source.storage_block)
     path.write_bytes(preview(source, classic, seed=parameters["seed"], source_options=options))
-    out.print(f"{path}: originals, and below them each operation of the policy.", highlight=False)
+    opt.out.print(
+        f"{path}: originals, and below them each operation of the policy.", highlight=False
+    )
 
 
 def train(
-    source: Source,
+    source: opt.Source,
     dest: Annotated[
-        str, typer.Argument(help="The later rebalance's folder or URL; the model waits there.")
+        str, Argument(help="The later rebalance's folder or URL; the model waits there.")
     ],
-    label: Label = "",
-    model: Annotated[str, typer.Option(help="auto, or a kind of model, e.g. trees.")] = "",
-    holdout: Holdout = "",
-    group: Group = "",
-    include: Include = None,
-    exclude: Exclude = None,
-    by: By = None,
-    minutes: Annotated[float | None, typer.Option(help="Budget of the whole later run.")] = None,
-    steps: Steps = None,
-    seed: Seed = None,
-    params: ParamsFile = None,
-    as_json: Json = False,
+    label: opt.Label = "",
+    model: Annotated[str, Option(help="auto, or a kind of model, e.g. trees.")] = "",
+    holdout: opt.Holdout = "",
+    group: opt.Group = "",
+    include: opt.Include = None,
+    exclude: opt.Exclude = None,
+    by: opt.By = None,
+    minutes: Annotated[float | None, Option(help="Budget of the whole later run.")] = None,
+    steps: opt.Steps = None,
+    seed: opt.Seed = None,
+    params: opt.ParamsFile = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Train the generative model alone; `rebalance` with the same options finds and uses it."""
-    parameters = flow_parameters(
+    parameters = opt.flow_parameters(
         params, dest=dest, seed=seed, model=model, uri=source, label=label, group_column=group,
-        include=include, exclude=exclude, **holdout_params(holdout),
+        include=include, exclude=exclude, **opt.holdout_params(holdout),
     )  # fmt: skip
-    lay_over(parameters, "balance", by=by)
-    lay_over(parameters, "budget", minutes=minutes, steps=steps)
-    run_flow("train:train", parameters, "show_training", as_json=as_json)
+    opt.lay_over(parameters, "balance", by=by)
+    opt.lay_over(parameters, "budget", minutes=minutes, steps=steps)
+    opt.run_flow("train:train", parameters, "show_training", as_json=as_json)
 
 
 FAIL_ON = {"no-gain": ("evaluation", "on_no_gain"), "leak": ("quality", "on_leak")}
 
 
 def evaluate(
-    real: Annotated[str, typer.Argument(help="Real records.")],
+    real: Annotated[str, Argument(help="Real records.")],
     synthetic: Annotated[
-        str, typer.Argument(help="Records that another tool made, with the same columns.")
+        str, Argument(help="Records that another tool made, with the same columns.")
     ],
-    label: Label = "",
+    label: opt.Label = "",
     holdout: Annotated[
-        str, typer.Option(help="Real records that the other tool never had: file, folder or URL.")
+        str, Option(help="Real records that the other tool never had: file, folder or URL.")
     ] = "",
-    group: Group = "",
-    include: Include = None,
-    exclude: Exclude = None,
+    group: opt.Group = "",
+    include: opt.Include = None,
+    exclude: opt.Exclude = None,
     fail_on: Annotated[
-        list[str] | None,
-        typer.Option(help="no-gain or leak: end with 3 in that case; repeatable."),
+        opt.Many, Option(help="no-gain or leak: end with 3 in that case; repeatable.")
     ] = None,
-    report: Annotated[str, typer.Option(help="Folder or URL for the report.")] = "evaluation",
-    minutes: Annotated[float | None, typer.Option(help="Budget of the whole run.")] = None,
-    seed: Seed = None,
-    workers: Workers = None,
-    params: ParamsFile = None,
-    quick: Quick = False,
-    as_json: Json = False,
+    report: Annotated[str, Option(help="Folder or URL for the report.")] = "evaluation",
+    minutes: Annotated[float | None, Option(help="Budget of the whole run.")] = None,
+    seed: opt.Seed = None,
+    workers: opt.Workers = None,
+    params: opt.ParamsFile = None,
+    quick: opt.Quick = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Evaluate synthetic records from anywhere: do they help, copy, fit their class, leak their training records.
 
     Ends with 0 whatever the verdict, and with 3 if --fail-on names the finding.
     """
-    parameters = flow_parameters(
+    parameters = opt.flow_parameters(
         params, dest=report, seed=seed, uri=real, label=label, group_column=group,
-        include=include, exclude=exclude, **holdout_params(holdout),
+        include=include, exclude=exclude, **opt.holdout_params(holdout),
     )  # fmt: skip
-    lay_over(parameters, "budget", minutes=minutes)
+    opt.lay_over(parameters, "budget", minutes=minutes)
     unknown = sorted(set(fail_on or ()) - FAIL_ON.keys())
     if unknown:
-        raise typer.BadParameter(
-            f"{unknown[0]!r}; expected no-gain or leak.", param_hint="--fail-on"
-        )
-    lay_over(parameters, "quality", **({"purpose": "faithful"} | in_file(parameters, "quality")))
+        raise BadParameter(f"{unknown[0]!r}; expected no-gain or leak.", param_hint="--fail-on")
+    opt.lay_over(
+        parameters, "quality", **({"purpose": "faithful"} | opt.in_file(parameters, "quality"))
+    )
     for finding in fail_on or ():
         section, field = FAIL_ON[finding]
-        lay_over(parameters, section, **{field: "fail"})
-    lay_over(parameters, "compute", workers=workers)
+        opt.lay_over(parameters, section, **{field: "fail"})
+    opt.lay_over(parameters, "compute", workers=workers)
     if quick:
-        make_quick(parameters, without="model")
+        opt.make_quick(parameters, without="model")
     parameters["synthetic"] = synthetic
     try:
-        run_flow("evaluate:evaluate", parameters, "show_evaluation", as_json=as_json)
+        opt.run_flow("evaluate:evaluate", parameters, "show_evaluation", as_json=as_json)
     except RefusedError as exc:  # the result is printed all the same
         from prefect_augment.cli.formatting import show_evaluation
 
-        print_result(exc.values["result"], show_evaluation, as_json=as_json)
+        opt.print_result(exc.values["result"], show_evaluation, as_json=as_json)
         raise
     if quick and not as_json:
-        say_what_quick_left_out(parameters)
+        opt.say_what_quick_left_out(parameters)
 
 
 def check_policy(
-    source: Source,
+    source: opt.Source,
     dest: Annotated[
         str,
-        typer.Argument(
-            help="A later rebalance's or augment's folder or URL; records are staged there."
-        ),
+        Argument(help="A later rebalance's or augment's folder or URL; records are staged there."),
     ],
-    label: Label = "",
-    image: Annotated[str, typer.Option(help="A preset: natural, characters, medical …")] = "",
+    label: opt.Label = "",
+    image: Annotated[str, Option(help="A preset: natural, characters, medical …")] = "",
     policy: Policy = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    seed: Seed = None,
-    params: ParamsFile = None,
-    as_json: Json = False,
+    include: opt.Include = None,
+    exclude: opt.Exclude = None,
+    seed: opt.Seed = None,
+    params: opt.ParamsFile = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Show how often each operation on images makes a small classifier see another class.
 
     Ends with 3 if one does and `classic.on_label_damage` is `refuse`.
     """
-    parameters = flow_parameters(
+    parameters = opt.flow_parameters(
         params, dest=dest, seed=seed, uri=source, label=label, include=include, exclude=exclude
     )
     text = policy.read_text() if policy else ""
-    lay_over(parameters, "classic", image=image, policy=text)
-    run_flow("augment:check_policy", parameters, "show_policy", as_json=as_json)
+    opt.lay_over(parameters, "classic", image=image, policy=text)
+    opt.run_flow("augment:check_policy", parameters, "show_policy", as_json=as_json)
 
 
 def profile(
-    source: Source, label: Label = "", params: ParamsFile = None, as_json: Json = False
+    source: opt.Source,
+    label: opt.Label = "",
+    params: opt.ParamsFile = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Show the columns, types, classes, sizes and problems of a source. Writes nothing."""
     from prefect_augment.params import Source
     from prefect_augment.report.profile import profile as read_profile
 
-    parameters = read_params(params)
-    lay_over(parameters, "source", uri=source, label=label)
+    parameters = opt.read_params(params)
+    opt.lay_over(parameters, "source", uri=source, label=label)
     with parameter_errors():
         requested = Source(**parameters["source"])
-    result = read_profile(requested, source_options=block_options(requested.storage_block))
+    result = read_profile(requested, source_options=opt.block_options(requested.storage_block))
     from prefect_augment.cli.formatting import show_profile
 
-    print_result(result, show_profile, as_json=as_json)
+    opt.print_result(result, show_profile, as_json=as_json)
     if not result.is_valid:
-        raise typer.Exit(2)
+        raise Exit(2)

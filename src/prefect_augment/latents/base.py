@@ -1,39 +1,199 @@
 """A trained model applied to staged records: what all uses of its latents share.
 
-A use reads the records in batches of some megabytes, writes a shard for each shard that it reads, and
-leaves everything in one :class:`.LatentFolder`.
+A use reads the records in batches of some megabytes and writes a shard for each shard that it reads. All of it is
+in one folder: shards, pictures, a card, and last its index. Without ``index.json`` the result is not valid. Receipts
+let an interrupted use continue; they are removed, with all other staged objects, when the index is written.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import yaml
+from pydantic import Field
 
 from prefect_augment.array_types import Int
 from prefect_augment.encoding.strata import table_strata
-from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import ParameterError, SchemaError
-from prefect_augment.latents.capabilities import Ability, check_able
-from prefect_augment.latents.output import LatentFolder, Piece, add
 from prefect_augment.params import Output
 from prefect_augment.params.base import Params
 from prefect_augment.params.keys import step_key
+from prefect_augment.report.card import CARD
 from prefect_augment.schema import (
+    INDEX,
     DatasetInfo,
     DatasetRef,
     LatentInfo,
     LatentRef,
     LatentUse,
     ModelRef,
+    Origin,
+    Result,
     ShardInfo,
 )
 from prefect_augment.shards.base import label_names
 from prefect_augment.shards.staged import iter_shards, load_info
-from prefect_augment.storage import Store, sha256_hex
-from prefect_augment.synthesis.model_store import Encoder, load_model
+from prefect_augment.shards.stream_writer import write_stream
+from prefect_augment.storage import Stage, Store, sha256_hex
+from prefect_augment.synthesis.model_store import Encoder
+from prefect_augment.text import markdown_text
+
+SHARD_RECORDS = 1_000_000
+SHARD_BYTES = 128 << 20
+
+_CARD = """
+# {title}
+
+Results of {model} on the records of {dataset}. {rows}
+docs/latents.md of prefect-augment describes the other columns.
+
+| From | |
+| --- | --- |
+| model | {kind} `{digest}`, trained on {n_training:,} records |
+| records | `{records}` of {root} |
+| parameters | {params} |
+
+`open_latents(FOLDER)` of prefect-augment, `datasets.load_dataset(FOLDER)` and every reader of Parquet read it.
+"""
+
+_ROWS = (
+    "One row is one record, joined to the dataset by `aug_id`; `aug_split` is its part, `aug_origin` is `real`, "
+    "`classic` or `synthetic`."
+)
+_STEPS = "One row is one step, numbered by `aug_step`; the first and the last are records, named by `aug_id`."
+_SHIFTED = (
+    "One row is one record, named by `aug_id`, shifted by one strength, `aug_strength`; `aug_split` is the part of "
+    "the record."
+)
+
+
+class Piece(Result):
+    """The receipt of one shard: the shards written for it, and additive numbers."""
+
+    shards: tuple[ShardInfo, ...]
+    sums: dict[str, Any] = Field(default_factory=dict)
+
+
+class LatentFolder(Stage):
+    """A stage in the folder of its result, whose outcome is the index.
+
+    With ``beside`` the dataset, the use names the folder above, with an underscore; ``kind`` of the model and
+    ``key`` name the folder.
+    """
+
+    def __init__(
+        self, store: Store, use: LatentUse, kind: str, key: str, *, label: str, beside: bool
+    ) -> None:
+        super().__init__(store, use, key)
+        self.use = use
+        self.label = label
+        name = f"{re.sub(r'[^A-Za-z0-9.-]+', '-', kind)}-{key[:12]}"
+        self.prefix = f"_{use}/{name}" if beside else name
+        self.outcome_path = f"{self.prefix}/{INDEX}"
+
+    def existing(self) -> LatentRef | None:
+        """Return the result if it exists, and remove leftovers of a killed run."""
+        info = self.outcome(LatentInfo)
+        return None if info is None else self._tidied(info)
+
+    def put(
+        self,
+        tables: Iterator[pa.Table],
+        n_records: int,
+        stem: str,
+        *,
+        split: str,
+        origin: Origin,
+        folder: str = "data",
+    ) -> tuple[ShardInfo, ...]:
+        """Put records as Parquet below the folder; everything outside ``data`` is removed at the end."""
+        return write_stream(
+            self.store,
+            tables,
+            n_records=n_records,
+            prefix=f"{self.prefix}/{folder}",
+            stem=stem,
+            split=split,
+            origin=origin,
+            label=self.label,
+            max_records=SHARD_RECORDS,
+            max_bytes=SHARD_BYTES,
+        )
+
+    def put_pictures(self, pngs: Sequence[bytes]) -> tuple[str, ...]:
+        """Put non-empty pictures; return their paths within the folder."""
+        paths = []
+        for png in filter(None, pngs):
+            paths.append(f"picture-{sha256_hex(png)[:12]}.png")
+            self.store.put_if_absent(f"{self.prefix}/{paths[-1]}", png)
+        return tuple(paths)
+
+    def close(self, info: LatentInfo) -> LatentRef:
+        """Write the card and the index with paths relative to the folder, and remove the receipts."""
+        shards = [
+            shard.model_copy(update={"path": self._within(shard.path)}) for shard in info.shards
+        ]
+        info = info.model_copy(update={"shards": tuple(shards)})
+        self.store.put(f"{self.prefix}/{CARD}", _card(info).encode())
+        return self._tidied(self.finish(info))
+
+    def _tidied(self, info: LatentInfo) -> LatentRef:
+        """Remove receipts and other staged objects; return the reference to the result."""
+        kept = {INDEX, CARD, *info.pictures, *(shard.path for shard in info.shards)}
+        for path in self.store.list(self.prefix):
+            if self._within(path) not in kept:
+                self.store.delete(path)
+        return LatentRef(
+            use=self.use,
+            root=self.store.uri,
+            folder=self.prefix,
+            key=info.key,
+            digest=info.digest,
+            n_records=sum(shard.n_records for shard in info.shards),
+            summary=info.summary,
+            notes=info.notes,
+        )
+
+    def _within(self, path: str) -> str:
+        return path.removeprefix(f"{self.prefix}/")
+
+
+def _card(info: LatentInfo) -> str:
+    """Return the folder's README.md, by which ``load_dataset`` finds the parts; names are escaped."""
+    files: dict[str, list[str]] = {}
+    for shard in info.shards:
+        files.setdefault(shard.split, []).append(shard.path)
+    entries = [{"split": split, "path": paths} for split, paths in files.items()]
+    front = {"configs": [{"config_name": "default", "data_files": entries}]}
+    params = ", ".join(f"{name} {value!r}" for name, value in info.params.items())
+    version = f", version {info.version}" if info.version else ""
+    text = _CARD.format(
+        title=info.use.capitalize(),
+        model=f"a model of kind {markdown_text(info.model.kind)}",
+        dataset=markdown_text(info.dataset.root) + version,
+        rows={"interpolations": _STEPS, "shifts": _SHIFTED}.get(info.use, _ROWS),
+        kind=markdown_text(info.model.kind),
+        digest=info.model.digest,
+        n_training=info.model.n_training,
+        records=info.dataset.digest,
+        root=markdown_text(info.dataset.root),
+        params=markdown_text(params),
+    )
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, width=100_000)}---\n{text}"
+
+
+def add(sums: dict[str, Any], numbers: Mapping[str, Any]) -> None:
+    """Add numbers, or mappings of numbers, by name."""
+    for name, value in numbers.items():
+        if isinstance(value, Mapping):
+            add(sums.setdefault(name, {}), value)
+        else:
+            sums[name] = sums.get(name, 0) + value
+
 
 # Results on the hold-out are written per record and never summed up: it is kept for the one comparison of
 # a version (DESIGN §8), and scores on it would influence choices.
@@ -54,6 +214,7 @@ class Job:
     params: dict[str, Any]
     parts: tuple[str, ...]
     folder: LatentFolder
+    on_progress: Progress | None = None
 
     @classmethod
     def of(
@@ -63,18 +224,18 @@ class Job:
         dataset: DatasetRef,
         model: ModelRef,
         store: Store,
-        output: Output | None,
-        out: Store | None,
+        output: Output,
+        out: Store | None = None,
         params: Mapping[str, Params] | None = None,
+        on_progress: Progress | None = None,
     ) -> "Job":
-        """Return the job of a use; the result goes to ``out``, or beside the dataset.
+        """The job of a use; the result goes to ``out``, or beside the dataset.
 
-        ``dataset`` may be ingested records, candidates or a published version; ``params`` are the use's own, by
-        the section's name in :data:`~prefect_augment.params.keys.STEPS`. Raises ParameterError if the dataset
-        has none of the requested parts.
+        ``params`` are the use's own, by the section's name in :data:`~prefect_augment.params.keys.STEPS`. Raises
+        ParameterError if the dataset has none of the requested parts.
         """
         info = load_info(dataset, store)
-        requested = (output or Output()).parts
+        requested = output.parts
         existing = list(dict.fromkeys(shard.split for shard in info.shards))
         divided = {"training", "validation"} & set(existing)
         parts = tuple(part for part in existing if part in requested or not divided)
@@ -83,7 +244,7 @@ class Job:
                 f"the dataset has no records in {', '.join(requested)}; there are: "
                 f"{', '.join(existing) or 'none'}."
             )
-        used = {"output": (output or Output()).model_copy(update={"parts": sorted(parts)})}
+        used = {"output": output.model_copy(update={"parts": sorted(parts)})}
         inputs = [dataset.key, dataset.digest, model.key, model.digest]
         key = step_key(use, {**used, **(params or {})}, inputs=inputs)
         folder = LatentFolder(
@@ -92,7 +253,7 @@ class Job:
         values: dict[str, Any] = {}
         for section in (params or {}).values():
             values |= section.model_dump(mode="json")
-        return cls(use, store, dataset, info, model, values, parts, folder)
+        return cls(use, store, dataset, info, model, values, parts, folder, on_progress)
 
     # --- what is read -------------------------------------------------------------------------
 
@@ -116,13 +277,6 @@ class Job:
         parts = set(self.parts) - {NOT_SUMMED} or {NOT_SUMMED}
         return "validation" if "validation" in parts else min(parts)
 
-    def load(self, ability: Ability) -> tuple[Any, Encoder]:
-        """Return the fitted model and its encoder; ParameterError if the model lacks the ability."""
-        fitted, encoder = load_model(self.store, self.model)
-        check_able(fitted, self.model.kind, ability, modality=self.info.modality)
-        # Of real records, whose values it may write.
-        return fitted, encoder.guarding(None) if isinstance(encoder, TableEncoder) else encoder
-
     def tables(
         self, shards: Sequence[ShardInfo], columns: Sequence[str] | None = None
     ) -> Iterator[pa.Table]:
@@ -131,50 +285,51 @@ class Job:
 
     # --- what is written ----------------------------------------------------------------------
 
+    def put(
+        self, tables: Iterator[pa.Table], n: int, i: int, shard: ShardInfo, folder: str = "data"
+    ) -> tuple[ShardInfo, ...]:
+        """Put the ``n`` records that were made of the i-th shard."""
+        stem = f"{shard.split}-{i:05d}"
+        return self.folder.put(
+            tables, n, stem, split=shard.split, origin=shard.origin, folder=folder
+        )
+
     def each_shard(
         self,
         make: Callable[[pa.Table, ShardInfo], tuple[pa.Table, Mapping[str, Any]]],
-        on_progress: Progress | None,
         *,
         folder: str = "data",
-        n_written: Callable[[ShardInfo], int] | None = None,
+        n_written: Mapping[str, int] | None = None,
     ) -> tuple[list[ShardInfo], dict[str, Any]]:
         """Write the results of each shard's records, with a receipt per shard; return the shards and added numbers.
 
         ``make`` maps records and their shard to records and numbers, in batches of some megabytes; numbers are
         added up by name over the shard. Everything outside the folder ``data`` is removed at the end.
-        ``n_written`` is the number of records written for a shard, by default as many as are read.
+        ``n_written`` is the number of records written by the shard's path, by default as many as are read.
         """
         total, done = sum(shard.n_records for shard in self.shards), 0
         all_shards: list[ShardInfo] = []
         all_sums: dict[str, Any] = {}
+
+        def build(i: int, shard: ShardInfo) -> Piece:
+            sums: dict[str, Any] = {}
+
+            def tables() -> Iterator[pa.Table]:
+                for table in self.tables([shard]):
+                    written, numbers = make(table, shard)
+                    add(sums, numbers)
+                    yield written
+
+            n = shard.n_records if n_written is None else n_written[shard.path]
+            return Piece(shards=self.put(tables(), n, i, shard, folder), sums=sums)
+
         for i, shard in enumerate(self.shards):
-
-            def build(i: int = i, shard: ShardInfo = shard) -> Piece:
-                sums: dict[str, Any] = {}
-
-                def tables() -> Iterator[pa.Table]:
-                    for table in self.tables([shard]):
-                        written, numbers = make(table, shard)
-                        add(sums, numbers)
-                        yield written
-
-                written = self.folder.put(
-                    tables(),
-                    shard.n_records if n_written is None else n_written(shard),
-                    f"{shard.split}-{i:05d}",
-                    split=shard.split,
-                    origin=shard.origin,
-                    folder=folder,
-                )
-                return Piece(shards=written, sums=sums)
-
-            piece = self.folder.item(f"shard-{i:05d}", Piece, build)
+            piece = self.folder.item(f"shard-{i:05d}", Piece, partial(build, i, shard))
             all_shards += piece.shards
             add(all_sums, piece.sums)
             done += shard.n_records
-            if on_progress is not None:
-                on_progress(done / max(1, total), f"{done:,} of {total:,} records")
+            if self.on_progress is not None:
+                self.on_progress(done / max(1, total), f"{done:,} of {total:,} records")
         return all_shards, all_sums
 
     def finish(
@@ -182,10 +337,10 @@ class Job:
         shards: Sequence[ShardInfo],
         *,
         summary: Mapping[str, Any],
-        pictures: Sequence[str] = (),
+        pictures: Sequence[bytes] = (),
         notes: Sequence[str] = (),
     ) -> LatentRef:
-        """Write the index, which makes the result valid, and remove the receipts."""
+        """Put the pictures that are not empty, and the index, which makes the result valid; remove the receipts."""
         return self.folder.close(
             LatentInfo(
                 use=self.use,
@@ -197,7 +352,7 @@ class Job:
                 label=self.info.label,
                 params={**self.params, "parts": list(self.parts)},
                 shards=tuple(shards),
-                pictures=tuple(pictures),
+                pictures=self.folder.put_pictures(pictures),
                 summary=dict(summary),
                 notes=tuple(notes),
             )
@@ -224,34 +379,18 @@ def head(
     }
 
 
-@dataclass(frozen=True)
 class Strata:
     """A model's strata and their classes."""
 
-    encoder: Encoder
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Strata in the model's order."""
-        return self.encoder.strata
-
-    @cached_property
-    def labels(self) -> pa.Array:
-        """Label value of each stratum."""
-        return self.encoder.stratum_labels()
-
-    @cached_property
-    def of_class(self) -> tuple[str, ...]:
-        """Class name of each stratum."""
-        return tuple(label_names(self.labels))
-
-    @cached_property
-    def classes(self) -> tuple[str, ...]:
-        """Classes of the model, in the order of their first stratum."""
-        return tuple(dict.fromkeys(self.of_class))
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self.names = encoder.strata  # in the model's order
+        self.labels = encoder.stratum_labels()  # the label's value of each stratum
+        self.of_class = tuple(label_names(self.labels))  # the class's name of each stratum
+        self.classes = tuple(dict.fromkeys(self.of_class))  # in the order of their first stratum
 
     def codes(self, table: pa.Table) -> Int:
-        """Return each record's stratum; -1 if the model does not know it."""
+        """Each record's stratum; -1 if the model does not know it."""
         index = {name: k for k, name in enumerate(self.names)}
         names = table_strata(table, label=self.encoder.label, by=self.encoder.by)
         return np.array([index.get(name, -1) for name in names], dtype=np.int64)

@@ -9,113 +9,79 @@ from prefect_augment.params import AutoModel, ModelParams, NoModel
 from prefect_augment.registry import MODELS, load_model_class, resolve_model
 from prefect_augment.schema import Modality
 
-# One method of each of the protocols Encodes, ScoresClasses and Denoises in genmodels/base.py.
 Ability = Literal["latents", "likelihoods", "denoising"]
-_METHODS: dict[Ability, str] = {
-    "latents": "embed",
-    "likelihoods": "class_log_likelihoods",
-    "denoising": "denoise",
-}
-_CAN: dict[Ability, str] = {
-    "latents": "has a latent space",
-    "likelihoods": "knows how likely a record is in a class",
-    "denoising": "takes noise out of records",
-}
-_LACKS: dict[Ability, str] = {
-    "latents": "has no latent space",
-    "likelihoods": "does not know how likely a record is in a class",
-    "denoising": "does not take noise out of records",
+# A method of the protocols Encodes, ScoresClasses and Denoises in genmodels/base.py; who has it; who has not.
+_ABILITIES: dict[Ability, tuple[str, str, str]] = {
+    "latents": ("embed", "has a latent space", "has no latent space"),
+    "likelihoods": (
+        "class_log_likelihoods",
+        "knows how likely a record is in a class",
+        "does not know how likely a record is in a class",
+    ),
+    "denoising": (
+        "denoise",
+        "takes noise out of records",
+        "does not take noise out of records",
+    ),
 }
 
 
 def able_model(
     model: ModelParams, ability: Ability, *, modality: Modality | None = None
 ) -> ModelParams:
-    """Return the model to train for an ability; ``auto`` stands for the first registered kind that has it.
+    """The model to train for an ability; ``auto`` stands for the first registered kind that has it.
 
     Without a modality, the ability for any kind of data suffices. Raises ParameterError, which names the
     capable kinds, if the model is not capable, none is, or it is ``none``.
     """
     if isinstance(model, NoModel):
         raise ParameterError(
-            f"model is 'none', and this needs one that {_CAN[ability]}; "
+            f"model is 'none', and this needs one that {_ABILITIES[ability][1]}; "
             f"{_choose(ability, modality or 'table')}."
         )
     if isinstance(model, AutoModel):
-        able = _capable(ability, modality or "table")
+        able, why_none = _capable(ability, modality or "table")
         if not able:
-            raise ParameterError(
-                f"there is {_no_model(ability, modality or 'table')}.{_missing(modality or 'table')}"
-            )
-        return _params_of(able[0])
-    modality = modality or _able_for(model, ability)
-    kind = resolve_model(model, modality=modality)  # raises for another modality
-    check_able(load_model_class(model, modality=modality), kind or "", ability, modality=modality)
+            raise ParameterError(why_none)
+        first: ModelParams = TypeAdapter(ModelParams).validate_python({"kind": able[0]})
+        return first
+    # Without a modality, one that the model can do it for, else the first that it models.
+    entry = MODELS.get(model.kind)
+    known: list[Modality] = [*(entry.targets if entry else get_args(Modality))]
+    able_for = [m for m in known if _is_able(model, ability, m)]
+    for_data = modality or (able_for or known)[0]
+    kind = resolve_model(model, modality=for_data)  # raises for another modality
+    check_able(load_model_class(model, modality=for_data), kind or "", ability, modality=for_data)
     return model
 
 
 def check_able(model: Any, kind: str, ability: Ability, *, modality: Modality) -> None:
     """Raise ParameterError for a model, or a class of models, without an ability; it names kinds that have it."""
-    if not hasattr(model, _METHODS[ability]):
-        raise ParameterError(
-            f"model {kind!r} {_LACKS[ability]}; {_choose(ability, modality)}.", kind=kind
-        )
+    method, _, lacks = _ABILITIES[ability]
+    if not hasattr(model, method):
+        raise ParameterError(f"model {kind!r} {lacks}; {_choose(ability, modality)}.", kind=kind)
 
 
 def _choose(ability: Ability, modality: Modality) -> str:
-    able = _capable(ability, modality)
-    if not able:
-        return f"there is {_no_model(ability, modality)}.{_missing(modality)}".removesuffix(".")
-    return f"choose {' or '.join(able)}"
+    able, why_none = _capable(ability, modality)
+    return f"choose {' or '.join(able)}" if able else why_none.removesuffix(".")
 
 
-def _no_model(ability: Ability, modality: Modality) -> str:
-    return f"no model of {modality} data that {_CAN[ability]}"
+def _capable(ability: Ability, modality: Modality) -> tuple[list[str], str]:
+    """The capable kinds, in the registry's order, and a sentence for where there is none: what to install."""
+    kinds = [kind for kind, entry in MODELS.items() if modality in entry.targets]
+    advice = ""
+    for kind in kinds:
+        try:
+            load_model_class(kind, modality=modality)
+        except MissingExtraError as exc:
+            advice = advice or f" {exc}"
+    why_none = f"there is no model of {modality} data that {_ABILITIES[ability][1]}.{advice}"
+    return [kind for kind in kinds if _is_able(kind, ability, modality)], why_none
 
 
-def _missing(modality: Modality) -> str:
-    """Return advice to install missing packages of this modality's models; empty if there are none."""
-    for kind in MODELS:
-        if _models(params := _params_of(kind), modality):
-            try:
-                load_model_class(params, modality=modality)
-            except MissingExtraError as exc:
-                return f" {exc}"
-    return ""
-
-
-def _capable(ability: Ability, modality: Modality) -> list[str]:
-    """Return the capable kinds of those whose packages are installed, in the registry's order."""
-    candidates = {kind: _params_of(kind) for kind in MODELS}
-    return [
-        kind
-        for kind, params in candidates.items()
-        if _models(params, modality) and _is_able(params, ability, modality)
-    ]
-
-
-def _params_of(kind: str) -> ModelParams:
-    """Return the parameters of a kind with their defaults."""
-    model: ModelParams = TypeAdapter(ModelParams).validate_python({"kind": kind})
-    return model
-
-
-def _able_for(model: ModelParams, ability: Ability) -> Modality:
-    """Return the modality for which a model is capable, else the first that it models."""
-    modalities: list[Modality] = [m for m in get_args(Modality) if _models(model, m)]
-    return next((m for m in modalities if _is_able(model, ability, m)), modalities[0])
-
-
-def _models(model: ModelParams, modality: Modality) -> bool:
+def _is_able(model: str | ModelParams, ability: Ability, modality: Modality) -> bool:
     try:
-        resolve_model(model, modality=modality)
-    except ParameterError:
-        return False
-    return True
-
-
-def _is_able(model: ModelParams, ability: Ability, modality: Modality) -> bool:
-    try:
-        return hasattr(load_model_class(model, modality=modality), _METHODS[ability])
+        return hasattr(load_model_class(model, modality=modality), _ABILITIES[ability][0])
     except MissingExtraError:
         return False

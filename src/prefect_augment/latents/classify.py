@@ -10,8 +10,8 @@ from scipy.special import logsumexp
 
 from prefect_augment.array_types import Float
 from prefect_augment.errors import EmptyClassError
-from prefect_augment.latents.base import NOT_SUMMED, Job, Progress, Strata, head
-from prefect_augment.latents.image_adapter import open_view
+from prefect_augment.latents.adapter import View
+from prefect_augment.latents.base import NOT_SUMMED, Job, Strata, head
 from prefect_augment.params import Classification
 from prefect_augment.schema import LatentRef, ShardInfo
 from prefect_augment.shards.base import label_names
@@ -19,7 +19,7 @@ from prefect_augment.shards.base import label_names
 COLUMNS = ("predicted", "prob")
 
 
-def classify(job: Job, params: Classification, on_progress: Progress | None) -> LatentRef:
+def classify(view: View, params: Classification) -> LatentRef:
     """Write the most likely class of every record.
 
     By Bayes' rule from the model's log p(record | stratum) and the prior; a class of several strata takes
@@ -27,11 +27,9 @@ def classify(job: Job, params: Classification, on_progress: Progress | None) -> 
     label's type) and ``prob`` (float32). ``scores`` has accuracy, balanced accuracy, recall per class and
     predictions per true class for each part but the hold-out.
 
-    Raises ParameterError for a model without likelihoods, and EmptyClassError for the prior ``observed``
-    without training records of the model's classes.
+    Raises EmptyClassError for the prior ``observed`` without training records of the model's classes.
     """
-    view = open_view(job, "likelihoods")
-    strata = view.strata
+    job, strata = view.job, view.strata
     log_prior = _log_prior(job, strata, params.prior)
     first = [strata.of_class.index(name) for name in strata.classes]
 
@@ -51,7 +49,7 @@ def classify(job: Job, params: Classification, on_progress: Progress | None) -> 
         sums = {} if shard.split == NOT_SUMMED else {shard.split: confusion}
         return pa.table({**columns, "predicted": predicted, "prob": probs}), sums
 
-    shards, confusions = job.each_shard(make, on_progress)
+    shards, confusions = job.each_shard(make)
     scores = {part: _scores(confusion) for part, confusion in confusions.items()}
     return job.finish(
         shards,

@@ -1,7 +1,7 @@
 """Embed: a vector per record beside the dataset, and mean vectors by the value of a column."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from prefect_augment.array_types import Array, Float
 from prefect_augment.figures.latent_charts import Cloud, cloud_chart
-from prefect_augment.latents.base import Job, Progress, head
-from prefect_augment.latents.image_adapter import open_view
+from prefect_augment.latents.adapter import View
+from prefect_augment.latents.base import Job, head
 from prefect_augment.loading.latents import VECTOR, vectors_of
 from prefect_augment.schema import LatentRef, ShardInfo
 from prefect_augment.shards.base import label_names
@@ -19,26 +19,24 @@ from prefect_augment.shards.staged import iter_shards
 SHOWN_PER_CLASS = 250
 
 
-def embed(job: Job, params: None, on_progress: Progress | None) -> LatentRef:
+def embed(view: View, params: None) -> LatentRef:
     """Write the latent vector of every record, computed without its label.
 
     The Parquet has ``aug_id``, the label, ``aug_split``, ``aug_origin`` and ``embedding`` (fixed_size_list of
-    float32), in the records' order. Raises ParameterError for a model without latents, and DivergedError for
-    a vector that is not finite.
+    float32), in the records' order. Raises DivergedError for a vector that is not finite.
     """
-    view = open_view(job, "latents")
+    job, n_latent = view.job, int(view.fitted.n_latent)
 
     def make(table: pa.Table, shard: ShardInfo) -> tuple[pa.Table, Mapping[str, Any]]:
         columns = head(table, job.info.label, shard, (VECTOR,))
         return pa.table({**columns, VECTOR: vector_column(view.vectors(table))}), {}
 
-    shards, _ = job.each_shard(make, on_progress)
-    n_latent = int(view.fitted.n_latent)
+    shards, _ = job.each_shard(make)
     cloud = _cloud(job, shards, n_latent)
     return job.finish(
         shards,
         summary={"n_latent": n_latent, "plane_share": round(cloud.share, 6)},
-        pictures=job.folder.put_pictures(cloud_chart(cloud), view.codes_picture()),
+        pictures=(cloud_chart(cloud), view.codes_picture()),
     )
 
 
@@ -67,30 +65,19 @@ class _Moments:
         self.n = total
 
 
-@dataclass
-class _Shown:
-    """The records of a class with the lowest ids, which are hashes: a sample without a seed."""
-
-    ids: list[str] = field(default_factory=list)
-    Z: list[Float] = field(default_factory=list)
-
-    def add(self, ids: Sequence[str], Z: Float) -> None:
-        both = sorted(zip([*self.ids, *ids], [*self.Z, *Z], strict=True), key=lambda pair: pair[0])
-        self.ids, self.Z = (list(x) for x in zip(*both[:SHOWN_PER_CLASS], strict=True))
-
-
 def _cloud(job: Job, shards: Sequence[ShardInfo], n_latent: int) -> Cloud:
     """Return a sample of the vectors in the plane of their first two principal axes."""
     moments = _Moments(0, np.zeros(n_latent), np.zeros((n_latent, n_latent)))
-    shown: dict[str, _Shown] = {}
+    # Of each class the records with the lowest ids, which are hashes: a sample without a seed.
+    shown: dict[str, dict[str, Float]] = {}
     for table in iter_shards(job.folder.store, shards):
         Z = vectors_of(table).astype(np.float64)
         moments.add(Z)
-        names, ids = np.array(label_names(table[job.info.label]), dtype=object), table["aug_id"]
-        for name in dict.fromkeys(names.tolist()):
-            rows = np.flatnonzero(names == name)
-            first = rows[np.argsort(ids.take(pa.array(rows)).to_numpy())[:SHOWN_PER_CLASS]]
-            shown.setdefault(name, _Shown()).add(ids.take(pa.array(first)).to_pylist(), Z[first])
+        names, ids = label_names(table[job.info.label]), table["aug_id"].to_pylist()
+        for name, aug_id, z in zip(names, ids, Z, strict=True):
+            shown.setdefault(name, {})[aug_id] = z
+        for name, own in shown.items():  # copies, so that the batch is freed
+            shown[name] = {i: own[i].copy() for i in sorted(own)[:SHOWN_PER_CLASS]}
     values, axes = np.linalg.eigh(moments.scatter)
     plane = axes[:, ::-1][:, :2]
     # The sign of an axis is arbitrary; make its largest component positive.
@@ -99,5 +86,8 @@ def _cloud(job: Job, shards: Sequence[ShardInfo], n_latent: int) -> Cloud:
         plane = np.column_stack([plane, np.zeros(1)])
     total = float(values.sum())
     share = float(values[::-1][:2].sum() / total) if total > 0 else 1.0
-    points = {name: (np.array(s.Z) - moments.mean) @ plane for name, s in sorted(shown.items())}
+    points = {
+        name: (np.array([*own.values()]) - moments.mean) @ plane
+        for name, own in sorted(shown.items())
+    }
     return Cloud(points, share)

@@ -2,28 +2,21 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
 from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.latents.base import SHARD_BYTES, SHARD_RECORDS, Piece
 from prefect_augment.params import Anomalies
 from prefect_augment.params.keys import step_key
-from prefect_augment.schema import DatasetInfo, DatasetRef, Result, ShardInfo
+from prefect_augment.schema import DatasetInfo, DatasetRef, ShardInfo
 from prefect_augment.shards.base import label_names
 from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.shards.stream_writer import write_stream
 from prefect_augment.storage import Stage, Store, read_manifest, sha256_hex
 from prefect_augment.text import suggestion
-
-SHARD_RECORDS = 1_000_000
-SHARD_BYTES = 128 << 20
-
-
-class _Selected(Result):
-    """The receipt of one shard."""
-
-    shards: tuple[ShardInfo, ...]
 
 
 def select_classes(dataset: DatasetRef, *, classes: Sequence[str], store: Store) -> DatasetRef:
@@ -50,7 +43,7 @@ def select_classes(dataset: DatasetRef, *, classes: Sequence[str], store: Store)
     chosen = {"anomalies": Anomalies(train_on=sorted(wanted))}
     key = step_key("select", chosen, inputs=[dataset.key, dataset.digest])
     stage = Stage(store, "select", key)
-    selected = stage.outcome(DatasetInfo) or stage.finish(_select(stage, info, wanted))
+    selected = stage.run(DatasetInfo, lambda: _select(stage, info, wanted))
     return stage.reference(selected, _totals(selected.part_counts))
 
 
@@ -63,27 +56,18 @@ def _totals(part_counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
 
 
 def _select(stage: Stage, info: DatasetInfo, wanted: Sequence[str]) -> DatasetInfo:
+    def write(i: int, shard: ShardInfo) -> Piece:
+        n = sum(shard.class_counts.get(name, 0) for name in wanted)
+        written = write_stream(
+            stage.store, _rows(stage.store, shard, info.label, wanted), n_records=n,
+            prefix=stage.prefix, stem=f"{shard.split}-{i:05d}", split=shard.split,
+            origin=shard.origin, label=info.label, max_records=SHARD_RECORDS, max_bytes=SHARD_BYTES,
+        )  # fmt: skip
+        return Piece(shards=written)
+
     shards: list[ShardInfo] = []
     for i, shard in enumerate(s for s in info.shards if s.split in ("training", "validation")):
-
-        def write(i: int = i, shard: ShardInfo = shard) -> _Selected:
-            n = sum(shard.class_counts.get(name, 0) for name in wanted)
-            return _Selected(
-                shards=write_stream(
-                    stage.store,
-                    _rows(stage.store, shard, info.label, wanted),
-                    n_records=n,
-                    prefix=stage.prefix,
-                    stem=f"{shard.split}-{i:05d}",
-                    split=shard.split,
-                    origin=shard.origin,
-                    label=info.label,
-                    max_records=SHARD_RECORDS,
-                    max_bytes=SHARD_BYTES,
-                )
-            )
-
-        shards += stage.item(f"shard-{i:05d}", _Selected, write).shards
+        shards += stage.item(f"shard-{i:05d}", Piece, partial(write, i, shard)).shards
     counts = {
         part: {name: n for name, n in classes.items() if name in wanted}
         for part, classes in info.part_counts.items()

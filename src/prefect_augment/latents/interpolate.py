@@ -1,5 +1,6 @@
 """Interpolate: the records that a model decodes between two others."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,8 +11,6 @@ import pyarrow.compute as pc
 from prefect_augment.array_types import Float
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.latents.adapter import View, column_values
-from prefect_augment.latents.base import Job, Progress
-from prefect_augment.latents.image_adapter import open_view
 from prefect_augment.latents.reconstruct import decoding_strata
 from prefect_augment.params import Interpolation
 from prefect_augment.schema import LatentRef
@@ -30,7 +29,7 @@ class _End:
         return str(self.record["aug_id"][0].as_py())
 
 
-def interpolate(job: Job, params: Interpolation, on_progress: Progress | None) -> LatentRef:
+def interpolate(view: View, params: Interpolation) -> LatentRef:
     """Write a strip of records between two, decoded from vectors on the :func:`way` between theirs.
 
     A class is represented by its medoid: the learnt record nearest to the mean of the class's vectors.
@@ -38,24 +37,23 @@ def interpolate(job: Job, params: Interpolation, on_progress: Progress | None) -
     Parquet has ``aug_step``, ``aug_place`` (0 to 1), ``aug_id`` (null but for the two records, first and
     last), the learnt columns, and the label.
 
-    Raises ParameterError for a model without latents, an end that is neither class nor record, or equal ends.
+    Raises ParameterError for an end that is neither class nor record, or equal ends.
     """
-    view = open_view(job, "latents")
-    strata = view.strata
+    strata, folder = view.strata, view.job.folder
     ends = _ends(view, params)
     places = np.linspace(0.0, 1.0, params.n_steps)
-    centres = ends[0].centre, ends[1].centre
-    Z = way(ends[0].z, ends[1].z, places, *(centres if params.path == "class" else ()))
+    between = None
+    if params.path == "class" and ends[0].centre is not None and ends[1].centre is not None:
+        between = ends[1].centre - ends[0].centre
+    Z = way(ends[0].z, ends[1].z, places, between)
     advice = "let the strip begin and end with classes that it knows, or records of them"
     codes = np.concatenate([decoding_strata(end.record, strata, "", advice=advice) for end in ends])
     y = np.where(places < 0.5, codes[0], codes[1])
     X = view.fitted.decode_latents(view.finite(Z.astype(np.float32), "vectors"), y)
     decoded = view.decode(X, y, [f"step-{i:04d}" for i in range(len(y))])
     strip = _strip(decoded, places, ends)
-    shards = job.folder.put(
-        iter([strip]), strip.num_rows, "strip", split="strip", origin="synthetic"
-    )
-    return job.finish(
+    shards = folder.put(iter([strip]), strip.num_rows, "strip", split="strip", origin="synthetic")
+    return view.job.finish(
         shards,
         summary={
             "start": ends[0].aug_id,
@@ -64,28 +62,20 @@ def interpolate(job: Job, params: Interpolation, on_progress: Progress | None) -
             "end_class": strata.of_class[codes[1]],
             "distance": float(np.linalg.norm(ends[1].z - ends[0].z)),
         },
-        pictures=job.folder.put_pictures(view.strip_picture(strip)),
+        pictures=(view.strip_picture(strip),),
     )
 
 
-def way(
-    first: Float,
-    last: Float,
-    places: Float,
-    first_centre: Float | None = None,
-    last_centre: Float | None = None,
-) -> Float:
+def way(first: Float, last: Float, places: Float, between: Float | None = None) -> Float:
     """Return vectors between two, shape (n_places, n_latent), at ``places`` from 0 to 1 on a straight line.
 
-    With the mean vectors of both classes, only the deviation from them is interpolated, and the class
-    changes as a whole in the middle: half-way between two means a decoder often finds a third class.
+    ``between`` is the last class's mean vector less the first one's. With it only the deviation from the
+    means is interpolated, and the class changes as a whole in the middle: half-way between two means a
+    decoder often finds a third class.
     """
     t = places[:, None]
     line: Float = (1 - t) * first + t * last
-    if first_centre is None or last_centre is None:
-        return line
-    bent: Float = line + ((t >= 0.5) - t) * (last_centre - first_centre)
-    return bent
+    return line if between is None else line + ((t >= 0.5) - t) * between
 
 
 def _strip(decoded: pa.Table, places: Float, ends: Sequence[_End]) -> pa.Table:
@@ -110,11 +100,10 @@ def _strip(decoded: pa.Table, places: Float, ends: Sequence[_End]) -> pa.Table:
 
 def _ends(view: View, params: Interpolation) -> list[_End]:
     job, strata = view.job, view.strata
-    counts = {
-        name: sum(part.get(name, 0) for part in job.info.part_counts.values())
-        for name in strata.classes
-    }
-    by_size = sorted(counts, key=lambda name: (-counts[name], name))
+    counts = Counter[str]()
+    for part in job.info.part_counts.values():
+        counts.update(part)
+    by_size = sorted(strata.classes, key=lambda name: (-counts[name], name))
     names = [params.start or by_size[0], params.end or by_size[-1]]
     if names[0] == names[1]:
         raise ParameterError(
@@ -154,11 +143,10 @@ def _medoids(view: View, centres: Mapping[str, Float], classes: Sequence[str]) -
             f"class {empty[0]!r} has no training record to represent it; name a record by its aug_id.",
             class_name=empty[0],
         )
-    if not classes:
-        return {}
     best: dict[str, tuple[float, _End]] = {}
     job = view.job
-    for name, table, Z in view.vectors_by(job.info.label, classes, job.learnt_shards):
+    shards = job.learnt_shards if classes else []
+    for name, table, Z in view.vectors_by(job.info.label, classes, shards):
         distances = np.linalg.norm(Z - centres[name], axis=1)
         i = int(distances.argmin())
         if name not in best or distances[i] < best[name][0]:

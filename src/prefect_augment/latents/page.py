@@ -15,59 +15,42 @@ MAX_ROWS = 30
 MAX_COLUMNS = 12
 MAX_CELL = 60
 
-Numbers = Mapping[str, Any]
-
 
 def latents_sentence(ref: LatentRef) -> str:
     """Return the outcome of a use in one sentence."""
     summary, n = ref.summary, f"{ref.n_records:,} records"
+    auroc = summary.get("validation_auroc")
     if ref.use == "embeddings":
         return f"Embedded {n} as vectors of {summary['n_latent']} numbers."
     if ref.use == "anomalies":
-        auroc = (
-            f" AUROC on validation records {summary['validation_auroc']:.3f}."
-            if summary["validation_auroc"] is not None
-            else ""
-        )
-        return f"Scored {n}; {summary['n_flagged']:,} are beyond the threshold of {summary['threshold']:.4g}.{auroc}"
+        of = "" if auroc is None else f" AUROC on validation records {auroc:.3f}."
+        return f"Scored {n}; {summary['n_flagged']:,} are beyond the threshold of {summary['threshold']:.4g}.{of}"
     if ref.use == "reconstructions":
         return f"Reconstructed {n}."
     if ref.use == "denoised":
-        return f"Took noise of {summary['noise']:g} out of {n}.{_gain(summary)}"
+        gain = ""
+        if check := summary["check"]:
+            gain = (
+                f" With that much noise added, {check['n']} {check['part']} records go from {check['psnr_noisy']:.1f} "
+                f"to {check['psnr']:.1f} dB."
+            )
+        return f"Took noise of {summary['noise']:g} out of {n}.{gain}"
     if ref.use == "interpolations":
         return (
             f"Made {ref.n_records - 2} records on the way from {summary['start_class']!r} to "
             f"{summary['end_class']!r}."
         )
     if ref.use == "shifts":
-        auroc = (
-            f" On validation the direction tells the two apart with AUROC {summary['validation_auroc']:.3f}."
-            if summary["validation_auroc"] is not None
-            else ""
-        )
+        tells = "On validation the direction tells the two apart with AUROC"
+        of = "" if auroc is None else f" {tells} {auroc:.3f}."
         return (
             f"Shifted {summary['n_shifted']:,} records by {len(summary['strengths'])} strengths of the way from "
-            f"{summary['start']!r} to {summary['end']!r} of {summary['column']!r}.{auroc}"
+            f"{summary['start']!r} to {summary['end']!r} of {summary['column']!r}.{of}"
         )
-    validation = summary["parts"].get("validation")
-    scores = (
-        f" On validation: accuracy {validation['accuracy']:.3f}, balanced accuracy "
-        f"{validation['balanced_accuracy']:.3f}."
-        if validation
-        else ""
-    )
+    scores = ""
+    if on := summary["parts"].get("validation"):
+        scores = f" On validation: accuracy {on['accuracy']:.3f}, balanced accuracy {on['balanced_accuracy']:.3f}."
     return f"Classified {n} with the prior {summary['prior']}.{scores}"
-
-
-def _gain(summary: Numbers) -> str:
-    """Return what denoising changes on validation records with added noise."""
-    check = summary["check"]
-    if check is None:
-        return ""
-    return (
-        f" With that much noise added, {check['n']} {check['part']} records go from {check['psnr_noisy']:.1f} to "
-        f"{check['psnr']:.1f} dB."
-    )
 
 
 def latents_page(ref: LatentRef, out: Store) -> str:
@@ -83,7 +66,8 @@ def latents_page(ref: LatentRef, out: Store) -> str:
     for picture in info.pictures:
         png = base64.b64encode(store.read(picture)).decode()
         blocks.append(f"![{ref.use}](data:image/png;base64,{png})")
-    blocks += _TABLES[ref.use](info, store)
+    if ref.use in _TABLES:
+        blocks += _TABLES[ref.use](info, store)
     blocks += [f"- {markdown_text(note)}" for note in ref.notes]
     model = info.model
     blocks.append(
@@ -91,10 +75,6 @@ def latents_page(ref: LatentRef, out: Store) -> str:
         f"Result: {where(ref.folder, store.uri)}"
     )
     return "\n\n".join(blocks) + "\n"
-
-
-def _nothing(info: LatentInfo, store: Store) -> list[str]:
-    return []
 
 
 def _flagged(info: LatentInfo, store: Store) -> list[str]:
@@ -108,11 +88,17 @@ def _flagged(info: LatentInfo, store: Store) -> list[str]:
     return [f"Normal: {markdown_text(normal)}.", *_table(head, rows, n_text=2)]
 
 
-def _columns(info: LatentInfo, store: Store) -> list[str]:
+def _shown_part(info: LatentInfo) -> tuple[str, Mapping[str, Any]]:
+    """The part whose numbers are shown, validation where there is one, and these numbers."""
     parts = info.summary["parts"]
     part = "validation" if "validation" in parts else next(iter(parts), "")
+    return part, parts.get(part, {})
+
+
+def _columns(info: LatentInfo, store: Store) -> list[str]:
+    part, columns = _shown_part(info)
     rows = []
-    for name, scores in parts.get(part, {}).items():
+    for name, scores in columns.items():
         if "right" in scores:
             rows.append((name, "categories that come back, %", percent(scores["right"])))
         elif "mse" in scores:
@@ -124,15 +110,14 @@ def _columns(info: LatentInfo, store: Store) -> list[str]:
 
 
 def _confusion(info: LatentInfo, store: Store) -> list[str]:
-    parts = info.summary["parts"]
-    part = "validation" if "validation" in parts else next(iter(parts), "")
-    confusion = parts.get(part, {}).get("confusion", {})
+    part, scores = _shown_part(info)
     classes = info.summary["classes"][:MAX_COLUMNS]
-    rows = [(name, *(f"{row.get(k, 0):,}" for k in classes)) for name, row in confusion.items()]
-    head = (f"{part}: true class", *(f"predicted {name}" for name in classes))
-    recall = parts.get(part, {}).get("recall", {})
-    rows = [(*row, percent(recall[row[0]])) for row in rows]
-    return _table((*head, "recall, %"), rows, n_text=1)
+    rows = [
+        (name, *(f"{row.get(k, 0):,}" for k in classes), percent(scores["recall"][name]))
+        for name, row in scores.get("confusion", {}).items()
+    ]
+    head = (f"{part}: true class", *(f"predicted {name}" for name in classes), "recall, %")
+    return _table(head, rows, n_text=1)
 
 
 def _records(info: LatentInfo, store: Store) -> list[str]:
@@ -167,10 +152,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, n_text: int) -
 
 
 _TABLES: Mapping[LatentUse, Callable[[LatentInfo, Store], list[str]]] = {
-    "embeddings": _nothing,
     "anomalies": _flagged,
     "reconstructions": _columns,
-    "denoised": _nothing,
     "interpolations": _records,
     "shifts": _records,
     "classes": _confusion,

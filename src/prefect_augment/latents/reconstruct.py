@@ -5,19 +5,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from prefect_augment.array_types import Images, Int
 from prefect_augment.errors import ParameterError
 from prefect_augment.figures.image_grid import rows_sheet
-from prefect_augment.latents.base import NOT_SUMMED, Job, Progress, Strata, head
-from prefect_augment.latents.image_adapter import ImageView, open_view, some_records
+from prefect_augment.latents.adapter import ImageView, View, some_records
+from prefect_augment.latents.base import NOT_SUMMED, Strata, head
 from prefect_augment.params import Denoising, Reconstruction
 from prefect_augment.schema import LatentRef, ShardInfo
 
 N_CHECKED = 64  # records that noise is added to, to measure its removal
 
 
-def reconstruct(job: Job, params: Reconstruction, on_progress: Progress | None) -> LatentRef:
+def reconstruct(view: View, params: Reconstruction) -> LatentRef:
     """Write every record beside the reconstruction from its latent vector.
 
     The Parquet has ``aug_id``, the label, ``aug_split``, ``aug_origin`` and, for each learnt column ``x``, ``x``,
@@ -26,9 +26,9 @@ def reconstruct(job: Job, params: Reconstruction, on_progress: Progress | None) 
     error, white being 1. ``summary`` has, per part (without the hold-out) and column, the explained variance of
     numbers and the share of right categories.
 
-    Raises ParameterError for a model without latents, or a stratum that it does not know.
+    Raises ParameterError for a stratum that the model does not know.
     """
-    view = open_view(job, "latents")
+    job = view.job
 
     def make(table: pa.Table, shard: ShardInfo) -> tuple[pa.Table, Mapping[str, Any]]:
         codes = decoding_strata(table, view.strata, params.as_class)
@@ -39,7 +39,7 @@ def reconstruct(job: Job, params: Reconstruction, on_progress: Progress | None) 
         records, sums = view.compare(X, table, decoded, head(table, job.info.label, shard))
         return records, {} if shard.split == NOT_SUMMED else {shard.split: sums}
 
-    shards, sums = job.each_shard(make, on_progress)
+    shards, sums = job.each_shard(make)
     parts = {
         part: {name: view.summary(own) for name, own in columns.items()}
         for part, columns in sums.items()
@@ -47,7 +47,7 @@ def reconstruct(job: Job, params: Reconstruction, on_progress: Progress | None) 
     return job.finish(
         shards,
         summary={"as_class": params.as_class, "parts": parts},
-        pictures=job.folder.put_pictures(view.codes_picture()),
+        pictures=(view.codes_picture(),),
     )
 
 
@@ -57,7 +57,7 @@ def decoding_strata(
     as_class: str,
     *,
     advice: str = "choose their class with as_class",
-) -> NDArray[np.int64]:
+) -> Int:
     """Return the stratum that each record's vector is decoded as.
 
     Raises ParameterError for a class that the model does not know, with ``advice``.
@@ -83,7 +83,7 @@ def decoding_strata(
 # --- denoising --------------------------------------------------------------------------------------
 
 
-def denoise(job: Job, params: Denoising, on_progress: Progress | None) -> LatentRef:
+def denoise(view: View, params: Denoising) -> LatentRef:
     """Write every image without its noise, beside the other columns of the source.
 
     The Parquet has ``aug_id``, the label, ``aug_split``, ``aug_origin``, the source's other columns, and the
@@ -91,12 +91,11 @@ def denoise(job: Job, params: Denoising, on_progress: Progress | None) -> Latent
     ``summary`` has in ``check`` the peak signal-to-noise ratios, in dB, of a few records with seeded noise of
     this size added, before and after; noise in the records themselves counts as signal.
 
-    Raises ParameterError if the records are no images, or the model cannot denoise.
+    Raises ParameterError if the records are no images.
     """
-    view = open_view(job, "denoising")
     if not isinstance(view, ImageView):
         raise ParameterError("denoising is of images, and these records are rows of a table.")
-    encoder = view.encoder
+    job, encoder = view.job, view.encoder
 
     def make(table: pa.Table, shard: ShardInfo) -> tuple[pa.Table, Mapping[str, Any]]:
         ids = table["aug_id"].to_pylist()
@@ -108,12 +107,12 @@ def denoise(job: Job, params: Denoising, on_progress: Progress | None) -> Latent
         rest = {f.name: table[f.name] for f in encoder.schema if f.name not in columns}
         return pa.table({**columns, **rest, encoder.column: image}), {}
 
-    shards, _ = job.each_shard(make, on_progress)
+    shards, _ = job.each_shard(make)
     check, picture = _check(view, params.noise)
     return job.finish(
         shards,
         summary={"noise": params.noise, "check": check},
-        pictures=job.folder.put_pictures(picture),
+        pictures=(picture,),
     )
 
 
@@ -130,7 +129,7 @@ def _check(view: ImageView, noise: float) -> tuple[dict[str, Any], bytes]:
     return check, rows_sheet("Before and after", rows)
 
 
-def _psnr(X: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+def _psnr(X: Images, other: Images) -> float:
     """Return the peak signal-to-noise ratio in dB over all pixels; 99 for equal images."""
     mse = float((((X.astype(np.float64) - other) / 255) ** 2).mean())
     return -10 * float(np.log10(max(mse, 10**-9.9)))

@@ -1,9 +1,10 @@
-"""The uses of a model's latents in one table: what each needs of the model, and its parameters."""
+"""The uses of a model's latents in one table: what each does, and what it needs of the model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from prefect_augment.latents.adapter import View, open_view
 from prefect_augment.latents.anomalies import anomalies
 from prefect_augment.latents.attribute_shift import shift_attribute
 from prefect_augment.latents.base import Job, Progress
@@ -12,80 +13,29 @@ from prefect_augment.latents.classify import classify
 from prefect_augment.latents.embed import embed
 from prefect_augment.latents.interpolate import interpolate
 from prefect_augment.latents.reconstruct import denoise, reconstruct
-from prefect_augment.params import (
-    Anomalies,
-    AttributeShift,
-    Classification,
-    Denoising,
-    Interpolation,
-    Output,
-    Reconstruction,
-)
+from prefect_augment.params import Output
 from prefect_augment.params.base import Params
+from prefect_augment.params.latents import LATENT_COMMANDS
 from prefect_augment.schema import DatasetRef, LatentRef, LatentUse, ModelRef
 from prefect_augment.storage import Store
 
 
 @dataclass(frozen=True)
 class Use:
-    """One use of a model's latents."""
+    """One use of a model's latents; :data:`.LATENT_COMMANDS` has its name and its parameters."""
 
-    command: str  # name of its flow and its command
-    does: str  # a sentence for the form
-    work: Callable[[Job, Any, Progress | None], LatentRef]
-    params: type[Params] | None = None
-    section: str = ""  # name of its parameters in flows and keys, if any
+    work: Callable[[View, Any], LatentRef]
     ability: Ability = "latents"
 
 
 USES: dict[LatentUse, Use] = {
-    "embeddings": Use(
-        "embed", "Write a vector per record, for search, clustering and classifiers.", embed
-    ),
-    "anomalies": Use(
-        "anomalies",
-        "Score how anomalous every record is, and flag those beyond what is normal on validation records.",
-        anomalies,
-        Anomalies,
-        "anomalies",
-    ),
-    "reconstructions": Use(
-        "reconstruct",
-        "Write every record beside what the model makes of its vector, with the error per column.",
-        reconstruct,
-        Reconstruction,
-        "reconstruction",
-    ),
-    "denoised": Use(
-        "denoise",
-        "Write every image without its noise.",
-        denoise,
-        Denoising,
-        "denoising",
-        "denoising",
-    ),
-    "interpolations": Use(
-        "interpolate",
-        "Make the records between one and another, or between two classes.",
-        interpolate,
-        Interpolation,
-        "interpolation",
-    ),
-    "shifts": Use(
-        "shift-attribute",
-        "Add an attribute to records, in several strengths: arithmetic on their latent vectors.",
-        shift_attribute,
-        AttributeShift,
-        "attribute_shift",
-    ),
-    "classes": Use(
-        "classify",
-        "Write the class in which the model itself finds every record most likely.",
-        classify,
-        Classification,
-        "classification",
-        "likelihoods",
-    ),
+    "embeddings": Use(embed),
+    "anomalies": Use(anomalies),
+    "reconstructions": Use(reconstruct),
+    "denoised": Use(denoise, "denoising"),
+    "interpolations": Use(interpolate),
+    "shifts": Use(shift_attribute),
+    "classes": Use(classify, "likelihoods"),
 }
 
 
@@ -106,10 +56,11 @@ def use_latents(
     dataset and model; the result goes to ``out``, or beside the dataset. Raises ParameterError if the model
     lacks the ability, or no record is in the requested parts.
     """
-    chosen = USES[use]
-    params = params or (chosen.params() if chosen.params else None)
-    sections = {chosen.section: params} if params else {}
+    chosen, known = USES[use], LATENT_COMMANDS[use]
+    params = params or (known.params() if known.params else None)
+    sections = {known.section: params} if params else {}
     job = Job.of(
-        use, dataset=dataset, model=model, store=store, output=output, out=out, params=sections
-    )
-    return job.folder.existing() or chosen.work(job, params, on_progress)
+        use, dataset=dataset, model=model, store=store, output=output or Output(), out=out,
+        params=sections, on_progress=on_progress,
+    )  # fmt: skip
+    return job.folder.existing() or chosen.work(open_view(job, chosen.ability), params)

@@ -20,7 +20,15 @@ class ColumnOverride(Params):
     real records, null in synthetic ones. drop: not published."""
 
 
-class Source(Params):
+class _Place(Params):
+    @model_validator(mode="before")
+    @classmethod
+    def _from_location(cls, value: Any) -> Any:
+        """Also take a path or URL in the place of the section, as people write it in Python."""
+        return {"uri": os.fspath(value)} if isinstance(value, str | os.PathLike) else value
+
+
+class Source(_Place):
     """Where the labelled records come from, and how they are split."""
 
     uri: Location = ""
@@ -70,19 +78,10 @@ class Source(Params):
     storage_block: str = ""
     """Name of a saved Prefect storage block with the credentials, e.g. remote-file-system/lake."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_location(cls, value: Any) -> Any:
-        return _location(value)
-
     @model_validator(mode="after")
-    def _one_holdout(self) -> "Source":
+    def _one_holdout_and_group(self) -> "Source":
         if self.holdout_column and self.holdout_uri:
             raise ValueError("holdout_column and holdout_uri are both given; keep one of them.")
-        return self
-
-    @model_validator(mode="after")
-    def _one_group(self) -> "Source":
         if not self.group_pattern:
             return self
         if self.group_column:
@@ -99,7 +98,7 @@ class Source(Params):
         return self
 
 
-class Destination(Params):
+class Destination(_Place):
     """Where the balanced dataset is published."""
 
     uri: Location = ""
@@ -111,13 +110,3 @@ class Destination(Params):
     name one; with other origins there is none unless you do."""
     storage_block: str = ""
     """Name of a saved Prefect storage block with the credentials."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_location(cls, value: Any) -> Any:
-        return _location(value)
-
-
-def _location(value: Any) -> Any:
-    """Take a path or URL in the place of the section, as people write it in Python."""
-    return {"uri": os.fspath(value)} if isinstance(value, str | os.PathLike) else value

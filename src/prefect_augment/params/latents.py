@@ -1,5 +1,6 @@
 """Uses of a model's latent space: where results go, and the parameters of each use."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -85,3 +86,49 @@ class Classification(Params):
 
     prior: Literal["balanced", "observed"] = "balanced"
     """balanced takes all classes for equally likely; observed as they come in the training records."""
+
+
+@dataclass(frozen=True)
+class LatentCommand:
+    """A use of a model's latents, as people meet it."""
+
+    name: str  # of its flow and its command
+    does: str  # a sentence for both
+    params: type[Params] | None = None
+    section: str = ""  # name of its parameters in flows and keys, if any
+
+
+#: By the name of the use.
+LATENT_COMMANDS: dict[str, LatentCommand] = {
+    "embeddings": LatentCommand(
+        "embed", "Write a vector per record, for search, clustering and classifiers."
+    ),
+    "anomalies": LatentCommand(
+        "anomalies",
+        "Score how anomalous every record is, and flag those beyond what is normal on validation records.",
+        *(Anomalies, "anomalies"),
+    ),
+    "reconstructions": LatentCommand(
+        "reconstruct",
+        "Write every record beside what the model makes of its vector, with the error per column.",
+        *(Reconstruction, "reconstruction"),
+    ),
+    "denoised": LatentCommand(
+        "denoise", "Write every image without its noise.", Denoising, "denoising"
+    ),
+    "interpolations": LatentCommand(
+        "interpolate",
+        "Make the records between one and another, or between two classes.",
+        *(Interpolation, "interpolation"),
+    ),
+    "shifts": LatentCommand(
+        "shift-attribute",
+        "Add an attribute to records, in several strengths: arithmetic on their latent vectors.",
+        *(AttributeShift, "attribute_shift"),
+    ),
+    "classes": LatentCommand(
+        "classify",
+        "Write the class in which the model itself finds every record most likely.",
+        *(Classification, "classification"),
+    ),
+}

@@ -85,7 +85,7 @@ def parameters_page() -> str:
     for name, group in GROUPS.items():
         if name == _AFTER_MODELS:
             parts.append("## model\n\nOne of these kinds.\n")
-            parts += [_section(f"### {_kind(m)}", m) for m in _members(ModelParams)]
+            parts += [_section(f"### {_kind(m)}", m) for m in _classes(ModelParams)]
         parts.append(_section(f"## {name}", group))
     return "\n".join(parts)
 
@@ -105,7 +105,7 @@ def _section(title: str, group: type[Params]) -> str:
         lines.append("")
     for name, field in fields.items():
         each = "Each of " if get_origin(field.annotation) is list else ""
-        for inner in _inner(field.annotation):
+        for inner in _classes(field.annotation):
             kind = f", kind `{_kind(inner)}`" if _kind(inner) else ""
             lines.append(_section(f"{each}`{name}`{kind}:", inner))
     return "\n".join(lines)
@@ -171,22 +171,13 @@ def _kind(model: type[Params]) -> str:
     return "" if field is None or field.is_required() else str(field.get_default())
 
 
-def _inner(annotation: Any) -> Iterator[type[Params]]:
-    if isinstance(annotation, type) and issubclass(annotation, Params):
-        yield annotation
-    for item in get_args(annotation) if get_origin(annotation) is list else ():
-        yield from _members(item)
-
-
-def _members(annotation: Any) -> Iterator[type[Params]]:
-    """Yield the classes of parameters in a union, however annotated."""
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
+def _classes(annotation: Any) -> Iterator[type[Params]]:
+    """Yield the classes of parameters in an annotation, such as those of a union or in a list."""
     if isinstance(annotation, type) and issubclass(annotation, Params):
         yield annotation
     elif get_origin(annotation) is not Literal:
         for member in get_args(annotation):
-            yield from _members(member)
+            yield from _classes(member)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ from prefect_augment.schema import (
     DatasetRef,
     Estimate,
     Experiment,
+    ShardInfo,
     Strategy,
 )
 from prefect_augment.schema.experiment import MAX_COMPARED
@@ -91,20 +92,18 @@ def plan(
 ) -> BalancePlan:
     """The plan for the training records (training and validation) of a staged dataset.
 
-    Model kind ``none`` plans no synthetic records. For images half of the budget bounds the
-    classifier, and where auto finds no generative model worth the budget, none is planned, with a
-    warning. ``searched``: with model auto and no cap, the number of synthetic records is searched,
-    so up to :data:`MAX_SEARCHED` per real one are planned. ``compares``: strategies are compared
-    within the budget.
-
-    Nothing is stored but the calibration that decides about a generative model of images.
-    ParameterError if a column of ``by`` is missing, is the label, occurs twice, or is not a
-    category of at most 20 values, and from :func:`~prefect_augment.plan.targets.targets`;
-    MissingExtraError if images are to be compared without torch.
+    As :func:`prefect_augment.tasks.plan.plan_balance` has it. For images half of the budget bounds the classifier;
+    where auto finds no generative model worth the budget, none is planned, with a warning. Nothing is stored but
+    the calibration that decides about that. MissingExtraError if images are to be compared without torch.
     """
     info = load_info(dataset, store)
     balance = params.balance
-    _check_extras(info)
+    if info.modality == "image" and find_spec("torch") is None:  # not first at the first strategy
+        raise MissingExtraError(
+            "images are compared by a network, which needs torch: "
+            "pip install 'prefect-augment[images,torch]'",
+            extra="torch",
+        )
     _check_by(balance.by, info)
     if searched and isinstance(params.model, AutoModel) and balance.max_synthetic_per_real < 0:
         # With soft labels the weight of records is searched.
@@ -113,25 +112,17 @@ def plan(
         balance = balance.model_copy(update={"max_synthetic_per_real": most})
     params = params.model_copy(update={"balance": balance})
     result = _plan(info, params, store, compares=compares)
-    if info.modality != "image" or not isinstance(params.model, AutoModel) or not compares:
+    may_decline = info.modality == "image" and isinstance(params.model, AutoModel) and compares
+    if not (may_decline and result.n_synthetic):
         return result
-    if not result.n_synthetic:
-        return result
-    reason = why_no_image_model(
-        Experiment(dataset=dataset, plan=result, params=params), store=store
-    )
+    experiment = Experiment(dataset=dataset, plan=result, params=params)
+    reason = why_no_image_model(experiment, store=store)
     if not reason:
         return result
-    without = _plan(
-        info,
-        params.model_copy(update={"model": NoModel()}),
-        store,
-        compares=compares,
-        declined=True,
-    )
-    return without.model_copy(
-        update={"warnings": (f"no synthetic records: {reason}", *without.warnings)}
-    )
+    params = params.model_copy(update={"model": NoModel()})
+    without = _plan(info, params, store, compares=compares, declined=True)
+    warnings = (f"no synthetic records: {reason}", *without.warnings)
+    return without.model_copy(update={"warnings": warnings})
 
 
 def _plan(
@@ -140,8 +131,15 @@ def _plan(
     """The plan; ``declined``: auto found no model worth its time."""
     balance, quality, evaluation = params.balance, params.quality, params.evaluation
     budget = params.budget if compares else None
-    if balance.unit == "object":
-        return _plan_objects(info, params, budget, store)
+    if balance.unit == "object":  # no strategies are compared on a detection set
+        classes = object_classes(info, balance, store)
+        expected, comparison = _estimate_images(info, classes, params, budget, has_model=False)
+        return BalancePlan(
+            rule=f"{_rule_text(balance, soft_labels=False)} (counted in boxes)",
+            classes=classes,
+            estimate=_whole_run(expected, info, params, compares=False, has_model=False),
+            **comparison,
+        )
     can_sample = params.model.kind != "none"
     messages = _constraint_warnings(info, quality.constraints, store)
     counts = _training_counts(info, balance.by, store)
@@ -160,7 +158,12 @@ def _plan(
     has_model = any(entry.n_synthetic for entry in classes)
     max_compared = 0 if has_model else max_compared_images(info)
     if max_compared and compares:
-        messages = (*messages, _sample_text(max_compared))
+        sampled = (
+            f"strategies are compared on {max_compared:,} of the training and validation images, and on "
+            f"{max_compared // HOLDOUT_SHARE:,} of the hold-out. They are chosen by their ids and the seed; all images "
+            "are published."
+        )
+        messages = (*messages, sampled)
     if info.image is not None:
         expected, comparison = _estimate_images(info, classes, params, budget, has_model=has_model)
     else:
@@ -191,28 +194,6 @@ def max_compared_images(info: DatasetInfo) -> int:
     most = most_compared(info.image)
     fits = n_training <= most and n.get("holdout", 0) <= most // HOLDOUT_SHARE
     return 0 if fits else most
-
-
-def _sample_text(most: int) -> str:
-    """What the comparison reads of more images than it holds."""
-    return (
-        f"strategies are compared on {most:,} of the training and validation images, and on {most // HOLDOUT_SHARE:,} "
-        "of the hold-out. They are chosen by their ids and the seed; all images are published."
-    )
-
-
-def _plan_objects(
-    info: DatasetInfo, params: RunParams, budget: Budget | None, store: Store
-) -> BalancePlan:
-    """The plan of a detection set; no strategies are compared on it."""
-    classes = object_classes(info, params.balance, store)
-    expected, comparison = _estimate_images(info, classes, params, budget, has_model=False)
-    return BalancePlan(
-        rule=f"{_rule_text(params.balance, soft_labels=False)} (counted in boxes)",
-        classes=classes,
-        estimate=_whole_run(expected, info, params, compares=False, has_model=False),
-        **comparison,
-    )
 
 
 def _can_have_soft_labels(info: DatasetInfo, quality: Quality) -> bool:
@@ -258,40 +239,24 @@ def _budget_warnings(
     return tuple(warnings)
 
 
-def _check_extras(info: DatasetInfo) -> None:
-    """Refuse images here, before anything is trained, and not at the first strategy."""
-    if info.modality == "image" and find_spec("torch") is None:
-        raise MissingExtraError(
-            "images are compared by a network, which needs torch: "
-            "pip install 'prefect-augment[images,torch]'",
-            extra="torch",
-        )
-
-
 def _check_by(by: Sequence[str], info: DatasetInfo) -> None:
     """Refuse columns that cannot be balanced within."""
     columns = {c.name: c for c in info.columns}
     for i, name in enumerate(by):
+        problem = ""
         if name == info.label:
-            raise ParameterError(
-                f"balance.by names the label {name!r}; classes are balanced anyway: leave it out.",
-                column=name,
+            problem = f"the label {name!r}; classes are balanced anyway: leave it out"
+        elif name in by[:i]:
+            problem = f"{name!r} twice; keep one"
+        elif name not in columns:
+            problem = f"the column {name!r}, which does not exist; {suggestion(name, columns)}"
+        elif reason := _why_not_by(columns[name]):
+            problem = (
+                f"{name!r}, {reason}; choose a column with at most {MAX_BY_VALUES} categories, or group its values in "
+                "the source"
             )
-        if name in by[:i]:
-            raise ParameterError(f"balance.by names {name!r} twice; keep one.", column=name)
-        if name not in columns:
-            raise ParameterError(
-                f"balance.by names the column {name!r}, which does not exist; "
-                f"{suggestion(name, columns)}.",
-                column=name,
-            )
-        reason = _why_not_by(columns[name])
-        if reason:
-            raise ParameterError(
-                f"balance.by names {name!r}, {reason}; choose a column with at most "
-                f"{MAX_BY_VALUES} categories, or group its values in the source.",
-                column=name,
-            )
+        if problem:
+            raise ParameterError(f"balance.by names {problem}.", column=name)
 
 
 def _why_not_by(column: ColumnInfo) -> str:
@@ -316,11 +281,14 @@ def _training_counts(info: DatasetInfo, by: Sequence[str], store: Store) -> dict
         for part in _TRAINING:
             counts.update(info.part_counts.get(part, {}))
         return {name: n for name, n in counts.items() if n}
-    shards = [shard for shard in info.shards if shard.split in _TRAINING]
     counts = Counter()
-    for table in iter_shards(store, shards, [info.label, *by]):
+    for table in iter_shards(store, _training_shards(info), [info.label, *by]):
         counts.update(table_strata(table, label=info.label, by=by))
     return dict(counts)
+
+
+def _training_shards(info: DatasetInfo) -> list[ShardInfo]:
+    return [shard for shard in info.shards if shard.split in _TRAINING]
 
 
 def _constraint_warnings(
@@ -336,19 +304,20 @@ def _constraint_warnings(
     column_kinds = {column.name: column.kind for column in info.columns} | {info.label: "category"}
     for rule in rules:
         for name in columns_of(rule):
+            problem, known = "", list(column_kinds)
             if name not in column_kinds:
+                problem = f"not a column{did_you_mean(name, known)}; there are: {listing(known)}"
+            elif column_kinds[name] not in ("numeric", "category", "constant"):
+                problem = (
+                    f"{_article(column_kinds[name])} column, and no model learns it; leave it out, or set its kind in "
+                    "source.columns"
+                )
+            if problem:
                 raise ParameterError(
-                    f"constraint {describe_rule(rule)!r} names {name!r}, which is not a column"
-                    f"{did_you_mean(name, list(column_kinds))}; there are: {listing(list(column_kinds))}.",
+                    f"constraint {describe_rule(rule)!r} names {name!r}, which is {problem}.",
                     column=name,
                 )
-            if column_kinds[name] not in ("numeric", "category", "constant"):
-                raise ParameterError(
-                    f"constraint {describe_rule(rule)!r} names {name!r}, which is {_article(column_kinds[name])} "
-                    "column, and no model learns it; leave it out, or set its kind in source.columns.",
-                    column=name,
-                )
-    shards = [shard for shard in info.shards if shard.split in _TRAINING]
+    shards = _training_shards(info)
     for rule in rules:
         names = columns_of(rule)
         for table in islice(iter_shards(store, shards, names), 1):
@@ -365,17 +334,15 @@ def _constraint_warnings(
 
 def _rule_text(balance: Balance, *, soft_labels: bool) -> str:
     """The requested balance in one line."""
-    words = [balance.target if balance.target != "count" else f"{balance.count} records per class"]
+    words = [f"{balance.count} records per class" if balance.target == "count" else balance.target]
     if balance.max_per_class:
         words.append(f"at most {balance.max_per_class} per class")
     if balance.by:
         words.append(f"within each {' × '.join(balance.by)}")
-    if balance.classes:
-        words.append(
-            f"{len(balance.classes)} classes with a target of their own"
-            if len(balance.classes) > 1
-            else f"class {balance.classes[0].name!r} with a target of its own"
-        )
+    if len(balance.classes) == 1:
+        words.append(f"class {balance.classes[0].name!r} with a target of its own")
+    elif balance.classes:
+        words.append(f"{len(balance.classes)} classes with a target of their own")
     most = balance.most_per_real * (SOFT_LABELS_PER_REAL if soft_labels else 1)
     words.append(f"at most {most:g} synthetic per real{' with soft labels' if soft_labels else ''}")
     return ", ".join(words)
@@ -434,17 +401,15 @@ def _estimate_images(
         "image", model="model" if has_model else None, classic=params.classic
     )
     folds = (1,) if alone else (N_FOLDS, N_FEWER_FOLDS, 1)
+    settings_given = params.evaluation.n_settings
     seconds = math.inf if budget is None or budget.steps else 60 * COMPARISON_SHARE * budget.minutes
     widths = (1.0, 0.5) if n_train >= NARROW_BELOW else (1.0,)
     # All settings where they take a small part of the budget. Otherwise fewer settings, then a narrow estimator,
     # then one with far too few steps, or fewer folds.
     tried = (N_SETTINGS, N_SETTINGS // 2, N_SETTINGS // 4)
-    for width, n_settings in product(
-        widths, (params.evaluation.n_settings,) if params.evaluation.n_settings else tried
-    ):
-        pilots = (
-            _n_pilots(strategies, classes, most=n_settings) * min(folds[0], PILOT_FOLDS) / folds[0]
-        )
+    for width, n_settings in product(widths, (settings_given,) if settings_given else tried):
+        n_pilots = _n_pilots(strategies, classes, most=n_settings)
+        pilots = n_pilots * min(folds[0], PILOT_FOLDS) / folds[0]
         needs, steps, n_folds = estimate_images(
             n_train=n_train,
             n_scored=max(counts.get("validation", 0), counts.get("holdout", 0)),
@@ -461,18 +426,14 @@ def _estimate_images(
             has_bf16=cpu_multiplies_bf16(),
             width=width,
         )
-        if n_settings == N_SETTINGS and not params.evaluation.n_settings:
+        if n_settings == N_SETTINGS and not settings_given:
             fits = needs.comparison_seconds <= MAX_SETTINGS_SHARE * seconds < math.inf
         else:
             fits = needs.comparison_seconds / params.evaluation.n_seeds <= seconds
         if fits and n_folds == folds[0] and 2 * steps >= classifier_steps(n_train):
             break
-    return needs, {
-        "classifier_steps": steps,
-        "classifier_width": width,
-        "n_folds": n_folds,
-        "n_settings": n_settings,
-    }
+    comparison = {"classifier_steps": steps, "classifier_width": width}
+    return needs, {**comparison, "n_folds": n_folds, "n_settings": n_settings}
 
 
 def _whole_run(

@@ -41,18 +41,13 @@ class Schedule:
         share = COMPARISON_SHARE if trains_network else COMPARISON_SHARE_ALONE
         return cls(60 * share * budget.minutes, workers, spent)
 
-    @property
-    def is_limited(self) -> bool:
-        """Whether time counts."""
-        return math.isfinite(self.seconds)
-
     def n_kept(self, pilots: Sequence[StrategyScore], best: Sequence[StrategyScore]) -> int:
         """Strategies that can be scored in full beside those on the hold-out, at least two.
 
         ``best`` are the pilots of each strategy's best setting, the best strategy first.
         :data:`N_KEPT` where time does not count.
         """
-        if not self.is_limited:
+        if math.isinf(self.seconds):
             return N_KEPT
         n_folds, more = (N_FOLDS, N_FOLDS / PILOT_FOLDS) if pilots[0].folds else (1, 1.0)
         full = [more / PILOT_STEP_SHARE * score.seconds for score in best]
@@ -71,7 +66,7 @@ class Schedule:
 
         ``pilots`` and ``full`` are the scores so far, in full with one seed.
         """
-        if not self.is_limited:
+        if math.isinf(self.seconds):
             return most
         seconds = [score.seconds for score in full if score.strategy in finalists]
         holdout = _holdout(seconds, len(full[0].folds) or 1)
@@ -94,7 +89,8 @@ def _holdout(seconds: Sequence[float], n_folds: int) -> float:
 # Of a model's training, what its pilot gets.
 PILOT_SHARE = 0.25
 _BY_NAME = "tried only by name: it was best on none of the data sets that it was measured on"
-_TABLES: dict[str, ModelParams] = {"trees": TreesModel(), "flow": FlowModel()}
+#: Parameters of the kinds for tables that :func:`suitable` returns.
+TABLE_MODELS: dict[str, ModelParams] = {"trees": TreesModel(), "flow": FlowModel()}
 
 
 def suitable(
@@ -102,8 +98,7 @@ def suitable(
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """Kinds of models to compare by pilots, and why others are skipped, by kind.
 
-    A model by name is not compared with others, and none is tried if the plan has no synthetic
-    records.
+    A model by name is not compared with others; none is tried if the plan has no synthetic records.
     """
     kind = resolve_model(model, modality=info.modality)
     if not isinstance(model, AutoModel) or kind is None or not plan.n_synthetic:
@@ -126,11 +121,6 @@ def suitable(
     else:
         return (kind, "flow"), skipped
     return (kind,), skipped
-
-
-def model_of(kind: str) -> ModelParams:
-    """Parameters of a kind that :func:`suitable` returns for tables."""
-    return _TABLES[kind]
 
 
 def pilot_budget(budget: Budget) -> Budget:

@@ -7,7 +7,8 @@ and may use the loss instead.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,10 @@ def make_strategies(
 ) -> tuple[Strategy, ...]:
     """The strategies for a kind of data, simplest first; amount 0 means: search :data:`AMOUNTS`.
 
+    The data as they are come untuned, which is what the user has; all others with tuned thresholds. A
+    threshold costs nothing and moves balanced accuracy by more than most training sets do, so a strategy
+    that were compared without one would lose for that alone.
+
     ``model`` is the kind of generative model whose candidates there are. With ``soft_labels``
     synthetic records are not mixed with SMOTE records, which would contradict their labels. Two
     strategies then show what the labels bring alone: soft labels of the real records, and the
@@ -83,27 +88,19 @@ def make_strategies(
     pretrained encoder.
     """
     if modality == "image":
-        return image_strategies(
-            model=model,
-            classic_prob=classic.image_prob if classic.image != "none" else 0.0,
-            on_request=classic.image_strategies,
-            encoder=encoder,
+        strategies = _image_strategies(model, classic, encoder=encoder)
+    else:
+        strategies = table_strategies(
+            model, classic, soft_labels=soft_labels, bagging=bagging, clean=clean
         )
-    title = TITLES.get(classic.table, "")
-    return table_strategies(
-        model=model, classic=title, soft_labels=soft_labels, bagging=bagging, clean=clean
-    )
+    return (AS_IS, *(s.model_copy(update={"tune_threshold": True}) for s in strategies))
 
 
 def table_strategies(
-    *,
-    model: str | None,
-    classic: str,
-    soft_labels: bool = False,
-    bagging: bool = False,
-    clean: bool = False,
-) -> tuple[Strategy, ...]:
-    """The strategies for a table, simplest first; amount 0 means: search :data:`AMOUNTS`."""
+    model: str | None, classic: Classic, *, soft_labels: bool, bagging: bool, clean: bool
+) -> list[Strategy]:
+    """The strategies for a table but for the data as they are."""
+    title = TITLES.get(classic.table, "")
     strategies = [
         Strategy(name="threshold", family="threshold", amount=1.0),
         Strategy(name="class weights", family="weights", amount=0.0),
@@ -111,8 +108,8 @@ def table_strategies(
     ]
     if clean:
         strategies.append(CLEAN)
-    if classic:
-        strategies.append(Strategy(name=classic, family="classic", amount=0.0))
+    if title:
+        strategies.append(Strategy(name=title, family="classic", amount=0.0))
     if bagging:
         strategies.append(Strategy(name="balanced bagging", family="bagging", amount=0.0))
     if model and soft_labels:
@@ -122,39 +119,31 @@ def table_strategies(
         ]
     if model:
         strategies.append(Strategy(name=model, family="model", amount=0.0))
-    if model and classic and not soft_labels:
-        strategies.append(Strategy(name=f"{classic} + {model}", family="mixture", amount=0.0))
-    return beside_as_is(strategies)
+    if model and title and not soft_labels:
+        strategies.append(Strategy(name=f"{title} + {model}", family="mixture", amount=0.0))
+    return strategies
 
 
-def image_strategies(
-    *,
-    model: str | None,
-    classic_prob: float,
-    on_request: Iterable[str] = (),
-    encoder: bool = False,
-) -> tuple[Strategy, ...]:
-    """The strategies for images, simplest first; amount 0 means: search :data:`AMOUNTS`.
+def _image_strategies(model: str | None, classic: Classic, *, encoder: bool) -> list[Strategy]:
+    """The strategies for images but for the data as they are; those on request have the classic policy too.
 
-    ``on_request`` are names of :data:`ON_REQUEST`, which have the classic policy where there is one. Logit
-    adjustment after training (Menon et al. 2021, section 4.1) has no strategy of its own: tuned
+    Logit adjustment after training (Menon et al. 2021, section 4.1) has no strategy of its own: tuned
     thresholds do it, and balanced softmax is its loss.
     """
+    prob = classic.image_prob if classic.image != "none" else 0.0
     strategies = [
         Strategy(name="threshold", family="threshold", amount=1.0),
         Strategy(name="balanced softmax", family="loss", amount=0.0),
         Strategy(name="resampling", family="resampling", amount=0.0),
     ]
-    if classic_prob:
-        on_the_fly: dict[str, Any] = {"amount": 0.0, "classic_prob": classic_prob}
+    own: dict[str, Any] = {"amount": 0.0, "classic_prob": prob}
+    if prob:
         strategies += [
-            Strategy(name="resampling + classic", family="classic", **on_the_fly),
-            Strategy(name="balanced softmax + classic", family="loss", **on_the_fly),
+            Strategy(name="resampling + classic", family="classic", **own),
+            Strategy(name="balanced softmax + classic", family="loss", **own),
         ]
-    for name in dict.fromkeys(on_request):
-        strategies.append(
-            Strategy(name=name, amount=0.0, classic_prob=classic_prob, **ON_REQUEST[name])
-        )
+    for name in dict.fromkeys(classic.image_strategies):
+        strategies.append(Strategy(name=name, **own, **ON_REQUEST[name]))
     if encoder:
         strategies.append(PROBE)
     if model:
@@ -162,19 +151,10 @@ def image_strategies(
             name=model, family="model", amount=0.0, real_only_finish=SYNTHETIC_SHARE_OF_STEPS
         )
         strategies.append(with_model)
-        if classic_prob:
-            both = {"name": f"classic + {model}", "family": "mixture", "classic_prob": classic_prob}
+        if prob:
+            both = {"name": f"classic + {model}", "family": "mixture", "classic_prob": prob}
             strategies.append(with_model.model_copy(update=both))
-    return beside_as_is(strategies)
-
-
-def beside_as_is(strategies: Iterable[Strategy]) -> tuple[Strategy, ...]:
-    """The data as they are, untuned, which is what the user has; all others with tuned thresholds.
-
-    A threshold costs nothing and moves balanced accuracy by more than most training sets do, so a
-    strategy that were compared without one would lose for that alone.
-    """
-    return (AS_IS, *(s.model_copy(update={"tune_threshold": True}) for s in strategies))
+    return strategies
 
 
 def as_trained(strategy: Strategy) -> Strategy:
@@ -229,10 +209,10 @@ def wanted_records(
     ``available`` synthetic records. With soft labels ``shares`` sum up the available rows; a
     strategy takes all of them, since their weight brings the balance.
     """
+    cells = {entry.name: tuple(sorted(entry.by.items())) for entry in plan.classes}
     largest: dict[tuple[tuple[str, str], ...], int] = {}
-    for entry in plan.classes:
-        cell = tuple(sorted(entry.by.items()))
-        largest[cell] = max(largest.get(cell, 0), counts.get(entry.name, 0))
+    for name, cell in cells.items():
+        largest[cell] = max(largest.get(cell, 0), counts.get(name, 0))
     wanted = {}
     for entry in plan.classes:
         n = counts.get(entry.name, 0)
@@ -240,7 +220,7 @@ def wanted_records(
             continue
         effective = float(n)
         if strategy.family not in NATURAL:
-            effective = n * (largest[tuple(sorted(entry.by.items()))] / n) ** strategy.amount
+            effective = n * (largest[cells[entry.name]] / n) ** strategy.amount
         if not entry.compared:
             effective = min(effective, MAX_WEIGHT_NOT_COMPARED * n)
         share = n / entry.n_real if entry.n_real else 0.0
@@ -295,6 +275,16 @@ def make_recipe(
     n_copies = (
         {k: max(0, round(w.effective) - stored[k]) for k, w in wanted.items()} if copies else {}
     )
+    thresholds = next((s.thresholds for s in scores if s.strategy == strategy), {})
+    if strategy.family == "probe" and thresholds:  # stands in the place of all estimators
+        thresholds = {strategy.name: next(iter(thresholds.values()))}
+    smoothing: dict[str, float] = {}
+    if strategy.smoothing:
+        n_real = Counter[str]()
+        for entry in plan.classes:
+            n_real[entry.label] += entry.n_real
+        shares_given = smoothing_by_class([*n_real.values()], strategy.smoothing)
+        smoothing = dict(zip(n_real, shares_given.tolist(), strict=True))
     recipe = Recipe(
         strategy=strategy,
         class_weight={k: (1.0 if copies else value / mean) for k, value in weight.items()},
@@ -302,12 +292,12 @@ def make_recipe(
         shares={k: w.share for k, w in wanted.items() if w.share},
         classic={k: w.classic for k, w in wanted.items() if w.classic},
         copies={k: n for k, n in n_copies.items() if n},
-        thresholds=_thresholds(strategy, scores),
+        thresholds=thresholds,
         estimators={e.title: e.digest for e in experiment.params.evaluation.own_estimators},
         loss="balanced_softmax" if strategy.family == "loss" else "cross_entropy",
         mixing=strategy.mixing,
         mixing_prob=strategy.mixing_prob,
-        smoothing=_smoothing(plan, strategy.smoothing),
+        smoothing=smoothing,
         deferred=strategy.deferred,
         classic_policy=name,
         classic_config=policy.info if policy else {},
@@ -350,24 +340,6 @@ def _for_all_records(recipe: Recipe, plan: BalancePlan, sampled: Mapping[str, in
         for estimator, of in recipe.thresholds.items()
     }
     return recipe.model_copy(update={"thresholds": thresholds})
-
-
-def _thresholds(strategy: Strategy, scores: Sequence[StrategyScore]) -> dict[str, dict[str, float]]:
-    """Multipliers of each class by estimator; a linear probe stands in the place of all estimators."""
-    tuned = next((s.thresholds for s in scores if s.strategy == strategy), {})
-    if strategy.family == "probe" and tuned:
-        return {strategy.name: next(iter(tuned.values()))}
-    return tuned
-
-
-def _smoothing(plan: BalancePlan, most: float) -> dict[str, float]:
-    """By class, the share of its label that goes to the other classes; empty for hard labels."""
-    if not most:
-        return {}
-    n: dict[str, int] = {}
-    for entry in plan.classes:
-        n[entry.label] = n.get(entry.label, 0) + entry.n_real
-    return dict(zip(n, smoothing_by_class([*n.values()], most).tolist(), strict=True))
 
 
 def plain_recipe(

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from prefect_augment.encoding.strata import stratum_parts
 from prefect_augment.errors import ParameterError
-from prefect_augment.params import Balance, ClassTarget
+from prefect_augment.params import Balance
 from prefect_augment.schema import ClassPlan, class_order
 from prefect_augment.text import suggestion
 
@@ -37,11 +37,18 @@ def targets(counts: Mapping[str, int], balance: Balance) -> dict[str, int]:
     The geometric mean is square-root sampling (Mahajan et al. 2018, "Exploring the Limits of Weakly
     Supervised Pretraining", section 2.2), scaled so that the majority keeps its count.
     """
-    parts = _ordered_parts(counts, balance.by)
-    _check_names(balance.classes, {label for label, _ in parts.values()})
-    requested = {
-        override.name: override.target for override in balance.classes if override.target >= 0
-    }
+    parts = {name: stratum_parts(name, balance.by) for name in counts}
+    labels = class_order([label for label, _ in parts.values()])
+    order = {label: i for i, label in enumerate(labels)}
+    parts = dict(sorted(parts.items(), key=lambda item: (order[item[1][0]], *item[1][1].values())))
+    for own in balance.classes:
+        if own.name not in order:
+            raise ParameterError(
+                f"balance.classes names {own.name!r}, which is not a class of the training "
+                f"records; {suggestion(own.name, order)}.",
+                class_name=own.name,
+            )
+    requested = {own.name: own.target for own in balance.classes if own.target >= 0}
     cells: dict[tuple[str, ...], list[int]] = {}
     for name, (_, cell) in parts.items():
         cells.setdefault(tuple(cell.values()), []).append(counts[name])
@@ -51,15 +58,6 @@ def targets(counts: Mapping[str, int], balance: Balance) -> dict[str, int]:
         )
         for name, (label, cell) in parts.items()
     }
-
-
-def _ordered_parts(
-    names: Collection[str], by: Sequence[str]
-) -> dict[str, tuple[str, dict[str, str]]]:
-    """Class and cell per stratum, sorted by class and then by cell."""
-    parts = {name: stratum_parts(name, by) for name in names}
-    rank = {label: i for i, label in enumerate(class_order([label for label, _ in parts.values()]))}
-    return dict(sorted(parts.items(), key=lambda item: (rank[item[1][0]], *item[1][1].values())))
 
 
 def _target(
@@ -102,16 +100,6 @@ def _requested(name: str, requested: int, n_real: int, balance: Balance, where: 
     return requested
 
 
-def _check_names(overrides: Sequence[ClassTarget], labels: Collection[str]) -> None:
-    for override in overrides:
-        if override.name not in labels:
-            raise ParameterError(
-                f"balance.classes names {override.name!r}, which is not a class of the training "
-                f"records; {suggestion(override.name, labels)}.",
-                class_name=override.name,
-            )
-
-
 def plan_classes(
     counts: Mapping[str, int],
     compared: Collection[str],
@@ -136,10 +124,18 @@ def plan_classes(
     for name, target in targets(counts, balance).items():
         label, cell = stratum_parts(name, balance.by)
         n_real, cap = counts[name], caps.get(label, balance.most_per_real)
-        refusal = ""
-        if target > n_real:
-            refusal = _why_not_sampled(n_real, cap, "" if can_sample else why_no_model, least)
-        n_synthetic = 0 if refusal else min(target - n_real, math.floor(cap * n_real))
+        most, refusal, notes = math.floor(cap * n_real), "", []
+        if target > n_real and not can_sample:
+            refusal = why_no_model
+        elif target > n_real and n_real < least:
+            refusal = f"{n_real} real ones, a model needs {least}"
+        elif target > n_real and not most:
+            refusal = "the cap allows none"
+        if refusal:
+            notes.append(f"no synthetic records: {refusal}")
+        if label not in compared:
+            notes.append("not compared: too few records for all parts of the split")
+        n_synthetic = 0 if refusal else min(target - n_real, most)
         plans.append(
             ClassPlan(
                 name=name,
@@ -150,12 +146,15 @@ def plan_classes(
                 n_synthetic=n_synthetic,
                 n_classic=target - n_real - n_synthetic,
                 compared=label in compared,
-                note="; ".join(filter(None, (refusal, _not_compared(label in compared)))),
+                note="; ".join(notes),
             )
         )
     if soft_labels and any(plan.n_synthetic for plan in plans):
         n_drawn = _soft_label_draws(plans, caps, balance)
-        plans = [_with_draws(plan, n_drawn[plan.name]) for plan in plans]
+        for i, plan in enumerate(plans):
+            n = n_drawn[plan.name]
+            rest = max(0, plan.target - plan.n_real - n)
+            plans[i] = plan.model_copy(update={"n_synthetic": n, "n_classic": rest})
     return tuple(plans)
 
 
@@ -166,11 +165,8 @@ def _soft_label_draws(
     wanted = {}
     for plan in plans:
         cap = caps.get(plan.label, balance.most_per_real)
-        most = (
-            math.floor(SOFT_LABELS_PER_REAL * cap * plan.n_real)
-            if plan.n_real >= MIN_SAMPLED
-            else 0
-        )
+        n = plan.n_real if plan.n_real >= MIN_SAMPLED else 0
+        most = math.floor(SOFT_LABELS_PER_REAL * cap * n)
         if balance.max_per_class:
             most = min(most, max(0, balance.max_per_class - plan.n_real))
         wanted[plan.name] = most
@@ -179,24 +175,6 @@ def _soft_label_draws(
         drawn[name] = min(wanted[name], left // (len(wanted) - i))
         left -= drawn[name]
     return drawn
-
-
-def _with_draws(plan: ClassPlan, n_synthetic: int) -> ClassPlan:
-    rest = max(0, plan.target - plan.n_real - n_synthetic)
-    return plan.model_copy(update={"n_synthetic": n_synthetic, "n_classic": rest})
-
-
-def _why_not_sampled(n_real: int, cap: float, why_no_model: str, least: int) -> str:
-    """Why a stratum gets no synthetic records; empty where it may."""
-    if why_no_model:
-        return f"no synthetic records: {why_no_model}"
-    if n_real < least:
-        return f"no synthetic records: {n_real} real ones, a model needs {least}"
-    return "no synthetic records: the cap allows none" if math.floor(cap * n_real) == 0 else ""
-
-
-def _not_compared(compared: bool) -> str:
-    return "" if compared else "not compared: too few records for all parts of the split"
 
 
 def plan_warnings(
@@ -209,9 +187,7 @@ def plan_warnings(
     records than real ones are fine.
     """
     caps = {"balance": balance.most_per_real}
-    caps |= {
-        f"class {override.name!r}": override.max_synthetic_per_real for override in balance.classes
-    }
+    caps |= {f"class {own.name!r}": own.max_synthetic_per_real for own in balance.classes}
     warnings = [
         f"{where} allows {cap:g} synthetic records per real one; "
         f"above {CAP_WARNING:g} published results get worse"
@@ -227,29 +203,3 @@ def plan_warnings(
     if all(c.target == c.n_real for c in classes):
         warnings.append("every class is at its target already; there is nothing to balance")
     return tuple(warnings)
-
-
-def balanced_weights(
-    counts: Mapping[str, int], targets: Mapping[str, int], amount: float
-) -> dict[str, float]:
-    """Weight of one record of each stratum, of mean 1 over the records: ``(t / n)**amount``.
-
-    t is the target and n the count; amount 0 is no weighting, 1 full balance. Empty strata are left
-    out. ParameterError if ``amount`` is not finite, or a stratum has no positive target.
-
-        >>> balanced_weights({"sick": 10, "well": 90}, {"sick": 90, "well": 90}, 1.0)
-        {'sick': 5.0, 'well': 0.5555555555555556}
-    """
-    if not math.isfinite(amount):
-        raise ParameterError(
-            f"amount={amount} is not a finite number; 0 weights nothing, 1 balances fully."
-        )
-    lacking = [name for name, n in counts.items() if n > 0 and targets.get(name, 0) <= 0]
-    if lacking:
-        raise ParameterError(
-            f"strata {lacking} have records and no target; give each a target of at least 1."
-        )
-    raw = {name: (targets[name] / n) ** amount for name, n in counts.items() if n > 0}
-    total = math.fsum(counts[name] * weight for name, weight in raw.items())
-    n_records = sum(counts[name] for name in raw)
-    return {name: weight * n_records / total for name, weight in raw.items()}
