@@ -5,6 +5,7 @@ answers at once.
 """
 
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 import typer
@@ -34,10 +35,11 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (
+_COMMANDS: list[Callable[..., None]] = [
     rebalance, augment, train, evaluate, *COMMANDS, approve, profile, check_policy, versions, inspect, verify, export,
     rollback, gc, erase, init, doctor, demo,
-):  # fmt: skip
+]  # fmt: skip
+for command in _COMMANDS:
     app.command()(command)
 
 
