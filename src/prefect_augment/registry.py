@@ -12,7 +12,7 @@ import importlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
@@ -252,8 +252,12 @@ def _load(target: str, *, what: str, extra: str) -> Any:
         ) from exc
 
 
+def _plugins() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
 def _load_plugin(name: str) -> Any:
-    plugins = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    plugins = _plugins()
     if name not in plugins:
         raise ParameterError(
             f"there is no model {name!r}: built in are {', '.join(sorted(MODELS))}; installed packages offer "

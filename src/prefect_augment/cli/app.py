@@ -35,12 +35,12 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-_commands: tuple[Callable[..., None], ...] = (
+_COMMANDS: list[Callable[..., None]] = [
     rebalance, augment, train, evaluate, *COMMANDS, approve, profile, check_policy, versions, inspect, verify, export,
     rollback, gc, erase, init, doctor, demo,
-)  # fmt: skip
-for _command in _commands:
-    app.command()(_command)
+]  # fmt: skip
+for command in _COMMANDS:
+    app.command()(command)
 
 
 def main() -> None:

@@ -308,7 +308,7 @@ def _probe(store: Store) -> bool:
     """Return whether "put only if absent" is honoured; raise if the probe fails. It leaves no folder behind."""
     path = f"_staging/.probe-{uuid.uuid4().hex}"
     staging = Path(store.full("_staging"))
-    made = [p for p in (staging, *staging.parents) if store.is_local and not p.exists()]
+    new_folders = [p for p in (staging, *staging.parents) if store.is_local and not p.exists()]
     try:
         store.put_if_absent(path, b"first", look_first=False)
         held = not store.put_if_absent(path, b"second", look_first=False)
@@ -318,7 +318,7 @@ def _probe(store: Store) -> bool:
         try:
             store.delete(path)
         finally:
-            for folder in made:  # innermost first
+            for folder in new_folders:  # innermost first
                 with contextlib.suppress(OSError):  # never made, or in use by others
                     folder.rmdir()
     if store.exists(path):

@@ -45,13 +45,12 @@ def able_model(
             raise ParameterError(why_none)
         first: ModelParams = TypeAdapter(ModelParams).validate_python({"kind": able[0]})
         return first
-    # Without a modality, one that the model can do it for, else the first that it models.
-    entry = MODELS.get(model.kind)
-    known: list[Modality] = [*(entry.targets if entry else get_args(Modality))]
-    able_for = [m for m in known if _is_able(model, ability, m)]
-    for_data = modality or (able_for or known)[0]
-    kind = resolve_model(model, modality=for_data)  # raises for another modality
-    check_able(load_model_class(model, modality=for_data), kind or "", ability, modality=for_data)
+    if modality is None:  # one that the model can do it for, else the first that it models
+        entry = MODELS.get(model.kind)
+        known: list[Modality] = [*(entry.targets if entry else get_args(Modality))]
+        modality = ([m for m in known if _is_able(model, ability, m)] or known)[0]
+    kind = resolve_model(model, modality=modality)  # raises for another modality
+    check_able(load_model_class(model, modality=modality), kind or "", ability, modality=modality)
     return model
 
 
