@@ -37,6 +37,7 @@ from prefect_augment.plan.estimate import (
     estimate,
     estimate_images,
     most_compared,
+    slowness,
     whole_run,
 )
 from prefect_augment.plan.schedule import COMPARISON_SHARE
@@ -97,7 +98,7 @@ def plan(
     so up to :data:`MAX_SEARCHED` per real one are planned. ``compares``: strategies are compared
     within the budget.
 
-    Nothing is stored but the calibration that decides about a generative model of images.
+    Nothing is stored but, for images and a budget in minutes, how fast this machine trains.
     ParameterError if a column of ``by`` is missing, is the label, occurs twice, or is not a
     category of at most 20 values, and from :func:`~prefect_augment.plan.targets.targets`;
     MissingExtraError if images are to be compared without torch.
@@ -162,7 +163,9 @@ def _plan(
     if max_compared and compares:
         messages = (*messages, _sample_text(max_compared))
     if info.image is not None:
-        expected, comparison = _estimate_images(info, classes, params, budget, has_model=has_model)
+        expected, comparison = _estimate_images(
+            info, classes, params, budget, store, has_model=has_model
+        )
     else:
         expected = _estimate(
             info, classes, evaluation, can_sample=can_sample, soft_labels=soft_labels
@@ -206,7 +209,7 @@ def _plan_objects(
 ) -> BalancePlan:
     """The plan of a detection set; no strategies are compared on it."""
     classes = object_classes(info, params.balance, store)
-    expected, comparison = _estimate_images(info, classes, params, budget, has_model=False)
+    expected, comparison = _estimate_images(info, classes, params, budget, store, has_model=False)
     return BalancePlan(
         rule=f"{_rule_text(params.balance, soft_labels=False)} (counted in boxes)",
         classes=classes,
@@ -421,6 +424,7 @@ def _estimate_images(
     classes: Sequence[ClassPlan],
     params: RunParams,
     budget: Budget | None,
+    store: Store,
     *,
     has_model: bool,
 ) -> tuple[Estimate, dict[str, Any]]:
@@ -434,7 +438,10 @@ def _estimate_images(
         "image", model="model" if has_model else None, classic=params.classic
     )
     folds = (1,) if alone else (N_FOLDS, N_FEWER_FOLDS, 1)
-    seconds = math.inf if budget is None or budget.steps else 60 * COMPARISON_SHARE * budget.minutes
+    seconds, slow = math.inf, 1.0
+    if budget is not None and not budget.steps:
+        seconds = 60 * COMPARISON_SHARE * budget.minutes
+        slow = slowness(info, store, device=budget.device)
     widths = (1.0, 0.5) if n_train >= NARROW_BELOW else (1.0,)
     # All settings where they take a small part of the budget. Otherwise fewer settings, then a narrow estimator,
     # then one with far too few steps, or fewer folds.
@@ -460,6 +467,7 @@ def _estimate_images(
             seconds=seconds,
             has_bf16=cpu_multiplies_bf16(),
             width=width,
+            slow=slow,
         )
         if n_settings == N_SETTINGS and not params.evaluation.n_settings:
             fits = needs.comparison_seconds <= MAX_SETTINGS_SHARE * seconds < math.inf
