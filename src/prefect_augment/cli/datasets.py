@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -14,15 +14,13 @@ from prefect_augment.cli.options import (
     Version,
     block_options,
     open_root,
+    out,
     print_infos,
     print_json,
+    print_result,
     run_flow,
 )
 from prefect_augment.errors import ParameterError
-
-if TYPE_CHECKING:
-    from prefect_augment.schema import Result
-
 
 MAX_LABELS = 5_000  # of an answer, which Prefect keeps with a flow's parameters
 
@@ -36,7 +34,12 @@ def versions(dest: str, block: Block = "", as_json: Json = False) -> None:
     published = list_versions(store)
     if not published:
         read_manifest(store)  # says that there is none
-    print_infos(published, as_json=as_json)
+    if as_json:
+        print_infos(published, as_json=True)
+        return
+    from prefect_augment.cli.dataset_views import show_versions
+
+    show_versions(out, published)
 
 
 def inspect(
@@ -59,11 +62,15 @@ def inspect(
     if vocabulary:
         print(maintain.rendered(store, version, vocabulary), end="")
         return
-    if diff is None:
-        result: Result = maintain.inspect(store, version)
-    else:
+    if diff is not None:
         result = maintain.diff(store, diff, version or latest_version(store) or diff)
-    print_json(result, as_json=as_json)
+        print_json(result, as_json=as_json)
+        return
+    from prefect_augment.cli.dataset_views import show_version
+
+    shown = maintain.inspect(store, version)
+    report = store.place(shown.report) if shown.report else ""
+    print_result(shown, partial(show_version, report=report), as_json=as_json)
 
 
 def verify(
@@ -82,12 +89,13 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check every shard of a version against its manifest; exit 1 if anything is wrong."""
+    from prefect_augment.cli.dataset_views import show_check
     from prefect_augment.maintenance.verify import verify as check
 
     result = check(
         open_root(dest, block, only_reads=True), version, repair=repair, shareable=shareable
     )
-    print_json(result, as_json=as_json)
+    print_result(result, show_check, as_json=as_json)
     if result.problems:
         raise typer.Exit(1)
 
@@ -122,6 +130,7 @@ def gc(
     as_json: Json = False,
 ) -> None:
     """Remove objects that no version, open proposal or running flow names; leave foreign files."""
+    from prefect_augment.cli.dataset_views import show_gc
     from prefect_augment.maintenance.gc import collect_garbage
 
     result = collect_garbage(
@@ -130,7 +139,7 @@ def gc(
         older_than_days=older_than_days,
         dry_run=dry_run,
     )
-    print_json(result, as_json=as_json)
+    print_result(result, show_gc, as_json=as_json)
 
 
 def export(

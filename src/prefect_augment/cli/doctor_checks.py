@@ -267,7 +267,8 @@ def check_source(uri: str, *, options: dict[str, Any] | None = None) -> list[Che
     except Exception as exc:  # noqa: BLE001 - each driver of a store has errors of its own
         return [_storage_check(name, "problem", _message(exc), FIX)]
     n_bytes = sum(entry.n_bytes for entry in listing.entries)
-    text = f"{len(listing.entries)} files ({listing.format}), {n_bytes / 2**20:.1f} MiB, readable"
+    n_files = len(listing.entries)
+    text = f"{n_files} file{'s' * (n_files != 1)} ({listing.format}), {n_bytes / 2**20:.1f} MiB, readable"
     return [_storage_check(name, "ok", text), *_image_extras(listing)]
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # A million of each; S3 Standard, us-east-1, November 2026.
 DOLLARS_A_WRITE, DOLLARS_A_READ = 5.0, 0.4
+WIDE = 100  # columns of a terminal in which three scores of two estimators have room
 COLOURS = {"accept": "green", "reject": "red", "inconclusive": "yellow"}
 
 
@@ -187,7 +188,7 @@ def show_profile(console: Console, profile: Any) -> None:
             escape(column.arrow_type),
             column.kind,
             f"{column.n_null:,}",
-            f"{column.n_unique:,}",
+            "" if column.n_unique < 0 else f"{column.n_unique:,}",  # images are not counted
             escape(column.note),
         )
     console.print(table)
@@ -201,8 +202,10 @@ def show_profile(console: Console, profile: Any) -> None:
     for name, n in profile.class_counts.items():
         classes.add_row(escape(name), f"{n:,}", f"{n / total:.1%}")
     console.print(classes)
+    reasons = "; ".join(f"{n:,} × {reason}" for reason, n in profile.quarantine.items())
     console.print(
-        f"Imbalance ratio {profile.imbalance_ratio:.1f}, quarantined {profile.n_quarantined:,}.",
+        f"Imbalance ratio {profile.imbalance_ratio:.1f}, quarantined {profile.n_quarantined:,}"
+        f"{escape(f': {reasons}') if reasons else ''}.",
         highlight=False,
     )
     for note in profile.notes:
@@ -302,8 +305,10 @@ def _show_strategies(console: Console, scores: tuple[StrategyScore, ...]) -> Non
     table = Table(
         "strategy", "amount", "seeds", measure.title, title="Strategies on validation records"
     )
+    is_wide = console.width >= WIDE  # else every cell would take three lines
     for name in estimators:
-        table.add_column(f"{name}\nbal. acc. / macro-F1 / AUPRC", justify="right")
+        also = " / macro-F1 / AUPRC" if is_wide else ""
+        table.add_column(f"{escape(name)}\nbal. acc.{also}", justify="right")
     by_strategy: dict[str, list[StrategyScore]] = {}
     for score in scores:
         by_strategy.setdefault(score.strategy.name, []).append(score)
@@ -312,7 +317,7 @@ def _show_strategies(console: Console, scores: tuple[StrategyScore, ...]) -> Non
         spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
         first = group[0]
         cells = [
-            f"{x.balanced_accuracy:.3f} / {x.macro_f1:.3f} / {x.auprc:.3f}"
+            f"{x.balanced_accuracy:.3f}" + f" / {x.macro_f1:.3f} / {x.auprc:.3f}" * is_wide
             for x in (first.estimators[k] for k in estimators)
         ]
         mean = f"{sum(values) / len(values):.3f}{spread}"
@@ -334,7 +339,7 @@ def _show_verdict(console: Console, verdict: Verdict | None) -> None:
         title="On the hold-out alone",
         caption=None
         if is_alone
-        else "The answer also counts out-of-fold predictions of the others.",
+        else "The answer also counts out-of-fold predictions of the other records.",
     )
     for name, interval in verdict.balanced_accuracy.items():
         table.add_row(escape(name), _interval(interval))

@@ -50,7 +50,8 @@ Seed = Annotated[int | None, typer.Option(help="Seed of everything random; 0 by 
 Workers = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Strategies scored at the same time, 2 by default; never changes a byte."
+        min=1,
+        help="Strategies scored at the same time, 2 by default; with --steps no byte depends on it.",
     ),
 ]
 Quick = Annotated[

@@ -232,7 +232,7 @@ def _nothing(uri: str, requested: str, paths: list[str]) -> str:
     endings = [entry.endings[0] for entry in FORMATS.values()]
     wanted = f"{', '.join(endings[:-1])} or {endings[-1]}" if requested == "auto" else requested
     images = ", and no images," if requested == "auto" else ""
-    other = f"{len(paths)} other files" if paths else "nothing"
+    other = f"{len(paths)} other file{'s' * (len(paths) > 1)}" if paths else "nothing"
     advice = ", or say source.format." if paths and requested == "auto" else "."
     if named := name_others(paths):
         return f"no {wanted} file{images} at {uri}: found {named}."

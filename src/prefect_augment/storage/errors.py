@@ -325,7 +325,11 @@ def _of_disk(exc: Exception, verb: str, where: str) -> StorageError | None:
             f"cannot {verb} {where}: larger than the file system or the user's limit (ulimit -f) allows; "
             "raise the limit or write smaller shards (publish.shard_mib)."
         )
-    if exc.errno in (errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.EEXIST):
+    if exc.errno == errno.ENOTDIR:
+        return StorageError(
+            f"cannot {verb} {where}: a part of this path is a file and no folder; choose another location."
+        )
+    if exc.errno in (errno.EISDIR, errno.EROFS, errno.EEXIST):
         return StorageError(
             f"cannot {verb} {where}: {os.strerror(exc.errno)}; choose another location."
         )
