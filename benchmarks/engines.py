@@ -11,7 +11,9 @@ have done a small run before, so that imports are not counted. Measured, medians
 
 Ingest of typed files is one task: a second worker brings it nothing, and its efficiency says so. Of CSV the files are
 parsed by all workers, of images the checks are shared; the rest is one task.
---quick: a third of the records, and one repeat. --ingest: nothing but that.
+--records: of the table, 60,000 if it is left out; the others follow. --repeats: three if it is left out. --ingest:
+nothing but that. --quick: threads and processes alone, of 1,000 records, once, with one strategy's setting and seed:
+that everything runs, in a minute or two; its figures say nothing about speed, so it has no goals.
 """
 
 from __future__ import annotations
@@ -84,13 +86,18 @@ def child(given: dict[str, Any]) -> None:
     with open_engine(compute) as workers:
         # As many at a time as there are workers, so that each has imported what it needs.
         small, source = Path(given["small"]), Path(given["source"])
-        ingests(folder / "warm", small)
+        if not given["quick"]:
+            ingests(folder / "warm", small)
         seconds = ingests(folder / "out", source)
         if given["ingest"] and given["compute"] == {"engine": "threads", "workers": 1}:
             seconds |= in_parts(folder / "parts", source)
         if not given["ingest"]:
-            steps(folder / "warm", small, workers, n_batches=2 * workers)
-            seconds |= steps(folder / "out", source, workers, n_batches=given["batches"])
+            if not given["quick"]:
+                steps(folder / "warm", small, workers, n_batches=2 * workers)
+            n_seeds = 1 if given["quick"] else 3
+            seconds |= steps(
+                folder / "out", source, workers, n_batches=given["batches"], n_seeds=n_seeds
+            )
         seconds["nothing"] = timed(lambda: nothing(workers)) / N_PIECES
     print(json.dumps(seconds))
 
@@ -163,7 +170,9 @@ def in_parts(folder: Path, source: Path) -> dict[str, float]:
     return took
 
 
-def steps(folder: Path, source: Path, workers: int, *, n_batches: int) -> dict[str, float]:
+def steps(
+    folder: Path, source: Path, workers: int, *, n_batches: int, n_seeds: int = 3
+) -> dict[str, float]:
     """Seconds of each step, and pieces of the comparison."""
     from prefect_augment.flows._classic import with_classic
     from prefect_augment.flows._compare import confirm, search_strategies
@@ -195,7 +204,7 @@ def steps(folder: Path, source: Path, workers: int, *, n_batches: int) -> dict[s
         balance=Balance(target="majority"),
         model=TreesModel(),
         budget=Budget(steps=50),
-        evaluation=Evaluation(n_seeds=3, n_settings=2, n_bootstrap=200),
+        evaluation=Evaluation(n_seeds=n_seeds, n_settings=min(2, n_seeds), n_bootstrap=200),
     )
     where = Destination(uri=str(folder))
     dataset = run(ingest_dataset, Source(uri=str(source), label="y"), where, seed=0)
@@ -236,7 +245,7 @@ def steps(folder: Path, source: Path, workers: int, *, n_batches: int) -> dict[s
 
 
 def measure(
-    engine: str, workers: int, small: Path, source: Path, batches: int, only_ingest: bool
+    engine: str, workers: int, small: Path, source: Path, batches: int, args: argparse.Namespace
 ) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         given = {
@@ -245,7 +254,8 @@ def measure(
             "small": str(small),
             "source": str(source),
             "batches": batches,
-            "ingest": only_ingest,
+            "ingest": args.ingest,
+            "quick": args.quick,
         }
         done = subprocess.run(
             [sys.executable, __file__, "--child", json.dumps(given)],
@@ -262,6 +272,8 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--records", type=int, default=60_000)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--ingest", action="store_true")
     parser.add_argument("--engine", choices=ENGINES, action="append")
     parser.add_argument("--json", type=Path)
@@ -270,8 +282,9 @@ def main() -> None:
     if args.child:
         child(json.loads(args.child))
         return
-    n, batches, repeats = (20_000, 4, 1) if args.quick else (60_000, 8, 3)
-    engines = tuple(dict.fromkeys(("threads", *(args.engine or ENGINES))))
+    n, repeats = (1_000, 1) if args.quick else (args.records, args.repeats)
+    batches = 2 + n // 10_000
+    engines = tuple(dict.fromkeys(("threads", *(args.engine or ENGINES[: 2 if args.quick else 4]))))
     taken: dict[tuple[str, int], list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         small, source = Path(folder, "small.parquet"), Path(folder, "in.parquet")
@@ -285,11 +298,11 @@ def main() -> None:
         for _ in range(repeats):
             for engine in engines:
                 for workers in (1, 2):
-                    took = measure(engine, workers, small, source, batches, args.ingest)
+                    took = measure(engine, workers, small, source, batches, args)
                     taken.setdefault((engine, workers), []).append(took)
             with ThreadPoolExecutor(2) as pool:
                 both = [
-                    pool.submit(measure, "threads", 1, small, source, batches, args.ingest)
+                    pool.submit(measure, "threads", 1, small, source, batches, args)
                     for _ in range(2)
                 ]
                 taken.setdefault(("both", 1), []).extend(one.result() for one in both)
@@ -314,7 +327,7 @@ def main() -> None:
             rows.append({"engine": engine, "step": step, **seconds})
             cells = [f"{records / t:,.0f}" for t in (one[step], two[step])]
             print_row([engine, step, *cells, f"{efficiency:.2f}", f"{limit:.2f}"])
-            if wanted := WANTED[engine]:
+            if (wanted := WANTED[engine]) and not args.quick:
                 name = f"{engine}: efficiency of {step} at two workers"
                 met = efficiency >= wanted
                 goal = f"at least {wanted}"
@@ -324,7 +337,7 @@ def main() -> None:
         piece = one["comparison"] / one["pieces"]
         share = one["nothing"] / piece
         print_row([engine, f"a piece: {1000 * one['nothing']:.1f} ms", f"{share:.1%}", "", "", ""])
-        if WANTED[engine]:
+        if WANTED[engine] and not args.quick:
             name = f"{engine}: overhead of a piece"
             met = share <= MOST_OVERHEAD
             goal = f"at most {MOST_OVERHEAD}"
@@ -337,7 +350,8 @@ def main() -> None:
         for step in INGESTS:
             alone, shared = (median["threads", 1][f"{step}, {of}"] for of in ("alone", "in parts"))
             print_row([step, f"{alone:.1f}", f"{shared:.1f}", f"{alone / (2 * shared):.2f}"])
-    print_goals(goals)
+    if not args.quick:
+        print_goals(goals)
     if args.json:
         args.json.write_text(
             json.dumps({"rows": rows, "goals": [g.row() for g in goals]}, indent=1)

@@ -1,11 +1,13 @@
 """The decorator of our flows, which need no Prefect server where none is configured."""
 
 import io
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html import escape
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
@@ -17,10 +19,12 @@ from prefect.settings import PREFECT_API_URL
 from prefect.utilities.callables import get_call_parameters
 
 from prefect_augment.encoding.frames import Layout, kind_of
+from prefect_augment.errors import ParameterError
 from prefect_augment.params import Destination, Source
 from prefect_augment.storage import Store
 from prefect_augment.tasks._display import in_run, listening
 from prefect_augment.tasks._runtime import open_block_store
+from prefect_augment.text import suggestion
 
 if TYPE_CHECKING:
     # Python also takes a location, and for a source a table in memory; both are params once the flow runs.
@@ -47,14 +51,35 @@ class _Flow(Flow[P, R]):
         options = {
             name: kwargs.pop(name) for name in ("return_state", "wait_for") if name in kwargs
         }
+        known = signature(self.fn).parameters
+        for name in kwargs.keys() - known.keys():  # Prefect's message has every default in full
+            raise TypeError(f"{self.name} has no parameter {name!r}: {suggestion(name, known)}.")
         given = get_call_parameters(self.fn, args, kwargs)
+        if hasattr(given.get("source"), "__array_interface__"):
+            raise ParameterError(
+                "source is a numpy array, whose columns have no names; give a pandas, polars or Arrow table, a "
+                "datasets.Dataset, or a path or URL."
+            )
         if _is_table(given.get("source")):
             given |= _staged(given["source"], given["destination"])
         if in_run() or PREFECT_API_URL.value() or options:
             return super().__call__(**given, **options)
         function: Callable[..., Any] = self.fn
+        with _one_message():
+            given = self.validate_parameters(given)
         with _notebook_bar():
-            return function(**self.validate_parameters(given))
+            return function(**given)
+
+
+@contextmanager
+def _one_message() -> Iterator[None]:
+    """Leave it to the exception to say what is wrong: Prefect's log line beside it has pages of parameters."""
+    log = logging.getLogger("prefect.flows")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 @contextmanager

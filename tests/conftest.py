@@ -207,6 +207,13 @@ def prefect_harness(
 
 
 @pytest.fixture(autouse=True)
+def no_timed_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan of images must not depend on how busy this machine is; test_estimate.py has what measures it."""
+    if (plan := sys.modules.get("prefect_augment.plan.plan")) is not None:
+        monkeypatch.setattr(plan, "slowness", lambda *_, **__: 1.0)
+
+
+@pytest.fixture(autouse=True)
 def _flow_tests_have_an_api(request: pytest.FixtureRequest) -> None:
     """Give the harness to every test marked ``flow``, and to no other."""
     if request.node.get_closest_marker("flow"):

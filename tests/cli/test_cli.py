@@ -5,15 +5,18 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from prefect_augment.cli import app as cli, options, rebalance as rebalance_commands
 from prefect_augment.cli.datasets import _read_labels
+from prefect_augment.encoding.pixels import encode_png
 from prefect_augment.errors import ParameterError
 from prefect_augment.examples import example_source
 from prefect_augment.flows.rebalance import rebalance
@@ -87,6 +90,10 @@ def test_help_lists_the_commands(call: Callable[..., tuple[int, str, str]]) -> N
         assert name in out
 
 
+def test_version_is_that_of_the_package(call: Callable[..., tuple[int, str, str]]) -> None:
+    assert call("--version")[:2] == (0, f"prefect-augment {version('prefect-augment')}\n")
+
+
 @pytest.mark.slow
 def test_demo_says_of_both_parts_what_was_found_and_where(
     call: Callable[..., tuple[int, str, str]], demo_calls: list[dict[str, Any]], tmp_path: Path
@@ -142,6 +149,21 @@ def test_profile_finds_columns_and_classes(
     code, out, _ = call("profile", tmp_path / "in.parquet", "--label", "state")
     assert code == 0
     assert "Imbalance ratio" in out
+
+
+def test_profile_of_images_says_why_some_cannot_be_used(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    for name in ("good", "bad"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            pixels = np.full((9, 9, 1), 40 * i, dtype=np.uint8)
+            (tmp_path / name / f"{i}.png").write_bytes(encode_png(pixels))
+    (tmp_path / "bad" / "3.png").write_bytes(b"no image")
+    code, out, _ = call("profile", tmp_path)
+    assert code == 0
+    assert "quarantined 1: 1 × undecodable" in " ".join(out.split())
+    assert "-1" not in out, "images are not counted by their values"
 
 
 def test_a_wrong_label_ends_with_2_and_a_suggestion(
@@ -206,7 +228,8 @@ def test_options_go_before_the_parameters_file_and_that_before_the_defaults(
 
     def asked(text: str, *arguments: str) -> tuple[int, Any]:
         (tmp_path / "params.yaml").write_text(text)
-        call(name, source.uri, "b", "--params", tmp_path / "params.yaml", *arguments)
+        other = source.uri if name == "evaluate" else "b"  # synthetic records have to be there
+        call(name, source.uri, other, "--params", tmp_path / "params.yaml", *arguments)
         return flow.given["seed"], flow.given.get("compute", {}).get("workers")
 
     assert asked("{}") == (0, None)
@@ -233,7 +256,7 @@ def test_a_quick_run_is_short_where_nothing_else_was_asked_for(
     assert flow.given["evaluation"] == {"n_seeds": 5, "n_settings": 2, "on_no_gain": "fail"}
     call("rebalance", *given, "--model", "trees")
     assert flow.given["model"] == {"kind": "trees"}
-    call("evaluate", *given)
+    call("evaluate", source.uri, source.uri, *given[2:])
     assert "model" not in flow.given
     assert flow.given["budget"] == {"minutes": 2}
 
@@ -285,6 +308,15 @@ def test_wrong_parameters_are_one_line_before_prefect_is_imported(
     assert error in said
 
 
+def test_synthetic_records_that_are_not_there_are_one_line_before_prefect_is_imported(
+    call: Callable[..., tuple[int, str, str]], source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options, "prefect_session", None)
+    code, out, said = call("evaluate", source.uri, "nowhere.parquet", "--label", source.label)
+    assert (code, out, len(said.splitlines())) == (2, "", 1)
+    assert "at nowhere.parquet: found nothing" in said
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -311,11 +343,19 @@ def test_versions_inspect_and_verify_say_what_is_there(
 ) -> None:
     code, out, _ = call("versions", published, "--json")
     assert (code, [result["version"] for result in json.loads(out)]) == (0, [1])
+    code, out, _ = call("versions", published)
+    assert code == 0
+    assert "real" in out
     code, out, _ = call("inspect", published)
     assert code == 0
-    assert "state" in out
+    for text in ("class (state)", "Version 1, published", "Recipe: "):
+        assert text in out
+    assert len(out.splitlines()) < 50, "the rest is behind --json"
     code, out, _ = call("verify", published, "--json")
     assert (code, json.loads(out)["problems"]) == (0, [])
+    code, out, _ = call("verify", published)
+    assert code == 0
+    assert "Version 1 is as it was published" in out
 
 
 def test_verify_ends_with_1_where_a_shard_is_damaged(

@@ -58,7 +58,7 @@ def changed(source: Source, **changes: Any) -> Source:
     ("place", "says"),
     [
         ("none", "no .parquet, .csv, .jsonl, .arrow or .xlsx file.*found nothing"),
-        ("in", "found 1 other files.*source.format"),
+        ("in", "found 1 other file.*source.format"),
         ("in/*.csv", "found nothing"),
     ],
 )

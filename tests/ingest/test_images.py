@@ -79,7 +79,7 @@ def test_a_messy_folder_stages_every_readable_file_unchanged_and_loses_none(
     assert info.n_quarantined == len(messy.quarantined)
     assert table.num_rows == len(messy.readable)
     assert any("2 links that lead back" in note for note in info.notes)
-    assert any("1 files that are no images were skipped: 1 .md" in n for n in info.notes)
+    assert any("1 file that is no image was skipped: 1 .md" in n for n in info.notes)
 
 
 def test_every_file_of_a_messy_folder_is_counted_once(

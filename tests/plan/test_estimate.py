@@ -3,9 +3,17 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, strategies as st
 
-from prefect_augment.nn.machine import classifier_size
-from prefect_augment.plan.estimate import classifier_steps, estimate, estimate_images, whole_run
-from prefect_augment.schema import Estimate
+from prefect_augment.nn.machine import classifier_size, cpu_multiplies_bf16
+from prefect_augment.plan import estimate as module
+from prefect_augment.plan.estimate import (
+    classifier_steps,
+    estimate,
+    estimate_images,
+    slowness,
+    whole_run,
+)
+from prefect_augment.schema import DatasetInfo, Estimate, ImageInfo
+from prefect_augment.storage import Store
 from prefect_augment.synthesis.training_budget import training_bytes, trees_seconds
 
 # --- tables -------------------------------------------------------------------------------------
@@ -176,3 +184,66 @@ def test_a_short_budget_takes_folds_once_the_steps_are_at_their_least() -> None:
         assert n_folds == allowed
     *_, least = estimate_images(**BASE | asked | {"seconds": 0.1})  # type: ignore[arg-type]
     assert least == 1, "something is always compared"
+
+
+def test_a_slow_machine_takes_fewer_steps_instead_of_more_minutes() -> None:
+    asked = {"n_train": 3_200, "width": 0.5, "n_seeds": 1, "seconds": 90.0}
+    seconds, steps = expected_of_images(**asked)
+    slower, fewer = expected_of_images(**asked, slow=2.0)
+    assert 300 <= fewer < steps
+    assert slower < 2 * seconds
+    assert expected_of_images(**asked, slow=64.0)[1] == 300, "fewer than that teach nothing"
+    ample = asked | {"seconds": 600.0}
+    assert expected_of_images(**ample, slow=2.0)[1] == expected_of_images(**ample)[1]
+
+
+@pytest.fixture
+def images_info() -> DatasetInfo:
+    image = ImageInfo(
+        column="image",
+        modes={"L": 9},
+        formats={"PNG": 9},
+        sizes={"28x28": 9},
+        n_sizes=1,
+        most_common_size=(28, 28),
+        smallest_side=28,
+        largest_side=28,
+        n_channels=1,
+    )
+    return DatasetInfo(
+        stage="ingest",
+        key="k",
+        digest="d",
+        label="label",
+        label_type="string",
+        schema_digest="s",
+        columns=(),
+        shards=(),
+        part_counts={},
+        compared=(),
+        modality="image",
+        image=image,
+    )
+
+
+@pytest.mark.parametrize(("times", "found"), [(0.2, 1), (1.3, 1), (1.6, 2), (5.0, 4)])
+def test_slowness_is_measured_once_in_powers_of_two(
+    times: float,
+    found: float,
+    images_info: DatasetInfo,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A rerun on a machine that is less busy plans alike; one that is faster than expected is as expected."""
+    expected = module._step_seconds(28, narrow=True, has_bf16=cpu_multiplies_bf16())
+    monkeypatch.setattr(module, "calibrate", lambda _: times * module._TIMED_STEPS * expected)
+    assert slowness(images_info, store, device="cpu") == found
+    monkeypatch.setattr(module, "calibrate", lambda _: pytest.fail("measured again"))
+    assert slowness(images_info, store, device="cpu") == found
+
+
+@pytest.mark.slow
+def test_slowness_is_that_of_the_classifier(images_info: DatasetInfo, store: Store) -> None:
+    found = slowness(images_info, store, device="cpu")
+    assert found >= 1
+    assert found.is_integer()

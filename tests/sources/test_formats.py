@@ -364,7 +364,7 @@ def test_our_own_published_dataset_is_still_read_by_its_manifest(
         (["a.sav"], r"1 SPSS file \(a.sav\): .*read_spss\('a.sav'\).to_parquet"),
         (["b.sqlite", "a.db", "notes.md"], r"2 SQLite files \(a.db\): give the file itself"),
         (["model.pkl"], "can run code when it is opened"),
-        (["notes.md"], "1 other files"),
+        (["notes.md"], "1 other file"),
     ],
 )
 def test_formats_that_are_not_read_are_named_with_the_way_out(

@@ -6,7 +6,8 @@ answers at once.
 
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from importlib.metadata import version
+from typing import Annotated, NoReturn
 
 import typer
 from rich.markup import escape
@@ -23,7 +24,7 @@ from prefect_augment.cli.datasets import (
 )
 from prefect_augment.cli.init import doctor, init
 from prefect_augment.cli.latents import COMMANDS
-from prefect_augment.cli.options import err
+from prefect_augment.cli.options import err, out
 from prefect_augment.cli.rebalance import demo, rebalance
 from prefect_augment.cli.steps import augment, check_policy, evaluate, profile, train
 from prefect_augment.errors import AugmentError
@@ -31,7 +32,6 @@ from prefect_augment.flows._stopping import exit_code, say_interrupted, stoppabl
 
 app = typer.Typer(
     name="prefect-augment",
-    help="Rebalance labelled datasets, with proof that it helps.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -41,6 +41,24 @@ _COMMANDS: list[Callable[..., None]] = [
 ]  # fmt: skip
 for command in _COMMANDS:
     app.command()(command)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"prefect-augment {version('prefect-augment')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_say_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Rebalance labelled datasets, with proof that it helps."""
 
 
 def main() -> None:

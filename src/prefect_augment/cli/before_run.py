@@ -29,6 +29,7 @@ def check_before_run(parameters: Mapping[str, Any]) -> None:
     from prefect_augment.params import ModelParams
     from prefect_augment.params.locations import refuse_secrets
     from prefect_augment.params.reference import GROUPS
+    from prefect_augment.sources.discovery import list_source
 
     sections: dict[str, Any] = {**GROUPS, "model": ModelParams}
     for name in parameters:
@@ -38,9 +39,12 @@ def check_before_run(parameters: Mapping[str, Any]) -> None:
     for name in sections.keys() & parameters.keys():
         with parameter_errors(name):
             read[name] = TypeAdapter(sections[name]).validate_python(parameters[name])
-    refuse_secrets(str(parameters.get("synthetic", "")))
+    synthetic = str(parameters.get("synthetic", ""))
+    refuse_secrets(synthetic)
     if "source" in read:
         _check_source(read["source"])
+        if synthetic and not read["source"].storage_block:
+            list_source(synthetic, requested="auto", options=None)
 
 
 @contextmanager

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import Annotated, Any, get_args
 
 from typer import Argument, Exit, Option
 
 from prefect_augment.cli import options as opt
 from prefect_augment.errors import ParameterError
-
-if TYPE_CHECKING:
-    from prefect_augment.schema import Result
-
 
 MAX_LABELS = 5_000  # of an answer, which Prefect keeps with a flow's parameters
 
@@ -27,7 +23,12 @@ def versions(dest: str, block: opt.Block = "", as_json: opt.Json = False) -> Non
     published = list_versions(store)
     if not published:
         read_manifest(store)  # says that there is none
-    opt.print_infos(published, as_json=as_json)
+    if as_json:
+        opt.print_infos(published, as_json=True)
+        return
+    from prefect_augment.cli.dataset_views import show_versions
+
+    show_versions(opt.out, published)
 
 
 def inspect(
@@ -50,11 +51,15 @@ def inspect(
     if vocabulary:
         print(maintain.rendered(store, version, vocabulary), end="")
         return
-    if diff is None:
-        result: Result = maintain.inspect(store, version)
-    else:
+    if diff is not None:
         result = maintain.diff(store, diff, version or latest_version(store) or diff)
-    opt.print_json(result, as_json=as_json)
+        opt.print_json(result, as_json=as_json)
+        return
+    from prefect_augment.cli.dataset_views import show_version
+
+    shown = maintain.inspect(store, version)
+    report = store.place(shown.report) if shown.report else ""
+    opt.print_result(shown, partial(show_version, report=report), as_json=as_json)
 
 
 def verify(
@@ -68,12 +73,13 @@ def verify(
     as_json: opt.Json = False,
 ) -> None:
     """Check every shard of a version against its manifest; exit 1 if anything is wrong."""
+    from prefect_augment.cli.dataset_views import show_check
     from prefect_augment.maintenance.verify import verify as check
 
     result = check(
         opt.open_root(dest, block, only_reads=True), version, repair=repair, shareable=shareable
     )
-    opt.print_json(result, as_json=as_json)
+    opt.print_result(result, show_check, as_json=as_json)
     if result.problems:
         raise Exit(1)
 
@@ -106,6 +112,7 @@ def gc(
     as_json: opt.Json = False,
 ) -> None:
     """Remove objects that no version, open proposal or running flow names; leave foreign files."""
+    from prefect_augment.cli.dataset_views import show_gc
     from prefect_augment.maintenance.gc import collect_garbage
 
     result = collect_garbage(
@@ -114,7 +121,7 @@ def gc(
         older_than_days=older_than_days,
         dry_run=dry_run,
     )
-    opt.print_json(result, as_json=as_json)
+    opt.print_result(result, show_gc, as_json=as_json)
 
 
 def export(

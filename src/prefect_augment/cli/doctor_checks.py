@@ -258,7 +258,8 @@ def check_source(uri: str, *, options: dict[str, Any] | None = None) -> Iterator
         yield name, "problem", _message(exc), FIX
     else:
         size = f"{sum(entry.n_bytes for entry in listing.entries) / 2**20:.1f} MiB"
-        text = f"{len(listing.entries)} files ({listing.format}), {size}, readable"
+        n_files = len(listing.entries)
+        text = f"{n_files} file{'s' * (n_files != 1)} ({listing.format}), {size}, readable"
         yield name, "ok", text, ""
         if listing.format in IMAGE_FORMATS:
             yield "kind", "ok", "images: the extras images and torch are needed", ""

@@ -22,6 +22,7 @@ from prefect_augment.text import duration
 
 # A million of each; S3 Standard, us-east-1, November 2026.
 DOLLARS_A_WRITE, DOLLARS_A_READ = 5.0, 0.4
+WIDE = 100  # columns of a terminal in which three scores of two estimators have room
 COLOURS = {"accept": "green", "reject": "red", "inconclusive": "yellow"}
 
 
@@ -167,7 +168,10 @@ def show_profile(console: Console, profile: Any) -> None:
     """Print a source's columns, classes and problems."""
     table = Table("column", "type", "kind", "null", "unique", "note", title=escape(profile.source))
     for c in profile.columns:
-        n_null, n_unique = f"{c.n_null:,}", f"{c.n_unique:,}"
+        n_null, n_unique = (
+            f"{c.n_null:,}",
+            "" if c.n_unique < 0 else f"{c.n_unique:,}",
+        )  # images are not counted
         type_, note = escape(c.arrow_type), escape(c.note)
         table.add_row(escape(c.name), type_, c.kind, n_null, n_unique, note)
     console.print(table)
@@ -181,7 +185,9 @@ def show_profile(console: Console, profile: Any) -> None:
         classes.add_row(escape(name), f"{n:,}", f"{n / total:.1%}")
     console.print(classes)
     ratio = f"Imbalance ratio {profile.imbalance_ratio:.1f}"
-    _say(console, f"{ratio}, quarantined {profile.n_quarantined:,}.", *_notes(profile.notes))
+    reasons = "; ".join(f"{n:,} × {reason}" for reason, n in profile.quarantine.items())
+    why = escape(f": {reasons}") if reasons else ""
+    _say(console, f"{ratio}, quarantined {profile.n_quarantined:,}{why}.", *_notes(profile.notes))
 
 
 def show_result(console: Console, result: Result) -> None:
@@ -274,8 +280,10 @@ def _show_strategies(console: Console, scores: tuple[StrategyScore, ...]) -> Non
     table = Table(
         "strategy", "amount", "seeds", measure.title, title="Strategies on validation records"
     )
+    is_wide = console.width >= WIDE  # else every cell would take three lines
     for name in estimators:
-        table.add_column(f"{name}\nbal. acc. / macro-F1 / AUPRC", justify="right")
+        also = " / macro-F1 / AUPRC" if is_wide else ""
+        table.add_column(f"{escape(name)}\nbal. acc.{also}", justify="right")
     by_strategy: dict[str, list[StrategyScore]] = {}
     for score in scores:
         by_strategy.setdefault(score.strategy.name, []).append(score)
@@ -284,7 +292,7 @@ def _show_strategies(console: Console, scores: tuple[StrategyScore, ...]) -> Non
         spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
         first = group[0]
         cells = [
-            f"{x.balanced_accuracy:.3f} / {x.macro_f1:.3f} / {x.auprc:.3f}"
+            f"{x.balanced_accuracy:.3f}" + f" / {x.macro_f1:.3f} / {x.auprc:.3f}" * is_wide
             for x in (first.estimators[k] for k in estimators)
         ]
         mean = f"{sum(values) / len(values):.3f}{spread}"
@@ -300,7 +308,9 @@ def _show_verdict(console: Console, verdict: Verdict | None) -> None:
     pairs = {(d.strategy, d.against): d.interval for d in verdict.differences}
     gain = verdict.gain
     is_alone = gain is None or pairs.get((gain.strategy, gain.against)) in (None, gain.interval)
-    caption = None if is_alone else "The answer also counts out-of-fold predictions of the others."
+    caption = (
+        None if is_alone else "The answer also counts out-of-fold predictions of the other records."
+    )
     table = Table("strategy", "balanced accuracy, 95 % interval", caption=caption)
     table.title = "On the hold-out alone"
     for name, interval in verdict.balanced_accuracy.items():

@@ -40,7 +40,10 @@ Label = Annotated[str, Option("--label", help="The column that holds the class."
 Seed = Annotated[int | None, Option(help="Seed of everything random; 0 by default.")]
 Workers = Annotated[
     int | None,
-    Option(min=1, help="Strategies scored at the same time, 2 by default; never changes a byte."),
+    Option(
+        min=1,
+        help="Strategies scored at the same time, 2 by default; with --steps no byte depends on it.",
+    ),
 ]
 Quick = Annotated[
     bool,

@@ -33,6 +33,7 @@ STEPS: dict[str, Step] = {
     "import": Step(5, ("source.max_megapixels",)),
     # A plan has no stored outcome; it is an input of the steps below.
     "plan": Step(1, ("balance", "budget.minutes", "budget.steps", "evaluation.n_settings")),
+    "slowness": Step(1),
     "check_policy": Step(3, ("classic.max_label_damage",)),
     "train": Step(
         7,

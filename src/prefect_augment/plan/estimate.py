@@ -3,8 +3,11 @@
 import math
 from collections.abc import Sequence
 
-from prefect_augment.nn.machine import NARROW_BELOW, classifier_size
-from prefect_augment.schema import Estimate, ImageInfo
+from prefect_augment.nn.budget import calibrate
+from prefect_augment.nn.machine import NARROW_BELOW, classifier_size, cpu_multiplies_bf16
+from prefect_augment.params.keys import step_key
+from prefect_augment.schema import DatasetInfo, Estimate, ImageInfo, Result
+from prefect_augment.storage import Stage, Store
 
 # Fitted by eye to single-thread fits on two shared cores, 2026-11-23: 300 to 100,000 records, 7 to 100
 # columns, 2 to 8 classes, 0.04 to 0.7 seconds a fit; then to the processor time of whole runs.
@@ -144,6 +147,43 @@ def classifier_steps(
     return max(low, min(high, wanted))
 
 
+def _step_seconds(side: int, *, narrow: bool, has_bf16: bool) -> float:
+    """Seconds that a step of the image classifier is expected to take."""
+    seconds = _IMAGE_STEP_SECONDS + _IMAGE_STEP_PIXEL_SECONDS * side**2
+    return seconds * (_NARROW_SHARE if narrow else 1) * (1 if has_bf16 else _FLOAT32_FACTOR)
+
+
+class _Slowness(Result):
+    """The receipt of how slow this machine is."""
+
+    times: float
+
+
+_TIMED_STEPS = 2  # in one call, so that making the network counts for little
+
+
+def slowness(info: DatasetInfo, store: Store, *, device: str) -> float:
+    """How many times as long as expected a step of the image classifier takes here: 1, 2, 4, ...
+
+    Measured once for staged images, with the narrow network; a rerun finds the receipt. Powers of two, and at least
+    1, so that the plan is the same on all machines that are about as fast as expected. Needs torch.
+    """
+    assert info.image is not None
+    side, n_channels = classifier_size(info.image.most_common_size), info.image.n_channels
+    key = step_key("slowness", inputs=[info.key, info.digest, device])
+
+    def measure() -> _Slowness:
+        # Imported here: it loads torch, which tables do without.
+        from prefect_augment.evaluation.classifiers.convnet import time_steps
+
+        taken = calibrate(lambda: time_steps(side, n_channels, steps=_TIMED_STEPS, device=device))
+        expected = _step_seconds(side, narrow=True, has_bf16=cpu_multiplies_bf16())
+        times = taken / _TIMED_STEPS / expected
+        return _Slowness(times=max(1.0, 2.0 ** round(math.log2(times))))
+
+    return Stage(store, "slowness", key).run(_Slowness, measure).times
+
+
 def estimate_images(
     *,
     n_train: int,
@@ -160,17 +200,15 @@ def estimate_images(
     seconds: float = math.inf,  # for the comparison; first the steps are reduced, then the folds
     has_bf16: bool = True,
     width: float = 1.0,  # times the classifier's channels: 1 or a half
+    slow: float = 1.0,  # see slowness
 ) -> tuple[Estimate, int, int]:
     """Rough needs of comparing strategies and publishing images, the classifier's steps and the folds.
 
     The estimate is right within a factor of about three on one thread of a CPU. Folds are the first
     choice with which one seed fits into ``seconds``, or the last.
     """
-    step = _IMAGE_STEP_SECONDS + _IMAGE_STEP_PIXEL_SECONDS * side**2
-    if n_train < NARROW_BELOW or width < 1:
-        step *= _NARROW_SHARE
-    if not has_bf16:
-        step *= _FLOAT32_FACTOR
+    narrow = n_train < NARROW_BELOW or width < 1
+    step = slow * _step_seconds(side, narrow=narrow, has_bf16=has_bf16)
     predict = _PREDICT_SHARE * step / CLASSIFIER_BATCH * n_scored
     filter_fits = (
         _FILTER_FITS / (_NARROW_SHARE if width < 1 else 1) if has_model else 0

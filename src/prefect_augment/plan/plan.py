@@ -37,6 +37,7 @@ from prefect_augment.plan.estimate import (
     estimate,
     estimate_images,
     most_compared,
+    slowness,
     whole_run,
 )
 from prefect_augment.plan.schedule import COMPARISON_SHARE
@@ -93,8 +94,9 @@ def plan(
     """The plan for the training records (training and validation) of a staged dataset.
 
     As :func:`prefect_augment.tasks.plan.plan_balance` has it. For images half of the budget bounds the classifier;
-    where auto finds no generative model worth the budget, none is planned, with a warning. Nothing is stored but
-    the calibration that decides about that. MissingExtraError if images are to be compared without torch.
+    where auto finds no generative model worth the budget, none is planned, with a warning. Nothing is stored but,
+    for images and a budget in minutes, how fast this machine trains. MissingExtraError if images are to be compared
+    without torch.
     """
     info = load_info(dataset, store)
     balance = params.balance
@@ -133,7 +135,9 @@ def _plan(
     budget = params.budget if compares else None
     if balance.unit == "object":  # no strategies are compared on a detection set
         classes = object_classes(info, balance, store)
-        expected, comparison = _estimate_images(info, classes, params, budget, has_model=False)
+        expected, comparison = _estimate_images(
+            info, classes, params, budget, store, has_model=False
+        )
         return BalancePlan(
             rule=f"{_rule_text(balance, soft_labels=False)} (counted in boxes)",
             classes=classes,
@@ -165,7 +169,9 @@ def _plan(
         )
         messages = (*messages, sampled)
     if info.image is not None:
-        expected, comparison = _estimate_images(info, classes, params, budget, has_model=has_model)
+        expected, comparison = _estimate_images(
+            info, classes, params, budget, store, has_model=has_model
+        )
     else:
         expected = _estimate(
             info, classes, evaluation, can_sample=can_sample, soft_labels=soft_labels
@@ -388,6 +394,7 @@ def _estimate_images(
     classes: Sequence[ClassPlan],
     params: RunParams,
     budget: Budget | None,
+    store: Store,
     *,
     has_model: bool,
 ) -> tuple[Estimate, dict[str, Any]]:
@@ -402,7 +409,10 @@ def _estimate_images(
     )
     folds = (1,) if alone else (N_FOLDS, N_FEWER_FOLDS, 1)
     settings_given = params.evaluation.n_settings
-    seconds = math.inf if budget is None or budget.steps else 60 * COMPARISON_SHARE * budget.minutes
+    seconds, slow = math.inf, 1.0
+    if budget is not None and not budget.steps:
+        seconds = 60 * COMPARISON_SHARE * budget.minutes
+        slow = slowness(info, store, device=budget.device)
     widths = (1.0, 0.5) if n_train >= NARROW_BELOW else (1.0,)
     # All settings where they take a small part of the budget. Otherwise fewer settings, then a narrow estimator,
     # then one with far too few steps, or fewer folds.
@@ -425,6 +435,7 @@ def _estimate_images(
             seconds=seconds,
             has_bf16=cpu_multiplies_bf16(),
             width=width,
+            slow=slow,
         )
         if n_settings == N_SETTINGS and not settings_given:
             fits = needs.comparison_seconds <= MAX_SETTINGS_SHARE * seconds < math.inf

@@ -109,15 +109,29 @@ class RunResult(Result):
     external: dict[str, int] = Field(default_factory=dict)
     privacy: str = ""  # result of the attack on the synthetic records: leak, gap, none shown …
 
+    def __str__(self) -> str:
+        """The answers, and where the report is; the fields have the rest."""
+        return "\n".join([*self._answers, self._end])
+
+    def __repr__(self) -> str:
+        place = self.report or self.manifest
+        return f"RunResult(status={self.status!r}, version={self.version}, report={place!r}, ...)"
+
     def _repr_html_(self) -> str:
-        answers = self.verdict.answers if self.verdict else ()
-        parts = [f"<p>{escape(sentence)}</p>" for sentence in answers]
+        parts = [f"<p>{escape(sentence)}</p>" for sentence in self._answers]
         if self.recipe is not None:
             parts.append(self.recipe._repr_html_())
         parts.append(self.plan._repr_html_())
+        return "".join([*parts, f"<p>{escape(self._end)}</p>"])
+
+    @property
+    def _answers(self) -> tuple[str, ...]:
+        return self.verdict.answers if self.verdict else ()
+
+    @property
+    def _end(self) -> str:
         place = self.report or self.manifest
-        end = f"{self.status}: {place}" if place else self.status
-        return "".join([*parts, f"<p>{escape(end)}</p>"])
+        return f"{self.status}: {place}" if place else self.status
 
 
 class TrainResult(Result):

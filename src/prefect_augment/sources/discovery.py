@@ -224,7 +224,7 @@ def _nothing(uri: str, requested: str, paths: list[str]) -> str:
     what = name_others(paths)
     if not what:
         advice = ", or say source.format" if paths and requested == "auto" else ""
-        other = f"{len(paths)} other files" if paths else "nothing"
+        other = f"{len(paths)} other file{'s' * (len(paths) > 1)}" if paths else "nothing"
         what = f"{other}. Check the location{advice}"
     return f"no {wanted} file{images} at {uri}: found {what}."
 

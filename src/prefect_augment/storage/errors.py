@@ -303,6 +303,8 @@ def _of_disk(exc: Exception, verb: str, where: str) -> StorageError | None:
     if exc.errno in _ON_DISK:
         return StorageError(_ON_DISK[exc.errno].format(verb, where))
     why = f"{type(exc).__name__}: {exc}"
-    if exc.errno in (errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.EEXIST):
+    if exc.errno == errno.ENOTDIR:
+        why = "a part of this path is a file and no folder; choose another location"
+    elif exc.errno in (errno.EISDIR, errno.EROFS, errno.EEXIST):
         why = f"{os.strerror(exc.errno)}; choose another location"
     return StorageError(f"cannot {verb} {where}: {why}.")

@@ -69,7 +69,7 @@ def announce(
     elif isinstance(data, TableData):
         seconds = trees_seconds(*data.X.shape)
     if seconds:
-        parts.append(f"about {duration(seconds)}")
+        parts.append(f"about {duration(max(0.1, seconds))}")
     if calibration is not None and not budget.steps:
         whole = budget.minutes * 60 * TRAINING_SHARE
         parts[-1] += f" (it may take {duration(whole)} of the {budget.minutes:g} minutes)"

@@ -126,6 +126,20 @@ def fit_image_classifier(
     return ImageClassifier(phase.network, seen, scale, where)
 
 
+def time_steps(side: int, n_channels: int, *, steps: int, device: str) -> None:
+    """Train the narrow network for ``steps`` on a batch of noise: what a timer measures before there are images."""
+    noise = np.random.default_rng(0).integers(0, 256, (BATCH_SIZE, side, side, n_channels))
+    fit_image_classifier(
+        noise.astype(np.uint8),
+        np.arange(BATCH_SIZE) % 2,
+        n_classes=2,
+        steps=steps,
+        seed=0,
+        width=0.5,
+        device=device,
+    )
+
+
 def own_network(
     make: MakeNetwork, n_classes: int, shape: tuple[int, ...], *, seed: int
 ) -> nn.Module:

@@ -185,12 +185,16 @@ def choose_records(
             records.append(member)
     notes = list(labels.notes)
     if len(left) < len(seen):
+        n = len(seen) - len(left)
         notes.append(
-            f"{len(seen) - len(left)} image files were left out by source.include or source.exclude"
+            f"{n} image file{'s were' if n > 1 else ' was'} left out by source.include or source.exclude"
         )
     if skipped:
         endings = ", ".join(f"{n} {ending}" for ending, n in skipped.most_common(5))
-        notes.append(f"{sum(skipped.values())} files that are no images were skipped: {endings}")
+        n = sum(skipped.values())
+        notes.append(
+            f"{n} file{'s that are no images were' if n > 1 else ' that is no image was'} skipped: {endings}"
+        )
     return ImageFiles(records, labels, source.label or "label", tuple(rejected), tuple(notes))
 
 
