@@ -133,9 +133,12 @@ def test_records_are_read_some_at_a_time(trained: Trained, monkeypatch: pytest.M
     store = trained.store
     whole = result(shift(trained)).to_table()
     read = base_module.iter_shards
-    monkeypatch.setattr(
-        base_module, "iter_shards", lambda *args, **kwargs: read(*args, **kwargs, max_records=50)
-    )
+
+    def small(*args: Any, **kwargs: Any) -> Any:
+        for table in read(*args, **kwargs):
+            yield from map(pa.Table.from_batches, zip(table.to_batches(max_chunksize=50)))
+
+    monkeypatch.setattr(base_module, "iter_shards", small)
     out = open_store(f"{store.uri}-again")
     again = result(trained.use("shifts", out=out)).to_table()
     for name in ("aug_id", "aug_strength", "site"):
