@@ -224,7 +224,7 @@ def test_command_line_prints_one_object_and_ends_with_3(
     words = [
         "evaluate",
         str(folder / "real.parquet"),
-        "made.csv",
+        str(folder / "real.parquet"),  # whatever is there
         "--label",
         "state",
         "--holdout",
