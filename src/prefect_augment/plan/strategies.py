@@ -54,6 +54,13 @@ ON_REQUEST: dict[str, dict[str, Any]] = {
     "mixup": {"family": "weights", "mixing": "mixup", "mixing_prob": 0.5},
     "deferred re-weighting": {"family": "weights", "deferred": 0.6},
     "label-aware smoothing": {"family": "weights", "smoothing": 0.3},
+    "patch features": {
+        "family": "weights",
+        "patches": 300,
+        "C": 1.0,
+        "mirroring": "horizontal",
+        "classic_prob": 0.0,
+    },
 }
 
 AS_IS = Strategy(name="as is", family="as_is", amount=1.0)
@@ -152,9 +159,8 @@ def image_strategies(
             Strategy(name="balanced softmax + classic", family="loss", **on_the_fly),
         ]
     for name in dict.fromkeys(on_request):
-        strategies.append(
-            Strategy(name=name, amount=0.0, classic_prob=classic_prob, **ON_REQUEST[name])
-        )
+        fields = {"classic_prob": classic_prob, **ON_REQUEST[name]}
+        strategies.append(Strategy(name=name, amount=0.0, **fields))
     if encoder:
         strategies.append(PROBE)
     if model:
@@ -353,9 +359,9 @@ def _for_all_records(recipe: Recipe, plan: BalancePlan, sampled: Mapping[str, in
 
 
 def _thresholds(strategy: Strategy, scores: Sequence[StrategyScore]) -> dict[str, dict[str, float]]:
-    """Multipliers of each class by estimator; a linear probe stands in the place of all estimators."""
+    """Multipliers of each class by estimator; a linear classifier of features stands in the place of all estimators."""
     tuned = next((s.thresholds for s in scores if s.strategy == strategy), {})
-    if strategy.family == "probe" and tuned:
+    if (strategy.family == "probe" or strategy.patches) and tuned:
         return {strategy.name: next(iter(tuned.values()))}
     return tuned
 
