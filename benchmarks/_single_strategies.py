@@ -69,14 +69,14 @@ def require_data() -> None:
         )
 
 
-def score_in_full(experiment: Experiment, strategy: Strategy, store: Store) -> StrategyScore:
-    """Score a strategy on validation records with all steps and folds, at its better amount."""
+def score_in_full(
+    experiment: Experiment, strategy: Strategy, store: Store, *, tried: Sequence[Strategy] = ()
+) -> StrategyScore:
+    """Score a strategy on validation records with all steps and folds, at the best setting ``tried``, or amount."""
     amounts = AMOUNTS if strategy.amount == 0 else (strategy.amount,)
     # By amount, so that what a run has scored in full is found again.
-    return max(
-        (score(experiment, strategy.model_copy(update={"amount": a}), 0, store) for a in amounts),
-        key=lambda found: found.score,
-    )
+    tried = tried or [strategy.model_copy(update={"amount": a}) for a in amounts]
+    return max((score(experiment, one, 0, store) for one in tried), key=lambda found: found.score)
 
 
 def right_on_holdout(

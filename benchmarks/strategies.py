@@ -1,7 +1,8 @@
 """Strategies that make no record beside the older ones: `python benchmarks/strategies.py [--quick] [--sets …]`.
 
-Every strategy without a generative model is trained in full by itself: its amount (half of the way to balance or all
-of it) is chosen on validation records or folds, its thresholds are tuned there. All are trained on training and
+Every strategy without a generative model, or each of --strategies, is trained in full by itself: its amount (half of
+the way to balance or all of it), or with --settings its first settings of the search, is chosen on validation records
+or folds, and its thresholds are tuned there. All are trained on training and
 validation with the same estimators, or networks of the same number of steps, under several seeds, and scored on the
 same hold-out. Under each split's seed another 30 % of a table are held out; images have a test file.
 
@@ -29,6 +30,7 @@ from _single_strategies import SETS, Float, Set, require_data, right_on_holdout,
 from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.params import Budget, Classic, Destination, NoModel, RunParams
+from prefect_augment.plan.search_space import settings
 from prefect_augment.plan.strategies import CLEAN, ON_REQUEST, make_strategies
 from prefect_augment.schema import Experiment
 from prefect_augment.shards.staged import read_part
@@ -54,8 +56,10 @@ class Split:
     seconds: Float  # (n_strategies,) CPU
 
 
-def run_split(a_set: Set, destination: str, *, seed: int, n_seeds: int) -> Split:
-    """Train every strategy on one split."""
+def run_split(
+    a_set: Set, destination: str, *, seed: int, n_seeds: int, only: Sequence[str], n_settings: int
+) -> Split:
+    """Train every strategy on one split, or ``only`` these."""
     classic = Classic.model_validate({"image_strategies": [*ON_REQUEST]})
     # The classifier's steps are those of a run that is not short of time.
     params = RunParams(model=NoModel(), classic=classic, budget=Budget(steps=1), seed=seed)
@@ -66,7 +70,18 @@ def run_split(a_set: Set, destination: str, *, seed: int, n_seeds: int) -> Split
     evaluator = open_evaluator(store, experiment)
     held = evaluator.read(read_part(store, evaluator.info, ["holdout"]))
     made = make_strategies(dataset.modality, model=None, classic=classic, bagging=True, clean=True)
-    scores = {strategy.name: score_in_full(experiment, strategy, store) for strategy in made}
+    scores = {
+        strategy.name: score_in_full(
+            experiment,
+            strategy,
+            store,
+            tried=settings(strategy, plan=plan, classic=classic, most=n_settings)
+            if n_settings
+            else (),
+        )
+        for strategy in made
+        if not only or strategy.name in only
+    }
     found = {name: (scored.strategy, scored.thresholds) for name, scored in scores.items()}
     right, seconds = right_on_holdout(evaluator, found, held, None, n_seeds=n_seeds, seed=seed)
     compared = evaluator.records.compared
@@ -144,6 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=[*TABLES, *IMAGES])
     parser.add_argument("--splits", type=int, default=3, help="of a table; of images, runs")
     parser.add_argument("--seeds", type=int, default=3, help="of the estimators on the hold-out")
+    parser.add_argument("--strategies", nargs="+", default=[], help="of these names only")
+    parser.add_argument("--settings", type=int, default=0, help="of the search; 0: two amounts")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--keep", type=Path, help="put finished splits here, and use those there")
     args = parser.parse_args(arguments)
@@ -157,10 +174,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in names:
             splits = []
             for seed in range(n_splits):
-                kept = keep / f"{name}-{seed}-{n_seeds}-seeds.npz"
+                asked = "-".join([f"{n_seeds}-seeds", *args.strategies, f"{args.settings or ''}"])
+                kept = keep / f"{name}-{seed}-{asked.strip('-')}.npz"
                 if not kept.exists():
                     split = run_split(
-                        SETS[name], f"{folder}/{name}-{seed}", seed=seed, n_seeds=n_seeds
+                        SETS[name],
+                        f"{folder}/{name}-{seed}",
+                        seed=seed,
+                        n_seeds=n_seeds,
+                        only=args.strategies,
+                        n_settings=args.settings,
                     )
                     unfinished = kept.with_suffix(".unfinished.npz")
                     np.savez_compressed(unfinished, **vars(split))

@@ -3,6 +3,7 @@
 from .estimators.recipe_classifier import RecipeClassifier as RecipeClassifier
 from .estimators.sampler import GenerativeSampler as GenerativeSampler
 from .evaluation.classifiers.linear_probe import LinearProbe as LinearProbe
+from .evaluation.classifiers.patch_features import PatchClassifier as PatchClassifier
 from .flows.approve import approve as approve
 from .flows.augment import augment as augment
 from .flows.evaluate import evaluate as evaluate

@@ -506,9 +506,9 @@ def test_plan_fits_the_classifiers_steps_to_records_and_budget(
 
 @pytest.mark.slow
 def test_strategies_on_request_train_as_they_say(images: DatasetRef, store: Store) -> None:
-    """Mixing, smoothing and late weights each make another classifier than the plain strategy, the same by seed."""
+    """Mixing, smoothing and patches each make another classifier than the plain strategy, the same by seed."""
     short = planned(images, store).model_copy(update={"classifier_steps": 4})
-    classic = Classic(image_strategies=["CMO", "CutMix", "label-aware smoothing"])
+    classic = Classic(image_strategies=["CMO", "CutMix", "label-aware smoothing", "patch features"])
     evaluator = open_evaluator(
         store, experiment_of(images, short, evaluation=EVALUATION, budget=ON_CPU, classic=classic)
     )
@@ -520,10 +520,10 @@ def test_strategies_on_request_train_as_they_say(images: DatasetRef, store: Stor
 
     asked = [
         one.model_copy(update={"amount": 1.0})
-        for one in make_strategies("image", model=None, classic=classic)[-3:]
+        for one in make_strategies("image", model=None, classic=classic)[-4:]
     ]
     changed = {one.name: said(one)["convolutional"] for one in asked}
-    none = {"mixing": "", "smoothing": 0.0}
+    none = {"mixing": "", "smoothing": 0.0, "patches": 0}
     plain = {one.name: said(one.model_copy(update=none))["convolutional"] for one in asked}
     for name, proba in changed.items():
         assert np.allclose(proba.sum(axis=1), 1), name

@@ -145,10 +145,13 @@ def test_a_recipe_holds_what_is_mixed_smoothed_and_deferred(plan: BalancePlan, n
         one.deferred,
     )
     assert recipe.smoothing == ({"common": one.smoothing, "rare": 0.0} if one.smoothing else {})
-    assert recipe.classic_policy == "safe"
+    assert recipe.classic_policy == ("" if one.patches else "safe")
     balanced = recipe.class_weight["rare"] == pytest.approx(10 * recipe.class_weight["common"])
     assert balanced != (recipe.loss == "balanced_softmax"), "balanced once, by weight or by loss"
-    said = {"mixing": "with a partner", "deferred": "in the first 60%", "smoothing": "Give 30%"}
+    said = {
+        "mixing": "with a partner", "deferred": "in the first 60%", "smoothing": "Give 30%",
+        "patches": "Train PatchClassifier.of(recipe)",
+    }  # fmt: skip
     for field, words in said.items():
         assert (words in recipe.sentence) == bool(getattr(one, field))
 

@@ -336,6 +336,9 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         """The name that this very estimator had in the comparison; empty if it was not compared."""
         if recipe.strategy.family == "probe" and isinstance(self.estimator, LinearProbe):
             return recipe.strategy.name if recipe.thresholds else ""
+        # Asked of the estimator, since its class needs torch.
+        if recipe.strategy.patches and getattr(self.estimator, "of_patches", False):
+            return recipe.strategy.name if recipe.thresholds else ""
         try:
             digest = estimator_digest(self.estimator) if recipe.estimators else ""
         except ValueError:  # it cannot be hashed, so it was not compared

@@ -40,6 +40,7 @@ from prefect_augment.evaluation.classifiers.convnet import (
 )
 from prefect_augment.evaluation.classifiers.linear_probe import fit_probe
 from prefect_augment.evaluation.classifiers.own_estimator import estimator_infos, make_network
+from prefect_augment.evaluation.classifiers.patch_features import fit_patches
 from prefect_augment.evaluation.quality.image_filter import ShiftSpace, image_measures
 from prefect_augment.evaluation.quality.near_copies import Measures
 from prefect_augment.experiment.evaluator import (
@@ -257,6 +258,22 @@ class ImageEvaluator(Evaluator):
         smoothing = None
         if strategy.smoothing:
             smoothing = smoothing_by_class(counts, strategy.smoothing)
+        if strategy.patches:
+            fitted = fit_patches(
+                drawn.X,
+                y,
+                rows=drawn.rows,
+                n_classes=len(data.classes),
+                seed=seed,
+                weights=drawn.weights,
+                n_filters=strategy.patches,
+                C=strategy.C,
+                mirroring=strategy.mirroring,
+                device=self.params.budget.device,
+            )
+            proba = fitted.predict_proba(X)
+            yield from ((name, proba) for name in self._networks)
+            return
         ranges = RANGES.get(self.params.classic.image)
         for name, make in self._networks.items():
             estimator = fit_image_classifier(

@@ -57,7 +57,9 @@ class Balance(Params):
         return self
 
 
-ImageStrategy = Literal["CMO", "CutMix", "mixup", "deferred re-weighting", "label-aware smoothing"]
+ImageStrategy = Literal[
+    "CMO", "CutMix", "mixup", "deferred re-weighting", "label-aware smoothing", "patch features"
+]
 
 
 class Classic(Params):
@@ -111,7 +113,8 @@ class Classic(Params):
     image_strategies: list[ImageStrategy] = Field(default=[])
     """Strategies of images beside the usual ones. CMO pastes a rectangle of a rare class's image into any other, under
     balanced softmax. CutMix and mixup do so, or take a mean of both, on images drawn evenly. Deferred re-weighting
-    draws evenly in the last part of the training only; label-aware smoothing trusts labels of large classes less."""
+    draws evenly in the last part of the training only; label-aware smoothing trusts labels of large classes less. Patch
+features train a linear classifier on patches of the images instead of the network."""
 
     @model_validator(mode="after")
     def _one_policy(self) -> "Classic":

@@ -53,6 +53,12 @@ def recipe_sentence(
             f"weights bring every class {strategy.amount:.0%} of the way (on a log scale) to the largest one, and C is "
             f"{strategy.C:g}. Multiply each predicted probability by the class's multiplier, and take the largest."
         )
+    if strategy.patches:
+        return (
+            "No record was added. Train PatchClassifier.of(recipe), a ridge regression on patches of the images, by "
+            f"RecipeClassifier: weights bring every class {strategy.amount:.0%} of the way (on a log scale) to the "
+            "largest one. Multiply each predicted probability by the class's multiplier, and take the largest."
+        )
     if strategy.family == "clean":
         less = f"{strategy.doubted_weight:g}" if strategy.doubted_weight else "nothing"
         sentence = (

@@ -8,6 +8,7 @@ Settings are:
 - how far towards balance (:attr:`Strategy.amount <prefect_augment.schema.comparison.Strategy.amount>`);
 - for classic augmentation on the fly: share of images and strength (``classic_prob``, ``classic_strength``);
 - for a linear probe: the penalty (``C``);
+- for patch features: over which mirrored copies they are averaged, and the penalty (``mirroring``, ``C``);
 - for images mixed in pairs: the share of them; for deferred re-weighting: from when on; for label-aware
   smoothing: how much (``mixing_prob``, ``deferred``, ``smoothing``);
 - for synthetic records: how many per real one, their weight, and until when they are drawn
@@ -54,6 +55,11 @@ _PROBE = (
     *((1.0, 0.01), (1.0, 0.001), (0.5, 0.01), (1.0, 0.1)),
     *((0.5, 0.001), (0.5, 0.1), (1.0, 1.0), (0.5, 1.0)),
 )
+# (amount, C, mirroring) of patch features.
+_PATCHES = (
+    *((1.0, 1.0, "horizontal"), (1.0, 1.0, "both"), (1.0, 1.0, ""), (0.5, 1.0, "horizontal")),
+    *((0.5, 1.0, "both"), (1.0, 0.1, "horizontal"), (1.0, 0.1, "both"), (1.0, 0.1, "")),
+)
 # What a record with a doubted label counts: less than others, or nothing.
 _CLEAN = (0.3, 0.0)
 _OTHER_STRENGTHS = (2.0, 0.5)  # than the policy's own
@@ -97,6 +103,8 @@ def _settings(strategy: Strategy, plan: BalancePlan, classic: Classic) -> Iterab
     for name, tried in _ON_REQUEST.items():
         if getattr(strategy, name):
             return ({"amount": amount, name: value} for amount, value in tried)
+    if strategy.patches:
+        return ({"amount": amount, "C": C, "mirroring": how} for amount, C, how in _PATCHES)
     if strategy.family == "clean":
         return ({"amount": 1.0, "doubted_weight": weight} for weight in _CLEAN)
     if strategy.family == "probe":

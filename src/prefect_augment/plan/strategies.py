@@ -55,6 +55,13 @@ ON_REQUEST: dict[str, dict[str, Any]] = {
     "mixup": {"family": "weights", "mixing": "mixup", "mixing_prob": 0.5},
     "deferred re-weighting": {"family": "weights", "deferred": 0.6},
     "label-aware smoothing": {"family": "weights", "smoothing": 0.3},
+    "patch features": {
+        "family": "weights",
+        "patches": 300,
+        "C": 1.0,
+        "mirroring": "horizontal",
+        "classic_prob": 0.0,
+    },
 }
 
 AS_IS = Strategy(name="as is", family="as_is", amount=1.0)
@@ -143,7 +150,7 @@ def _image_strategies(model: str | None, classic: Classic, *, encoder: bool) -> 
             Strategy(name="balanced softmax + classic", family="loss", **own),
         ]
     for name in dict.fromkeys(classic.image_strategies):
-        strategies.append(Strategy(name=name, **own, **ON_REQUEST[name]))
+        strategies.append(Strategy(name=name, **(own | ON_REQUEST[name])))
     if encoder:
         strategies.append(PROBE)
     if model:
@@ -276,7 +283,9 @@ def make_recipe(
         {k: max(0, round(w.effective) - stored[k]) for k, w in wanted.items()} if copies else {}
     )
     thresholds = next((s.thresholds for s in scores if s.strategy == strategy), {})
-    if strategy.family == "probe" and thresholds:  # stands in the place of all estimators
+    if (
+        strategy.family == "probe" or strategy.patches
+    ) and thresholds:  # in the place of all estimators
         thresholds = {strategy.name: next(iter(thresholds.values()))}
     smoothing: dict[str, float] = {}
     if strategy.smoothing:

@@ -82,7 +82,8 @@ IMAGE_FAMILIES = {
     "classic": "records of rare classes drawn more often, some of them turned, shifted or made brighter",
     "mixture": "synthetic records together with classic augmentation",
     "weights": "records of rare classes drawn more often: in the last part of the training (deferred re-weighting), "
-    "mixed with others (mixup, CutMix), or with labels of large classes smoothed",
+    "mixed with others (mixup, CutMix), with labels of large classes smoothed, or for a linear classifier of "
+    "patches",
 }
 
 

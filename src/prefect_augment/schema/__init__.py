@@ -43,6 +43,7 @@ from prefect_augment.schema.comparison import (
     EstimatorScore as EstimatorScore,
     Look as Look,
     MeasureInfo as MeasureInfo,
+    Mirroring as Mirroring,
     Mixing as Mixing,
     Recipe as Recipe,
     Strategy as Strategy,

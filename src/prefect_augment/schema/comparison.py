@@ -31,6 +31,7 @@ StrategyFamily = Annotated[
     ),  # stored so before 0.2
 ]
 Mixing = Literal["", "mixup", "cutmix"]
+Mirroring = Literal["", "horizontal", "both"]  # left with right; and top with bottom
 Decision = Literal["accept", "reject", "inconclusive"]
 SyntheticAnswer = Literal["proven", "preferred", "no gain shown", "harmful", "not tried"]
 
@@ -57,7 +58,9 @@ class Strategy(Result):
     doubted_weight: float = (
         1.0  # of a record whose label the audit doubts; below 1 there is an audit
     )
-    C: float = 0.0  # of a linear probe: the inverse of its L2 penalty
+    C: float = 0.0  # of a linear probe or of patch features: the inverse of the L2 penalty
+    patches: int = 0  # filters of patch features, whose classifier takes the network's place
+    mirroring: Mirroring = ""  # patch features are means over the mirrored copies
 
     @property
     def has_model(self) -> bool:
@@ -66,8 +69,8 @@ class Strategy(Result):
 
     @property
     def is_on_request(self) -> bool:
-        """Whether images are mixed, labels smoothed, or weights come late."""
-        return bool(self.mixing or self.smoothing or self.deferred)
+        """Whether images are mixed, labels smoothed, weights come late, or patches are compared."""
+        return bool(self.mixing or self.smoothing or self.deferred or self.patches)
 
     @property
     def is_control(self) -> bool:
@@ -89,6 +92,9 @@ class Strategy(Result):
         if self.family == "clean":
             much = f"count {self.doubted_weight:g}" if self.doubted_weight else "left out"
             words.append(f"doubted labels {much}")
+        if self.patches:
+            how = {"": "", "horizontal": " mirrored", "both": " mirrored both ways"}
+            words.append(f"{self.patches} patches{how[self.mirroring]}")
         if self.C:
             words.append(f"C {self.C:g}")
         if self.per_real:
