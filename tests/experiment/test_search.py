@@ -156,9 +156,9 @@ def test_strategies_of_images_on_request_are_searched_and_counted() -> None:
     for strategy in asked:
         found = settings(strategy, plan=plan_of(), classic=classic)
         assert found[0] == strategy.model_copy(update={"amount": 1.0}), "its own setting first"
-        assert len(found) == n_trained(found) == 4
+        assert len(found) == n_trained(found) == (8 if strategy.patches else 4)
         assert {one.amount for one in found} == {0.5, 1.0}
-        assert {one.classic_prob for one in found} == {0.4}
+        assert {one.classic_prob for one in found} == {0.0 if strategy.patches else 0.4}
         assert all(one.is_on_request and not one.has_model for one in found)
 
 
