@@ -147,8 +147,8 @@ def test_workers_share_the_images_of_classic_augmentation(tmp_path: Path) -> Non
     plan = make_plan(dataset, params, store, compares=False)
     experiment = Experiment(dataset=dataset, plan=plan, params=params)
     recipe = classic_recipe(plan, "image", params.classic)
-    with open_engine(Compute(engine="processes", workers=2)) as workers:
-        release = with_classic(Release(experiment=experiment, recipe=recipe), workers=workers)
+    with open_engine(Compute(engine="processes", workers=2)):
+        release = with_classic(Release(experiment=experiment, recipe=recipe))
     assert release.classic is not None
     assert release.classic.class_counts == recipe.classic
     staged = [name for name in store.list("_staging/augment") if "/copies-" in name]

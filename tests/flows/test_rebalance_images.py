@@ -262,10 +262,18 @@ def test_what_cannot_be_made_again_is_said(made: tuple[Path, Path]) -> None:
 
 @pytest.mark.slow
 def test_the_audit_of_a_share_stays_in_its_workspace(
-    made: tuple[Path, Path], tmp_path: Path
+    messy_images: ModuleType, tmp_path: Path
 ) -> None:
+    # The first pictures of each class lie in the folder of the next one.
+    classes = [*messy_images.SHAPES]
+    after = dict(zip(classes, [*classes[1:], classes[0]], strict=True))
+    files = {}
+    for path, data in messy_images.shapes().items():
+        label, name = path.split("/")
+        files[f"{after[label]}/of-{label}-{name}" if name < "004.png" else path] = data
+    source = messy_images.write(tmp_path / "in", files)
     params = {"model": MODEL, "publish": Publish(origins=["synthetic"])}
-    run(Source(uri=str(made[0])), tmp_path / "out", **params)
+    run(Source(uri=str(source)), tmp_path / "out", **params)
     kept = {path.name for path in (tmp_path / "out-workspace" / "_reports").rglob("*")}
     assert kept >= {"audit.parquet", "doubted_1.png"}
     shared = {path.name for path in (tmp_path / "out").rglob("*")}

@@ -175,9 +175,9 @@ def drift_since(before: Manifest, release: Release) -> Drift:
         size += f" ({percent(abs(more) / n_before)} %)" if n_before else ""
     sentence = f"Since version {before.version}: {size}."
     for what, own, others in (("New classes", new, old), ("Classes that are gone", old, new)):
-        if found := [f"“{name}”" for name in names if name in own and name not in others]:
-            more_names = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
-            sentence += f" {what}: {', '.join(found[:MAX_NAMED])}{more_names}."
+        if listed := [f"“{name}”" for name in names if name in own and name not in others]:
+            more_names = f" and {len(listed) - MAX_NAMED} more" if len(listed) > MAX_NAMED else ""
+            sentence += f" {what}: {', '.join(listed[:MAX_NAMED])}{more_names}."
     return Drift(
         version=before.version,
         n_before=n_before,

@@ -177,9 +177,9 @@ def _holdout_charts(data: ReportData) -> list[Chart]:
     verdict = data.verdict
     if verdict is None or not verdict.balanced_accuracy:
         return []
-    marks = {verdict.baseline: "baseline", verdict.chosen: "chosen"}
+    roles = {verdict.baseline: "baseline", verdict.chosen: "chosen"}
     strategies = _holdout_strategies(data)
-    rows = [charts.ForestRow(n, charts.in_percent(i), mark=marks.get(n, "")) for n, i in strategies]
+    rows = [charts.ForestRow(n, charts.in_percent(i), mark=roles.get(n, "")) for n, i in strategies]
     details = "; ".join(f"{n}: {formats.interval_percent(i)} %" for n, i in strategies)
     png = charts.forest_chart(
         rows, label="balanced accuracy on the hold-out, %", legend="95 % interval"
