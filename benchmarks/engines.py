@@ -227,7 +227,7 @@ def steps(
         experiment=Experiment(dataset=pictures, plan=plan, params=params), recipe=recipe
     )
     started = time.perf_counter()
-    with_classic(release, workers=workers)
+    with_classic(release)
     clock("augmentation", started)
 
     alone = experiment.with_model(NoModel())
