@@ -489,7 +489,7 @@ def test_results_behind_the_page_are_strict_json_with_sorted_keys(files: dict[st
 
     info = json.loads(files["report.json"], parse_constant=refuse)
     assert list(info) == sorted(info)
-    assert info["schema_version"] == 2
+    assert info["schema_version"] == 3
     jsonschema.validate(info, published_schema())
     assert info["verdict"]["decision"] == "accept"
     assert info["strategy_scores"][0]["estimators"]["boosting"]["auprc"] is None

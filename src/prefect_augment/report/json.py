@@ -52,7 +52,7 @@ class DoubtedLabel(Result):
 class ReportData(Findings):
     """Everything behind a report's page. Keys may be added; those that are there keep their meaning."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     title: str = Field(description="the dataset's name")
     label: str = Field(description="the label column")
     status: Literal["published", "proposed", "refused", "evaluated"] = "published"
