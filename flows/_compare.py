@@ -168,7 +168,7 @@ def compare(
         model=kind,
         classic=params.classic,
         soft_labels=plan.soft_labels,
-        bagging=bool(params.evaluation.own_estimators),
+        own_estimators=bool(params.evaluation.own_estimators),
         clean=has_doubted_labels(experiment, first, open_root(experiment.dataset)),
         encoder=bool(params.encoder.uri),
     )

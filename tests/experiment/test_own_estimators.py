@@ -60,7 +60,7 @@ def test_a_pipeline_decides_a_comparison_and_is_named_in_the_evidence(
     (own,) = asked.params.evaluation.own_estimators
     strategies = [
         s
-        for s in make_strategies("table", model=None, classic=Classic(), bagging=True)
+        for s in make_strategies("table", model=None, classic=Classic(), own_estimators=True)
         if s.family in ("as_is", "weights", "threshold", "bagging")
     ]
     scores = [score(asked, strategy, 0, store) for strategy in strategies]

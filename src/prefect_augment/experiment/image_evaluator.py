@@ -266,7 +266,9 @@ class ImageEvaluator(Evaluator):
                 n_classes=len(data.classes),
                 seed=seed,
                 weights=drawn.weights,
-                n_filters=strategy.patches,
+                n_filters=max(
+                    1, round(step_share * strategy.patches)
+                ),  # which its seconds grow with
                 C=strategy.C,
                 mirroring=strategy.mirroring,
                 device=self.params.budget.device,

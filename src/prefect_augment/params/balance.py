@@ -110,11 +110,12 @@ class Classic(Params):
     """Images with boxes: a box of which a smaller share of the area stays in the image is left out."""
     image_prob: float = Field(default=0.5, gt=0.0, le=1.0)
     """How many of the images that a classifier sees are changed at all."""
-    image_strategies: list[ImageStrategy] = Field(default=[])
-    """Strategies of images beside the usual ones. CMO pastes a rectangle of a rare class's image into any other, under
-    balanced softmax. CutMix and mixup do so, or take a mean of both, on images drawn evenly. Deferred re-weighting
-    draws evenly in the last part of the training only; label-aware smoothing trusts labels of large classes less. Patch
-features train a linear classifier on patches of the images instead of the network."""
+    image_strategies: list[ImageStrategy] = Field(default=["patch features"])
+    """Strategies of images beside the usual ones. Patch features train a linear classifier on patches of the images, in
+    the place of the built-in network; not beside networks of yours. CMO pastes a rectangle of a rare class's image into
+    any other, under balanced softmax. CutMix and mixup do so, or take a mean of both, on images drawn evenly. Deferred
+    re-weighting draws evenly in the last part of the training only; label-aware smoothing trusts labels of large
+    classes less."""
 
     @model_validator(mode="after")
     def _one_policy(self) -> "Classic":

@@ -366,7 +366,7 @@ def _estimate(
     model = "model" if can_sample else None
     own = bool(evaluation.own_estimators)
     strategies = make_strategies(
-        "table", model=model, classic=Classic(), soft_labels=soft_labels, bagging=own
+        "table", model=model, classic=Classic(), soft_labels=soft_labels, own_estimators=own
     )
     n_folds = 1 if _rarest(info) >= SMALL_VALIDATION["table"] else N_FOLDS
     most = evaluation.n_settings or N_TABLE_SETTINGS
@@ -405,7 +405,10 @@ def _estimate_images(
     # With a model's candidates, or enough validation records, strategies are compared on validation alone.
     alone = has_model or _rarest(info) >= SMALL_VALIDATION["image"]
     strategies = make_strategies(
-        "image", model="model" if has_model else None, classic=params.classic
+        "image",
+        model="model" if has_model else None,
+        classic=params.classic,
+        own_estimators=bool(params.evaluation.own_estimators),
     )
     folds = (1,) if alone else (N_FOLDS, N_FEWER_FOLDS, 1)
     settings_given = params.evaluation.n_settings

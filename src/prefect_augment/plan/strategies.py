@@ -49,7 +49,7 @@ SYNTHETIC_SHARE_OF_STEPS = 0.6
 NATURAL = ("as_is", "threshold", "loss", "external", "clean")
 
 # Strategies of classic.image_strategies. On draws as the records are, CutMix with a rare partner is CMO.
-ON_REQUEST: dict[str, dict[str, Any]] = {
+MORE: dict[str, dict[str, Any]] = {
     "CMO": {"family": "loss", "mixing": "cutmix", "mixing_prob": 0.5},
     "CutMix": {"family": "weights", "mixing": "cutmix", "mixing_prob": 0.5},
     "mixup": {"family": "weights", "mixing": "mixup", "mixing_prob": 0.5},
@@ -76,7 +76,7 @@ def make_strategies(
     model: str | None,
     classic: Classic,
     soft_labels: bool = False,
-    bagging: bool = False,
+    own_estimators: bool = False,
     clean: bool = False,
     encoder: bool = False,
 ) -> tuple[Strategy, ...]:
@@ -90,15 +90,17 @@ def make_strategies(
     synthetic records are not mixed with SMOTE records, which would contradict their labels. Two
     strategies then show what the labels bring alone: soft labels of the real records, and the
     ensemble that gives them in the place of the estimators, a control that is never published.
-    ``bagging`` is for estimators of the user's: the built-in ones gain nothing by bags, which take ten
-    times as long. ``clean`` is for tables with labels that are doubted, ``encoder`` for images with a
-    pretrained encoder.
+    ``own_estimators`` of the user's are bagged too: the built-in ones gain nothing by bags, which take
+    ten times as long. Patch features would take the place of the user's networks, and are left out.
+    ``clean`` is for tables with labels that are doubted, ``encoder`` for images with a pretrained encoder.
     """
     if modality == "image":
-        strategies = _image_strategies(model, classic, encoder=encoder)
+        strategies = _image_strategies(
+            model, classic, own_estimators=own_estimators, encoder=encoder
+        )
     else:
         strategies = table_strategies(
-            model, classic, soft_labels=soft_labels, bagging=bagging, clean=clean
+            model, classic, soft_labels=soft_labels, bagging=own_estimators, clean=clean
         )
     return (AS_IS, *(s.model_copy(update={"tune_threshold": True}) for s in strategies))
 
@@ -131,8 +133,10 @@ def table_strategies(
     return strategies
 
 
-def _image_strategies(model: str | None, classic: Classic, *, encoder: bool) -> list[Strategy]:
-    """The strategies for images but for the data as they are; those on request have the classic policy too.
+def _image_strategies(
+    model: str | None, classic: Classic, *, own_estimators: bool, encoder: bool
+) -> list[Strategy]:
+    """The strategies for images but for the data as they are.
 
     Logit adjustment after training (Menon et al. 2021, section 4.1) has no strategy of its own: tuned
     thresholds do it, and balanced softmax is its loss.
@@ -149,8 +153,11 @@ def _image_strategies(model: str | None, classic: Classic, *, encoder: bool) -> 
             Strategy(name="resampling + classic", family="classic", **own),
             Strategy(name="balanced softmax + classic", family="loss", **own),
         ]
-    for name in dict.fromkeys(classic.image_strategies):
-        strategies.append(Strategy(name=name, **(own | ON_REQUEST[name])))
+    more = [
+        Strategy(name=name, **(own | MORE[name]))
+        for name in dict.fromkeys(classic.image_strategies)
+    ]
+    strategies += [one for one in more if not (one.patches and own_estimators)]
     if encoder:
         strategies.append(PROBE)
     if model:

@@ -7,7 +7,12 @@ pytest.importorskip("torch")
 
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.estimators.recipe_classifier import RecipeClassifier
-from prefect_augment.evaluation.classifiers.patch_features import PatchClassifier, fit_patches
+from prefect_augment.evaluation.classifiers import patch_features
+from prefect_augment.evaluation.classifiers.patch_features import (
+    PatchClassifier,
+    _draw_in_proportion,
+    fit_patches,
+)
 from prefect_augment.schema import Recipe, Strategy
 
 RNG = np.random.default_rng(0)
@@ -62,6 +67,21 @@ def test_weights_are_numbers_of_records_and_images_may_be_shared() -> None:
     assert np.array_equal(n_known, shared)
     rare = fit_patches(images, y, **FEW, weights=np.where(y == 1, 0.05, 1.0)).predict_proba(TEST[0])
     assert rare[:, 1].mean() < n_known[:, 1].mean()
+
+
+def test_of_many_records_the_heavy_ones_are_drawn_and_the_weights_keep_their_sums() -> None:
+    share = np.repeat([0.5 / 2000, 0.5 / 40], [2000, 40])
+    rows, weights = _draw_in_proportion(share, 300, seed=3)
+    assert len(rows) == len(set(rows.tolist())) == 300
+    assert (rows >= 2000).sum() == 40
+    assert weights[rows < 2000].sum() == pytest.approx(0.5)
+    assert weights[rows >= 2000].sum() == pytest.approx(0.5)
+
+
+def test_patches_of_many_records_learn_from_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patch_features, "MOST_RECORDS", 100)
+    fitted = fit_patches(*TRAINING, **FEW)
+    assert (fitted.predict_proba(TEST[0]).argmax(axis=1) == TEST[1]).mean() > 0.9
 
 
 def test_a_class_without_records_has_probability_zero() -> None:

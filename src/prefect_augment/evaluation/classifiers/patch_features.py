@@ -39,6 +39,8 @@ PARTS = 2  # of an image's side, in each of which answers are averaged
 # at 4 to 12 (magnetic_tile, cifar10lt).
 SHARPNESS = 8.0
 BATCH = 32
+# Records that the regression sees, so that its seconds stay below those of a network.
+MOST_RECORDS = 15_000
 # Axes of (n, channels, height, width) along which the copies are mirrored that features are averaged over.
 _COPIES: dict[Mirroring, tuple[tuple[int, ...], ...]] = {
     "": ((),),
@@ -128,9 +130,9 @@ def fit_patches(
     Answers are soft-thresholded products of a whitened patch and a filter, a patch drawn from the images
     (Coates & Ng 2011, "The Importance of Encoding Versus Training with Sparse Coding and Vector
     Quantization", sections 3 and 5: drawn filters do nearly as well as learnt ones). They are averaged in each
-    quarter of the image, and the largest counts by itself: a defect may be small. EmptyClassError if no
-    record has a positive weight; ParameterError if weights are negative or not finite, or if images are
-    smaller than a patch.
+    quarter of the image, and the largest counts by itself: a defect may be small. Of more than
+    :data:`MOST_RECORDS` records so many are drawn, heavy ones first. EmptyClassError if no record has a
+    positive weight; ParameterError if weights are negative or not finite, or if images are smaller than a patch.
     """
     if min(images.shape[1:3]) < SIDE:
         raise ParameterError(
@@ -141,6 +143,9 @@ def fit_patches(
     used = weights > 0
     where, y, weights = where[used], y[used], weights[used]
     share = weights / weights.sum()
+    if len(y) > MOST_RECORDS:
+        drawn, weights = _draw_in_proportion(share, MOST_RECORDS, seed=seed)
+        where, y, share = where[drawn], y[drawn], weights / weights.sum()
     chosen = choose_device(device, threads=1)
     with one_torch_thread(), single_threaded(), torch.inference_mode():
         filters = _make_filters(images, where, share, n_filters, mirroring, chosen, seed=seed)
@@ -222,6 +227,22 @@ class PatchClassifier(ClassifierMixin, BaseEstimator):
     def predict(self, X: Images) -> Array:
         """The most probable class of each image."""
         return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
+
+
+def _draw_in_proportion(share: Float, n: int, *, seed: int) -> tuple[Int, Float]:
+    """Rows of n records, each at most once, and weights that make up for what was not drawn.
+
+    Systematic sampling with probabilities in proportion to ``share``; what these would draw more than once is
+    surely drawn.
+    """
+    probability = n * share
+    while (over := probability > 1.0).any():
+        rest = ~over & (probability < 1.0)
+        probability = np.where(over, 1.0, probability)
+        probability[rest] *= (n - np.sum(~rest)) / probability[rest].sum()
+    steps = np.floor(np.cumsum(probability) + np.random.default_rng(seed).random())
+    rows = np.flatnonzero(np.diff(steps, prepend=0.0))
+    return rows, share[rows] / probability[rows]
 
 
 def _deviations(x: Tensor, stride: int) -> Tensor:
