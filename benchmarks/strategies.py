@@ -31,7 +31,7 @@ from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.params import Budget, Classic, Destination, NoModel, RunParams
 from prefect_augment.plan.search_space import settings
-from prefect_augment.plan.strategies import CLEAN, MORE, make_strategies
+from prefect_augment.plan.strategies import CLEAN, IMAGE_STRATEGIES, make_strategies
 from prefect_augment.schema import Experiment
 from prefect_augment.shards.staged import read_part
 from prefect_augment.storage import open_store
@@ -42,7 +42,7 @@ TABLES = (
     "ecoli", "german_credit", "hypothyroid", "predictive_maintenance", "mammography", "adult_income",
 )  # fmt: skip
 IMAGES = ("cifar10lt", "magnetic_tile", "fashion_lt", "pneumonia")
-NEW = ("balanced bagging", CLEAN.name, *MORE)
+NEW = ("balanced bagging", CLEAN.name, *IMAGE_STRATEGIES)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def run_split(
     a_set: Set, destination: str, *, seed: int, n_seeds: int, only: Sequence[str], n_settings: int
 ) -> Split:
     """Train every strategy on one split, or ``only`` these."""
-    classic = Classic.model_validate({"image_strategies": [*MORE]})
+    classic = Classic.model_validate({"image_strategies": [*IMAGE_STRATEGIES]})
     # The classifier's steps are those of a run that is not short of time.
     params = RunParams(model=NoModel(), classic=classic, budget=Budget(steps=1), seed=seed)
     dataset = ingest_dataset.fn(a_set.read_as(seed), Destination(uri=destination), seed=seed)

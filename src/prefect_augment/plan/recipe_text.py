@@ -57,7 +57,8 @@ def recipe_sentence(
         return (
             "No record was added. Train PatchClassifier.of(recipe), a ridge regression on patches of the images, by "
             f"RecipeClassifier: weights bring every class {strategy.amount:.0%} of the way (on a log scale) to the "
-            "largest one. Multiply each predicted probability by the class's multiplier, and take the largest."
+            "largest one. Multiply each predicted probability by the class's multiplier, and take the largest. Empty "
+            "classic.image_strategies, or name your network in evaluation.estimators, for the best recipe of a network."
         )
     if strategy.family == "clean":
         less = f"{strategy.doubted_weight:g}" if strategy.doubted_weight else "nothing"

@@ -49,7 +49,7 @@ SYNTHETIC_SHARE_OF_STEPS = 0.6
 NATURAL = ("as_is", "threshold", "loss", "external", "clean")
 
 # Strategies of classic.image_strategies. On draws as the records are, CutMix with a rare partner is CMO.
-MORE: dict[str, dict[str, Any]] = {
+IMAGE_STRATEGIES: dict[str, dict[str, Any]] = {
     "CMO": {"family": "loss", "mixing": "cutmix", "mixing_prob": 0.5},
     "CutMix": {"family": "weights", "mixing": "cutmix", "mixing_prob": 0.5},
     "mixup": {"family": "weights", "mixing": "mixup", "mixing_prob": 0.5},
@@ -154,7 +154,7 @@ def _image_strategies(
             Strategy(name="balanced softmax + classic", family="loss", **own),
         ]
     more = [
-        Strategy(name=name, **(own | MORE[name]))
+        Strategy(name=name, **(own | IMAGE_STRATEGIES[name]))
         for name in dict.fromkeys(classic.image_strategies)
     ]
     strategies += [one for one in more if not (one.patches and own_estimators)]
