@@ -148,7 +148,7 @@ def test_p_and_strength_of_classic_augmentation_are_searched() -> None:
     assert {one.classic_strength for one in own} == {1.0}, "a pipeline goes as far as it says"
 
 
-def test_strategies_of_images_on_request_are_searched_and_counted() -> None:
+def test_strategies_of_images_are_searched_and_counted() -> None:
     """Each by the amount and by what it is about, with the user's own policy."""
     classic = Classic(image_strategies=list(get_args(ImageStrategy)), image_prob=0.4)
     asked = make_strategies("image", model=None, classic=classic)[6:]
@@ -159,7 +159,17 @@ def test_strategies_of_images_on_request_are_searched_and_counted() -> None:
         assert len(found) == n_trained(found) == (8 if strategy.patches else 4)
         assert {one.amount for one in found} == {0.5, 1.0}
         assert {one.classic_prob for one in found} == {0.0 if strategy.patches else 0.4}
-        assert all(one.is_on_request and not one.has_model for one in found)
+        assert all(one.is_image_strategy and not one.has_model for one in found)
+
+
+def test_patch_features_are_tried_by_default_but_not_beside_networks_of_the_user() -> None:
+    def names(classic: Classic, **how: bool) -> set[str]:
+        return {one.name for one in make_strategies("image", model=None, classic=classic, **how)}
+
+    assert "patch features" in names(Classic())
+    assert "patch features" not in names(Classic(image_strategies=[]))
+    asked = names(Classic(image_strategies=["patch features", "CMO"]), own_estimators=True)
+    assert asked == names(Classic(image_strategies=["CMO"]))
 
 
 def test_copies_leave_no_record_that_counts_less_than_another() -> None:

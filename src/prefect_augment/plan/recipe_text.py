@@ -79,7 +79,7 @@ def recipe_sentence(
         what += ", a record once for each class that it may belong to"
     if copies:
         how = "rare classes are duplicated, so read the train split as it is"
-    elif strategy.classic_prob or strategy.real_only_finish < 1 or strategy.is_on_request:
+    elif strategy.classic_prob or strategy.real_only_finish < 1 or strategy.is_image_strategy:
         how = "draw records in proportion to the column aug_weight"
     else:
         how = "train with the column aug_weight as sample_weight (or draw records in proportion to it)"

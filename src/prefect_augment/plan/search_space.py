@@ -45,7 +45,7 @@ _CLASSIC: tuple[tuple[float, float | None, float], ...] = (
     *((1.0, None, 2.0), (1.0, 0.5, 1.0), (0.5, None, 1.0), (1.0, 1.0, 0.5)),
 )
 # (amount, value) of the field that a strategy of Classic.image_strategies is about.
-_ON_REQUEST = {
+_OF_IMAGES = {
     "mixing_prob": ((1.0, 0.5), (0.5, 0.5), (1.0, 1.0), (1.0, 0.25)),
     "deferred": ((1.0, 0.6), (0.5, 0.6), (1.0, 0.8), (1.0, 0.4)),
     "smoothing": ((1.0, 0.3), (0.5, 0.3), (1.0, 0.1), (0.5, 0.1)),
@@ -100,7 +100,7 @@ def _settings(strategy: Strategy, plan: BalancePlan, classic: Classic) -> Iterab
         most = max((c.n_synthetic / c.n_real for c in plan.classes if c.n_real), default=0.0)
         listed = _IMAGE_MODEL if on_images else _MODEL  # but numbers that the plan does not reach
         return (one for one in listed if one.get("per_real", 0.0) < most)
-    for name, tried in _ON_REQUEST.items():
+    for name, tried in _OF_IMAGES.items():
         if getattr(strategy, name):
             return ({"amount": amount, name: value} for amount, value in tried)
     if strategy.patches:

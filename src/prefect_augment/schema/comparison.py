@@ -68,8 +68,8 @@ class Strategy(Result):
         return self.family in ("model", "mixture", "external")
 
     @property
-    def is_on_request(self) -> bool:
-        """Whether images are mixed, labels smoothed, weights come late, or patches are compared."""
+    def is_image_strategy(self) -> bool:
+        """Whether it is one of ``classic.image_strategies``."""
         return bool(self.mixing or self.smoothing or self.deferred or self.patches)
 
     @property

@@ -117,5 +117,5 @@ def _mean(scores: list[StrategyScore]) -> float:
 
 
 def _simplicity(strategy: Strategy) -> tuple[int, float, str]:
-    family = "classic" if strategy.is_on_request else strategy.family
+    family = "classic" if strategy.is_image_strategy else strategy.family
     return SIMPLEST_FIRST.index(family), strategy.amount, strategy.name
