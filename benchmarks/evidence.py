@@ -13,6 +13,9 @@ Strategies that draw prove nothing with fewer than three seeds, by rule. One see
 Then twenty versions are compared on one hold-out, with new strategies each time and no true effect: how often any of
 them is falsely proven, with and without the rule of `experiment/looks.py`.
 
+Last, for true gains from -2 to +2 points and five seeds: how often an interval of the hold-out is `preferred`, and how
+often `proven`.
+
     python benchmarks/evidence.py [--quick] [--json FILE]
 """
 
@@ -31,7 +34,7 @@ from scipy.special import ndtri
 from scipy.stats import binomtest
 
 from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap
-from prefect_augment.evaluation.verdict.decision import LEAST_SEEDS
+from prefect_augment.evaluation.verdict.decision import LEAST_SEEDS, is_preferred
 
 GAIN, MOST_FALSE = 0.04, 0.025
 
@@ -136,6 +139,24 @@ def measure(w: Setting, n_repeats: int, seed: int) -> dict[str, Any]:
     }
 
 
+def answers(w: Setting, gain: float, n_repeats: int) -> dict[str, Any]:
+    """Shares of hold-outs on which a true gain is preferred, or proven."""
+    preferred, proven = 0, 0
+    for r in range(n_repeats):
+        y, hits, _ = hold_out(w, gain, np.random.default_rng([r, w.n, round(1000 * (1 + gain))]))
+        compared = np.ones(w.n_classes, dtype=bool)
+        boot = paired_bootstrap(y, hits, compared=compared, n_bootstrap=500, seed=r)
+        interval = boot.difference("a", "b")
+        preferred += is_preferred(interval, 1.0)
+        proven += interval.low > 0
+    return {
+        "n": w.n,
+        "gain": gain,
+        "preferred": preferred / n_repeats,
+        "proven": proven / n_repeats,
+    }
+
+
 def summary(found: Sequence[dict[str, Any]], n_repeats: int) -> list[str]:
     """How many settings are within the goals, and means over those that may prove something."""
     found = [f for f in found if f["may_prove"]]
@@ -181,8 +202,16 @@ def main() -> None:
     print(*summary(found, n_repeats), sep="\n")
     looked = looks(repetitions=10 if args.quick else 200)
     print(f"twenty looks at one hold-out, no true effect: {json.dumps(looked, indent=1)}")
+    print("records  true gain  preferred  proven")
+    by_gain = [
+        answers(Setting(n, 5, 0.01, "both"), points / 100, n_repeats)
+        for n in (300, 1000, 3000)
+        for points in (-2, -1, 0, 1, 2)
+    ]
+    for a in by_gain:
+        print(f"{a['n']:7} {a['gain']:+10.0%} {a['preferred']:10.0%} {a['proven']:7.0%}")
     if args.json:
-        measured = {"intervals": found, "looks": looked}
+        measured = {"intervals": found, "looks": looked, "answers": by_gain}
         args.json.write_text(json.dumps(measured, indent=1) + "\n")
 
 

@@ -189,9 +189,9 @@ class Publish(Params):
     """At most so many records in a shard."""
     shard_mib: int = Field(default=128, ge=1, le=4096)
     """About so many MiB in a shard."""
-    require: Literal["proven", "preferred"] = "proven"
-    """What synthetic records need before they are published. proven: their gain over the best way without them lies
-    above chance. preferred: a gain is likely, and a loss of a point has a chance below 10 %."""
+    require: Literal["proven", "preferred"] = "preferred"
+    """What synthetic records need before they are published. preferred: a gain over the best way without them is
+    likely, and a loss of a point has a chance below 10 %. proven: the gain lies above chance."""
     export: Location = ""
     """Also write the newest version to this folder or URL, as a plain tree for engines that read by glob
     (<split>/part-….parquet). The folder holds nothing else; an earlier export is replaced."""

@@ -60,7 +60,7 @@ def decide(
     as_is: str,
     model: str | None = None,  # best strategy with synthetic records: shown, without a vote
     on_no_gain: OnNoGain = "recipe",
-    require: Require = "proven",
+    require: Require = "preferred",
     max_recall_loss: float = 0.02,
     level: float = 0.95,  # of the interval that shows whether synthetic records help
     n_bootstrap: int = 2000,
@@ -218,10 +218,10 @@ def _synthetic_answer(of: Comparison, shown: str | None, boot: Bootstrap | None)
     if gap.low > 0 and confirmed and has_seeds:
         return "proven"
     is_guarded = worst.estimate >= -of.max_recall_loss
-    return "preferred" if is_guarded and _is_preferred(plain, of.unit) else "no gain shown"
+    return "preferred" if is_guarded and is_preferred(plain, of.unit) else "no gain shown"
 
 
-def _is_preferred(gap: Interval, unit: float) -> bool:
+def is_preferred(gap: Interval, unit: float) -> bool:
     """Whether a sceptic expects a gain, and hardly a loss (normal prior, normal likelihood)."""
     estimate, half = gap.estimate / unit, (gap.high - gap.low) / 2 / unit
     variance = (half / ndtri(0.975)) ** 2
