@@ -160,13 +160,17 @@ def test_fidelity_of_another_tools_images_is_measured_in_the_encoders_features(
         source=Source(uri=str(tmp_path / "shapes.parquet"), label="label"),
         synthetic=str(tmp_path / "others.parquet"),
         destination=Destination(uri=str(tmp_path / "out")),
-        classic=Classic(image="none", image_strategies=[]),
+        classic=Classic(image="none"),
         encoder=encoder_params(tmp_path, DATA, mean=[0.2], std=[0.3]),
         budget=Budget(steps=40, device="cpu"),
         evaluation=Evaluation(n_seeds=1, n_settings=1, n_bootstrap=200),
     )
     page = Path(evaluated.report)
-    candidates = json.loads((page.parent / "report.json").read_text())["candidates"]
+    report = json.loads((page.parent / "report.json").read_text())
+    compared = {score["strategy"]["name"] for score in report["strategy_scores"]}
+    assert {"threshold", "linear probe"} <= compared
+    assert "patch features" not in compared, "the network is what they are judged by"
+    candidates = report["candidates"]
     of_class = {c["name"]: c["metrics"] for c in candidates["classes"]}
     for metrics in (candidates["metrics"], of_class["ring"]):
         assert metrics["frechet_distance"] < 1.5 * metrics["real_frechet_largest"]
