@@ -16,9 +16,9 @@ pytest.importorskip("albumentations", reason="the extra 'images'")
 pytest.importorskip("onnxruntime", reason="the extra 'encoder'")
 
 from support.encoders import encoder_bytes, encoder_params
+from support.shapes import COUNTS, pictures
 
 from prefect_augment import LinearProbe, RecipeClassifier, open_dataset, open_encoder
-from prefect_augment.encoding.pixels import encode_png
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows.evaluate import evaluate
 from prefect_augment.flows.rebalance import rebalance
@@ -36,7 +36,6 @@ from prefect_augment.schema import RunResult
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_runs")]
 
-COUNTS = {"ring": 240, "cross": 90, "dot": 60}
 DATA = encoder_bytes(n_features=32)
 
 
@@ -47,25 +46,6 @@ def quick() -> Iterator[None]:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(estimates, "_STEPS_RANGE", (3, 3))
         yield
-
-
-def pictures(seed: int = 0) -> pa.Table:
-    rng = np.random.default_rng(seed)
-    names = [name for name, n in COUNTS.items() for _ in range(n)]
-    across, down = np.meshgrid(np.arange(12), np.arange(12))
-    images = []
-    for name in names:
-        cx, cy, size, light = rng.uniform([4, 4, 2, 120], [7, 7, 4, 250])
-        distance = np.hypot(across - cx, down - cy)
-        shape = {
-            "ring": np.abs(distance - size) < 1,
-            "cross": np.minimum(np.abs(across - cx), np.abs(down - cy)) < 1,
-            "dot": distance < size,
-        }[name]
-        pixels = np.clip(light * shape + rng.normal(30, 25, (12, 12)), 0, 255).astype(np.uint8)
-        images.append({"bytes": encode_png(pixels[:, :, None]), "path": None})
-    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    return pa.table({"image": pa.array(images, kind), "label": names})
 
 
 def run(folder: Path, encoder: Encoder, **params: Any) -> RunResult:
@@ -115,13 +95,14 @@ def test_a_published_probe_is_applied_and_reaches_the_reports_score(
 def test_name_digest_and_licence_are_in_manifest_card_and_recipe(
     published: tuple[RunResult, Path],
 ) -> None:
-    _, folder = published
+    result, folder = published
     manifest, digest = open_dataset(folder / "out").manifest, hashlib.sha256(DATA).hexdigest()
     assert manifest.encoder == manifest.recipe.encoder
     assert manifest.encoder is not None
     assert (manifest.encoder.name, manifest.encoder.sha256) == ("encoder.onnx", digest)
     assert manifest.encoder.licence == "Apache-2.0"
     card = (folder / "out" / "README.md").read_text()
+    assert "encoder.features(train[" in Path(result.report).read_text(), "how to train"
     assert "encoder.onnx" in card
     assert digest in card
     assert "Apache-2.0" in card

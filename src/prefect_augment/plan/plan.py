@@ -416,6 +416,7 @@ def _estimate_images(
     if budget is not None and not budget.steps:
         seconds = 60 * COMPARISON_SHARE * budget.minutes
         slow = slowness(info, store, device=budget.device)
+    side = classifier_size(info.image.most_common_size)
     widths = (1.0, 0.5) if n_train >= NARROW_BELOW else (1.0,)
     # All settings where they take a small part of the budget. Otherwise fewer settings, then a narrow estimator,
     # then one with far too few steps, or fewer folds.
@@ -427,7 +428,7 @@ def _estimate_images(
             n_train=n_train,
             n_scored=max(counts.get("validation", 0), counts.get("holdout", 0)),
             n_bytes=sum(shard.n_bytes for shard in info.shards),
-            side=classifier_size(info.image.most_common_size),
+            side=side,
             n_pixels=math.prod(info.image.most_common_size),
             n_channels=info.image.n_channels,
             n_added=sum(max(0, entry.target - entry.n_real) for entry in classes),
@@ -446,7 +447,11 @@ def _estimate_images(
             fits = needs.comparison_seconds / params.evaluation.n_seeds <= seconds
         if fits and n_folds == folds[0] and 2 * steps >= classifier_steps(n_train):
             break
-    comparison = {"classifier_steps": steps, "classifier_width": width}
+    comparison = {
+        "classifier_steps": steps,
+        "classifier_width": width,
+        "classifier_input": (side, info.image.n_channels),
+    }
     return needs, {**comparison, "n_folds": n_folds, "n_settings": n_settings}
 
 

@@ -321,6 +321,7 @@ def make_recipe(
         real_only_finish=strategy.real_only_finish,
         synthetic_weight=strategy.synthetic_weight,
         encoder=encoder,
+        squares=plan.classifier_input if strategy.patches else (0, 0),
         sentence=recipe_sentence(
             strategy,
             n_synthetic=sum(w.synthetic for w in wanted.values()),

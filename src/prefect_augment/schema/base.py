@@ -232,6 +232,7 @@ class BalancePlan(Result):
     classifier_width: float = Field(
         default=1.0, validation_alias=AliasChoices("classifier_width", "learner_width")
     )  # times its channels
+    classifier_input: tuple[int, int] = (0, 0)  # side and channels of the images that it gets
     n_folds: int = 0  # of images: folds of the comparison, 1 for validation alone; 0 for tables
     n_settings: int = 8  # most settings tried of one strategy, see plan.search_space
     soft_labels: bool = False  # each synthetic record has a row per likely class, by weight

@@ -238,6 +238,7 @@ class Recipe(Result):
     # By aug_id, what a real record whose label the audit doubts counts, others counting 1; aug_weight has it.
     doubted: dict[str, float] = Field(default_factory=dict)
     encoder: EncoderInfo | None = None  # whose features a linear probe is trained on
+    squares: tuple[int, int] = (0, 0)  # side and channels of the images that patches are cut from
     sentence: str  # what was done and how to read it, for the log and the card
 
     def _repr_html_(self) -> str:

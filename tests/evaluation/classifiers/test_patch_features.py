@@ -123,3 +123,8 @@ def test_the_classifier_of_a_recipe_keeps_names_and_settings() -> None:
     plain = recipe.model_copy(update={"strategy": Strategy(name="as is", family="as_is")})
     with pytest.raises(ParameterError, match="no patch features"):
         PatchClassifier.of(plain)
+
+
+def test_files_without_the_comparisons_size_are_refused() -> None:
+    with pytest.raises(ParameterError, match=r"use PatchClassifier\.of\(recipe\), or give squares"):
+        PatchClassifier().fit([{"bytes": b"", "path": None}], ["good"])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import pyarrow as pa
 import torch
 from scipy.linalg import solve
 from scipy.special import softmax
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from prefect_augment.array_types import Array, Bool, Float, Images, Int
+from prefect_augment.encoding.images import encode_column
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.classifiers.base import checked_weights
 from prefect_augment.evaluation.classifiers.convnet import one_torch_thread
@@ -165,6 +167,8 @@ class PatchClassifier(ClassifierMixin, BaseEstimator):
         Inverse of the L2 penalty.
     mirroring : {"", "horizontal", "both"}, default=""
         Over which mirrored copies features are averaged.
+    squares : (int, int), default=(0, 0)
+        Side and channels that files of images are scaled to; ``dataset.recipe.squares``.
     random_state : int, RandomState or None, default=None
         Of the patches.
 
@@ -175,8 +179,9 @@ class PatchClassifier(ClassifierMixin, BaseEstimator):
     Examples
     --------
     >>> model = RecipeClassifier(PatchClassifier.of(dataset.recipe), dataset.recipe)  # doctest: +SKIP
-    >>> model.fit(images, y, sample_weight=dataset.sample_weight())  # doctest: +SKIP
-    >>> model.predict(new_images)  # doctest: +SKIP
+    >>> train = dataset.to_table()  # doctest: +SKIP
+    >>> model.fit(train["image"], train["label"], dataset.sample_weight())  # doctest: +SKIP
+    >>> model.predict(dataset.to_table("holdout")["image"])  # doctest: +SKIP
     """
 
     of_patches = True
@@ -186,11 +191,13 @@ class PatchClassifier(ClassifierMixin, BaseEstimator):
         n_filters: int = N_FILTERS,
         C: float = 1.0,
         mirroring: Mirroring = "",
+        squares: tuple[int, int] = (0, 0),
         random_state: Any = None,
     ) -> None:
         self.n_filters = n_filters
         self.C = C
         self.mirroring = mirroring
+        self.squares = squares
         self.random_state = random_state
 
     @classmethod
@@ -199,16 +206,17 @@ class PatchClassifier(ClassifierMixin, BaseEstimator):
         strategy = recipe.strategy
         if not strategy.patches:
             raise ParameterError(f"the recipe {strategy.name!r} has no patch features.")
-        return cls(strategy.patches, strategy.C, strategy.mirroring)
+        return cls(strategy.patches, strategy.C, strategy.mirroring, recipe.squares)
 
-    def fit(self, X: Images, y: Any, sample_weight: Any = None) -> Self:
-        """Train on images of one size, uint8 of shape (n, height, width, channels), and the class of each.
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train on images and the class of each.
 
-        The comparison has them in squares of the longer side, of at most 64 pixels.
+        Images are a column of files, as ``dataset.to_table()`` has it, or pixels of one size, uint8 of shape
+        (n, height, width, channels). ParameterError if files are given without ``squares``.
         """
         self.classes_, codes = np.unique(y, return_inverse=True)
         self.fitted_ = fit_patches(
-            X,
+            self._pixels(X),
             codes,
             n_classes=len(self.classes_),
             seed=int(check_random_state(self.random_state).randint(2**31 - 1)),
@@ -219,14 +227,25 @@ class PatchClassifier(ClassifierMixin, BaseEstimator):
         )
         return self
 
-    def predict_proba(self, X: Images) -> Float:
-        """Probability of each class, shape (n, n_classes), of images of the size trained on."""
+    def predict_proba(self, X: Any) -> Float:
+        """Probability of each class, shape (n, n_classes), of files, or of pixels of the size trained on."""
         check_is_fitted(self)
-        return self.fitted_.predict_proba(X)
+        return self.fitted_.predict_proba(self._pixels(X))
 
-    def predict(self, X: Images) -> Array:
+    def predict(self, X: Any) -> Array:
         """The most probable class of each image."""
         return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
+
+    def _pixels(self, X: Any) -> Images:
+        if isinstance(X, np.ndarray) and X.ndim == 4:
+            return X
+        side, channels = self.squares
+        if not side:
+            raise ParameterError(
+                "files of images need the size of the comparison; use PatchClassifier.of(recipe), or give squares."
+            )
+        column = X if isinstance(X, (pa.Array, pa.ChunkedArray)) else pa.array([*X])
+        return encode_column(column, size=side, channels=channels)
 
 
 def _draw_in_proportion(share: Float, n: int, *, seed: int) -> tuple[Int, Float]:
