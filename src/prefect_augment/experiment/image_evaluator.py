@@ -50,7 +50,7 @@ from prefect_augment.experiment.evaluator import (
     compared_sample,
     score_folds,
 )
-from prefect_augment.experiment.training_set import drawn_training_set
+from prefect_augment.experiment.training_set import DrawnSet, drawn_training_set
 from prefect_augment.loading.encoder import FeatureEncoder, staged_encoder
 from prefect_augment.nn.machine import classifier_size
 from prefect_augment.params import Classic, Evaluation
@@ -239,51 +239,63 @@ class ImageEvaluator(Evaluator):
         seed: int,
         step_share: float = 1.0,
     ) -> Iterator[tuple[str, Float]]:
-        """Train the classifier on draws from the strategy's training set."""
+        """Train the strategy's classifier on draws from its training set."""
         data = self.records
         drawn = drawn_training_set(strategy, data, rows, plan=self.plan, synthetic=synthetic)
         y = data.class_of_stratum(self.plan)[drawn.strata]
-        counts = np.bincount(y, minlength=len(data.classes)).astype(np.float64)
         if strategy.family == "probe":
-            probe = fit_probe(
-                self.features(drawn.X[drawn.rows]),
-                y,
-                C=strategy.C,
-                weights=drawn.weights,
-                n_classes=len(data.classes),
-            )
-            proba = probe.predict_proba(self.features(X).astype(np.float64))
-            yield from ((name, proba) for name in self._networks)
+            proba = self._by_probe(strategy, drawn, y, X)
+        elif strategy.patches:
+            proba = self._by_patches(strategy, drawn, y, X, seed=seed, share=step_share)
+        else:
+            yield from self._by_networks(strategy, drawn, y, X, seed=seed, share=step_share)
             return
+        yield from ((name, proba) for name in self._networks)
+
+    def _by_probe(self, strategy: Strategy, drawn: DrawnSet, y: Int, X: Array) -> Float:
+        probe = fit_probe(
+            self.features(drawn.X[drawn.rows]),
+            y,
+            C=strategy.C,
+            weights=drawn.weights,
+            n_classes=len(self.records.classes),
+        )
+        return probe.predict_proba(self.features(X).astype(np.float64))
+
+    def _by_patches(
+        self, strategy: Strategy, drawn: DrawnSet, y: Int, X: Array, *, seed: int, share: float
+    ) -> Float:
+        """By a share of the filters, which the seconds grow with."""
+        fitted = fit_patches(
+            drawn.X,
+            y,
+            rows=drawn.rows,
+            n_classes=len(self.records.classes),
+            seed=seed,
+            weights=drawn.weights,
+            n_filters=max(1, round(share * strategy.patches)),
+            C=strategy.C,
+            mirroring=strategy.mirroring,
+            device=self.params.budget.device,
+        )
+        return fitted.predict_proba(X)
+
+    def _by_networks(
+        self, strategy: Strategy, drawn: DrawnSet, y: Int, X: Array, *, seed: int, share: float
+    ) -> Iterator[tuple[str, Float]]:
+        """By a share of the steps."""
+        counts = np.bincount(y, minlength=len(self.records.classes)).astype(np.float64)
         smoothing = None
         if strategy.smoothing:
             smoothing = smoothing_by_class(counts, strategy.smoothing)
-        if strategy.patches:
-            fitted = fit_patches(
-                drawn.X,
-                y,
-                rows=drawn.rows,
-                n_classes=len(data.classes),
-                seed=seed,
-                weights=drawn.weights,
-                n_filters=max(
-                    1, round(step_share * strategy.patches)
-                ),  # which its seconds grow with
-                C=strategy.C,
-                mirroring=strategy.mirroring,
-                device=self.params.budget.device,
-            )
-            proba = fitted.predict_proba(X)
-            yield from ((name, proba) for name in self._networks)
-            return
         ranges = RANGES.get(self.params.classic.image)
         for name, make in self._networks.items():
             estimator = fit_image_classifier(
                 drawn.X,
                 y,
                 rows=drawn.rows,
-                n_classes=len(data.classes),
-                steps=max(1, round(step_share * self.plan.classifier_steps)),
+                n_classes=len(self.records.classes),
+                steps=max(1, round(share * self.plan.classifier_steps)),
                 seed=seed,
                 weights=drawn.weights,
                 loss="balanced_softmax" if strategy.family == "loss" else "ce",
