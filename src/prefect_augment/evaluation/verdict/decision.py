@@ -137,16 +137,8 @@ def decide(
         gain = Difference(strategy=published, against=as_is, interval=interval)
     costs = price(scores[published], scores[as_is])
     decision = side(gain.interval) if gain and of.n_compared > 1 else "inconclusive"
-    by_estimator: dict[str, Interval] = {}
-    for estimator in predictions[published].proba if gain else ():
-        alone = {name: predictions[name].of(estimator) for name in (published, as_is)}
-        if measure is not None and of.measured:
-            measured = MeasureDraws.of(y, alone, measure, **drawn)
-            by_estimator[estimator] = measured.difference(published, as_is)
-            continue
-        of_estimator = {name: of_strategy.hits(y) for name, of_strategy in alone.items()}
-        alone_boot = paired_bootstrap(y, of_estimator, compared=compared, **drawn)
-        by_estimator[estimator] = alone_boot.difference(published, as_is)
+    own = measure if of.measured else None
+    by_estimator = _by_estimator(of, published, y, compared, own, drawn) if gain else {}
     answers = (
         what_to_use(of, published, gain, costs),
         *([on_synthetic(of, synthetic, shown, boots.get(shown))] if shown else []),
@@ -196,6 +188,27 @@ def decide(
         else {},
         n_without_twins=int(untwinned.sum()),
     )
+
+
+def _by_estimator(
+    of: Comparison,
+    published: str,
+    y: Int,
+    compared: Bool,
+    measure: Measure | None,  # None: balanced accuracy
+    drawn: _Drawn,
+) -> dict[str, Interval]:
+    """What each estimator alone gains by the published strategy."""
+    gains = {}
+    for estimator in of.predictions[published].proba:
+        alone = {name: of.predictions[name].of(estimator) for name in (published, of.as_is)}
+        if measure is not None:
+            draws: MeasureDraws | Bootstrap = MeasureDraws.of(y, alone, measure, **drawn)
+        else:
+            hits = {name: predictions.hits(y) for name, predictions in alone.items()}
+            draws = paired_bootstrap(y, hits, compared=compared, **drawn)
+        gains[estimator] = draws.difference(published, of.as_is)
+    return gains
 
 
 def _synthetic_answer(of: Comparison, shown: str | None, boot: Bootstrap | None) -> SyntheticAnswer:
