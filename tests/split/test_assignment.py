@@ -76,6 +76,7 @@ def test_records_keep_their_part_when_the_source_grows(
     assert second.n_new == len(more)
 
 
+@pytest.mark.slow
 @given(rows=records, more=records)
 def test_a_ledger_only_grows(rows: list[Record], more: list[Record]) -> None:
     first = split(rows).ledger
