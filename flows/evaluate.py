@@ -98,11 +98,14 @@ def evaluate(
         experiment = baselines.model_copy(update={"plan": plan_of_external(plan, external)})
         filtered = run(filter_candidates, experiment, external)
         experiment = experiment.model_copy(update={"candidates": filtered})
-        made = make_strategies(
-            dataset.modality, model=None, classic=classic, encoder=bool(encoder.uri)
-        )
-        # The given records train the network, so that it is compared with itself.
-        strategies = [strategy for strategy in made if not strategy.patches]
+        # The given records train the network, so that it is compared with itself: no patch features.
+        strategies = [
+            strategy
+            for strategy in make_strategies(
+                dataset.modality, model=None, classic=classic, encoder=bool(encoder.uri)
+            )
+            if not strategy.patches
+        ]
         search = search_strategies(baselines, strategies, workers=workers)
         # Whoever made the records may have seen validation, so they are compared on the hold-out alone.
         best = run(choose_strategy, search.scores)
