@@ -3,9 +3,7 @@
 Hold-out records have a difficulty, the same at every look; strategies are new at each, and are right about a
 record by chance around it. One class in ten is rare. Without an effect, both strategies of a look have the
 same recalls in truth; with one, the chosen strategy's balanced accuracy is 4 points higher. The intervals and
-the level rule are the product's own.
-
-    .venv/bin/python benchmarks/_evidence_looks.py [--quick] [--json FILE]
+the level rule are the product's own. `benchmarks/evidence.py` runs it.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from scipy.special import zeta
 from scipy.stats import norm
 
 from prefect_augment.evaluation.metrics.bootstrap import Bootstrap, paired_bootstrap
+from prefect_augment.evaluation.verdict.decision import is_preferred
 from prefect_augment.experiment.looks import FIRST, spent_alpha
 
 __all__ = ["any_false_proven", "level_rule", "looks", "power"]
@@ -59,24 +58,27 @@ def any_false_proven(
 ) -> dict[str, float]:
     """Share of repetitions with any `proven` over looks of these sizes, none of which has an effect.
 
-    ``without`` decides each look by a 95 % interval, ``with`` by the level of the rule.
+    ``without`` decides each look by a 95 % interval, ``with`` by the level of the rule; the same for `preferred`.
     """
-    n_false = {"without": 0, "with": 0}
+    rules = ("without", "with", "preferred, without", "preferred, with")
+    n_false = dict.fromkeys(rules, 0)
     first_false = 0
     for repetition in range(repetitions):
         rng = np.random.default_rng([seed, repetition, n_seeds])
         y, difficulty = _records(max(sizes), rng)
         alphas: list[float] = []
-        proven: dict[str, list[bool]] = {"without": [], "with": []}
+        found: dict[str, list[bool]] = {rule: [] for rule in rules}
         for n in sizes:
             boot = _compare(y[:n], difficulty[:n], 0.0, n_seeds=n_seeds, rng=rng)
-            returned = alphas[-1] if alphas and proven["with"][-1] else 0.0
+            returned = alphas[-1] if alphas and found["with"][-1] else 0.0
             alphas.append(_alpha(sizes[: len(alphas) + 1], returned))
-            proven["without"].append(_is_proven(boot, 0.95))
-            proven["with"].append(_is_proven(boot, 1 - 2 * alphas[-1]))
-        first_false += proven["with"][0]
-        for rule, found in proven.items():
-            n_false[rule] += any(found)
+            for rule, level in (("without", 0.95), ("with", 1 - 2 * alphas[-1])):
+                interval = boot.difference("chosen", "baseline", level=level)
+                found[rule].append(interval.low > 0)
+                found[f"preferred, {rule}"].append(is_preferred(interval, 1.0))
+        first_false += found["with"][0]
+        for rule, shown in found.items():
+            n_false[rule] += any(shown)
     shares = {rule: k / repetitions for rule, k in n_false.items()}
     return shares | {"at the first look": first_false / repetitions}
 

@@ -16,6 +16,7 @@ def test_with_the_rule_looks_after_the_first_are_harder(evidence: ModuleType) ->
 def test_the_rule_finds_a_false_proven_no_more_often_than_no_rule(evidence: ModuleType) -> None:
     found = evidence.any_false_proven([800] * 6, n_seeds=1, repetitions=12)
     assert found["at the first look"] <= found["with"] < found["without"]
+    assert found["preferred, with"] < found["preferred, without"]
 
 
 def test_the_rule_loses_little_of_the_power_where_records_arrive(evidence: ModuleType) -> None:

@@ -52,12 +52,12 @@ STEPS: dict[str, Step] = {
     "features": Step(1, ("encoder",)),
     "privacy": Step(4),
     "draws": Step(5, ("model", "quality")),
-    "pilot": Step(9, _SCORES),
+    "pilot": Step(10, _SCORES),
     "predict": Step(4, _SCORES),
     "audit": Step(1, ("encoder", "evaluation.estimators")),
     "score": Step(10, _SCORES),
     "confirm": Step(
-        14,
+        15,
         (
             *_SCORES,
             "evaluation.n_seeds",

@@ -202,6 +202,29 @@ def test_another_level_is_of_the_synthetic_records_alone():
     assert "99.99 % interval" in wide.answers[1]
 
 
+def test_at_a_later_look_a_likely_gain_has_to_be_larger():
+    place = (
+        np.arange(len(Y)) % 50
+    )  # 40 of 50 records are right; trees wins two of them and loses one
+    right_of = {"trees": (place < 42) & (place != 7), "weights": place < 40, "as is": place < 40}
+    predictions = {}
+    for name, right in right_of.items():
+        proba = np.eye(3)[np.where(right, Y, (Y + 1) % 3)][None] * 0.9 + 0.1 / 3
+        predictions[name] = StrategyPredictions(
+            Strategy(name=name, family=FAMILIES[name]), {"boosting": proba}, is_fixed=True
+        )
+    first, later = (
+        decide(
+            Y, predictions, classes=CLASSES, compared=np.ones(3, bool), chosen="trees",
+            baseline="weights", as_is="as is", level=level, n_bootstrap=500,
+        )
+        for level in (0.95, 0.9998)
+    )  # fmt: skip
+    assert (first.synthetic, first.published) == ("preferred", "trees")
+    assert later.synthetic == "no gain shown"
+    assert later.published != "trees"
+
+
 def test_classes_not_compared_never_enter_and_say_why():
     compared = np.array([True, True, False])
     recalls = {"trees": (0.9, 0.9, 0.0), "weights": MIDDLING, "as is": MIDDLING}

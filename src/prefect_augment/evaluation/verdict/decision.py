@@ -231,11 +231,14 @@ def _synthetic_answer(of: Comparison, shown: str | None, boot: Bootstrap | None)
     if gap.low > 0 and confirmed and has_seeds:
         return "proven"
     is_guarded = worst.estimate >= -of.max_recall_loss
-    return "preferred" if is_guarded and is_preferred(plain, of.unit) else "no gain shown"
+    return "preferred" if is_guarded and is_preferred(gap, of.unit) else "no gain shown"
 
 
 def is_preferred(gap: Interval, unit: float) -> bool:
-    """Whether a sceptic expects a gain, and hardly a loss (normal prior, normal likelihood)."""
+    """Whether a sceptic expects a gain, and hardly a loss (normal prior, normal likelihood).
+
+    The interval is read as one of 95 %: at a later look it is wider, and the sceptic more so.
+    """
     estimate, half = gap.estimate / unit, (gap.high - gap.low) / 2 / unit
     variance = (half / ndtri(0.975)) ** 2
     if variance == 0:
