@@ -72,6 +72,9 @@ def evaluate(
         )
     check_seed(seed)
     check_metric(evaluation.metric)
+    # The given records train the network, so that it is compared with itself.
+    of_network = [name for name in classic.image_strategies if name != "patch features"]
+    classic = classic.model_copy(update={"image_strategies": of_network})
     run_params = params.RunParams(
         balance=balance, model=params.NoModel(), classic=classic, encoder=encoder, budget=budget,
         evaluation=check_estimators(evaluation), quality=quality, report=report, seed=seed,
@@ -98,14 +101,9 @@ def evaluate(
         experiment = baselines.model_copy(update={"plan": plan_of_external(plan, external)})
         filtered = run(filter_candidates, experiment, external)
         experiment = experiment.model_copy(update={"candidates": filtered})
-        # The given records train the network, so that it is compared with itself: no patch features.
-        strategies = [
-            strategy
-            for strategy in make_strategies(
-                dataset.modality, model=None, classic=classic, encoder=bool(encoder.uri)
-            )
-            if not strategy.patches
-        ]
+        strategies = make_strategies(
+            dataset.modality, model=None, classic=classic, encoder=bool(encoder.uri)
+        )
         search = search_strategies(baselines, strategies, workers=workers)
         # Whoever made the records may have seen validation, so they are compared on the hold-out alone.
         best = run(choose_strategy, search.scores)
