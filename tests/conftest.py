@@ -351,6 +351,17 @@ def quick_runs() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def few_steps() -> Iterator[None]:
+    """Images are compared by a network of three steps, on one thread, since tests share the cores."""
+    from prefect_augment.plan import estimate as estimates
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr(estimates, "_STEPS_RANGE", (3, 3))
+        yield
+
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 

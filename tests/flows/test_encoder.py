@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +30,11 @@ from prefect_augment.params import (
     NoModel,
     Source,
 )
-from prefect_augment.plan import estimate as estimates
 from prefect_augment.schema import RunResult
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_runs")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_runs", "few_steps")]
 
 DATA = encoder_bytes(n_features=32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """A network of a few steps, which the probe beats."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setattr(estimates, "_STEPS_RANGE", (3, 3))
-        yield
 
 
 def run(folder: Path, encoder: Encoder, **params: Any) -> RunResult:
@@ -81,7 +70,10 @@ def test_a_published_probe_is_applied_and_reaches_the_reports_score(
     encoder = open_encoder(recipe)
     train, holdout = dataset.to_table(), dataset.to_table("holdout")
     model = RecipeClassifier(LinearProbe.of(recipe), recipe, random_state=0)
-    model.fit(encoder.features(train["image"]), train["label"].to_pylist())
+    weights = dataset.sample_weight()
+    model.fit(
+        encoder.features(train["image"]), train["label"], sample_weight=weights
+    )  # as the report has it
     truth = np.array(holdout["label"].to_pylist())
     right = model.predict(encoder.features(holdout["image"])) == truth
     score = np.mean([right[truth == name].mean() for name in COUNTS])

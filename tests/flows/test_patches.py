@@ -1,6 +1,5 @@
 """A run in which patch features win: published, and applied by the recipe to the score that the report claims."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +14,9 @@ from support.shapes import pictures
 from prefect_augment import PatchClassifier, RecipeClassifier, open_dataset
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.params import Budget, Classic, Destination, Evaluation, NoModel, Source
-from prefect_augment.plan import estimate as estimates
 from prefect_augment.schema import RunResult
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_runs")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_steps() -> Iterator[None]:
-    """A network of a few steps, which patches beat."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setattr(estimates, "_STEPS_RANGE", (3, 3))
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_runs", "few_steps")]
 
 
 @pytest.fixture(scope="module")

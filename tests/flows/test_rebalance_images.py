@@ -7,7 +7,6 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,11 +35,10 @@ from prefect_augment.params import (
     Quality,
     Source,
 )
-from prefect_augment.plan import estimate as estimates
 from prefect_augment.schema import Manifest, RunResult
 from prefect_augment.storage import open_store, read_manifest, with_workspace
 
-pytestmark = pytest.mark.usefixtures("quick_runs")
+pytestmark = pytest.mark.usefixtures("quick_runs", "few_steps")
 
 # The quantiles are wide open: so short a training makes poor pictures, and some have to go out.
 PUBLISH = Evaluation(n_seeds=1, n_settings=1, n_bootstrap=100, on_no_gain="publish")
@@ -48,15 +46,6 @@ OPEN = Quality(near_copy_quantile=0.0, fidelity_quantile=0.0)
 STEPS = Budget(steps=40, batch_size=16, device="cpu")
 MODEL = DiffusionModel(width=16, sampler_steps=2)
 RARE = "<i>ring & 😀"  # of messy_images.SHAPES
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """One thread, since tests share the cores; a classifier of a few steps, whose scores nobody reads."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setattr(estimates, "_STEPS_RANGE", (3, 3))
-        yield
 
 
 def run(source: Source, folder: Path, **params: Any) -> RunResult:
