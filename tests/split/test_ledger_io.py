@@ -55,7 +55,7 @@ def test_a_ledger_comes_back_and_shows_no_key(store: Store, unit: str) -> None:
     images = images and ImageRows(images.clusters, images.levels, np.ones((3, 1024), np.int8))
     ledger = Ledger("salt", unit, keys, [0, 1, 0], LABELS, [0, 1, 2], images=images)
     path = write_ledger(store, ledger, prefix="_staging/ingest/k")
-    assert read_ledger(store, path) == ledger
+    assert read_ledger(store, path).digest == ledger.digest
     table = pq.read_table(store.open(path))
     shown = {
         t
@@ -74,7 +74,7 @@ def test_an_old_ledger_without_a_seal_is_read(store: Store) -> None:
     plain = open_store(f"{store.uri}-plain")
     path = write_ledger(plain, ledger, prefix="_staging/ingest/k")
     store.put(path, plain.read(path))
-    assert read_ledger(store, path) == ledger
+    assert read_ledger(store, path).digest == ledger.digest
 
 
 def test_the_split_does_not_depend_on_the_secret(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from prefect.settings import get_current_settings
 from prefect_augment.errors import AugmentError, ParameterError
 from prefect_augment.schema import Result
 from prefect_augment.sources.discovery import list_source
-from prefect_augment.storage import Store, contains, list_versions, open_store
+from prefect_augment.storage import Store, contains, drivers, list_versions, open_store
 from prefect_augment.tasks._blocks import storage_options
 
 P = ParamSpec("P")
@@ -238,9 +238,6 @@ def _amount(name: str, n_bytes: int, limits: tuple[int, int], advice: str) -> Ro
 
 IMAGE_FORMATS = ("folder", "archive")
 FIX = "fix what it names; credentials come from the environment or a Prefect block (--block)."
-# The protocol of a URL -> the extra with its driver.
-DRIVERS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-DRIVERS |= {"az": "azure", "abfs": "azure", "abfss": "azure"}
 
 
 @_in_area("storage")
@@ -301,7 +298,7 @@ def check_apart(source: str, dest: str) -> Iterator[Row]:
 def needed_extras(source: str, dest: str, checks: list[Check]) -> set[str]:
     """Return the extras that these locations need, by protocol and content."""
     schemes = [uri.partition("://")[0] for uri in (source, dest)]
-    needed = {DRIVERS[scheme] for scheme in schemes if scheme in DRIVERS}
+    needed = {drivers.EXTRAS[scheme] for scheme in schemes if scheme in drivers.EXTRAS}
     return needed | ({"images", "torch"} if any(c.name == "kind" for c in checks) else set())
 
 

@@ -14,9 +14,8 @@ from prefect_augment.encoding.labels import label_text
 from prefect_augment.encoding.record_ids import derived_ids, record_keys
 from prefect_augment.errors import EmptyClassError
 from prefect_augment.ingest.validate import group_names
-from prefect_augment.registry import SHARD_FORMATS, load_shard_format
 from prefect_augment.schema import Manifest, PublishedFile, ShardInfo
-from prefect_augment.shards.base import open_shard, put_once, read_shard, write_shards
+from prefect_augment.shards.base import format_of, open_shard, put_once, read_shard, write_shards
 from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.sources.images.columns import GROUP
 from prefect_augment.split.ledger_io import with_opened_keys, with_sealed_keys
@@ -70,7 +69,7 @@ def rewrite(
             label=manifest.label,
             max_records=max(1, shard.n_records),
             max_bytes=1 << 62,
-            shard_format=_format_of(shard.path),
+            shard_format=format_of(shard.path),
             classes=manifest.classes,
         )
     if not shards:
@@ -134,12 +133,6 @@ def _without_categories(table: pa.Table, drop: dict[str, set[Any]]) -> pa.Table:
             )
         table = table.set_column(at, table.schema.field(at), pa.chunked_array(chunks, kind))
     return table
-
-
-def _format_of(path: str) -> str:
-    return next(
-        (name for name in SHARD_FORMATS if path.endswith(load_shard_format(name).ending)), "parquet"
-    )
 
 
 def rewrite_ledger(

@@ -275,7 +275,8 @@ def _stages(
             text
             for path in objects[stage]
             if path.endswith(".json") and int(infos[path].get("size") or 0) <= MAX_RECEIPT_BYTES
-            for text in named_in(_read(store, path))
+            # A resumed training drops older checkpoints meanwhile.
+            for text in named_in(store.read_if_there(path) or b"null")
         }
         named.setdefault("named by a stage that stays", set()).update(receipts_name)
         for other in _stages_of(receipts_name, objects):
@@ -287,10 +288,3 @@ def _stages(
 
 def _stages_of(paths: Iterable[str], objects: Mapping[str, Any]) -> set[str]:
     return {stage_of(p) for p in paths if p.startswith("_staging/")} & objects.keys()
-
-
-def _read(store: Store, path: str) -> bytes:
-    try:
-        return store.read(path)
-    except FileNotFoundError:
-        return b"null"  # a resumed training dropped an older checkpoint meanwhile

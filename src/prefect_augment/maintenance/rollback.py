@@ -80,17 +80,10 @@ def _check_there(store: Store, manifest: Manifest) -> None:
     """Refuse to publish an incomplete version; compares sizes only, ``verify`` compares digests."""
     objects: list[ShardInfo | PublishedFile] = [*manifest.shards, *manifest.quarantine]
     objects += [*manifest.report_files, *([manifest.sources] if manifest.sources else [])]
-    lost = [file.path for file in objects if _size(store, file.path) != file.n_bytes]
+    lost = [file.path for file in objects if not store.holds(file.path, file.n_bytes)]
     if lost:
         raise IntegrityError(
             f"version {manifest.version} of {store.uri} cannot come back: {len(lost)} of its objects are missing or "
             f"changed, e.g. {lost[0]}; restore them from a copy, or choose another version.",
             paths=lost,
         )
-
-
-def _size(store: Store, path: str) -> int:
-    try:
-        return store.size(path)
-    except FileNotFoundError:
-        return -1

@@ -11,18 +11,16 @@ import pyarrow.compute as pc
 
 from prefect_augment.array_types import Uint64
 from prefect_augment.errors import AugmentError
+from prefect_augment.publish.real_records import N_ID_BINS, Ids
 from prefect_augment.publish.shareable import find_leaks
 from prefect_augment.report.card import CARD, card_is_current, refresh_card
 from prefect_augment.schema import Manifest, PublishedFile, Result, ShardInfo, class_counts
 from prefect_augment.shards.base import ADVICE, label_names, read_shard
 from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.storage import SharedStore, Store, manifest_path, read_manifest, sha256_hex
-from prefect_augment.storage.external_sort import PartitionedRows, bin_of_number
 from prefect_augment.storage.keys import hash_ids
 from prefect_augment.storage.spill import Workspace
 from prefect_augment.storage.workspace import POINTER, is_private
-
-N_ID_BINS = 64
 
 ProblemKind = Literal[
     "missing", "changed", "unreadable", "counts", "ids", "lineage", "manifest", "card",
@@ -104,9 +102,7 @@ class _Findings:
     def __init__(self, workspace: Workspace) -> None:
         self.problems: list[Problem] = []
         self.readable: list[str] = []  # shards whose ids are known
-        self.ids, self.parents = (
-            PartitionedRows(workspace, np.dtype(np.uint64), N_ID_BINS) for _ in range(2)
-        )
+        self.ids, self.parents = Ids(workspace), Ids(workspace)
         self.n_objects = 0
         self.n_bytes = 0
         self.has_all_ids = True
@@ -127,9 +123,8 @@ def _check_bytes(store: Store, file: ShardInfo | PublishedFile, findings: _Findi
     """Compare an object with its size and digest; return whether it is the published one."""
     path = file.path
     findings.n_objects += 1
-    try:
-        data = store.read(path)
-    except FileNotFoundError:
+    data = store.read_if_there(path)
+    if data is None:
         findings.has_all_ids = False
         findings.add(path, "missing", f"{path} is missing; {_advice(path)}.")
         return False
@@ -175,8 +170,7 @@ def _check_shard(store: Store, manifest: Manifest, shard: ShardInfo, findings: _
         findings.add(shard.path, "lineage", f"{shard.path}: {message}")
     findings.readable.append(shard.path)
     for rows, column in ((findings.ids, "aug_id"), (findings.parents, "aug_parent")):
-        hashes = _hashes(table[column].drop_null())
-        rows.add(hashes, bin_of_number(hashes, N_ID_BINS))
+        rows.add(table[column].drop_null())
 
 
 def _lineage_faults(table: pa.Table, shard: ShardInfo) -> list[str]:
@@ -203,23 +197,14 @@ def _lineage_faults(table: pa.Table, shard: ShardInfo) -> list[str]:
     return faults
 
 
-def _hashes(texts: pa.ChunkedArray) -> Uint64:
-    """A hash of each, which depends on no other."""
-    is_own = pc.equal(pc.binary_length(texts), 32)
-    hashes = np.empty(len(texts), dtype=np.uint64)
-    for mask in (is_own, pc.invert(is_own)):
-        hashes[mask.to_numpy()] = hash_ids(texts.filter(mask))
-    return hashes
-
-
 def _suspects(findings: _Findings, *, with_parents: bool) -> Uint64:
     """Hashes that several ids have, and those of parents that no id has."""
     suspects = [np.zeros(0, dtype=np.uint64)]
     for number in range(N_ID_BINS):
-        ids = np.sort(findings.ids.read(number))
+        ids = np.sort(findings.ids.hashes.read(number))
         suspects.append(ids[1:][ids[1:] == ids[:-1]])
         if with_parents:
-            parents = findings.parents.read(number)
+            parents = findings.parents.hashes.read(number)
             suspects.append(parents[~np.isin(parents, ids)])
     return np.unique(np.concatenate(suspects))
 
@@ -236,7 +221,7 @@ def _check_ids(store: Store, findings: _Findings, *, has_real: bool) -> None:
         table = read_shard(store, path, [*columns])
         for name, chunks in columns.items():
             texts = table[name].drop_null()
-            chunks += texts.filter(pa.array(np.isin(_hashes(texts), suspects))).chunks
+            chunks += texts.filter(pa.array(np.isin(hash_ids(texts), suspects))).chunks
     ids, parents = (pa.chunked_array(chunks, pa.string()) for chunks in columns.values())
     counted = pc.value_counts(ids)
     twice = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")

@@ -79,7 +79,7 @@ def export(
     for shard in shards:
         n_records[shard.split] += shard.n_records
     parts = {_part(i, shard) for i, shard in enumerate(shards)}
-    is_new = _read(target, SUCCESS) != seal or not parts <= set(target.list())
+    is_new = target.read_if_there(SUCCESS) != seal or not parts <= set(target.list())
     if is_new and target.is_local:
         with swapped(Path(target.root)) as temporary:
             _write(store, open_store(temporary), manifest, shards, seal)
@@ -124,7 +124,7 @@ def check_export(store: Store, folder: Store | str) -> None:
     if target.is_local and Path(target.root).is_file():
         raise ParameterError(f"the export {target.uri} is a file; choose a folder.")
     existing = target.list()
-    is_ours = not existing or _is_manifest(_read(target, MANIFEST))
+    is_ours = not existing or _is_manifest(target.read_if_there(MANIFEST) or b"")
     unknown = [
         p for p in existing if p not in (SUCCESS, MANIFEST, README) and not _PART.fullmatch(p)
     ]
@@ -150,13 +150,6 @@ def _is_manifest(data: bytes) -> bool:
     except ValueError:
         return False
     return isinstance(fields, dict) and {"schema_version", "content_digest"} <= fields.keys()
-
-
-def _read(store: Store, path: str) -> bytes:
-    try:
-        return store.read(path)
-    except FileNotFoundError:
-        return b""
 
 
 def chosen_shards(

@@ -389,13 +389,9 @@ class _Streams:
     def _kept(self, number: int) -> tuple[ShardInfo, ...] | None:
         """Return the shards that another task has written, None where one is not there any more."""
         written = read_result(self.store, self._receipt(number), _Written)
-        try:
-            there = written and all(
-                self.store.size(shard.path) == shard.n_bytes for shard in written.shards
-            )
-        except FileNotFoundError:
-            return None
-        return written.shards if written and there else None
+        if written and all(self.store.holds(shard.path, shard.n_bytes) for shard in written.shards):
+            return written.shards
+        return None
 
     def _receipt(self, number: int) -> str:
         return f"_staging/publish/{self.release.key}/stream-{number:05d}.json"

@@ -56,19 +56,19 @@ class Ids:
     """64-bit hashes of ids, partitioned on disk; see :func:`~prefect_augment.storage.keys.hash_ids`."""
 
     def __init__(self, workspace: Workspace) -> None:
-        self._hashes = PartitionedRows(workspace, np.dtype(np.uint64), N_ID_BINS)
+        self.hashes = PartitionedRows(workspace, np.dtype(np.uint64), N_ID_BINS)
 
     def add(self, ids: pa.StringArray | pa.ChunkedArray) -> None:
         """Add a batch of ids."""
         hashes = hash_ids(ids)
-        self._hashes.add(hashes, bin_of_number(hashes, N_ID_BINS))
+        self.hashes.add(hashes, bin_of_number(hashes, N_ID_BINS))
 
     @staticmethod
     def duplicates(every: Sequence["Ids"]) -> Uint64:
         """Return hashes that occur more than once."""
         parts = [np.zeros(0, dtype=np.uint64)]
         for number in range(N_ID_BINS):
-            hashes = np.concatenate([ids._hashes.read(number) for ids in every])
+            hashes = np.concatenate([ids.hashes.read(number) for ids in every])
             hashes.sort()
             parts.append(np.unique(hashes[1:][hashes[1:] == hashes[:-1]]))
         return np.concatenate(parts)

@@ -270,12 +270,8 @@ def write_shard(
 
 def put_once(store: Store, path: str, data: bytes | Draft) -> None:
     """Put the object unless one of that name, which holds its digest, and size exists."""
-    try:
-        if store.size(path) == len(data):
-            return
-    except FileNotFoundError:
-        pass
-    store.put(path, data)
+    if not store.holds(path, len(data)):
+        store.put(path, data)
 
 
 def read_shard(
@@ -298,10 +294,12 @@ def open_shard(store: Store, path: str, *, sha256: str = "", mapped: bool = True
     with _readable(store, path):
         if sha256:
             file: Any = pa.BufferReader(_read_checked(store, path, sha256))
+        elif store.is_local:  # mapped, as shards are never changed in place
+            file = (pa.memory_map if mapped else pa.OSFile)(store.full(path))
         else:
-            file = _file(store, path, mapped)
+            file = store.open(path)
         try:
-            return OpenShard(store, path, file, _of_ending(path).open(file))
+            return OpenShard(store, path, file, _format(format_of(path)).open(file))
         except BaseException:
             file.close()
             raise
@@ -334,13 +332,6 @@ def check_count(store: Store, shard: ShardInfo, n_records: int) -> None:
         )
 
 
-def _file(store: Store, path: str, mapped: bool) -> Any:
-    """Open the file; local ones are mapped, as shards are never changed in place."""
-    if not store.is_local:
-        return store.open(path)
-    return pa.memory_map(store.full(path)) if mapped else pa.OSFile(store.full(path))
-
-
 class OpenShard(AbstractContextManager["OpenShard"]):
     """A shard and its open file; a context manager."""
 
@@ -349,16 +340,7 @@ class OpenShard(AbstractContextManager["OpenShard"]):
         self._path = path
         self._file = file
         self._reader = reader
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The records' schema."""
-        return self._reader.schema
-
-    @property
-    def group_rows(self) -> tuple[int, ...]:
-        """Records per group."""
-        return self._reader.group_rows
+        self.schema, self.group_rows = reader.schema, reader.group_rows
 
     def read(
         self, columns: Sequence[str] | None = None, *, groups: Sequence[int] | None = None
@@ -412,10 +394,11 @@ def _format(name: str) -> ShardFormat:
     return shard_format
 
 
-def _of_ending(path: str) -> ShardFormat:
+def format_of(path: str) -> str:
+    """Return the name of a shard's format, by its ending."""
     for name in SHARD_FORMATS:
         if path.endswith(_format(name).ending):
-            return _format(name)
+            return name
     raise IntegrityError(
         f"{path} is a shard of a format that this release does not know; upgrade prefect-augment.",
         path=path,

@@ -71,12 +71,11 @@ def select_columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
     selected = table.select(list(names))
     if not gone:
         return selected
-    keep: Callable[[Any], bool] = lambda name: name not in gone  # noqa: E731 - one line, used twice
     return selected.replace_schema_metadata(
         _edit_metadata(
             selected.schema.metadata,
-            pandas=lambda content: _trim_pandas(content, keep),
-            features=lambda key: {k: v for k, v in key.items() if keep(k)},
+            pandas=lambda content: _trim_pandas(content, gone),
+            features=lambda key: {k: v for k, v in key.items() if k not in gone},
         )
     )
 
@@ -189,10 +188,10 @@ def _edit_features(
     return {**content, "info": {**info, "features": edit(info["features"])}}
 
 
-def _trim_pandas(content: dict[str, Any], keep: Callable[[Any], bool]) -> dict[str, Any]:
+def _trim_pandas(content: dict[str, Any], gone: set[str]) -> dict[str, Any]:
     """Remove dropped columns, also from the index."""
-    index = [i for i in content["index_columns"] if isinstance(i, dict) or keep(i)]
-    columns = [c for c in content["columns"] if keep(c.get("field_name", c["name"]))]
+    index = [i for i in content["index_columns"] if isinstance(i, dict) or i not in gone]
+    columns = [c for c in content["columns"] if c.get("field_name", c["name"]) not in gone]
     return {**content, "index_columns": index, "columns": columns}
 
 

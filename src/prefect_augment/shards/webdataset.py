@@ -364,16 +364,11 @@ def _ending(data: bytes) -> str:
 
 def _json_lines(table: pa.Table) -> list[bytes]:
     """Return each record as JSON, without what JSON has no form for."""
-    columns = [map(_plain, table[name].to_pylist()) for name in table.column_names]
-    records = (
-        {
-            name: value
-            for name, value in zip(table.column_names, record, strict=True)
-            if value is not None
-        }
-        for record in zip(*columns, strict=True)
-    )
-    return [_JSON.encode(record).encode() for record in records]
+    lines = []
+    for record in table.to_pylist():
+        values = {name: _plain(value) for name, value in record.items()}
+        lines.append(_JSON.encode({k: v for k, v in values.items() if v is not None}).encode())
+    return lines
 
 
 def _plain(value: Any) -> Any:

@@ -149,8 +149,8 @@ def _split(uri: str, options: dict[str, Any] | None) -> tuple[str, str]:
     if not sign or uri.partition("://")[0] in SCHEMES:
         return base, part
     whole, before = open_store(uri, options=options), open_store(base, options=options)
-    is_name = whole.is_object("") or whole.is_folder("")  # files may have a # in their names
-    is_split = not is_name and (before.is_object("") or before.is_folder(""))
+    # Files may have a # in their names.
+    is_split = not whole.root_type() and before.root_type()
     return (base, part) if is_split else (uri, "")
 
 
@@ -255,10 +255,10 @@ class _Objects:
 def _find(uri: str, options: dict[str, Any] | None) -> _Objects:
     """Return everything that ``uri`` names, and whether it names one object."""
     store = open_store(uri, options=options)
-    if store.is_object(""):
+    if store.root_type() == "file":
         folder, name = _parent(store)
         return _Objects(folder, {name: entry_of(folder, name)}, is_exact=True)
-    if not any(sign in uri for sign in MAGIC) or store.is_folder(""):
+    if not any(sign in uri for sign in MAGIC) or store.root_type() == "directory":
         return _walk(store)
     fixed, pattern = _cut_at_magic(store.uri)
     objects = _walk(open_store(fixed, options=options))

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -62,7 +62,7 @@ def query_table(uri: str, kind: str, part: str) -> StoredTable:
         return pa.RecordBatchReader.from_batches(records.schema, batches)
 
     weakref.finalize(read, shutil.rmtree, spool.parent, ignore_errors=True)
-    with _refused(uri, title), _connected(uri, kind) as database:
+    with _refused(uri, title), closing(_connect(uri, kind)) as database:
         if not _is_query(part):
             part = _named(uri, part, database.tables())
         quoted = ".".join('"{}"'.format(one.replace('"', '""')) for one in part.split("."))
@@ -180,8 +180,7 @@ class _Adbc:
         self._connection.close()
 
 
-@contextmanager
-def _connected(uri: str, kind: str) -> Iterator[_DuckDb | _Adbc]:
+def _connect(uri: str, kind: str) -> _DuckDb | _Adbc:
     location = uri
     if kind in ("sqlite", "duckdb"):
         scheme, sign, path = uri.partition("://")
@@ -192,25 +191,17 @@ def _connected(uri: str, kind: str) -> Iterator[_DuckDb | _Adbc]:
                 f"there is no file {location}; check the path of the database.", uri=uri
             )
     try:
-        database = _DuckDb(location) if kind == "duckdb" else _Adbc(location, kind)
+        return _DuckDb(location) if kind == "duckdb" else _Adbc(location, kind)
     except ModuleNotFoundError as exc:
         package = (exc.name or "").partition(".")[0].replace("_", "-")
         raise MissingExtraError(
             f"{uri} needs a driver: pip install 'prefect-augment[sql]' {package}", extra="sql"
         ) from exc
-    try:
-        yield database
-    finally:
-        database.close()
 
 
 Matches: TypeAlias = Sequence[re.Match[str]]
-# What a table's folder has, its title, and the extra of its library.
-_SIGNS = {
-    re.compile(r"_delta_log/"): ("Delta", "delta"),
-    re.compile(r"_versions/.*manifest"): ("Lance", "lance"),
-    re.compile(r"metadata/\D*(\d+).*\.metadata\.json"): ("Iceberg", "iceberg"),
-}
+# Identity, size in bytes, and what reads the records.
+Opened: TypeAlias = tuple[str, int, Callable[[], pa.RecordBatchReader]]
 
 
 def find_table(
@@ -221,7 +212,7 @@ def find_table(
     ``part`` is a version of Delta or Lance, or a snapshot id of Iceberg; empty for the newest. Raises MissingExtraError
     where the table's library is not installed, InputError if it cannot be read, or has no such snapshot.
     """
-    for sign, (title, extra) in _SIGNS.items():
+    for sign, title, open_table in _SIGNS:
         shown = [match for path in paths if (match := sign.match(path))]
         if not shown:
             continue
@@ -233,18 +224,18 @@ def find_table(
             )
         with untrusted(store.uri, f"a table of {title}"):
             try:
-                return _OPEN[title](store, shown, int(part) if part else None, options)
+                opened = open_table(store, shown, int(part) if part else None, options)
             except ModuleNotFoundError as exc:
+                extra = title.lower()
                 raise MissingExtraError(
                     f"{store.uri} needs {exc.name}: pip install 'prefect-augment[{extra}]'",
                     extra=extra,
                 ) from exc
+        return StoredTable(store.uri.rpartition("/")[2], title, *opened)
     return None
 
 
-def _open_delta(
-    store: Store, _: Matches, version: int | None, options: dict[str, Any]
-) -> StoredTable:
+def _open_delta(store: Store, _: Matches, version: int | None, options: dict[str, Any]) -> Opened:
     from deltalake import DeltaTable
 
     table = DeltaTable(store.uri, version=version, storage_options=_native(store, options))
@@ -255,13 +246,11 @@ def _open_delta(
         scanner = table.to_pyarrow_dataset().scanner(batch_readahead=2, fragment_readahead=1)
         return scanner.to_reader()
 
-    identity = f"{table.metadata().id}-{table.version()}"
-    return _stored(store, "Delta", identity, sum(files["size_bytes"].to_pylist()), read)
+    n_bytes = sum(files["size_bytes"].to_pylist())
+    return f"{table.metadata().id}-{table.version()}", n_bytes, read
 
 
-def _open_lance(
-    store: Store, _: Matches, version: int | None, options: dict[str, Any]
-) -> StoredTable:
+def _open_lance(store: Store, _: Matches, version: int | None, options: dict[str, Any]) -> Opened:
     import lance
 
     table = lance.dataset(store.uri, version=version, storage_options=_native(store, options))
@@ -273,12 +262,12 @@ def _open_lance(
 
     # The table may have been written anew, and its versions count from 1 again.
     written = next(v["timestamp"] for v in table.versions() if v["version"] == table.version)
-    return _stored(store, "Lance", f"{table.version}-{written}", n_bytes, read)
+    return f"{table.version}-{written}", n_bytes, read
 
 
 def _open_iceberg(
     store: Store, shown: Matches, snapshot: int | None, options: dict[str, Any]
-) -> StoredTable:
+) -> Opened:
     from pyiceberg.table import StaticTable
 
     newest = max(shown, key=lambda match: (int(match[1]), match[0]))[0]
@@ -290,17 +279,15 @@ def _open_iceberg(
         raise InputError(f"{store.uri} is a table of Iceberg without this snapshot.", uri=store.uri)
     n_bytes = sum(task.file.file_size_in_bytes for task in scan.plan_files())
     identity = f"{table.metadata.table_uuid}-{at.snapshot_id}"
-    return _stored(store, "Iceberg", identity, n_bytes, scan.to_arrow_batch_reader)
+    return identity, n_bytes, scan.to_arrow_batch_reader
 
 
-_OPEN = {"Delta": _open_delta, "Lance": _open_lance, "Iceberg": _open_iceberg}
-
-
-def _stored(
-    store: Store, title: str, identity: str, n_bytes: int, read: Callable[[], pa.RecordBatchReader]
-) -> StoredTable:
-    name = store.uri.rpartition("/")[2]
-    return StoredTable(name, title, identity, n_bytes, read)
+# What a table's folder has, its title (in lower case the extra of its library), and how it is opened.
+_SIGNS = (
+    (re.compile(r"_delta_log/"), "Delta", _open_delta),
+    (re.compile(r"_versions/.*manifest"), "Lance", _open_lance),
+    (re.compile(r"metadata/\D*(\d+).*\.metadata\.json"), "Iceberg", _open_iceberg),
+)
 
 
 def _native(store: Store, options: dict[str, Any], *, of_iceberg: bool = False) -> dict[str, str]:

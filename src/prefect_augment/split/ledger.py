@@ -53,12 +53,6 @@ class Ledger:
         object.__setattr__(self, "labels", Coded.of(self.labels))
         object.__setattr__(self, "parts", np.asarray(self.parts, dtype=np.int8))
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Ledger) and self.digest == other.digest
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
     @property
     def digest(self) -> str:
         """sha256 of the content: equal for equal ledgers, however they are stored."""

@@ -11,6 +11,9 @@ import fsspec
 _CONNECTION = ("AWS_", "AZURE_", "GOOGLE_", "GCSFS_", "STORAGE_EMULATOR_HOST", "HOME", "FSSPEC_")
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+# The protocol of a URL -> the extra with its driver.
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+EXTRAS |= dict.fromkeys(("az", "abfs", "abfss"), "azure")
 _CHECKSUMS = {
     "request_checksum_calculation": "AWS_REQUEST_CHECKSUM_CALCULATION",
     "response_checksum_validation": "AWS_RESPONSE_CHECKSUM_VALIDATION",
@@ -106,13 +109,10 @@ def _protocols(fs: Any) -> tuple[str, ...]:
 
 def what_to_do(uri: str, exc: Exception) -> str:
     """Return what to do about a location that cannot be opened."""
-    scheme = uri.split("://")[0]
-    is_azure = scheme in ("az", "abfs", "abfss")
-    if is_azure and not isinstance(exc, ImportError):
+    extra = EXTRAS.get(uri.split("://")[0])
+    if extra == "azure" and not isinstance(exc, ImportError):
         return (
             "name the account and its key in AZURE_STORAGE_CONNECTION_STRING, in AZURE_STORAGE_ACCOUNT_NAME and "
             "AZURE_STORAGE_ACCOUNT_KEY, or in a Prefect block"
         )
-    extras = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-    extra = "azure" if is_azure else extras.get(scheme)
     return f"pip install 'prefect-augment[{extra}]'" if extra else "check the URL"

@@ -115,9 +115,8 @@ def fault_of(exc: BaseException) -> Fault:
         kind = _KIND_OF_CODE.get(code) or _KIND_OF_STATUS.get(status or 0)
         if kind is not None:
             return Fault(kind, code or str(status))
-    for part in chain:
-        if isinstance(part, ssl.SSLCertVerificationError):
-            return Fault("certificate")
+    if any(isinstance(part, ssl.SSLCertVerificationError) for part in chain):
+        return Fault("certificate")
     causes = list(_chain(exc, only_causes=True))
     for part in chain:
         kind = _kind_of_class(part)
@@ -254,7 +253,8 @@ _WHY: dict[Kind, str] = {
 
 
 def _why(fault: Fault, exc: Exception, verb: str, uri: str, bucket: str) -> str:
-    family = _family(uri)
+    scheme = uri.partition("://")[0]
+    family = _FAMILIES.get(scheme, scheme)
     is_missing = fault.kind == "absent" and verb in ("write", "list")
     return _WHY.get("bucket" if is_missing else fault.kind, "{error}: {words}.").format(
         code=f" ({fault.code})" if fault.code else "",
@@ -271,11 +271,6 @@ def _words(exc: Exception) -> str:
     """Return the first line of the driver's message; some print whole requests below it."""
     line = (str(exc).strip() or type(exc).__name__).splitlines()[0]
     return hide_secrets(line)[:200].rstrip(".")
-
-
-def _family(uri: str) -> str:
-    scheme = uri.partition("://")[0]
-    return _FAMILIES.get(scheme, scheme)
 
 
 def _names(uri: str, path: str) -> tuple[str, str]:

@@ -215,17 +215,19 @@ def shared_names(*columns: Coded) -> list[Coded]:
 
 
 def hash_ids(ids: pa.StringArray | pa.ChunkedArray) -> Uint64:
-    """Return a 64-bit hash of each id, shape (n_ids,): a tenth of the memory of their texts."""
-    texts = ids.cast(pa.string()).to_pylist()
-    if any(len(text) != 32 for text in texts):
-        return np.frombuffer(
-            b"".join(blake2b(text.encode(), digest_size=8).digest() for text in texts), np.uint64
-        )
-    words = np.frombuffer("".join(texts).encode(), dtype=np.uint64).reshape(-1, 4)
-    hashes = np.zeros(len(texts), dtype=np.uint64)
+    """Return a 64-bit hash of each id, shape (n_ids,), by it alone: a tenth of the memory of their texts."""
+    texts = [text.encode() for text in ids.cast(pa.string()).to_pylist()]
+    words = np.frombuffer(b"".join(t for t in texts if len(t) == 32), np.uint64).reshape(-1, 4)
+    own = np.zeros(len(words), dtype=np.uint64)
     for i in range(4):
-        hashes = (hashes ^ words[:, i]) * np.uint64(GOLDEN)
-        hashes ^= hashes >> np.uint64(29)
+        own = (own ^ words[:, i]) * np.uint64(GOLDEN)
+        own ^= own >> np.uint64(29)
+    if len(own) == len(texts):
+        return own
+    others = b"".join(blake2b(t, digest_size=8).digest() for t in texts if len(t) != 32)
+    hashes = np.zeros(len(texts), dtype=np.uint64)
+    is_own = np.array([len(t) == 32 for t in texts])
+    hashes[is_own], hashes[~is_own] = own, np.frombuffer(others, np.uint64)
     return hashes
 
 

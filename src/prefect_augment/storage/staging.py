@@ -101,9 +101,8 @@ class Stage:
 
 def read_result(store: Store, path: str, kind: type[F]) -> F | None:
     """Return the result at ``path``, None if there is none; raises IntegrityError if it is damaged."""
-    try:
-        data = store.read(path)
-    except FileNotFoundError:
+    data = store.read_if_there(path)
+    if data is None:
         return None
     try:
         return kind.model_validate_json(data)

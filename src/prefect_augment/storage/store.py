@@ -138,17 +138,10 @@ class Store:
         full = self.full(path)
         return dict(self._do("look at", path, lambda: self.fs.info(full)))
 
-    def is_object(self, path: str) -> bool:
-        """Tell whether ``path`` is an object itself, and no folder."""
-        return self._type(path) == "file"
-
-    def is_folder(self, path: str) -> bool:
-        """Tell whether something lies below ``path``."""
-        return self._type(path) == "directory"
-
-    def _type(self, path: str) -> str:
+    def root_type(self) -> str:
+        """Return ``file`` for a root that is an object, ``directory`` for one with objects below it; else empty."""
         try:
-            return str(self.info(path)["type"])
+            return str(self.info("")["type"])
         except FileNotFoundError:
             return ""
 
@@ -165,6 +158,20 @@ class Store:
         """Return the whole object; ``FileNotFoundError`` if there is none."""
         full = self.full(path)
         return bytes(self._do("read", path, lambda: self._cat(full)))
+
+    def read_if_there(self, path: str) -> bytes | None:
+        """Return the whole object, None if there is none."""
+        try:
+            return self.read(path)
+        except FileNotFoundError:
+            return None
+
+    def holds(self, path: str, n_bytes: int) -> bool:
+        """Tell whether an object of so many bytes stands at ``path``."""
+        try:
+            return self.size(path) == n_bytes
+        except FileNotFoundError:
+            return False
 
     def _cat(self, full: str) -> bytes:
         # s3fs would ask for the size first, so as to fetch parts at a time: twice the requests for what
@@ -361,19 +368,16 @@ class Store:
         except Exception as exc:
             if fault_of(exc).kind in ("credentials", "denied"):
                 drivers.forget_connections()
-            expected = isinstance(exc, FileNotFoundError) and (
+            if isinstance(exc, FileNotFoundError) and (
                 self.is_local or (verb != "write" and fault_of(exc).kind == "absent")
-            )
-            error = (
-                None
-                if expected
-                else as_storage_error(
-                    self._in_words(exc, path),
-                    verb=verb,
-                    uri=self.uri,
-                    path=path,
-                    has_answered=self._bucket in _HAVE_ANSWERED,
-                )
+            ):
+                raise
+            error = as_storage_error(
+                self._in_words(exc, path),
+                verb=verb,
+                uri=self.uri,
+                path=path,
+                has_answered=self._bucket in _HAVE_ANSWERED,
             )
             if error is None:
                 raise

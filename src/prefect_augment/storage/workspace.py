@@ -201,10 +201,11 @@ def _json(fields: dict[str, Any]) -> bytes:
 
 
 def _read(store: Store, path: str) -> dict[str, Any] | None:
-    try:
-        fields = json.loads(store.read(path))
-    except FileNotFoundError:
+    data = store.read_if_there(path)
+    if data is None:
         return None
+    try:
+        fields = json.loads(data)
     except ValueError as exc:
         raise StorageError(
             f"{store.uri}/{path} is not JSON ({exc}); restore it.", path=path
