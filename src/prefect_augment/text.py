@@ -4,7 +4,7 @@ import difflib
 import html
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import cache
 from typing import Any
 
@@ -130,6 +130,15 @@ def suggestion(name: str, known: Collection[str], *, n_shown: int = 20) -> str:
         f" and {len(ordered) - n_shown} more" * (len(ordered) > n_shown)
     )
     return (f"did you mean {near[0]!r}? " if near else "") + f"There are: {shown}"
+
+
+def strings_in(value: Any) -> Iterator[str]:
+    """Yield every string in a value of JSON, its names included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from strings_in(item)
 
 
 MAX_YAML_BYTES = 8 << 20

@@ -165,9 +165,9 @@ def test_a_server_without_a_work_pool_is_a_warning() -> None:
 def test_a_block_that_is_not_there_is_a_problem() -> None:
     from prefect_augment.cli.doctor_checks import load_block
 
-    block = load_block("remote-file-system/nowhere")
-    assert block.failed
-    assert "nowhere" in block.checks[0].finding
+    _, (check,) = load_block("remote-file-system/nowhere")
+    assert check.status == "problem"
+    assert "nowhere" in check.finding
 
 
 def test_a_python_out_of_range_is_a_problem() -> None:

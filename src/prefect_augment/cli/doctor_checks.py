@@ -12,7 +12,6 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
 from functools import wraps
 from importlib import metadata
 from pathlib import Path
@@ -87,18 +86,19 @@ def worst(checks: list[Check]) -> Status:
 
 def check_all(source: str, dest: str, block: str) -> list[Check]:
     """Run all checks; a source and a destination are checked if named."""
-    loaded = load_block(block)
+    options, loaded = load_block(block)
+    can_look = worst(loaded) != "problem"
     storage: list[Check] = []
-    if source and not loaded.failed:
-        storage += check_source(source, options=loaded.options)
-    if dest and not loaded.failed:
-        storage += check_destination(dest, options=loaded.options)
+    if source and can_look:
+        storage += check_source(source, options=options)
+    if dest and can_look:
+        storage += check_destination(dest, options=options)
     if source and dest:
         storage += check_apart(source, dest)
     needed = needed_extras(source, dest, storage)
     return [
         *check_python(), *check_libraries(), *check_extras(needed), *check_prefect(),
-        *loaded.checks, *check_gpu(), *check_machine(dest), *storage,
+        *loaded, *check_gpu(), *check_machine(dest), *storage,
     ]  # fmt: skip
 
 
@@ -334,19 +334,6 @@ START = "start one with `prefect server start`, then `prefect config set PREFECT
 POOL = "local-process"
 
 
-@dataclass
-class Block:
-    """The options of a storage block, which are never printed, and the check of it."""
-
-    options: dict[str, Any] = field(default_factory=dict, repr=False)
-    checks: list[Check] = field(default_factory=list)
-
-    @property
-    def failed(self) -> bool:
-        """Whether it cannot be used."""
-        return worst(self.checks) == "problem"
-
-
 @_in_area("prefect")
 def check_prefect() -> Iterator[Row]:
     """Check the API and, if one is set, its work pools and workers."""
@@ -371,10 +358,10 @@ def check_prefect() -> Iterator[Row]:
     yield from rows
 
 
-def load_block(name: str) -> Block:
-    """Load the storage block; empty without a name."""
+def load_block(name: str) -> tuple[dict[str, Any], list[Check]]:
+    """Return the options of a storage block, which are never printed, and the check of it; none without a name."""
     if not name:
-        return Block()
+        return {}, []
     options: dict[str, Any] = {}
     status: Status = "problem"
     try:
@@ -387,7 +374,7 @@ def load_block(name: str) -> Block:
     check = Check(
         area="prefect", name=f"block {name}", status=status, finding=finding, advice=advice
     )
-    return Block(options, [check])
+    return options, [check]
 
 
 def _server(url: str, version: str) -> Row:

@@ -223,7 +223,9 @@ def with_corrected(info: DatasetInfo, corrections: Corrections, store: Store) ->
         for key, known in corrections.labels.items()
         for source, label in known.items()
     }
-    by_id = dict(_records_among(info, sources, store))
+    keys = {key for key, _ in sources}
+    staged = staged_labels(info, store, "content_key", keys)
+    by_id = {aug_id: (key, label) for aug_id, key, label in staged if (key, label) in sources}
     decided = []
     for decision in corrections.decisions:
         of_it = {i: sources[r] for i, r in by_id.items() if corrections.last[r] is decision}
@@ -252,18 +254,16 @@ def with_corrected(info: DatasetInfo, corrections: Corrections, store: Store) ->
     )
 
 
-def _records_among(
-    info: DatasetInfo, records: Collection[tuple[str, str]], store: Store
-) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Yield ``aug_id`` and (content key, label) of the staged records among ``records``."""
-    keys = pa.array(sorted({key for key, _ in records}))
+def staged_labels(
+    info: DatasetInfo, store: Store, column: str, values: Collection[str]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield ``aug_id``, content key and label of the staged records that have one of these values in a column."""
+    wanted = pa.array(sorted(values), pa.string())
     for shard in info.shards:
         table = read_shard(store, shard.path, ["aug_id", "content_key", info.label])
-        table = table.filter(pc.is_in(table["content_key"], keys))
+        table = table.filter(pc.is_in(table[column], wanted))
         columns = (table["aug_id"], table["content_key"], label_text(table[info.label]))
-        for aug_id, key, label in zip(*(c.to_pylist() for c in columns), strict=True):
-            if (key, label) in records:
-                yield aug_id, (key, label)
+        yield from zip(*(c.to_pylist() for c in columns), strict=True)
 
 
 def _why_not_compared(

@@ -5,11 +5,12 @@ Foreign files are listed by ``gc`` and left.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
 from prefect_augment.schema import LatentUse, Manifest
 from prefect_augment.storage import FOLDER as LEASES, Store, modified_at
+from prefect_augment.text import strings_in
 
 _DIGEST = "[0-9a-f]{12}"
 _VERSIONED = rf"v\d{{8}}(-{_DIGEST})?"
@@ -55,26 +56,15 @@ def stage_of(path: str) -> str:
 
 def named_by(manifest: Manifest) -> set[str]:
     """Return every string in a manifest, so also paths in future fields."""
-    return set(_strings(manifest.model_dump(mode="json")))
+    return set(strings_in(manifest.model_dump(mode="json")))
 
 
 def named_in(data: bytes) -> set[str]:
     """Return every string in a JSON object; none if it is not JSON."""
     try:
-        return set(_strings(json.loads(data)))
+        return set(strings_in(json.loads(data)))
     except ValueError:
         return set()
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _strings(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
 
 
 # --- removing ---------------------------------------------------------------------------------

@@ -14,12 +14,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Literal
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prefect_augment.encoding.labels import label_text
 from prefect_augment.errors import IntegrityError, ParameterError
+from prefect_augment.ingest.outcome import staged_labels
 from prefect_augment.params import Answer
 from prefect_augment.plan.priors import with_priors
 from prefect_augment.plan.recipe_text import recipe_sentence
@@ -34,7 +32,6 @@ from prefect_augment.schema import (
     Result,
     Verdict,
 )
-from prefect_augment.shards.base import read_shard
 from prefect_augment.shards.staged import load_info
 from prefect_augment.split.corrections import FOLDER as FOLDER
 from prefect_augment.storage import Store, find_commit, read_result
@@ -240,14 +237,8 @@ def read_labels(store: Store, proposal: Proposal, text: str) -> tuple[Correction
         return ()
     info = load_info(proposal.release.dataset, store)
     classes = sorted({name for counts in info.part_counts.values() for name in counts})
-    records: dict[str, tuple[str, str]] = {}
-    ids = pa.array([*named], pa.string())
-    for shard in info.shards:
-        table = read_shard(store, shard.path, ["aug_id", "content_key", info.label])
-        table = table.filter(pc.is_in(table["aug_id"], ids))
-        columns = (table["aug_id"], table["content_key"], label_text(table[info.label]))
-        for aug_id, key, old in zip(*(column.to_pylist() for column in columns), strict=True):
-            records[aug_id] = key, old
+    staged = staged_labels(info, store, "aug_id", named)
+    records = {aug_id: (key, old) for aug_id, key, old in staged}
     corrections = []
     for aug_id, (number, label) in named.items():
         if aug_id not in records:

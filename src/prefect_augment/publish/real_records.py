@@ -122,6 +122,16 @@ class Real:
             Piece(s.n_records, s.n_bytes, partial(self._read, s)) for s in self.shards
         )
         self.labels = {name for s in self.shards for name, n in s.class_counts.items() if n}
+        self.counts, self.ids = Counter[str](), Ids(reader.workspace)
+        counted: dict[str, float] = {}  # a record counts 1, unless its label is doubted
+        for table in self.small_columns():
+            strata = reader.strata(table)
+            self.counts.update(strata)
+            self.ids.add(table["aug_id"])
+            shares = self._shares(table) if self.doubted else ()
+            for name, share in zip(strata, shares, strict=False):
+                counted[name] = counted.get(name, 0.0) + float(share)
+        self.counted: Mapping[str, float] = counted if self.doubted else self.counts
 
     def _read(self, shard: ShardInfo) -> Iterator[Records]:
         return map(self._records, iter_shards(self.reader.store, [shard]))
@@ -134,38 +144,9 @@ class Real:
     def _shares(self, table: pa.Table) -> Float:
         return np.array([self.doubted.get(i, 1.0) for i in table["aug_id"].to_pylist()])
 
-    @cached_property
-    def _seen(self) -> tuple[Counter[str], Ids, Mapping[str, float]]:
-        counts, ids = Counter[str](), Ids(self.reader.workspace)
-        counted = dict[str, float]()
-        for table in self.small_columns():
-            strata = self.reader.strata(table)
-            counts.update(strata)
-            ids.add(table["aug_id"])
-            for name, share in zip(
-                strata, self._shares(table) if self.doubted else (), strict=False
-            ):
-                counted[name] = counted.get(name, 0.0) + float(share)
-        return counts, ids, counted if self.doubted else counts
-
     def small_columns(self) -> Iterator[pa.Table]:
         """Yield ids and the columns of the strata, in the order of the records."""
         return iter_shards(self.reader.store, self.shards, ["aug_id", *self.reader.columns])
-
-    @property
-    def counts(self) -> Counter[str]:
-        """Records per stratum."""
-        return self._seen[0]
-
-    @property
-    def counted(self) -> Mapping[str, float]:
-        """A record counts 1, unless its label is doubted."""
-        return self._seen[2]
-
-    @property
-    def ids(self) -> Ids:
-        """Hashes of the ids."""
-        return self._seen[1]
 
     @cached_property
     def like(self) -> pa.Table:
@@ -196,6 +177,8 @@ class Copies:
         self.counted: Mapping[str, float] = self.counts
         self.labels: set[str] = set()
         self._ids, self._parents = self._draw()
+        self.ids = Ids(real.reader.workspace)
+        self.ids.add(_texts(self._ids))
         n = len(self._ids)
         share = n / max(1, real.counts.total())
         n_bytes = int(share * sum(s.n_bytes for s in real.shards))
@@ -236,13 +219,6 @@ class Copies:
         copies = np.concatenate(copy_ids)
         order = np.argsort(copies)
         return copies[order], np.concatenate(parents)[order]
-
-    @cached_property
-    def ids(self) -> Ids:
-        """Hashes of the ids."""
-        ids = Ids(self.real.reader.workspace)
-        ids.add(_texts(self._ids))
-        return ids
 
     def _records(self) -> Iterator[Records]:
         by_parent = np.argsort(self._parents, kind="stable")

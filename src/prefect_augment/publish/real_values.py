@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.array_types import Bool, ByteString, Float, Int
 from prefect_augment.encoding.record_ids import content_digests
-from prefect_augment.encoding.values import plain, value_type
+from prefect_augment.encoding.values import is_text, plain, value_type
 from prefect_augment.schema import DatasetInfo
 from prefect_augment.shards.image_columns import image_slices, main_image
 from prefect_augment.shards.staged import iter_shards
@@ -117,11 +117,6 @@ def _rare(texts: NDArray[np.object_], among: Bool | None, least: int) -> Rare:
     _, first, counts = np.unique(ids, return_index=True, return_counts=True)
     chosen = rows[first[counts < least]]
     return Rare(texts[chosen], chosen)
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Whether values are texts."""
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_number(kind: pa.DataType) -> bool:

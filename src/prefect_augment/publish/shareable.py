@@ -22,7 +22,6 @@ import zipfile
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,19 +30,13 @@ from scipy.stats import binomtest
 
 from prefect_augment.array_types import Uint64
 from prefect_augment.encoding.rare_values import MIN_LEVEL_RECORDS
-from prefect_augment.encoding.values import plain, value_type
+from prefect_augment.encoding.values import is_text, plain, value_type
 from prefect_augment.errors import IntegrityError
-from prefect_augment.publish.real_values import (
-    Rare,
-    RealValues,
-    digests_of,
-    is_text,
-    numbers_of,
-    texts_of,
-)
+from prefect_augment.publish.real_values import Rare, RealValues, digests_of, numbers_of, texts_of
 from prefect_augment.schema import DatasetInfo, Manifest, Result
 from prefect_augment.storage import SharedStore, Store, private_objects, read_result, sha256_hex
 from prefect_augment.storage.workspace import is_private
+from prefect_augment.text import strings_in
 
 MIN_LETTERS, MIN_DIGITS = 5, 7  # of a value that is a finding by itself
 MIN_COLUMNS = 3  # of one record that meet in a text, where each by itself may be chance
@@ -359,22 +352,10 @@ def _digits(number: str) -> int:
 def _json_texts(text: str) -> list[str]:
     """Texts in a JSON file or in lines of JSON, unescaped; none if it is neither."""
     texts: list[str] = []
-
-    def walk(value: Any) -> None:
-        if isinstance(value, str):
-            texts.append(value)
-        elif isinstance(value, dict):
-            texts.extend(value)
-            for item in value.values():
-                walk(item)
-        elif isinstance(value, list):
-            for item in value:
-                walk(item)
-
     if text.lstrip()[:1] in ("{", "["):
         for part in (text, *text.splitlines()):
             try:
-                walk(json.loads(part))
+                texts += strings_in(json.loads(part))
             except (ValueError, RecursionError):
                 continue
             if part is text:

@@ -83,10 +83,7 @@ def _staged(store: Store, path: str, read: Callable[[str], T]) -> T:
 
 def _sha256_of(store: Store, path: str) -> str:
     with _staged(store, path, store.open) as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def copy_ledger(store: Store, info: DatasetInfo, version: int) -> PublishedFile | None:

@@ -105,7 +105,7 @@ def list_source(uri: str, *, requested: str, options: dict[str, Any] | None) -> 
     if not objects.is_exact and not objects.is_glob:
         with untrusted(f"{uri}/{CARD}", "a dataset card"):
             if (chosen := choose_files(paths, store)) is not None:
-                paths, notes = list(chosen.paths), chosen.notes
+                paths, notes = chosen
     source_format = _chosen_format(paths, requested, is_exact=objects.is_exact)
     if source_format == "folder":
         return _image_files(objects)

@@ -8,7 +8,6 @@ Three forms: ``save_to_disk`` output (``state.json`` beside Arrow files, a folde
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from prefect_augment.errors import InputError
@@ -26,28 +25,22 @@ NAMED_BY_SPLIT = re.compile(
 TRAIN = "train"
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """The files to read, and notes on the choice."""
-
-    paths: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-
-
-def choose_files(paths: Sequence[str], store: Store) -> Chosen | None:
-    """Return the files with the records of a Hugging Face dataset folder; None if it is not one.
+def choose_files(paths: Sequence[str], store: Store) -> tuple[list[str], tuple[str, ...]] | None:
+    """Return the files with the records of a Hugging Face dataset folder, and notes; None if it is not one.
 
     Raises InputError if it names files that are not there, or has no obvious split or configuration.
     """
     if {STATE, INFO} <= set(paths):
-        return Chosen(_saved(paths, store, ""))
+        return _saved(paths, store, ""), ()
     if DICT in paths:
         return _of_splits(_saved_splits(paths, store), store)
     splits = _card_splits(paths, store) or _named_splits(paths)
     return _of_splits(splits, store) if splits else None
 
 
-def _of_splits(splits: Mapping[str, Sequence[str]], store: Store) -> Chosen:
+def _of_splits(
+    splits: Mapping[str, Sequence[str]], store: Store
+) -> tuple[list[str], tuple[str, ...]]:
     """Choose the train split, or the only one."""
     names = sorted(splits)
     if TRAIN not in splits and len(splits) > 1:
@@ -65,7 +58,7 @@ def _of_splits(splits: Mapping[str, Sequence[str]], store: Store) -> Chosen:
             f", {_listed(others)} not; to test on one of them give it as source.holdout_uri, e.g. "
             f"{store.uri}/{_example(splits[others[0]])}"
         )
-    return Chosen(tuple(sorted(splits[split])), (note,))
+    return sorted(splits[split]), (note,)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -81,7 +74,7 @@ def _example(paths: Sequence[str]) -> str:
     return f"{folder}/{glob}" if folder else glob
 
 
-def _saved_splits(paths: Sequence[str], store: Store) -> dict[str, tuple[str, ...]]:
+def _saved_splits(paths: Sequence[str], store: Store) -> dict[str, list[str]]:
     listed = _read_json(store, DICT).get("splits")
     splits = [str(name) for name in listed] if isinstance(listed, list) else []
     if not splits:
@@ -91,7 +84,7 @@ def _saved_splits(paths: Sequence[str], store: Store) -> dict[str, tuple[str, ..
     return {name: _saved(paths, store, f"{name}/") for name in splits}
 
 
-def _saved(paths: Sequence[str], store: Store, folder: str) -> tuple[str, ...]:
+def _saved(paths: Sequence[str], store: Store, folder: str) -> list[str]:
     state = f"{folder}{STATE}"
     files = _read_json(store, state).get("_data_files")
     files = files if isinstance(files, list) else []
@@ -102,7 +95,7 @@ def _saved(paths: Sequence[str], store: Store, folder: str) -> tuple[str, ...]:
         raise InputError(
             f"{store.uri}/{state} names no data files; save the dataset again.", path=state
         )
-    return tuple(f"{folder}{name}" for name in names)
+    return [f"{folder}{name}" for name in names]
 
 
 def _refuse_outside(store: Store, where: str, name: str, is_there: bool) -> None:

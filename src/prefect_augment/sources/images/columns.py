@@ -11,6 +11,7 @@ from prefect_augment.shards.image_columns import (
     IMAGE_TYPE,
     image_columns,
     image_metadata,
+    image_slices,
     main_image,
 )
 from prefect_augment.sources.images.validation import looks_like
@@ -77,10 +78,8 @@ def _as_images(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def image_bytes(column: pa.ChunkedArray) -> Iterator[bytes]:
-    """Yield the bytes of each image; empty for none."""
-    for chunk in column.chunks:
-        for value in pc.struct_field(chunk, "bytes"):
-            yield value.as_py() or b""
+    """Return the bytes of each image; empty for none."""
+    return (bytes(image or b"") for image in image_slices(column))
 
 
 def with_group_column(table: pa.Table, pattern: str) -> pa.Table:
