@@ -17,7 +17,6 @@ from support.sources import whole
 
 from prefect_augment.errors import InputError, IntegrityError, SchemaError, StorageError
 from prefect_augment.params import Source
-from prefect_augment.shards import parquet
 from prefect_augment.shards.base import label_names, read_shard, write_shards
 from prefect_augment.shards.parquet import LINEAGE, conform, select_columns, with_lineage
 from prefect_augment.sources.parquet import read_batches
@@ -499,18 +498,3 @@ def test_a_shard_below_a_file_is_a_storage_error(store: Store) -> None:
     store.put("data", b"")
     with pytest.raises(StorageError, match="cannot"):
         write(store, pa.table({"label": ["a"]}))
-
-
-def test_rows_of_a_large_table_are_taken_in_blocks_as_arrow_would(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Arrow's own take fails where a column's bytes exceed 2 GiB."""
-    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    values = [{"bytes": bytes([i]) * (i % 7), "path": str(i)} if i % 5 else None for i in range(90)]
-    chunks = [pa.array(values[i : i + 20], kind) for i in range(0, 90, 20)]
-    table = pa.table({"image": pa.chunked_array(chunks), "n": range(90)})
-    rows = np.random.default_rng(0).permutation(90)[:70]
-    wanted = table.take(pa.array(rows))
-    monkeypatch.setattr(parquet, "_TAKEN_AT_ONCE", 200)
-    assert parquet.take_rows(table, rows).equals(wanted)
-    assert parquet.take_rows(table, rows[:0]).num_rows == 0

@@ -7,7 +7,6 @@ every format are put and read by :mod:`prefect_augment.shards.base`.
 import contextlib
 import itertools
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prefect_augment.array_types import Array, Float32, Int
+from prefect_augment.array_types import Float32
 from prefect_augment.errors import SchemaError
 from prefect_augment.schema import Origin
 from prefect_augment.shards.image_columns import image_columns, image_slices
@@ -61,8 +60,6 @@ _NEW_PANDAS = {
 
 IMAGE_PAGE_BYTES, IMAGE_BATCH_ROWS = 1 << 20, 64
 WRITTEN_AT_ONCE = 1 << 20
-# Rows are taken in blocks of about this size, well below the 2 GiB that one chunk can count.
-_TAKEN_AT_ONCE = 512 << 20
 
 
 def select_columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
@@ -78,33 +75,6 @@ def select_columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
             features=lambda key: {k: v for k, v in key.items() if k not in gone},
         )
     )
-
-
-def take_rows(table: pa.Table, rows: Array) -> pa.Table:
-    """Return these rows, in this order, also of a table with more than 2 GiB of images.
-
-    Arrow's own ``take`` counts the bytes of a column in 32 bits and fails there.
-    """
-    if table.nbytes <= _TAKEN_AT_ONCE:
-        return table.take(pa.array(rows))
-    batches = table.to_batches()
-    ends = np.cumsum([batch.num_rows for batch in batches])
-    n_blocks = math.ceil(table.nbytes / _TAKEN_AT_ONCE)
-    taken = [_take_block(batches, ends, block) for block in np.array_split(rows, n_blocks)]
-    return pa.concat_tables(taken)
-
-
-def _take_block(batches: Sequence[pa.RecordBatch], ends: Int, rows: Array) -> pa.Table:
-    """Take rows batch by batch, then restore their order."""
-    source = np.searchsorted(ends, rows, side="right")
-    pieces, places = [], []
-    for i in np.unique(source):
-        place = np.flatnonzero(source == i)
-        start = int(ends[i]) - batches[i].num_rows
-        pieces.append(batches[i].take(pa.array(rows[place] - start)))
-        places.append(place)
-    order = np.argsort(np.concatenate(places)) if places else np.zeros(0, dtype=np.int64)
-    return pa.Table.from_batches(pieces, batches[0].schema).combine_chunks().take(pa.array(order))
 
 
 def with_lineage(

@@ -6,10 +6,9 @@ versions find near-duplicates of images that the source no longer has.
 
 import hashlib
 import hmac
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -185,12 +184,12 @@ def _read(
             f"the dataset's ledger has thumbnails of {schema.field('thumb').type.byte_width} bytes "
             f"and this version compares {THUMB_BYTES}; publish to a new folder."
         )
-    is_sealed, is_text = SEALED in metadata, _is_grouped(metadata)
-    read: Callable[[pa.Array], Array] = _as_objects if is_text else unhex
-    read_cluster: Callable[[pa.Array], Array] = unhex
-    if is_sealed:
-        read = partial(opened, secret=secret, is_text=is_text)
-        read_cluster = partial(opened, secret=secret, is_text=False)
+
+    def read(column: pa.Array, *, is_text: bool) -> Array:
+        if SEALED in metadata:
+            return opened(column, secret, is_text=is_text)
+        return _as_objects(column) if is_text else unhex(column)
+
     columns: dict[str, list[Any]] = {name: [] for name in schema.names}
     thumbs = ArraySpill(THUMB_BYTES)
     label_names: dict[str, int] = {}
@@ -199,11 +198,11 @@ def _read(
         labels = batch["label"].dictionary_encode()
         codes = [label_names.setdefault(n, len(label_names)) for n in labels.dictionary.to_pylist()]
         columns["label"].append(np.array(codes, dtype=np.int32)[labels.indices.to_numpy()])
-        columns["key"].append(read(batch["key"]))
+        columns["key"].append(read(batch["key"], is_text=_is_grouped(metadata)))
         columns["occurrence"].append(batch["occurrence"].to_numpy().astype(np.int32))
         columns["part"].append(part_codes(batch["part"]).to_numpy())
         if has_images:
-            columns["cluster"].append(read_cluster(batch["cluster"]))
+            columns["cluster"].append(read(batch["cluster"], is_text=False))
             columns["level"].append(batch["level"].to_numpy())
         if has_images and with_thumbs:
             data = batch["thumb"].buffers()[1]
@@ -246,14 +245,25 @@ def secret_of(store: Store) -> bytes:
 
 def sealed(keys: Keys, secret: bytes) -> pa.Array:
     """Return keys, 16 bytes each or texts, sealed as text."""
-    return pa.array([_seal(key, secret).hex() for key in _bytes_of(keys)], pa.string())
+    tagged = ((_tag(key, secret), key) for key in _bytes_of(keys))
+    return pa.array([(t + _masked(key, t, secret)).hex() for t, key in tagged], pa.string())
 
 
 def opened(column: pa.Array, secret: bytes, *, is_text: bool) -> Keys:
     """Return the keys that :func:`sealed` got; IntegrityError under another secret."""
-    plain = list(_open(column.to_pylist(), secret))
+    plain = []
+    for text in column.to_pylist():
+        data = bytes.fromhex(text)
+        tag = data[:TAG_BYTES]
+        key = _masked(data[TAG_BYTES:], tag, secret)
+        if not secret or not hmac.compare_digest(tag, _tag(key, secret)):
+            raise IntegrityError(
+                "the split ledger is sealed with the secret of another workspace; put back the workspace that this "
+                "dataset was made with."
+            )
+        plain.append(key)
     if is_text:
-        return np.array([*(key.decode() for key in plain), None], dtype=object)[:-1]
+        return _as_objects(pa.array([key.decode() for key in plain], pa.string()))
     return np.frombuffer(b"".join(plain), dtype=KEY)
 
 
@@ -295,27 +305,11 @@ def _bytes_of(keys: Keys) -> Iterator[bytes]:
     yield from (data[i : i + KEY.itemsize] for i in range(0, len(data), KEY.itemsize))
 
 
-def _seal(key: bytes, secret: bytes) -> bytes:
-    tag = hmac.digest(secret, key, "sha256")[:TAG_BYTES]
-    return tag + _masked(key, tag, secret)
+def _tag(key: bytes, secret: bytes) -> bytes:
+    return hmac.digest(secret, key, "sha256")[:TAG_BYTES]
 
 
 def _masked(data: bytes, tag: bytes, secret: bytes) -> bytes:
     stream = hashlib.shake_256(secret + tag).digest(len(data))
     masked = int.from_bytes(data) ^ int.from_bytes(stream)
     return masked.to_bytes(len(data))
-
-
-def _open(texts: Iterable[str], secret: bytes) -> Iterator[bytes]:
-    for text in texts:
-        data = bytes.fromhex(text)
-        tag = data[:TAG_BYTES]
-        key = _masked(data[TAG_BYTES:], tag, secret)
-        if not secret or not hmac.compare_digest(
-            tag, hmac.digest(secret, key, "sha256")[:TAG_BYTES]
-        ):
-            raise IntegrityError(
-                "the split ledger is sealed with the secret of another workspace; put back the workspace that this "
-                "dataset was made with."
-            )
-        yield key

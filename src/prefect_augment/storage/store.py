@@ -86,11 +86,6 @@ def _segments(uri: str) -> list[str]:
     return [protocol, *(segment for segment in path.split("/") if segment)]
 
 
-def _is_object(path: str) -> bool:
-    """Tell objects from the empty ones ``folder/`` that consoles make to show a folder."""
-    return bool(path) and not path.endswith("/")
-
-
 class Store:
     """Objects below one root.
 
@@ -206,29 +201,25 @@ class Store:
 
     def list(self, prefix: str = "") -> list[str]:
         """Return the sorted relative paths of all objects below ``prefix``; empty if there is none."""
-        full = self.full(prefix)
-        try:
-            paths = self._do("list", prefix, lambda: self.fs.find(full))
-        except FileNotFoundError:
-            return []
-        cut = len(self.root) + 1
         # A local put's own temporary files are invisible, as an unfinished upload is on an object store.
-        return sorted(
-            p[cut:]
-            for p in paths
-            if _is_object(p[cut:]) and not p.rsplit("/", 1)[-1].startswith(".tmp-")
-        )
+        paths = self._find(prefix, detail=False)
+        return [path for path in paths if not path.rpartition("/")[2].startswith(".tmp-")]
 
     def infos(self) -> dict[str, dict[str, Any]]:
         """Return the file system's entry of each object, by relative path, from one listing."""
+        return self._find("", detail=True)
+
+    def _find(self, prefix: str, *, detail: bool) -> dict[str, dict[str, Any]]:
+        full = self.full(prefix)
         try:
-            entries = self._do("list", "", lambda: self.fs.find(self.root, detail=True))
+            found = self._do("list", prefix, lambda: self.fs.find(full, detail=detail))
         except FileNotFoundError:
             return {}
-        cut = len(self.root) + 1
-        return {
-            full[cut:]: info for full, info in sorted(entries.items()) if _is_object(full[cut:])
+        below = {
+            name[len(self.root) + 1 :]: found[name] if detail else {} for name in sorted(found)
         }
+        # Consoles make empty objects ``folder/`` to show a folder.
+        return {path: info for path, info in below.items() if path and not path.endswith("/")}
 
     def put(self, path: str, data: bytes | Draft) -> None:
         """Write the whole object at once, consuming a draft: readers see the old bytes or the new ones.
