@@ -166,10 +166,8 @@ def _records(manifest: Manifest) -> list[dict[str, Any]]:
     sets = []
     for split, shards in _splits(manifest):
         if shards[0].path.endswith(".tar"):
-            fields, missing = (
-                _tar_fields(split),
-                "The class is in the .cls beside each image, the rest in its .json.",
-            )
+            fields = _tar_fields(split)
+            missing = "The class is in the .cls beside each image, the rest in its .json."
         else:
             fields, missing = _fields(manifest, split)
         n = sum(shard.n_records for shard in shards)

@@ -1,7 +1,6 @@
 """The command line: ``prefect-augment``.
 
-Imports of Prefect and of the numerical libraries happen inside the commands, so that ``--help``
-answers at once.
+Imports of Prefect and of the numerical libraries happen inside the commands, so that ``--help`` answers at once.
 """
 
 import sys

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from prefect_augment.cli.formatting import COLOURS
+from prefect_augment.cli.formatting import COLOURS, say
 from prefect_augment.maintenance.gc import GcReport
 from prefect_augment.maintenance.inspect import Inspection, VersionInfo
 from prefect_augment.maintenance.verify import VerifyReport
@@ -32,10 +32,10 @@ def show_versions(console: Console, versions: Sequence[VersionInfo]) -> None:
 def show_version(console: Console, version: Inspection, *, report: str = "") -> None:
     """Print the classes, the answers and the recipe of a version, and where its report is."""
     parent = f", made from version {version.parent}" if version.parent else ""
-    console.print(
+    say(
+        console,
         f"[bold]Version {version.version}[/], published {_time(version.created_at)}{parent}: "
         f"{version.n_shards:,} shards, {_size(version.n_bytes)}, {version.n_quarantined:,} records quarantined.",
-        highlight=False,
     )
     splits = list(version.class_counts)
     table = Table(f"class ({escape(version.label)})", title="Records")
@@ -49,38 +49,28 @@ def show_version(console: Console, version: Inspection, *, report: str = "") -> 
     colour = COLOURS[version.decision] if version.decision else "default"
     for i, answer in enumerate(version.answers):
         console.print(f"[bold {colour}]{escape(answer)}[/]" if i == 0 else escape(answer))
-    for reason in version.reasons:
-        console.print(escape(reason), highlight=False)
+    say(console, *map(escape, version.reasons))
     if version.look is not None:
-        console.print(escape(version.look.sentence), highlight=False)
+        say(console, escape(version.look.sentence))
     recipe = version.recipe
-    console.print(f"[bold]Recipe[/]: {escape(recipe.strategy.name)}. {escape(recipe.sentence)}")
-    for note in version.notes:
-        console.print(f"- {escape(note)}", highlight=False)
+    say(console, f"[bold]Recipe[/]: {escape(recipe.strategy.name)}. {escape(recipe.sentence)}")
+    say(console, *(f"- {escape(note)}" for note in version.notes))
     if report:
-        console.print(f"[bold]Report[/]: {escape(report)}", soft_wrap=True)
-    console.print("Parameters, thresholds and versions of packages: --json.", highlight=False)
+        say(console, f"[bold]Report[/]: {escape(report)}")
+    say(console, "Parameters, thresholds and versions of packages: --json.")
 
 
 def show_check(console: Console, report: VerifyReport) -> None:
     """Print whether a version is as its manifest says, or each problem."""
     text = f"{report.n_objects:,} objects, {report.n_records:,} records, {_size(report.n_bytes)} checked."
+    n = len(report.problems)
     if report.ok:
-        console.print(
-            f"[bold green]Version {report.version} is as it was published[/]: {text}",
-            highlight=False,
-        )
+        say(console, f"[bold green]Version {report.version} is as it was published[/]: {text}")
     else:
-        n = len(report.problems)
-        console.print(
-            f"[bold red]Version {report.version} has {n} problem{'s' if n != 1 else ''}[/]: {text}",
-            highlight=False,
-        )
-    for problem in report.problems:
-        line = f"- {problem.kind}: {problem.path}: {problem.message}"
-        console.print(escape(line), highlight=False, soft_wrap=True)
-    for path in report.repaired:
-        console.print(f"Repaired: {escape(path)}", highlight=False, soft_wrap=True)
+        found = f"{n} problem{'s' * (n != 1)}"
+        say(console, f"[bold red]Version {report.version} has {found}[/]: {text}")
+    say(console, *(escape(f"- {p.kind}: {p.path}: {p.message}") for p in report.problems))
+    say(console, *(f"Repaired: {escape(path)}" for path in report.repaired))
 
 
 def show_gc(console: Console, report: GcReport) -> None:
@@ -88,18 +78,14 @@ def show_gc(console: Console, report: GcReport) -> None:
     word = "Would remove" if report.dry_run else "Removed"
     removed = ", ".join(map(str, report.versions_removed)) or "none"
     kept = ", ".join(map(str, report.versions_kept)) or "none"
-    console.print(
-        f"[bold]{word}[/] {report.n_removed:,} objects, {_size(report.n_bytes_removed)}. "
-        f"Versions removed: {removed}; kept: {kept}.",
-        highlight=False,
-    )
+    freed = f"{report.n_removed:,} objects, {_size(report.n_bytes_removed)}"
+    say(console, f"[bold]{word}[/] {freed}. Versions removed: {removed}; kept: {kept}.")
     table = Table("", "what", "why", "objects", "size")
     for fate, lines in (("removed", report.removed), ("kept", report.kept)):
         for line in lines:
             table.add_row(fate, line.kind, line.reason, f"{line.n_objects:,}", _size(line.n_bytes))
     console.print(table)
-    for path in report.unknown:
-        console.print(f"- not ours, left: {escape(path)}", highlight=False, soft_wrap=True)
+    say(console, *(f"- not ours, left: {escape(path)}" for path in report.unknown))
 
 
 def _time(iso: str) -> str:

@@ -26,7 +26,7 @@ WIDE = 100  # columns of a terminal in which three scores of two estimators have
 COLOURS = {"accept": "green", "reject": "red", "inconclusive": "yellow"}
 
 
-def _say(console: Console, *lines: str) -> None:
+def say(console: Console, *lines: str) -> None:
     """Print lines as they are: a terminal wraps them, and numbers have no colour of their own."""
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False)
@@ -53,36 +53,36 @@ def show_run(console: Console, result: RunResult) -> None:
     _show_strategies(console, result.strategies)
     _show_verdict(console, result.verdict)
     if result.recipe is not None:
-        _say(console, _named("Recipe", f"{result.recipe.strategy.name}. {result.recipe.sentence}"))
+        say(console, _named("Recipe", f"{result.recipe.strategy.name}. {result.recipe.sentence}"))
     if result.approval is not None:
-        _say(console, escape(result.approval.sentence))
+        say(console, escape(result.approval.sentence))
     if result.status == "awaiting_approval":
         waits = f"[bold]Nothing is published yet[/]: proposal {result.proposal} waits for"
         how = "`prefect-augment approve`, with --reject or --amount CLASS=N where wanted."
-        _say(console, f"{waits} {how}")
+        say(console, f"{waits} {how}")
     if result.status == "rejected":
-        _say(console, "[bold]Rejected[/]: nothing was published.")
+        say(console, "[bold]Rejected[/]: nothing was published.")
     if result.version is not None:
         word = "Published" if result.status == "published" else "Nothing new since"
-        _say(console, f"[bold]{word}[/] version {result.version}: {escape(result.manifest)}")
-    _say(console, _named("Report", result.report), _cost(result))
+        say(console, f"[bold]{word}[/] version {result.version}: {escape(result.manifest)}")
+    say(console, _named("Report", result.report), _cost(result))
     if result.version is not None:
         place = result.manifest.partition("/_manifests/")[0]
         python = f"in Python open_dataset({place!r})"
-        _say(console, _named("Next", f"prefect-augment inspect {place}, or {python}."))
+        say(console, _named("Next", f"prefect-augment inspect {place}, or {python}."))
 
 
 def show_demo(
     console: Console, results: Mapping[str, RunResult], places: Mapping[str, str], *, seconds: float
 ) -> None:
     """Print the end of a demo: per part the version, the verdict and where to look."""
-    _say(console, f"[bold]The demo is done[/], in {seconds:.0f} s:")
+    say(console, f"[bold]The demo is done[/], in {seconds:.0f} s:")
     for name, result in results.items():
         verdict = result.verdict
         assert verdict is not None
         word = "published" if result.status == "published" else "there already"
         answer = f"[{COLOURS[verdict.decision]}]{escape(verdict.headline)}[/]"
-        _say(
+        say(
             console,
             f"- [bold]{name}[/]: version {result.version} {word}. {answer}",
             f"  Look at it: {escape(result.report)}",
@@ -94,10 +94,10 @@ def show_evaluation(console: Console, result: RunResult) -> None:
     """Print the result of ``evaluate``."""
     if n := result.external:
         given = f"{n['given']:,} records given, {n['quarantined']:,} of them unusable"
-        _say(console, f"{given}; of {n['filtered']:,} filtered {n['passed']:,} pass.")
+        say(console, f"{given}; of {n['filtered']:,} filtered {n['passed']:,} pass.")
     _show_strategies(console, result.strategies)
     _show_verdict(console, result.verdict)
-    _say(console, *_notes(result.notes), _named("Report", result.report))
+    say(console, *_notes(result.notes), _named("Report", result.report))
 
 
 def show_training(console: Console, result: TrainResult) -> None:
@@ -106,7 +106,7 @@ def show_training(console: Console, result: TrainResult) -> None:
     word = "Nothing new, there was a" if result.status == "unchanged" else "Trained a"
     steps = f"{model.steps:,} steps on " if model.steps else ""
     of = f"{steps}{model.n_training:,} training records of {result.n_records:,}"
-    _say(
+    say(
         console,
         f"[bold]{word}[/] model {escape(model.kind)}: {of}.",
         _named("Can sample", ", ".join(model.strata) or "no class"),
@@ -130,7 +130,7 @@ def show_policy(console: Console, result: PolicyCheck) -> None:
     bad = ", ".join(op.name for op in result.damaging)
     word = f"May change what images show: {bad}." if bad else "No damage was found."
     right = f"right about {result.accuracy:.1%} of {result.n_images:,} unchanged images"
-    _say(
+    say(
         console,
         f"[bold]{escape((result.note and f'Not checked: {result.note}.') or word)}[/]",
         f"The classifier is {right}.",
@@ -142,7 +142,7 @@ def show_latents(console: Console, result: LatentResult) -> None:
     """Print the summary of a use of latents, its model and its location."""
     from prefect_augment.latents.page import latents_sentence
 
-    _say(console, f"[bold]{escape(latents_sentence(result.latents))}[/]")
+    say(console, f"[bold]{escape(latents_sentence(result.latents))}[/]")
     summary, model = result.latents.summary, result.model
     if result.latents.use == "anomalies":
         _show_flagged(console, summary["counts"])
@@ -150,7 +150,7 @@ def show_latents(console: Console, result: LatentResult) -> None:
         _show_value(console, summary["parts"].get("validation", summary["parts"]), 0)
     of = f"{model.kind} {model.digest[:12]}, trained on {model.n_training:,} records"
     kept = _named("Kept as", result.uri)
-    _say(console, _named("Model", of), *_notes(result.notes), kept, _cost(result))
+    say(console, _named("Model", of), *_notes(result.notes), kept, _cost(result))
 
 
 def _show_flagged(console: Console, counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> None:
@@ -168,16 +168,13 @@ def show_profile(console: Console, profile: Any) -> None:
     """Print a source's columns, classes and problems."""
     table = Table("column", "type", "kind", "null", "unique", "note", title=escape(profile.source))
     for c in profile.columns:
-        n_null, n_unique = (
-            f"{c.n_null:,}",
-            "" if c.n_unique < 0 else f"{c.n_unique:,}",
-        )  # images are not counted
+        n_unique = "" if c.n_unique < 0 else f"{c.n_unique:,}"  # images are not counted
         type_, note = escape(c.arrow_type), escape(c.note)
-        table.add_row(escape(c.name), type_, c.kind, n_null, n_unique, note)
+        table.add_row(escape(c.name), type_, c.kind, f"{c.n_null:,}", n_unique, note)
     console.print(table)
     if not profile.is_valid:
         first, *others = profile.notes
-        _say(console, f"[bold red]cannot be used:[/] {escape(first)}", *_notes(others))
+        say(console, f"[bold red]cannot be used:[/] {escape(first)}", *_notes(others))
         return
     total = sum(profile.class_counts.values())
     classes = Table(f"class ({escape(profile.label)})", "records", "share")
@@ -187,7 +184,7 @@ def show_profile(console: Console, profile: Any) -> None:
     ratio = f"Imbalance ratio {profile.imbalance_ratio:.1f}"
     reasons = "; ".join(f"{n:,} × {reason}" for reason, n in profile.quarantine.items())
     why = escape(f": {reasons}") if reasons else ""
-    _say(console, f"{ratio}, quarantined {profile.n_quarantined:,}{why}.", *_notes(profile.notes))
+    say(console, f"{ratio}, quarantined {profile.n_quarantined:,}{why}.", *_notes(profile.notes))
 
 
 def show_result(console: Console, result: Result) -> None:
@@ -204,11 +201,11 @@ def show_checks(console: Console, checks: Sequence[Any]) -> None:
             area = check.area
             console.print(f"[bold]{escape(area)}[/]")
         status = f"[{colours[check.status]}]{check.status:<8}[/]"
-        _say(console, f"  {status} {escape(check.name)}: {escape(check.finding)}")
+        say(console, f"  {status} {escape(check.name)}: {escape(check.finding)}")
         if check.advice:
-            _say(console, f"           {escape(check.advice)}")
+            say(console, f"           {escape(check.advice)}")
     n = {status: sum(c.status == status for c in checks) for status in colours}
-    _say(console, ", ".join(f"{status}: {count}" for status, count in n.items()))
+    say(console, ", ".join(f"{status}: {count}" for status, count in n.items()))
 
 
 def _show_value(console: Console, value: Any, depth: int) -> None:
@@ -220,14 +217,14 @@ def _show_value(console: Console, value: Any, depth: int) -> None:
                 _show_value(console, item, depth + 1)
             else:
                 text = "none" if item in ({}, [], None, "") else str(item)
-                _say(console, f"{indent}{_named(escape(str(name)), text)}")
+                say(console, f"{indent}{_named(escape(str(name)), text)}")
     elif isinstance(value, list):
         for item in value:
             if isinstance(item, Mapping):
                 _show_value(console, item, depth)
                 console.print()
             else:
-                _say(console, f"{indent}- {escape(str(item))}")
+                say(console, f"{indent}- {escape(str(item))}")
     else:
         console.print(f"{indent}{escape(str(value))}")
 
@@ -265,7 +262,7 @@ def _show_estimate(console: Console, plan: BalancePlan) -> None:
         )
     needs = plan.estimate
     dollars = (needs.writes * DOLLARS_A_WRITE + needs.reads * DOLLARS_A_READ) / 1e6
-    _say(
+    say(
         console,
         f"Estimate: {duration(needs.seconds)} of one core, {needs.output_bytes / 1e6:,.1f} MB written, "
         f"{needs.memory_bytes / 1e6:,.0f} MB of memory. In an object store: {needs.writes:,} requests that write or "

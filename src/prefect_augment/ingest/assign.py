@@ -52,10 +52,9 @@ class Piece:
 class Decision:
     """The split of all records: one pass on construction, then :meth:`pieces` yields it bin by bin.
 
-    ``reused`` are the indexes of reused batches, ``held`` a hold-out with a source of its own, ``parent`` the
-    parent version's ledger or an empty one; ``likely`` finds pairs of images. ``ledger``, ``n_new``,
-    ``n_kept_against_mark`` and ``image`` are final after the last piece. Raises InputError if the requested
-    hold-out does not suit the records.
+    ``reused`` are the indexes of reused batches, ``held`` a hold-out with a source of its own, ``parent`` the parent
+    version's ledger or an empty one; ``likely`` finds pairs of images. ``ledger``, ``n_new``, ``n_kept_against_mark``
+    and ``image`` are final after the last piece. Raises InputError if the requested hold-out does not suit the records.
     """
 
     def __init__(

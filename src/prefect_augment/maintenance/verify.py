@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from prefect_augment.array_types import Uint64
 from prefect_augment.errors import AugmentError
+from prefect_augment.maintenance.layout import kind_of
 from prefect_augment.publish.real_records import N_ID_BINS, Ids
 from prefect_augment.publish.shareable import find_leaks
 from prefect_augment.report.card import CARD, card_is_current, refresh_card
@@ -142,11 +143,10 @@ def _check_bytes(store: Store, file: ShardInfo | PublishedFile, findings: _Findi
 
 def _advice(path: str) -> str:
     """Return how to restore a changed object."""
-    if path.startswith("data/"):
+    kind = kind_of(path)
+    if kind == "shard":
         return ADVICE.split(";")[0]
-    what = {"_splits/": "ledger", "_reports/": "report", "_quarantine/": "quarantine"}
-    kind = next((word for start, word in what.items() if path.startswith(start)), "object")
-    return f"restore this {kind} from a copy; the records of the version do not depend on it"
+    return f"restore this {kind or 'object'} from a copy; the records of the version do not depend on it"
 
 
 def _check_shard(store: Store, manifest: Manifest, shard: ShardInfo, findings: _Findings) -> None:

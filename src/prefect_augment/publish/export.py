@@ -61,10 +61,9 @@ def export(
 ) -> ExportReport:
     """Write one version as a tree of files; only some ``splits`` and ``origins`` where named.
 
-    On a local disk the tree appears at once and replaces an earlier export. An object store has no rename:
-    there ``_SUCCESS`` is removed first and written last, and a reader that checks for it sees one version.
-    Every shard's digest is checked. ``version`` is the newest by default; ``options`` are fsspec's, of a
-    ``folder`` that is a string.
+    On a local disk the tree appears at once and replaces an earlier export. An object store has no rename: there
+    ``_SUCCESS`` is removed first and written last, and a reader that checks for it sees one version. Every shard's
+    digest is checked. ``version`` is the newest by default; ``options`` are fsspec's, of a ``folder`` that is a string.
 
     Raises ParameterError if ``folder`` holds other files than an earlier export, lies in the dataset or around it, or
     nothing is chosen; IntegrityError if there is no such version, or a shard is missing or damaged; StorageError if

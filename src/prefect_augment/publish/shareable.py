@@ -136,34 +136,19 @@ class _Search:
         """Look at a file and, in an archive, at its members."""
         if sha256_hex(data) in self.real.hashes:
             self.add(path, "record", "is a file of a real record, byte by byte")
-        members: Callable[[bytes], Iterator[tuple[str, bytes]]] | None = None
-        if data[:4] == b"PAR1":
-            self._attempt(path, data, self._parquet)
-        elif data[:6] == b"ARROW1":
-            self._attempt(path, data, self._arrow)
-        elif data[:2] == b"\x1f\x8b":
-            members = _gzip
-        elif data[:4] == b"PK\x03\x04":
-            members = _zip
-        elif data[257:262] == b"ustar":
-            members = _tar
-        if members is not None and depth < MAX_DEPTH:
+        is_table = data.startswith((b"PAR1", b"ARROW1"))
+        archives = [unpack for at, magic, unpack in _ARCHIVES if data.startswith(magic, at)]
+        if is_table:
+            self._attempt(path, data, self._parquet if data[:1] == b"P" else self._arrow)
+        elif archives and depth < MAX_DEPTH:
             try:
-                for name, member in members(data):
+                for name, member in archives[0](data):
                     self.file(f"{path}/{name}", member, depth + 1)
-            except (
-                OSError,
-                ValueError,
-                EOFError,
-                zlib.error,
-                tarfile.TarError,
-                zipfile.BadZipFile,
-            ):
-                self.add(
-                    path, "unread", "is a damaged archive, of which not every member was searched"
-                )
+            except _DAMAGED:
+                why = "is a damaged archive, of which not every member was searched"
+                self.add(path, "unread", why)
         self.name_or_text(path, path)
-        if data[:4] == b"PAR1" or data[:6] == b"ARROW1":
+        if is_table:
             return
         try:
             self.name_or_text(path, data.decode())
@@ -381,3 +366,8 @@ def _tar(data: bytes) -> Iterator[tuple[str, bytes]]:
             file = archive.extractfile(member) if member.isfile() else None
             if file is not None:
                 yield member.name, file.read(MAX_BYTES)
+
+
+# Where an archive's first bytes are, and what yields its members.
+_ARCHIVES = ((0, b"\x1f\x8b", _gzip), (0, b"PK\x03\x04", _zip), (257, b"ustar", _tar))
+_DAMAGED = (OSError, ValueError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile)

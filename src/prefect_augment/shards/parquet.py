@@ -286,7 +286,7 @@ def write_parquet(groups: Iterable[pa.Table], sink: Any) -> None:
                 file.write_table(group.combine_chunks(), row_group_size=max(1, group.num_rows))
         stream.detach()
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as exc:
-        types = ", ".join(f"{f.name!r} ({f.type})" for f in first.schema if not _writable(f.type))
+        types = ", ".join(f"{f.name!r} ({f.type})" for f in first.schema if not is_writable(f.type))
         raise SchemaError(
             f"Parquet cannot hold {types or 'these columns'}: {exc}; cast them in the source, or leave them out "
             "with a columns entry of kind drop."
@@ -319,7 +319,8 @@ def _options(schema: pa.Schema) -> dict[str, Any]:
     }
 
 
-def _writable(kind: pa.DataType) -> bool:
+def is_writable(kind: pa.DataType) -> bool:
+    """Tell whether Parquet holds values of a type."""
     try:
         pq.write_table(pa.table({"x": pa.nulls(0, kind)}), pa.BufferOutputStream())
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):

@@ -12,11 +12,11 @@ from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.feather as feather
-import pyarrow.parquet as pq
 
 from prefect_augment.errors import SchemaError
 from prefect_augment.params import Source
 from prefect_augment.shards.base import row_groups
+from prefect_augment.shards.parquet import is_writable
 from prefect_augment.sources.archives import refuse_bomb, size_of
 from prefect_augment.sources.base import SourceRecords, numbered, refuse_duplicates, untrusted
 from prefect_augment.sources.parquet import plain_schema, with_plain_types
@@ -66,7 +66,11 @@ def _tables(file: IO[bytes], name: str) -> Iterator[pa.Table]:
     magic = file.read(len(FILE_MAGIC))
     file.seek(0)
     if magic.startswith(FEATHER_1_MAGIC):
-        yield _checked(_read_feather_1(file), name)
+        with warnings.catch_warnings():
+            # Arrow will drop it one day; until then whoever has such files can bring them along.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            table = feather.read_table(io.BytesIO(file.read()))
+        yield _checked(table, name)
         return
     if magic == FILE_MAGIC:
         reader: Any = pa.ipc.open_file(file)
@@ -78,23 +82,14 @@ def _tables(file: IO[bytes], name: str) -> Iterator[pa.Table]:
         yield pa.Table.from_batches([batch])
 
 
-def _read_feather_1(file: IO[bytes]) -> pa.Table:
-    with warnings.catch_warnings():
-        # Arrow will drop it one day; until then whoever has such files can bring them along.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return feather.read_table(io.BytesIO(file.read()))
-
-
 def _checked(table: pa.Table, name: str) -> pa.Table:
     """Refuse duplicate columns and types that cannot be published."""
     refuse_duplicates(table.column_names, name)
     for field in plain_schema(table.schema):
-        try:
-            pq.ParquetWriter(io.BytesIO(), pa.schema([field])).close()
-        except pa.ArrowException as exc:
+        if not is_writable(field.type):
             raise SchemaError(
                 f"column {field.name!r} of {name} is of type {field.type}, which Parquet cannot hold; convert it.",
                 path=name,
                 column=field.name,
-            ) from exc
+            )
     return table

@@ -331,10 +331,9 @@ def cluster_images(
 ) -> tuple[Int, Int]:
     """Return the cluster (n,) of every image and its strictness level (n,), 0 to :data:`MAX_LEVEL`.
 
-    ``thumbs`` (n, 1024) are of different images, sorted by content key. Clusters have at most ``limit``
-    images and start at ``levels`` (default 0). A pair is near when its strength exceeds the levels of both; a
-    single image's level says how dense its neighbourhood is, and so what may join it later. ``likely`` finds the
-    pairs that are measured.
+    ``thumbs`` (n, 1024) are of different images, sorted by content key. Clusters have at most ``limit`` images and
+    start at ``levels`` (default 0). A pair is near when its strength exceeds the levels of both; a single image's level
+    says how dense its neighbourhood is, and so what may join it later. ``likely`` finds the pairs that are measured.
     """
     n = len(thumbs)
     strict = np.zeros(n, dtype=np.int64) if levels is None else levels.copy()

@@ -1,8 +1,7 @@
 """The split that keeps near-duplicate images on one side, in this version and all later ones.
 
-New images form clusters; a cluster near images of an earlier version joins their part. One near both the
-training part and the hold-out is a *bridge*: on either side it would leak, so it is left out. Ledger
-entries never change.
+New images form clusters; a cluster near images of an earlier version joins their part. One near both the training part
+and the hold-out is a *bridge*: on either side it would leak, so it is left out. Ledger entries never change.
 """
 
 from collections.abc import Sequence

@@ -222,12 +222,13 @@ def as_storage_error(
         return None
     passes = fault.kind == "transient" or (fault.kind == "unreachable" and has_answered)
     kind = TransientError if passes else StorageError
-    bucket, key = _names(uri, path)
+    bucket, _, prefix = uri.partition("://")[2].partition("/")
+    bucket = bucket.partition("@")[0]  # Azure's container
     return kind(
         f"cannot {verb} {where}: {_why(fault, exc, verb, uri, bucket)}",
         path=path,
         bucket=bucket,
-        key=key,
+        key="/".join(part for part in (prefix, path) if part),
         code=fault.code,
     )
 
@@ -271,12 +272,6 @@ def _words(exc: Exception) -> str:
     """Return the first line of the driver's message; some print whole requests below it."""
     line = (str(exc).strip() or type(exc).__name__).splitlines()[0]
     return hide_secrets(line)[:200].rstrip(".")
-
-
-def _names(uri: str, path: str) -> tuple[str, str]:
-    """Return the bucket (container) and the object's key in it."""
-    bucket, _, prefix = uri.partition("://")[2].partition("/")
-    return bucket.partition("@")[0], "/".join(part for part in (prefix, path) if part)
 
 
 _NO_SPACE = "no space left to {} {}; free some and run again, the run continues where it was."

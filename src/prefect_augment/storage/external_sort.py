@@ -1,7 +1,6 @@
 """Fixed-width rows on local disk, in bins small enough to be processed in memory.
 
-What is known of each record (keys, parts, places) is joined or sorted bin by bin, so no array has one
-entry per record.
+What is known of each record (keys, parts, places) is joined or sorted bin by bin, so no array has one entry per record.
 """
 
 from collections.abc import Iterator

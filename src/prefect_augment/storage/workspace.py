@@ -1,10 +1,9 @@
 """A dataset to share, and its workspace: the folder with everything that holds real records.
 
-A destination whose records are all synthetic can be given away as it lies: readers need its card, its
-manifests and the shards. Staged records, the split ledger, reports, models, quarantine and proposals
-lie in a folder of their own, beside it or where the user says. :class:`SharedStore` shows both as one
-dataset, so that no step has to know. A file in each names the other: the workspace's has an id that a
-forged one in a destination would have to guess, and the ledger's key.
+A destination whose records are all synthetic can be given away as it lies: readers need its card, its manifests and the
+shards. Staged records, the split ledger, reports, models, quarantine and proposals lie in a folder of their own, beside
+it or where the user says. :class:`SharedStore` shows both as one dataset, so that no step has to know. A file in each
+names the other: the workspace's has an id that a forged one in a destination would have to guess, and the ledger's key.
 """
 
 import json
@@ -79,8 +78,7 @@ class SharedStore(Store):
 def with_workspace(store: Store, *, required: bool = True) -> Store:
     """Return the store together with its workspace, or as it is where there is none.
 
-    ``required`` raises ParameterError for a copy whose workspace is not here; else its private objects
-    are missing.
+    ``required`` raises ParameterError for a copy whose workspace is not here; else its private objects are missing.
     """
     pointer = _read(store, POINTER)
     if pointer is None or isinstance(store, SharedStore):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import io
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -110,10 +110,7 @@ def check_image(data: bytes, *, max_megapixels: float) -> ImageCheck:
         raise BadImageError(
             f"oversized (more than {max_megapixels:g} megapixels)", f"{width} x {height} px"
         )
-    turn: AbstractContextManager[Any] = (
-        _one_large if width * height > LARGE_PIXELS else nullcontext()
-    )
-    with turn:
+    with _one_large if width * height > LARGE_PIXELS else nullcontext():
         mode, animated = image.mode, bool(getattr(image, "is_animated", False))
         orientation = _decode(image)
         thumb = _thumb(image, orientation)
