@@ -10,14 +10,7 @@ import pytest
 from prefect_augment.errors import IntegrityError
 from prefect_augment.split.assignment import Shares, assign
 from prefect_augment.split.ledger import ImageRows, Ledger
-from prefect_augment.split.ledger_io import (
-    opened,
-    read_ledger,
-    sealed,
-    with_opened_keys,
-    with_sealed_keys,
-    write_ledger,
-)
+from prefect_augment.split.ledger_io import opened, read_ledger, sealed, with_keys, write_ledger
 from prefect_augment.storage import Store, keep_apart, open_store
 from prefect_augment.storage.keys import KEY, key_texts
 
@@ -64,9 +57,9 @@ def test_a_ledger_comes_back_and_shows_no_key(store: Store, unit: str) -> None:
         for t in table[name].to_pylist()
     }
     assert not shown & set(key_texts(keys))
-    plain = with_opened_keys(store, table)
+    plain = with_keys(store, table, opens=True)
     assert plain["key"].to_pylist() == key_texts(keys)
-    assert with_sealed_keys(store, plain).equals(table)
+    assert with_keys(store, plain, opens=False).equals(table)
 
 
 def test_an_old_ledger_without_a_seal_is_read(store: Store) -> None:

@@ -1,6 +1,7 @@
 import json
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -166,8 +167,8 @@ def test_the_content_digest_covers_what_the_data_is(change: dict[str, Any]) -> N
 
 
 def test_versions_count_up_and_name_their_parent(store: Store) -> None:
-    first = commit(store, builder("k1", 1), dataset_key="k1")
-    second = commit(store, builder("k2", 2), dataset_key="k2")
+    first = commit(store, builder("k1", 1), partial(find_commit, store, "k1"))
+    second = commit(store, builder("k2", 2), partial(find_commit, store, "k2"))
     assert (first.version, second.version) == (1, 2)
     assert first.created
     assert read_manifest(store, 2).parent == 1
@@ -175,9 +176,9 @@ def test_versions_count_up_and_name_their_parent(store: Store) -> None:
 
 
 def test_the_same_inputs_are_committed_once(store: Store) -> None:
-    first = commit(store, builder("k1", 1), dataset_key="k1")
-    commit(store, builder("k2", 2), dataset_key="k2")
-    again = commit(store, builder("k1", 1), dataset_key="k1")
+    first = commit(store, builder("k1", 1), partial(find_commit, store, "k1"))
+    commit(store, builder("k2", 2), partial(find_commit, store, "k2"))
+    again = commit(store, builder("k1", 1), partial(find_commit, store, "k1"))
     assert again == first.model_copy(update={"created": False})
     assert list_versions(store) == (1, 2)
     assert find_commit(store, "k1") == again
@@ -187,10 +188,10 @@ def test_the_same_inputs_are_committed_once(store: Store) -> None:
 def test_a_lost_race_takes_the_next_number(store: Store) -> None:
     def build(version: int, parent: Manifest | None) -> Manifest:
         if version == 1:  # another run commits while this one builds
-            commit(store, builder("other", 9), dataset_key="other")
+            commit(store, builder("other", 9), partial(find_commit, store, "other"))
         return builder("mine", 1)(version, parent)
 
-    done = commit(store, build, dataset_key="mine")
+    done = commit(store, build, partial(find_commit, store, "mine"))
     assert (done.version, done.created) == (2, True)
     assert read_manifest(store, 2).parent == 1
     assert read_manifest(store, 1).dataset_key == "other"
@@ -203,7 +204,7 @@ def test_a_lost_race_against_the_same_content_is_success(store: Store) -> None:
         put(store, version=version, key="mine", n=1, created_at="earlier")
         return builder("mine", 1)(version, parent)
 
-    done = commit(store, build, dataset_key="mine")
+    done = commit(store, build, partial(find_commit, store, "mine"))
     assert (done.version, done.created) == (1, False)
 
 
@@ -213,7 +214,7 @@ def test_who_always_loses_is_told_that_nothing_is_lost(store: Store) -> None:
         return builder("mine", 1)(version, parent)
 
     with pytest.raises(CommitConflictError, match="kept in _staging"):
-        commit(store, build, dataset_key="mine")
+        commit(store, build, partial(find_commit, store, "mine"))
 
 
 def test_racing_committers_get_a_version_each(store: Store) -> None:
@@ -222,7 +223,9 @@ def test_racing_committers_get_a_version_each(store: Store) -> None:
 
     def run(i: int) -> None:
         start.wait()
-        done.append(commit(store, builder(f"k{i}", i + 1), dataset_key=f"k{i}").version)
+        done.append(
+            commit(store, builder(f"k{i}", i + 1), partial(find_commit, store, f"k{i}")).version
+        )
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
     for thread in threads:

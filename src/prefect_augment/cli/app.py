@@ -29,11 +29,7 @@ from prefect_augment.cli.steps import augment, check_policy, evaluate, profile, 
 from prefect_augment.errors import AugmentError
 from prefect_augment.flows._stopping import exit_code, say_interrupted, stoppable
 
-app = typer.Typer(
-    name="prefect-augment",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(name="prefect-augment", no_args_is_help=True, pretty_exceptions_enable=False)
 _COMMANDS: list[Callable[..., None]] = [
     rebalance, augment, train, evaluate, *COMMANDS, approve, profile, check_policy, versions, inspect, verify, export,
     rollback, gc, erase, init, doctor, demo,

@@ -101,12 +101,7 @@ def find_roles(
     # Everything but dropped columns is published, in the source's order.
     published = select_columns(whole, [n for n in whole.column_names if n not in gone])
     return Roles(
-        label,
-        image,
-        grouped_by,
-        source.group_pattern,
-        source.holdout_column,
-        published.schema,
+        label, image, grouped_by, source.group_pattern, source.holdout_column, published.schema
     )
 
 

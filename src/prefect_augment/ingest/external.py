@@ -239,11 +239,7 @@ class _Reader:
         return {name: plain(table[name]).unique() for name in names}
 
     def _typed(
-        self,
-        batch: Batch,
-        schema: pa.Schema,
-        levels: dict[str, pa.Array],
-        rounded: Counter[str],
+        self, batch: Batch, schema: pa.Schema, levels: dict[str, pa.Array], rounded: Counter[str]
     ) -> Batch:
         needed, n = set(self._needed()), batch.table.num_rows
         columns: dict[str, pa.Array] = {}

@@ -98,34 +98,26 @@ def _concatenated(columns: Sequence[Any]) -> Any:
     return Coded(np.concatenate([c.codes for c in coded]), coded[0].names)
 
 
-# Fields of the rows on local disk, and their columns of an index.
-SPILLED = {
-    "key": "keys",
-    "label": "labels",
-    "number": "numbers",
-    "part": "parts",
-    "mark": "marked",
-    "group": "groups",
-    "trait": "traits",
-    "thumb": "thumb_rows",
-}
-
-
 class IndexSpill:
     """The indexes of the batches read, on local disk; their pieces come in order."""
 
     def __init__(self, workspace: Workspace, batches: Sequence[int]) -> None:
         self._batches = np.array(sorted(batches), dtype=np.int32)
-        fields = [("key", KEY), ("thumb", np.int64), ("label", np.int32), ("group", np.int32)]
-        fields += [("trait", np.int32), ("number", np.int32), ("part", np.int8), ("mark", np.bool_)]
-        self._rows = PartitionedRows(workspace, np.dtype(fields), len(batches))
+        columns = [
+            ("keys", KEY),
+            ("thumb_rows", np.int64),
+            ("parts", np.int8),
+            ("marked", np.bool_),
+        ]
+        columns += [(name, np.int32) for name in ("labels", "groups", "traits", "numbers")]
+        self._rows = PartitionedRows(workspace, np.dtype(columns), len(batches))
         self._like: RecordIndex | None = None
 
     def append(self, index: RecordIndex) -> None:
         """Add the next records; all pieces share one set of names."""
         rows = np.zeros(len(index), dtype=self._rows.dtype)
-        for name, attribute in SPILLED.items():
-            values = getattr(index, attribute)
+        for name in self._rows.dtype.names or ():
+            values = getattr(index, name)
             if values is not None:
                 rows[name] = values.codes if isinstance(values, Coded) else values
         self._like = index
@@ -152,11 +144,10 @@ class IndexSpill:
     def _index(self, rows: Array) -> RecordIndex:
         assert self._like is not None
         columns: dict[str, Any] = {}
-        for name, attribute in SPILLED.items():
-            like, values = getattr(self._like, attribute), np.ascontiguousarray(rows[name])
+        for name in rows.dtype.names or ():
+            like, values = getattr(self._like, name), np.ascontiguousarray(rows[name])
             if like is not None:
-                is_coded = isinstance(like, Coded)
-                columns[attribute] = Coded(values, like.names) if is_coded else values
+                columns[name] = Coded(values, like.names) if isinstance(like, Coded) else values
         return replace(self._like, **columns)
 
 

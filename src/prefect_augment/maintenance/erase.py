@@ -25,7 +25,7 @@ from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.split.corrections import forget_corrections
 from prefect_augment.storage import (
     Store,
-    commit_next,
+    commit,
     committed,
     find_commit,
     lease,
@@ -180,7 +180,7 @@ def _carry_out(store: Store, intent: _Intent, path: str, renew: Callable[[], Non
 
     find = partial(_find, store, intent, gone)
     try:
-        done = commit_next(store, build, find)
+        done = commit(store, build, find)
     except (EmptyClassError, IntegrityError):
         store.delete(path)  # impossible, so no later run has to try
         raise

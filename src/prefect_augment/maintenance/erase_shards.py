@@ -18,7 +18,7 @@ from prefect_augment.schema import Manifest, PublishedFile, ShardInfo
 from prefect_augment.shards.base import format_of, open_shard, put_once, read_shard, write_shards
 from prefect_augment.shards.parquet import LINEAGE
 from prefect_augment.sources.images.columns import GROUP
-from prefect_augment.split.ledger_io import with_opened_keys, with_sealed_keys
+from prefect_augment.split.ledger_io import with_keys
 from prefect_augment.storage import Store, list_versions, read_manifest, sha256_hex
 
 
@@ -142,7 +142,7 @@ def rewrite_ledger(
     if manifest.ledger is None:
         return None, 0
     table = read_shard(store, manifest.ledger.path, sha256=manifest.ledger.sha256)
-    table = with_opened_keys(store, table)
+    table = with_keys(store, table, opens=True)
     unit = ((table.schema.metadata or {}).get(b"unit") or b"record").decode()
     kind, _, column = unit.partition(":")
     erased = _erased(store, gone)
@@ -156,7 +156,7 @@ def rewrite_ledger(
         return manifest.ledger, 0
     remaining = _renamed_clusters(table.filter(pa.array(keep, pa.bool_())))
     sink = io.BytesIO()
-    pq.write_table(with_sealed_keys(store, remaining), sink, compression="zstd")
+    pq.write_table(with_keys(store, remaining, opens=False), sink, compression="zstd")
     data = sink.getvalue()
     digest = sha256_hex(data)
     path = f"_splits/v{manifest.version + 1:08d}-{digest[:12]}.parquet"

@@ -14,14 +14,7 @@ from prefect_augment.schema import (
     PublishedFile,
     ShardInfo,
 )
-from prefect_augment.storage import (
-    Store,
-    commit_next,
-    committed,
-    lease,
-    list_versions,
-    read_manifest,
-)
+from prefect_augment.storage import Store, commit, committed, lease, list_versions, read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +47,7 @@ def rollback(store: Store, to: int) -> Commit:
             is_equal = newest.content_digest == target.content_digest
             return committed(store, newest, created=False) if is_equal else None
 
-        done = commit_next(store, partial(_again, target), find)
+        done = commit(store, partial(_again, target), find)
     refresh_card(store)
     outcome = "again" if done.created else "already"
     logger.info("Version %d of %s is version %d %s.", done.version, store.uri, to, outcome)

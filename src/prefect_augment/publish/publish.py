@@ -181,7 +181,7 @@ def _write_version(
         build = partial(_manifest, store=store, info=info, report=report, fields=fields)
         if isinstance(store, SharedStore) and set(settings.origins) == {"synthetic"}:
             build = partial(_searched, build, store=store, info=info)
-        return commit(store, build, dataset_key=release.key)
+        return commit(store, build, partial(find_commit, store, release.key))
 
 
 def _searched(
@@ -197,10 +197,7 @@ def _searched(
     before = {s.path for v in list_versions(store) for s in read_manifest(store, v).shards}
     own = {s.path for s in manifest.shards}
     real = real_values(store, info, manifest)
-    pages = {
-        manifest_path(version): manifest.sealed().to_json(),
-        **derived_files(manifest),
-    }
+    pages = {manifest_path(version): manifest.sealed().to_json(), **derived_files(manifest)}
     leaks = leaks_of(store.destination, real, before | own, more=pages)
     if not leaks:
         return manifest

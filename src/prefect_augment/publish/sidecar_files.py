@@ -16,7 +16,7 @@ from prefect_augment.errors import CommitConflictError, IntegrityError
 from prefect_augment.schema import DatasetInfo, Manifest, PublishedFile, ReportRef, ShardInfo
 from prefect_augment.shards.base import open_shard, put_once
 from prefect_augment.shards.stream_writer import BATCH_BYTES, BATCH_RECORDS, drafted
-from prefect_augment.split.ledger_io import part_codes, with_opened_keys
+from prefect_augment.split.ledger_io import part_codes, with_keys
 from prefect_augment.storage import Store, sha256_hex
 from prefect_augment.storage.keys import hash_ids
 
@@ -53,7 +53,7 @@ def _entries(store: Store, path: str) -> tuple[list[str], Uint64]:
     with open_shard(store, path) as ledger:
         columns = [n for n in ("key", "occurrence", "part") if n in ledger.schema.names]
         for group in range(len(ledger.group_rows)):
-            table = with_opened_keys(store, ledger.read(columns, groups=[group]))
+            table = with_keys(store, ledger.read(columns, groups=[group]), opens=True)
             for batch in table.to_batches(max_chunksize=BATCH_RECORDS):
                 batch = batch.set_column(columns.index("part"), "part", part_codes(batch["part"]))
                 texts = [column.cast(pa.string()) for column in batch.columns]
@@ -90,23 +90,24 @@ def copy_ledger(store: Store, info: DatasetInfo, version: int) -> PublishedFile 
     """Copy the split ledger to ``_splits``, under a second name if another run took the first."""
     if not info.ledger:
         return None
-    path = f"_splits/v{version:08d}.parquet"
-    n_bytes, sha256 = _staged(store, info.ledger, store.size), _sha256_of(store, info.ledger)
     # A large ledger gets its digest in the name at once: claiming a name needs all of it in memory.
-    if n_bytes > BATCH_BYTES or not _claim(store, path, _staged(store, info.ledger, store.read)):
-        path = f"_splits/v{version:08d}-{sha256[:12]}.parquet"
-        _copy(store, info.ledger, path)
-    return PublishedFile(path=path, n_bytes=n_bytes, sha256=sha256)
+    if _staged(store, info.ledger, store.size) <= BATCH_BYTES:
+        path, data = f"_splits/v{version:08d}.parquet", _staged(store, info.ledger, store.read)
+        if _claim(store, path, data):
+            return PublishedFile(path=path, n_bytes=len(data), sha256=sha256_hex(data))
+    return _copied(store, info.ledger, version)
 
 
 def copy_files(store: Store, info: DatasetInfo, version: int) -> PublishedFile | None:
     """Copy the list of source files beside the ledger, named by its digest."""
-    if not info.files:
-        return None
-    sha256 = _sha256_of(store, info.files)
+    return _copied(store, info.files, version) if info.files else None
+
+
+def _copied(store: Store, staged: str, version: int) -> PublishedFile:
+    n_bytes, sha256 = _staged(store, staged, store.size), _sha256_of(store, staged)
     path = f"_splits/v{version:08d}-{sha256[:12]}.parquet"
-    _copy(store, info.files, path)
-    return PublishedFile(path=path, n_bytes=_staged(store, info.files, store.size), sha256=sha256)
+    _copy(store, staged, path)
+    return PublishedFile(path=path, n_bytes=n_bytes, sha256=sha256)
 
 
 def _copy(store: Store, staged: str, path: str) -> None:

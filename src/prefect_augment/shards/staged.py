@@ -90,13 +90,8 @@ def iter_shards(
                 if table.num_rows:
                     yield from row_groups(table, BATCH_RECORDS)
                 per_group = max(1, table.nbytes // len(groups))
-                n_groups = max(
-                    1,
-                    min(
-                        BATCH_BYTES // per_group,
-                        BATCH_RECORDS * len(groups) // max(1, table.num_rows),
-                    ),
-                )
+                by_records = BATCH_RECORDS * len(groups) // max(1, table.num_rows)
+                n_groups = max(1, min(BATCH_BYTES // per_group, by_records))
                 del table
 
 

@@ -112,16 +112,13 @@ def list_source(uri: str, *, requested: str, options: dict[str, Any] | None) -> 
     if not objects.is_exact:
         hidden = "." if source_format == "archive" else "._"
         paths = [p for p in paths if not any(segment[0] in hidden for segment in p.split("/"))]
-    matching = (
-        paths
-        if objects.is_exact and requested in FORMATS
-        else [
+    matching = paths
+    if not (objects.is_exact and requested in FORMATS):
+        matching = [
             p
             for p in paths
-            if _family(p) == source_format
-            and (source_format == "archive" or requested in ("auto", _format(p)))
+            if _family(p) == source_format and requested in ("auto", *LAYOUTS, _format(p))
         ]
-    )
     if not matching:
         raise InputError(_nothing(uri, requested, paths), uri=uri)
     # One format for all.

@@ -267,17 +267,8 @@ def opened(column: pa.Array, secret: bytes, *, is_text: bool) -> Keys:
     return np.frombuffer(b"".join(plain), dtype=KEY)
 
 
-def with_opened_keys(store: Store, table: pa.Table) -> pa.Table:
-    """Return rows of a ledger with keys and clusters as they are, whether they are sealed or not."""
-    return _changed(store, table, opens=True)
-
-
-def with_sealed_keys(store: Store, table: pa.Table) -> pa.Table:
-    """Return rows of :func:`with_opened_keys` as they were."""
-    return _changed(store, table, opens=False)
-
-
-def _changed(store: Store, table: pa.Table, *, opens: bool) -> pa.Table:
+def with_keys(store: Store, table: pa.Table, *, opens: bool) -> pa.Table:
+    """Return rows of a ledger whose keys are sealed with keys and clusters as they are, or with these sealed again."""
     metadata = table.schema.metadata or {}
     if SEALED.encode() not in metadata:
         return table

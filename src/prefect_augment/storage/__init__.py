@@ -10,7 +10,6 @@ from prefect_augment.storage.leases import (
 from prefect_augment.storage.local import Draft as Draft
 from prefect_augment.storage.manifests import (
     commit as commit,
-    commit_next as commit_next,
     committed as committed,
     find_commit as find_commit,
     latest_version as latest_version,

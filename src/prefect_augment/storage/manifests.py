@@ -118,24 +118,17 @@ def find_commit(store: Store, dataset_key: str) -> Commit | None:
 
 
 def commit(
-    store: Store, build: Callable[[int, Manifest | None], Manifest], *, dataset_key: str
+    store: Store,
+    build: Callable[[int, Manifest | None], Manifest],
+    find: Callable[[], Commit | None],
 ) -> Commit:
-    """Make a version visible, once; ``created`` is False if a version with this ``dataset_key`` exists.
+    """Make a version visible, once; ``find`` returns the version if it exists.
 
     ``build(version, parent)`` returns the manifest after writing everything it names. If another run commits
     first it is called again with the next number and the new parent; it raises CommitConflictError itself
     if its content does not follow from that parent. After too many attempts CommitConflictError is raised
     here; what was built stays in staging.
     """
-    return commit_next(store, build, lambda: find_commit(store, dataset_key))
-
-
-def commit_next(
-    store: Store,
-    build: Callable[[int, Manifest | None], Manifest],
-    find: Callable[[], Commit | None],
-) -> Commit:
-    """Make a version visible as :func:`commit` does; ``find`` returns the version if it exists."""
     for _ in range(_MAX_ATTEMPTS):
         existing = find()
         if existing is not None:

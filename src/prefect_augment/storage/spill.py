@@ -142,10 +142,7 @@ class Spill:
     def _read(self, options: pa.ipc.IpcReadOptions) -> Iterator[pa.Table]:
         if not self._path:
             return
-        with (
-            pa.OSFile(self._path, "rb") as file,
-            pa.ipc.open_file(file, options=options) as reader,
-        ):
+        with pa.OSFile(self._path, "rb") as file, pa.ipc.open_file(file, options=options) as reader:
             for number in range(reader.num_record_batches):
                 yield pa.Table.from_batches([reader.get_batch(number)])
 

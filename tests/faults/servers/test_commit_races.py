@@ -6,6 +6,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from prefect_augment.schema import Manifest
 from prefect_augment.storage import (
     Store,
     commit,
+    find_commit,
     list_versions,
     manifest_path,
     open_store,
@@ -34,7 +36,7 @@ def commit_until_done(store: Store, build: Any, key: str) -> Any:
     """Others may come first ten times in a row; then the message says to run again."""
     while True:
         try:
-            return commit(store, build, dataset_key=key)
+            return commit(store, build, partial(find_commit, store, key))
         except CommitConflictError:
             continue
 
@@ -195,7 +197,7 @@ def test_a_commit_that_was_overwritten_meanwhile_takes_the_next_number(
     ours = new_store(rclone, bucket=bucket, endpoint_url=proxy.endpoint)
     proxy.after("PUT .*_manifests/v00000001", lambda: store.put(manifest_path(1), theirs.to_json()))
 
-    made = commit(ours, builder("ours", 2), dataset_key="ours")
+    made = commit(ours, builder("ours", 2), partial(find_commit, ours, "ours"))
 
     assert made.version == 2
     assert [read_manifest(store, v).dataset_key for v in (1, 2)] == ["theirs", "ours"]
@@ -210,7 +212,7 @@ def test_a_commit_whose_answer_was_lost_is_ours(
     store = open_store(f"{server.scheme}://{server.bucket()}/sets/one")
     proxy.fail("PUT .*_manifests/v00000001", "lost", times=1)
 
-    made = commit(store, builder("ours", 2), dataset_key="ours")
+    made = commit(store, builder("ours", 2), partial(find_commit, store, "ours"))
 
     assert (made.version, made.created) == (1, True)
     assert list_versions(store) == (1,)

@@ -1,6 +1,7 @@
 """Listings from before and clocks that are wrong: neither decides what is committed or removed."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import prefect_augment_test_object_servers as servers
@@ -9,7 +10,15 @@ import pytest
 from prefect_augment.errors import StorageError, TransientError
 from prefect_augment.maintenance.gc import collect_garbage
 from prefect_augment.schema import Manifest
-from prefect_augment.storage import Store, commit, lease, list_versions, read_manifest, store_time
+from prefect_augment.storage import (
+    Store,
+    commit,
+    find_commit,
+    lease,
+    list_versions,
+    read_manifest,
+    store_time,
+)
 
 pytestmark = pytest.mark.faults
 
@@ -25,9 +34,9 @@ def stale(
     bucket = moto.bucket()
     store = new_store(moto, bucket=bucket)
     late = new_store(moto, bucket=bucket, endpoint_url=proxy.endpoint)
-    commit(store, builder("first", 1), dataset_key="first")
+    commit(store, builder("first", 1), partial(find_commit, store, "first"))
     assert list_versions(late) == (1,)
-    commit(store, builder("second", 2), dataset_key="second")
+    commit(store, builder("second", 2), partial(find_commit, store, "second"))
     proxy.fail("GET .*(list-type|prefix=)", "stale")
     assert list_versions(late) == (1,)
     return store, late
@@ -43,7 +52,7 @@ def test_a_committer_with_a_stale_listing_takes_the_next_number(
     stale: tuple[Store, Store], builder: Builder
 ) -> None:
     store, late = stale
-    assert commit(late, builder("third", 3), dataset_key="third").version == 3
+    assert commit(late, builder("third", 3), partial(find_commit, late, "third")).version == 3
     assert [read_manifest(store, v).dataset_key for v in (1, 2, 3)] == ["first", "second", "third"]
     assert read_manifest(store, 3).parent == 2
 
@@ -52,7 +61,7 @@ def test_what_is_published_already_is_found_behind_a_stale_listing(
     stale: tuple[Store, Store], builder: Builder
 ) -> None:
     store, late = stale
-    again = commit(late, builder("second", 2), dataset_key="second")
+    again = commit(late, builder("second", 2), partial(find_commit, late, "second"))
     assert (again.version, again.created) == (2, False)
     assert list_versions(store) == (1, 2)
 
