@@ -73,12 +73,18 @@ def export(
     check_export(store, target)
     manifest = read_manifest(store, version)
     shards = chosen_shards(manifest, splits, origins)
-    seal = _seal(manifest, shards)
+    parts = [_part(i, shard) for i, shard in enumerate(shards)]
+    # Equal seals, equal trees.
+    fields = {
+        "version": manifest.version,
+        "content_digest": manifest.content_digest,
+        "files": parts,
+    }
+    seal = json.dumps(fields, indent=1).encode() + b"\n"
     n_records = Counter[str]()
     for shard in shards:
         n_records[shard.split] += shard.n_records
-    parts = {_part(i, shard) for i, shard in enumerate(shards)}
-    is_new = target.read_if_there(SUCCESS) != seal or not parts <= set(target.list())
+    is_new = target.read_if_there(SUCCESS) != seal or not set(parts) <= set(target.list())
     if is_new and target.is_local:
         with swapped(Path(target.root)) as temporary:
             _write(store, open_store(temporary), manifest, shards, seal)
@@ -172,16 +178,6 @@ def chosen_shards(
             f"version {manifest.version} has no records of origin {', '.join(origins)} there; it has: {existing}."
         )
     return shards
-
-
-def _seal(manifest: Manifest, shards: Sequence[ShardInfo]) -> bytes:
-    """Return the content of ``_SUCCESS``: equal seals, equal trees."""
-    fields = {
-        "version": manifest.version,
-        "content_digest": manifest.content_digest,
-        "files": [_part(i, shard) for i, shard in enumerate(shards)],
-    }
-    return json.dumps(fields, indent=1).encode() + b"\n"
 
 
 def _part(i: int, shard: ShardInfo) -> str:

@@ -147,7 +147,10 @@ class Reordered(AbstractContextManager["Reordered"]):
         for bucket in np.unique(buckets).tolist():
             rows = table.take(pa.array(np.flatnonzero(buckets == bucket)))
             with disk_space():
-                self._writer(bucket, rows.schema).write_table(rows)
+                if bucket not in self._writers:
+                    self._paths[bucket] = Path(self._workspace.path())
+                    self._writers[bucket] = pa.ipc.new_stream(str(self._paths[bucket]), rows.schema)
+                self._writers[bucket].write_table(rows)
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield all records in order, once, a file at a time."""
@@ -160,12 +163,6 @@ class Reordered(AbstractContextManager["Reordered"]):
                 table = pa.ipc.open_stream(file).read_all()
             path.unlink()
             yield table.unify_dictionaries().sort_by(_PLACE).drop_columns([_PLACE])
-
-    def _writer(self, bucket: int, schema: pa.Schema) -> pa.RecordBatchStreamWriter:
-        if bucket not in self._writers:
-            self._paths[bucket] = Path(self._workspace.path())
-            self._writers[bucket] = pa.ipc.new_stream(str(self._paths[bucket]), schema)
-        return self._writers[bucket]
 
     def _close(self) -> None:
         writers = list(self._writers.values())

@@ -253,7 +253,9 @@ def _find(uri: str, options: dict[str, Any] | None) -> _Objects:
     """Return everything that ``uri`` names, and whether it names one object."""
     store = open_store(uri, options=options)
     if store.root_type() == "file":
-        folder, name = _parent(store)
+        uri, _, name = store.uri.rpartition("/")
+        uri = f"{uri}/" if uri.endswith(":/") else uri
+        folder = Store(uri=uri, fs=store.fs, root=store.root.rpartition("/")[0])
         return _Objects(folder, {name: entry_of(folder, name)}, is_exact=True)
     if not any(sign in uri for sign in MAGIC) or store.root_type() == "directory":
         return _walk(store)
@@ -306,12 +308,6 @@ def _walk_folder(
                 yield from _walk_folder(item.path, f"{path}/", above, loops)
         elif item.is_file() and not item.name.startswith(".tmp-"):  # ours, not yet in place
             yield Entry(path, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
-
-
-def _parent(store: Store) -> tuple[Store, str]:
-    uri, _, name = store.uri.rpartition("/")
-    root = store.root.rpartition("/")[0]
-    return Store(uri=uri if not uri.endswith(":/") else uri + "/", fs=store.fs, root=root), name
 
 
 def _cut_at_magic(uri: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import mmap
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def _c_library(name: str) -> Callable[..., int] | None:
 _trim, _mallopt = _c_library("malloc_trim"), _c_library("mallopt")
 
 
-class Workspace:
+class Workspace(AbstractContextManager["Workspace"]):
     """A local temporary folder and the memory its spills share; a context manager that deletes both.
 
     ``in_memory`` is the number of bytes kept in memory before anything is written.
@@ -92,9 +92,6 @@ class Workspace:
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
-
-    def __enter__(self) -> "Workspace":
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
