@@ -67,8 +67,8 @@ def show_check(console: Console, report: VerifyReport) -> None:
     if report.ok:
         say(console, f"[bold green]Version {report.version} is as it was published[/]: {text}")
     else:
-        found = f"{n} problem{'s' * (n != 1)}"
-        say(console, f"[bold red]Version {report.version} has {found}[/]: {text}")
+        problems = f"{n} problem{'s' * (n != 1)}"
+        say(console, f"[bold red]Version {report.version} has {problems}[/]: {text}")
     say(console, *(escape(f"- {p.kind}: {p.path}: {p.message}") for p in report.problems))
     say(console, *(f"Repaired: {escape(path)}" for path in report.repaired))
 

@@ -123,14 +123,11 @@ def find_reusable(
         frozenset(listed[path][0] for path in listed if path not in parent.files),
         parent.files,
     )
-    try:
-        for shard in (*reused.shards, *info.quarantine):
-            if store.size(shard.path) != shard.n_bytes:
-                raise NotReusableError(f"{shard.path} is not what was staged")
-        for batch in info.batches:
-            store.size(batch.index)
-    except FileNotFoundError as exc:
-        raise NotReusableError("some of its staged records are gone") from exc
+    for shard in (*reused.shards, *info.quarantine):
+        if not store.holds(shard.path, shard.n_bytes):
+            raise NotReusableError(f"{shard.path} is gone, or is not what was staged")
+    if not all(store.exists(batch.index) for batch in info.batches):
+        raise NotReusableError("some of its staged records are gone")
     return reused
 
 

@@ -212,11 +212,11 @@ class Store:
     def _find(self, prefix: str, *, detail: bool) -> dict[str, dict[str, Any]]:
         full = self.full(prefix)
         try:
-            found = self._do("list", prefix, lambda: self.fs.find(full, detail=detail))
+            listed = self._do("list", prefix, lambda: self.fs.find(full, detail=detail))
         except FileNotFoundError:
             return {}
         below = {
-            name[len(self.root) + 1 :]: found[name] if detail else {} for name in sorted(found)
+            name[len(self.root) + 1 :]: listed[name] if detail else {} for name in sorted(listed)
         }
         # Consoles make empty objects ``folder/`` to show a folder.
         return {path: info for path, info in below.items() if path and not path.endswith("/")}

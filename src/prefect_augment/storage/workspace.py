@@ -52,17 +52,12 @@ class SharedStore(Store):
         """Return the URI of ``path``."""
         return self.workspace.place(path) if is_private(path) else super().place(path)
 
-    def list(self, prefix: str = "") -> list[str]:
-        """Return the sorted relative paths of all objects below ``prefix``; empty if there is none."""
-        own = [] if is_private(prefix) else self.destination.list(prefix)
-        apart = self.workspace.list(prefix) if is_private(prefix) or not prefix else []
-        return sorted([p for p in own if not is_private(p)] + [p for p in apart if is_private(p)])
-
-    def infos(self) -> dict[str, dict[str, Any]]:
-        """Return the file system's entry of each object, by relative path."""
-        own, apart = self.destination.infos(), self.workspace.infos()
-        both = {p: i for p, i in own.items() if not is_private(p)}
-        both |= {p: i for p, i in apart.items() if is_private(p)}
+    def _find(self, prefix: str, *, detail: bool) -> dict[str, dict[str, Any]]:
+        own = {} if is_private(prefix) else self.destination._find(prefix, detail=detail)
+        both = {path: info for path, info in own.items() if not is_private(path)}
+        if is_private(prefix) or not prefix:
+            apart = self.workspace._find(prefix, detail=detail)
+            both |= {path: info for path, info in apart.items() if is_private(path)}
         return dict(sorted(both.items()))
 
     def abort_unfinished(self, before: float) -> int:

@@ -6,7 +6,7 @@ Each line names a file, relative to the metadata's folder, and its fields.
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from prefect_augment.errors import InputError
@@ -63,16 +63,9 @@ def _refuse_splits(files: Sequence[Member]) -> None:
 def _rows(member: Member) -> list[dict[str, Any]]:
     """Return the lines that name a file; others are skipped, and their image has no label."""
     text = member.data.decode("utf-8-sig", "replace")
-    rows: list[Any] = []
-    try:
-        if member.path.endswith(".csv"):
-            rows += csv.DictReader(io.StringIO(text, newline=""))
-        else:
-            rows += map(parsed, text.splitlines())
-    except csv.Error as exc:
-        raise InputError(
-            f"{member.path} cannot be read as CSV ({exc}); write it again.", path=member.path
-        ) from exc
+    rows: Iterable[Any] = map(parsed, text.splitlines())
+    if member.path.endswith(".csv"):
+        rows = csv.DictReader(io.StringIO(text, newline=""))
     return [row for row in rows if isinstance(row, dict) and isinstance(row.get(FILE_NAME), str)]
 
 
