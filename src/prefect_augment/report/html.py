@@ -6,21 +6,19 @@ measurement is a field of :class:`~prefect_augment.schema.report.Findings`, a te
 """
 
 import base64
-import inspect
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from prefect_augment import text as formats
 from prefect_augment.evaluation.metrics.column_shapes import ShapeSummary
 from prefect_augment.figures.image_grid import shown_name
 from prefect_augment.report import charts
+from prefect_augment.report.environment import render
 from prefect_augment.report.json import ReportData
 from prefect_augment.report.view_model import (
     ORIGINS,
@@ -280,11 +278,11 @@ def render_page(data: ReportData, pictures: Iterable[Chart]) -> bytes:
     context = _context(data, by_section)
     sections = []
     for name, link in SECTIONS.items():
-        html = environment().get_template(f"sections/{name}.html.j2").render(context)
+        html = render(f"sections/{name}.html.j2", **context)
         if html.strip():
             shown = {"id": name, "link": link, "open": name in OPEN}
             sections.append({**shown, "html": Markup(html)})  # noqa: S704
-    text = environment().get_template("report.html.j2").render(context, sections=sections)
+    text = render("report.html.j2", **context, sections=sections)
     return text.encode("utf-8", errors="replace")
 
 
@@ -348,18 +346,3 @@ def _threshold_rows(
 def _holdout_strategies(data: ReportData) -> list[tuple[str, Interval]]:
     scores = data.verdict.balanced_accuracy if data.verdict else {}
     return sorted(scores.items(), key=lambda kv: (-kv[1].estimate, kv[0]))
-
-
-@lru_cache(maxsize=1)
-def environment() -> Environment:
-    """The page's templates, compiled once, with formatting functions as filters and autoescape."""
-    templates = Environment(
-        loader=PackageLoader("prefect_augment.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters.update(inspect.getmembers(formats, inspect.isfunction))
-    templates.filters["natural_sort"] = lambda names: sorted(names, key=formats.natural_order)
-    return templates
