@@ -30,7 +30,7 @@ from prefect_augment.experiment.evaluator import (
 )
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.looks import Looks
-from prefect_augment.experiment.out_of_fold import evidence
+from prefect_augment.experiment.out_of_fold import Predictions, evidence
 from prefect_augment.experiment.privacy import measure_external
 from prefect_augment.params import RunParams
 from prefect_augment.plan.strategies import as_trained
@@ -98,9 +98,6 @@ def fit_part(
     return len(left)
 
 
-Predicted = dict[str, Float]  # estimator -> probabilities (n_records, n_classes)
-
-
 @dataclass(frozen=True)
 class _Fit:
     """A strategy that is trained with one seed, and where its predictions are staged."""
@@ -109,7 +106,7 @@ class _Fit:
     seed: int
     name: str
 
-    def predict(self, case: "_Case") -> Predicted:
+    def predict(self, case: "_Case") -> Predictions:
         """Train the strategy, and predict the hold-out."""
         evaluator, candidates, i = case.evaluator, case.candidates, self.seed
         rows = np.arange(len(evaluator.records.y))
@@ -120,7 +117,7 @@ class _Fit:
         X = case.holdout.records.X
         return dict(evaluator.predictions(self.strategy, rows, X, synthetic=synthetic, seed=seed))
 
-    def load(self, case: "_Case") -> Predicted | None:
+    def load(self, case: "_Case") -> Predictions | None:
         """Return what was staged, None if nothing was."""
         try:
             data = case.stage.store.read(f"{case.stage.prefix}/{self.name}")
@@ -129,7 +126,7 @@ class _Fit:
         stored = np.load(io.BytesIO(data), allow_pickle=False)
         return dict(zip(case.evaluator.estimators, stored, strict=True))
 
-    def save(self, case: "_Case", predicted: Predicted) -> None:
+    def save(self, case: "_Case", predicted: Predictions) -> None:
         """Stage what the estimators predict."""
         file = io.BytesIO()
         np.save(file, np.stack([*predicted.values()]))
@@ -291,7 +288,7 @@ def _predict_all(case: _Case, *, workers: int) -> dict[str, StrategyPredictions]
     What :func:`fit_part` has staged is not trained again.
     """
 
-    def one(fit: _Fit) -> Predicted:
+    def one(fit: _Fit) -> Predictions:
         return fit.load(case) or fit.predict(case)
 
     fits = case.fits()
@@ -303,7 +300,7 @@ def _predict_all(case: _Case, *, workers: int) -> dict[str, StrategyPredictions]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # jobs that wait are not started
             raise
-    of_seeds: dict[Strategy, list[Predicted]] = {}
+    of_seeds: dict[Strategy, list[Predictions]] = {}
     for fit, result in zip(fits, predicted, strict=True):
         of_seeds.setdefault(fit.strategy, []).append(result)
     predictions: dict[str, StrategyPredictions] = {}

@@ -117,12 +117,12 @@ class Evaluator(ABC):
     def is_fixed(self, strategy: Strategy) -> bool:
         """Whether every seed trains the same estimators on the same records."""
 
-    @abstractmethod
     def synthetic(self, rows: Int, *, candidates: Synthetic | None, seed: int) -> Synthetic:
         """Synthetic records for a strategy that trains on ``rows``, best first within a stratum.
 
-        ``candidates`` are those that the run's own model drew and the filter kept.
+        ``candidates`` are those that the run's own model drew and the filter kept, the same under every seed.
         """
+        return candidates or Synthetic(self.records.X[:0], self.records.strata[:0])
 
     @abstractmethod
     def predictions(

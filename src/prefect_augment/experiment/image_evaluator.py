@@ -221,14 +221,6 @@ class ImageEvaluator(Evaluator):
         """A linear probe: a network's own weights and draws come from the seed."""
         return strategy.family == "probe"
 
-    def synthetic(self, rows: Int, *, candidates: Synthetic | None, seed: int) -> Synthetic:
-        """The run's own candidates under every seed."""
-        if candidates is None:
-            return Synthetic(
-                np.empty((0, *self.records.X.shape[1:]), np.uint8), np.empty(0, np.int64)
-            )
-        return candidates
-
     def predictions(
         self,
         strategy: Strategy,

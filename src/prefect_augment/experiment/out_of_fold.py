@@ -6,7 +6,6 @@ beside the hold-out's.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -112,7 +111,8 @@ def predict(evaluator: Evaluator, strategy: Strategy, own: int, store: Store) ->
         (predicted,) = out_of_fold(
             evaluator, [strategy], folds, candidates=candidates, seed=own, draw=draw
         )
-        return _single([proba[folds >= 0] for proba in predicted.values()])
+        scored = [proba[folds >= 0] for proba in predicted.values()]
+        return np.asarray(scored, dtype=np.float32)  # the precision that is staged
 
     return StoredArray.of(stage, "probabilities", make).path
 
@@ -126,7 +126,7 @@ def predict_all(evaluator: Evaluator, strategy: Strategy, own: int, store: Store
     data, searched = evaluator.records, folds_of(evaluator, own)
     if searched.min() >= 0:
         predicted = read(evaluator, predict(evaluator, strategy, own, store), searched, store)
-        return _mean(predicted)
+        return np.asarray(np.mean([*predicted.values()], axis=0))
     stage = Stage(store, "audit", score_key(evaluator.experiment, "audit", [strategy], seed=own))
 
     def make() -> Array:
@@ -134,14 +134,9 @@ def predict_all(evaluator: Evaluator, strategy: Strategy, own: int, store: Store
         (predicted,) = out_of_fold(
             evaluator, [strategy], folds, candidates=None, seed=own, step_share=1 / N_FEWER_FOLDS
         )
-        return _single(_mean(predicted))
+        return np.asarray(np.mean([*predicted.values()], axis=0), dtype=np.float32)
 
     return StoredArray.of(stage, "probabilities", make).load(store).astype(np.float64)
-
-
-def _mean(predicted: Predictions) -> Float:
-    mean: Float = np.mean([*predicted.values()], axis=0)
-    return mean
 
 
 def folds_of(evaluator: Evaluator, own: int) -> Int:
@@ -184,24 +179,13 @@ def scored_rows(data: Records, folds: Int) -> Int:
     return np.flatnonzero((folds >= 0) & data.compared[data.y])
 
 
-def cross_fitted(
-    data: Records,
-    proba: Float,
-    rows: Int,
-    seed: int,
-    measure: Measure,
-) -> Float:
+def cross_fitted(data: Records, proba: Float, rows: Int, seed: int, measure: Measure) -> Float:
     """Multipliers of each record that were tuned without it, shape (n_rows, n_classes)."""
     y = data.y[rows]
     inner = stratified_folds(
         y, groups=groups_of(data, rows), n_folds=N_FOLDS, seed=seed, keys=data.keys[rows]
     )
     return cross_fitted_multipliers(y, proba, inner, data.compared, measure)
-
-
-def _single(values: Any) -> Array:
-    """An array, or several as one, in the precision that is staged."""
-    return np.asarray(values, dtype=np.float32)
 
 
 def _the_same(synthetic: Synthetic, rows: Int, seed: int) -> Synthetic:

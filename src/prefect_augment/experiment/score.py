@@ -5,7 +5,6 @@ import time
 import numpy as np
 
 from prefect_augment.array_types import Float, Int
-from prefect_augment.encoding.arrays import Records
 from prefect_augment.evaluation.metrics.measures import Measure
 from prefect_augment.evaluation.metrics.scores import predict_classes, score_predictions
 from prefect_augment.evaluation.metrics.thresholds import tune_multipliers
@@ -20,6 +19,7 @@ from prefect_augment.experiment.out_of_fold import (
     score_key,
     scored_rows,
 )
+from prefect_augment.experiment.training_set import stratum_counts
 from prefect_augment.plan.strategies import AMOUNTS, as_trained
 from prefect_augment.schema import (
     Choice,
@@ -114,22 +114,11 @@ def score_predicted(
         n_train=int(np.sum(folds != 0)),
         n_validation=len(rows),
         folds=tuple(float(x) for x in np.mean(of_folds, axis=0)),
-        sampled=_counts(data) if evaluator.is_sampled else {},
+        sampled=stratum_counts(data.strata, data.strata_names) if evaluator.is_sampled else {},
     )
 
 
-def _counts(data: Records) -> dict[str, int]:
-    counts = np.bincount(data.strata, minlength=len(data.strata_names))
-    return dict(zip(data.strata_names, counts.tolist(), strict=True))
-
-
-def _on_each(
-    measure: Measure,
-    y: Int,
-    proba: Float,
-    decided: Int,
-    folds: Int,
-) -> list[float]:
+def _on_each(measure: Measure, y: Int, proba: Float, decided: Int, folds: Int) -> list[float]:
     """The measure, higher being better, on each fold where it is defined; empty for a single fold."""
     numbers = np.unique(folds)
     if len(numbers) < 2:

@@ -184,11 +184,7 @@ class TableEvaluator(Evaluator):
         tool's records are the same under every seed, too.
         """
         if self.has_slow_model or isinstance(self.params.model, NoModel):
-            if candidates is None:
-                return Synthetic(
-                    np.empty((0, self.records.X.shape[1])), np.empty(0, dtype=np.int64)
-                )
-            return candidates
+            return super().synthetic(rows, candidates=candidates, seed=seed)
         return draw_synthetic(self, rows, seed=seed)
 
     def predictions(
@@ -383,7 +379,7 @@ def _draw_synthetic(
         for name, n in candidates_wanted(evaluator.plan, evaluator.params.quality, names).items()
     }
     if not wanted:
-        return Synthetic(np.empty((0, data.X.shape[1])), np.empty(0, dtype=np.int64))
+        return Synthetic(data.X[:0], data.strata[:0])
     candidates, ordinals = _draw_candidates(evaluator, trained, wanted, seed)
     outcome = evaluator.filter(
         FilterQuery(training, validation, candidates, ordinals, seed=seed, share=share)
