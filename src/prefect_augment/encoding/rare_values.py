@@ -167,12 +167,7 @@ def _moved(values: Float, shown: Float, away: float, distance: float) -> Float:
 
 
 def without_rare_levels(
-    X: Float,
-    y: Int,
-    is_category: Bool,
-    *,
-    min_records: int = MIN_LEVEL_RECORDS,
-    seed: int,
+    X: Float, y: Int, is_category: Bool, *, min_records: int = MIN_LEVEL_RECORDS, seed: int
 ) -> Float:
     """Records (n_records, n_columns) without levels that fewer than ``min_records`` of them have.
 

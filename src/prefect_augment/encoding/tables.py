@@ -306,11 +306,7 @@ def fit_fill(field: pa.Field, column: pa.ChunkedArray, kind: str) -> dict[str, A
 
 
 def fill_column(
-    field: pa.Field,
-    rule: dict[str, Any],
-    *,
-    places: Int,
-    aug_ids: Sequence[str] | None,
+    field: pa.Field, rule: dict[str, Any], *, places: Int, aug_ids: Sequence[str] | None
 ) -> pa.Array:
     """Return the column's values for new records by a rule of :func:`fit_fill`, dictionaries decoded.
 

@@ -62,11 +62,7 @@ def _spread_records(y: Int, n_folds: int, seed: int, keys: Sequence[str] | Strin
 
 
 def _spread_groups(
-    y: Int,
-    groups: Sequence[Any] | Array,
-    n_folds: int,
-    seed: int,
-    keys: Sequence[str] | String,
+    y: Int, groups: Sequence[Any] | Array, n_folds: int, seed: int, keys: Sequence[str] | String
 ) -> Int:
     """Deal groups, those with most of a class first, to the fold with least of their classes."""
     # A group is named by its smallest key: codes given to groups may depend on the row order.

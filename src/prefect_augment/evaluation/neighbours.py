@@ -134,8 +134,7 @@ class FeatureSpace:
         if numeric and len(a) * len(b) >= TREE_MIN_PAIRS:
             k = 2 if to_others else 1  # the nearest of all is the record itself, or its twin
             distances, _ = cKDTree(b.numbers).query(a.numbers, k=[k], p=1)
-            result: Float = distances[:, 0] / len(self.is_category)
-            return result
+            return distances[:, 0] / len(self.is_category)
         return nearest_by_blocks(
             self.distances, a, b, to_others=to_others, block_bytes=CACHED_BYTES
         )

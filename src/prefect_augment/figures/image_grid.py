@@ -153,8 +153,7 @@ def heat_images(maps: NDArray[np.floating]) -> NDArray[np.uint8]:
     largest = float(maps.max(initial=0.0))
     shares = np.clip(maps, 0.0, None) / (largest or 1.0)
     colours = colormaps[_HEAT](shares)[..., :3]
-    heat: NDArray[np.uint8] = np.rint(255 * colours).astype(np.uint8)
-    return heat
+    return np.asarray(np.rint(255 * colours), dtype=np.uint8)
 
 
 def strip_sheet(title: str, images: Sequence[NDArray[np.uint8]]) -> bytes:

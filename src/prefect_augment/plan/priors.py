@@ -76,5 +76,4 @@ def smoothing_by_class(counts: Sequence[float] | Float, most: float) -> Float:
     n = np.asarray(counts, dtype=np.float64)
     low, high = n[n > 0].min(initial=math.inf), n.max(initial=0.0)
     share = np.clip((n - low) / (high - low), 0.0, 1.0) if high > low else np.zeros(len(n))
-    smoothing: Float = most * np.sin(math.pi / 2 * share)
-    return smoothing
+    return most * np.sin(math.pi / 2 * share)

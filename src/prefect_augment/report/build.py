@@ -313,12 +313,7 @@ def _recipe_counts(plan: BalancePlan, recipe: Recipe) -> dict[str, Any]:
 
 
 def _side_by_side(
-    store: Store,
-    info: DatasetInfo,
-    plan: BalancePlan,
-    candidates: FilterResult,
-    *,
-    show_real: bool,
+    store: Store, info: DatasetInfo, plan: BalancePlan, candidates: FilterResult, *, show_real: bool
 ) -> dict[str, Any]:
     """Fields of the report that compare synthetic with real records of a table."""
     synthetic = pa.concat_tables([read_shard(store, shard.path) for shard in candidates.kept])

@@ -225,8 +225,7 @@ class _Boosting:
     model: CodedBoosting
 
     def predict_proba(self, X: Float) -> Float:
-        probabilities: Float = self.model.predict_proba(self.bins.take(X))
-        return probabilities
+        return self.model.predict_proba(self.bins.take(X))
 
 
 def fit_logistic(
@@ -293,8 +292,7 @@ def _by_lbfgs(
         method="L-BFGS-B",
         options={"maxiter": LOGISTIC_ITERATIONS, "gtol": 1e-6, "ftol": 1e-9},
     )
-    coef: Float = best.x.reshape(shape)
-    return coef
+    return best.x.reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -306,8 +304,7 @@ class _Logistic:
         numbers, levels = self.design.transform(X)
         n_numbers = numbers.shape[1]
         z = numbers @ self.coef[:n_numbers] + levels @ self.coef[n_numbers:-1] + self.coef[-1]
-        probabilities: Float = softmax(z, axis=1)
-        return probabilities
+        return softmax(z, axis=1)
 
 
 def _squarable(values: Float) -> Float:

@@ -197,8 +197,7 @@ class ImageClassifier:
             logits = self._outputs(self.network, images, len(self.seen)).astype(np.float64)
         logits[:, ~self.seen] = -np.inf
         odds = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
-        proba: Float = odds / odds.sum(axis=1, keepdims=True)
-        return proba
+        return odds / odds.sum(axis=1, keepdims=True)
 
     def features(self, images: Images, /) -> Float32:
         """Penultimate layer of the built-in network, float32 of shape (n, n_features)."""
@@ -244,8 +243,7 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, shape (n, n_classes)."""
-        logits: Tensor = self.head(self.body(x))
-        return logits
+        return self.head(self.body(x))
 
 
 @dataclass

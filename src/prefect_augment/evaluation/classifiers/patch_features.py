@@ -290,9 +290,7 @@ def _make_filters(
     top, left = (rng.integers(side - SIDE + 1, size=N_PATCHES) for side in (height, width))
     across = np.arange(SIDE)
     patches = images[
-        of[:, None, None],
-        top[:, None, None] + across[:, None],
-        left[:, None, None] + across,
+        of[:, None, None], top[:, None, None] + across[:, None], left[:, None, None] + across
     ]  # (N_PATCHES, SIDE, SIDE, channels)
     flat = patches.transpose(0, 3, 1, 2).reshape(N_PATCHES, -1) / 255
     flat -= flat.mean(axis=1, keepdims=True)

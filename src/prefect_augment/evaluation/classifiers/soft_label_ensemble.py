@@ -55,8 +55,7 @@ class Teacher:
             for share, member in zip(self.shares, members, strict=True)
             if share > 0
         ]
-        proba: Float = np.sum(weighted, axis=0) / len(self.folds)
-        return proba
+        return np.sum(weighted, axis=0) / len(self.folds)
 
 
 def fit_teacher(
@@ -138,8 +137,7 @@ def class_balanced_weights(shares: Float, y: Int, *, amount: float) -> Float:
     sums = np.bincount(y, weights=shares)
     factor = (sums.max() / np.maximum(sums, np.finfo(np.float64).tiny)) ** amount
     weights = shares * factor[y]
-    weighted: Float = weights / weights.mean()
-    return weighted
+    return weights / weights.mean()
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,7 @@ class _Forest:
         return sparse.hstack([numbers, levels]).tocsr() if levels.shape[1] else numbers
 
     def predict_proba(self, X: Float) -> Float:
-        probabilities: Float = self.forest.predict_proba(self._read(X))
-        return probabilities
+        return self.forest.predict_proba(self._read(X))
 
 
 class _LightGBM:
@@ -182,8 +181,7 @@ class _CatBoost:
         )
 
     def predict_proba(self, X: Float) -> Float:
-        probabilities: Float = self.model.predict_proba(self._read(X))
-        return probabilities
+        return self.model.predict_proba(self._read(X))
 
 
 def _both_classes(probabilities: Float) -> Float:

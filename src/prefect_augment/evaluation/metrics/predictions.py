@@ -40,7 +40,7 @@ class StrategyPredictions:
 
     def hits(self, y: Int) -> Float:
         """Share of estimators that are right, shape (n_seeds, n_records)."""
-        hits: Float = np.mean(
+        return np.mean(
             [
                 [
                     predict_classes(proba, self._multipliers(name, s)) == y
@@ -50,7 +50,6 @@ class StrategyPredictions:
             ],
             axis=0,
         )
-        return hits
 
     def decided(self, seed: int) -> list[tuple[Float, Int]]:
         """Each estimator's probabilities and decisions under a seed."""

@@ -28,8 +28,7 @@ def predict_classes(proba: Float, multipliers: Float | None = None) -> Int:
     ``multipliers`` have shape (n_classes,) or (n_records, n_classes).
     """
     weighted = proba if multipliers is None else proba * multipliers
-    codes: Int = np.argmax(weighted, axis=1).astype(np.int64)
-    return codes
+    return np.argmax(weighted, axis=1).astype(np.int64)
 
 
 def score_predictions(

@@ -60,8 +60,7 @@ def density_ratio(
         for logs, width in zip(real, widths, strict=True)
     ]
     best = int(np.argmax(fit))
-    ratio: Float = logsumexp(to_synthetic * _factor(widths[best]), axis=1) - real[best]
-    return ratio
+    return logsumexp(to_synthetic * _factor(widths[best]), axis=1) - real[best]
 
 
 def origin_shares(to_synthetic: Float32, widths: tuple[float, ...]) -> Float:
@@ -373,5 +372,4 @@ def _centred(name: AttackName, scores: Float) -> Float:
     Of shares of origins the root, which makes the variance of counts even; of others the ranks.
     """
     values = np.sqrt(scores) if name == "origins" else rankdata(scores, axis=0) / len(scores)
-    centred: Float = values - values.mean(axis=0)
-    return centred
+    return values - values.mean(axis=0)

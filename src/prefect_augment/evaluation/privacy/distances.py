@@ -98,23 +98,12 @@ def privacy_side(
             continue
         drawn = synthetic.of(k, max_synthetic)[0]
         measured[name] = measure_distances(
-            own,
-            unseen,
-            drawn,
-            space=space,
-            member_groups=own_groups,
-            other_groups=unseen_groups,
+            own, unseen, drawn, space=space, member_groups=own_groups, other_groups=unseen_groups
         )
         if min(len(own), len(unseen)) >= MIN_RECORDS:
             scored.append(
                 score_class(
-                    name,
-                    measured[name],
-                    own,
-                    unseen,
-                    drawn,
-                    space=space,
-                    n_classes=n_classes,
+                    name, measured[name], own, unseen, drawn, space=space, n_classes=n_classes
                 )
             )
     suite = run_suite(scored)

@@ -69,8 +69,7 @@ def likeness(real: Array, synthetic: Array, k: int = 5, *, space: Space | None =
 def _radius(among: Float, k: int) -> Float:
     """Distance of each record to its k-th nearest other one; the matrix is overwritten."""
     np.fill_diagonal(among, np.inf)
-    radius: Float = np.partition(among, k - 1, axis=1)[:, k - 1]
-    return radius
+    return np.partition(among, k - 1, axis=1)[:, k - 1]
 
 
 def expected_coverage(n_real: int, n_synthetic: int, k: int = 5) -> float:

@@ -9,12 +9,7 @@ from prefect_augment.evaluation.quality.prdc import c2st_auc
 
 
 def table_measures(
-    training: Labelled,
-    *,
-    is_category: Bool,
-    n_levels: Int,
-    stratum_class: Int,
-    seed: int,
+    training: Labelled, *, is_category: Bool, n_levels: Int, stratum_class: Int, seed: int
 ) -> Measures:
     """How records of a table are measured, matrices of shape (n_records, n_columns).
 
@@ -34,13 +29,7 @@ def table_measures(
 
 
 def utility_filter(
-    X: Float,
-    y: Int,
-    *,
-    is_category: Bool,
-    n_levels: Int,
-    n_classes: int,
-    seed: int,
+    X: Float, y: Int, *, is_category: Bool, n_levels: Int, n_classes: int, seed: int
 ) -> Classifier:
     """Class-balanced boosting on real records, for :func:`~.label_fidelity.utility_scores`."""
     return fit_estimator(
