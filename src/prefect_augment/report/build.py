@@ -124,12 +124,6 @@ def report(
     page = stage.outcome(_Page)
     if page is None or not all(store.exists(f"{page.prefix}/{name}") for name in page.files):
         audit = audit_list(experiment, store) if why_no_audit is None else why_no_audit
-        if (
-            summary := audit
-            if isinstance(audit, str)
-            else audit_summary(audit, params.encoder.name)
-        ):
-            logger.info("%s", summary)
         page = _draw(release, store, audit, status=status, approval=approval)
         stage.finish(page)
     notes = (drift.sentence,) if drift else ()
@@ -223,9 +217,11 @@ def _draw(
         images |= doubted_images
     if pictures == "real" and check is not None:
         images["policy.png"] = store.read(check.picture)
-    about = audit if isinstance(audit, str) else ""
-    if not isinstance(audit, str) and params.encoder.name:
-        about = audit_summary(audit, params.encoder.name)
+    about = audit if isinstance(audit, str) else audit_summary(audit, params.encoder.name)
+    if about:
+        logger.info("%s", about)
+    if not isinstance(audit, str) and not params.encoder.name:
+        about = ""  # the section on doubted labels says it
     notes = _notes(info, model, candidates, classic, sheets)
     if not release.lets_synthetic_out:
         notes = tuple(note for note in notes if ALARM not in note)

@@ -59,31 +59,6 @@ OPEN = ("classes", "pictures", "strategies")  # the others are folded
 MAX_NEIGHBOURS = 24
 PARTS = ("training", "validation", "holdout")
 
-FAMILIES = {
-    "as_is": "the training records as they are",
-    "threshold": "as they are, with decision thresholds tuned on validation records",
-    "weights": "each record weighted by how rare its class is",
-    "loss": "the loss corrected by how frequent each class is (balanced softmax)",
-    "resampling": "records of rare classes drawn more often",
-    "classic": "records made by interpolating between neighbours of a class (SMOTE)",
-    "probe": "a logistic regression on the frozen features of your encoder",
-    "bagging": "an estimator for each of ten bags with fewer records of frequent classes, and their mean",
-    "model": "synthetic records drawn from the generative model",
-    "soft_labels": "real records, half by their own label and half by an ensemble's probabilities",
-    "clean": "real records; those whose labels an audit doubts count less, or nothing",
-    "ensemble": "a control: the ensemble behind soft labels, in the place of the estimators",
-    "mixture": "synthetic records together with interpolated ones",
-    "external": "the external synthetic records as they are",
-}
-# Where images differ.
-IMAGE_FAMILIES = {
-    "classic": "records of rare classes drawn more often, some of them turned, shifted or made brighter",
-    "mixture": "synthetic records together with classic augmentation",
-    "weights": "records of rare classes drawn more often: in the last part of the training (deferred re-weighting), "
-    "mixed with others (mixup, CutMix), with labels of large classes smoothed, or for a linear classifier of "
-    "patches",
-}
-
 
 @dataclass(frozen=True)
 class Chart:
@@ -291,8 +266,6 @@ def _context(data: ReportData, by_section: Mapping[str, list[Chart]]) -> dict[st
     neighbours = data.neighbours[:MAX_NEIGHBOURS]
     compared = [side for n in neighbours for side in (n.synthetic, n.real)]
     decisions = Counter(r.decision for r in rows if r.decision)
-    families = {strategy.family for strategy in strategies}
-    texts = FAMILIES | (IMAGE_FAMILIES if data.modality == "image" else {})
     filtered = data.candidates
     measured = [filtered.metrics, *(c.metrics for c in filtered.classes)] if filtered else []
     return {
@@ -305,7 +278,6 @@ def _context(data: ReportData, by_section: Mapping[str, list[Chart]]) -> dict[st
         "rows": rows,
         "strategies": strategies,
         "measure": strategies[0].measure if strategies else MeasureInfo(),
-        "families": [(f.replace("_", " "), about) for f, about in texts.items() if f in families],
         "has_amounts": any(amount != 1.0 for strategy in strategies for amount in strategy.amounts),
         "origins": [o for o in ORIGINS if any(r.after.get(o) for r in rows)],
         "ratios": _imbalance_ratios(data, rows),

@@ -1,7 +1,5 @@
 """The report of a run: one HTML page that opens offline, its data as JSON, its pictures.
 
-:func:`build_report` turns a :class:`ReportData` into files. :func:`markdown_summary` and
-:func:`plan_table` are short forms for the dataset card, Prefect artifacts and the command line.
 Nothing here reads or writes storage, and steps that were not run are shown as such.
 """
 
@@ -14,12 +12,6 @@ from prefect_augment.report.redaction import redact
 from prefect_augment.report.view_model import class_rows, headline, published_counts, strategy_rows
 from prefect_augment.schema import BalancePlan
 
-PURPOSES = {
-    "utility": "utility: picked for training, and easier to tell from real records than faithful ones",
-    "faithful": "faithful: like the classes, without a promise of better training",
-    "soft": "utility: for training with weights; a record has a row for each class that it may belong to, and "
-    "describes none of them",
-}
 MAX_CLASS_ROWS = 50  # nobody reads a card or an artifact with a thousand rows
 
 
@@ -79,7 +71,6 @@ def markdown_summary(data: ReportData, *, images: Mapping[str, bytes] | None = N
         data=data,
         head=headline(data),
         published=published_counts(data),
-        purposes=PURPOSES,
         rows=class_rows(data),
         most=MAX_CLASS_ROWS,
         strategies=strategy_rows(data),
