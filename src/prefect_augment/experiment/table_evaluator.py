@@ -35,7 +35,7 @@ from prefect_augment.encoding.subsample import (
     sample_rows,
 )
 from prefect_augment.evaluation.classifiers.bagging import Bagged, bags, n_bags
-from prefect_augment.evaluation.classifiers.base import Estimator
+from prefect_augment.evaluation.classifiers.base import Classifier
 from prefect_augment.evaluation.classifiers.own_estimator import estimator_infos, fit_own
 from prefect_augment.evaluation.classifiers.tree_ensembles import fit_named
 from prefect_augment.evaluation.folds import stratified_folds
@@ -114,7 +114,7 @@ class TableEvaluator(Evaluator):
         seed: int,
         *,
         step_share: float,
-    ) -> Estimator:
+    ) -> Classifier:
         if not isinstance(requested, str):
             return self._fit_own(requested, X, y, weights, seed)
         return fit_named(
@@ -129,7 +129,7 @@ class TableEvaluator(Evaluator):
             step_share=step_share,
         )
 
-    def _fit_own(self, own: OwnEstimator, X: Float, y: Int, weights: Any, seed: int) -> Estimator:
+    def _fit_own(self, own: OwnEstimator, X: Float, y: Int, weights: Any, seed: int) -> Classifier:
         encoder, labels = self.records.encoder, self.records.encoder.labels(self.records.classes)
         decode = encoder.decode_learnt
         return fit_own(own, X, y, weights=weights, decode=decode, labels=labels, seed=seed)

@@ -45,12 +45,16 @@ LOGISTIC_L2 = 1.0  # scikit-learn's default, C = 1
 ONE_HOT_LEVELS = 255  # the most frequent ones; the others share "none of these"
 
 
-class Estimator(Protocol):
-    """A fitted classifier."""
+class Classifier(Protocol):
+    """A fitted classifier of records in their array form."""
 
-    def predict_proba(self, X: Float) -> Float:
+    def predict_proba(self, X: Array, /) -> Float:
         """Probability of every class, shape (n_records, n_classes); 0 for a class never seen."""
         ...
+
+
+# Records and their class codes in, a class-balanced classifier out.
+TrainClassifier = Callable[[Array, Int], Classifier]
 
 
 def fit_estimator(
@@ -65,7 +69,7 @@ def fit_estimator(
     seed: int,
     n_iterations: int = BOOSTING_ITERATIONS,  # fewer from ten classes on
     step_share: float = 1.0,  # of the iterations, for a pilot
-) -> Estimator:
+) -> Classifier:
     """A classifier trained on weighted records; a single class is predicted by its weighted share.
 
     ``boosting`` is histogram gradient boosting with native nulls and categories and a fixed number
@@ -98,7 +102,7 @@ def fit_on_matrix(
     is_category: Bool,
     n_levels: Int,
     n_classes: int,
-) -> Estimator:
+) -> Classifier:
     """What :func:`fit_estimator` does, with another ``fit``.
 
     ``fit`` gets the records of positive weight without infinite values, dense class codes, weights of
@@ -367,15 +371,3 @@ class Design:
         place = np.concatenate(places) if places else np.zeros(0, dtype=np.int64)
         shape = (len(X), self.n_level_columns)
         return numbers, sparse.csr_matrix((np.ones(len(row)), (row, place)), shape=shape)
-
-
-class Classifier(Protocol):
-    """A fitted classifier of records in their array form."""
-
-    def predict_proba(self, X: Array, /) -> Float:
-        """Probability of every class, shape (n_records, n_classes); 0 for a class never seen."""
-        ...
-
-
-# Records and their class codes in, a class-balanced classifier out.
-TrainClassifier = Callable[[Array, Int], Classifier]

@@ -8,7 +8,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from prefect_augment.array_types import Array, Float, Int
-from prefect_augment.evaluation.classifiers.base import Estimator, fit_logistic, fit_on_matrix
+from prefect_augment.evaluation.classifiers.base import Classifier, fit_logistic, fit_on_matrix
 
 if TYPE_CHECKING:
     from prefect_augment.schema import Recipe
@@ -21,7 +21,7 @@ def fit_probe(
     C: float,
     weights: Float | None,  # (n,), in proportion
     n_classes: int,
-) -> Estimator:
+) -> Classifier:
     """Multinomial logistic regression on standardised features, its L2 penalty being 1/C over weights of mean 1.
 
     The layer of features stays as it is, and only the head is trained: what long-tailed recognition gains most by

@@ -325,11 +325,8 @@ def _ridge(
 ) -> tuple[Tensor, Tensor]:
     """Coefficients and intercept; features are never held for more than a batch of images."""
     d = filters.n_features
-    product = torch.zeros((d, d), dtype=torch.float64)
-    total, of_class = (
-        torch.zeros(d, dtype=torch.float64),
-        torch.zeros((d, n_classes), dtype=torch.float64),
-    )
+    sizes = ((d, d), (d,), (d, n_classes))
+    product, total, of_class = (torch.zeros(size, dtype=torch.float64) for size in sizes)
     targets = np.eye(n_classes)[y] * share[:, None]
     block: list[Tensor] = []
     for start in range(0, len(y), BATCH):

@@ -18,9 +18,9 @@ from sklearn.ensemble import RandomForestClassifier
 from prefect_augment.array_types import Bool, Float, Int
 from prefect_augment.errors import MissingExtraError
 from prefect_augment.evaluation.classifiers.base import (
+    Classifier,
     Columns,
     Design,
-    Estimator,
     fit_estimator,
     fit_on_matrix,
     n_trees,
@@ -58,7 +58,7 @@ def fit_named(
     n_classes: int,
     seed: int,
     step_share: float = 1.0,
-) -> Estimator:
+) -> Classifier:
     """A classifier by its name in ``evaluation.estimators``, with the arguments of :func:`.fit_estimator`.
 
     A pilot has ``step_share`` of the trees. MissingExtraError if its package is not installed; other
