@@ -123,10 +123,8 @@ class TableEncoder(StoredEncoder):
         """A dictionary's values that records with these rare values may show."""
         if name in self._codecs:
             codec, j = self._codecs[name], self.names.index(name)
-            if not isinstance(
-                codec, CategoryCodec
-            ):  # numbers, whose dictionary is no list of levels
-                return values
+            if not isinstance(codec, CategoryCodec):
+                return values  # numbers, whose dictionary is no list of levels
             shown = codec.levels.take(pa.array(rare.levels[j]))
         elif name in self._fills:
             shown = pa.array([], value_type(values.type))
@@ -259,9 +257,8 @@ def _as_type(values: pa.Array, kind: pa.DataType, column: str) -> pa.Array:
         return values.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
         raise SchemaError(
-            f"column {column!r} is {values.type} and was {kind} when the encoder was fitted: "
-            f"{exc}; "
-            "cast it to that type.",
+            f"column {column!r} is {values.type} and was {kind} when the encoder was fitted: {exc}; cast it to that "
+            "type.",
             column=column,
         ) from exc
 
@@ -296,10 +293,8 @@ def fit_fill(field: pa.Field, column: pa.ChunkedArray, kind: str) -> dict[str, A
             return {"rule": "text"}
     if not field.nullable:
         raise ParameterError(
-            f"column {field.name!r} ({kind}, {field.type}) may not be null and cannot be made, so "
-            "synthetic records "
-            "have no value for it; drop it with a source.columns entry, make it nullable, or use "
-            "model none.",
+            f"column {field.name!r} ({kind}, {field.type}) may not be null and cannot be made, so synthetic records "
+            "have no value for it; drop it with a source.columns entry, make it nullable, or use model none.",
             column=field.name,
         )
     return {"rule": "null"}
@@ -338,8 +333,7 @@ def _counted(field: pa.Field, kind: pa.DataType, first: int, places: Int) -> pa.
     if len(places) and first - int(places.max()) < lowest:
         raise ParameterError(
             f"identifier column {field.name!r} is {kind}, which has no fresh number left for "
-            f"{int(places.max()) + 1} synthetic records; widen its type, or drop it with a "
-            "source.columns entry.",
+            f"{int(places.max()) + 1} synthetic records; widen its type, or drop it with a source.columns entry.",
             column=field.name,
         )
     wide = np.uint64 if pa.types.is_unsigned_integer(kind) else np.int64

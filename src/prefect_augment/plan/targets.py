@@ -81,23 +81,19 @@ def _target(
 def _requested(name: str, requested: int, n_real: int, balance: Balance, where: str) -> int:
     """The requested number, or an error where it cannot be granted."""
     if requested < n_real:
-        raise ParameterError(
-            f"class {name!r} has {n_real} training records and {where} asks for {requested}; no class "
-            f"is made smaller: ask for at least {n_real}, or give this class a target of its own "
-            "in balance.classes.",
-            class_name=name,
-            n_real=n_real,
-            requested=requested,
+        problem = (
+            f" has {n_real} training records and {where} asks for {requested}; no class is made smaller: ask for at "
+            f"least {n_real}, or give this class a target of its own in balance.classes."
         )
-    if balance.max_per_class and requested > max(balance.max_per_class, n_real):
-        raise ParameterError(
-            f"class {name!r}: {where} asks for {requested} records and "
-            f"max_per_class={balance.max_per_class} forbids them; raise one or lower the other.",
-            class_name=name,
-            n_real=n_real,
-            requested=requested,
+    elif balance.max_per_class and requested > max(balance.max_per_class, n_real):
+        problem = (
+            f": {where} asks for {requested} records and max_per_class={balance.max_per_class} forbids them; raise "
+            "one or lower the other."
         )
-    return requested
+    else:
+        return requested
+    message = f"class {name!r}{problem}"
+    raise ParameterError(message, class_name=name, n_real=n_real, requested=requested)
 
 
 def plan_classes(
