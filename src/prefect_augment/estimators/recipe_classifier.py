@@ -43,9 +43,10 @@ N_FOLDS = 5
 
 
 def _out_of_fold(
-    X: Any, classes: NDArray[Any], codes: NDArray[np.int64], *, seed: int
-) -> Callable[[Float | None], Float]:
-    """What gives out-of-fold probabilities by an ensemble, given weights of the records."""
+    X: Any, y: NDArray[Any], *, seed: int
+) -> tuple[NDArray[Any], NDArray[np.int64], Callable[[Float | None], Float]]:
+    """Classes, class codes, and what gives out-of-fold probabilities by an ensemble, given the records' weights."""
+    classes, codes = np.unique(y, return_inverse=True)
     table, label = Layout.of(X).with_classes(X, class_names(list(classes)), codes)
     columns = describe_columns(table, label=label, overrides=[])
     encoder = TableEncoder.fit(table, columns=columns, label=label)
@@ -62,24 +63,22 @@ def _out_of_fold(
             weights=weights,
         ).of_training
 
-    return predict
+    return classes, codes, predict
 
 
 def _soft_labelled(
     X: Any, y: NDArray[Any], *, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[Any], Float]:
     """A row for each record and class that it may belong to: record, class and the class's share."""
-    classes, codes = np.unique(y, return_inverse=True)
-    proba = _out_of_fold(X, classes, codes, seed=seed)(None)
-    rows, labels, shares = own_label_rows(proba, codes)
+    classes, codes, predict = _out_of_fold(X, y, seed=seed)
+    rows, labels, shares = own_label_rows(predict(None), codes)
     return rows, classes[labels], shares
 
 
 def _audited(X: Any, y: NDArray[Any], recipe: Recipe, *, seed: int) -> Float:
     """Weights of the records; one whose label an audit of these records doubts counts less."""
-    classes, codes = np.unique(y, return_inverse=True)
-    audit = audit_labels(codes, _out_of_fold(X, classes, codes, seed=seed))
-    weights = clean_weights(audit, recipe.strategy.doubted_weight)
+    _, codes, predict = _out_of_fold(X, y, seed=seed)
+    weights = clean_weights(audit_labels(codes, predict), recipe.strategy.doubted_weight)
     return np.asarray(weights / weights.mean())
 
 
