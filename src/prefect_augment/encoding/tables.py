@@ -106,9 +106,8 @@ class TableEncoder(StoredEncoder):
     ) -> "TableEncoder":
         """Return the same encoder, which decodes to none of these rare values.
 
-        A dictionary then lists the levels that enough records share, and the classes, unless
-        ``lists_rare_levels``. A level is not changed: the model must not know the rare ones, see
-        :func:`.without_rare_levels`.
+        A dictionary then lists the levels that enough records share, and the classes, unless ``lists_rare_levels``. A
+        level is not changed: the model must not know the rare ones, see :func:`.without_rare_levels`.
         """
         guarding = copy(self)
         guarding._rare, guarding._shown = rare, self._dictionaries

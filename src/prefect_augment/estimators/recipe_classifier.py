@@ -168,11 +168,10 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         X : whatever the estimator takes, shape (n_records, …)
         y : array-like, shape (n_records,)
         sample_weight : array-like, shape (n_records,), optional
-            ``dataset.sample_weight()``, for the records of ``dataset.to_table()``, used unchanged.
-            Without it every class of ``y`` is weighted to its share in the recipe, which must not
-            have synthetic records with soft labels; a recipe of clean labels audits these records anew.
-            A recipe of soft labels of the real records weighs the rows that it makes of them by the
-            classes' shares, whatever is given.
+            ``dataset.sample_weight()``, for the records of ``dataset.to_table()``, used unchanged. Without it every
+            class of ``y`` is weighted to its share in the recipe, which must not have synthetic records with soft
+            labels; a recipe of clean labels audits these records anew. A recipe of soft labels of the real records
+            weighs the rows that it makes of them by the classes' shares, whatever is given.
 
         Raises
         ------

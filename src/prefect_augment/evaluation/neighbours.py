@@ -156,8 +156,7 @@ def nearest_by_blocks(
 ) -> Float:
     """Distance of each point of ``a`` to its k-th nearest in ``b``, in a bounded amount of memory.
 
-    With ``to_others``, ``b`` is ``a`` and a point is not its own neighbour. ``b`` has at least k
-    points.
+    With ``to_others``, ``b`` is ``a`` and a point is not its own neighbour. ``b`` has at least k points.
     """
     best = np.empty(len(a))
     size = max(1, block_bytes // (8 * len(b)))

@@ -1,7 +1,6 @@
 """Confirmation: the one reading of the hold-out, for a comparison that was fixed beforehand.
 
-Also when a run is refused after its report: nothing helps, or records reveal what they were made
-from.
+Also when a run is refused after its report: nothing helps, or records reveal what they were made from.
 """
 
 import io
@@ -62,13 +61,12 @@ def confirm(
 ) -> Verdict:
     """Compare the chosen strategy, the best baseline and the data as they are on the hold-out.
 
-    The estimators train on training and validation records together, as users of the published
-    training split will. Under the first seed a strategy with a model trains on the very records
-    that would be published, under the others on records of the same model, trained and drawn anew
-    (images: the same records, since their models take too long). For tables the best strategy with
-    synthetic records is shown too. The same reading serves recall per group of ``balance.by`` and
-    calibration (:mod:`.diagnostics`). ``scores`` bring the tuned thresholds. The hold-out is read once for
-    these inputs: one look among all at it, which fixes the level of the deciding interval (:mod:`.looks`).
+    The estimators train on training and validation records together, as users of the published training split will.
+    Under the first seed a strategy with a model trains on the very records that would be published, under the others
+    on records of the same model, trained and drawn anew (images: the same records, since their models take too long).
+    For tables the best strategy with synthetic records is shown too. The same reading serves recall per group of
+    ``balance.by`` and calibration (:mod:`.diagnostics`). ``scores`` bring the tuned thresholds. The hold-out is read
+    once for these inputs: one look among all at it, which fixes the level of the deciding interval (:mod:`.looks`).
     """
     stage = Stage(store, "confirm", experiment.key("confirm", choice))
     return stage.run(Verdict, lambda: _confirm(experiment, choice, scores, stage, workers))

@@ -2,8 +2,7 @@
 
 Scoring, filtering and the verdict are written once, over :class:`Evaluator`. Tables bring a
 :class:`~prefect_augment.experiment.table_evaluator.TableEvaluator`, images an
-:class:`~prefect_augment.experiment.image_evaluator.ImageEvaluator`, which is imported on use: it
-needs torch.
+:class:`~prefect_augment.experiment.image_evaluator.ImageEvaluator`, which is imported on use: it needs torch.
 """
 
 import io
@@ -137,8 +136,7 @@ class Evaluator(ABC):
     ) -> Iterator[tuple[str, Float]]:
         """Train each estimator on the strategy made of ``rows``; yield its name and probabilities of ``X``.
 
-        ``step_share`` is the share of the steps that an estimator trains for, if it trains in
-        steps.
+        ``step_share`` is the share of the steps that an estimator trains for, if it trains in steps.
         """
 
     @abstractmethod

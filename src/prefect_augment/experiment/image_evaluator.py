@@ -1,9 +1,8 @@
 """The evaluator of images: pixels, a convolutional classifier, the run's own candidates.
 
-All strategies are compared on validation alone, since folds take that many times as long and a
-model cannot be trained anew within each. Only where the rarest compared class has fewer than ten
-validation records, and no model's candidates are compared, are the plan's folds used. Needs torch
-and Pillow.
+All strategies are compared on validation alone, since folds take that many times as long and a model cannot be
+trained anew within each. Only where the rarest compared class has fewer than ten validation records, and no model's
+candidates are compared, are the plan's folds used. Needs torch and Pillow.
 """
 
 import hashlib

@@ -182,9 +182,8 @@ def rung(
 ) -> Rung:
     """A round of the search for the report.
 
-    ``reasons`` say why a setting was dropped, by the strategy's name, or ``""`` for the others.
-    Seconds are not shown (``timed``) where a run has to be reproducible to the byte. ``model`` is
-    the kind of strategies with a model.
+    ``reasons`` say why a setting was dropped, by the strategy's name, or ``""`` for the others. Seconds are not shown
+    (``timed``) where a run has to be reproducible to the byte. ``model`` is the kind of strategies with a model.
     """
     grouped: dict[Strategy, list[StrategyScore]] = {}
     for score in scores:

@@ -1,8 +1,7 @@
 """The evaluator of tables: matrices, boosting and logistic regression, models fitted anew per fold.
 
-A fold's strategy must not train on records of a model that has seen the fold. So each fold fits,
-samples and filters within its own training records, a fifth of which serve as validation. (Tables
-only: image models take too long.)
+A fold's strategy must not train on records of a model that has seen the fold. So each fold fits, samples and filters
+within its own training records, a fifth of which serve as validation. (Tables only: image models take too long.)
 """
 
 import hashlib
@@ -163,8 +162,7 @@ class TableEvaluator(Evaluator):
     def folds(self, *, seed: int, has_candidates: bool) -> Int:
         """Validation alone where it is large, or where a model is trained in steps; else five folds.
 
-        A model is fitted anew within each fold, and one trained in steps would take the whole
-        budget for each.
+        A model is fitted anew within each fold, and one trained in steps would take the whole budget for each.
         """
         alone = has_candidates and self.has_slow_model
         if not alone:

@@ -27,12 +27,11 @@ CAP_WARNING = 5.0  # synthetic per real above which augmentation.md §7 saw resu
 def targets(counts: Mapping[str, int], balance: Balance) -> dict[str, int]:
     """Training records that each stratum should have, never below ``counts``.
 
-    The rule applies within each cell of ``by``, with n the stratum's own count. ``median``: of the
-    cell's counts, rounded up; ``majority``: m, the largest; ``sqrt``: the geometric mean sqrt(n m),
-    rounded up; ``count``: the number in ``balance``. A class's own target replaces the rule's, in
-    every cell. ``max_per_class`` lowers what the rule gives. Classes are in :func:`class_order`,
-    then cells by text. ParameterError if a class is unknown, or a requested number is below the
-    count (no record is ever removed) or above ``max_per_class``.
+    The rule applies within each cell of ``by``, with n the stratum's own count. ``median``: of the cell's counts,
+    rounded up; ``majority``: m, the largest; ``sqrt``: the geometric mean sqrt(n m), rounded up; ``count``: the
+    number in ``balance``. A class's own target replaces the rule's, in every cell. ``max_per_class`` lowers what the
+    rule gives. Classes are in :func:`class_order`, then cells by text. ParameterError if a class is unknown, or a
+    requested number is below the count (no record is ever removed) or above ``max_per_class``.
 
     The geometric mean is square-root sampling (Mahajan et al. 2018, "Exploring the Limits of Weakly
     Supervised Pretraining", section 2.2), scaled so that the majority keeps its count.
@@ -108,10 +107,9 @@ def plan_classes(
 ) -> tuple[ClassPlan, ...]:
     """Per stratum, the synthetic and classic records that lead from its count to its target.
 
-    Synthetic records up to ``max_synthetic_per_real`` per real one, none for a stratum under
-    ``least``; the rest is classic. ``compared`` are the classes that are in all parts of the split.
-    With ``soft_labels`` weights bring the balance, and records are drawn of every class, at target
-    or not. ``why_no_model`` is for the notes.
+    Synthetic records up to ``max_synthetic_per_real`` per real one, none for a stratum under ``least``; the rest is
+    classic. ``compared`` are the classes that are in all parts of the split. With ``soft_labels`` weights bring the
+    balance, and records are drawn of every class, at target or not. ``why_no_model`` is for the notes.
     """
     caps = {
         w.name: w.max_synthetic_per_real for w in balance.classes if w.max_synthetic_per_real >= 0

@@ -82,9 +82,8 @@ def report(
 ) -> tuple[ReportRef, str]:
     """Build the report and stage its files; return them with a summary in markdown.
 
-    Whatever the release lacks is shown as not run. ``status`` is what becomes of the run,
-    ``approval`` who let the version out. The summary has two charts and the first sheets of images
-    in it.
+    Whatever the release lacks is shown as not run. ``status`` is what becomes of the run, ``approval`` who let the
+    version out. The summary has two charts and the first sheets of images in it.
     """
     experiment, dataset, verdict = release.experiment, release.dataset, release.verdict
     params = experiment.params
@@ -142,8 +141,7 @@ class _Page(Result):
 def find_previous(store: Store, dataset_key: str) -> Manifest | None:
     """The newest version that was not made from these inputs; None where there is none.
 
-    A run that repeats what it has published is compared with the version before that, so its report
-    stays the same.
+    A run that repeats what it has published is compared with the version before that, so its report stays the same.
     """
     for version in reversed(list_versions(store)):
         try:

@@ -1,8 +1,7 @@
 """The report's page: sections by template, every picture inline, no script.
 
-A section is a template of ``templates/sections``; an empty one is left out with its link. A new
-measurement is a field of :class:`~prefect_augment.schema.report.Findings`, a template and a line of
-:data:`SECTIONS`.
+A section is a template of ``templates/sections``; an empty one is left out with its link. A new measurement is a
+field of :class:`~prefect_augment.schema.report.Findings`, a template and a line of :data:`SECTIONS`.
 """
 
 import base64

@@ -72,12 +72,11 @@ def fit_estimator(
 ) -> Classifier:
     """A classifier trained on weighted records; a single class is predicted by its weighted share.
 
-    ``boosting`` is histogram gradient boosting with native nulls and categories and a fixed number
-    of iterations. ``logistic`` is multinomial logistic regression on standardised numbers (nulls as
-    the median, plus an indicator) and one-hot categories, with a fixed limit on iterations.
-    Infinite values count as the largest or smallest finite value seen; columns without any value
-    and records of weight 0 are left out. ParameterError if the kind is unknown or weights are
-    negative or not finite; EmptyClassError if no record has a positive weight.
+    ``boosting`` is histogram gradient boosting with native nulls and categories and a fixed number of iterations.
+    ``logistic`` is multinomial logistic regression on standardised numbers (nulls as the median, plus an indicator)
+    and one-hot categories, with a fixed limit on iterations. Infinite values count as the largest or smallest finite
+    value seen; columns without any value and records of weight 0 are left out. ParameterError if the kind is unknown
+    or weights are negative or not finite; EmptyClassError if no record has a positive weight.
     """
     if kind not in ("boosting", "logistic"):
         raise ParameterError(f"estimator {kind!r} is unknown; choose 'boosting' or 'logistic'.")
@@ -257,9 +256,8 @@ def _by_lbfgs(
 ) -> Float:
     """Coefficients, the intercepts last, with the loss in blocks of records.
 
-    With a thousand classes that is a quarter of the time and memory of scikit-learn's, which also
-    warns when it reaches its iteration limit; silencing one warning is not safe in threads before
-    Python 3.14.
+    With a thousand classes that is a quarter of the time and memory of scikit-learn's, which also warns when it
+    reaches its iteration limit; silencing one warning is not safe in threads before Python 3.14.
     """
     n_numbers, n_rows = numbers.shape[1], numbers.shape[1] + levels.shape[1]
     shape = (n_rows + 1, n_known)

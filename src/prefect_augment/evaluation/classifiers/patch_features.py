@@ -1,8 +1,7 @@
 """Patch features: a linear classifier of images, on features that are learnt without labels.
 
-The filters are whitened patches of the training images; a feature is how strongly one of them answers
-in a part of the image. It trains no network, and has much less than one to overfit a rare class with.
-Needs torch.
+The filters are whitened patches of the training images; a feature is how strongly one of them answers in a part of
+the image. It trains no network, and has much less than one to overfit a rare class with. Needs torch.
 """
 
 from dataclasses import dataclass

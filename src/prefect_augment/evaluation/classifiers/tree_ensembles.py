@@ -61,8 +61,7 @@ def fit_named(
 ) -> Classifier:
     """A classifier by its name in ``evaluation.estimators``, with the arguments of :func:`.fit_estimator`.
 
-    A pilot has ``step_share`` of the trees. MissingExtraError if its package is not installed; other
-    errors as there.
+    A pilot has ``step_share`` of the trees. MissingExtraError if its package is not installed; other errors as there.
     """
     columns: dict[str, Any] = {
         "weights": weights,

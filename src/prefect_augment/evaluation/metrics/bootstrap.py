@@ -144,13 +144,12 @@ def wider_interval(
 ) -> float:
     """How many times wider than a normal one by records alone an interval of a difference is.
 
-    Records and seeds are crossed: each seed's estimator is tested on the same records. The spread
-    between a strategy's seeds has two parts, the seeds' own and chance in single records, which the
-    records' variance of the mean over seeds holds already. The first is the ANOVA component (Searle
-    et al. 1992, section 4.3); few seeds tell little of it, hence Student's t with the degrees of
-    freedom of Satterthwaite (1946), also where the component came out as 0. Two strategies draw their
-    training apart, so their components add up. Drawing seeds beside records counts the second part
-    twice (Owen 2007, "The pigeonhole bootstrap").
+    Records and seeds are crossed: each seed's estimator is tested on the same records. The spread between a
+    strategy's seeds has two parts, the seeds' own and chance in single records, which the records' variance of the
+    mean over seeds holds already. The first is the ANOVA component (Searle et al. 1992, section 4.3); few seeds tell
+    little of it, hence Student's t with the degrees of freedom of Satterthwaite (1946), also where the component came
+    out as 0. Two strategies draw their training apart, so their components add up. Drawing seeds beside records
+    counts the second part twice (Owen 2007, "The pigeonhole bootstrap").
     """
     if records == 0:
         return 1.0
@@ -181,11 +180,10 @@ def simultaneous(
 ) -> list[Interval]:
     """Intervals of differences that all hold together at ``level`` (max-T; Westfall & Young 1993, section 2.6).
 
-    Each is as many standard deviations of its draws wide as the largest of all deviations stays
-    within at that level, widened to Student's t for its units. Quantiles at a level divided by the
-    number of classes would lie beyond the draws there are: of 60 classes with 30 records each, two
-    equal strategies differ in one by them in about 40 % of repetitions, by these in 2 %. Each
-    interval holds its estimate and stays within [-1, 1].
+    Each is as many standard deviations of its draws wide as the largest of all deviations stays within at that level,
+    widened to Student's t for its units. Quantiles at a level divided by the number of classes would lie beyond the
+    draws there are: of 60 classes with 30 records each, two equal strategies differ in one by them in about 40 % of
+    repetitions, by these in 2 %. Each interval holds its estimate and stays within [-1, 1].
     """
     centre, spread = draws.mean(axis=0), draws.std(axis=0)
     deviations = np.abs(draws - centre) / np.where(spread > 0, spread, 1.0)
@@ -216,17 +214,15 @@ def paired_bootstrap(
 ) -> Bootstrap:
     """Bootstrap of all strategies' recalls over groups (or records), with the same draws for all.
 
-    ``hits`` are the shares of estimators that are right about a record under a seed.
-    EmptyClassError if no record belongs to a compared class; ParameterError if the strategies'
-    shapes differ.
+    ``hits`` are the shares of estimators that are right about a record under a seed. EmptyClassError if no record
+    belongs to a compared class; ParameterError if the strategies' shapes differ.
 
-    Groups get exponential weights (the Bayesian bootstrap, Rubin 1981) instead of whole counts, so
-    no class can vanish from a draw. Records with equal hits throughout share one gamma weight: the
-    same distribution for much less work. A class of which every record is right would have no
-    spread at all, so each class also gets ``PRIOR_RECORDS`` (two) imaginary records, spread over
-    all ways in which the strategies can be right or wrong: with three records in a class, nothing
-    is shown (Agresti & Min 2005, "Simple improved confidence intervals for comparing matched
-    proportions"). Training seeds are a crossed effect: :meth:`Bootstrap.difference`.
+    Groups get exponential weights (the Bayesian bootstrap, Rubin 1981) instead of whole counts, so no class can
+    vanish from a draw. Records with equal hits throughout share one gamma weight: the same distribution for much less
+    work. A class of which every record is right would have no spread at all, so each class also gets
+    ``PRIOR_RECORDS`` (two) imaginary records, spread over all ways in which the strategies can be right or wrong:
+    with three records in a class, nothing is shown (Agresti & Min 2005, "Simple improved confidence intervals for
+    comparing matched proportions"). Training seeds are a crossed effect: :meth:`Bootstrap.difference`.
     """
     strategies = tuple(hits)
     shapes = {hits[strategy].shape for strategy in strategies}

@@ -51,10 +51,9 @@ def check_metric(metric: Metric) -> None:
 def measure_of(metric: Metric, *, classes: Sequence[str], compared: Bool, counts: Int) -> Measure:
     """The measure that a metric asks for, the same for every fold, draw and part of the data.
 
-    ``classes`` are names in the order of their codes; ``counts`` (n_classes,) are real training records:
-    the positive class is the rarest ``compared`` one, unless the metric names it. ParameterError if
-    there is no such metric, or it names a class that the data do not have or that is not compared, or
-    cannot be computed for these classes.
+    ``classes`` are names in the order of their codes; ``counts`` (n_classes,) are real training records: the positive
+    class is the rarest ``compared`` one, unless the metric names it. ParameterError if there is no such metric, or it
+    names a class that the data do not have or that is not compared, or cannot be computed for these classes.
     """
     check_metric(metric)
     codes = {name: k for k, name in enumerate(classes)}
@@ -270,8 +269,7 @@ class _Whole(Measure):
 def _places(w: Float) -> Int:
     """Records repeated by their weights: as often as they say where these are whole numbers, else by places.
 
-    Places are dealt evenly along the cumulated weights (systematic sampling, Madow 1949), with no
-    chance in it.
+    Places are dealt evenly along the cumulated weights (systematic sampling, Madow 1949), with no chance in it.
     """
     times = w
     if not np.array_equal(w, np.round(w)):

@@ -42,11 +42,10 @@ def score_predictions(
 ) -> EstimatorScore:
     """Balanced accuracy and other scores over the compared classes that occur in ``y``.
 
-    They are the measures of :mod:`.measures`; ``auprc`` is 1 for a single class, ``worst_class`` the first class
-    with the lowest recall, and ``metric`` the value of ``measure`` (balanced accuracy without one).
-    ``multipliers`` change decisions (accuracy, F1, recall), not the probabilities behind AUPRC, ROC AUC, log loss
-    and the Brier score. ParameterError if the shapes do not fit together; EmptyClassError if no record belongs to
-    a compared class.
+    They are the measures of :mod:`.measures`; ``auprc`` is 1 for a single class, ``worst_class`` the first class with
+    the lowest recall, and ``metric`` the value of ``measure`` (balanced accuracy without one). ``multipliers`` change
+    decisions (accuracy, F1, recall), not the probabilities behind AUPRC, ROC AUC, log loss and the Brier score.
+    ParameterError if the shapes do not fit together; EmptyClassError if no record belongs to a compared class.
     """
     _check_shapes(y, proba, classes, compared)
     counted = compared[y]

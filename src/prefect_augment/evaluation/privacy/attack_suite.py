@@ -48,11 +48,10 @@ def density_ratio(
 ) -> Float:
     """Log of the synthetic over the real density at each real record, shape (n,).
 
-    The distances are squared: to synthetic records (n, m), and to real ones (n, n), infinite to itself,
-    so that a record's own density is that of the others. Of the ``widths`` the one is taken under which
-    real records are the likeliest of one another; ``n_degrees`` is the densities' dimension. Van Breugel
-    et al. 2023, "Membership Inference Attacks against Synthetic Data through Overfitting Detection"
-    (DOMIAS), with kernels for both densities.
+    The distances are squared: to synthetic records (n, m), and to real ones (n, n), infinite to itself, so that a
+    record's own density is that of the others. Of the ``widths`` the one is taken under which real records are the
+    likeliest of one another; ``n_degrees`` is the densities' dimension. Van Breugel et al. 2023, "Membership
+    Inference Attacks against Synthetic Data through Overfitting Detection" (DOMIAS), with kernels for both densities.
     """
     real = [logsumexp(to_real * _factor(width), axis=1) for width in widths]
     fit = [

@@ -247,8 +247,7 @@ def summarise(
 ) -> Privacy:
     """The measurement as the report shows it; the finding of ``sides[0]``, what is handed out, is the whole's.
 
-    ``why_blind`` says why the others may have been seen, which makes the measurement blind; else it
-    is empty.
+    ``why_blind`` says why the others may have been seen, which makes the measurement blind; else it is empty.
     """
     main = sides[0]
     blind = bool(why_blind) and main.finding in ("none shown", "gap")

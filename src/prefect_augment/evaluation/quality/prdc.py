@@ -75,9 +75,8 @@ def _radius(among: Float, k: int) -> Float:
 def expected_coverage(n_real: int, n_synthetic: int, k: int = 5) -> float:
     """Coverage that records of the same distribution reach on average.
 
-    1 minus the chance that the nearest k of all other records are real ones, any order being
-    equally likely. Naeem et al. 2020, section 3.2, have the limit of many records, 1 - 2**-k. More
-    than 2,000 records a side count as 2,000.
+    1 minus the chance that the nearest k of all other records are real ones, any order being equally likely. Naeem et
+    al. 2020, section 3.2, have the limit of many records, 1 - 2**-k. More than 2,000 records a side count as 2,000.
     """
     n, m = min(n_real, MAX_COMPARED), min(n_synthetic, MAX_COMPARED)
     if n < 2 or not m:
