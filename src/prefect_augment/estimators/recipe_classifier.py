@@ -56,7 +56,6 @@ def _out_of_fold(
         return fit_teacher(
             matrix,
             codes,
-            is_category=encoder.is_category,
             n_levels=encoder.n_levels,
             n_classes=len(classes),
             seed=seed if weights is None else seed + 1,

@@ -403,7 +403,6 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
     def _columns(self) -> dict[str, Any]:
         """What classifiers of the matrix form take."""
         return {
-            "is_category": self.encoder_.is_category,
             "n_levels": self.encoder_.n_levels,
             "n_classes": len(self.classes_),
             "seed": self._seed,

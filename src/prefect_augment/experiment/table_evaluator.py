@@ -121,7 +121,6 @@ class TableEvaluator(Evaluator):
             X,
             y,
             weights=weights,
-            is_category=self.records.is_category,
             n_levels=self.records.n_levels,
             n_classes=len(self.records.classes),
             seed=seed,

@@ -63,7 +63,6 @@ def fit_estimator(
     y: Int,  # (n,) class codes; classes may be absent
     *,
     weights: Float | None,  # (n,), in proportion
-    is_category: Bool,  # (n_columns,)
     n_levels: Int,  # (n_columns,), 0 for numeric columns
     n_classes: int,
     seed: int,
@@ -87,9 +86,7 @@ def fit_estimator(
         n = n_trees(n_iterations, n_classes, step_share)
         return _fit_boosting(X, y, weights, columns, n, seed)
 
-    return fit_on_matrix(
-        fit, X, y, weights=weights, is_category=is_category, n_levels=n_levels, n_classes=n_classes
-    )
+    return fit_on_matrix(fit, X, y, weights=weights, n_levels=n_levels, n_classes=n_classes)
 
 
 def fit_on_matrix(
@@ -98,7 +95,6 @@ def fit_on_matrix(
     y: Int,
     *,
     weights: Float | None,
-    is_category: Bool,
     n_levels: Int,
     n_classes: int,
 ) -> Classifier:
@@ -112,7 +108,7 @@ def fit_on_matrix(
     X, y, weights = X[used], y[used], weights[used]
     weights = weights / weights.mean()  # regularisation must not depend on the weights' scale
 
-    columns = Columns.of(X, is_category, n_levels)
+    columns = Columns.of(X, n_levels)
     codes, y_dense = np.unique(y, return_inverse=True)
     if len(codes) == 1 or not len(columns.kept):
         share = np.bincount(y, weights=weights, minlength=n_classes)
@@ -153,11 +149,10 @@ class Columns:
     kept: Int  # columns that hold a value
     low: Float  # smallest and largest finite value, per kept column
     high: Float
-    is_category: Bool
-    n_levels: Int
+    n_levels: Int  # 0 for numbers
 
     @classmethod
-    def of(cls, X: Float, is_category: Bool, n_levels: Int) -> "Columns":
+    def of(cls, X: Float, n_levels: Int) -> "Columns":
         """The properties of these records."""
         # HistGradientBoosting cannot bin an all-null column: it fails with a message on windows.
         finite = np.isfinite(X)
@@ -165,7 +160,12 @@ class Columns:
         values, finite = X[:, kept], finite[:, kept]
         low = np.where(finite, values, np.inf).min(axis=0, initial=np.inf)
         high = np.where(finite, values, -np.inf).max(axis=0, initial=-np.inf)
-        return cls(kept, low, high, is_category[kept], n_levels[kept])
+        return cls(kept, low, high, n_levels[kept])
+
+    @property
+    def is_category(self) -> Bool:
+        """Which columns hold level codes."""
+        return self.n_levels > 0
 
     def take(self, X: Float) -> Float:
         """The kept columns; infinite numbers become the nearest finite one seen in training."""

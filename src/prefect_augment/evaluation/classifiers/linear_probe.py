@@ -28,14 +28,12 @@ def fit_probe(
     (Shi et al. 2024, "Long-Tail Learning with Foundation Model", LIFT; Kang et al. 2020, "Decoupling
     Representation and Classifier", section 4). EmptyClassError if no record has a positive weight.
     """
-    n = features.shape[1]
     return fit_on_matrix(
         partial(fit_logistic, l2=1 / C),
         np.asarray(features, dtype=np.float64),
         y,
         weights=weights,
-        is_category=np.zeros(n, dtype=bool),
-        n_levels=np.zeros(n, dtype=np.int64),
+        n_levels=np.zeros(features.shape[1], dtype=np.int64),
         n_classes=n_classes,
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 from sklearn import config_context
 from sklearn.ensemble import RandomForestClassifier
 
-from prefect_augment.array_types import Bool, Float, Int
+from prefect_augment.array_types import Float, Int
 from prefect_augment.evaluation.classifiers.base import Classifier, fit_estimator
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.threads import single_threaded
@@ -61,7 +61,6 @@ def fit_teacher(
     X: Float,
     y: Int,
     *,
-    is_category: Bool,
     n_levels: Int,
     n_classes: int,
     seed: int,
@@ -76,11 +75,7 @@ def fit_teacher(
     """
     fold = stratified_folds(y, None, N_FOLDS, seed, [f"{i}" for i in range(len(y))])
     weights = np.ones(len(y)) if weights is None else weights
-    columns: dict[str, Any] = {
-        "is_category": is_category,
-        "n_levels": n_levels,
-        "n_classes": n_classes,
-    }
+    columns: dict[str, Any] = {"n_levels": n_levels, "n_classes": n_classes}
     folds: list[tuple[Classifier, ...]] = []
     proba = np.zeros((len(MEMBERS), len(y), n_classes))
     for f in range(N_FOLDS):

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import sparse
 from sklearn.ensemble import RandomForestClassifier
 
-from prefect_augment.array_types import Bool, Float, Int
+from prefect_augment.array_types import Float, Int
 from prefect_augment.errors import MissingExtraError
 from prefect_augment.evaluation.classifiers.base import (
     Classifier,
@@ -53,7 +53,6 @@ def fit_named(
     y: Int,
     *,
     weights: Float | None,
-    is_category: Bool,
     n_levels: Int,
     n_classes: int,
     seed: int,
@@ -65,7 +64,6 @@ def fit_named(
     """
     columns: dict[str, Any] = {
         "weights": weights,
-        "is_category": is_category,
         "n_levels": n_levels,
         "n_classes": n_classes,
     }

@@ -66,7 +66,6 @@ def image_measures(
         return c2st_auc(
             a,
             b,
-            is_category=np.zeros(a.shape[1], dtype=bool),
             n_levels=np.zeros(a.shape[1], dtype=np.int64),
             seed=seed,
             estimator="logistic",

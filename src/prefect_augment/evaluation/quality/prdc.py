@@ -6,7 +6,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from sklearn.metrics import roc_auc_score
 
-from prefect_augment.array_types import Array, Bool, Float, Int
+from prefect_augment.array_types import Array, Float, Int
 from prefect_augment.evaluation.classifiers.base import (
     EstimatorKind,
     balanced_weights,
@@ -89,7 +89,6 @@ def c2st_auc(
     real: Float,
     synthetic: Float,
     *,
-    is_category: Bool,
     n_levels: Int,
     seed: int = 0,
     estimator: EstimatorKind = "boosting",
@@ -116,7 +115,6 @@ def c2st_auc(
             X[train],
             y[train],
             weights=balanced_weights(y[train]),
-            is_category=is_category,
             n_levels=n_levels,
             n_classes=2,
             seed=seed,
