@@ -29,8 +29,8 @@ from prefect_augment.experiment.evaluator import (
 )
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.looks import Looks
-from prefect_augment.experiment.out_of_fold import Predictions, evidence
 from prefect_augment.experiment.privacy import measure_external
+from prefect_augment.experiment.score import Predictions, evidence
 from prefect_augment.params import RunParams
 from prefect_augment.plan.strategies import as_trained
 from prefect_augment.schema import (

@@ -26,8 +26,7 @@ from prefect_augment.experiment.evaluator import (
     kept_synthetic,
 )
 from prefect_augment.experiment.evaluators import open_evaluator
-from prefect_augment.experiment.out_of_fold import folds_of, out_of_fold, score_key
-from prefect_augment.experiment.score import score_predicted
+from prefect_augment.experiment.score import folds_of, out_of_fold, score_key, score_predicted
 from prefect_augment.experiment.table_evaluator import TableEvaluator, draw_synthetic
 from prefect_augment.params import Budget
 from prefect_augment.plan.search_space import N_KEPT, PILOT_FOLDS, PILOT_STEP_SHARE

@@ -55,7 +55,6 @@ from prefect_augment.experiment.evaluator import (
 from prefect_augment.experiment.training_set import build_training_set
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, GenerativeModel, TableData
 from prefect_augment.params import Budget, NoModel, OwnEstimator
-from prefect_augment.params.estimators import Estimator as EstimatorName
 from prefect_augment.plan.schedule import PILOT_SHARE
 from prefect_augment.plan.strategies import candidates_wanted
 from prefect_augment.registry import load_model_class
@@ -102,35 +101,24 @@ class TableEvaluator(Evaluator):
             [np.flatnonzero(data.y == k)[:N_TRIED] for k in range(len(data.classes))]
         )
         for own in self.params.evaluation.own_estimators:
-            self._fit_own(own, data.X[rows], data.y[rows], None, 0).predict_proba(data.X[rows])
+            fitted = self._fit_of(own)(data.X[rows], data.y[rows], weights=None, seed=0)
+            fitted.predict_proba(data.X[rows])
 
-    def _fit(
-        self,
-        requested: EstimatorName | OwnEstimator,
-        X: Float,
-        y: Int,
-        weights: Float | None,
-        seed: int,
-        *,
-        step_share: float,
-    ) -> Classifier:
-        if not isinstance(requested, str):
-            return self._fit_own(requested, X, y, weights, seed)
-        return fit_named(
-            requested,
-            X,
-            y,
-            weights=weights,
-            n_levels=self.records.n_levels,
-            n_classes=len(self.records.classes),
-            seed=seed,
-            step_share=step_share,
-        )
+    def _fits(self, step_share: float) -> list[Callable[..., Classifier]]:
+        """What fits each estimator on a matrix and class codes, by ``weights`` and a ``seed``."""
+        data = self.records
+        of_table: dict[str, Any] = {"n_levels": data.n_levels, "n_classes": len(data.classes)}
+        return [
+            partial(fit_named, requested, **of_table, step_share=step_share)
+            if isinstance(requested, str)
+            else self._fit_of(requested)
+            for requested in self.params.evaluation.estimators
+        ]
 
-    def _fit_own(self, own: OwnEstimator, X: Float, y: Int, weights: Any, seed: int) -> Classifier:
-        encoder, labels = self.records.encoder, self.records.encoder.labels(self.records.classes)
-        decode = encoder.decode_learnt
-        return fit_own(own, X, y, weights=weights, decode=decode, labels=labels, seed=seed)
+    def _fit_of(self, own: OwnEstimator) -> Callable[..., Classifier]:
+        encoder = self.records.encoder
+        labels = encoder.labels(self.records.classes)
+        return partial(fit_own, own, decode=encoder.decode_learnt, labels=labels)
 
     @property
     def has_slow_model(self) -> bool:
@@ -220,14 +208,15 @@ class TableEvaluator(Evaluator):
             seed=seed,
         )
         y = data.class_of_stratum(self.plan)[training.strata]
-        for requested in self.params.evaluation.estimators:
-            name = requested if isinstance(requested, str) else requested.title
-            fit = partial(self._fit, requested, step_share=step_share)
+        for name, fit in zip(self.estimators, self._fits(step_share), strict=True):
             if strategy.family != "bagging":
-                yield name, fit(training.X, y, training.weights, seed).predict_proba(X)
+                fitted = fit(training.X, y, weights=training.weights, seed=seed)
+                yield name, fitted.predict_proba(X)
                 continue
-            drawn = bags(training.strata, training.weights, n=n_bags(step_share), seed=seed)
-            members = [fit(training.X[bag], y[bag], None, seed + i) for i, bag in enumerate(drawn)]
+            drawn = enumerate(
+                bags(training.strata, training.weights, n=n_bags(step_share), seed=seed)
+            )
+            members = [fit(training.X[b], y[b], weights=None, seed=seed + i) for i, b in drawn]
             yield name, Bagged(tuple(members)).predict_proba(X)
 
     def plain_space(self, X: Float) -> FeatureSpace:
