@@ -291,14 +291,13 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         """A clone of the estimator that was trained on these records."""
         family = "" if recipe is None else recipe.strategy.family
         if family == "bagging":
-            y, members = column_or_1d(y), []
+            members = []
             for bag in bags(y, weights, seed=int(rng.randint(2**31 - 1))):
                 members.append(clone(self.estimator))
                 fit_weighted(members[-1], _safe_indexing(X, bag), y[bag], None, rng)
             return Bagged(tuple(members))
         estimator = clone(self.estimator)
         if recipe is not None and family == "soft_labels":
-            y = column_or_1d(y)
             rows, y, shares = _soft_labelled(X, y, seed=int(rng.randint(2**31 - 1)))
             X, weights = _safe_indexing(X, rows), self._weights(recipe, y, shares)
         fit_weighted(estimator, X, y, weights, rng)
@@ -311,7 +310,7 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         of = self.thresholds_of or self._compared_as(recipe)
         if of or self.thresholds == "recipe" or not recipe.thresholds:
             return multipliers_of(recipe, of, names)
-        y, weights = column_or_1d(y), None if weights is None else np.asarray(weights)
+        weights = None if weights is None else np.asarray(weights)
         codes = np.searchsorted(self.classes_, y)
         rng = check_random_state(self.random_state)
         keys = [str(i) for i in range(len(y))]

@@ -15,9 +15,8 @@ FEATURE_SPACE = (
     "categories; a null counts as the median, plus 1 beside a value"
 )
 BLOCK_BYTES = 32 << 20
-CACHED_BYTES = (
-    2 << 20
-)  # of tables, whose distances are sums over columns: a block stays in the cache
+# Of tables, whose distances are sums over columns: a block stays in the cache.
+CACHED_BYTES = 2 << 20
 # A 5 % quantile of fewer records is little more than their minimum.
 MIN_VALIDATION = 20
 # A tree beats comparing all pairs on purely numeric records, while there are few columns.
@@ -174,11 +173,8 @@ def real_distances(space: Space, training: Any, validation: Any) -> Float:
 
     Those of validation records; with fewer than 20, those of training records to one another.
     """
-    distances = (
-        space.nearest(validation, training)
-        if len(validation) >= MIN_VALIDATION
-        else space.nearest_others(training)
-    )
+    is_enough = len(validation) >= MIN_VALIDATION
+    distances = space.nearest(validation, training) if is_enough else space.nearest_others(training)
     return distances[np.isfinite(distances)]
 
 

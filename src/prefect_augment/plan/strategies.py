@@ -287,9 +287,8 @@ def make_recipe(
         {k: max(0, round(w.effective) - stored[k]) for k, w in wanted.items()} if copies else {}
     )
     thresholds = next((s.thresholds for s in scores if s.strategy == strategy), {})
-    if (
-        strategy.family == "probe" or strategy.patches
-    ) and thresholds:  # in the place of all estimators
+    replaces_estimators = strategy.family == "probe" or strategy.patches
+    if replaces_estimators and thresholds:
         thresholds = {strategy.name: next(iter(thresholds.values()))}
     smoothing: dict[str, float] = {}
     if strategy.smoothing:

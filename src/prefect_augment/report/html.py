@@ -218,18 +218,11 @@ def _policy_chart(data: ReportData) -> list[Chart]:
 
 def doubted_pictures(data: ReportData) -> list[Chart]:
     """The images whose labels are doubted most; none of a table."""
-    about = "An image with the label"
-    return [
-        Chart(
-            "doubted",
-            row.picture,
-            f"{about} {formats.visible(row.label)}.",
-            data.images[row.picture],
-            photo=True,
-        )
-        for row in data.doubted
-        if row.picture
-    ]
+    pictures = []
+    for row in (row for row in data.doubted if row.picture):
+        alt = f"An image with the label {formats.visible(row.label)}."
+        pictures.append(Chart("doubted", row.picture, alt, data.images[row.picture], photo=True))
+    return pictures
 
 
 def _training_chart(data: ReportData) -> list[Chart]:

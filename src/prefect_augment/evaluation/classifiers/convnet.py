@@ -70,8 +70,8 @@ def fit_image_classifier(
     batch_size: int = BATCH_SIZE,
     width: float = 1.0,  # times the channels; at most half with fewer than 2,000 records
     device: str = "cpu",
-    make: MakeNetwork
-    | None = None,  # (n_classes, size, channels) -> another network; width is not used
+    # (n_classes, size, channels) -> another network; width is not used
+    make: MakeNetwork | None = None,
 ) -> "ImageClassifier":
     """Train a convolutional classifier on batches that are drawn with replacement.
 

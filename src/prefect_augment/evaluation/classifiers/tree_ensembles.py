@@ -96,13 +96,7 @@ class _LightGBM:
         self, X: Float, y: Int, weights: Float, columns: Columns, *, n: int, seed: int
     ) -> None:
         lightgbm = importlib.import_module("lightgbm")
-        n_classes = int(y.max()) + 1
-        objective = (
-            {"objective": "multiclass", "num_class": n_classes}
-            if n_classes > 2
-            else {"objective": "binary"}
-        )
-        params = objective | {
+        params = _objective(y, "binary", "multiclass") | {
             "num_threads": 1,
             "deterministic": True,
             "force_row_wise": True,
@@ -127,13 +121,8 @@ class _XGBoost:
     ) -> None:
         self.xgboost = importlib.import_module("xgboost")
         self.types = ["c" if category else "q" for category in columns.is_category]
-        n_classes = int(y.max()) + 1
-        objective = (
-            {"objective": "multi:softprob", "num_class": n_classes}
-            if n_classes > 2
-            else {"objective": "binary:logistic"}
-        )
-        params = objective | {"tree_method": "hist", "nthread": 1, "seed": seed, "verbosity": 0}
+        params = _objective(y, "binary:logistic", "multi:softprob")
+        params |= {"tree_method": "hist", "nthread": 1, "seed": seed, "verbosity": 0}
         data = self._read(X, label=y, weight=weights)
         self.booster = self.xgboost.train(params, data, num_boost_round=n)
 
@@ -181,12 +170,16 @@ class _CatBoost:
         return self.model.predict_proba(self._read(X))
 
 
+def _objective(y: Int, of_two: str, of_many: str) -> dict[str, Any]:
+    n_classes = int(y.max()) + 1
+    many = {"objective": of_many, "num_class": n_classes}
+    return many if n_classes > 2 else {"objective": of_two}
+
+
 def _both_classes(probabilities: Float) -> Float:
     """Two columns from the second class's probability alone; others unchanged."""
-    if probabilities.ndim == 2:
-        return probabilities.astype(np.float64)
-    rare = probabilities.astype(np.float64)
-    return np.column_stack([1 - rare, rare])
+    proba = probabilities.astype(np.float64)
+    return proba if proba.ndim == 2 else np.column_stack([1 - proba, proba])
 
 
 _FITS: dict[str, Any] = {

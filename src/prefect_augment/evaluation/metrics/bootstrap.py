@@ -31,9 +31,7 @@ class Bootstrap:
     strategies: tuple[str, ...]
     classes: Int  # (n_present,) codes of the compared classes that have records
     by_seed: Float  # (n_seeds, n_strategies, n_present) plain estimates
-    draws: (
-        Float  # (n_bootstrap, n_strategies, n_present) of the mean over seeds, records drawn anew
-    )
+    draws: Float  # (n_bootstrap, n_strategies, n_present), mean over seeds, records drawn anew
     n_units: Int  # (n_present,) records of each class, or groups that hold any
     units: "_Units"
 
@@ -134,9 +132,8 @@ LEAST_FREEDOM = 3  # with fewer, Student's t has no end at the levels of later l
 
 def wider_interval(
     records: float,  # variance of the mean over seeds that the records have
-    seeds: Sequence[
-        tuple[float, float]
-    ],  # per strategy: variance between seeds, and chance's part of it
+    # per strategy: variance between seeds, and chance's part of it
+    seeds: Sequence[tuple[float, float]],
     n_seeds: int,
     uncertain: float,  # half the variance of ``records``: its square over its degrees of freedom
     *,
@@ -236,9 +233,8 @@ def paired_bootstrap(
             "no record belongs to a compared class, so there is nothing to compare."
         )
     n_seeds = hits[strategies[0]].shape[0]
-    flat = np.concatenate(
-        [hits[strategy][:, counted] for strategy in strategies]
-    ).T  # (n_counted, strategies * seeds)
+    # of shape (n_counted, strategies * seeds)
+    flat = np.concatenate([hits[strategy][:, counted] for strategy in strategies]).T
     classes, y_dense = np.unique(y[counted], return_inverse=True)
     if groups is None:
         units = _units_of_records(y_dense, flat)

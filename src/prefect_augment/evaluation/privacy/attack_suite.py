@@ -183,9 +183,8 @@ def _column_scores(
         # Whether both halves of a record lead to the same synthetic record.
         halves = to_synthetic.rows[:2]
         scores["linkability"] = (halves[0] == halves[1])[:, None].astype(np.float64)
-        scores["inference"] = inferred_shares(real, synthetic, secrets, to_synthetic.rows[n:])[
-            :, None
-        ]
+        shares = inferred_shares(real, synthetic, secrets, to_synthetic.rows[n:])
+        scores["inference"] = shares[:, None]
     scores["singling out"] = singled_out(real, synthetic, rng)[:, None].astype(np.float64)
     ranked_real, ranked_synthetic = real.ranked(), synthetic.ranked()
     whole = np.ones((1, real.n_parts), dtype=np.float32)

@@ -43,9 +43,8 @@ def _root(x: Float) -> Float:
 
 
 Part = tuple[Labelled, Bool]  # records, and which of them count
-Side = tuple[
-    Float, Float, Float
-]  # features of kept, validation's and training records of a stratum
+# Features of kept, validation's and training records of a stratum.
+Side = tuple[Float, Float, Float]
 
 
 def frechet_metrics(
