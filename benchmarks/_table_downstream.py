@@ -86,7 +86,6 @@ def score_strategy(
     test: tuple[Floats, Ints],
     *,
     weights: Floats | None = None,
-    is_category: NDArray[np.bool_],
     n_levels: Ints,
     n_classes: int,
     seed: int,
@@ -99,7 +98,7 @@ def score_strategy(
         Matrix form and class codes; ``rows`` are training rows with those that the strategy adds.
     weights : ndarray of float64, shape (n,), optional
         Of ``rows``.
-    is_category, n_levels, n_classes, seed
+    n_levels, n_classes, seed
         As for :func:`prefect_augment.evaluation.classifiers.base.fit_estimator`.
 
     Returns
@@ -114,7 +113,6 @@ def score_strategy(
             rows[0],
             rows[1],
             weights=weights,
-            is_category=is_category,
             n_levels=n_levels,
             n_classes=n_classes,
             seed=seed,

@@ -70,7 +70,6 @@ def score(task: dict[str, Any], folder: Path) -> dict[str, Any]:
         validation,
         test,
         weights=weights,
-        is_category=matrix.is_category,
         n_levels=matrix.n_levels,
         n_classes=len(matrix.classes),
         seed=task["seed"],

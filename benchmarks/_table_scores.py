@@ -68,7 +68,6 @@ def two_sample(drawn: Floats, real: Floats, matrix: Matrix, *, seed: int) -> flo
             c2st_auc(
                 real[:n],
                 drawn[rows[: len(drawn)]],
-                is_category=np.append(matrix.is_category, True),
                 n_levels=np.append(matrix.n_levels, len(matrix.classes)),
                 seed=seed + i,
                 most=n,

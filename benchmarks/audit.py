@@ -125,11 +125,7 @@ def table_set(name: str, seed: int) -> Set:
     X, y = encoder.encode(table), np.unique(frame[label], return_inverse=True)[1]
     space = FeatureSpace.of(X, encoder.is_category)
     points = space.place(X)
-    about = {
-        "is_category": encoder.is_category,
-        "n_levels": encoder.n_levels,
-        "n_classes": int(y.max()) + 1,
-    }
+    about = {"n_levels": encoder.n_levels, "n_classes": int(y.max()) + 1}
     return Set(name, X, y, about, _nearest(space.distances(points, points), y))
 
 

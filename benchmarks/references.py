@@ -121,9 +121,9 @@ def ours(given: dict[str, Any]) -> dict[str, float]:
     for name in ("balanced_accuracy", "macro_f1", "auprc", "worst_recall", "brier"):
         found[f"scores/{name}"] = getattr(scores, name)
     n = len(given["numbers_real"])
-    plain = {"is_category": np.zeros(3, dtype=bool), "n_levels": np.zeros(3, dtype=np.int64)}
+    numbers = np.zeros(3, dtype=np.int64)
     found["c2st_auc"] = c2st_auc(
-        given["c2st_X"][:n], given["c2st_X"][n:], **plain, estimator="logistic"
+        given["c2st_X"][:n], given["c2st_X"][n:], n_levels=numbers, estimator="logistic"
     )
     table = _quality_cases.world("table", "mammography", 0)
     place = FeatureSpace.of(table.training.X, table.is_category)

@@ -10,8 +10,7 @@ from prefect_augment.evaluation.verdict.answers import first_answer
 from prefect_augment.experiment.audit import audit_seconds, has_doubted_labels, why_not_audited
 from prefect_augment.experiment.confirmation import without_comparison
 from prefect_augment.experiment.evaluators import open_evaluator
-from prefect_augment.experiment.out_of_fold import evidence
-from prefect_augment.experiment.score import published_strategy
+from prefect_augment.experiment.score import evidence, published_strategy
 from prefect_augment.experiment.search import (
     best_kind,
     best_settings,

@@ -13,8 +13,7 @@ from support.steps import candidates_with, experiment_of
 
 from prefect_augment.evaluation.verdict.answers import first_answer
 from prefect_augment.experiment.evaluators import open_evaluator
-from prefect_augment.experiment.out_of_fold import evidence
-from prefect_augment.experiment.score import score as score_strategy
+from prefect_augment.experiment.score import evidence, score as score_strategy
 from prefect_augment.experiment.search import (
     best_settings,
     finalists,

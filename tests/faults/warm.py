@@ -271,7 +271,7 @@ def warm_up() -> None:
         importlib.import_module(name)
     from prefect_augment.evaluation.classifiers import soft_label_ensemble as soft_labels
     from prefect_augment.figures import style
-    from prefect_augment.report.html import environment
+    from prefect_augment.report.environment import environment
 
     soft_labels.N_FOLDS, soft_labels.FOREST_TREES = 2, 10
     style.DOTS_PER_INCH = (40,)

@@ -114,11 +114,7 @@ R = TypeVar("R", bound=Records)
 
 
 def recent(
-    store: Store,
-    info: DatasetInfo,
-    plan: BalancePlan,
-    read: Callable[[], R],
-    sample: Sample,
+    store: Store, info: DatasetInfo, plan: BalancePlan, read: Callable[[], R], sample: Sample
 ) -> R:
     """Return the training records, or a sample of them, read once for all strategies of a run."""
     key = (store.uri, info.digest + info.key, canonical_json(list(plan.classes)), sample)

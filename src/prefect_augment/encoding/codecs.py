@@ -35,10 +35,9 @@ Missing = Literal["null", "nan"]
 class NumberCodec:
     """A numeric column: floats, integers, decimals, dates, times, timestamps, durations.
 
-    A value on a grid is ``(low + k * step) / 10**decimals`` with whole ``k`` in [0, n_steps]. The matrix
-    holds the value (a date as its day, a timestamp as ticks since 1970 UTC), or ``k`` where numbers
-    exceed 2**53 (``offset``); above 2**53 steps the last digits are lost. A float column without a grid
-    is continuous in [minimum, maximum].
+    A value on a grid is ``(low + k * step) / 10**decimals`` with whole ``k`` in [0, n_steps]. The matrix holds the
+    value (a date as its day, a timestamp as ticks since 1970 UTC), or ``k`` where numbers exceed 2**53 (``offset``);
+    above 2**53 steps the last digits are lost. A float column without a grid is continuous in [minimum, maximum].
     """
 
     kind: pa.DataType

@@ -8,6 +8,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -106,19 +107,16 @@ class ColumnSummary:
         self.counts = ColumnCounts()
         self._values = DistinctCounter(workspace)
         self.is_comparable = is_comparable(value_type(kind))
-        self._n_unique: int | None = None
 
     @property
     def n_values(self) -> int:
         """Values other than null."""
         return self.counts.n_records - self.counts.n_null
 
-    @property
+    @cached_property
     def n_unique(self) -> int:
         """Distinct values; -1 where they cannot be compared."""
-        if self._n_unique is None:
-            self._n_unique = self._values.n_distinct()
-        return self._n_unique if self.is_comparable else -1
+        return self._values.n_distinct() if self.is_comparable else -1
 
     def add(self, column: pa.ChunkedArray | pa.Array) -> ColumnCounts:
         """Add a batch and return its counts."""

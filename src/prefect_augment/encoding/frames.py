@@ -44,8 +44,7 @@ class Layout:
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
             raise SchemaError(
-                f"columns {twice} occur more than once; give each its own name.",
-                columns=twice,
+                f"columns {twice} occur more than once; give each its own name.", columns=twice
             )
         if kind in ("arrow", "polars"):
             types = tuple(X.schema if kind == "arrow" else X.schema.values())

@@ -108,8 +108,11 @@ def check_classes(distinct: pa.Array, n_values: int, n_records: int, *, name: st
             label=name,
             classes=names,
         )
-    _refuse_identifier(distinct, n_values, name)
-    _refuse_continuous(distinct, n_values, name)
+    problem = _no_label(distinct, n_values)
+    if problem:
+        what, advice = problem
+        counts = f"{len(distinct)} different values in {n_values} records"
+        raise LabelError(f"label column {name!r} looks like {what}: {counts}. {advice}", label=name)
     _refuse_variants(names, name)
 
 
@@ -124,35 +127,23 @@ def check_label_type(kind: pa.DataType, *, name: str) -> None:
         )
 
 
-def _refuse_identifier(distinct: pa.Array, n_values: int, name: str) -> None:
+def _no_label(distinct: pa.Array, n_values: int) -> tuple[str, str] | None:
+    """What the values look like where they are no classes, and what to do; None where they may be classes."""
     text, n_classes = is_text(distinct.type), len(distinct)
     if (n_classes == n_values > 2) or (text and n_classes > 10 and 2 * n_classes > n_values):
-        what = (
-            "an identifier" if text or pa.types.is_integer(distinct.type) else "a continuous value"
-        )
-        raise LabelError(
-            f"label column {name!r} looks like {what}: {n_classes} different values in {n_values} records. "
-            "Choose the column that holds the class.",
-            label=name,
-        )
-
-
-def _refuse_continuous(distinct: pa.Array, n_values: int, name: str) -> None:
-    n_classes = len(distinct)
-    few_records_each = n_classes > MAX_RARE_CLASSES and n_classes * MIN_RECORDS_PER_CLASS > n_values
-    fractional = False
+        is_id = text or pa.types.is_integer(distinct.type)
+        what = "an identifier" if is_id else "a continuous value"
+        return what, "Choose the column that holds the class."
+    if n_classes <= MAX_RARE_CLASSES:
+        return None
+    has_fractions = False
     if pa.types.is_floating(distinct.type) or pa.types.is_decimal(distinct.type):
         x = distinct.cast(pa.float64())
-        fractional = n_classes > MAX_RARE_CLASSES and bool(
-            pc.any(pc.not_equal(x, pc.floor(x))).as_py()
-        )
-    if few_records_each or fractional:
-        what = "a continuous value" if not is_text(distinct.type) else "free text or an identifier"
-        raise LabelError(
-            f"label column {name!r} looks like {what}: {n_classes} different values in {n_values} records. "
-            "Cut it into classes first, or choose another column.",
-            label=name,
-        )
+        has_fractions = bool(pc.any(pc.not_equal(x, pc.floor(x))).as_py())
+    if n_classes * MIN_RECORDS_PER_CLASS <= n_values and not has_fractions:
+        return None
+    what = "free text or an identifier" if text else "a continuous value"
+    return what, "Cut it into classes first, or choose another column."
 
 
 def _refuse_variants(names: Sequence[str], name: str) -> None:

@@ -41,8 +41,7 @@ class RareValues:
     def of(cls, X: Float, is_category: Bool, *, min_records: int = MIN_LEVEL_RECORDS) -> Self:
         """Count the values of records (n_records, n_columns) in matrix form; NaN is no value.
 
-        ``min_records`` is what a level needs to be frequent; 1 takes every value for frequent,
-        numbers too.
+        ``min_records`` is what a level needs to be frequent; 1 takes every value for frequent, numbers too.
         """
         numbers: dict[int, tuple[Float, Bool]] = {}
         levels: dict[int, Int] = {}
@@ -57,9 +56,8 @@ class RareValues:
     def apart(self, j: int, x: Float, codec: NumberCodec) -> Float:
         """Draws (n,) of a number's column, moved where one would be written as a unique value.
 
-        Halfway to the next value, or where that is taken to the nearest free place of the grid or
-        value that several records have. A grid of single records without a free place stays as it
-        is: it tells nobody apart.
+        Halfway to the next value, or where that is taken to the nearest free place of the grid or value that several
+        records have. A grid of single records without a free place stays as it is: it tells nobody apart.
         """
         if j not in self.numbers:
             return x
@@ -167,12 +165,7 @@ def _moved(values: Float, shown: Float, away: float, distance: float) -> Float:
 
 
 def without_rare_levels(
-    X: Float,
-    y: Int,
-    is_category: Bool,
-    *,
-    min_records: int = MIN_LEVEL_RECORDS,
-    seed: int,
+    X: Float, y: Int, is_category: Bool, *, min_records: int = MIN_LEVEL_RECORDS, seed: int
 ) -> Float:
     """Records (n_records, n_columns) without levels that fewer than ``min_records`` of them have.
 

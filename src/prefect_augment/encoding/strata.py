@@ -41,7 +41,10 @@ def stratum_names(labels: Sequence[str], by: Mapping[str, Sequence[str | None]])
     """
     if not by:
         return list(labels)
-    columns = [[f"{_escape(name)}={_value(v)}" for v in values] for name, values in by.items()]
+    columns = [
+        [f"{_escape(name)}={NULL_TEXT if v is None else _escape(v)}" for v in values]
+        for name, values in by.items()
+    ]
     return [
         " | ".join((_escape(label), *cell)) for label, *cell in zip(labels, *columns, strict=True)
     ]
@@ -55,10 +58,6 @@ def stratum_parts(name: str, by: Sequence[str]) -> tuple[str, dict[str, str]]:
     label, *cells = name.split(" | ")
     pairs = zip(by, cells, strict=True)
     return _unescape(label), {column: _unescape(cell)[len(column) + 1 :] for column, cell in pairs}
-
-
-def _value(value: str | None) -> str:
-    return NULL_TEXT if value is None else _escape(value)
 
 
 def _escape(text: str) -> str:

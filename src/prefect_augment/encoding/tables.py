@@ -106,9 +106,8 @@ class TableEncoder(StoredEncoder):
     ) -> "TableEncoder":
         """Return the same encoder, which decodes to none of these rare values.
 
-        A dictionary then lists the levels that enough records share, and the classes, unless
-        ``lists_rare_levels``. A level is not changed: the model must not know the rare ones, see
-        :func:`.without_rare_levels`.
+        A dictionary then lists the levels that enough records share, and the classes, unless ``lists_rare_levels``. A
+        level is not changed: the model must not know the rare ones, see :func:`.without_rare_levels`.
         """
         guarding = copy(self)
         guarding._rare, guarding._shown = rare, self._dictionaries
@@ -123,10 +122,8 @@ class TableEncoder(StoredEncoder):
         """A dictionary's values that records with these rare values may show."""
         if name in self._codecs:
             codec, j = self._codecs[name], self.names.index(name)
-            if not isinstance(
-                codec, CategoryCodec
-            ):  # numbers, whose dictionary is no list of levels
-                return values
+            if not isinstance(codec, CategoryCodec):
+                return values  # numbers, whose dictionary is no list of levels
             shown = codec.levels.take(pa.array(rare.levels[j]))
         elif name in self._fills:
             shown = pa.array([], value_type(values.type))
@@ -259,9 +256,8 @@ def _as_type(values: pa.Array, kind: pa.DataType, column: str) -> pa.Array:
         return values.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
         raise SchemaError(
-            f"column {column!r} is {values.type} and was {kind} when the encoder was fitted: "
-            f"{exc}; "
-            "cast it to that type.",
+            f"column {column!r} is {values.type} and was {kind} when the encoder was fitted: {exc}; cast it to that "
+            "type.",
             column=column,
         ) from exc
 
@@ -296,21 +292,15 @@ def fit_fill(field: pa.Field, column: pa.ChunkedArray, kind: str) -> dict[str, A
             return {"rule": "text"}
     if not field.nullable:
         raise ParameterError(
-            f"column {field.name!r} ({kind}, {field.type}) may not be null and cannot be made, so "
-            "synthetic records "
-            "have no value for it; drop it with a source.columns entry, make it nullable, or use "
-            "model none.",
+            f"column {field.name!r} ({kind}, {field.type}) may not be null and cannot be made, so synthetic records "
+            "have no value for it; drop it with a source.columns entry, make it nullable, or use model none.",
             column=field.name,
         )
     return {"rule": "null"}
 
 
 def fill_column(
-    field: pa.Field,
-    rule: dict[str, Any],
-    *,
-    places: Int,
-    aug_ids: Sequence[str] | None,
+    field: pa.Field, rule: dict[str, Any], *, places: Int, aug_ids: Sequence[str] | None
 ) -> pa.Array:
     """Return the column's values for new records by a rule of :func:`fit_fill`, dictionaries decoded.
 
@@ -342,8 +332,7 @@ def _counted(field: pa.Field, kind: pa.DataType, first: int, places: Int) -> pa.
     if len(places) and first - int(places.max()) < lowest:
         raise ParameterError(
             f"identifier column {field.name!r} is {kind}, which has no fresh number left for "
-            f"{int(places.max()) + 1} synthetic records; widen its type, or drop it with a "
-            "source.columns entry.",
+            f"{int(places.max()) + 1} synthetic records; widen its type, or drop it with a source.columns entry.",
             column=field.name,
         )
     wide = np.uint64 if pa.types.is_unsigned_integer(kind) else np.int64

@@ -43,9 +43,10 @@ N_FOLDS = 5
 
 
 def _out_of_fold(
-    X: Any, classes: NDArray[Any], codes: NDArray[np.int64], *, seed: int
-) -> Callable[[Float | None], Float]:
-    """What gives out-of-fold probabilities by an ensemble, given weights of the records."""
+    X: Any, y: NDArray[Any], *, seed: int
+) -> tuple[NDArray[Any], NDArray[np.int64], Callable[[Float | None], Float]]:
+    """Classes, class codes, and what gives out-of-fold probabilities by an ensemble, given the records' weights."""
+    classes, codes = np.unique(y, return_inverse=True)
     table, label = Layout.of(X).with_classes(X, class_names(list(classes)), codes)
     columns = describe_columns(table, label=label, overrides=[])
     encoder = TableEncoder.fit(table, columns=columns, label=label)
@@ -55,31 +56,28 @@ def _out_of_fold(
         return fit_teacher(
             matrix,
             codes,
-            is_category=encoder.is_category,
             n_levels=encoder.n_levels,
             n_classes=len(classes),
             seed=seed if weights is None else seed + 1,
             weights=weights,
         ).of_training
 
-    return predict
+    return classes, codes, predict
 
 
 def _soft_labelled(
     X: Any, y: NDArray[Any], *, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[Any], Float]:
     """A row for each record and class that it may belong to: record, class and the class's share."""
-    classes, codes = np.unique(y, return_inverse=True)
-    proba = _out_of_fold(X, classes, codes, seed=seed)(None)
-    rows, labels, shares = own_label_rows(proba, codes)
+    classes, codes, predict = _out_of_fold(X, y, seed=seed)
+    rows, labels, shares = own_label_rows(predict(None), codes)
     return rows, classes[labels], shares
 
 
 def _audited(X: Any, y: NDArray[Any], recipe: Recipe, *, seed: int) -> Float:
     """Weights of the records; one whose label an audit of these records doubts counts less."""
-    classes, codes = np.unique(y, return_inverse=True)
-    audit = audit_labels(codes, _out_of_fold(X, classes, codes, seed=seed))
-    weights = clean_weights(audit, recipe.strategy.doubted_weight)
+    _, codes, predict = _out_of_fold(X, y, seed=seed)
+    weights = clean_weights(audit_labels(codes, predict), recipe.strategy.doubted_weight)
     return np.asarray(weights / weights.mean())
 
 
@@ -169,11 +167,10 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         X : whatever the estimator takes, shape (n_records, …)
         y : array-like, shape (n_records,)
         sample_weight : array-like, shape (n_records,), optional
-            ``dataset.sample_weight()``, for the records of ``dataset.to_table()``, used unchanged.
-            Without it every class of ``y`` is weighted to its share in the recipe, which must not
-            have synthetic records with soft labels; a recipe of clean labels audits these records anew.
-            A recipe of soft labels of the real records weighs the rows that it makes of them by the
-            classes' shares, whatever is given.
+            ``dataset.sample_weight()``, for the records of ``dataset.to_table()``, used unchanged. Without it every
+            class of ``y`` is weighted to its share in the recipe, which must not have synthetic records with soft
+            labels; a recipe of clean labels audits these records anew. A recipe of soft labels of the real records
+            weighs the rows that it makes of them by the classes' shares, whatever is given.
 
         Raises
         ------
@@ -294,14 +291,13 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         """A clone of the estimator that was trained on these records."""
         family = "" if recipe is None else recipe.strategy.family
         if family == "bagging":
-            y, members = column_or_1d(y), []
+            members = []
             for bag in bags(y, weights, seed=int(rng.randint(2**31 - 1))):
                 members.append(clone(self.estimator))
                 fit_weighted(members[-1], _safe_indexing(X, bag), y[bag], None, rng)
             return Bagged(tuple(members))
         estimator = clone(self.estimator)
         if recipe is not None and family == "soft_labels":
-            y = column_or_1d(y)
             rows, y, shares = _soft_labelled(X, y, seed=int(rng.randint(2**31 - 1)))
             X, weights = _safe_indexing(X, rows), self._weights(recipe, y, shares)
         fit_weighted(estimator, X, y, weights, rng)
@@ -314,7 +310,7 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         of = self.thresholds_of or self._compared_as(recipe)
         if of or self.thresholds == "recipe" or not recipe.thresholds:
             return multipliers_of(recipe, of, names)
-        y, weights = column_or_1d(y), None if weights is None else np.asarray(weights)
+        weights = None if weights is None else np.asarray(weights)
         codes = np.searchsorted(self.classes_, y)
         rng = check_random_state(self.random_state)
         keys = [str(i) for i in range(len(y))]

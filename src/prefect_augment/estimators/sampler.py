@@ -215,12 +215,11 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
     ) -> tuple[Any, Any, NDArray[np.float64]]:
         """Resample with soft labels: ``X``, then new rows of every class, and weights to train with.
 
-        New rows get soft labels from an ensemble fitted on the real ones (Bucilă, Caruana &
-        Niculescu-Mizil 2006, "Model Compression"): one row for every likely class, weighted by the
-        ensemble's sharpened probability of that class. (Constraints hold between drawn rows; one with two
-        likely classes occurs twice.) This variant of ``purpose="utility"`` raises AUPRC most
-        (docs/sampler.md), but :meth:`fit_resample` cannot return weights. ``purpose`` and
-        ``sampling_strategy`` only affect :meth:`fit_resample`.
+        New rows get soft labels from an ensemble fitted on the real ones (Bucilă, Caruana & Niculescu-Mizil 2006,
+        "Model Compression"): one row for every likely class, weighted by the ensemble's sharpened probability of that
+        class. (Constraints hold between drawn rows; one with two likely classes occurs twice.) This variant of
+        ``purpose="utility"`` raises AUPRC most (docs/sampler.md), but :meth:`fit_resample` cannot return weights.
+        ``purpose`` and ``sampling_strategy`` only affect :meth:`fit_resample`.
 
         Takes and raises what :meth:`fit` does.
 
@@ -404,7 +403,6 @@ class GenerativeSampler(BaseOverSampler):  # type: ignore[misc]  # imbalanced-le
     def _columns(self) -> dict[str, Any]:
         """What classifiers of the matrix form take."""
         return {
-            "is_category": self.encoder_.is_category,
             "n_levels": self.encoder_.n_levels,
             "n_classes": len(self.classes_),
             "seed": self._seed,

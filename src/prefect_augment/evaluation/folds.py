@@ -19,10 +19,9 @@ def stratified_folds(
 ) -> Int:
     """Fold of each record in ``0 .. n_folds - 1``, classes spread evenly and groups kept whole.
 
-    Without groups, fold sizes and each class's counts per fold differ by at most one. With groups,
-    counts are as even as a greedy assignment of the largest groups first makes them. ``keys`` name
-    records (such as ``aug_id``); records with equal keys are interchangeable. ParameterError if
-    ``n_folds`` is below 2 or lengths differ.
+    Without groups, fold sizes and each class's counts per fold differ by at most one. With groups, counts are as even
+    as a greedy assignment of the largest groups first makes them. ``keys`` name records (such as ``aug_id``); records
+    with equal keys are interchangeable. ParameterError if ``n_folds`` is below 2 or lengths differ.
     """
     if n_folds < 2:
         raise ParameterError(f"n_folds={n_folds} cannot split anything; choose at least 2.")
@@ -62,11 +61,7 @@ def _spread_records(y: Int, n_folds: int, seed: int, keys: Sequence[str] | Strin
 
 
 def _spread_groups(
-    y: Int,
-    groups: Sequence[Any] | Array,
-    n_folds: int,
-    seed: int,
-    keys: Sequence[str] | String,
+    y: Int, groups: Sequence[Any] | Array, n_folds: int, seed: int, keys: Sequence[str] | String
 ) -> Int:
     """Deal groups, those with most of a class first, to the fold with least of their classes."""
     # A group is named by its smallest key: codes given to groups may depend on the row order.

@@ -15,9 +15,8 @@ FEATURE_SPACE = (
     "categories; a null counts as the median, plus 1 beside a value"
 )
 BLOCK_BYTES = 32 << 20
-CACHED_BYTES = (
-    2 << 20
-)  # of tables, whose distances are sums over columns: a block stays in the cache
+# Of tables, whose distances are sums over columns: a block stays in the cache.
+CACHED_BYTES = 2 << 20
 # A 5 % quantile of fewer records is little more than their minimum.
 MIN_VALIDATION = 20
 # A tree beats comparing all pairs on purely numeric records, while there are few columns.
@@ -134,8 +133,7 @@ class FeatureSpace:
         if numeric and len(a) * len(b) >= TREE_MIN_PAIRS:
             k = 2 if to_others else 1  # the nearest of all is the record itself, or its twin
             distances, _ = cKDTree(b.numbers).query(a.numbers, k=[k], p=1)
-            result: Float = distances[:, 0] / len(self.is_category)
-            return result
+            return distances[:, 0] / len(self.is_category)
         return nearest_by_blocks(
             self.distances, a, b, to_others=to_others, block_bytes=CACHED_BYTES
         )
@@ -157,8 +155,7 @@ def nearest_by_blocks(
 ) -> Float:
     """Distance of each point of ``a`` to its k-th nearest in ``b``, in a bounded amount of memory.
 
-    With ``to_others``, ``b`` is ``a`` and a point is not its own neighbour. ``b`` has at least k
-    points.
+    With ``to_others``, ``b`` is ``a`` and a point is not its own neighbour. ``b`` has at least k points.
     """
     best = np.empty(len(a))
     size = max(1, block_bytes // (8 * len(b)))
@@ -176,11 +173,8 @@ def real_distances(space: Space, training: Any, validation: Any) -> Float:
 
     Those of validation records; with fewer than 20, those of training records to one another.
     """
-    distances = (
-        space.nearest(validation, training)
-        if len(validation) >= MIN_VALIDATION
-        else space.nearest_others(training)
-    )
+    is_enough = len(validation) >= MIN_VALIDATION
+    distances = space.nearest(validation, training) if is_enough else space.nearest_others(training)
     return distances[np.isfinite(distances)]
 
 

@@ -19,9 +19,8 @@ _n_modules = 0
 def single_threaded() -> Iterator[None]:
     """Numeric libraries use one thread inside this block; blocks of several threads may overlap.
 
-    OpenMP keeps its limit per calling thread, BLAS for the whole process. So the first block in
-    limits BLAS and the last one out restores it; otherwise the first to leave would lift the limit
-    of the others.
+    OpenMP keeps its limit per calling thread, BLAS for the whole process. So the first block in limits BLAS and the
+    last one out restores it; otherwise the first to leave would lift the limit of the others.
     """
     global _blas_users, _blas_limit
     with _lock:

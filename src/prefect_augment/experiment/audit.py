@@ -18,7 +18,7 @@ from prefect_augment.evaluation.quality.label_audit import (
 )
 from prefect_augment.experiment.evaluator import Evaluator
 from prefect_augment.experiment.evaluators import open_evaluator
-from prefect_augment.experiment.out_of_fold import evidence, predict_all
+from prefect_augment.experiment.score import evidence, predict_all
 from prefect_augment.experiment.table_evaluator import TableEvaluator, audit_table
 from prefect_augment.plan.priors import shares_of
 from prefect_augment.plan.strategies import AS_IS, PROBE

@@ -1,7 +1,6 @@
 """Confirmation: the one reading of the hold-out, for a comparison that was fixed beforehand.
 
-Also when a run is refused after its report: nothing helps, or records reveal what they were made
-from.
+Also when a run is refused after its report: nothing helps, or records reveal what they were made from.
 """
 
 import io
@@ -30,8 +29,8 @@ from prefect_augment.experiment.evaluator import (
 )
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.looks import Looks
-from prefect_augment.experiment.out_of_fold import evidence
 from prefect_augment.experiment.privacy import measure_external
+from prefect_augment.experiment.score import Predictions, evidence
 from prefect_augment.params import RunParams
 from prefect_augment.plan.strategies import as_trained
 from prefect_augment.schema import (
@@ -62,13 +61,12 @@ def confirm(
 ) -> Verdict:
     """Compare the chosen strategy, the best baseline and the data as they are on the hold-out.
 
-    The estimators train on training and validation records together, as users of the published
-    training split will. Under the first seed a strategy with a model trains on the very records
-    that would be published, under the others on records of the same model, trained and drawn anew
-    (images: the same records, since their models take too long). For tables the best strategy with
-    synthetic records is shown too. The same reading serves recall per group of ``balance.by`` and
-    calibration (:mod:`.diagnostics`). ``scores`` bring the tuned thresholds. The hold-out is read once for
-    these inputs: one look among all at it, which fixes the level of the deciding interval (:mod:`.looks`).
+    The estimators train on training and validation records together, as users of the published training split will.
+    Under the first seed a strategy with a model trains on the very records that would be published, under the others
+    on records of the same model, trained and drawn anew (images: the same records, since their models take too long).
+    For tables the best strategy with synthetic records is shown too. The same reading serves recall per group of
+    ``balance.by`` and calibration (:mod:`.diagnostics`). ``scores`` bring the tuned thresholds. The hold-out is read
+    once for these inputs: one look among all at it, which fixes the level of the deciding interval (:mod:`.looks`).
     """
     stage = Stage(store, "confirm", experiment.key("confirm", choice))
     return stage.run(Verdict, lambda: _confirm(experiment, choice, scores, stage, workers))
@@ -98,9 +96,6 @@ def fit_part(
     return len(left)
 
 
-Predicted = dict[str, Float]  # estimator -> probabilities (n_records, n_classes)
-
-
 @dataclass(frozen=True)
 class _Fit:
     """A strategy that is trained with one seed, and where its predictions are staged."""
@@ -109,7 +104,7 @@ class _Fit:
     seed: int
     name: str
 
-    def predict(self, case: "_Case") -> Predicted:
+    def predict(self, case: "_Case") -> Predictions:
         """Train the strategy, and predict the hold-out."""
         evaluator, candidates, i = case.evaluator, case.candidates, self.seed
         rows = np.arange(len(evaluator.records.y))
@@ -120,7 +115,7 @@ class _Fit:
         X = case.holdout.records.X
         return dict(evaluator.predictions(self.strategy, rows, X, synthetic=synthetic, seed=seed))
 
-    def load(self, case: "_Case") -> Predicted | None:
+    def load(self, case: "_Case") -> Predictions | None:
         """Return what was staged, None if nothing was."""
         try:
             data = case.stage.store.read(f"{case.stage.prefix}/{self.name}")
@@ -129,7 +124,7 @@ class _Fit:
         stored = np.load(io.BytesIO(data), allow_pickle=False)
         return dict(zip(case.evaluator.estimators, stored, strict=True))
 
-    def save(self, case: "_Case", predicted: Predicted) -> None:
+    def save(self, case: "_Case", predicted: Predictions) -> None:
         """Stage what the estimators predict."""
         file = io.BytesIO()
         np.save(file, np.stack([*predicted.values()]))
@@ -291,7 +286,7 @@ def _predict_all(case: _Case, *, workers: int) -> dict[str, StrategyPredictions]
     What :func:`fit_part` has staged is not trained again.
     """
 
-    def one(fit: _Fit) -> Predicted:
+    def one(fit: _Fit) -> Predictions:
         return fit.load(case) or fit.predict(case)
 
     fits = case.fits()
@@ -303,7 +298,7 @@ def _predict_all(case: _Case, *, workers: int) -> dict[str, StrategyPredictions]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # jobs that wait are not started
             raise
-    of_seeds: dict[Strategy, list[Predicted]] = {}
+    of_seeds: dict[Strategy, list[Predictions]] = {}
     for fit, result in zip(fits, predicted, strict=True):
         of_seeds.setdefault(fit.strategy, []).append(result)
     predictions: dict[str, StrategyPredictions] = {}

@@ -2,8 +2,7 @@
 
 Scoring, filtering and the verdict are written once, over :class:`Evaluator`. Tables bring a
 :class:`~prefect_augment.experiment.table_evaluator.TableEvaluator`, images an
-:class:`~prefect_augment.experiment.image_evaluator.ImageEvaluator`, which is imported on use: it
-needs torch.
+:class:`~prefect_augment.experiment.image_evaluator.ImageEvaluator`, which is imported on use: it needs torch.
 """
 
 import io
@@ -117,12 +116,12 @@ class Evaluator(ABC):
     def is_fixed(self, strategy: Strategy) -> bool:
         """Whether every seed trains the same estimators on the same records."""
 
-    @abstractmethod
     def synthetic(self, rows: Int, *, candidates: Synthetic | None, seed: int) -> Synthetic:
         """Synthetic records for a strategy that trains on ``rows``, best first within a stratum.
 
-        ``candidates`` are those that the run's own model drew and the filter kept.
+        ``candidates`` are those that the run's own model drew and the filter kept, the same under every seed.
         """
+        return candidates or Synthetic(self.records.X[:0], self.records.strata[:0])
 
     @abstractmethod
     def predictions(
@@ -137,8 +136,7 @@ class Evaluator(ABC):
     ) -> Iterator[tuple[str, Float]]:
         """Train each estimator on the strategy made of ``rows``; yield its name and probabilities of ``X``.
 
-        ``step_share`` is the share of the steps that an estimator trains for, if it trains in
-        steps.
+        ``step_share`` is the share of the steps that an estimator trains for, if it trains in steps.
         """
 
     @abstractmethod

@@ -1,5 +1,6 @@
 """Filter candidates: which synthetic records may be used, and why the others may not."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,6 @@ from prefect_augment.array_types import Int
 from prefect_augment.encoding.arrays import Labelled, Matrix
 from prefect_augment.experiment.evaluator import Evaluator, FilterQuery, best_first
 from prefect_augment.experiment.evaluators import open_evaluator
-from prefect_augment.params import Quality
 from prefect_augment.schema import DatasetRef, Experiment, FilterResult
 from prefect_augment.shards.staged import load_info, read_shards, write_candidates
 from prefect_augment.storage import Stage, Store
@@ -28,8 +28,16 @@ def filter_candidates(experiment: Experiment, candidates: DatasetRef, store: Sto
 def _filter(experiment: Experiment, candidates: DatasetRef, stage: Stage) -> FilterResult:
     store, plan, params = stage.store, experiment.plan, experiment.params
     sampled = load_info(candidates, store)
+    result = partial(
+        FilterResult,
+        root=store.uri,
+        path=stage.outcome_path,
+        key=stage.key,
+        purpose=params.quality.purpose,
+    )
     if not sampled.shards:
-        return _nothing_to_filter(stage, params.quality)
+        notes = ("No synthetic records were drawn.",)
+        return result(classes=(), kept=(), dropped=(), feature_space="", notes=notes)
     evaluator = open_evaluator(store, experiment)
     seen = evaluator.with_model_records()
     data, info = seen.records, evaluator.info
@@ -59,11 +67,7 @@ def _filter(experiment: Experiment, candidates: DatasetRef, stage: Stage) -> Fil
         "aug_reason", pa.array(outcome.reason[dropped_rows].astype(str))
     )
     rules = sampled.extra.get("rules", {})
-    return FilterResult(
-        root=store.uri,
-        path=stage.outcome_path,
-        key=stage.key,
-        purpose=params.quality.purpose,
+    return result(
         classes=outcome.strata,
         kept=write_candidates(stage, kept, "kept", info.label),
         dropped=write_candidates(stage, dropped, "dropped", info.label),
@@ -77,20 +81,6 @@ def _filter(experiment: Experiment, candidates: DatasetRef, stage: Stage) -> Fil
         ),
         rules=rules,
         **soft_labels,
-    )
-
-
-def _nothing_to_filter(stage: Stage, quality: Quality) -> FilterResult:
-    return FilterResult(
-        root=stage.store.uri,
-        path=stage.outcome_path,
-        key=stage.key,
-        purpose=quality.purpose,
-        classes=(),
-        kept=(),
-        dropped=(),
-        feature_space="",
-        notes=("No synthetic records were drawn.",),
     )
 
 

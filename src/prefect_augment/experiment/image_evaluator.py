@@ -1,9 +1,8 @@
 """The evaluator of images: pixels, a convolutional classifier, the run's own candidates.
 
-All strategies are compared on validation alone, since folds take that many times as long and a
-model cannot be trained anew within each. Only where the rarest compared class has fewer than ten
-validation records, and no model's candidates are compared, are the plan's folds used. Needs torch
-and Pillow.
+All strategies are compared on validation alone, since folds take that many times as long and a model cannot be
+trained anew within each. Only where the rarest compared class has fewer than ten validation records, and no model's
+candidates are compared, are the plan's folds used. Needs torch and Pillow.
 """
 
 import hashlib
@@ -220,14 +219,6 @@ class ImageEvaluator(Evaluator):
     def is_fixed(self, strategy: Strategy) -> bool:
         """A linear probe: a network's own weights and draws come from the seed."""
         return strategy.family == "probe"
-
-    def synthetic(self, rows: Int, *, candidates: Synthetic | None, seed: int) -> Synthetic:
-        """The run's own candidates under every seed."""
-        if candidates is None:
-            return Synthetic(
-                np.empty((0, *self.records.X.shape[1:]), np.uint8), np.empty(0, np.int64)
-            )
-        return candidates
 
     def predictions(
         self,

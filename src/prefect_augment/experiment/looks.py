@@ -6,10 +6,9 @@ claimed by the path, put only where there is none, so two runs at once take two 
 again (a rerun, a retry) is the same look. A file has counts and keys, and nothing of any record: what
 is new is the growth of the ledger's hold-out, which runs that were not published can only understate.
 
-Versions of a dataset share a hold-out, and each compares new strategies on it. The chance of *any*
-false ``proven`` over all of them (the familywise error rate) stays at 5 %, whatever the number of
-looks and whatever their strategies have in common: the chances that single looks spend sum to at
-most that (the union bound; alpha spending).
+Versions of a dataset share a hold-out, and each compares new strategies on it. The chance of *any* false ``proven``
+over all of them (the familywise error rate) stays at 5 %, whatever the number of looks and whatever their strategies
+have in common: the chances that single looks spend sum to at most that (the union bound; alpha spending).
 """
 
 import math
@@ -38,8 +37,7 @@ class _Recorded(Result):
 class Looks:
     """The looks at the hold-out of one dataset, known by its label and columns.
 
-    Another seed, source or hold-out in the same destination goes on with the count; another
-    destination starts anew.
+    Another seed, source or hold-out in the same destination goes on with the count; another destination starts anew.
     """
 
     def __init__(self, store: Store, info: DatasetInfo) -> None:
@@ -159,13 +157,12 @@ def spent_alpha(
 ) -> float:
     """Chance of a false ``proven`` that a look may spend, in (0, 0.025]: one side of its deciding interval.
 
-    A look at the same records again gets a share of 1.5 % that falls with its ``number``, which is 1 for the
-    first. Records that arrived since the look before bring a part of another 1 % with them, by the size
-    of all that the hold-out has held (alpha spending by information, not by time): ``n_first`` at the first
-    look, ``n_before`` at the one before, ``n_now`` now. The look after one that was ``proven`` also gets what
-    that one spent (``returned``, the fallback procedure), and never more than the first. Over any number of
-    looks without ``proven`` the values sum to less than 0.05. ParameterError if ``number`` is below 1, or the
-    counts fall.
+    A look at the same records again gets a share of 1.5 % that falls with its ``number``, which is 1 for the first.
+    Records that arrived since the look before bring a part of another 1 % with them, by the size of all that the
+    hold-out has held (alpha spending by information, not by time): ``n_first`` at the first look, ``n_before`` at the
+    one before, ``n_now`` now. The look after one that was ``proven`` also gets what that one spent (``returned``, the
+    fallback procedure), and never more than the first. Over any number of looks without ``proven`` the values sum to
+    less than 0.05. ParameterError if ``number`` is below 1, or the counts fall.
 
     References
     ----------

@@ -7,9 +7,9 @@ stored under what they were measured on, so that a later report or card finds th
 """
 
 import numpy as np
-import pyarrow as pa
 
 from prefect_augment.encoding.arrays import Records as RealRecords
+from prefect_augment.encoding.strata import codes_of
 from prefect_augment.evaluation.privacy.distances import Part, SideNames, privacy_side, summarise
 from prefect_augment.experiment.evaluator import Evaluator
 from prefect_augment.experiment.evaluators import open_evaluator
@@ -127,7 +127,7 @@ def _measured(
             table = read_shards(store, files, columns)
             # They are sorted by the filter's result, and only the first of large classes count.
             order = np.random.default_rng(0).permutation(table.num_rows)
-            X, y = evaluator.encode(table), _codes(table, info.label, classes)
+            X, y = evaluator.encode(table), codes_of(label_names(table[info.label]), classes)
             synthetic = Part(X[order], y[order])
             n_largest = max(n_largest, int(np.bincount(y[y >= 0], minlength=1).max()))
         sides.append(
@@ -153,11 +153,6 @@ def _measured(
     if n_largest > max_synthetic:
         notes.append(f"A random {max_synthetic:,} synthetic records of each class were compared.")
     return summarise(sides, names=names, feature_space=space.name, notes=notes, why_blind=why_blind)
-
-
-def _codes(table: pa.Table, label: str, classes: tuple[str, ...]) -> np.ndarray:
-    index = {name: k for k, name in enumerate(classes)}
-    return np.array([index.get(name, -1) for name in label_names(table[label])], dtype=np.int64)
 
 
 def _part(records: RealRecords, rows: np.ndarray) -> Part:

@@ -26,8 +26,7 @@ from prefect_augment.experiment.evaluator import (
     kept_synthetic,
 )
 from prefect_augment.experiment.evaluators import open_evaluator
-from prefect_augment.experiment.out_of_fold import folds_of, out_of_fold, score_key
-from prefect_augment.experiment.score import score_predicted
+from prefect_augment.experiment.score import folds_of, out_of_fold, score_key, score_predicted
 from prefect_augment.experiment.table_evaluator import TableEvaluator, draw_synthetic
 from prefect_augment.params import Budget
 from prefect_augment.plan.search_space import N_KEPT, PILOT_FOLDS, PILOT_STEP_SHARE
@@ -182,9 +181,8 @@ def rung(
 ) -> Rung:
     """A round of the search for the report.
 
-    ``reasons`` say why a setting was dropped, by the strategy's name, or ``""`` for the others.
-    Seconds are not shown (``timed``) where a run has to be reproducible to the byte. ``model`` is
-    the kind of strategies with a model.
+    ``reasons`` say why a setting was dropped, by the strategy's name, or ``""`` for the others. Seconds are not shown
+    (``timed``) where a run has to be reproducible to the byte. ``model`` is the kind of strategies with a model.
     """
     grouped: dict[Strategy, list[StrategyScore]] = {}
     for score in scores:

@@ -1,8 +1,7 @@
 """The evaluator of tables: matrices, boosting and logistic regression, models fitted anew per fold.
 
-A fold's strategy must not train on records of a model that has seen the fold. So each fold fits,
-samples and filters within its own training records, a fifth of which serve as validation. (Tables
-only: image models take too long.)
+A fold's strategy must not train on records of a model that has seen the fold. So each fold fits, samples and filters
+within its own training records, a fifth of which serve as validation. (Tables only: image models take too long.)
 """
 
 import hashlib
@@ -35,7 +34,7 @@ from prefect_augment.encoding.subsample import (
     sample_rows,
 )
 from prefect_augment.evaluation.classifiers.bagging import Bagged, bags, n_bags
-from prefect_augment.evaluation.classifiers.base import Estimator
+from prefect_augment.evaluation.classifiers.base import Classifier
 from prefect_augment.evaluation.classifiers.own_estimator import estimator_infos, fit_own
 from prefect_augment.evaluation.classifiers.tree_ensembles import fit_named
 from prefect_augment.evaluation.folds import stratified_folds
@@ -56,7 +55,6 @@ from prefect_augment.experiment.evaluator import (
 from prefect_augment.experiment.training_set import build_training_set
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, GenerativeModel, TableData
 from prefect_augment.params import Budget, NoModel, OwnEstimator
-from prefect_augment.params.estimators import Estimator as EstimatorName
 from prefect_augment.plan.schedule import PILOT_SHARE
 from prefect_augment.plan.strategies import candidates_wanted
 from prefect_augment.registry import load_model_class
@@ -103,36 +101,24 @@ class TableEvaluator(Evaluator):
             [np.flatnonzero(data.y == k)[:N_TRIED] for k in range(len(data.classes))]
         )
         for own in self.params.evaluation.own_estimators:
-            self._fit_own(own, data.X[rows], data.y[rows], None, 0).predict_proba(data.X[rows])
+            fitted = self._fit_of(own)(data.X[rows], data.y[rows], weights=None, seed=0)
+            fitted.predict_proba(data.X[rows])
 
-    def _fit(
-        self,
-        requested: EstimatorName | OwnEstimator,
-        X: Float,
-        y: Int,
-        weights: Float | None,
-        seed: int,
-        *,
-        step_share: float,
-    ) -> Estimator:
-        if not isinstance(requested, str):
-            return self._fit_own(requested, X, y, weights, seed)
-        return fit_named(
-            requested,
-            X,
-            y,
-            weights=weights,
-            is_category=self.records.is_category,
-            n_levels=self.records.n_levels,
-            n_classes=len(self.records.classes),
-            seed=seed,
-            step_share=step_share,
-        )
+    def _fits(self, step_share: float) -> list[Callable[..., Classifier]]:
+        """What fits each estimator on a matrix and class codes, by ``weights`` and a ``seed``."""
+        data = self.records
+        of_table: dict[str, Any] = {"n_levels": data.n_levels, "n_classes": len(data.classes)}
+        return [
+            partial(fit_named, requested, **of_table, step_share=step_share)
+            if isinstance(requested, str)
+            else self._fit_of(requested)
+            for requested in self.params.evaluation.estimators
+        ]
 
-    def _fit_own(self, own: OwnEstimator, X: Float, y: Int, weights: Any, seed: int) -> Estimator:
-        encoder, labels = self.records.encoder, self.records.encoder.labels(self.records.classes)
-        decode = encoder.decode_learnt
-        return fit_own(own, X, y, weights=weights, decode=decode, labels=labels, seed=seed)
+    def _fit_of(self, own: OwnEstimator) -> Callable[..., Classifier]:
+        encoder = self.records.encoder
+        labels = encoder.labels(self.records.classes)
+        return partial(fit_own, own, decode=encoder.decode_learnt, labels=labels)
 
     @property
     def has_slow_model(self) -> bool:
@@ -163,8 +149,7 @@ class TableEvaluator(Evaluator):
     def folds(self, *, seed: int, has_candidates: bool) -> Int:
         """Validation alone where it is large, or where a model is trained in steps; else five folds.
 
-        A model is fitted anew within each fold, and one trained in steps would take the whole
-        budget for each.
+        A model is fitted anew within each fold, and one trained in steps would take the whole budget for each.
         """
         alone = has_candidates and self.has_slow_model
         if not alone:
@@ -184,11 +169,7 @@ class TableEvaluator(Evaluator):
         tool's records are the same under every seed, too.
         """
         if self.has_slow_model or isinstance(self.params.model, NoModel):
-            if candidates is None:
-                return Synthetic(
-                    np.empty((0, self.records.X.shape[1])), np.empty(0, dtype=np.int64)
-                )
-            return candidates
+            return super().synthetic(rows, candidates=candidates, seed=seed)
         return draw_synthetic(self, rows, seed=seed)
 
     def predictions(
@@ -227,14 +208,15 @@ class TableEvaluator(Evaluator):
             seed=seed,
         )
         y = data.class_of_stratum(self.plan)[training.strata]
-        for requested in self.params.evaluation.estimators:
-            name = requested if isinstance(requested, str) else requested.title
-            fit = partial(self._fit, requested, step_share=step_share)
+        for name, fit in zip(self.estimators, self._fits(step_share), strict=True):
             if strategy.family != "bagging":
-                yield name, fit(training.X, y, training.weights, seed).predict_proba(X)
+                fitted = fit(training.X, y, weights=training.weights, seed=seed)
+                yield name, fitted.predict_proba(X)
                 continue
-            drawn = bags(training.strata, training.weights, n=n_bags(step_share), seed=seed)
-            members = [fit(training.X[bag], y[bag], None, seed + i) for i, bag in enumerate(drawn)]
+            drawn = enumerate(
+                bags(training.strata, training.weights, n=n_bags(step_share), seed=seed)
+            )
+            members = [fit(training.X[b], y[b], weights=None, seed=seed + i) for i, b in drawn]
             yield name, Bagged(tuple(members)).predict_proba(X)
 
     def plain_space(self, X: Float) -> FeatureSpace:
@@ -383,7 +365,7 @@ def _draw_synthetic(
         for name, n in candidates_wanted(evaluator.plan, evaluator.params.quality, names).items()
     }
     if not wanted:
-        return Synthetic(np.empty((0, data.X.shape[1])), np.empty(0, dtype=np.int64))
+        return Synthetic(data.X[:0], data.strata[:0])
     candidates, ordinals = _draw_candidates(evaluator, trained, wanted, seed)
     outcome = evaluator.filter(
         FilterQuery(training, validation, candidates, ordinals, seed=seed, share=share)

@@ -43,7 +43,7 @@ def build_training_set(
     record has a row for each class that it may belong to. ``real_weights`` (n_real,) are the audit's.
     """
     X, strata, names = data.X[rows], data.strata[rows], data.strata_names
-    wanted = wanted_with(strategy, _counts(strata, names), plan, synthetic, names)
+    wanted = wanted_with(strategy, stratum_counts(strata, names), plan, synthetic, names)
     if labels is not None:
         counted = np.bincount(labels.strata, weights=labels.shares, minlength=len(names))
         effective = np.array([wanted[k].effective if k in wanted else 0.0 for k in names])
@@ -94,7 +94,7 @@ def drawn_training_set(
     Without synthetic records no image is copied.
     """
     X, strata, names = data.X, data.strata[rows], data.strata_names
-    wanted = wanted_with(strategy, _counts(strata, names), plan, synthetic, names)
+    wanted = wanted_with(strategy, stratum_counts(strata, names), plan, synthetic, names)
     by_code, n_real = {names.index(name): w for name, w in wanted.items()}, len(strata)
     if strategy.has_model and synthetic is not None:
         drawn = _first_of_each(synthetic.strata, {k: w.synthetic for k, w in by_code.items()})
@@ -119,15 +119,16 @@ def wanted_with(
     """Records that the strategy wants beside these real counts, from these synthetic records."""
     available = shares = None
     if synthetic is not None:
-        available = _counts(synthetic.strata, names)
+        available = stratum_counts(synthetic.strata, names)
         if synthetic.shares is not None:
             shares = share_sums(synthetic.strata, synthetic.shares, names)
     return wanted_records(strategy, counts, plan, available=available, shares=shares)
 
 
-def _counts(strata: Int, names: tuple[str, ...]) -> dict[str, int]:
-    sizes = np.bincount(strata, minlength=len(names))
-    return {name: int(n) for name, n in zip(names, sizes, strict=True)}
+def stratum_counts(strata: Int, names: tuple[str, ...]) -> dict[str, int]:
+    """Records of each stratum, by name."""
+    counts = np.bincount(strata, minlength=len(names))
+    return dict(zip(names, counts.tolist(), strict=True))
 
 
 def _first_of_each(strata: Int, counts: Mapping[int, int]) -> Int:

@@ -1,7 +1,6 @@
 """Sheets of images as small PNGs: classes in the report, codes and anomaly maps of latents.
 
-Each column is one record: the real image that is most like a synthetic one is below it, so that a
-copy is obvious.
+Each column is one record: the real image that is most like a synthetic one is below it, so that a copy is obvious.
 """
 
 from collections.abc import Sequence
@@ -49,10 +48,9 @@ def sheet(
 ) -> bytes:
     """A class's sheet of images, as a PNG below 200 kB; equal arrays give equal bytes.
 
-    Rows have images of any size, uint8 of shape (height, width, channels); the first
-    :data:`N_COLUMNS` are shown and rows without images left out. ``nearest`` goes with
-    ``synthetic``, ``classic`` with ``real``. Small images are enlarged by a whole factor, large
-    ones reduced.
+    Rows have images of any size, uint8 of shape (height, width, channels); the first :data:`N_COLUMNS` are shown and
+    rows without images left out. ``nearest`` goes with ``synthetic``, ``classic`` with ``real``. Small images are
+    enlarged by a whole factor, large ones reduced.
     """
     rows = {"real": real, "classic": classic, "synthetic": synthetic, "nearest": nearest}
     titled = [(ROW_TITLES[name], images) for name, images in rows.items() if images is not None]
@@ -153,8 +151,7 @@ def heat_images(maps: NDArray[np.floating]) -> NDArray[np.uint8]:
     largest = float(maps.max(initial=0.0))
     shares = np.clip(maps, 0.0, None) / (largest or 1.0)
     colours = colormaps[_HEAT](shares)[..., :3]
-    heat: NDArray[np.uint8] = np.rint(255 * colours).astype(np.uint8)
-    return heat
+    return np.asarray(np.rint(255 * colours), dtype=np.uint8)
 
 
 def strip_sheet(title: str, images: Sequence[NDArray[np.uint8]]) -> bytes:

@@ -125,5 +125,4 @@ def scores_chart(scores: Scores) -> bytes:
 
 def _heights(values: Float, edges: Float) -> Float:
     counts = np.histogram(values, edges)[0]
-    heights: Float = counts / max(1, len(values))
-    return heights
+    return counts / max(1, len(values))

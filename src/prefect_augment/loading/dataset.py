@@ -191,10 +191,9 @@ class Dataset:
         a table of numbers float32 of shape (n_columns,) with NaN for null; otherwise, or with other
         ``columns``, a dict of such tensors, numbers and text.
 
-        Over all workers and ranks every record comes once per epoch; with ``recipe``, as many records are
-        drawn by its weights. Ranks get equal numbers up to one: use ``drop_last=True`` if they synchronise.
-        Order and draws depend only on seed, epoch and the number of ranks and workers; call ``set_epoch``
-        before each epoch.
+        Over all workers and ranks every record comes once per epoch; with ``recipe``, as many records are drawn by
+        its weights. Ranks get equal numbers up to one: use ``drop_last=True`` if they synchronise. Order and draws
+        depend only on seed, epoch and the number of ranks and workers; call ``set_epoch`` before each epoch.
 
         Parameters
         ----------
@@ -299,10 +298,9 @@ class Dataset:
     ) -> NDArray[np.float64]:
         """Return class probabilities, rows summing to 1, for the class shares of the source, or of ``prior``.
 
-        A classifier trained by the recipe assumes the class shares of the recipe. Use corrected probabilities
-        as probabilities; to predict a class as in the comparison, use the uncorrected ones, or
-        :meth:`apply_thresholds`, whose arguments and errors these are. ``prior`` holds the class shares where
-        the classifier is used.
+        A classifier trained by the recipe assumes the class shares of the recipe. Use corrected probabilities as
+        probabilities; to predict a class as in the comparison, use the uncorrected ones, or :meth:`apply_thresholds`,
+        whose arguments and errors these are. ``prior`` holds the class shares where the classifier is used.
         """
         return prior_corrected(probabilities, self.recipe, self._known(classes), prior)
 

@@ -1,8 +1,7 @@
 """Which records a reader gets, and how often: passes over groups of records, divided among readers.
 
-Pure arithmetic over the number and the weight of the records in each group (the unit that is read from
-a shard). Readers are the workers of all ranks; each computes the same order of groups and the same
-parts from seed and epoch.
+Pure arithmetic over the number and the weight of the records in each group (the unit that is read from a shard).
+Readers are the workers of all ranks; each computes the same order of groups and the same parts from seed and epoch.
 """
 
 import math

@@ -30,8 +30,7 @@ OPENERS = 8
 def class_codes(column: pa.ChunkedArray, classes: Sequence[str]) -> Int:
     """Return the index of each record's class, shape (n_records,)."""
     codes = pc.index_in(plain(column).cast(pa.string()), value_set=pa.array(classes, pa.string()))
-    indices: Int = codes.to_numpy(zero_copy_only=False).astype(np.int64)
-    return indices
+    return np.asarray(codes.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -285,5 +284,4 @@ def _as_floats(column: pa.ChunkedArray) -> Float32:
     if pa.types.is_decimal(values.type):
         values = values.cast(pa.float64())
     converted = values.cast(pa.float32(), safe=False)
-    floats: Float32 = pc.fill_null(converted, float("nan")).to_numpy(zero_copy_only=False)
-    return floats
+    return np.asarray(pc.fill_null(converted, float("nan")).to_numpy(zero_copy_only=False))

@@ -23,8 +23,7 @@ from prefect_augment.storage import Store
 def object_classes(info: DatasetInfo, balance: Balance, store: Store) -> tuple[ClassPlan, ...]:
     """Images of each class to copy; ``note`` has the boxes before, wanted and expected.
 
-    Targets are in boxes of the training part. ParameterError if there are no boxes, or ``by`` is
-    set.
+    Targets are in boxes of the training part. ParameterError if there are no boxes, or ``by`` is set.
     """
     if balance.by:
         raise ParameterError(

@@ -210,9 +210,8 @@ def estimate_images(
     narrow = n_train < NARROW_BELOW or width < 1
     step = slow * _step_seconds(side, narrow=narrow, has_bf16=has_bf16)
     predict = _PREDICT_SHARE * step / CLASSIFIER_BATCH * n_scored
-    filter_fits = (
-        _FILTER_FITS / (_NARROW_SHARE if width < 1 else 1) if has_model else 0
-    )  # always whole
+    # Always whole.
+    filter_fits = _FILTER_FITS / (_NARROW_SHARE if width < 1 else 1) if has_model else 0
     for n_folds in folds:
         # All strategies once, the finalists and as is with further seeds, three strategies on the hold-out.
         first = n_strategies * n_folds + _N_FINALISTS + filter_fits + _AUDIT_FITS

@@ -66,9 +66,8 @@ def shares_trained(shares: Mapping[str, float], strategy: Strategy) -> dict[str,
 def smoothing_by_class(counts: Sequence[float] | Float, most: float) -> Float:
     """Share of each class's label that goes to the other classes, shape (n_classes,).
 
-    ``most`` for the class with most records and 0 for the one with fewest: Zhong et al. 2021,
-    "Improving Calibration for Long-Tailed Recognition", section 3.3, the concave form. Classes without
-    records have 0.
+    ``most`` for the class with most records and 0 for the one with fewest: Zhong et al. 2021, "Improving Calibration
+    for Long-Tailed Recognition", section 3.3, the concave form. Classes without records have 0.
 
         >>> smoothing_by_class([100, 55, 10, 0], 0.4).round(2)
         array([0.4 , 0.28, 0.  , 0.  ])
@@ -76,5 +75,4 @@ def smoothing_by_class(counts: Sequence[float] | Float, most: float) -> Float:
     n = np.asarray(counts, dtype=np.float64)
     low, high = n[n > 0].min(initial=math.inf), n.max(initial=0.0)
     share = np.clip((n - low) / (high - low), 0.0, 1.0) if high > low else np.zeros(len(n))
-    smoothing: Float = most * np.sin(math.pi / 2 * share)
-    return smoothing
+    return most * np.sin(math.pi / 2 * share)

@@ -2,6 +2,19 @@
 
 from prefect_augment.schema import EncoderInfo, Strategy
 
+_SENTENCES = {
+    "as_is": "Nothing was added: training on the real records as they are was not beaten.",
+    "threshold": "No record was added. Train on the real records as they are, multiply each predicted probability by "
+    "the class's multiplier in recipe.json, and take the largest.",
+    "soft_labels": "No record was added. Train by RecipeClassifier, which gives each real record a share of every "
+    "class that it may belong to. Half of it is by the record's own label, half by an ensemble that has not seen it. "
+    "Weights bring every class {amount:.0%} of the way (on a log scale) to the largest one; the column aug_weight has "
+    "these alone.",
+    "bagging": "No record was added. Train by RecipeClassifier, which trains the estimator on each of ten bags of "
+    "records and takes the mean. Bags have fewer records of frequent classes: {amount:.0%} of the way (on a log scale) "
+    "to the smallest one. The column aug_weight has the same balance without the bags.",
+}
+
 
 def recipe_sentence(
     strategy: Strategy,
@@ -19,13 +32,8 @@ def recipe_sentence(
     the fly. ``soft_labels``: a synthetic record has a row for each likely class.
     ``encoder``: whose features a linear probe is trained on.
     """
-    if strategy.family == "as_is":
-        return "Nothing was added: training on the real records as they are was not beaten."
-    if strategy.family == "threshold":
-        return (
-            "No record was added. Train on the real records as they are, multiply each predicted probability by "
-            "the class's multiplier in recipe.json, and take the largest."
-        )
+    if strategy.family in _SENTENCES:
+        return _SENTENCES[strategy.family].format(amount=strategy.amount)
     if strategy.family == "loss":
         times = "" if strategy.amount >= 1 else f"{strategy.amount:g} times "
         softmax = (
@@ -33,19 +41,6 @@ def recipe_sentence(
             f"{times}the logarithm of the class's share of the training records to each logit."
         )
         return " ".join([softmax, *_on_the_fly(strategy, policy)])
-    if strategy.family == "soft_labels":
-        return (
-            "No record was added. Train by RecipeClassifier, which gives each real record a share of every class "
-            "that it may belong to. Half of it is by the record's own label, half by an ensemble that has not seen "
-            f"it. Weights bring every class {strategy.amount:.0%} of the way (on a log scale) to the largest one; the "
-            "column aug_weight has these alone."
-        )
-    if strategy.family == "bagging":
-        return (
-            "No record was added. Train by RecipeClassifier, which trains the estimator on each of ten bags of records "
-            f"and takes the mean. Bags have fewer records of frequent classes: {strategy.amount:.0%} of the way (on a "
-            "log scale) to the smallest one. The column aug_weight has the same balance without the bags."
-        )
     if encoder is not None:
         return (
             "No record was added. Train LinearProbe, a logistic regression on the features of the encoder "
@@ -107,9 +102,8 @@ def _on_the_fly(strategy: Strategy, policy: str) -> list[str]:
             "Multiply each predicted probability by the class's multiplier in recipe.json, and take the largest."
         )
     if strategy.classic_prob:
-        far = f", {strategy.classic_strength:g} times as far as it says," * (
-            strategy.classic_strength != 1
-        )
+        times = strategy.classic_strength
+        far = f", {times:g} times as far as it says," if times != 1 else ""
         sentences.append(
             f"Apply the classic policy {policy!r}{far} to {strategy.classic_prob:.0%} of the records as they are drawn."
         )

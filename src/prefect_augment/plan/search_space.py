@@ -1,18 +1,8 @@
 """The search space: settings of each strategy that are tried on validation records.
 
 A badly set baseline would flatter every generative model, so all that can be set of a baseline is
-searched: thresholds are tuned for every setting. Every prefix of the list is a sensible list.
-Settings are:
-
-- what records with doubted labels count (``doubted_weight``);
-- how far towards balance (:attr:`Strategy.amount <prefect_augment.schema.comparison.Strategy.amount>`);
-- for classic augmentation on the fly: share of images and strength (``classic_prob``, ``classic_strength``);
-- for a linear probe: the penalty (``C``);
-- for patch features: over which mirrored copies they are averaged, and the penalty (``mirroring``, ``C``);
-- for images mixed in pairs: the share of them; for deferred re-weighting: from when on; for label-aware
-  smoothing: how much (``mixing_prob``, ``deferred``, ``smoothing``);
-- for synthetic records: how many per real one, their weight, and until when they are drawn
-  (``per_real``, ``synthetic_weight``, ``real_only_finish``).
+searched: thresholds are tuned for every setting. Every prefix of the lists below is a sensible list; their
+fields are those of :class:`Strategy <prefect_augment.schema.comparison.Strategy>`.
 """
 
 from collections.abc import Iterable, Sequence

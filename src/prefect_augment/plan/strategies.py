@@ -1,9 +1,8 @@
 """Strategies: the training sets that are compared, made from the same real records.
 
-For the same ``amount`` every strategy brings the classes to the same *effective counts* (records
-times weight). They differ in what fills the difference: weight, copies, SMOTE records, synthetic
-records, or both. Strategies of images draw records by weight, with classic augmentation on the fly,
-and may use the loss instead.
+For the same ``amount`` every strategy brings the classes to the same *effective counts* (records times weight). They
+differ in what fills the difference: weight, copies, SMOTE records, synthetic records, or both. Strategies of images
+draw records by weight, with classic augmentation on the fly, and may use the loss instead.
 """
 
 import math
@@ -86,12 +85,11 @@ def make_strategies(
     threshold costs nothing and moves balanced accuracy by more than most training sets do, so a strategy
     that were compared without one would lose for that alone.
 
-    ``model`` is the kind of generative model whose candidates there are. With ``soft_labels``
-    synthetic records are not mixed with SMOTE records, which would contradict their labels. Two
-    strategies then show what the labels bring alone: soft labels of the real records, and the
-    ensemble that gives them in the place of the estimators, a control that is never published.
-    ``own_estimators`` of the user's are bagged too: the built-in ones gain nothing by bags, which take
-    ten times as long. Patch features would take the place of the user's networks, and are left out.
+    ``model`` is the kind of generative model whose candidates there are. With ``soft_labels`` synthetic records are
+    not mixed with SMOTE records, which would contradict their labels. Two strategies then show what the labels bring
+    alone: soft labels of the real records, and the ensemble that gives them in the place of the estimators, a control
+    that is never published. ``own_estimators`` of the user's are bagged too: the built-in ones gain nothing by bags,
+    which take ten times as long. Patch features would take the place of the user's networks, and are left out.
     ``clean`` is for tables with labels that are doubted, ``encoder`` for images with a pretrained encoder.
     """
     if modality == "image":
@@ -217,11 +215,10 @@ def wanted_records(
 ) -> dict[str, Wanted]:
     """Records that ``strategy`` wants per stratum, for a training part with ``counts`` real records.
 
-    ``amount`` a in [0, 1] gives the effective counts n (n_max / n)^a, with n_max the largest
-    stratum of the same ``by`` cell; 0.5 is the square-root rule, 1 is full balance. Added records
-    never exceed the plan's target nor its number of synthetic ones, scaled to the part, nor the
-    ``available`` synthetic records. With soft labels ``shares`` sum up the available rows; a
-    strategy takes all of them, since their weight brings the balance.
+    ``amount`` a in [0, 1] gives the effective counts n (n_max / n)^a, with n_max the largest stratum of the same
+    ``by`` cell; 0.5 is the square-root rule, 1 is full balance. Added records never exceed the plan's target nor its
+    number of synthetic ones, scaled to the part, nor the ``available`` synthetic records. With soft labels ``shares``
+    sum up the available rows; a strategy takes all of them, since their weight brings the balance.
     """
     cells = {entry.name: tuple(sorted(entry.by.items())) for entry in plan.classes}
     largest: dict[tuple[tuple[str, str], ...], int] = {}
@@ -290,9 +287,8 @@ def make_recipe(
         {k: max(0, round(w.effective) - stored[k]) for k, w in wanted.items()} if copies else {}
     )
     thresholds = next((s.thresholds for s in scores if s.strategy == strategy), {})
-    if (
-        strategy.family == "probe" or strategy.patches
-    ) and thresholds:  # in the place of all estimators
+    replaces_estimators = strategy.family == "probe" or strategy.patches
+    if replaces_estimators and thresholds:
         thresholds = {strategy.name: next(iter(thresholds.values()))}
     smoothing: dict[str, float] = {}
     if strategy.smoothing:
@@ -438,8 +434,7 @@ def candidates_wanted(
 ) -> dict[str, int]:
     """Candidates to draw per stratum, so that enough pass the filter.
 
-    ``strata`` are those that the model can sample: it may have trained on fewer records than the
-    plan expects.
+    ``strata`` are those that the model can sample: it may have trained on fewer records than the plan expects.
     """
     factor = OVERDRAW["faithful" if plan.soft_labels else quality.purpose]
     return {

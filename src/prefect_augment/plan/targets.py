@@ -27,12 +27,11 @@ CAP_WARNING = 5.0  # synthetic per real above which augmentation.md §7 saw resu
 def targets(counts: Mapping[str, int], balance: Balance) -> dict[str, int]:
     """Training records that each stratum should have, never below ``counts``.
 
-    The rule applies within each cell of ``by``, with n the stratum's own count. ``median``: of the
-    cell's counts, rounded up; ``majority``: m, the largest; ``sqrt``: the geometric mean sqrt(n m),
-    rounded up; ``count``: the number in ``balance``. A class's own target replaces the rule's, in
-    every cell. ``max_per_class`` lowers what the rule gives. Classes are in :func:`class_order`,
-    then cells by text. ParameterError if a class is unknown, or a requested number is below the
-    count (no record is ever removed) or above ``max_per_class``.
+    The rule applies within each cell of ``by``, with n the stratum's own count. ``median``: of the cell's counts,
+    rounded up; ``majority``: m, the largest; ``sqrt``: the geometric mean sqrt(n m), rounded up; ``count``: the
+    number in ``balance``. A class's own target replaces the rule's, in every cell. ``max_per_class`` lowers what the
+    rule gives. Classes are in :func:`class_order`, then cells by text. ParameterError if a class is unknown, or a
+    requested number is below the count (no record is ever removed) or above ``max_per_class``.
 
     The geometric mean is square-root sampling (Mahajan et al. 2018, "Exploring the Limits of Weakly
     Supervised Pretraining", section 2.2), scaled so that the majority keeps its count.
@@ -81,23 +80,19 @@ def _target(
 def _requested(name: str, requested: int, n_real: int, balance: Balance, where: str) -> int:
     """The requested number, or an error where it cannot be granted."""
     if requested < n_real:
-        raise ParameterError(
-            f"class {name!r} has {n_real} training records and {where} asks for {requested}; no class "
-            f"is made smaller: ask for at least {n_real}, or give this class a target of its own "
-            "in balance.classes.",
-            class_name=name,
-            n_real=n_real,
-            requested=requested,
+        problem = (
+            f" has {n_real} training records and {where} asks for {requested}; no class is made smaller: ask for at "
+            f"least {n_real}, or give this class a target of its own in balance.classes."
         )
-    if balance.max_per_class and requested > max(balance.max_per_class, n_real):
-        raise ParameterError(
-            f"class {name!r}: {where} asks for {requested} records and "
-            f"max_per_class={balance.max_per_class} forbids them; raise one or lower the other.",
-            class_name=name,
-            n_real=n_real,
-            requested=requested,
+    elif balance.max_per_class and requested > max(balance.max_per_class, n_real):
+        problem = (
+            f": {where} asks for {requested} records and max_per_class={balance.max_per_class} forbids them; raise "
+            "one or lower the other."
         )
-    return requested
+    else:
+        return requested
+    message = f"class {name!r}{problem}"
+    raise ParameterError(message, class_name=name, n_real=n_real, requested=requested)
 
 
 def plan_classes(
@@ -112,10 +107,9 @@ def plan_classes(
 ) -> tuple[ClassPlan, ...]:
     """Per stratum, the synthetic and classic records that lead from its count to its target.
 
-    Synthetic records up to ``max_synthetic_per_real`` per real one, none for a stratum under
-    ``least``; the rest is classic. ``compared`` are the classes that are in all parts of the split.
-    With ``soft_labels`` weights bring the balance, and records are drawn of every class, at target
-    or not. ``why_no_model`` is for the notes.
+    Synthetic records up to ``max_synthetic_per_real`` per real one, none for a stratum under ``least``; the rest is
+    classic. ``compared`` are the classes that are in all parts of the split. With ``soft_labels`` weights bring the
+    balance, and records are drawn of every class, at target or not. ``why_no_model`` is for the notes.
     """
     caps = {
         w.name: w.max_synthetic_per_real for w in balance.classes if w.max_synthetic_per_real >= 0

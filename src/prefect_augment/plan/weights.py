@@ -26,10 +26,9 @@ def shard_weights(
 ) -> dict[str, float]:
     """The ``aug_weight`` of each stratum's records in the shards, exact in float32.
 
-    Weights are scaled to mean 1 over all records, except those kept from an earlier version.
-    ``counts`` are records per stratum, for each published origin; ``counted`` the same, but for
-    rows with soft labels their shares. A synthetic row with a soft label has this weight times its
-    share.
+    Weights are scaled to mean 1 over all records, except those kept from an earlier version. ``counts`` are records
+    per stratum, for each published origin; ``counted`` the same, but for rows with soft labels their shares. A
+    synthetic row with a soft label has this weight times its share.
     """
     total: Counter[str] = Counter()
     for origin in counts:
@@ -55,10 +54,9 @@ def keep_weights(
 ) -> Recipe:
     """The recipe with the weights of the newest version, if the new ones would hardly differ.
 
-    Weights are kept, with ``weights_from``, if both versions have the same kind of recipe and the
-    same strata, neither writes duplicates, and each weight would change by less than
-    :data:`MAX_MOVE`. The log has the decision. ``counted`` is what the real records of each stratum
-    count, where not 1 each.
+    Weights are kept, with ``weights_from``, if both versions have the same kind of recipe and the same strata,
+    neither writes duplicates, and each weight would change by less than :data:`MAX_MOVE`. The log has the decision.
+    ``counted`` is what the real records of each stratum count, where not 1 each.
     """
     latest = latest_version(store)
     if latest is None or any(recipe.copies.values()):

@@ -82,9 +82,8 @@ def report(
 ) -> tuple[ReportRef, str]:
     """Build the report and stage its files; return them with a summary in markdown.
 
-    Whatever the release lacks is shown as not run. ``status`` is what becomes of the run,
-    ``approval`` who let the version out. The summary has two charts and the first sheets of images
-    in it.
+    Whatever the release lacks is shown as not run. ``status`` is what becomes of the run, ``approval`` who let the
+    version out. The summary has two charts and the first sheets of images in it.
     """
     experiment, dataset, verdict = release.experiment, release.dataset, release.verdict
     params = experiment.params
@@ -124,12 +123,6 @@ def report(
     page = stage.outcome(_Page)
     if page is None or not all(store.exists(f"{page.prefix}/{name}") for name in page.files):
         audit = audit_list(experiment, store) if why_no_audit is None else why_no_audit
-        if (
-            summary := audit
-            if isinstance(audit, str)
-            else audit_summary(audit, params.encoder.name)
-        ):
-            logger.info("%s", summary)
         page = _draw(release, store, audit, status=status, approval=approval)
         stage.finish(page)
     notes = (drift.sentence,) if drift else ()
@@ -148,8 +141,7 @@ class _Page(Result):
 def find_previous(store: Store, dataset_key: str) -> Manifest | None:
     """The newest version that was not made from these inputs; None where there is none.
 
-    A run that repeats what it has published is compared with the version before that, so its report
-    stays the same.
+    A run that repeats what it has published is compared with the version before that, so its report stays the same.
     """
     for version in reversed(list_versions(store)):
         try:
@@ -223,9 +215,11 @@ def _draw(
         images |= doubted_images
     if pictures == "real" and check is not None:
         images["policy.png"] = store.read(check.picture)
-    about = audit if isinstance(audit, str) else ""
-    if not isinstance(audit, str) and params.encoder.name:
-        about = audit_summary(audit, params.encoder.name)
+    about = audit if isinstance(audit, str) else audit_summary(audit, params.encoder.name)
+    if about:
+        logger.info("%s", about)
+    if not isinstance(audit, str) and not params.encoder.name:
+        about = ""  # the section on doubted labels says it
     notes = _notes(info, model, candidates, classic, sheets)
     if not release.lets_synthetic_out:
         notes = tuple(note for note in notes if ALARM not in note)
@@ -313,12 +307,7 @@ def _recipe_counts(plan: BalancePlan, recipe: Recipe) -> dict[str, Any]:
 
 
 def _side_by_side(
-    store: Store,
-    info: DatasetInfo,
-    plan: BalancePlan,
-    candidates: FilterResult,
-    *,
-    show_real: bool,
+    store: Store, info: DatasetInfo, plan: BalancePlan, candidates: FilterResult, *, show_real: bool
 ) -> dict[str, Any]:
     """Fields of the report that compare synthetic with real records of a table."""
     synthetic = pa.concat_tables([read_shard(store, shard.path) for shard in candidates.kept])

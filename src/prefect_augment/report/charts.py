@@ -143,8 +143,7 @@ def forest_chart(
 ) -> bytes:
     """Estimates with their ranges, one below the other, in percent or points.
 
-    ``effect`` is the minimum detectable effect, drawn as a band around the line of no difference
-    (``zero``).
+    ``effect`` is the minimum detectable effect, drawn as a band around the line of no difference (``zero``).
     """
     figure, ax = rows_figure([_forest_name(r) for r in rows], extra=0.95)
     if zero:

@@ -1,26 +1,23 @@
 """The report's page: sections by template, every picture inline, no script.
 
-A section is a template of ``templates/sections``; an empty one is left out with its link. A new
-measurement is a field of :class:`~prefect_augment.schema.report.Findings`, a template and a line of
-:data:`SECTIONS`.
+A section is a template of ``templates/sections``; an empty one is left out with its link. A new measurement is a
+field of :class:`~prefect_augment.schema.report.Findings`, a template and a line of :data:`SECTIONS`.
 """
 
 import base64
-import inspect
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from prefect_augment import text as formats
 from prefect_augment.evaluation.metrics.column_shapes import ShapeSummary
 from prefect_augment.figures.image_grid import shown_name
 from prefect_augment.report import charts
+from prefect_augment.report.environment import render
 from prefect_augment.report.json import ReportData
 from prefect_augment.report.view_model import (
     ORIGINS,
@@ -60,31 +57,6 @@ OPEN = ("classes", "pictures", "strategies")  # the others are folded
 
 MAX_NEIGHBOURS = 24
 PARTS = ("training", "validation", "holdout")
-
-FAMILIES = {
-    "as_is": "the training records as they are",
-    "threshold": "as they are, with decision thresholds tuned on validation records",
-    "weights": "each record weighted by how rare its class is",
-    "loss": "the loss corrected by how frequent each class is (balanced softmax)",
-    "resampling": "records of rare classes drawn more often",
-    "classic": "records made by interpolating between neighbours of a class (SMOTE)",
-    "probe": "a logistic regression on the frozen features of your encoder",
-    "bagging": "an estimator for each of ten bags with fewer records of frequent classes, and their mean",
-    "model": "synthetic records drawn from the generative model",
-    "soft_labels": "real records, half by their own label and half by an ensemble's probabilities",
-    "clean": "real records; those whose labels an audit doubts count less, or nothing",
-    "ensemble": "a control: the ensemble behind soft labels, in the place of the estimators",
-    "mixture": "synthetic records together with interpolated ones",
-    "external": "the external synthetic records as they are",
-}
-# Where images differ.
-IMAGE_FAMILIES = {
-    "classic": "records of rare classes drawn more often, some of them turned, shifted or made brighter",
-    "mixture": "synthetic records together with classic augmentation",
-    "weights": "records of rare classes drawn more often: in the last part of the training (deferred re-weighting), "
-    "mixed with others (mixup, CutMix), with labels of large classes smoothed, or for a linear classifier of "
-    "patches",
-}
 
 
 @dataclass(frozen=True)
@@ -246,18 +218,11 @@ def _policy_chart(data: ReportData) -> list[Chart]:
 
 def doubted_pictures(data: ReportData) -> list[Chart]:
     """The images whose labels are doubted most; none of a table."""
-    about = "An image with the label"
-    return [
-        Chart(
-            "doubted",
-            row.picture,
-            f"{about} {formats.visible(row.label)}.",
-            data.images[row.picture],
-            photo=True,
-        )
-        for row in data.doubted
-        if row.picture
-    ]
+    pictures = []
+    for row in (row for row in data.doubted if row.picture):
+        alt = f"An image with the label {formats.visible(row.label)}."
+        pictures.append(Chart("doubted", row.picture, alt, data.images[row.picture], photo=True))
+    return pictures
 
 
 def _training_chart(data: ReportData) -> list[Chart]:
@@ -280,11 +245,11 @@ def render_page(data: ReportData, pictures: Iterable[Chart]) -> bytes:
     context = _context(data, by_section)
     sections = []
     for name, link in SECTIONS.items():
-        html = environment().get_template(f"sections/{name}.html.j2").render(context)
+        html = render(f"sections/{name}.html.j2", **context)
         if html.strip():
             shown = {"id": name, "link": link, "open": name in OPEN}
             sections.append({**shown, "html": Markup(html)})  # noqa: S704
-    text = environment().get_template("report.html.j2").render(context, sections=sections)
+    text = render("report.html.j2", **context, sections=sections)
     return text.encode("utf-8", errors="replace")
 
 
@@ -293,8 +258,6 @@ def _context(data: ReportData, by_section: Mapping[str, list[Chart]]) -> dict[st
     neighbours = data.neighbours[:MAX_NEIGHBOURS]
     compared = [side for n in neighbours for side in (n.synthetic, n.real)]
     decisions = Counter(r.decision for r in rows if r.decision)
-    families = {strategy.family for strategy in strategies}
-    texts = FAMILIES | (IMAGE_FAMILIES if data.modality == "image" else {})
     filtered = data.candidates
     measured = [filtered.metrics, *(c.metrics for c in filtered.classes)] if filtered else []
     return {
@@ -307,7 +270,6 @@ def _context(data: ReportData, by_section: Mapping[str, list[Chart]]) -> dict[st
         "rows": rows,
         "strategies": strategies,
         "measure": strategies[0].measure if strategies else MeasureInfo(),
-        "families": [(f.replace("_", " "), about) for f, about in texts.items() if f in families],
         "has_amounts": any(amount != 1.0 for strategy in strategies for amount in strategy.amounts),
         "origins": [o for o in ORIGINS if any(r.after.get(o) for r in rows)],
         "ratios": _imbalance_ratios(data, rows),
@@ -348,18 +310,3 @@ def _threshold_rows(
 def _holdout_strategies(data: ReportData) -> list[tuple[str, Interval]]:
     scores = data.verdict.balanced_accuracy if data.verdict else {}
     return sorted(scores.items(), key=lambda kv: (-kv[1].estimate, kv[0]))
-
-
-@lru_cache(maxsize=1)
-def environment() -> Environment:
-    """The page's templates, compiled once, with formatting functions as filters and autoescape."""
-    templates = Environment(
-        loader=PackageLoader("prefect_augment.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters.update(inspect.getmembers(formats, inspect.isfunction))
-    templates.filters["natural_sort"] = lambda names: sorted(names, key=formats.natural_order)
-    return templates

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
+from prefect_augment.report.environment import render
 from prefect_augment.report.redaction import quotable, redactor
 from prefect_augment.schema import (
     ApprovalDecision,
@@ -24,7 +25,7 @@ from prefect_augment.schema import (
 )
 from prefect_augment.shards.staged import load_info
 from prefect_augment.storage import Store, read_manifest
-from prefect_augment.text import count, duration, markdown_text
+from prefect_augment.text import duration, markdown_text
 
 Status = Literal["published", "unchanged", "evaluated", "planned", "awaiting_approval", "rejected"]
 
@@ -159,59 +160,24 @@ def outcome_sentence(result: RunResult, root: str) -> str:
 
 def run_page(result: RunResult, root: str, manifest: Manifest | None) -> str:
     """A page of escaped markdown: the verdict, the version, counts before and after, links."""
-    blocks = []
-    if result.verdict is not None:
-        verdict = result.verdict
-        answers = [f"- {markdown_text(a)}" for a in (verdict.headline, *verdict.details)]
-        blocks.append(f"## Verdict: {verdict.word}\n\n" + "\n".join(answers))
-    without_answers = result.model_copy(update={"verdict": None})  # which stand above
-    blocks.append(f"**{markdown_text(outcome_sentence(without_answers, root))}**")
-    if result.recipe is not None:
-        blocks.append(f"How to read it: {markdown_text(result.recipe.sentence)}")
-    blocks += [_classes(result), *(f"- {markdown_text(note)}" for note in result.notes)]
-    blocks.append(_places(result, root, manifest))
-    took = f"{duration(result.seconds)}, peak memory {result.peak_rss_bytes / 2**20:,.0f} MiB"
-    if result.quarantined:
-        took += f", {count(result.quarantined)} records quarantined"
-    blocks.append(took + ".")
-    return "\n\n".join(blocks) + "\n"
-
-
-def _classes(result: RunResult) -> str:
-    before, target = result.plan.real_counts, Counter[str]()
+    target = Counter[str]()
     for entry in result.plan.classes:
         target[entry.label] += entry.target
-    after = {name: sum(n.values()) for name, n in result.counts.get("train", {}).items()}
-    last = after or target
-    lines = [
-        f"| class | before | {'after' if after else 'target'} |",
-        "| --- | ---: | ---: |",
-        *(
-            f"| {markdown_text(name)} | {n:,} | {last.get(name, 0):,} |"
-            for name, n in list(before.items())[:MAX_CLASSES]
-        ),
-    ]
-    if len(before) > MAX_CLASSES:
-        lines.append(f"| … and {len(before) - MAX_CLASSES} more | | |")
-    return "\n".join(lines)
-
-
-def _places(result: RunResult, root: str, manifest: Manifest | None) -> str:
-    lines = [f"- dataset: {where(root, root)}"]
-    if result.manifest:
-        lines.append(f"- manifest: {where(result.manifest.rsplit('/', 1)[-1], result.manifest)}")
-    if result.report:
-        lines.append(f"- report: {where('report.html', result.report)}")
-    if manifest is not None:
-        shards = manifest.shards[:MAX_SHARDS]
-        lines += [
-            f"- {shard.split} {shard.origin}, {shard.n_records:,} records: "
-            f"{where(shard.path.rsplit('/', 1)[-1], f'{root}/{shard.path}')}"
-            for shard in shards
-        ]
-        if len(manifest.shards) > len(shards):
-            lines.append(f"- … and {len(manifest.shards) - len(shards)} more shards")
-    return "\n".join(lines)
+    without_answers = result.model_copy(update={"verdict": None})  # which stand above
+    text = render(
+        "run.md.j2",
+        result=result,
+        outcome=outcome_sentence(without_answers, root),
+        before=result.plan.real_counts,
+        target=target,
+        after={name: sum(n.values()) for name, n in result.counts.get("train", {}).items()},
+        max_classes=MAX_CLASSES,
+        root=root,
+        manifest=manifest,
+        max_shards=MAX_SHARDS,
+        where=where,
+    )
+    return text + "\n"
 
 
 def where(name: str, uri: str) -> str:

@@ -66,7 +66,6 @@ def learn(data: Matrix, training: Int, *, seed: int, weights: Float | None = Non
     teacher = fit_teacher(
         data.X[learnt],
         data.y[learnt],
-        is_category=data.is_category,
         n_levels=data.n_levels,
         n_classes=n_classes,
         seed=seed,

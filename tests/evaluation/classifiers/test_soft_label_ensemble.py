@@ -20,13 +20,11 @@ def rings(n, seed, *, share=0.2):
     return np.column_stack([r * np.cos(angle), r * np.sin(angle)]), y
 
 
-def teacher_of(X, y, *, n_classes=2, seed=0, is_category=None, n_levels=None):
-    n = X.shape[1]
+def teacher_of(X, y, *, n_classes=2, seed=0, n_levels=None):
     return fit_teacher(
         X,
         y,
-        is_category=np.zeros(n, dtype=bool) if is_category is None else is_category,
-        n_levels=np.zeros(n, dtype=np.int64) if n_levels is None else n_levels,
+        n_levels=np.zeros(X.shape[1], dtype=np.int64) if n_levels is None else n_levels,
         n_classes=n_classes,
         seed=seed,
     )
@@ -72,13 +70,7 @@ def test_nulls_infinities_levels_and_classes_of_one_record_are_taken():
     X[::7, 0], X[3, 3], X[4, 3] = np.nan, np.inf, -np.inf
     y = np.arange(60) % 2
     y[0] = 3
-    found = teacher_of(
-        X,
-        y,
-        n_classes=4,
-        is_category=np.array([False, True, False, False]),
-        n_levels=np.array([0, 3, 0, 0]),
-    ).predict_proba(X)
+    found = teacher_of(X, y, n_classes=4, n_levels=np.array([0, 3, 0, 0])).predict_proba(X)
     assert found.sum(axis=1) == pytest.approx(np.ones(60))
     assert (found[:, 2] == 0).all(), "no record is of class 2"
 

@@ -29,7 +29,7 @@ def test_it_reads_nulls_and_categories_and_repeats(kind: Estimator, n_classes: i
 
     def predicted(seed: int) -> np.ndarray:
         fitted = fit_named(
-            kind, X, y, weights=weights, is_category=np.array([False, False, True]),
+            kind, X, y, weights=weights,
             n_levels=np.array([0, 0, 9]), n_classes=4, seed=seed, step_share=0.3,
         )  # fmt: skip
         unseen = np.array([[np.inf, -np.inf, 8.0], [np.nan, np.nan, np.nan]])

@@ -6,7 +6,7 @@ import pytest
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.quality.prdc import c2st_auc, likeness
 
-NUMERIC = {"is_category": np.zeros(3, dtype=bool), "n_levels": np.zeros(3, dtype=np.int64)}
+NUMERIC = {"n_levels": np.zeros(3, dtype=np.int64)}
 
 
 def density_coverage(*args, **kwargs):

@@ -45,12 +45,16 @@ LOGISTIC_L2 = 1.0  # scikit-learn's default, C = 1
 ONE_HOT_LEVELS = 255  # the most frequent ones; the others share "none of these"
 
 
-class Estimator(Protocol):
-    """A fitted classifier."""
+class Classifier(Protocol):
+    """A fitted classifier of records in their array form."""
 
-    def predict_proba(self, X: Float) -> Float:
+    def predict_proba(self, X: Array, /) -> Float:
         """Probability of every class, shape (n_records, n_classes); 0 for a class never seen."""
         ...
+
+
+# Records and their class codes in, a class-balanced classifier out.
+TrainClassifier = Callable[[Array, Int], Classifier]
 
 
 def fit_estimator(
@@ -59,21 +63,19 @@ def fit_estimator(
     y: Int,  # (n,) class codes; classes may be absent
     *,
     weights: Float | None,  # (n,), in proportion
-    is_category: Bool,  # (n_columns,)
     n_levels: Int,  # (n_columns,), 0 for numeric columns
     n_classes: int,
     seed: int,
     n_iterations: int = BOOSTING_ITERATIONS,  # fewer from ten classes on
     step_share: float = 1.0,  # of the iterations, for a pilot
-) -> Estimator:
+) -> Classifier:
     """A classifier trained on weighted records; a single class is predicted by its weighted share.
 
-    ``boosting`` is histogram gradient boosting with native nulls and categories and a fixed number
-    of iterations. ``logistic`` is multinomial logistic regression on standardised numbers (nulls as
-    the median, plus an indicator) and one-hot categories, with a fixed limit on iterations.
-    Infinite values count as the largest or smallest finite value seen; columns without any value
-    and records of weight 0 are left out. ParameterError if the kind is unknown or weights are
-    negative or not finite; EmptyClassError if no record has a positive weight.
+    ``boosting`` is histogram gradient boosting with native nulls and categories and a fixed number of iterations.
+    ``logistic`` is multinomial logistic regression on standardised numbers (nulls as the median, plus an indicator)
+    and one-hot categories, with a fixed limit on iterations. Infinite values count as the largest or smallest finite
+    value seen; columns without any value and records of weight 0 are left out. ParameterError if the kind is unknown
+    or weights are negative or not finite; EmptyClassError if no record has a positive weight.
     """
     if kind not in ("boosting", "logistic"):
         raise ParameterError(f"estimator {kind!r} is unknown; choose 'boosting' or 'logistic'.")
@@ -84,9 +86,7 @@ def fit_estimator(
         n = n_trees(n_iterations, n_classes, step_share)
         return _fit_boosting(X, y, weights, columns, n, seed)
 
-    return fit_on_matrix(
-        fit, X, y, weights=weights, is_category=is_category, n_levels=n_levels, n_classes=n_classes
-    )
+    return fit_on_matrix(fit, X, y, weights=weights, n_levels=n_levels, n_classes=n_classes)
 
 
 def fit_on_matrix(
@@ -95,10 +95,9 @@ def fit_on_matrix(
     y: Int,
     *,
     weights: Float | None,
-    is_category: Bool,
     n_levels: Int,
     n_classes: int,
-) -> Estimator:
+) -> Classifier:
     """What :func:`fit_estimator` does, with another ``fit``.
 
     ``fit`` gets the records of positive weight without infinite values, dense class codes, weights of
@@ -109,7 +108,7 @@ def fit_on_matrix(
     X, y, weights = X[used], y[used], weights[used]
     weights = weights / weights.mean()  # regularisation must not depend on the weights' scale
 
-    columns = Columns.of(X, is_category, n_levels)
+    columns = Columns.of(X, n_levels)
     codes, y_dense = np.unique(y, return_inverse=True)
     if len(codes) == 1 or not len(columns.kept):
         share = np.bincount(y, weights=weights, minlength=n_classes)
@@ -150,11 +149,10 @@ class Columns:
     kept: Int  # columns that hold a value
     low: Float  # smallest and largest finite value, per kept column
     high: Float
-    is_category: Bool
-    n_levels: Int
+    n_levels: Int  # 0 for numbers
 
     @classmethod
-    def of(cls, X: Float, is_category: Bool, n_levels: Int) -> "Columns":
+    def of(cls, X: Float, n_levels: Int) -> "Columns":
         """The properties of these records."""
         # HistGradientBoosting cannot bin an all-null column: it fails with a message on windows.
         finite = np.isfinite(X)
@@ -162,7 +160,12 @@ class Columns:
         values, finite = X[:, kept], finite[:, kept]
         low = np.where(finite, values, np.inf).min(axis=0, initial=np.inf)
         high = np.where(finite, values, -np.inf).max(axis=0, initial=-np.inf)
-        return cls(kept, low, high, is_category[kept], n_levels[kept])
+        return cls(kept, low, high, n_levels[kept])
+
+    @property
+    def is_category(self) -> Bool:
+        """Which columns hold level codes."""
+        return self.n_levels > 0
 
     def take(self, X: Float) -> Float:
         """The kept columns; infinite numbers become the nearest finite one seen in training."""
@@ -225,8 +228,7 @@ class _Boosting:
     model: CodedBoosting
 
     def predict_proba(self, X: Float) -> Float:
-        probabilities: Float = self.model.predict_proba(self.bins.take(X))
-        return probabilities
+        return self.model.predict_proba(self.bins.take(X))
 
 
 def fit_logistic(
@@ -254,9 +256,8 @@ def _by_lbfgs(
 ) -> Float:
     """Coefficients, the intercepts last, with the loss in blocks of records.
 
-    With a thousand classes that is a quarter of the time and memory of scikit-learn's, which also
-    warns when it reaches its iteration limit; silencing one warning is not safe in threads before
-    Python 3.14.
+    With a thousand classes that is a quarter of the time and memory of scikit-learn's, which also warns when it
+    reaches its iteration limit; silencing one warning is not safe in threads before Python 3.14.
     """
     n_numbers, n_rows = numbers.shape[1], numbers.shape[1] + levels.shape[1]
     shape = (n_rows + 1, n_known)
@@ -293,8 +294,7 @@ def _by_lbfgs(
         method="L-BFGS-B",
         options={"maxiter": LOGISTIC_ITERATIONS, "gtol": 1e-6, "ftol": 1e-9},
     )
-    coef: Float = best.x.reshape(shape)
-    return coef
+    return best.x.reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -306,8 +306,7 @@ class _Logistic:
         numbers, levels = self.design.transform(X)
         n_numbers = numbers.shape[1]
         z = numbers @ self.coef[:n_numbers] + levels @ self.coef[n_numbers:-1] + self.coef[-1]
-        probabilities: Float = softmax(z, axis=1)
-        return probabilities
+        return softmax(z, axis=1)
 
 
 def _squarable(values: Float) -> Float:
@@ -370,15 +369,3 @@ class Design:
         place = np.concatenate(places) if places else np.zeros(0, dtype=np.int64)
         shape = (len(X), self.n_level_columns)
         return numbers, sparse.csr_matrix((np.ones(len(row)), (row, place)), shape=shape)
-
-
-class Classifier(Protocol):
-    """A fitted classifier of records in their array form."""
-
-    def predict_proba(self, X: Array, /) -> Float:
-        """Probability of every class, shape (n_records, n_classes); 0 for a class never seen."""
-        ...
-
-
-# Records and their class codes in, a class-balanced classifier out.
-TrainClassifier = Callable[[Array, Int], Classifier]

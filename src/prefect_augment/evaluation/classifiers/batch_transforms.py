@@ -40,8 +40,7 @@ class ClassicRanges:
 def classic_batch(x: Tensor, rng: torch.Generator, *, prob: float, ranges: ClassicRanges) -> Tensor:
     """A copy of the batch (n, channels, height, width) in [0, 1], each image changed with probability ``prob``.
 
-    The random amounts do not depend on ``prob``. Areas that a shift uncovers are filled by
-    reflection.
+    The random amounts do not depend on ``prob``. Areas that a shift uncovers are filled by reflection.
     """
     draws = torch.rand((7, len(x)), generator=rng, device=x.device)
     rows = torch.nonzero(draws[0] < prob)[:, 0]

@@ -70,21 +70,20 @@ def fit_image_classifier(
     batch_size: int = BATCH_SIZE,
     width: float = 1.0,  # times the channels; at most half with fewer than 2,000 records
     device: str = "cpu",
-    make: MakeNetwork
-    | None = None,  # (n_classes, size, channels) -> another network; width is not used
+    # (n_classes, size, channels) -> another network; width is not used
+    make: MakeNetwork | None = None,
 ) -> "ImageClassifier":
     """Train a convolutional classifier on batches that are drawn with replacement.
 
-    ``balanced_softmax`` adds the log prior to the logits in training (Ren et al. 2020, "Balanced
-    Meta-Softmax for Long-Tailed Visual Recognition", equation 3). ``change`` maps (images, seeds)
-    to images and replaces classic augmentation. ``mixing`` is :func:`.mix_batch`'s, after classic
-    augmentation. With ``deferred`` the weights count after that share of the steps (Cao et al. 2019,
-    "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", algorithm 1; a weight is
-    a number of draws here). Logit adjustment after training (Menon et al. 2021) is what tuned
-    thresholds do, so it is no loss here. ``synthetic`` records are not drawn after the share
-    ``real_only_finish`` of the steps; each class keeps its share of the draws, and one without real
-    records its synthetic ones. EmptyClassError if no record has a positive weight; ParameterError
-    if weights are negative or not finite, or the loss is unknown.
+    ``balanced_softmax`` adds the log prior to the logits in training (Ren et al. 2020, "Balanced Meta-Softmax for
+    Long-Tailed Visual Recognition", equation 3). ``change`` maps (images, seeds) to images and replaces classic
+    augmentation. ``mixing`` is :func:`.mix_batch`'s, after classic augmentation. With ``deferred`` the weights count
+    after that share of the steps (Cao et al. 2019, "Learning Imbalanced Datasets with Label-Distribution-Aware Margin
+    Loss", algorithm 1; a weight is a number of draws here). Logit adjustment after training (Menon et al. 2021) is
+    what tuned thresholds do, so it is no loss here. ``synthetic`` records are not drawn after the share
+    ``real_only_finish`` of the steps; each class keeps its share of the draws, and one without real records its
+    synthetic ones. EmptyClassError if no record has a positive weight; ParameterError if weights are negative or not
+    finite, or the loss is unknown.
     """
     if loss not in ("ce", "balanced_softmax"):
         raise ParameterError(f"loss {loss!r} is unknown; choose 'ce' or 'balanced_softmax'.")
@@ -169,9 +168,8 @@ def own_network(
 def balanced_softmax_loss(logits: Tensor, y: Tensor, log_prior: Tensor) -> Tensor:
     """Mean cross-entropy of softmax(logits + log prior), logits of shape (n, n_classes).
 
-    ``y`` is class codes, or class shares of shape (n, n_classes). The log prior is minus infinity for
-    a class without records. Ren et al. 2020, "Balanced
-    Meta-Softmax for Long-Tailed Visual Recognition", equation 3.
+    ``y`` is class codes, or class shares of shape (n, n_classes). The log prior is minus infinity for a class without
+    records. Ren et al. 2020, "Balanced Meta-Softmax for Long-Tailed Visual Recognition", equation 3.
     """
     if y.is_floating_point():
         log_prior = log_prior.clamp(min=LEAST_LOG_PRIOR)
@@ -197,8 +195,7 @@ class ImageClassifier:
             logits = self._outputs(self.network, images, len(self.seen)).astype(np.float64)
         logits[:, ~self.seen] = -np.inf
         odds = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
-        proba: Float = odds / odds.sum(axis=1, keepdims=True)
-        return proba
+        return odds / odds.sum(axis=1, keepdims=True)
 
     def features(self, images: Images, /) -> Float32:
         """Penultimate layer of the built-in network, float32 of shape (n, n_features)."""
@@ -244,8 +241,7 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, shape (n, n_classes)."""
-        logits: Tensor = self.head(self.body(x))
-        return logits
+        return self.head(self.body(x))
 
 
 @dataclass

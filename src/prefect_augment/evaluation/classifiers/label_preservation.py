@@ -48,8 +48,7 @@ def label_flips(
 ) -> tuple[float, dict[str, list[Flips]]]:
     """The probe's accuracy on unchanged validation images, and for each transform the flips per class.
 
-    ``training`` and ``validation`` are images, uint8 of shape (n, height, width, channels), and
-    classes (n,).
+    ``training`` and ``validation`` are images, uint8 of shape (n, height, width, channels), and classes (n,).
     """
     # Imported here: flows know this module, and have to load without torch.
     from prefect_augment.evaluation.classifiers.base import balanced_weights

@@ -8,7 +8,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from prefect_augment.array_types import Array, Float, Int
-from prefect_augment.evaluation.classifiers.base import Estimator, fit_logistic, fit_on_matrix
+from prefect_augment.evaluation.classifiers.base import Classifier, fit_logistic, fit_on_matrix
 
 if TYPE_CHECKING:
     from prefect_augment.schema import Recipe
@@ -21,21 +21,19 @@ def fit_probe(
     C: float,
     weights: Float | None,  # (n,), in proportion
     n_classes: int,
-) -> Estimator:
+) -> Classifier:
     """Multinomial logistic regression on standardised features, its L2 penalty being 1/C over weights of mean 1.
 
     The layer of features stays as it is, and only the head is trained: what long-tailed recognition gains most by
     (Shi et al. 2024, "Long-Tail Learning with Foundation Model", LIFT; Kang et al. 2020, "Decoupling
     Representation and Classifier", section 4). EmptyClassError if no record has a positive weight.
     """
-    n = features.shape[1]
     return fit_on_matrix(
         partial(fit_logistic, l2=1 / C),
         np.asarray(features, dtype=np.float64),
         y,
         weights=weights,
-        is_category=np.zeros(n, dtype=bool),
-        n_levels=np.zeros(n, dtype=np.int64),
+        n_levels=np.zeros(features.shape[1], dtype=np.int64),
         n_classes=n_classes,
     )
 

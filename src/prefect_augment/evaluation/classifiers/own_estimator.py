@@ -24,7 +24,7 @@ from sklearn.utils.validation import _check_sample_weight, check_array, has_fit_
 
 from prefect_augment.array_types import Array, Float, Int
 from prefect_augment.errors import ParameterError
-from prefect_augment.evaluation.classifiers.base import Constant, Estimator, checked_weights
+from prefect_augment.evaluation.classifiers.base import Classifier, Constant, checked_weights
 from prefect_augment.evaluation.classifiers.tree_ensembles import check_installed, distribution_of
 from prefect_augment.evaluation.threads import single_threaded
 from prefect_augment.params import Evaluation, OwnEstimator
@@ -188,7 +188,7 @@ def fit_own(
     decode: Callable[[Float], pa.Table],  # the matrix as records, any value of which may be null
     labels: Array,  # (n_classes,) classes as the source spells them
     seed: int,
-) -> Estimator:
+) -> Classifier:
     """A classifier of the user's on weighted records; a single class is predicted with certainty.
 
     One thread; ``random_state`` from the seed, wherever a step has one; without ``sample_weight`` it

@@ -1,8 +1,7 @@
 """Patch features: a linear classifier of images, on features that are learnt without labels.
 
-The filters are whitened patches of the training images; a feature is how strongly one of them answers
-in a part of the image. It trains no network, and has much less than one to overfit a rare class with.
-Needs torch.
+The filters are whitened patches of the training images; a feature is how strongly one of them answers in a part of
+the image. It trains no network, and has much less than one to overfit a rare class with. Needs torch.
 """
 
 from dataclasses import dataclass
@@ -290,9 +289,7 @@ def _make_filters(
     top, left = (rng.integers(side - SIDE + 1, size=N_PATCHES) for side in (height, width))
     across = np.arange(SIDE)
     patches = images[
-        of[:, None, None],
-        top[:, None, None] + across[:, None],
-        left[:, None, None] + across,
+        of[:, None, None], top[:, None, None] + across[:, None], left[:, None, None] + across
     ]  # (N_PATCHES, SIDE, SIDE, channels)
     flat = patches.transpose(0, 3, 1, 2).reshape(N_PATCHES, -1) / 255
     flat -= flat.mean(axis=1, keepdims=True)
@@ -327,11 +324,8 @@ def _ridge(
 ) -> tuple[Tensor, Tensor]:
     """Coefficients and intercept; features are never held for more than a batch of images."""
     d = filters.n_features
-    product = torch.zeros((d, d), dtype=torch.float64)
-    total, of_class = (
-        torch.zeros(d, dtype=torch.float64),
-        torch.zeros((d, n_classes), dtype=torch.float64),
-    )
+    sizes = ((d, d), (d,), (d, n_classes))
+    product, total, of_class = (torch.zeros(size, dtype=torch.float64) for size in sizes)
     targets = np.eye(n_classes)[y] * share[:, None]
     block: list[Tensor] = []
     for start in range(0, len(y), BATCH):

@@ -1,10 +1,9 @@
 """Soft labels: class probabilities of synthetic records by an ensemble fitted on real records.
 
-A record drawn for a class carries the label of the model that drew it, which is often wrong near
-the border of two classes. An ensemble of boosting, a forest and logistic regression knows better
-than each of its members and than the final classifier, which learns from it through these labels
-(model compression). The members' shares are fitted to their probabilities of records that they have
-not seen.
+A record drawn for a class carries the label of the model that drew it, which is often wrong near the border of two
+classes. An ensemble of boosting, a forest and logistic regression knows better than each of its members and than the
+final classifier, which learns from it through these labels (model compression). The members' shares are fitted to
+their probabilities of records that they have not seen.
 """
 
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 from sklearn import config_context
 from sklearn.ensemble import RandomForestClassifier
 
-from prefect_augment.array_types import Bool, Float, Int
+from prefect_augment.array_types import Float, Int
 from prefect_augment.evaluation.classifiers.base import Classifier, fit_estimator
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.threads import single_threaded
@@ -55,15 +54,13 @@ class Teacher:
             for share, member in zip(self.shares, members, strict=True)
             if share > 0
         ]
-        proba: Float = np.sum(weighted, axis=0) / len(self.folds)
-        return proba
+        return np.sum(weighted, axis=0) / len(self.folds)
 
 
 def fit_teacher(
     X: Float,
     y: Int,
     *,
-    is_category: Bool,
     n_levels: Int,
     n_classes: int,
     seed: int,
@@ -71,19 +68,14 @@ def fit_teacher(
 ) -> Teacher:
     """An ensemble of boosting, a random forest and logistic regression on real records of at least two classes.
 
-    ``X`` is the matrix form: NaN for null, level codes in category columns. ``weights`` (n_records,)
-    are 1 by default. van der Laan, Polley &
-    Hubbard 2007, "Super Learner" (shares that minimise the cross-validated loss); Bucilă, Caruana &
-    Niculescu-Mizil 2006, "Model Compression" (an ensemble's predictions on synthetic records train
+    ``X`` is the matrix form: NaN for null, level codes in category columns. ``weights`` (n_records,) are 1 by
+    default. van der Laan, Polley & Hubbard 2007, "Super Learner" (shares that minimise the cross-validated loss);
+    Bucilă, Caruana & Niculescu-Mizil 2006, "Model Compression" (an ensemble's predictions on synthetic records train
     one model).
     """
     fold = stratified_folds(y, None, N_FOLDS, seed, [f"{i}" for i in range(len(y))])
     weights = np.ones(len(y)) if weights is None else weights
-    columns: dict[str, Any] = {
-        "is_category": is_category,
-        "n_levels": n_levels,
-        "n_classes": n_classes,
-    }
+    columns: dict[str, Any] = {"n_levels": n_levels, "n_classes": n_classes}
     folds: list[tuple[Classifier, ...]] = []
     proba = np.zeros((len(MEMBERS), len(y), n_classes))
     for f in range(N_FOLDS):
@@ -100,9 +92,8 @@ def fit_teacher(
 def soft_label_rows(proba: Float, own: Int) -> tuple[Int, Int, Float]:
     """One row for each record and class that it may belong to: record, class and the class's share.
 
-    ``proba`` (n_records, n_classes) comes from a teacher. The class that a record was drawn for
-    (``own``) has a row whatever its share. Records ascend; the shares of each sum to about 1, in
-    multiples of 1/1024.
+    ``proba`` (n_records, n_classes) comes from a teacher. The class that a record was drawn for (``own``) has a row
+    whatever its share. Records ascend; the shares of each sum to about 1, in multiples of 1/1024.
     """
     drawn = np.arange(len(own))
     sharp = proba**SHARPNESS
@@ -117,10 +108,9 @@ def soft_label_rows(proba: Float, own: Int) -> tuple[Int, Int, Float]:
 def own_label_rows(proba: Float, y: Int) -> tuple[Int, Int, Float]:
     """The same of real records, which keep half of their own label: record, class and the class's share.
 
-    ``proba`` (n_records, n_classes) comes from members that have not seen the record. With half of
-    the label AUPRC of boosting rose by 0.02 to 0.05 on four tables of 800 records, with none of it
-    fell on one. Hinton, Vinyals & Dean 2015, "Distilling the knowledge in a neural network",
-    section 2 (labels and an ensemble's probabilities together).
+    ``proba`` (n_records, n_classes) comes from members that have not seen the record. With half of the label AUPRC of
+    boosting rose by 0.02 to 0.05 on four tables of 800 records, with none of it fell on one. Hinton, Vinyals & Dean
+    2015, "Distilling the knowledge in a neural network", section 2 (labels and an ensemble's probabilities together).
     """
     mixed = proba / 2
     mixed[np.arange(len(y)), y] += 0.5
@@ -132,14 +122,12 @@ def own_label_rows(proba: Float, y: Int) -> tuple[Int, Int, Float]:
 def class_balanced_weights(shares: Float, y: Int, *, amount: float) -> Float:
     """Weights of mean 1 that raise a class of sum n by the factor (n_max / n)^amount, shape (n_rows,).
 
-    ``shares`` (n_rows,) weigh rows before. Amount 0 leaves the classes as they are, 1 balances
-    them.
+    ``shares`` (n_rows,) weigh rows before. Amount 0 leaves the classes as they are, 1 balances them.
     """
     sums = np.bincount(y, weights=shares)
     factor = (sums.max() / np.maximum(sums, np.finfo(np.float64).tiny)) ** amount
     weights = shares * factor[y]
-    weighted: Float = weights / weights.mean()
-    return weighted
+    return weights / weights.mean()
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ import numpy as np
 from scipy import sparse
 from sklearn.ensemble import RandomForestClassifier
 
-from prefect_augment.array_types import Bool, Float, Int
+from prefect_augment.array_types import Float, Int
 from prefect_augment.errors import MissingExtraError
 from prefect_augment.evaluation.classifiers.base import (
+    Classifier,
     Columns,
     Design,
-    Estimator,
     fit_estimator,
     fit_on_matrix,
     n_trees,
@@ -53,20 +53,17 @@ def fit_named(
     y: Int,
     *,
     weights: Float | None,
-    is_category: Bool,
     n_levels: Int,
     n_classes: int,
     seed: int,
     step_share: float = 1.0,
-) -> Estimator:
+) -> Classifier:
     """A classifier by its name in ``evaluation.estimators``, with the arguments of :func:`.fit_estimator`.
 
-    A pilot has ``step_share`` of the trees. MissingExtraError if its package is not installed; other
-    errors as there.
+    A pilot has ``step_share`` of the trees. MissingExtraError if its package is not installed; other errors as there.
     """
     columns: dict[str, Any] = {
         "weights": weights,
-        "is_category": is_category,
         "n_levels": n_levels,
         "n_classes": n_classes,
     }
@@ -91,8 +88,7 @@ class _Forest:
         return sparse.hstack([numbers, levels]).tocsr() if levels.shape[1] else numbers
 
     def predict_proba(self, X: Float) -> Float:
-        probabilities: Float = self.forest.predict_proba(self._read(X))
-        return probabilities
+        return self.forest.predict_proba(self._read(X))
 
 
 class _LightGBM:
@@ -100,13 +96,7 @@ class _LightGBM:
         self, X: Float, y: Int, weights: Float, columns: Columns, *, n: int, seed: int
     ) -> None:
         lightgbm = importlib.import_module("lightgbm")
-        n_classes = int(y.max()) + 1
-        objective = (
-            {"objective": "multiclass", "num_class": n_classes}
-            if n_classes > 2
-            else {"objective": "binary"}
-        )
-        params = objective | {
+        params = _objective(y, "binary", "multiclass") | {
             "num_threads": 1,
             "deterministic": True,
             "force_row_wise": True,
@@ -131,13 +121,8 @@ class _XGBoost:
     ) -> None:
         self.xgboost = importlib.import_module("xgboost")
         self.types = ["c" if category else "q" for category in columns.is_category]
-        n_classes = int(y.max()) + 1
-        objective = (
-            {"objective": "multi:softprob", "num_class": n_classes}
-            if n_classes > 2
-            else {"objective": "binary:logistic"}
-        )
-        params = objective | {"tree_method": "hist", "nthread": 1, "seed": seed, "verbosity": 0}
+        params = _objective(y, "binary:logistic", "multi:softprob")
+        params |= {"tree_method": "hist", "nthread": 1, "seed": seed, "verbosity": 0}
         data = self._read(X, label=y, weight=weights)
         self.booster = self.xgboost.train(params, data, num_boost_round=n)
 
@@ -182,16 +167,19 @@ class _CatBoost:
         )
 
     def predict_proba(self, X: Float) -> Float:
-        probabilities: Float = self.model.predict_proba(self._read(X))
-        return probabilities
+        return self.model.predict_proba(self._read(X))
+
+
+def _objective(y: Int, of_two: str, of_many: str) -> dict[str, Any]:
+    n_classes = int(y.max()) + 1
+    many = {"objective": of_many, "num_class": n_classes}
+    return many if n_classes > 2 else {"objective": of_two}
 
 
 def _both_classes(probabilities: Float) -> Float:
     """Two columns from the second class's probability alone; others unchanged."""
-    if probabilities.ndim == 2:
-        return probabilities.astype(np.float64)
-    rare = probabilities.astype(np.float64)
-    return np.column_stack([1 - rare, rare])
+    proba = probabilities.astype(np.float64)
+    return proba if proba.ndim == 2 else np.column_stack([1 - proba, proba])
 
 
 _FITS: dict[str, Any] = {

@@ -31,9 +31,7 @@ class Bootstrap:
     strategies: tuple[str, ...]
     classes: Int  # (n_present,) codes of the compared classes that have records
     by_seed: Float  # (n_seeds, n_strategies, n_present) plain estimates
-    draws: (
-        Float  # (n_bootstrap, n_strategies, n_present) of the mean over seeds, records drawn anew
-    )
+    draws: Float  # (n_bootstrap, n_strategies, n_present), mean over seeds, records drawn anew
     n_units: Int  # (n_present,) records of each class, or groups that hold any
     units: "_Units"
 
@@ -134,9 +132,8 @@ LEAST_FREEDOM = 3  # with fewer, Student's t has no end at the levels of later l
 
 def wider_interval(
     records: float,  # variance of the mean over seeds that the records have
-    seeds: Sequence[
-        tuple[float, float]
-    ],  # per strategy: variance between seeds, and chance's part of it
+    # per strategy: variance between seeds, and chance's part of it
+    seeds: Sequence[tuple[float, float]],
     n_seeds: int,
     uncertain: float,  # half the variance of ``records``: its square over its degrees of freedom
     *,
@@ -144,13 +141,12 @@ def wider_interval(
 ) -> float:
     """How many times wider than a normal one by records alone an interval of a difference is.
 
-    Records and seeds are crossed: each seed's estimator is tested on the same records. The spread
-    between a strategy's seeds has two parts, the seeds' own and chance in single records, which the
-    records' variance of the mean over seeds holds already. The first is the ANOVA component (Searle
-    et al. 1992, section 4.3); few seeds tell little of it, hence Student's t with the degrees of
-    freedom of Satterthwaite (1946), also where the component came out as 0. Two strategies draw their
-    training apart, so their components add up. Drawing seeds beside records counts the second part
-    twice (Owen 2007, "The pigeonhole bootstrap").
+    Records and seeds are crossed: each seed's estimator is tested on the same records. The spread between a
+    strategy's seeds has two parts, the seeds' own and chance in single records, which the records' variance of the
+    mean over seeds holds already. The first is the ANOVA component (Searle et al. 1992, section 4.3); few seeds tell
+    little of it, hence Student's t with the degrees of freedom of Satterthwaite (1946), also where the component came
+    out as 0. Two strategies draw their training apart, so their components add up. Drawing seeds beside records
+    counts the second part twice (Owen 2007, "The pigeonhole bootstrap").
     """
     if records == 0:
         return 1.0
@@ -181,11 +177,10 @@ def simultaneous(
 ) -> list[Interval]:
     """Intervals of differences that all hold together at ``level`` (max-T; Westfall & Young 1993, section 2.6).
 
-    Each is as many standard deviations of its draws wide as the largest of all deviations stays
-    within at that level, widened to Student's t for its units. Quantiles at a level divided by the
-    number of classes would lie beyond the draws there are: of 60 classes with 30 records each, two
-    equal strategies differ in one by them in about 40 % of repetitions, by these in 2 %. Each
-    interval holds its estimate and stays within [-1, 1].
+    Each is as many standard deviations of its draws wide as the largest of all deviations stays within at that level,
+    widened to Student's t for its units. Quantiles at a level divided by the number of classes would lie beyond the
+    draws there are: of 60 classes with 30 records each, two equal strategies differ in one by them in about 40 % of
+    repetitions, by these in 2 %. Each interval holds its estimate and stays within [-1, 1].
     """
     centre, spread = draws.mean(axis=0), draws.std(axis=0)
     deviations = np.abs(draws - centre) / np.where(spread > 0, spread, 1.0)
@@ -216,17 +211,15 @@ def paired_bootstrap(
 ) -> Bootstrap:
     """Bootstrap of all strategies' recalls over groups (or records), with the same draws for all.
 
-    ``hits`` are the shares of estimators that are right about a record under a seed.
-    EmptyClassError if no record belongs to a compared class; ParameterError if the strategies'
-    shapes differ.
+    ``hits`` are the shares of estimators that are right about a record under a seed. EmptyClassError if no record
+    belongs to a compared class; ParameterError if the strategies' shapes differ.
 
-    Groups get exponential weights (the Bayesian bootstrap, Rubin 1981) instead of whole counts, so
-    no class can vanish from a draw. Records with equal hits throughout share one gamma weight: the
-    same distribution for much less work. A class of which every record is right would have no
-    spread at all, so each class also gets ``PRIOR_RECORDS`` (two) imaginary records, spread over
-    all ways in which the strategies can be right or wrong: with three records in a class, nothing
-    is shown (Agresti & Min 2005, "Simple improved confidence intervals for comparing matched
-    proportions"). Training seeds are a crossed effect: :meth:`Bootstrap.difference`.
+    Groups get exponential weights (the Bayesian bootstrap, Rubin 1981) instead of whole counts, so no class can
+    vanish from a draw. Records with equal hits throughout share one gamma weight: the same distribution for much less
+    work. A class of which every record is right would have no spread at all, so each class also gets
+    ``PRIOR_RECORDS`` (two) imaginary records, spread over all ways in which the strategies can be right or wrong:
+    with three records in a class, nothing is shown (Agresti & Min 2005, "Simple improved confidence intervals for
+    comparing matched proportions"). Training seeds are a crossed effect: :meth:`Bootstrap.difference`.
     """
     strategies = tuple(hits)
     shapes = {hits[strategy].shape for strategy in strategies}
@@ -240,9 +233,8 @@ def paired_bootstrap(
             "no record belongs to a compared class, so there is nothing to compare."
         )
     n_seeds = hits[strategies[0]].shape[0]
-    flat = np.concatenate(
-        [hits[strategy][:, counted] for strategy in strategies]
-    ).T  # (n_counted, strategies * seeds)
+    # of shape (n_counted, strategies * seeds)
+    flat = np.concatenate([hits[strategy][:, counted] for strategy in strategies]).T
     classes, y_dense = np.unique(y[counted], return_inverse=True)
     if groups is None:
         units = _units_of_records(y_dense, flat)

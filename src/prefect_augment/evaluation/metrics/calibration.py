@@ -1,8 +1,7 @@
 """Whether probabilities match observed frequencies, and how to correct them after rebalancing.
 
-An estimator trained with other class shares than it meets in use is wrong about each class's
-frequency. The correction multiplies each class's probability by its true share over its training
-share.
+An estimator trained with other class shares than it meets in use is wrong about each class's frequency. The
+correction multiplies each class's probability by its true share over its training share.
 """
 
 from collections.abc import Mapping, Sequence
@@ -70,12 +69,11 @@ def calibration_error(
 ) -> Interval:
     """Expected calibration error of the most probable class, with its 95 % interval; 0 at the low end if not shown.
 
-    Records are put into up to 15 bins of equal size by the probability of the predicted class. A
-    bin's gap is the mean probability less the share of right predictions. The plain estimate, the
-    mean size of the gaps, is too high, since chance makes gaps as well. Cross-fitting learns each
-    gap's sign on one half of the records and its size on the other; chance then has mean 0, but an
-    uncertain sign makes the estimate too low. The result is the mean of both estimates; the
-    interval reaches from the low end of the second to the high end of the first.
+    Records are put into up to 15 bins of equal size by the probability of the predicted class. A bin's gap is the
+    mean probability less the share of right predictions. The plain estimate, the mean size of the gaps, is too high,
+    since chance makes gaps as well. Cross-fitting learns each gap's sign on one half of the records and its size on
+    the other; chance then has mean 0, but an uncertain sign makes the estimate too low. The result is the mean of
+    both estimates; the interval reaches from the low end of the second to the high end of the first.
 
     Naeini, Cooper & Hauskrecht 2015 (the measure); Nguyen & O'Connor 2015 (bins of equal mass);
     Kumar, Liang & Ma 2019, "Verified Uncertainty Calibration" (the plain estimate's bias).
@@ -89,9 +87,8 @@ def class_calibration_error(
 ) -> Interval:
     """Calibration error of the probabilities of some class codes, mean over these, with its interval.
 
-    A change of class shares makes the probability of a rare class too high throughout, which the
-    most probable class need not show. Kull et al. 2019, "Beyond temperature scaling", section 2
-    (classwise-ECE).
+    A change of class shares makes the probability of a rare class too high throughout, which the most probable class
+    need not show. Kull et al. 2019, "Beyond temperature scaling", section 2 (classwise-ECE).
     """
     gaps = [_gap_sizes(proba[:, :, k], proba[:, :, k] - (y == k), draws, seed) for k in classes]
     return _interval(np.mean(gaps, axis=0))

@@ -51,10 +51,9 @@ def check_metric(metric: Metric) -> None:
 def measure_of(metric: Metric, *, classes: Sequence[str], compared: Bool, counts: Int) -> Measure:
     """The measure that a metric asks for, the same for every fold, draw and part of the data.
 
-    ``classes`` are names in the order of their codes; ``counts`` (n_classes,) are real training records:
-    the positive class is the rarest ``compared`` one, unless the metric names it. ParameterError if
-    there is no such metric, or it names a class that the data do not have or that is not compared, or
-    cannot be computed for these classes.
+    ``classes`` are names in the order of their codes; ``counts`` (n_classes,) are real training records: the positive
+    class is the rarest ``compared`` one, unless the metric names it. ParameterError if there is no such metric, or it
+    names a class that the data do not have or that is not compared, or cannot be computed for these classes.
     """
     check_metric(metric)
     codes = {name: k for k, name in enumerate(classes)}
@@ -174,16 +173,25 @@ def _of_scorer(name: str, compared: Bool, positive: int) -> Measure:
         weighs = False
     else:
         weighs = True
-    common: dict[str, Any] = {
-        "name": name,
-        "title": name.replace("_", " "),
-        "compared": compared,
-        "unit": "plain",
-    }
-    common |= {"vectorised": False, "order": order, "scorer": scorer}
+    common: dict[str, Any] = {"title": name.replace("_", " "), "unit": "plain", "vectorised": False}
     if tried.reads == "decisions" and weighs:
-        return _DecisionScorer(reads="decisions", **common)
-    return _Scorer(reads=cast("Any", tried.reads), weighs=weighs, **common)
+        return _DecisionScorer(
+            name, compared=compared, reads="decisions", order=order, scorer=scorer, **common
+        )
+
+    def of_arrays(y: Int, proba: Float, decided: Int, weights: dict[str, Float]) -> float:
+        y, proba, decided = _restricted(order, y, proba, decided)
+        try:
+            return float(
+                scorer(_Predicted(proba, decided), np.arange(len(y))[:, None], y, **weights)
+            )
+        except ValueError:  # it refuses them, as of one class
+            return np.nan
+
+    reads = cast("Any", tried.reads)
+    return _Whole(
+        name, compared=compared, reads=reads, weighs=weighs, of_arrays=of_arrays, **common
+    )
 
 
 def _restricted(order: Int, y: Int, proba: Float, decided: Int) -> tuple[Int, Float, Int]:
@@ -233,6 +241,8 @@ class _Whole(Measure):
     """
 
     weighs: bool
+    #: the measure of some records: codes, probabilities, decisions, and as ``sample_weight`` their weights
+    of_arrays: Callable[[Int, Float, Int, dict[str, Float]], float]
 
     def values(
         self, y: Int, proba: Float, decided: Int, W: Float, *, unit: Int | None = None
@@ -247,13 +257,9 @@ class _Whole(Measure):
 
     def _drawn(self, y: Int, proba: Float, decided: Int, w: Float) -> float:
         if self.weighs or (w == w[0]).all():
-            return self.of_arrays(y, proba, decided, w if self.weighs else None)
+            return self.of_arrays(y, proba, decided, {"sample_weight": w} if self.weighs else {})
         places = _places(w)
-        return self.of_arrays(y[places], proba[places], decided[places], None)
-
-    def of_arrays(self, y: Int, proba: Float, decided: Int, w: Float | None) -> float:
-        """The measure of some records."""
-        raise NotImplementedError
+        return self.of_arrays(y[places], proba[places], decided[places], {})
 
     def sums(self, y: Int, proba: Float, decided: Int) -> list[Sums]:
         """None: it is not made of sums."""
@@ -263,51 +269,13 @@ class _Whole(Measure):
 def _places(w: Float) -> Int:
     """Records repeated by their weights: as often as they say where these are whole numbers, else by places.
 
-    Places are dealt evenly along the cumulated weights (systematic sampling, Madow 1949), with no
-    chance in it.
+    Places are dealt evenly along the cumulated weights (systematic sampling, Madow 1949), with no chance in it.
     """
     times = w
     if not np.array_equal(w, np.round(w)):
         edges = np.floor(np.cumsum(w) * (PLACES * len(w) / w.sum()) + 0.5)
         times = np.diff(edges, prepend=0.0)
     return np.repeat(np.arange(len(w)), times.astype(np.int64))
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Scorer(_Whole):
-    """A scorer of probabilities, or one that takes no weights."""
-
-    order: Int
-    scorer: Callable[..., float]
-
-    def of_arrays(self, y: Int, proba: Float, decided: Int, w: Float | None) -> float:
-        """What the scorer says of some records; NaN where it refuses, as of one class."""
-        y, proba, decided = _restricted(self.order, y, proba, decided)
-        rows = np.arange(len(y))[:, None]
-        weights = {} if w is None else {"sample_weight": w}
-        try:
-            return float(self.scorer(_Predicted(proba, decided), rows, y, **weights))
-        except ValueError:
-            return np.nan
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Function(_Whole):
-    """A user's function of true class names, probabilities and class names."""
-
-    function: Callable[..., Any]
-    classes: tuple[str, ...]
-
-    def of_arrays(self, y: Int, proba: Float, decided: Int, w: Float | None) -> float:
-        """What the function returns; ParameterError where it is no number."""
-        weights = {} if w is None else {"sample_weight": w}
-        value = self.function(np.asarray(self.classes)[y], proba, list(self.classes), **weights)
-        try:
-            return float(value)
-        except (TypeError, ValueError) as exc:
-            raise ParameterError(
-                f"evaluation.metric: {self.name} returned {type(value).__name__}; expected one number."
-            ) from exc
 
 
 def _of_function(metric: Metric, classes: Sequence[str], compared: Bool) -> Measure:
@@ -318,10 +286,20 @@ def _of_function(metric: Metric, classes: Sequence[str], compared: Bool) -> Meas
         weighs = "sample_weight" in inspect.signature(function).parameters
     except ValueError:  # a built-in without a signature
         weighs = False
-    measure = _Function(
+
+    def of_arrays(y: Int, proba: Float, decided: Int, weights: dict[str, Float]) -> float:
+        value = function(np.asarray(classes)[y], proba, list(classes), **weights)
+        try:
+            return float(value)
+        except (TypeError, ValueError) as exc:
+            raise ParameterError(
+                f"evaluation.metric: {path} returned {type(value).__name__}; expected one number."
+            ) from exc
+
+    measure = _Whole(
         path, path.rpartition(":")[2].replace("_", " "), compared,
         higher_is_better=not metric.lower_is_better, unit="plain", reads="probabilities",
-        vectorised=False, weighs=weighs, function=function, classes=tuple(classes),
+        vectorised=False, weighs=weighs, of_arrays=of_arrays,
     )  # fmt: skip
     y = np.repeat(np.flatnonzero(compared), 4)
     proba = np.full((len(y), len(classes)), 0.3 / len(classes)) + 0.7 * np.eye(len(classes))[y]

@@ -194,9 +194,8 @@ class Mean(Measure):
     """A mean over records."""
 
     of_records: Callable[[Int, Float, Int], Float]
-    costs: Float | None = (
-        None  # (n_classes, n_classes) true x decided, where the record's value is that
-    )
+    # (n_classes, n_classes) true x decided, where the record's value is that
+    costs: Float | None = None
 
     def sums(self, y: Int, proba: Float, decided: Int) -> list[Sums]:
         """The records' values, and their number."""

@@ -40,17 +40,8 @@ class StrategyPredictions:
 
     def hits(self, y: Int) -> Float:
         """Share of estimators that are right, shape (n_seeds, n_records)."""
-        hits: Float = np.mean(
-            [
-                [
-                    predict_classes(proba, self._multipliers(name, s)) == y
-                    for s, proba in enumerate(per_seed)
-                ]
-                for name, per_seed in self.proba.items()
-            ],
-            axis=0,
-        )
-        return hits
+        hits = [[decided == y for _, decided in self.decided(s)] for s in range(self.n_seeds)]
+        return np.mean(hits, axis=1)
 
     def decided(self, seed: int) -> list[tuple[Float, Int]]:
         """Each estimator's probabilities and decisions under a seed."""

@@ -28,8 +28,7 @@ def predict_classes(proba: Float, multipliers: Float | None = None) -> Int:
     ``multipliers`` have shape (n_classes,) or (n_records, n_classes).
     """
     weighted = proba if multipliers is None else proba * multipliers
-    codes: Int = np.argmax(weighted, axis=1).astype(np.int64)
-    return codes
+    return np.argmax(weighted, axis=1).astype(np.int64)
 
 
 def score_predictions(
@@ -43,14 +42,10 @@ def score_predictions(
 ) -> EstimatorScore:
     """Balanced accuracy and other scores over the compared classes that occur in ``y``.
 
-    ``balanced_accuracy`` is the mean recall (Brodersen et al. 2010); ``macro_f1`` the mean F1, 0
-    for a class never predicted; ``auprc`` the mean average precision of the classes other than the
-    largest (1 for a single class); ``brier`` half the mean squared distance between probabilities
-    and truth, which for two classes is Brier's own score (Brier 1950); ``worst_class`` the first
-    class with the lowest recall; ``metric`` the value of ``measure`` (balanced accuracy without one).
-    ``multipliers`` change decisions (accuracy, F1, recall), not the probabilities behind AUPRC, ROC
-    AUC, log loss and the Brier score. ParameterError if the shapes do not fit
-    together; EmptyClassError if no record belongs to a compared class.
+    They are the measures of :mod:`.measures`; ``auprc`` is 1 for a single class, ``worst_class`` the first class with
+    the lowest recall, and ``metric`` the value of ``measure`` (balanced accuracy without one). ``multipliers`` change
+    decisions (accuracy, F1, recall), not the probabilities behind AUPRC, ROC AUC, log loss and the Brier score.
+    ParameterError if the shapes do not fit together; EmptyClassError if no record belongs to a compared class.
     """
     _check_shapes(y, proba, classes, compared)
     counted = compared[y]

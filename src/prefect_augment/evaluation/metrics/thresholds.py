@@ -19,10 +19,9 @@ POWERS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 MAX_SWEEPS = 3
 # Above this, one common power is all that validation's records can support.
 MAX_SEARCHED_CLASSES = 30
-# In standard errors. Simulated on 2 and 5 classes, 200 to 10,000 records, calibrated, over- and
-# under-confident: 0.25 is within 0.8 points of the best choice on fresh records; 0 loses 2 points
-# with five classes and 200 records, 1 loses 3 where the probabilities are overconfident. For F1, macro F1
-# and costs 0 to 1 differ by at most 0.9 points.
+# In standard errors. Simulated on 2 and 5 classes, 200 to 10,000 records, calibrated, over- and under-confident: 0.25
+# is within 0.8 points of the best choice on fresh records; 0 loses 2 points with five classes and 200 records, 1
+# loses 3 where the probabilities are overconfident. For F1, macro F1 and costs 0 to 1 differ by at most 0.9 points.
 SHRINKAGE = 0.25
 # Of measures that are functions of sums: more cuts than this are thinned out evenly.
 MAX_CUTS = 2000
@@ -48,11 +47,10 @@ def tune_multipliers(
     "Classification and Regression Trees", section 3.4.3): with few records it hardly moves, with many
     it finds the optimum. The largest class and classes that are not ``compared`` keep 1.
 
-    Without a ``measure``, and for those that read probabilities alone, balanced accuracy decides. Costs
-    also start from the decision of Bayes, which for two classes and calibrated probabilities is the best
-    one (Elkan 2001). Recall at a precision moves one class alone, to the threshold that reaches that
-    precision even one standard error lower; where none does, to the one that comes nearest. Precision
-    at a recall is treated likewise.
+    Without a ``measure``, and for those that read probabilities alone, balanced accuracy decides. Costs also start
+    from the decision of Bayes, which for two classes and calibrated probabilities is the best one (Elkan 2001).
+    Recall at a precision moves one class alone, to the threshold that reaches that precision even one standard error
+    lower; where none does, to the one that comes nearest. Precision at a recall is treated likewise.
     """
     counted = compared[y]
     y, log_p = y[counted], np.log(np.maximum(proba[counted], _EPS))

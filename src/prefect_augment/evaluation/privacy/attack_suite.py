@@ -48,11 +48,10 @@ def density_ratio(
 ) -> Float:
     """Log of the synthetic over the real density at each real record, shape (n,).
 
-    The distances are squared: to synthetic records (n, m), and to real ones (n, n), infinite to itself,
-    so that a record's own density is that of the others. Of the ``widths`` the one is taken under which
-    real records are the likeliest of one another; ``n_degrees`` is the densities' dimension. Van Breugel
-    et al. 2023, "Membership Inference Attacks against Synthetic Data through Overfitting Detection"
-    (DOMIAS), with kernels for both densities.
+    The distances are squared: to synthetic records (n, m), and to real ones (n, n), infinite to itself, so that a
+    record's own density is that of the others. Of the ``widths`` the one is taken under which real records are the
+    likeliest of one another; ``n_degrees`` is the densities' dimension. Van Breugel et al. 2023, "Membership
+    Inference Attacks against Synthetic Data through Overfitting Detection" (DOMIAS), with kernels for both densities.
     """
     real = [logsumexp(to_real * _factor(width), axis=1) for width in widths]
     fit = [
@@ -60,8 +59,7 @@ def density_ratio(
         for logs, width in zip(real, widths, strict=True)
     ]
     best = int(np.argmax(fit))
-    ratio: Float = logsumexp(to_synthetic * _factor(widths[best]), axis=1) - real[best]
-    return ratio
+    return logsumexp(to_synthetic * _factor(widths[best]), axis=1) - real[best]
 
 
 def origin_shares(to_synthetic: Float32, widths: tuple[float, ...]) -> Float:
@@ -185,9 +183,8 @@ def _column_scores(
         # Whether both halves of a record lead to the same synthetic record.
         halves = to_synthetic.rows[:2]
         scores["linkability"] = (halves[0] == halves[1])[:, None].astype(np.float64)
-        scores["inference"] = inferred_shares(real, synthetic, secrets, to_synthetic.rows[n:])[
-            :, None
-        ]
+        shares = inferred_shares(real, synthetic, secrets, to_synthetic.rows[n:])
+        scores["inference"] = shares[:, None]
     scores["singling out"] = singled_out(real, synthetic, rng)[:, None].astype(np.float64)
     ranked_real, ranked_synthetic = real.ranked(), synthetic.ranked()
     whole = np.ones((1, real.n_parts), dtype=np.float32)
@@ -373,5 +370,4 @@ def _centred(name: AttackName, scores: Float) -> Float:
     Of shares of origins the root, which makes the variance of counts even; of others the ranks.
     """
     values = np.sqrt(scores) if name == "origins" else rankdata(scores, axis=0) / len(scores)
-    centred: Float = values - values.mean(axis=0)
-    return centred
+    return values - values.mean(axis=0)

@@ -98,23 +98,12 @@ def privacy_side(
             continue
         drawn = synthetic.of(k, max_synthetic)[0]
         measured[name] = measure_distances(
-            own,
-            unseen,
-            drawn,
-            space=space,
-            member_groups=own_groups,
-            other_groups=unseen_groups,
+            own, unseen, drawn, space=space, member_groups=own_groups, other_groups=unseen_groups
         )
         if min(len(own), len(unseen)) >= MIN_RECORDS:
             scored.append(
                 score_class(
-                    name,
-                    measured[name],
-                    own,
-                    unseen,
-                    drawn,
-                    space=space,
-                    n_classes=n_classes,
+                    name, measured[name], own, unseen, drawn, space=space, n_classes=n_classes
                 )
             )
     suite = run_suite(scored)
@@ -258,8 +247,7 @@ def summarise(
 ) -> Privacy:
     """The measurement as the report shows it; the finding of ``sides[0]``, what is handed out, is the whole's.
 
-    ``why_blind`` says why the others may have been seen, which makes the measurement blind; else it
-    is empty.
+    ``why_blind`` says why the others may have been seen, which makes the measurement blind; else it is empty.
     """
     main = sides[0]
     blind = bool(why_blind) and main.finding in ("none shown", "gap")

@@ -91,12 +91,11 @@ def _to_kth_other(space: Space, points: Any, k: int) -> Float:
 def attack(classes: Sequence[Distances], *, level: float = 0.95) -> Attack | None:
     """A membership-inference attack by distance, over one class or several.
 
-    The attacker has the synthetic records and a real one, and takes it for a member the nearer the
-    nearest synthetic record of its class is, relative to how far apart real records of its
-    neighbourhood are. ``auc`` is the mean over the classes, weighted by their information. None
-    where no class has :data:`MIN_RECORDS` on both sides. The interval is DeLong's on the logit
-    scale with its variance over groups; where the AUC is 0 or 1, it is that of as many independent
-    pairs as the smaller side has groups.
+    The attacker has the synthetic records and a real one, and takes it for a member the nearer the nearest synthetic
+    record of its class is, relative to how far apart real records of its neighbourhood are. ``auc`` is the mean over
+    the classes, weighted by their information. None where no class has :data:`MIN_RECORDS` on both sides. The
+    interval is DeLong's on the logit scale with its variance over groups; where the AUC is 0 or 1, it is that of as
+    many independent pairs as the smaller side has groups.
 
     References
     ----------
@@ -193,11 +192,10 @@ def _interval(auc: float, variance: float, n_groups: int, level: float) -> Inter
 def closeness(classes: Sequence[Distances]) -> Closeness | None:
     """Distance to the closest member: of synthetic records against that of others.
 
-    Quantiles and shares over several classes are means over their synthetic records. None where no
-    class has a synthetic record and :data:`MIN_RECORDS` others. Park et al. 2018, "Data Synthesis
-    based on Generative Adversarial Networks", section 5 (DCR); Platzer & Reutterer 2021,
-    "Holdout-Based Empirical Assessment of Mixed-Type Synthetic Data" (held-out records for
-    comparison).
+    Quantiles and shares over several classes are means over their synthetic records. None where no class has a
+    synthetic record and :data:`MIN_RECORDS` others. Park et al. 2018, "Data Synthesis based on Generative Adversarial
+    Networks", section 5 (DCR); Platzer & Reutterer 2021, "Holdout-Based Empirical Assessment of Mixed-Type Synthetic
+    Data" (held-out records for comparison).
     """
     rows, weights = [], []
     for c in classes:
@@ -225,11 +223,10 @@ def closeness(classes: Sequence[Distances]) -> Closeness | None:
 def exposure(classes: Sequence[Distances], *, level: float = 0.95) -> Exposure | None:
     """Share of the most isolated records that have a synthetic record among their k nearest.
 
-    The most isolated are the :data:`RARE_SHARE` of a class whose :data:`K_ISOLATION`-th nearest
-    real record is farthest, members and others alike; k is :data:`K_EXPOSED`. The difference is
-    members' share minus others', with Newcombe's interval (1998, "Interval Estimation for the
-    Difference Between Independent Proportions", method 10). None with fewer than
-    :data:`MIN_RECORDS` isolated records on a side. Stadler et al. 2022, "Synthetic Data –
+    The most isolated are the :data:`RARE_SHARE` of a class whose :data:`K_ISOLATION`-th nearest real record is
+    farthest, members and others alike; k is :data:`K_EXPOSED`. The difference is members' share minus others', with
+    Newcombe's interval (1998, "Interval Estimation for the Difference Between Independent Proportions", method 10).
+    None with fewer than :data:`MIN_RECORDS` isolated records on a side. Stadler et al. 2022, "Synthetic Data –
     Anonymisation Groundhog Day": outliers are at risk, and means over all records hide it.
     """
     members, others = [], []

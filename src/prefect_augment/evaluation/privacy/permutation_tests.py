@@ -103,10 +103,9 @@ def standardised(statistics: Float) -> Float:
 def decide(tests: Mapping[str, Float], level: float) -> dict[str, float]:
     """Value from which on each test's statistics are found, so that all tests together keep the level.
 
-    ``tests`` have statistics of shape (n_permutations + 1, n_statistics); a test finds what its largest
-    one finds. ``level`` in (0, 1) is the chance that any test finds something where labels are random.
-    The value is infinite where a test could find nothing. Westfall & Young 1993, "Resampling-Based
-    Multiple Testing" (minP, single step).
+    ``tests`` have statistics of shape (n_permutations + 1, n_statistics); a test finds what its largest one finds.
+    ``level`` in (0, 1) is the chance that any test finds something where labels are random. The value is infinite
+    where a test could find nothing. Westfall & Young 1993, "Resampling-Based Multiple Testing" (minP, single step).
     """
     largest = np.stack([z.max(axis=1) for z in tests.values()], axis=1)
     n = len(largest)

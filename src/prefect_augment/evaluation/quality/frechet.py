@@ -43,9 +43,8 @@ def _root(x: Float) -> Float:
 
 
 Part = tuple[Labelled, Bool]  # records, and which of them count
-Side = tuple[
-    Float, Float, Float
-]  # features of kept, validation's and training records of a stratum
+# Features of kept, validation's and training records of a stratum.
+Side = tuple[Float, Float, Float]
 
 
 def frechet_metrics(
@@ -55,9 +54,8 @@ def frechet_metrics(
 
     ``frechet_distance`` is of kept records to validation's; no more are kept than there are training records.
     ``real_frechet_distance`` is the mean, and ``real_frechet_largest`` the largest, of 19 random divisions of the
-    real records into as many on either side: of generators like the real records one in twenty is above the
-    largest. 500 records of a stratum and part count, and 1,000 of all together. Left out where a side has fewer
-    than 20.
+    real records into as many on either side: of generators like the real records one in twenty is above the largest.
+    500 records of a stratum and part count, and 1,000 of all together. Left out where a side has fewer than 20.
     """
     sides: dict[int, Side] = {}
     for s in map(int, np.unique(kept[0].stratum[kept[1]])):

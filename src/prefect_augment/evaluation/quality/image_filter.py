@@ -66,7 +66,6 @@ def image_measures(
         return c2st_auc(
             a,
             b,
-            is_category=np.zeros(a.shape[1], dtype=bool),
             n_levels=np.zeros(a.shape[1], dtype=np.int64),
             seed=seed,
             estimator="logistic",
@@ -183,8 +182,7 @@ class ShiftSpace(Space):
         height, width = (side // step * step for side in images.shape[1:3])
         gray = images[:, :height, :width].astype(np.float32).mean(axis=3)
         blocks = gray.reshape(len(gray), height // step, step, width // step, step)
-        small: Float32 = blocks.mean(axis=(2, 4))
-        return small
+        return blocks.mean(axis=(2, 4))
 
     def distances(self, a: Float32, b: Float32) -> Float:
         """All distances, shape (len(a), len(b)), in [0, 2]; 1 for an image without contrast."""

@@ -81,9 +81,8 @@ def with_similar(proba: Float, y: Int, features: Float32) -> Float:
         return proba
     with single_threaded():
         near = NearestNeighbors(n_neighbors=n, algorithm="brute").fit(_unit(features))
-        similar = near.kneighbors(
-            return_distance=False
-        )  # (n_records, n), without the record itself
+        # (n_records, n), without the record itself
+        similar = near.kneighbors(return_distance=False)
     labels = np.stack([(y[similar] == k).mean(axis=1) for k in range(proba.shape[1])], axis=1)
     return np.asarray((1 - SIMILAR_SHARE) * proba + SIMILAR_SHARE * labels)
 

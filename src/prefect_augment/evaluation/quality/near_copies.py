@@ -56,11 +56,10 @@ def training_distances(
 ) -> dict[int, Near]:
     """Distances of candidates to training records, by stratum.
 
-    ``half`` is a mask of training records that divides no group. A class with fewer than 20
-    validation records is tested by distances to that half, of candidates and of all other real
-    records: distances among training records come in pairs, which tests of independent records do
-    not allow for. ``one_each`` masks one training and one validation record of each group, since
-    records of a group are near together or far together.
+    ``half`` is a mask of training records that divides no group. A class with fewer than 20 validation records is
+    tested by distances to that half, of candidates and of all other real records: distances among training records
+    come in pairs, which tests of independent records do not allow for. ``one_each`` masks one training and one
+    validation record of each group, since records of a group are near together or far together.
     """
     result = {}
     spaces = [measures.space, *([measures.moved] if measures.moved is not None else [])]

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from sklearn.metrics import roc_auc_score
 
-from prefect_augment.array_types import Array, Bool, Float, Int
+from prefect_augment.array_types import Array, Float, Int
 from prefect_augment.evaluation.classifiers.base import (
     EstimatorKind,
     balanced_weights,
@@ -69,16 +69,14 @@ def likeness(real: Array, synthetic: Array, k: int = 5, *, space: Space | None =
 def _radius(among: Float, k: int) -> Float:
     """Distance of each record to its k-th nearest other one; the matrix is overwritten."""
     np.fill_diagonal(among, np.inf)
-    radius: Float = np.partition(among, k - 1, axis=1)[:, k - 1]
-    return radius
+    return np.partition(among, k - 1, axis=1)[:, k - 1]
 
 
 def expected_coverage(n_real: int, n_synthetic: int, k: int = 5) -> float:
     """Coverage that records of the same distribution reach on average.
 
-    1 minus the chance that the nearest k of all other records are real ones, any order being
-    equally likely. Naeem et al. 2020, section 3.2, have the limit of many records, 1 - 2**-k. More
-    than 2,000 records a side count as 2,000.
+    1 minus the chance that the nearest k of all other records are real ones, any order being equally likely. Naeem et
+    al. 2020, section 3.2, have the limit of many records, 1 - 2**-k. More than 2,000 records a side count as 2,000.
     """
     n, m = min(n_real, MAX_COMPARED), min(n_synthetic, MAX_COMPARED)
     if n < 2 or not m:
@@ -91,7 +89,6 @@ def c2st_auc(
     real: Float,
     synthetic: Float,
     *,
-    is_category: Bool,
     n_levels: Int,
     seed: int = 0,
     estimator: EstimatorKind = "boosting",
@@ -118,7 +115,6 @@ def c2st_auc(
             X[train],
             y[train],
             weights=balanced_weights(y[train]),
-            is_category=is_category,
             n_levels=n_levels,
             n_classes=2,
             seed=seed,

@@ -9,12 +9,7 @@ from prefect_augment.evaluation.quality.prdc import c2st_auc
 
 
 def table_measures(
-    training: Labelled,
-    *,
-    is_category: Bool,
-    n_levels: Int,
-    stratum_class: Int,
-    seed: int,
+    training: Labelled, *, is_category: Bool, n_levels: Int, stratum_class: Int, seed: int
 ) -> Measures:
     """How records of a table are measured, matrices of shape (n_records, n_columns).
 
@@ -23,32 +18,21 @@ def table_measures(
 
     def train(X: Array, y: Int) -> Classifier:
         n_classes = int(stratum_class.max()) + 1
-        return utility_filter(
-            X, y, is_category=is_category, n_levels=n_levels, n_classes=n_classes, seed=seed
-        )
+        return utility_filter(X, y, n_levels=n_levels, n_classes=n_classes, seed=seed)
 
     def two_sample(real: Array, synthetic: Array) -> float:
-        return c2st_auc(real, synthetic, is_category=is_category, n_levels=n_levels, seed=seed)
+        return c2st_auc(real, synthetic, n_levels=n_levels, seed=seed)
 
     return Measures(FeatureSpace.of(training.X, is_category), train, two_sample)
 
 
-def utility_filter(
-    X: Float,
-    y: Int,
-    *,
-    is_category: Bool,
-    n_levels: Int,
-    n_classes: int,
-    seed: int,
-) -> Classifier:
+def utility_filter(X: Float, y: Int, *, n_levels: Int, n_classes: int, seed: int) -> Classifier:
     """Class-balanced boosting on real records, for :func:`~.label_fidelity.utility_scores`."""
     return fit_estimator(
         "boosting",
         X,
         y,
         weights=balanced_weights(y),
-        is_category=is_category,
         n_levels=n_levels,
         n_classes=n_classes,
         seed=seed,
