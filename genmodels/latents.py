@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from prefect_augment.array_types import Float, Float32, Int
 from prefect_augment.genmodels.base import Arrays
 from prefect_augment.genmodels.network import RecordNumbers
+from prefect_augment.nn.threads import single_threaded
 
 MAX_COMPONENTS = 10
 PER_COMPONENT = 32  # records
@@ -128,7 +128,7 @@ def _mixture(own: Float, n_components: int, floor: float, seed: int) -> Gaussian
         init_params="k-means++",
         random_state=seed & 0xFFFFFFFF,
     )
-    with threadpool_limits(1), warnings.catch_warnings():
+    with single_threaded(), warnings.catch_warnings():
         # The last iterations gain little, so convergence is not required.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return mixture.fit(own)
@@ -180,7 +180,7 @@ def _nearest(Z: Float32) -> Int:
     n = min(N_NEIGHBOURS, len(Z) - 1)
     if n < 1:
         return np.zeros((len(Z), N_NEIGHBOURS), dtype=np.int64)
-    with threadpool_limits(1):
+    with single_threaded():
         nearest = NearestNeighbors(n_neighbors=n).fit(Z).kneighbors(return_distance=False)
     return nearest[:, np.arange(N_NEIGHBOURS) % n].astype(np.int64)
 

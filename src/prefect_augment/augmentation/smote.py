@@ -23,10 +23,10 @@ from sklearn import config_context
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils import check_random_state
-from threadpoolctl import threadpool_limits
 
 from prefect_augment.array_types import Bool, Float, Int
 from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.nn.threads import single_threaded
 
 MIB = 1024 * 1024
 # scikit-learn's blocks of distances; its default of 1 GiB would be most of the memory.
@@ -208,7 +208,7 @@ def draw(
     )
     # scikit-learn splits the search by the number of threads, which decides between equally near
     # neighbours (for 90 % of 1,500 records of 20 two-valued columns, measured).
-    with threadpool_limits(1, user_api="openmp"), config_context(working_memory=DISTANCES_MIB):
+    with single_threaded(), config_context(working_memory=DISTANCES_MIB):
         if numbers.shape[1] == 0:
             one_level = levels.shape[1] == 0 or np.all(levels == levels[0])
             if one_level or np.unique(table.strata).size == 1:
@@ -412,7 +412,7 @@ def start_weights(
     matrix = _with_levels(numbers, table.levels) if table.levels.shape[1] else numbers
     n_neighbors = min(DANGER_NEIGHBORS if method == "borderline" else k_neighbors, n - 1)
     weights, notes = np.ones(n), {}
-    with threadpool_limits(1), config_context(working_memory=DISTANCES_MIB):
+    with single_threaded(), config_context(working_memory=DISTANCES_MIB):
         search = NearestNeighbors(n_neighbors=n_neighbors + 1).fit(matrix)
         for code in sorted(code for code, n_new in counts.items() if n_new > 0):
             rows = np.flatnonzero(table.strata == code)

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
-from threadpoolctl import threadpool_limits
 
 from prefect_augment.array_types import Float, Float32, Int, Int8, Int32
+from prefect_augment.nn.threads import single_threaded
 from prefect_augment.storage.spill import ArraySpill
 
 SIDE = 32  # of the thumbnails, as ingest makes them
@@ -225,7 +225,7 @@ def _top(bucket: int, rows: Int, others: Int, likeness: Float32) -> Top | None:
 def likeliest(thumbs: Thumbs, *, part: int = 0, n_parts: int = 1) -> Iterator[Top]:
     """Yield the likeliest pairs of every ``n_parts``-th bucket of images, sorted by content key."""
     shape = Shape(thumbs)
-    with threadpool_limits(limits=1, user_api="blas"):  # more threads than these matrices are worth
+    with single_threaded():  # more threads than these matrices are worth
         for number, bucket in enumerate(buckets(hash_bands(thumbs), shape.informative)):
             if number % n_parts == part:
                 likeness = shape.likeness(bucket, bucket)
@@ -366,7 +366,7 @@ def _forest(thumbs: Thumbs, likely: Likely) -> tuple[Int, Int, Int]:
     best = Best(n)
     for top in likely(thumbs):
         best.add(top)
-    with threadpool_limits(limits=1, user_api="blas"):
+    with single_threaded():
         a, b = best.pairs()
         codes = np.unique(np.minimum(a, b) * n + np.maximum(a, b))
         i, j = codes // max(n, 1), codes % max(n, 1)
@@ -407,7 +407,7 @@ def nearest_by_group(
     every.extend(others)
     shape, bands = Shape(every), hash_bands(every)
     del every
-    with threadpool_limits(limits=1, user_api="blas"):
+    with single_threaded():
         for group in range(n_groups):
             best = Best(n)
             members = n + np.flatnonzero(groups == group)
@@ -434,7 +434,7 @@ def nearest_by_group(
 
 def strengths(thumbs: Thumbs) -> tuple[Int, Int, Int]:
     """Return the near pairs of a small set: rows, other rows above them, strength."""
-    with threadpool_limits(limits=1, user_api="blas"):
+    with single_threaded():
         shape, every = Shape(thumbs), np.arange(len(thumbs))
         like = shape.likeness(every, every) > 1 - COARSE_LIMIT
         a, b = np.nonzero(np.triu(like | like.T, 1))

@@ -1,6 +1,5 @@
 """The estimators: what they survive, and that they are repeatable."""
 
-import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,11 +11,9 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_info
 
 from prefect_augment.errors import EmptyClassError, ParameterError
-from prefect_augment.evaluation import threads
 from prefect_augment.evaluation.classifiers import base as estimators
 from prefect_augment.evaluation.classifiers.base import balanced_weights, fit_estimator
 from prefect_augment.evaluation.classifiers.soft_label_ensemble import fit_teacher
-from prefect_augment.evaluation.threads import single_threaded
 
 KINDS = ["boosting", "logistic"]
 
@@ -179,37 +176,6 @@ def test_a_fit_leaves_no_trace_in_the_process():
         list(pool.map(lambda s: fit("logistic", X, y, n_levels, seed=s), range(8)))
     assert [pool["num_threads"] for pool in threadpool_info()] == before
     assert list(warnings.filters) == filters
-
-
-def test_overlapping_blocks_hold_the_limit_until_the_last_one_leaves():
-    before = [p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"]
-    with single_threaded():
-        with single_threaded():
-            pass
-        inside = [p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"]
-        assert set(inside) == {1}
-    assert [p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"] == before
-
-
-def test_the_limit_reaches_libraries_that_are_loaded_after_the_first_block(monkeypatch):
-    """A search takes milliseconds, so it is only made again when modules have come."""
-    searched = []
-
-    class Libraries(threads.ThreadpoolController):
-        def __init__(self):
-            searched.append(True)
-            super().__init__()
-
-    monkeypatch.setattr(threads, "ThreadpoolController", Libraries)
-    monkeypatch.setattr(threads, "_controller", None)
-    for _ in range(3):
-        with single_threaded():
-            pass
-    assert len(searched) == 1
-    monkeypatch.setitem(sys.modules, "a_module_that_came_later", sys)
-    with single_threaded():
-        pass
-    assert len(searched) == 2
 
 
 def test_unusable_values_are_refused():

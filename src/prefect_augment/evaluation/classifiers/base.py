@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from prefect_augment.array_types import Array, Bool, Float, Int
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.evaluation.classifiers.quantile_bins import Bins, CodedBoosting
-from prefect_augment.evaluation.threads import single_threaded
+from prefect_augment.nn.threads import single_threaded
 
 EstimatorKind = Literal["boosting", "logistic"]
 

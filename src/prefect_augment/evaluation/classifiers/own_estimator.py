@@ -26,7 +26,7 @@ from prefect_augment.array_types import Array, Float, Int
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.classifiers.base import Classifier, Constant, checked_weights
 from prefect_augment.evaluation.classifiers.tree_ensembles import check_installed, distribution_of
-from prefect_augment.evaluation.threads import single_threaded
+from prefect_augment.nn.threads import single_threaded
 from prefect_augment.params import Evaluation, OwnEstimator
 from prefect_augment.params.estimators import estimator_digest, package_of, unusable
 from prefect_augment.registry import load_function

@@ -22,8 +22,8 @@ from prefect_augment.encoding.images import encode_column
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.classifiers.base import checked_weights
 from prefect_augment.evaluation.classifiers.convnet import one_torch_thread
-from prefect_augment.evaluation.threads import single_threaded
 from prefect_augment.nn.devices import Device, choose_device
+from prefect_augment.nn.threads import single_threaded
 from prefect_augment.schema import Mirroring
 
 if TYPE_CHECKING:

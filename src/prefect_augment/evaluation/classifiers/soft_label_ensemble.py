@@ -16,7 +16,7 @@ from sklearn.ensemble import RandomForestClassifier
 from prefect_augment.array_types import Float, Int
 from prefect_augment.evaluation.classifiers.base import Classifier, fit_estimator
 from prefect_augment.evaluation.folds import stratified_folds
-from prefect_augment.evaluation.threads import single_threaded
+from prefect_augment.nn.threads import single_threaded
 
 MEMBERS = ("boosting", "forest", "logistic")
 # Five folds and a hundred trees take three times as long, for 0.001 less of log loss. All iterations of

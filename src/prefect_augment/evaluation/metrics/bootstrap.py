@@ -13,7 +13,7 @@ from scipy.special import ndtr, ndtri, stdtrit
 
 from prefect_augment.array_types import Bool, Float, Int
 from prefect_augment.errors import EmptyClassError, ParameterError
-from prefect_augment.evaluation.threads import single_threaded
+from prefect_augment.nn.threads import single_threaded
 from prefect_augment.schema import Interval
 
 CHUNK_BYTES = 32 << 20

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.sparse import coo_array, csr_array
 
 from prefect_augment.array_types import Bool, Float, Int
-from prefect_augment.evaluation.threads import single_threaded
+from prefect_augment.nn.threads import single_threaded
 from prefect_augment.schema import MeasureInfo
 
 Reads = Literal["decisions", "probabilities"]

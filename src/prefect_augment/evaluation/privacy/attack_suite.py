@@ -26,7 +26,7 @@ from prefect_augment.evaluation.privacy.membership_inference import (
 )
 from prefect_augment.evaluation.privacy.permutation_tests import decide, permute, standardised
 from prefect_augment.evaluation.privacy.record_pairs import Columns, Whole, compare, random_subsets
-from prefect_augment.evaluation.threads import single_threaded
+from prefect_augment.nn.threads import single_threaded
 from prefect_augment.schema import AttackName, AttackResult, Finding, Interval
 
 SCALES = (1.0, 1.5, 2.0)  # of the root mean square distance of neighbours per column

@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 
 from prefect_augment.array_types import Float32, Int, Int32
 from prefect_augment.evaluation.neighbours import Points, Space
-from prefect_augment.evaluation.threads import single_threaded
+from prefect_augment.nn.threads import single_threaded
 
 BLOCK_VALUES = 4_000_000  # 16 MB of differences at a time
 FARTHEST = 1e6  # of a scaled column: single precision can square it

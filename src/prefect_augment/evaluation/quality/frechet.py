@@ -7,7 +7,7 @@ import numpy as np
 from prefect_augment.array_types import Array, Bool, Float
 from prefect_augment.encoding.arrays import Labelled
 from prefect_augment.evaluation.quality.class_tests import MIN_TO_COMPARE
-from prefect_augment.evaluation.threads import single_threaded
+from prefect_augment.nn.threads import single_threaded
 
 # Seconds grow with the cube of the records: 20 distances of 500 records and 2,000 features take two.
 MOST, MOST_TOGETHER = 500, 1000

@@ -21,7 +21,7 @@ from prefect_augment.evaluation.classifiers.convnet import ImageClassifier, fit_
 from prefect_augment.evaluation.neighbours import Space
 from prefect_augment.evaluation.quality.near_copies import Measures
 from prefect_augment.evaluation.quality.prdc import c2st_auc
-from prefect_augment.evaluation.threads import single_threaded
+from prefect_augment.nn.threads import single_threaded
 
 AUGMENT_PROB = 0.5
 # Above 0, which is for equal pixels alone: the largest rounding error of a distance is far below.

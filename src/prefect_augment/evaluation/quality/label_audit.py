@@ -14,7 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from prefect_augment.array_types import Array, Bool, Float, Float32, Images, Int
 from prefect_augment.evaluation.quality.near_copies import digests
-from prefect_augment.evaluation.threads import single_threaded
+from prefect_augment.nn.threads import single_threaded
 
 # Of the records that the first round doubts entirely: a class must not vanish from the second.
 LEAST_TRUST = 1e-3
