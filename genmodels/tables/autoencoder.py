@@ -141,15 +141,12 @@ class TableAutoencoder(LatentTable[AutoencoderModel, AutoencoderNetwork]):
     def build(cls, params: Any, spec: TableSpec) -> Self:
         """Return an untrained model; refuses params that are for autoencoders of images."""
         model = super().build(params, spec)
-        defaults = AutoencoderModel()
-        image_params = {"variant": "conv"} if params.variant == "conv" else {}
-        for name in ("layers", "sparse_by"):
-            if getattr(params, name) != getattr(defaults, name):
-                image_params[name] = getattr(params, name)
-        if image_params:
-            names = ", ".join(f"model.{name} {value!r}" for name, value in image_params.items())
+        of_images = {"variant": ("conv",), "layers": ("dense", "conv"), "sparse_by": ("l1",)}
+        given = {name: getattr(params, name) for name in of_images}
+        wrong = [f"model.{name} {v!r}" for name, v in given.items() if v in of_images[name]]
+        if wrong:
             raise ParameterError(
-                f"{names} is for images, and the source holds a table; leave it out."
+                f"{', '.join(wrong)} is for images, and the source holds a table; leave it out."
             )
         return model
 
@@ -206,5 +203,4 @@ class TableAutoencoder(LatentTable[AutoencoderModel, AutoencoderNetwork]):
         if self.trains:
             if self.params.drawn_by == "neighbours":
                 self._neighbours = ClassNeighbours.from_arrays(arrays)
-            deviations = torch.from_numpy(arrays["deviations"].copy())
-            self._deviations = deviations.to(self.device.torch)
+            self._deviations = torch.from_numpy(arrays["deviations"].copy()).to(self.device.torch)

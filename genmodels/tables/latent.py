@@ -156,7 +156,8 @@ class LatentTable(TableNetwork[P, N]):
         super().load_extra_state(config, arrays)
         if self.trains:
             self._densities = ClassDensities.from_arrays(arrays)
-            self._reranker = Reranker.from_arrays(arrays)
+            has_reranker = f"{Reranker.prefix}.roots" in arrays
+            self._reranker = Reranker.from_arrays(arrays) if has_reranker else None
 
     def batch_size(self, n_records: int) -> int:
         """At most a quarter of a small table, so that epochs are cheap and equally many."""
@@ -212,8 +213,7 @@ class LatentTable(TableNetwork[P, N]):
         network = self.network
 
         def score(rows: slice) -> Float:
-            scores: Tensor = self.anomaly(network, self.encoded(X[rows]))
-            return scores.double().cpu().numpy()
+            return self.anomaly(network, self.encoded(X[rows])).double().cpu().numpy()
 
         return np.concatenate([np.empty(0), *self.in_parts(len(X), score)])
 

@@ -225,5 +225,4 @@ def _features(X: Float, real: Float, spec: TableSpec) -> tuple[Float, Float]:
 
 
 def _distances(a: tuple[Float, ...], b: tuple[Float, ...]) -> Float:
-    numbers: Float = cdist(a[0], b[0], "cityblock")
-    return numbers + cdist(a[1], b[1], "hamming") * a[1].shape[1]
+    return cdist(a[0], b[0], "cityblock") + cdist(a[1], b[1], "hamming") * a[1].shape[1]

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from prefect_augment.array_types import Float, Int, Int32
-from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import (
     MIN_SAMPLED_RECORDS,
     Arrays,
@@ -33,7 +33,7 @@ from prefect_augment.genmodels.base import (
     TableData,
     TableSpec,
 )
-from prefect_augment.genmodels.checks import check_request
+from prefect_augment.genmodels.checks import check_not_empty, check_request
 from prefect_augment.genmodels.trees.growth import GROWTH, Leaf, Predictors, grow, n_trees, too_near
 from prefect_augment.genmodels.trees.nodes import TREE_ARRAYS, Tree, level_order
 from prefect_augment.genmodels.trees.sequence import TreeSequence
@@ -88,8 +88,6 @@ class TableTrees(TreeSequence):
         """Columns whose trees are fitted."""
         return len(self._trees)
 
-    # --- fitting ---
-
     def fit(self, data: TableData, ctx: FitContext) -> None:
         """Fit the trees of each column; ``ctx.report`` is called once per column.
 
@@ -97,10 +95,7 @@ class TableTrees(TreeSequence):
         records.
         """
         n_records = len(data.y)
-        if n_records == 0:
-            raise EmptyClassError(
-                "there are 0 training records, so nothing can be learnt; give at least one."
-            )
+        check_not_empty(n_records)
         self._trees, self._grids, self._shared, self._atoms = [], [], [], []
         # Columns as integer codes, (n_records, n_places).
         self._sequence = self._order(data.X)
@@ -116,7 +111,6 @@ class TableTrees(TreeSequence):
         leaf = Leaf(self._leaf_size(counts))
         most = self._most_weight(data.y, weights)
         # Grow the trees; enlarge the leaves while draws lie too near to the records.
-        self._trees = []
         for place in range(1, len(self._sizes)):
             self._trees.append(self._fit_tree(place, columns, leaf))
             ctx.report(place, {"columns": float(place)})
@@ -221,8 +215,6 @@ class TableTrees(TreeSequence):
         outputs.extend(0.5 * (ranks == v) for v in np.sort(heaviest) if self._atoms[number][v])
         return np.stack(outputs, axis=1)
 
-    # --- sampling ---
-
     def sample(self, conditions: Int, *, seeds: Int) -> Float:
         """Draw one record per condition; see :meth:`.GenerativeModel.sample`."""
         return self.sample_with_values(conditions, seeds=seeds, values={})[1]
@@ -236,8 +228,6 @@ class TableTrees(TreeSequence):
             raise ParameterError("the model has not been fitted; call fit, or load a checkpoint.")
         check_request(conditions, seeds, self.spec.classes)
         return self.drawn(conditions, seeds, values)
-
-    # --- to storage and back ---
 
     def state(self) -> tuple[Config, Arrays]:
         """Params, spec and depths as JSON, and the arrays of trees and grids."""
