@@ -39,9 +39,9 @@ def table_spec(encoder: TableEncoder, strata: Int, names: tuple[str, ...] = ()) 
     )
 
 
-def image_spec(encoder: ImageEncoder, strata: Int, names: tuple[str, ...] = ()) -> ImageSpec:
-    """Spec of encoded images; see :func:`table_spec`."""
-    names = names or encoder.strata
+def image_spec(encoder: ImageEncoder, strata: Int) -> ImageSpec:
+    """Spec of encoded images; ``strata`` index the encoder's."""
+    names = encoder.strata
     return ImageSpec(encoder.size, encoder.channels, names, _counts(strata, names))
 
 
@@ -125,28 +125,24 @@ def load_model(
     config, arrays = load_checkpoint(store, ref)
     path = _encoder_path(ref.config, ref.encoder_digest)
     try:
-        encoder = _read_encoder(store.read(path))
+        data = store.read(path)
     except FileNotFoundError as exc:
         raise IntegrityError(
             f"{store.uri}/{path} is missing; restore it from a copy, or train again.", path=path
         ) from exc
+    modality: Modality = json.loads(data).get("modality", "table")
+    encoder: Encoder = (ImageEncoder if modality == "image" else TableEncoder).from_json(data)
     if encoder.digest != ref.encoder_digest:
         raise IntegrityError(
             f"{store.uri}/{path} is not the encoder {ref.encoder_digest[:12]} that the model was "
             "trained with; restore it from a copy, or train again.",
             path=path,
         )
-    modality: Modality = "image" if isinstance(encoder, ImageEncoder) else "table"
     model_class = load_model_class(ref.kind, modality=modality)
     if isinstance(encoder, TableEncoder):
         encoder = encoder.guarding(RareValues.from_arrays(arrays))
     own = {name: array for name, array in arrays.items() if not name.startswith("rare.")}
     return model_class.from_state(config["model"], own, device=device), encoder
-
-
-def _read_encoder(data: bytes) -> Encoder:
-    is_image = json.loads(data).get("modality") == "image"
-    return ImageEncoder.from_json(data) if is_image else TableEncoder.from_json(data)
 
 
 def _counts(strata: Int, names: Sequence[str]) -> tuple[int, ...]:

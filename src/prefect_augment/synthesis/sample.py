@@ -9,13 +9,12 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from prefect_augment.array_types import Float, Int
 from prefect_augment.encoding.images import ImageEncoder
-from prefect_augment.encoding.strata import table_strata
+from prefect_augment.encoding.strata import codes_of, table_strata
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, GenerativeModel
@@ -85,9 +84,7 @@ def sample(
     draws = _Draws(model, counts, seed, store, dataset)
     if conditions or constraints or max_near is not None:
         draws.restrict(conditions, constraints, max_near)
-    info = draws.stage.outcome(DatasetInfo)
-    if info is None:
-        info = draws.stage.finish(draws.all(on_progress))
+    info = draws.stage.run(DatasetInfo, lambda: draws.all(on_progress))
     return draws.stage.reference(info, info.part_counts["candidates"])
 
 
@@ -273,9 +270,8 @@ class _Draws:
 
 def _encoded(table: pa.Table, encoder: TableEncoder) -> tuple[Float, Int]:
     """Records in the matrix form, and their strata; -1 for one that the model does not know."""
-    index = {name: k for k, name in enumerate(encoder.strata)}
     names = table_strata(table, label=encoder.label, by=encoder.by)
-    return encoder.encode(table), np.array([index.get(name, -1) for name in names], dtype=np.int64)
+    return encoder.encode(table), codes_of(names, encoder.strata)
 
 
 def _check_counts(counts: Mapping[str, int], model: ModelRef) -> dict[str, int]:

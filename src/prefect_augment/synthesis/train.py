@@ -19,7 +19,7 @@ from prefect_augment.encoding.rare_values import (
     count_values,
     without_rare_levels,
 )
-from prefect_augment.encoding.strata import table_strata
+from prefect_augment.encoding.strata import codes_of, table_strata
 from prefect_augment.encoding.subsample import n_training_records, read_training_records
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.encoding.values import plain
@@ -99,7 +99,7 @@ def _train(job: "_Job", on_progress: Progress | None) -> ModelRef:
     if n_ranks > 1:
         check_devices(job.budget)
     context = job.context(fitted, records.data)
-    n_steps = context.steps or records.n_features
+    n_steps = context.steps or getattr(records.spec, "n_columns", 1)
     report = _progress(on_progress, n_steps, unit=_UNITS[job.info.modality])
     resume = Resume(job.stage)
     context = resume.context(
@@ -176,7 +176,6 @@ def fit_model(
     budget: Budget | None = None,
     share: float = 1.0,
     min_level_records: int = MIN_LEVEL_RECORDS,
-    on_progress: Progress | None = None,
 ) -> GenerativeModel:
     """Fit a model on records in memory; nothing is stored, so nothing can be resumed.
 
@@ -195,10 +194,7 @@ def fit_model(
     calibration = None
     if isinstance(model, Calibrates):
         calibration = calibrate(model, data, budget, seed, share=share)
-    context = context_of(budget, seed, calibration)
-    n_steps = context.steps or (spec.n_columns if isinstance(spec, TableSpec) else 1)
-    report = _progress(on_progress, n_steps, unit=_UNITS[modality])
-    model.fit(data, replace(context, report=report))
+    model.fit(data, context_of(budget, seed, calibration))
     return model
 
 
@@ -217,10 +213,6 @@ class _Records:
     data: TableData | ImageData
     rare: RareValues | None = None  # of a table
     notes: tuple[str, ...] = ()
-
-    @property
-    def n_features(self) -> int:
-        return self.spec.n_columns if isinstance(self.spec, TableSpec) else 1
 
 
 class _Job:
@@ -263,9 +255,8 @@ class _Job:
                 "there are 0 training records, so no model can be trained; give a larger source."
             )
         encoder = self._encoder(table)
-        index = {name: k for k, name in enumerate(encoder.strata)}
         names = table_strata(table, label=encoder.label, by=encoder.by)
-        strata = np.array([index[name] for name in names], dtype=np.int64)
+        strata = codes_of(names, encoder.strata)
         data: Any = encoder.encode(table)
         del table
         give_back()  # free memory for training
@@ -362,7 +353,6 @@ def _progress(
             seconds = 0.0
         if seconds:  # first: the run's page shows about thirty letters
             words.insert(0, f"{seconds:.0f} s left")
-        text = ", ".join(words)
-        on_progress(done, text)
+        on_progress(done, ", ".join(words))
 
     return report
