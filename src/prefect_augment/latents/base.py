@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import yaml
 from pydantic import Field
 
 from prefect_augment.array_types import Int
-from prefect_augment.encoding.strata import table_strata
+from prefect_augment.encoding.strata import codes_of, table_strata
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.params import Output
 from prefect_augment.params.base import Params
@@ -255,8 +254,6 @@ class Job:
             values |= section.model_dump(mode="json")
         return cls(use, store, dataset, info, model, values, parts, folder, on_progress)
 
-    # --- what is read -------------------------------------------------------------------------
-
     @property
     def shards(self) -> list[ShardInfo]:
         """The shards that are read."""
@@ -282,8 +279,6 @@ class Job:
     ) -> Iterator[pa.Table]:
         """Yield records in batches of some megabytes."""
         return iter_shards(self.store, shards, columns)
-
-    # --- what is written ----------------------------------------------------------------------
 
     def put(
         self, tables: Iterator[pa.Table], n: int, i: int, shard: ShardInfo, folder: str = "data"
@@ -391,9 +386,8 @@ class Strata:
 
     def codes(self, table: pa.Table) -> Int:
         """Each record's stratum; -1 if the model does not know it."""
-        index = {name: k for k, name in enumerate(self.names)}
         names = table_strata(table, label=self.encoder.label, by=self.encoder.by)
-        return np.array([index.get(name, -1) for name in names], dtype=np.int64)
+        return codes_of(names, self.names)
 
 
 def suffixes(names: Sequence[str]) -> tuple[str, str]:
