@@ -27,6 +27,7 @@ from prefect_augment.genmodels.base import Arrays, Config, TableSpec
 from prefect_augment.genmodels.latents import ClassNeighbours, jacobian_norm, sparsity_divergence
 from prefect_augment.genmodels.network import RecordNumbers
 from prefect_augment.genmodels.tables.latent import LatentNetwork, LatentTable
+from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace
 from prefect_augment.genmodels.tables.training import Encoded, TablePhase
 from prefect_augment.nn.networks import ResidualMLP
 from prefect_augment.params import AutoencoderModel
@@ -47,8 +48,7 @@ class AutoencoderNetwork(LatentNetwork):
 
     def __init__(
         self,
-        n_codes: tuple[int, ...],
-        n_scores: int,
+        space: MixedSpace,
         n_classes: int,
         *,
         n_latent: int,
@@ -56,7 +56,7 @@ class AutoencoderNetwork(LatentNetwork):
         depth: int,
         sparse: bool = False,
     ) -> None:
-        super().__init__(n_codes, n_scores, n_classes, n_latent)
+        super().__init__(space, n_classes, n_latent)
         self.sparse = sparse
         encoder = ResidualMLP(self.n_record, n_latent, width=width, depth=depth)
         decoder = ResidualMLP(n_latent + n_classes, self.n_record, width=width, depth=depth)
@@ -153,8 +153,7 @@ class TableAutoencoder(LatentTable[AutoencoderModel, AutoencoderNetwork]):
     def new_network(self) -> AutoencoderNetwork:
         """Return encoder and decoder."""
         return AutoencoderNetwork(
-            self.space.n_codes,
-            self.space.n_scores,
+            self.space,
             self.spec.n_classes,
             n_latent=self.latent_size,
             width=self.params.width or WIDTH,

@@ -49,7 +49,7 @@ class GanNetwork(LatentNetwork):
     def __init__(
         self, space: MixedSpace, n_classes: int, *, n_latent: int, width: int, depth: int, pack: int
     ) -> None:
-        super().__init__(space.n_codes, space.n_scores, n_classes, n_latent)
+        super().__init__(space, n_classes, n_latent)
         self.pack, n_record = pack, self.n_record
         generator = ResidualMLP(n_latent + n_classes, n_record, width=width, depth=depth)
         encoder = ResidualMLP(n_record, n_latent, width=width, depth=depth)

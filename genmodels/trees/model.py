@@ -18,7 +18,7 @@ scikit-learn fits the trees; they are kept as plain arrays.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -34,7 +34,7 @@ from prefect_augment.genmodels.base import (
     TableSpec,
 )
 from prefect_augment.genmodels.checks import check_not_empty, check_request
-from prefect_augment.genmodels.trees.growth import GROWTH, Leaf, Predictors, grow, n_trees, too_near
+from prefect_augment.genmodels.trees.growth import GROWTH, Columns, Leaf, Predictors, grow, too_near
 from prefect_augment.genmodels.trees.nodes import TREE_ARRAYS, Tree, level_order
 from prefect_augment.genmodels.trees.sequence import TreeSequence
 from prefect_augment.params import TreesModel
@@ -56,18 +56,6 @@ WIDE, MAX_PREDICTORS = 32, 16
 MAX_ATOMS = 4  # atoms with an output of their own
 # Largest training set, rarer classes whole: bounds memory.
 MAX_TRAINING_RECORDS = 100_000
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Training records as integer codes, and what is grown on them."""
-
-    codes: Int32  # (n_records, n_places)
-    weights: Float  # (n_records,)
-    predictors: Predictors
-    seed: int
-    # Of each place, the order of the levels of every category that its trees may split by.
-    orders: dict[int, dict[int, Int32]] = field(default_factory=dict)
 
 
 class TableTrees(TreeSequence):
@@ -107,7 +95,7 @@ class TableTrees(TreeSequence):
         weights = (counts[data.y] ** -CLASS_WEIGHT_POWER).astype(np.float64)
         weights = weights * (n_records / weights.sum())
         predictors = Predictors(codes, self._sizes, most=MAX_PREDICTORS, wide=WIDE)
-        columns = _Columns(codes, weights, predictors, ctx.seed)
+        columns = Columns(codes, weights, predictors, ctx.seed)
         leaf = Leaf(self._leaf_size(counts))
         most = self._most_weight(data.y, weights)
         # Grow the trees; enlarge the leaves while draws lie too near to the records.
@@ -163,7 +151,7 @@ class TableTrees(TreeSequence):
         codes[~missing] = ranks
         return codes
 
-    def _fit_tree(self, place: int, columns: _Columns, leaf: Leaf) -> Tree:
+    def _fit_tree(self, place: int, columns: Columns, leaf: Leaf) -> Tree:
         """Fit the trees of one place on the most relevant places before it."""
         codes, weights, before = columns.codes, columns.weights, columns.predictors.of(place)
         outputs, is_classes = self._targets(place, codes, weights)
@@ -173,18 +161,9 @@ class TableTrees(TreeSequence):
                 for q in before
                 if self._sizes[q]
             }
+        depth = self.params.max_depth
         return grow(
-            codes[:, place],
-            outputs,
-            {q: codes[:, q] for q in before},
-            columns.orders[place],
-            is_classes=is_classes,
-            y=codes[:, 0],
-            weights=weights,
-            leaf=leaf,
-            max_depth=self.params.max_depth,
-            n_trees=n_trees(len(codes), self.spec.n_columns),
-            seed=[columns.seed & 0xFFFFFFFF, place],
+            place, columns, before, outputs, is_classes=is_classes, leaf=leaf, max_depth=depth
         )
 
     def _targets(self, place: int, codes: Int32, weights: Float) -> tuple[Float, bool]:
