@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,13 @@ from prefect_augment.schema import Experiment, Modality, ModelRef
 from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.storage import Stage, Store
 from prefect_augment.storage.spill import give_back
-from prefect_augment.synthesis.model_store import Encoder, image_spec, keep_model, table_spec
+from prefect_augment.synthesis.model_store import (
+    EncodedRecords,
+    Encoder,
+    image_spec,
+    keep_model,
+    table_spec,
+)
 from prefect_augment.synthesis.ranks import check_devices, fit_on_ranks
 from prefect_augment.synthesis.resume import Resume
 from prefect_augment.synthesis.reuse import find_previous, keep_training
@@ -83,14 +89,8 @@ def train(experiment: Experiment, store: Store, *, on_progress: Progress | None 
 
 def _train(job: "_Job", on_progress: Progress | None) -> ModelRef:
     records, dataset = job.records(), job.dataset
-    counts = dict(zip(records.spec.classes, records.spec.class_counts, strict=True))
     previous = find_previous(
-        job.stage,
-        request=job.request,
-        dataset=dataset,
-        encoder=records.encoder,
-        counts=counts,
-        growth=job.budget.reuse_growth,
+        job.stage, records, request=job.request, dataset=dataset, growth=job.budget.reuse_growth
     )
     if previous is not None:
         return previous
@@ -110,19 +110,8 @@ def _train(job: "_Job", on_progress: Progress | None) -> ModelRef:
     else:
         fitted.fit(records.data, context)
     resume.finish()
-    keep_training(job.stage, request=job.request, dataset=dataset, counts=counts)
-    outcome = job.stage.finish(
-        keep_model(
-            fitted,
-            job.stage,
-            encoder=records.encoder,
-            spec=records.spec,
-            rare=records.rare,
-            n_training=len(records.data.y),
-            kind=job.kind,
-            notes=records.notes,
-        )
-    )
+    keep_training(job.stage, request=job.request, dataset=dataset, counts=records.counts)
+    outcome = job.stage.finish(keep_model(fitted, job.stage, records, kind=job.kind))
     resume.clear()
     return outcome
 
@@ -204,17 +193,6 @@ def _learnable(data: TableData, is_category: Bool, min_records: int, seed: int) 
     return TableData(X, data.y)
 
 
-@dataclass(frozen=True)
-class _Records:
-    """Encoded training records and their description."""
-
-    encoder: Encoder
-    spec: TableSpec | ImageSpec
-    data: TableData | ImageData
-    rare: RareValues | None = None  # of a table
-    notes: tuple[str, ...] = ()
-
-
 class _Job:
     """One training run: its stage, inputs and ``request``, the key of all of it but the records."""
 
@@ -245,7 +223,7 @@ class _Job:
         budget = budget.model_copy(update={"reuse_growth": self.budget.reuse_growth})
         self.stage = Stage(store, "train", key(budget, self.dataset.key, self.dataset.digest))
 
-    def records(self) -> _Records:
+    def records(self) -> EncodedRecords:
         """Read and encode the training records, in the order of their ids."""
         table, notes = read_training_records(
             self.stage.store, self.info, by=self.by, most=_most(self.model_class), seed=self.seed
@@ -262,13 +240,13 @@ class _Job:
         give_back()  # free memory for training
         if isinstance(encoder, ImageEncoder):
             spec = image_spec(encoder, strata)
-            return _Records(encoder, spec, ImageData(data, strata), notes=notes)
+            return EncodedRecords(encoder, spec, ImageData(data, strata), notes=notes)
         least, is_category = self.min_level_records, encoder.is_category
         rare = RareValues.of(data, is_category, min_records=least)
         if len(data) < n_training_records(self.info):
             rare = self._with_all_numbers(rare, encoder, data)
         learnable = _learnable(TableData(data, strata), is_category, least, self.seed)
-        return _Records(encoder, table_spec(encoder, strata), learnable, rare, notes)
+        return EncodedRecords(encoder, table_spec(encoder, strata), learnable, rare, notes)
 
     def _with_all_numbers(
         self, rare: RareValues, encoder: TableEncoder, learnt: Float
