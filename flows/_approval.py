@@ -2,6 +2,7 @@
 
 import logging
 from typing import Any, Literal
+from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
@@ -9,6 +10,7 @@ from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.input.actions import delete_flow_run_input, read_flow_run_input
 from prefect.input.run_input import keyset_from_base_key
+from prefect.runtime import flow_run
 from pydantic import Field, create_model
 
 from prefect_augment.errors import ParameterError
@@ -71,8 +73,7 @@ def ask(proposal: Proposal, approval: Approval, store: Store) -> ApprovalDecisio
     A suspended run ends here together with its process. Resumed, it starts over, skips what has
     receipts and finds the answer here.
     """
-    context = FlowRunContext.get()
-    run_id = str(context.flow_run.id) if context is not None and context.flow_run else ""
+    run_id = flow_run.id or ""  # empty outside Prefect
     previous_decision = read_decision(store, proposal.id)
     if previous_decision is not None:
         decided_here = bool(run_id) and previous_decision.run == run_id
@@ -95,8 +96,7 @@ def publish_or_ask(
     release: Release, page: ReportRef, approval: Approval, *, started: float
 ) -> RunResult:
     """Publish a version, or propose it and ask for approval; return the run's result."""
-    dataset = release.dataset
-    store = open_root(dataset)
+    store = open_root(release.dataset)
     if not approval.ask:
         commit = _published(release, page)
         return _concluded(release, page, commit, started=started)
@@ -172,9 +172,6 @@ def _concluded(
     return conclude(result, release.dataset)
 
 
-# --- the form ---------------------------------------------------------------------------------
-
-
 def answer_form(proposal: Proposal) -> type[RunInput]:
     """Return the form of a suspended run: a decision, a number per class, labels, who decides and why.
 
@@ -198,8 +195,7 @@ def answer_form(proposal: Proposal) -> type[RunInput]:
         ("approved_by", "Your name", "Who decides; kept in the manifest."),
     ):
         fields[name] = (str, Field(default="", title=title, description=text))
-    form: type[RunInput] = create_model("ApprovalInput", __base__=RunInput, **fields)
-    return form
+    return create_model("ApprovalInput", __base__=RunInput, **fields)
 
 
 def _shown(proposal: Proposal) -> list[tuple[str, int]]:
@@ -262,7 +258,7 @@ def _pause_key(proposal_id: str) -> str:
     retried after a timeout asks anew.
     """
     with get_client(sync_client=True) as client:
-        policy = client.read_flow_run(_current_run()).empirical_policy
+        policy = client.read_flow_run(UUID(flow_run.id)).empirical_policy
     for number in range(1, MAX_QUESTIONS):
         key = f"{proposal_id}-{number}"
         is_new = key not in (policy.pause_keys or ())
@@ -276,10 +272,3 @@ def _pause_key(proposal_id: str) -> str:
 def _response(key: str) -> str:
     """Return the name under which Prefect keeps the answer to a question."""
     return keyset_from_base_key(f"suspended-{key}")["response"]
-
-
-def _current_run() -> Any:
-    context = FlowRunContext.get()
-    assert context is not None
-    assert context.flow_run is not None
-    return context.flow_run.id

@@ -1,7 +1,6 @@
 """The decorator of our flows, which need no Prefect server where none is configured."""
 
 import io
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import Flow
+from prefect.logging.loggers import disable_logger
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 from prefect.utilities.callables import get_call_parameters
@@ -55,31 +55,23 @@ class _Flow(Flow[P, R]):
         for name in kwargs.keys() - known.keys():  # Prefect's message has every default in full
             raise TypeError(f"{self.name} has no parameter {name!r}: {suggestion(name, known)}.")
         given = get_call_parameters(self.fn, args, kwargs)
-        if hasattr(given.get("source"), "__array_interface__"):
+        source = given.get("source")
+        if hasattr(source, "__array_interface__"):
             raise ParameterError(
                 "source is a numpy array, whose columns have no names; give a pandas, polars or Arrow table, a "
                 "datasets.Dataset, or a path or URL."
             )
-        if _is_table(given.get("source")):
-            given |= _staged(given["source"], given["destination"])
+        # Records themselves: a pandas, polars or Arrow table, or a ``datasets.Dataset``.
+        if any(hasattr(source, name) for name in ("iloc", "__arrow_c_stream__", "with_format")):
+            given |= _staged(source, given["destination"])
         if in_run() or PREFECT_API_URL.value() or options:
             return super().__call__(**given, **options)
         function: Callable[..., Any] = self.fn
-        with _one_message():
+        # The exception says what is wrong: Prefect's log line beside it has pages of parameters.
+        with disable_logger("prefect.flows"):
             given = self.validate_parameters(given)
         with _notebook_bar():
             return function(**given)
-
-
-@contextmanager
-def _one_message() -> Iterator[None]:
-    """Leave it to the exception to say what is wrong: Prefect's log line beside it has pages of parameters."""
-    log = logging.getLogger("prefect.flows")
-    before, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = before
 
 
 @contextmanager
@@ -119,14 +111,6 @@ def named_by_source() -> str:
     source = flow_run.parameters.get("source") or ""
     uri = source if isinstance(source, str) else dict(source).get("uri")
     return f"{flow_run.flow_name} {uri or 'the example'}"
-
-
-# --- tables in memory ---------------------------------------------------------------------------
-
-
-def _is_table(value: Any) -> bool:
-    """Whether ``value`` holds records itself: a pandas, polars or Arrow table, or a ``datasets.Dataset``."""
-    return any(hasattr(value, name) for name in ("iloc", "__arrow_c_stream__", "with_format"))
 
 
 def stage_table(records: Any, store: Store) -> str:

@@ -109,11 +109,9 @@ class GenerativeModel(Protocol):
 
         Raises ParameterError if the params do not fit the spec.
         """
-        ...
 
     def fit(self, data: Any, ctx: FitContext) -> None:
         """Train on training records: ``TableData`` or ``ImageData``, matching the spec."""
-        ...
 
     def sample(self, conditions: NDArray[np.int64], *, seeds: NDArray[np.int64]) -> NDArray[Any]:
         """Draw one record per condition.
@@ -131,21 +129,17 @@ class GenerativeModel(Protocol):
             In the order of ``conditions``: the matrix form, float64 of shape (n, n_columns), or
             images, uint8 of shape (n, size, size, channels).
         """
-        ...
 
     def state(self) -> tuple[Config, Arrays]:
         """Return everything that :meth:`from_state` needs: plain JSON and named arrays, no pickle."""
-        ...
 
     @classmethod
     def from_state(cls, config: Config, arrays: Arrays, *, device: str = "cpu") -> Self:
         """Return the model of a state; it draws the same bits."""
-        ...
 
     @property
     def n_steps(self) -> int:
         """Training steps taken (trees: the number of trees)."""
-        ...
 
 
 @runtime_checkable
@@ -158,7 +152,6 @@ class Calibrates(Protocol):
         Where ``ctx.steps`` is 0, this measures the seconds per step and leaves ``steps`` at 0 for
         the caller. Otherwise it copies ``ctx.steps`` and measures nothing.
         """
-        ...
 
 
 @runtime_checkable
@@ -188,7 +181,6 @@ class SamplesWithValues(Protocol):
         X : ndarray of float64, shape (n_kept, n_columns)
             The records; the fixed columns hold exactly the requested values.
         """
-        ...
 
 
 @runtime_checkable
@@ -202,15 +194,12 @@ class Encodes(Protocol):
     @property
     def n_latent(self) -> int:
         """Size of a latent vector."""
-        ...
 
     def embed(self, X: NDArray[Any]) -> NDArray[np.float32]:
         """Return latent vectors, (n, n_latent), from the records without their class."""
-        ...
 
     def decode_latents(self, Z: NDArray[np.float32], y: NDArray[np.int64]) -> NDArray[Any]:
         """Return the most likely record of each latent vector and stratum, in the input's form."""
-        ...
 
     def anomaly_scores(self, X: NDArray[Any]) -> NDArray[np.float64]:
         """Return anomaly scores, shape (n,); higher is stranger.
@@ -218,7 +207,6 @@ class Encodes(Protocol):
         Models with a density give nats (the negative ELBO under the best stratum); others the
         reconstruction error in their training loss.
         """
-        ...
 
 
 @runtime_checkable
@@ -227,7 +215,6 @@ class ScoresClasses(Protocol):
 
     def class_log_likelihoods(self, X: NDArray[Any]) -> NDArray[np.float64]:
         """Return log p(record | stratum) or a bound on it, in nats, shape (n, n_classes)."""
-        ...
 
 
 @runtime_checkable
@@ -236,16 +223,3 @@ class MapsAnomalies(Protocol):
 
     def anomaly_maps(self, X: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the anomaly of every pixel, shape (n, size, size); higher is stranger."""
-        ...
-
-
-@runtime_checkable
-class Denoises(Protocol):
-    """A model of images that removes noise."""
-
-    def denoise(self, X: NDArray[np.uint8], noise: float) -> NDArray[np.uint8]:
-        """Return the most likely images without their noise, in the input's form.
-
-        ``noise`` in (0, 1] is the standard deviation of their Gaussian noise, white being 1.
-        """
-        ...

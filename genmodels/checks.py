@@ -1,7 +1,15 @@
-"""Checks of a request for records that every model makes."""
+"""Checks of records and requests that every model makes."""
 
 from prefect_augment.array_types import Float32, Int
 from prefect_augment.errors import EmptyClassError, ParameterError
+
+
+def check_not_empty(n_records: int) -> None:
+    """Raise EmptyClassError where there is nothing to train on."""
+    if n_records == 0:
+        raise EmptyClassError(
+            "there are 0 training records, so the model cannot be trained; give a larger source."
+        )
 
 
 def check_request(conditions: Int, seeds: Int, classes: tuple[str, ...]) -> None:

@@ -7,8 +7,8 @@ with ten full components), and :class:`ClassNeighbours`.
 """
 
 import warnings
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, fields
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -34,17 +34,19 @@ MAX_LOG_SCALE = 5.0  # of posteriors and priors
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """Dataclasses of arrays that vectors are drawn from."""
+class StoredArrays:
+    """Dataclasses of arrays, which are stored with a prefix to their names."""
+
+    prefix: ClassVar[str] = "latent"
 
     def arrays(self) -> Arrays:
         """The arrays by name, for storage."""
-        return {f"latent.{name}": array for name, array in vars(self).items()}
+        return {f"{self.prefix}.{name}": array for name, array in vars(self).items()}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> Self:
         """Inverse of :meth:`arrays`; ignores others."""
-        return cls(**{name: arrays[f"latent.{name}"] for name in cls.__dataclass_fields__})
+        return cls(**{f.name: arrays[f"{cls.prefix}.{f.name}"] for f in fields(cls)})
 
     def _tensors(self, device: torch.device) -> list[Tensor]:
         """The arrays as tensors, in the order of the fields."""
@@ -52,7 +54,7 @@ class _Drawn:
 
 
 @dataclass(frozen=True)
-class ClassDensities(_Drawn):
+class ClassDensities(StoredArrays):
     """Gaussian mixtures, one per class."""
 
     shares: Float  # (n_classes, n_components) cumulative weights
@@ -135,7 +137,7 @@ def _mixture(own: Float, n_components: int, floor: float, seed: int) -> Gaussian
 
 
 @dataclass(frozen=True)
-class ClassNeighbours(_Drawn):
+class ClassNeighbours(StoredArrays):
     """Latent vectors of records, sorted by class, and the neighbours of each.
 
     The draws lie near to records: they look like their class, and may be close to a copy. Dablain,

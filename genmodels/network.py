@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prefect_augment.array_types import Uint64
-from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import Arrays, Config
 from prefect_augment.genmodels.counter_rng import normal, uniform
 from prefect_augment.nn import loop
@@ -126,14 +126,6 @@ class Network(ABC, Generic[P, N]):
         network = self.initialised(0)
         network.load_state_dict(weights)
         return network.requires_grad_(False).eval()
-
-
-def check_not_empty(n_records: int) -> None:
-    """Raise EmptyClassError where there is nothing to train on."""
-    if n_records == 0:
-        raise EmptyClassError(
-            "there are 0 training records, so the model cannot be trained; give a larger source."
-        )
 
 
 class NetworkPhase(loop.Phase):

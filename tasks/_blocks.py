@@ -19,11 +19,6 @@ def storage_options(block: str) -> dict[str, Any]:
         return {}
     from prefect.blocks.core import Block
 
-    if "/" not in block:
-        raise ParameterError(
-            f"block {block!r} has no type; write 'type-slug/name' as `prefect block ls` prints it, e.g. "
-            f"'remote-file-system/{block}'."
-        )
     try:
         loaded = Block.load(block)
     except ValueError as exc:

@@ -55,9 +55,6 @@ def in_run() -> bool:
     return FlowRunContext.get() is not None or TaskRunContext.get() is not None
 
 
-# --- progress ---------------------------------------------------------------------------------
-
-
 class _Bar:
     """The bar of one run: the step at work, since when the run works, and how long it may still take."""
 
@@ -242,9 +239,6 @@ def _update(artifact: UUID, done: float, text: str) -> None:
     except (httpx.HTTPError, PrefectException, OSError, RuntimeError) as exc:
         # A server that restarts must not end hours of training.
         logging.getLogger("prefect_augment").debug("The progress bar could not be moved: %s", exc)
-
-
-# --- artifacts --------------------------------------------------------------------------------
 
 
 def artifact_key(*words: str) -> str:

@@ -40,9 +40,6 @@ def has_server() -> bool:
     return in_run() and bool(PREFECT_API_URL.value())
 
 
-# --- turns --------------------------------------------------------------------------------------
-
-
 @contextmanager
 def gpu_slot(device: str = "auto", *, network: bool = True, n: int = 1) -> Iterator[None]:
     """Hold a slot of the limit ``gpu`` while the block computes; ``network`` is False where no GPU is used.
@@ -153,9 +150,6 @@ def _n_gpus(device: str) -> int:
     except ImportError:
         return 0
     return int(torch.cuda.device_count()) if torch.cuda.is_available() else 0
-
-
-# --- crashes ------------------------------------------------------------------------------------
 
 
 def check_crashes() -> None:

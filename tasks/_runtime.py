@@ -172,9 +172,6 @@ def share(
     return sum(run_each([part(i, n) for i in range(n)], workers=n, step=step)) if n > 1 else 0
 
 
-# --- log ----------------------------------------------------------------------------------------
-
-
 _log_lock = threading.Lock()
 _log_users = 0
 
@@ -288,9 +285,6 @@ def finish(result: T, sentence: str) -> T:
         return result
     logging.getLogger(LOGGER).info("%s", sentence)
     return cast("T", Completed(message=sentence, data=result))
-
-
-# --- storage ----------------------------------------------------------------------------------
 
 
 def open_destination(destination: Destination) -> Store:

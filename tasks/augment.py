@@ -50,8 +50,7 @@ def augment_part(
     int
         How many shards are this part's.
     """
-    store = open_root(experiment.dataset)
-    return stage_part(experiment, counts, store, part=part, n_parts=n_parts)
+    return stage_part(experiment, counts, open_root(experiment.dataset), part=part, n_parts=n_parts)
 
 
 @step(lambda p: f"check policy {p['classic'].image}")

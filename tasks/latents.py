@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from prefect_augment.latents import inputs, uses
+from prefect_augment.latents.base import Job
 from prefect_augment.latents.page import latents_page
 from prefect_augment.params import Destination, Output
 from prefect_augment.params.base import Params
@@ -87,9 +88,10 @@ def use_latents(
     with progress(use, dataset.root) as report, gpu_slot(network=network):
         store = open_root(dataset)
         out = open_block_store(output.uri, output.storage_block) if output.uri else None
-        ref = uses.use_latents(
+        job = Job.of(
             use, dataset, model, store, params=params, output=output, out=out, on_progress=report
         )
+        ref = uses.use_latents(job)
         key = artifact_key(ref.use, dataset_slug(dataset.root))
         markdown_artifact(key, latents_page(ref, out or store), ref.use.capitalize())
         block = output.storage_block if output.uri else dataset.block

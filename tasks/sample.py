@@ -98,15 +98,8 @@ def draw_part(
         How many batches are this part's.
     """
     with gpu_slot(network=load_model_class(model.kind).trained_in_steps):
-        return sample.draw_part(
-            model,
-            counts=counts,
-            seed=seed,
-            store=open_root(dataset),
-            dataset=dataset,
-            part=part,
-            n_parts=n_parts,
-        )
+        draws = sample.Draws(model, counts, seed, open_root(dataset), dataset)
+        return draws.draw_part(part, n_parts)
 
 
 @step("import {uri}")

@@ -18,14 +18,14 @@ Images are drawn from a mixture of normals per class fitted to the training reco
 (:class:`.ClassDensities`), or between the codes of neighbours (:class:`.ClassNeighbours`).
 """
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prefect_augment.genmodels.base import FitContext, ImageSpec
-from prefect_augment.genmodels.images.autoencoder_network import Codec, Squash, check_conv_width
+from prefect_augment.genmodels.base import FitContext
+from prefect_augment.genmodels.images.autoencoder_network import Codec, Squash
 from prefect_augment.genmodels.images.latent import (
     AT_ONCE,
     LatentImages,
@@ -221,15 +221,6 @@ class Autoencoder(LatentImages[AutoencoderModel, Codec]):
 
     params_class = AutoencoderModel
     phase_class = AutoencoderPhase
-    batch_sizes: ClassVar[dict[str, int]] = {"cpu": 128, "cuda": 512}
-
-    @classmethod
-    def build(cls, params: Any, spec: ImageSpec) -> Self:
-        """Return an untrained model; refuses a width that convolutions cannot have."""
-        model = super().build(params, spec)
-        if model.conv:
-            check_conv_width(params.width)
-        return model
 
     @property
     def conv(self) -> bool:
@@ -305,5 +296,4 @@ class Autoencoder(LatentImages[AutoencoderModel, Codec]):
 
     def anomaly(self, network: Codec, images: Tensor) -> Tensor:
         """Mean of :func:`.smoothed_errors` over the image."""
-        back = self.decoded(network, network.activated(network.encode(images)))
-        return smoothed_errors(images, back).mean(dim=(1, 2))
+        return smoothed_errors(images, self._back(images)).mean(dim=(1, 2))

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prefect_augment.errors import ParameterError
 from prefect_augment.nn.networks import (
     Downsample,
     Upsample,
@@ -24,16 +23,8 @@ from prefect_augment.nn.networks import (
     zeroed,
 )
 
-UNIT = 16  # channels per norm group
-
 # Activation of a layer.
 Squash = Literal["linear", "relu", "sigmoid"]
-
-
-def check_conv_width(width: int) -> None:
-    """Refuse a width that convolutions cannot have."""
-    if width % UNIT:
-        raise ParameterError(f"model.width is {width}, and convolutions need a multiple of {UNIT}.")
 
 
 def squashed(x: Tensor, how: Squash) -> Tensor:
@@ -163,8 +154,7 @@ class Codec(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Vectors before any activation, (n, n_encoded)."""
         images = images / self.scale
-        out: Tensor = self.encoder(images if self.conv else images.flatten(1))
-        return out.float()
+        return self.encoder(images if self.conv else images.flatten(1)).float()
 
     @property
     def n_layers(self) -> int:
@@ -186,7 +176,3 @@ class Codec(nn.Module):
         """Images (n, channels, size, size), in [0, 1] if the output is a sigmoid."""
         out: Tensor = self.decoder(codes).float()
         return (squashed(out, self.output) * self.scale).reshape(-1, *self.shape)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Reconstructed images."""
-        return self.decode(self.activated(self.encode(images)))

@@ -189,25 +189,20 @@ def log_likelihoods(velocity: Velocity, x: Tensor) -> Tensor:
 
 
 def integrate(
-    velocity: Velocity,
-    x: Tensor,
-    n_steps: int,
-    *,
-    rule: Literal["midpoint", "heun"] = "midpoint",
-    start: float = 0.0,
+    velocity: Velocity, x: Tensor, n_steps: int, *, rule: Literal["midpoint", "heun"] = "midpoint"
 ) -> Tensor:
-    """Integrate the velocity from the points ``x`` (n, c, h, w) at t = start to 1.
+    """Integrate the velocity from the points ``x`` (n, c, h, w) at t = 0 to 1.
 
     Every step takes two evaluations, except Heun's last one, which takes one as in EDM (algorithm
     1): there is nothing to learn at t = 1.
     """
-    h = (1.0 - start) / n_steps
+    h = 1.0 / n_steps
 
     def at(t: float) -> Tensor:
         return torch.full((len(x),), t, dtype=x.dtype, device=x.device)
 
     for step in range(n_steps):
-        t = start + step * h
+        t = step * h
         first = velocity(x, at(t))
         if rule == "midpoint":
             x = x + h * velocity(x + 0.5 * h * first, at(t + 0.5 * h))
@@ -285,16 +280,11 @@ class Diffusion(ImageNetwork[DiffusionModel, UNet]):
         return velocity
 
     def denoise(self, X: Images, noise: float) -> Images:
-        """Return images without their noise, ignoring classes; see :class:`.Denoises`.
+        """Return images without their noise (deviation, white being 1), ignoring classes.
 
-        Raises ParameterError for images of another shape, noise outside (0, 1], or a network
-        trained without label dropout.
+        Raises ParameterError for images of another shape, or a network trained without label
+        dropout.
         """
-        if not 0.0 < noise <= 1.0:
-            raise ParameterError(
-                f"noise is {noise}; give the standard deviation of the images' noise, white being 1, "
-                "above 0 and at most 1."
-            )
         if not self.params.label_dropout:
             raise ParameterError(
                 "this model was trained with label_dropout=0 and cannot use images without a label; "

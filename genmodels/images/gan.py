@@ -99,20 +99,18 @@ class Generator(nn.Module):
         self.low, self.bottom = -(-size // unit), 2 * width
         self.embed_class = nn.Embedding(n_classes, n_latent)
         self.start = nn.Linear(2 * n_latent, self.bottom * self.low**2)
-        self.first = nn.ModuleList(ResidualBlock(self.bottom, 2 * depth) for _ in range(depth))
+        self.first = nn.Sequential(*(ResidualBlock(self.bottom, 2 * depth) for _ in range(depth)))
         self.grow = Upsample(self.bottom, width)
-        self.second = nn.ModuleList(ResidualBlock(width, 2 * depth) for _ in range(depth))
+        self.second = nn.Sequential(*(ResidualBlock(width, 2 * depth) for _ in range(depth)))
         self.out = nn.Conv2d(width, channels * self.patch**2, 3, padding=1)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """Normal vectors (n, n_latent) and classes (n,) to images in about [-1, 1], float32."""
         h = self.start(torch.cat([z, self.embed_class(y)], dim=1))
         h = h.reshape(-1, self.low, self.low, self.bottom).permute(0, 3, 1, 2)
-        for block in self.first:
-            h = block(h)
+        h = self.first(h)
         h = self.grow(h)
-        for block in self.second:
-            h = block(h)
+        h = self.second(h)
         images = depth_to_space(self.out(activated(h)), self.patch)
         return images[:, :, : self.size, : self.size].float()
 
@@ -131,9 +129,9 @@ class Critic(nn.Module):
         self.padding = -size % unit
         low = (size + self.padding) // unit
         self.stem = nn.Conv2d(channels * self.patch**2, width, 3, padding=1)
-        self.first = nn.ModuleList(ResidualBlock(width, 2 * depth) for _ in range(depth))
+        self.first = nn.Sequential(*(ResidualBlock(width, 2 * depth) for _ in range(depth)))
         self.shrink = Downsample(width, bottom)
-        self.second = nn.ModuleList(ResidualBlock(bottom, 2 * depth) for _ in range(depth))
+        self.second = nn.Sequential(*(ResidualBlock(bottom, 2 * depth) for _ in range(depth)))
         self.mix = nn.Linear(bottom * low**2, bottom)
         self.out = nn.Linear(bottom, 1)
         self.embed_class = nn.Embedding(n_classes, bottom)
@@ -143,11 +141,9 @@ class Critic(nn.Module):
         if self.padding:
             x = F.pad(x, (0, self.padding, 0, self.padding), mode="replicate")
         h = self.stem(space_to_depth(x, self.patch))
-        for block in self.first:
-            h = block(h)
+        h = self.first(h)
         h = self.shrink(h)
-        for block in self.second:
-            h = block(h)
+        h = self.second(h)
         # Channels last, as in memory.
         features = activated(self.mix(activated(h).permute(0, 2, 3, 1).flatten(1)))
         classes = self.embed_class(y) / math.sqrt(features.shape[1])
@@ -176,9 +172,9 @@ Draw = Callable[[Any, Tensor, Uint64], Tensor]
 class RandomFeatures(nn.Module):
     """Three convolutions with random weights, averaged over quarters of the image."""
 
-    def __init__(self, channels: int, seed: int = 0) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        rng = torch.Generator().manual_seed(seed)
+        rng = torch.Generator().manual_seed(0)
         widths = (channels, 32, 64, 128)
         self.weights = nn.ParameterList()
         for n_in, n_out in itertools.pairwise(widths):

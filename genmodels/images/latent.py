@@ -5,6 +5,7 @@ Networks here see pixels in [0, 1] and compute in float32, whatever precision th
 
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -13,12 +14,13 @@ from torch import Tensor
 
 from prefect_augment.array_types import Array, Float, Float32, Images, Int, Uint64
 from prefect_augment.errors import ParameterError
-from prefect_augment.genmodels.base import Arrays, Config
+from prefect_augment.genmodels.base import Arrays, Config, ImageSpec
 from prefect_augment.genmodels.checks import check_latents
 from prefect_augment.genmodels.images.network import ImageNetwork
 from prefect_augment.genmodels.images.training import ImageRecords
 from prefect_augment.genmodels.latents import ClassDensities, ClassNeighbours
 from prefect_augment.genmodels.network import N, P, RecordNumbers
+from prefect_augment.nn.networks import GROUP_CHANNELS
 
 AT_ONCE = 256  # records computed at once
 
@@ -31,15 +33,28 @@ def to_shares(images: Tensor) -> Tensor:
 class LatentImages(ImageNetwork[P, N]):
     """A network with an encoder that does not see the class, and a decoder."""
 
+    batch_sizes: ClassVar[dict[str, int]] = {"cpu": 128, "cuda": 512}
     _drawn_from: ClassDensities | ClassNeighbours
 
-    # --- what a model defines ---
+    @classmethod
+    def build(cls, params: Any, spec: ImageSpec) -> Self:
+        """Return an untrained model; refuses a width that convolutions cannot have."""
+        model = super().build(params, spec)
+        if model.conv and params.width % GROUP_CHANNELS:
+            raise ParameterError(
+                f"model.width is {params.width}, and convolutions need a multiple of {GROUP_CHANNELS}."
+            )
+        return model
+
+    @property
+    def conv(self) -> bool:
+        """Whether layers are convolutions."""
+        return True
 
     @property
     def n_latent(self) -> int:
         """Size of a latent vector, by default twice the edge of the image, from 32 to 256."""
-        size: int = self.params.n_latent
-        return size or min(256, max(32, 16 * -(-2 * self.spec.size // 16)))
+        return self.params.n_latent or min(256, max(32, 16 * -(-2 * self.spec.size // 16)))
 
     @abstractmethod
     def raw(self, network: N, images: Tensor) -> Tensor:
@@ -56,8 +71,6 @@ class LatentImages(ImageNetwork[P, N]):
     def codes(self, network: N, raw: Tensor) -> Tensor:
         """Return what the decoder reads of raw vectors."""
         return raw
-
-    # --- drawing ---
 
     def fit_densities(
         self, of: Callable[[Tensor], Tensor], records: ImageRecords, seed: int
@@ -85,8 +98,6 @@ class LatentImages(ImageNetwork[P, N]):
     def _way_of_drawing(self) -> type[ClassNeighbours] | type[ClassDensities]:
         by_neighbours = getattr(self.params, "drawn_by", "density") == "neighbours"
         return ClassNeighbours if by_neighbours else ClassDensities
-
-    # --- records in and out ---
 
     def embed(self, X: Images) -> Float32:
         """Return each image's latent vector; see :class:`.base.Encodes`."""
@@ -116,8 +127,6 @@ class LatentImages(ImageNetwork[P, N]):
 
     def denoise(self, X: Images, noise: float) -> Images:
         """Return reconstructions; the model needs no ``noise`` (deviation, black to white being 1)."""
-        if not 0.0 <= noise <= 10.0:
-            raise ParameterError(f"noise is {noise}; give its deviation, black to white being 1.")
         return self.reconstruct(X)
 
     def anomaly_scores(self, X: Images) -> Float:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from prefect_augment.array_types import Array, Images, Int, Uint64
 from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec
-from prefect_augment.genmodels.checks import check_request
+from prefect_augment.genmodels.checks import check_not_empty, check_request
 from prefect_augment.genmodels.counter_rng import record_keys
 from prefect_augment.genmodels.images.training import ImagePhase, ImageRecords, channels_first
-from prefect_augment.genmodels.network import N, Network, P, check_not_empty
+from prefect_augment.genmodels.network import N, Network, P
 from prefect_augment.nn import loop
 from prefect_augment.nn.budget import Calibration
 from prefect_augment.nn.devices import Device, available_cores, choose_device
@@ -70,8 +70,6 @@ class ImageNetwork(Network[P, N]):
             )
         return super().build(params, spec)
 
-    # --- training ---
-
     def fit(self, data: ImageData, ctx: FitContext) -> None:
         """Train on training records for ``ctx.steps`` steps.
 
@@ -112,8 +110,7 @@ class ImageNetwork(Network[P, N]):
         self.check_images(data.images, len(data.y))
         threads = ctx.threads or self.useful_threads(ctx.batch_size or self.batch_sizes["cpu"])
         self.device = choose_device(ctx.device, threads=threads, precision=ctx.precision)
-        class_power = self.params.class_power
-        records = ImageRecords.of(data, class_power=class_power, device=self.device)
+        records = ImageRecords.of(data, class_power=self.params.class_power, device=self.device)
         batch_size = ctx.batch_size or self.batch_sizes[self.device.name]
         network = self.initialised(ctx.seed)
         return self.phase_class(network, records, self.params, batch_size), self.device
@@ -125,8 +122,6 @@ class ImageNetwork(Network[P, N]):
                 f"expected uint8 images of shape {(n, *self.spec.shape)}, found "
                 f"{images.dtype} of {images.shape}; encode them with ImageEncoder."
             )
-
-    # --- in micro-batches ---
 
     def sample(self, conditions: Int, *, seeds: Int) -> Images:
         """Draw one image per condition; see :meth:`.GenerativeModel.sample`.

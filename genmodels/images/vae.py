@@ -12,16 +12,14 @@ of normals per class, fitted to draws from q(z | x) of the training records, ins
 """
 
 import math
-from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prefect_augment.genmodels.base import ImageSpec
+from prefect_augment.array_types import Float, Images
 from prefect_augment.genmodels.images.autoencoder import CONV_WIDTH
-from prefect_augment.genmodels.images.autoencoder_network import Codec, check_conv_width
+from prefect_augment.genmodels.images.autoencoder_network import Codec
 from prefect_augment.genmodels.images.latent import LatentImages, to_shares
 from prefect_augment.genmodels.images.training import ImagePhase, ImageRecords
 from prefect_augment.genmodels.latents import Prior, bound_log_scale, kl_divergence
@@ -144,14 +142,6 @@ class Vae(LatentImages[VaeModel, VaeNetwork]):
 
     params_class = VaeModel
     phase_class = VaePhase
-    batch_sizes: ClassVar[dict[str, int]] = {"cpu": 128, "cuda": 512}
-
-    @classmethod
-    def build(cls, params: Any, spec: ImageSpec) -> Self:
-        """Return an untrained model; refuses a width that convolutions cannot have."""
-        model = super().build(params, spec)
-        check_conv_width(params.width)
-        return model
 
     def new_network(self) -> VaeNetwork:
         """Encoder, prior and decoder."""
@@ -182,28 +172,16 @@ class Vae(LatentImages[VaeModel, VaeNetwork]):
         """The decoder's images."""
         return network.codec.decode(codes)
 
-    # --- how likely ---
-
-    def class_log_likelihoods(
-        self, X: NDArray[np.uint8], n_draws: int = N_IMPORTANCE
-    ) -> NDArray[np.float64]:
-        """Return a bound on log p(image | class) of pixels in [0, 1]; see :class:`.base.ScoresClasses`.
-
-        More draws of z make the bound tighter.
-        """
-
-        def bounds(images: Tensor) -> Tensor:
-            return importance_bounds(self.network, images, self._importance_noise(n_draws))
-
-        return self._each(X, bounds, (self.spec.n_classes,), np.float64)
+    def class_log_likelihoods(self, X: Images) -> Float:
+        """Return a bound on log p(image | class) of pixels in [0, 1]; see :class:`.base.ScoresClasses`."""
+        return self._each(X, self._bounds, (self.spec.n_classes,), np.float64)
 
     def anomaly(self, network: VaeNetwork, images: Tensor) -> Tensor:
         """Negative bound under the best class."""
-        bounds = importance_bounds(network, images, self._importance_noise(N_IMPORTANCE))
-        return -bounds.max(dim=1).values
+        return -self._bounds(images).max(dim=1).values
 
-    def _importance_noise(self, n_draws: int) -> Tensor:
-        """The same noise for every record, (n_draws, 1, n_latent)."""
-        rng = loop.step_generator(0, "vae/bound", 0, self.device.torch)
-        shape = (n_draws, 1, self.n_latent)
-        return torch.randn(shape, generator=rng, device=self.device.torch)
+    def _bounds(self, images: Tensor) -> Tensor:
+        """Bounds of log p(x | y), (n, n_classes) in nats; every record gets the same noise."""
+        rng = loop.step_generator(0, "vae/bound", 0, images.device)
+        noise = torch.randn((N_IMPORTANCE, 1, self.n_latent), generator=rng, device=images.device)
+        return importance_bounds(self.network, images, noise)

@@ -27,6 +27,7 @@ from prefect_augment.genmodels.base import Arrays, Config, TableSpec
 from prefect_augment.genmodels.latents import ClassNeighbours, jacobian_norm, sparsity_divergence
 from prefect_augment.genmodels.network import RecordNumbers
 from prefect_augment.genmodels.tables.latent import LatentNetwork, LatentTable
+from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace
 from prefect_augment.genmodels.tables.training import Encoded, TablePhase
 from prefect_augment.nn.networks import ResidualMLP
 from prefect_augment.params import AutoencoderModel
@@ -47,8 +48,7 @@ class AutoencoderNetwork(LatentNetwork):
 
     def __init__(
         self,
-        n_codes: tuple[int, ...],
-        n_scores: int,
+        space: MixedSpace,
         n_classes: int,
         *,
         n_latent: int,
@@ -56,7 +56,7 @@ class AutoencoderNetwork(LatentNetwork):
         depth: int,
         sparse: bool = False,
     ) -> None:
-        super().__init__(n_codes, n_scores, n_classes, n_latent)
+        super().__init__(space, n_classes, n_latent)
         self.sparse = sparse
         encoder = ResidualMLP(self.n_record, n_latent, width=width, depth=depth)
         decoder = ResidualMLP(n_latent + n_classes, self.n_record, width=width, depth=depth)
@@ -141,23 +141,19 @@ class TableAutoencoder(LatentTable[AutoencoderModel, AutoencoderNetwork]):
     def build(cls, params: Any, spec: TableSpec) -> Self:
         """Return an untrained model; refuses params that are for autoencoders of images."""
         model = super().build(params, spec)
-        defaults = AutoencoderModel()
-        image_params = {"variant": "conv"} if params.variant == "conv" else {}
-        for name in ("layers", "sparse_by"):
-            if getattr(params, name) != getattr(defaults, name):
-                image_params[name] = getattr(params, name)
-        if image_params:
-            names = ", ".join(f"model.{name} {value!r}" for name, value in image_params.items())
+        of_images = {"variant": ("conv",), "layers": ("dense", "conv"), "sparse_by": ("l1",)}
+        given = {name: getattr(params, name) for name in of_images}
+        wrong = [f"model.{name} {v!r}" for name, v in given.items() if v in of_images[name]]
+        if wrong:
             raise ParameterError(
-                f"{names} is for images, and the source holds a table; leave it out."
+                f"{', '.join(wrong)} is for images, and the source holds a table; leave it out."
             )
         return model
 
     def new_network(self) -> AutoencoderNetwork:
         """Return encoder and decoder."""
         return AutoencoderNetwork(
-            self.space.n_codes,
-            self.space.n_scores,
+            self.space,
             self.spec.n_classes,
             n_latent=self.latent_size,
             width=self.params.width or WIDTH,
@@ -206,5 +202,4 @@ class TableAutoencoder(LatentTable[AutoencoderModel, AutoencoderNetwork]):
         if self.trains:
             if self.params.drawn_by == "neighbours":
                 self._neighbours = ClassNeighbours.from_arrays(arrays)
-            deviations = torch.from_numpy(arrays["deviations"].copy())
-            self._deviations = deviations.to(self.device.torch)
+            self._deviations = torch.from_numpy(arrays["deviations"].copy()).to(self.device.torch)

@@ -256,11 +256,7 @@ class TableFlow(TableNetwork[FlowModel, FlowNetwork]):
         )
 
     def sample_with_values(
-        self,
-        conditions: Int,
-        *,
-        seeds: Int,
-        values: Mapping[int, float],
+        self, conditions: Int, *, seeds: Int, values: Mapping[int, float]
     ) -> tuple[Int, Float]:
         """Draw records with fixed column values; see :class:`.SamplesWithValues`.
 
@@ -388,6 +384,6 @@ def read_values(space: MixedSpace, requested: Mapping[int, float]) -> FixedValue
             low, high = low - missing, high + missing
             # At an end of the ranks the window extends to the other side.
             low, high = max(0.0, low - max(0.0, high - 1)), min(1.0, high - min(0.0, low))
-            first, last = space.values_at(i, np.array([low, high])).tolist()
+            first, last = space.scores[i].values_at(np.array([low, high])).tolist()
             near[j] = min(first, value), max(last, value)
     return FixedValues(codes, near, dict(requested))

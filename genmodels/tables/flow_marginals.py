@@ -119,9 +119,8 @@ def score_shifts(real: Compared, drawn: Compared, n_classes: int) -> tuple[Tenso
     shifts = np.zeros_like(knots)
     places = (np.arange(N_KNOTS) + 0.5) / N_KNOTS
     n_drawn = np.maximum(1, np.bincount(drawn.y, minlength=n_classes))
-    weights = (
-        np.bincount(real.y, minlength=n_classes) / n_drawn
-    )  # as if drawn at their real frequency
+    # As if drawn at their real frequency.
+    weights = np.bincount(real.y, minlength=n_classes) / n_drawn
     for i in range(n_scores):
         a, b = real.has_score[:, i], drawn.has_score[:, i]
         if not (a.any() and b.any()):

@@ -49,7 +49,7 @@ class GanNetwork(LatentNetwork):
     def __init__(
         self, space: MixedSpace, n_classes: int, *, n_latent: int, width: int, depth: int, pack: int
     ) -> None:
-        super().__init__(space.n_codes, space.n_scores, n_classes, n_latent)
+        super().__init__(space, n_classes, n_latent)
         self.pack, n_record = pack, self.n_record
         generator = ResidualMLP(n_latent + n_classes, n_record, width=width, depth=depth)
         encoder = ResidualMLP(n_record, n_latent, width=width, depth=depth)
@@ -88,15 +88,13 @@ class GanNetwork(LatentNetwork):
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Latent vectors of records."""
-        z: Tensor = self.gan["encoder"](inputs)
-        return z.float()
+        return self.gan["encoder"](inputs).float()
 
     def critic_scores(self, records: Tensor) -> Tensor:
         """The critic's scores of packs of records with their classes, (n // pack,)."""
         whole = len(records) // self.pack * self.pack
         packs = records[:whole].reshape(-1, self.pack * records.shape[1])
-        values: Tensor = self.critic(packs)
-        return values[:, 0].float()
+        return self.critic(packs)[:, 0].float()
 
 
 def gradient_penalty(

@@ -15,7 +15,7 @@ from prefect_augment.genmodels.checks import check_latents
 from prefect_augment.genmodels.counter_rng import record_keys, seeds_from
 from prefect_augment.genmodels.latents import PER_COMPONENT, ClassDensities
 from prefect_augment.genmodels.network import N, P
-from prefect_augment.genmodels.tables.mixed_encoding import CodeLayout, bounded
+from prefect_augment.genmodels.tables.mixed_encoding import CodeLayout, MixedSpace, bounded
 from prefect_augment.genmodels.tables.network import TableNetwork
 from prefect_augment.genmodels.tables.reranking import (
     MAX_RERANKER_RECORDS,
@@ -30,15 +30,13 @@ MAX_LATENT = 16  # default bound of n_latent
 
 
 class LatentNetwork(nn.Module):
-    """What networks with a latent space share; ``n_codes`` are the codes of each choice."""
+    """What networks with a latent space share."""
 
-    def __init__(
-        self, n_codes: tuple[int, ...], n_scores: int, n_classes: int, n_latent: int
-    ) -> None:
+    def __init__(self, space: MixedSpace, n_classes: int, n_latent: int) -> None:
         super().__init__()
-        self.layout = CodeLayout(n_codes)
-        self.n_scores, self.n_classes, self.n_latent = n_scores, n_classes, n_latent
-        self.n_record = self.layout.total + n_scores
+        self.layout = CodeLayout(space.n_codes)
+        self.n_scores, self.n_classes, self.n_latent = space.n_scores, n_classes, n_latent
+        self.n_record = self.layout.total + self.n_scores
 
     def inputs(self, codes: Tensor, scores: Tensor) -> Tensor:
         """Records as networks read them, (n, n_record); missing scores are 0."""
@@ -156,7 +154,8 @@ class LatentTable(TableNetwork[P, N]):
         super().load_extra_state(config, arrays)
         if self.trains:
             self._densities = ClassDensities.from_arrays(arrays)
-            self._reranker = Reranker.from_arrays(arrays)
+            has_reranker = f"{Reranker.prefix}.roots" in arrays
+            self._reranker = Reranker.from_arrays(arrays) if has_reranker else None
 
     def batch_size(self, n_records: int) -> int:
         """At most a quarter of a small table, so that epochs are cheap and equally many."""
@@ -212,8 +211,7 @@ class LatentTable(TableNetwork[P, N]):
         network = self.network
 
         def score(rows: slice) -> Float:
-            scores: Tensor = self.anomaly(network, self.encoded(X[rows]))
-            return scores.double().cpu().numpy()
+            return self.anomaly(network, self.encoded(X[rows])).double().cpu().numpy()
 
         return np.concatenate([np.empty(0), *self.in_parts(len(X), score)])
 

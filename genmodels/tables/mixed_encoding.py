@@ -18,6 +18,7 @@ Gorishniy et al. 2021, "Revisiting Deep Learning Models for Tabular Data" (norma
 ``research/tabular.md``, section 4.1, on atoms and dequantised ranks.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -78,6 +79,22 @@ class Score:
     grid: Float  # distinct, sorted
     edges: Float  # (n_grid + 1,) from 0 to 1; value m owns the ranks edges[m] to edges[m + 1]
     shared: Bool  # whether several records have the value
+
+    def values_at(self, rank: Float) -> Float:
+        """Values at ranks in [0, 1]."""
+        grid, edges, shared = self.grid, self.edges, self.shared
+        own = np.searchsorted(edges, rank, "right").clip(1, len(grid)) - 1
+        middle = (edges[:-1] + edges[1:]) / 2
+        # Beyond the middle of the first and last value, back inwards: never onto a single record's value.
+        inwards = np.where(rank < middle[0], 2 * middle[0] - rank, 2 * middle[-1] - rank)
+        rank = np.where((rank < middle[0]) | (rank > middle[-1]), inwards, rank)
+        low = np.where(rank < middle[own], np.maximum(own - 1, 0), own)
+        high = np.minimum(low + 1, len(grid) - 1)
+        gap = middle[high] - middle[low]
+        share = np.clip((rank - middle[low]) / np.where(gap > 0, gap, 1.0), 0.0, 1.0)
+        # Weigh both ends: high - low can overflow.
+        between = grid[low] * (1.0 - share) + grid[high] * share
+        return np.where(shared[own], grid[own], between)
 
 
 @dataclass(frozen=True)
@@ -150,8 +167,6 @@ class MixedSpace:
         """Number of columns with scores."""
         return len(self.scores)
 
-    # --- records to codes and ranks ---
-
     def codes(self, X: Float) -> Int:
         """Each record's code in every choice, (n, n_choices).
 
@@ -161,9 +176,8 @@ class MixedSpace:
         codes = np.empty((len(X), len(self.choices)), dtype=np.int64)
         for i, choice in enumerate(self.choices):
             x = X[:, choice.column]
-            values = choice.values[
-                ~np.isnan(choice.values)
-            ]  # sorted, or by frequency with rare levels
+            # Sorted, or by frequency with rare levels.
+            values = choice.values[~np.isnan(choice.values)]
             order = np.argsort(values, kind="stable")
             codes[:, i] = len(choice.values) if choice.has_other else 0
             if len(values):
@@ -173,10 +187,8 @@ class MixedSpace:
                 below, above = values[order][before] / 2, values[order][place] / 2
                 nearer = np.abs(x / 2 - below) < np.abs(above - x / 2)
                 nearest = order[np.where(nearer, before, place)]
-                is_near = ~np.isnan(x) & (
-                    not (choice.has_other or self.spec.is_category[choice.column])
-                )
-                known = (values[nearest] == x) | is_near
+                takes_nearest = not (choice.has_other or self.spec.is_category[choice.column])
+                known = (values[nearest] == x) | (~np.isnan(x) & takes_nearest)
                 codes[known, i] = nearest[known]
             if len(values) < len(choice.values):
                 codes[np.isnan(x), i] = len(choice.values) - 1
@@ -203,8 +215,7 @@ class MixedSpace:
         A number between the values seen lies between their ranks.
         """
         if column in self._fixed:
-            is_it = np.array_equal(self._fixed[column], value, equal_nan=True)
-            return Places() if is_it else None
+            return Places() if np.array_equal(self._fixed[column], value, equal_nan=True) else None
         codes: dict[int, int] = {}
         for i, choice in enumerate(self.choices):
             if choice.column == column:
@@ -232,8 +243,6 @@ class MixedSpace:
                 present[:, i] = codes[:, score.choice] == n_values
         return present
 
-    # --- and back ---
-
     def decode(
         self, codes: Int, scores: NDArray[np.floating], *, y: Int, keys: Uint64,
         counter: int,
@@ -247,7 +256,7 @@ class MixedSpace:
         for j, value in self._fixed.items():
             X[:, j] = value
         for score, z in zip(self.scores, scores.T, strict=True):
-            X[:, score.column] = _value_at(score, ndtr(z.astype(np.float64)))
+            X[:, score.column] = score.values_at(ndtr(z.astype(np.float64)))
         for i, choice in enumerate(self.choices):
             known = codes[:, i] < len(choice.values)
             X[known, choice.column] = choice.values[codes[known, i]]
@@ -260,15 +269,9 @@ class MixedSpace:
                 ]
         return X
 
-    def values_at(self, score: int, ranks: Float) -> Float:
-        """A score's values at ranks in [0, 1]."""
-        return _value_at(self.scores[score], ranks)
-
     def normal_scores(self, ranks: Float) -> Float:
         """Normal quantiles of ranks, finite at 0 and 1 too."""
         return ndtri(np.clip(ranks, EDGE, 1 - EDGE))
-
-    # --- to storage and back ---
 
     def state(self) -> tuple[Config, Arrays]:
         """Layout as JSON, and grids and shares as arrays."""
@@ -345,23 +348,6 @@ def _category(j: int, data: TableData, values: Float, most: int, n_classes: int)
     )
 
 
-def _value_at(score: Score, rank: Float) -> Float:
-    """Values at ranks in [0, 1]."""
-    grid, edges, shared = score.grid, score.edges, score.shared
-    own = np.searchsorted(edges, rank, "right").clip(1, len(grid)) - 1
-    middle = (edges[:-1] + edges[1:]) / 2
-    # Beyond the middle of the first and last value, back inwards: never onto a single record's value.
-    inwards = np.where(rank < middle[0], 2 * middle[0] - rank, 2 * middle[-1] - rank)
-    rank = np.where((rank < middle[0]) | (rank > middle[-1]), inwards, rank)
-    low = np.where(rank < middle[own], np.maximum(own - 1, 0), own)
-    high = np.minimum(low + 1, len(grid) - 1)
-    gap = middle[high] - middle[low]
-    share = np.clip((rank - middle[low]) / np.where(gap > 0, gap, 1.0), 0.0, 1.0)
-    # Weigh both ends: high - low can overflow.
-    between = grid[low] * (1.0 - share) + grid[high] * share
-    return np.where(shared[own], grid[own], between)
-
-
 class CodeLayout(nn.Module):
     """Positions of each choice's codes among all codes. Holds no weights."""
 
@@ -399,15 +385,15 @@ class CodeLayout(nn.Module):
 
     def draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         """Draw a code per choice from :func:`bounded` logits (n, total), (n, n_choices) of int64."""
-        drawn = [
-            drawn_code(logits[:, self.columns(i)], uniforms[:, i : i + 1]) for i in range(len(self))
-        ]
-        return torch.stack(drawn, 1) if drawn else _none(logits)
+        return self._codes(logits, lambda i, own: drawn_code(own, uniforms[:, i : i + 1]))
 
     def likeliest(self, logits: Tensor) -> Tensor:
         """Each choice's most likely code, (n, n_choices) of int64."""
-        codes = [logits[:, self.columns(i)].argmax(1) for i in range(len(self))]
-        return torch.stack(codes, 1) if codes else _none(logits)
+        return self._codes(logits, lambda i, own: own.argmax(1))
+
+    def _codes(self, logits: Tensor, code_of: Callable[[int, Tensor], Tensor]) -> Tensor:
+        codes = [code_of(i, logits[:, self.columns(i)])[:, None] for i in range(len(self))]
+        return torch.cat([*codes, logits.new_zeros(len(logits), 0, dtype=torch.int64)], dim=1)
 
 
 def bounded(logits: Tensor) -> Tensor:
@@ -430,7 +416,3 @@ def drawn_together(n: int) -> list[list[int]]:
     """Choices (or scores) drawn at once, first to last; neighbouring columns, often related, are separated."""
     n_rounds = min(ROUNDS, n)
     return [list(range(start, n, n_rounds)) for start in range(n_rounds)]
-
-
-def _none(logits: Tensor) -> Tensor:
-    return torch.zeros(len(logits), 0, dtype=torch.int64, device=logits.device)

@@ -25,9 +25,9 @@ import numpy as np
 import opendp.prelude as dp
 
 from prefect_augment.array_types import Array, Float, Int
-from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import Arrays, Config, FitContext, TableData, TableSpec
-from prefect_augment.genmodels.checks import check_request
+from prefect_augment.genmodels.checks import check_not_empty, check_request
 from prefect_augment.genmodels.counter_rng import record_keys, uniform
 from prefect_augment.params import MstModel
 from prefect_augment.schema import PrivacyGuarantee
@@ -86,17 +86,12 @@ class TableMst:
             bounds_from=self.params.bounds_from,
         )
 
-    # --- fitting ---
-
     def fit(self, data: TableData, ctx: FitContext) -> None:
         """Measure the training records; ``ctx.report`` is called once per column.
 
         Raises EmptyClassError without records.
         """
-        if not len(data.y):
-            raise EmptyClassError(
-                "there are 0 training records, so nothing can be learnt; give at least one."
-            )
+        check_not_empty(len(data.y))
         columns = range(self.spec.n_columns)
         self._cells = [self._domain(j, data.X[:, j]) for j in columns]
         codes = [data.y, *(self._codes(j, data.X[:, j]) for j in columns)]
@@ -185,8 +180,6 @@ class TableMst:
         bins = np.searchsorted(cuts, codes, side="right") - 1  # the missing cell is the last
         return bins, np.append(np.add.reduceat(fine, cuts[:-1]), missing)
 
-    # --- sampling ---
-
     def sample(self, conditions: Int, *, seeds: Int) -> Float:
         """Draw one record per condition; see :meth:`.GenerativeModel.sample`."""
         if not self._is_fitted:
@@ -200,8 +193,7 @@ class TableMst:
             rows = shares[y] if parent == ROOT else shares[y, codes[parent]]
             u = uniform(keys, 2 * child)
             codes[child] = (u[:, None] >= np.cumsum(rows, axis=1)[:, :-1]).sum(axis=1)
-            v = uniform(keys, 2 * child + 1)
-            X[:, child - 1] = self._values(child - 1, codes[child], v)
+            X[:, child - 1] = self._values(child - 1, codes[child], uniform(keys, 2 * child + 1))
         return X
 
     def _values(self, j: int, codes: Int, u: Float) -> Float:
@@ -219,8 +211,6 @@ class TableMst:
             share = below[inside] + u * (below[inside + 1] - below[inside])
             values = np.interp(share, self._below[j], ends)
         return np.where(is_missing, np.nan, values)
-
-    # --- to storage and back ---
 
     def state(self) -> tuple[Config, Arrays]:
         """Params, spec and tree as JSON; cells and shares as arrays.

@@ -18,9 +18,9 @@ from torch import Tensor
 from prefect_augment.array_types import Float, Int
 from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import Arrays, Config, FitContext, TableData, TableSpec
-from prefect_augment.genmodels.checks import check_request
+from prefect_augment.genmodels.checks import check_not_empty, check_request
 from prefect_augment.genmodels.counter_rng import record_keys
-from prefect_augment.genmodels.network import N, Network, P, RecordNumbers, check_not_empty
+from prefect_augment.genmodels.network import N, Network, P, RecordNumbers
 from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace
 from prefect_augment.genmodels.tables.training import (
     Encoded,
@@ -82,8 +82,6 @@ class TableNetwork(Network[P, N]):
             raise ParameterError("no column varies, so the model has no network to ask.")
         return super().network
 
-    # --- training ---
-
     def fit(self, data: TableData, ctx: FitContext) -> None:
         """Train on training records for at most ``ctx.steps`` steps.
 
@@ -98,11 +96,7 @@ class TableNetwork(Network[P, N]):
         validate = self.validation_class(self, phase, split) if len(split.held_out) else None
         steps = min(ctx.steps, self._useful_steps(len(split.trained), phase.batch_size))
         result = train_with_early_stopping(
-            phase,
-            replace(ctx, steps=steps),
-            self.device,
-            validate=validate,
-            patience=self.patience,
+            phase, replace(ctx, steps=steps), self.device, validate=validate, patience=self.patience
         )
         self._network, self._n_steps, self.stopped = result.network, result.steps, result.reason
         with self.device.settings():
@@ -163,8 +157,7 @@ class TableNetwork(Network[P, N]):
                 f"expected a matrix of shape {(len(data.y), self.spec.n_columns)}, found "
                 f"{data.X.shape}; encode the records with TableEncoder."
             )
-        threads = ctx.threads or 1
-        self.device = choose_device(ctx.device, threads=threads, precision=ctx.precision)
+        self.device = choose_device(ctx.device, threads=ctx.threads or 1, precision=ctx.precision)
         self.micro_batch = self.micro_batches[self.device.name]
         self._space = MixedSpace.fit(data, self.spec)
         held_out = held_out_rows(data.y, ctx.seed)
@@ -175,12 +168,7 @@ class TableNetwork(Network[P, N]):
         rows = split.trained
         records = Encoded.of(split.data.X[rows], split.data.y[rows], self.space, self.device)
         batch_size = ctx.batch_size or self.batch_size(len(rows))
-        phase: TablePhase = self.phase_class(
-            self.initialised(ctx.seed), records, self.params, batch_size
-        )
-        return phase
-
-    # --- sampling ---
+        return self.phase_class(self.initialised(ctx.seed), records, self.params, batch_size)
 
     def sample(self, conditions: Int, *, seeds: Int) -> Float:
         """Draw one record per condition; see :meth:`.GenerativeModel.sample`.
@@ -225,8 +213,6 @@ class TableNetwork(Network[P, N]):
     def has_score(self, codes: Tensor) -> Tensor:
         """Scores that records of these codes have, (n, n_scores) of bool."""
         return torch.from_numpy(self.space.has_score(codes.cpu().numpy())).to(codes.device)
-
-    # --- to storage and back ---
 
     def extra_state(self) -> tuple[Config, Arrays]:
         """The space, and why training ended."""

@@ -16,8 +16,8 @@ import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 
 from prefect_augment.array_types import Float, Float32, Int, Int32, Uint64
-from prefect_augment.genmodels.base import Arrays
 from prefect_augment.genmodels.counter_rng import uniform
+from prefect_augment.genmodels.latents import StoredArrays
 from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace
 
 # With fewer, a forest memorises the records and prefers draws next to them.
@@ -30,12 +30,12 @@ FEATURES_SHARE, MAX_FEATURES = 0.5, 32  # per split
 SMOOTHING = 0.5  # over the square root of the records: added to both densities
 AT_ONCE = 1024
 
-Features = Float32
-
 
 @dataclass(frozen=True)
-class Reranker:
+class Reranker(StoredArrays):
     """A forest as arrays over the nodes of all its trees."""
+
+    prefix = "chooser"
 
     roots: Int32  # (n_trees,)
     feature: Int32  # (n_nodes,)
@@ -45,15 +45,7 @@ class Reranker:
     depth_and_smoothing: Float  # (2,)
 
     @classmethod
-    def fit(
-        cls,
-        records: Float,
-        drawn: Float,
-        y: Int,
-        *,
-        space: MixedSpace,
-        seed: int,
-    ) -> Self:
+    def fit(cls, records: Float, drawn: Float, y: Int, *, space: MixedSpace, seed: int) -> Self:
         """Fit a forest that tells records from draws; row i of both is of class ``y[i]``."""
         n_classes = space.spec.n_classes
         # Classes of the forest: records by class, then draws by class.
@@ -74,21 +66,16 @@ class Reranker:
         roots = np.concatenate([[0], np.cumsum(counts)])[:-1]
         shares = np.zeros((sum(counts), 2 * n_classes), dtype=np.float32)
         shares[:, forest.classes_] = np.concatenate([tree.value[:, 0, :] for tree in trees])
-        itself = [root + np.arange(n) for root, n in zip(roots, counts, strict=True)]
-        children = [
-            np.where(side < 0, own, root + side)
-            for of_side in ("children_left", "children_right")
-            for tree, root, own in zip(trees, roots, itself, strict=True)
-            for side in [getattr(tree, of_side)]
-        ]
-        both = np.concatenate(children).reshape(2, -1).T.ravel()
+        sides = np.concatenate(
+            [[tree.children_left, tree.children_right] for tree in trees], axis=1
+        )
+        children = np.where(sides < 0, np.arange(sum(counts)), sides + np.repeat(roots, counts))
+        feature = np.concatenate([np.maximum(tree.feature, 0) for tree in trees])
         return cls(
             roots=roots.astype(np.int32),
-            feature=np.concatenate([np.maximum(tree.feature, 0) for tree in trees]).astype(
-                np.int32
-            ),
+            feature=feature.astype(np.int32),
             threshold=np.concatenate([tree.threshold for tree in trees]),
-            children=both.astype(np.int32),
+            children=children.T.ravel().astype(np.int32),
             shares=shares,
             depth_and_smoothing=np.array(
                 [max(tree.max_depth for tree in trees), SMOOTHING / np.sqrt(len(y))]
@@ -115,13 +102,7 @@ class Reranker:
             ratios[rows] = np.log(of_records + smoothing) - np.log(of_draws + smoothing)
         return ratios
 
-    def choose(
-        self,
-        drawn: Sequence[Float],
-        y: Int,
-        keys: Uint64,
-        space: MixedSpace,
-    ) -> Float:
+    def choose(self, drawn: Sequence[Float], y: Int, keys: Uint64, space: MixedSpace) -> Float:
         """Select one of several draws of each record, shape (n, n_columns).
 
         Row i of every draw is for record i; ``keys`` from :func:`.counter_rng.record_keys` decide.
@@ -135,20 +116,8 @@ class Reranker:
             best[better], chosen[better] = value[better], X[better]
         return chosen
 
-    def arrays(self) -> Arrays:
-        """The arrays by name, for storage."""
-        return {f"chooser.{name}": value for name, value in vars(self).items()}
 
-    @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Self | None:
-        """Inverse of :meth:`arrays`; None where nothing was stored."""
-        fields = {
-            name.removeprefix("chooser."): a for name, a in arrays.items() if "chooser." in name
-        }
-        return cls(**fields) if fields else None
-
-
-def features_of(X: Float, space: MixedSpace) -> Features:
+def features_of(X: Float, space: MixedSpace) -> Float32:
     """Codes and mid-ranks, -1 where missing, (n, n_choices + n_scores)."""
     low, high, has_score = space.ranks(X)
     ranks = np.where(has_score, (low + high) / 2, -1.0)

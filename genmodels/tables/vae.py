@@ -16,7 +16,6 @@ records, instead of the prior, which the encoder seldom matches (Ghosh et al. 20
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -27,7 +26,12 @@ from prefect_augment.array_types import Float
 from prefect_augment.genmodels.latents import Prior, bound_log_scale, kl_divergence
 from prefect_augment.genmodels.network import RecordNumbers
 from prefect_augment.genmodels.tables.latent import LatentNetwork, LatentTable
-from prefect_augment.genmodels.tables.mixed_encoding import bounded, drawn_code, drawn_together
+from prefect_augment.genmodels.tables.mixed_encoding import (
+    MixedSpace,
+    bounded,
+    drawn_code,
+    drawn_together,
+)
 from prefect_augment.genmodels.tables.training import Encoded, TablePhase
 from prefect_augment.nn import loop
 from prefect_augment.nn.networks import ResidualMLP
@@ -41,17 +45,10 @@ class VaeNetwork(LatentNetwork):
     """Encoder q(z | x), prior p(z | y) and decoder p(x | z, y, the columns shown)."""
 
     def __init__(
-        self,
-        n_codes: tuple[int, ...],
-        n_scores: int,
-        n_classes: int,
-        *,
-        n_latent: int,
-        width: int,
-        depth: int,
+        self, space: MixedSpace, n_classes: int, *, n_latent: int, width: int, depth: int
     ) -> None:
-        super().__init__(n_codes, n_scores, n_classes, n_latent)
-        total = self.layout.total
+        super().__init__(space, n_classes, n_latent)
+        total, n_scores = self.layout.total, self.n_scores
         self.vae = nn.ModuleDict(
             {
                 "encoder": ResidualMLP(total + n_scores, 2 * n_latent, width=width, depth=depth),
@@ -128,41 +125,6 @@ def draw_score(mixtures: Tensor, i: int, uniforms: Tensor, normals: Tensor) -> T
     log_weights, means, scales = (part[:, i] for part in mixture_parts(mixtures))
     place = drawn_code(log_weights, uniforms)[:, None]
     return means.gather(1, place)[:, 0] + scales.gather(1, place)[:, 0] * normals
-
-
-def draw_records(
-    network: VaeNetwork,
-    z: Tensor,
-    y: Tensor,
-    *,
-    uniforms: Tensor,
-    normals: Tensor,
-    has_score: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Draw codes and scores, each given the class, the vector and those before.
-
-    ``uniforms`` are (n, n_choices + n_scores), ``normals`` (n, n_scores); ``has_score`` maps codes
-    to the scores present.
-    """
-    n_choices, n = len(network.layout), len(y)
-    codes = torch.zeros(n, n_choices, dtype=torch.int64, device=y.device)
-    shown = torch.zeros(n, n_choices, dtype=torch.bool, device=y.device)
-    scores = torch.zeros(n, network.n_scores, device=y.device)
-    shown_scores = torch.zeros(n, network.n_scores, dtype=torch.bool, device=y.device)
-    for together in drawn_together(n_choices):
-        logits, _ = network.predict(network.known(z, y, codes, scores, shown, shown_scores))
-        for i in together:
-            columns = network.layout.columns(i)
-            codes[:, i] = drawn_code(logits[:, columns], uniforms[:, i : i + 1])
-        shown[:, together] = True
-    present = has_score(codes)
-    for together in drawn_together(network.n_scores):
-        _, mixtures = network.predict(network.known(z, y, codes, scores, shown, shown_scores))
-        for i in together:
-            at = n_choices + i
-            scores[:, i] = draw_score(mixtures, i, uniforms[:, at : at + 1], normals[:, i])
-        shown_scores[:, together] = present[:, together]
-    return codes, scores
 
 
 WIDTH, SMALL_WIDTH, FEW_RECORDS = 256, 128, 1000  # default width
@@ -253,8 +215,7 @@ class TableVae(LatentTable[VaeModel, VaeNetwork]):
         """Encoder, prior and decoder."""
         n_records = sum(self.spec.class_counts)
         return VaeNetwork(
-            self.space.n_codes,
-            self.space.n_scores,
+            self.space,
             self.spec.n_classes,
             n_latent=self.latent_size,
             width=self.params.width or (WIDTH if n_records >= FEW_RECORDS else SMALL_WIDTH),
@@ -275,11 +236,26 @@ class TableVae(LatentTable[VaeModel, VaeNetwork]):
         self.fit_densities(torch.cat(draws).cpu().numpy(), records, seed)
 
     def draw(self, network: VaeNetwork, y: Tensor, numbers: RecordNumbers) -> tuple[Tensor, Tensor]:
-        """Draw a vector of the class, then column after column."""
+        """Draw a vector of the class, then each column given the class, the vector and those before."""
+        n_choices, n_scores = len(network.layout), network.n_scores
         z = self._densities.draw(y, numbers)
-        uniforms = numbers.uniforms(len(network.layout) + network.n_scores)
-        normals, has_score = numbers.normals(network.n_scores), self.has_score
-        return draw_records(network, z, y, uniforms=uniforms, normals=normals, has_score=has_score)
+        uniforms = numbers.uniforms(n_choices + n_scores)
+        normals = numbers.normals(n_scores)
+        codes, scores, shown, shown_scores = _nothing_shown(network, y)
+        for together in drawn_together(n_choices):
+            logits, _ = network.predict(network.known(z, y, codes, scores, shown, shown_scores))
+            for i in together:
+                columns = network.layout.columns(i)
+                codes[:, i] = drawn_code(logits[:, columns], uniforms[:, i : i + 1])
+            shown[:, together] = True
+        present = self.has_score(codes)
+        for together in drawn_together(n_scores):
+            _, mixtures = network.predict(network.known(z, y, codes, scores, shown, shown_scores))
+            for i in together:
+                at = n_choices + i
+                scores[:, i] = draw_score(mixtures, i, uniforms[:, at : at + 1], normals[:, i])
+            shown_scores[:, together] = present[:, together]
+        return codes, scores
 
     def encode(self, network: VaeNetwork, codes: Tensor, scores: Tensor) -> Tensor:
         """Means of q(z | x)."""
@@ -329,9 +305,13 @@ class TableVae(LatentTable[VaeModel, VaeNetwork]):
         return torch.logsumexp(bounds, dim=0) - float(np.log(N_IMPORTANCE))
 
 
+def _nothing_shown(network: VaeNetwork, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Codes, scores, and which of either the decoder is shown: zeros and none."""
+    codes = torch.zeros(len(y), len(network.layout), dtype=torch.int64, device=y.device)
+    scores = torch.zeros(len(y), network.n_scores, device=y.device)
+    return codes, scores, codes.bool(), scores.bool()
+
+
 def _alone(network: VaeNetwork, z: Tensor, y: Tensor) -> Tensor:
     """What the decoder reads of a vector and a class alone."""
-    n, n_choices = len(y), len(network.layout)
-    codes = torch.zeros(n, n_choices, dtype=torch.int64, device=y.device)
-    scores = torch.zeros(n, network.n_scores, device=y.device)
-    return network.known(z, y, codes, scores, codes.bool(), scores.bool())
+    return network.known(z, y, *_nothing_shown(network, y))

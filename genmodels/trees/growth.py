@@ -13,8 +13,8 @@ levels. Relevance is the largest squared correlation of two columns' features. T
 small integers, so the sums are exact in any order.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -50,60 +50,6 @@ def n_trees(n_records: int, n_columns: int) -> int:
     (4, 1)
     """
     return max(1, min(MAX_TREES, MAX_VALUES // max(1, n_records * n_columns)))
-
-
-def grow(
-    target: Int32,
-    outputs: Float,
-    before: Mapping[int, Int32],
-    orders: Mapping[int, Int32],
-    *,
-    is_classes: bool,
-    y: Int32,
-    weights: Float,
-    leaf: Leaf,
-    max_depth: int,
-    n_trees: int,
-    seed: Sequence[int],
-) -> Tree:
-    """Grow the trees of one column.
-
-    ``target`` (n_records,) holds the column's codes. The trees predict ``outputs`` (n_records,
-    n_outputs), one-hot where ``is_classes``. ``before`` has the predictors' codes and ``orders``
-    the rank of each level, both by place in the sequence. Every class in ``y`` keeps its total
-    weight. ``seed`` decides the bootstrap weights and ties between splits.
-    """
-    predictors = np.empty((len(target), len(before)), dtype=np.float32)
-    for i, (q, codes) in enumerate(before.items()):
-        predictors[:, i] = orders[q][codes] if q in orders else codes
-    y_tree = outputs.argmax(axis=1) if is_classes else outputs
-    grown, leaves = [], []
-    for k in range(n_trees):
-        # scikit-learn takes no Generator; only RandomState takes a sequence of seeds.
-        rng = np.random.RandomState([*seed, k])
-        grower = (DecisionTreeClassifier if is_classes else DecisionTreeRegressor)(
-            max_depth=max_depth,
-            min_samples_leaf=leaf.n_records,
-            min_weight_fraction_leaf=leaf.share,
-            random_state=rng,
-        )
-        tree_weights = _resampled(weights, y, rng) if n_trees > 1 else weights
-        # Ranks are numbers of the right type, so scikit-learn need not look at them again.
-        with config_context(assume_finite=True, skip_parameter_validation=True):
-            grower.fit(predictors, y_tree, sample_weight=tree_weights, check_input=False)
-        grown.append(grower.tree_)
-        leaves.append(grower.tree_.apply(predictors))
-    return as_arrays(grown, leaves, target, list(before), orders)
-
-
-def _resampled(weights: Float, y: Int32, rng: np.random.RandomState) -> Float:
-    """Bayesian bootstrap of the weights (Rubin 1981), each class's total as before.
-
-    No record is dropped, so leaves keep their minimum size and rare classes their own leaves.
-    """
-    drawn: Float = weights * rng.exponential(size=len(weights))
-    sums, new = np.bincount(y, weights), np.bincount(y, drawn)
-    return drawn * (sums / np.where(new > 0, new, 1.0))[y]
 
 
 class Predictors:
@@ -163,6 +109,67 @@ def _of_levels(codes: Int32) -> Float:
     features = np.zeros((N_FEATURES, len(codes)))
     features[: len(most)] = (codes == most[:, None]) * LARGEST
     return features
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Training records as integer codes, and what is grown on them."""
+
+    codes: Int32  # (n_records, n_places), place 0 is the class
+    weights: Float  # (n_records,)
+    predictors: Predictors
+    seed: int  # decides the bootstrap weights and ties between splits
+    # Of each place, the order of the levels of every category that its trees may split by.
+    orders: dict[int, dict[int, Int32]] = field(default_factory=dict)
+
+
+def grow(
+    place: int,
+    columns: Columns,
+    before: Sequence[int],
+    outputs: Float,
+    *,
+    is_classes: bool,
+    leaf: Leaf,
+    max_depth: int,
+) -> Tree:
+    """Grow the trees of the column at a place on the places ``before``.
+
+    They predict ``outputs`` (n_records, n_outputs), one-hot where ``is_classes``. Every class keeps
+    its total weight.
+    """
+    codes, weights, orders = columns.codes, columns.weights, columns.orders[place]
+    predictors = np.empty((len(codes), len(before)), dtype=np.float32)
+    for i, q in enumerate(before):
+        predictors[:, i] = orders[q][codes[:, q]] if q in orders else codes[:, q]
+    y_tree = outputs.argmax(axis=1) if is_classes else outputs
+    grown, leaves, n = [], [], n_trees(len(codes), codes.shape[1] - 1)
+    for k in range(n):
+        # scikit-learn takes no Generator; only RandomState takes a sequence of seeds.
+        rng = np.random.RandomState([columns.seed & 0xFFFFFFFF, place, k])
+        grower = (DecisionTreeClassifier if is_classes else DecisionTreeRegressor)(
+            max_depth=max_depth,
+            min_samples_leaf=leaf.n_records,
+            min_weight_fraction_leaf=leaf.share,
+            random_state=rng,
+        )
+        tree_weights = _resampled(weights, codes[:, 0], rng) if n > 1 else weights
+        # Ranks are numbers of the right type, so scikit-learn need not look at them again.
+        with config_context(assume_finite=True, skip_parameter_validation=True):
+            grower.fit(predictors, y_tree, sample_weight=tree_weights, check_input=False)
+        grown.append(grower.tree_)
+        leaves.append(grower.tree_.apply(predictors))
+    return as_arrays(grown, leaves, codes[:, place], before, orders)
+
+
+def _resampled(weights: Float, y: Int32, rng: np.random.RandomState) -> Float:
+    """Bayesian bootstrap of the weights (Rubin 1981), each class's total as before.
+
+    No record is dropped, so leaves keep their minimum size and rare classes their own leaves.
+    """
+    drawn: Float = weights * rng.exponential(size=len(weights))
+    sums, new = np.bincount(y, weights), np.bincount(y, drawn)
+    return drawn * (sums / np.where(new > 0, new, 1.0))[y]
 
 
 GROWTH = 1.5  # of the leaf size per round
@@ -225,5 +232,4 @@ def _features(X: Float, real: Float, spec: TableSpec) -> tuple[Float, Float]:
 
 
 def _distances(a: tuple[Float, ...], b: tuple[Float, ...]) -> Float:
-    numbers: Float = cdist(a[0], b[0], "cityblock")
-    return numbers + cdist(a[1], b[1], "hamming") * a[1].shape[1]
+    return cdist(a[0], b[0], "cityblock") + cdist(a[1], b[1], "hamming") * a[1].shape[1]

@@ -18,13 +18,13 @@ scikit-learn fits the trees; they are kept as plain arrays.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from prefect_augment.array_types import Float, Int, Int32
-from prefect_augment.errors import EmptyClassError, ParameterError
+from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import (
     MIN_SAMPLED_RECORDS,
     Arrays,
@@ -33,8 +33,8 @@ from prefect_augment.genmodels.base import (
     TableData,
     TableSpec,
 )
-from prefect_augment.genmodels.checks import check_request
-from prefect_augment.genmodels.trees.growth import GROWTH, Leaf, Predictors, grow, n_trees, too_near
+from prefect_augment.genmodels.checks import check_not_empty, check_request
+from prefect_augment.genmodels.trees.growth import GROWTH, Columns, Leaf, Predictors, grow, too_near
 from prefect_augment.genmodels.trees.nodes import TREE_ARRAYS, Tree, level_order
 from prefect_augment.genmodels.trees.sequence import TreeSequence
 from prefect_augment.params import TreesModel
@@ -58,18 +58,6 @@ MAX_ATOMS = 4  # atoms with an output of their own
 MAX_TRAINING_RECORDS = 100_000
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """Training records as integer codes, and what is grown on them."""
-
-    codes: Int32  # (n_records, n_places)
-    weights: Float  # (n_records,)
-    predictors: Predictors
-    seed: int
-    # Of each place, the order of the levels of every category that its trees may split by.
-    orders: dict[int, dict[int, Int32]] = field(default_factory=dict)
-
-
 class TableTrees(TreeSequence):
     """Sequential trees as a :class:`~prefect_augment.genmodels.base.GenerativeModel`."""
 
@@ -88,8 +76,6 @@ class TableTrees(TreeSequence):
         """Columns whose trees are fitted."""
         return len(self._trees)
 
-    # --- fitting ---
-
     def fit(self, data: TableData, ctx: FitContext) -> None:
         """Fit the trees of each column; ``ctx.report`` is called once per column.
 
@@ -97,10 +83,7 @@ class TableTrees(TreeSequence):
         records.
         """
         n_records = len(data.y)
-        if n_records == 0:
-            raise EmptyClassError(
-                "there are 0 training records, so nothing can be learnt; give at least one."
-            )
+        check_not_empty(n_records)
         self._trees, self._grids, self._shared, self._atoms = [], [], [], []
         # Columns as integer codes, (n_records, n_places).
         self._sequence = self._order(data.X)
@@ -112,11 +95,10 @@ class TableTrees(TreeSequence):
         weights = (counts[data.y] ** -CLASS_WEIGHT_POWER).astype(np.float64)
         weights = weights * (n_records / weights.sum())
         predictors = Predictors(codes, self._sizes, most=MAX_PREDICTORS, wide=WIDE)
-        columns = _Columns(codes, weights, predictors, ctx.seed)
+        columns = Columns(codes, weights, predictors, ctx.seed)
         leaf = Leaf(self._leaf_size(counts))
         most = self._most_weight(data.y, weights)
         # Grow the trees; enlarge the leaves while draws lie too near to the records.
-        self._trees = []
         for place in range(1, len(self._sizes)):
             self._trees.append(self._fit_tree(place, columns, leaf))
             ctx.report(place, {"columns": float(place)})
@@ -169,7 +151,7 @@ class TableTrees(TreeSequence):
         codes[~missing] = ranks
         return codes
 
-    def _fit_tree(self, place: int, columns: _Columns, leaf: Leaf) -> Tree:
+    def _fit_tree(self, place: int, columns: Columns, leaf: Leaf) -> Tree:
         """Fit the trees of one place on the most relevant places before it."""
         codes, weights, before = columns.codes, columns.weights, columns.predictors.of(place)
         outputs, is_classes = self._targets(place, codes, weights)
@@ -179,18 +161,9 @@ class TableTrees(TreeSequence):
                 for q in before
                 if self._sizes[q]
             }
+        depth = self.params.max_depth
         return grow(
-            codes[:, place],
-            outputs,
-            {q: codes[:, q] for q in before},
-            columns.orders[place],
-            is_classes=is_classes,
-            y=codes[:, 0],
-            weights=weights,
-            leaf=leaf,
-            max_depth=self.params.max_depth,
-            n_trees=n_trees(len(codes), self.spec.n_columns),
-            seed=[columns.seed & 0xFFFFFFFF, place],
+            place, columns, before, outputs, is_classes=is_classes, leaf=leaf, max_depth=depth
         )
 
     def _targets(self, place: int, codes: Int32, weights: Float) -> tuple[Float, bool]:
@@ -221,8 +194,6 @@ class TableTrees(TreeSequence):
         outputs.extend(0.5 * (ranks == v) for v in np.sort(heaviest) if self._atoms[number][v])
         return np.stack(outputs, axis=1)
 
-    # --- sampling ---
-
     def sample(self, conditions: Int, *, seeds: Int) -> Float:
         """Draw one record per condition; see :meth:`.GenerativeModel.sample`."""
         return self.sample_with_values(conditions, seeds=seeds, values={})[1]
@@ -236,8 +207,6 @@ class TableTrees(TreeSequence):
             raise ParameterError("the model has not been fitted; call fit, or load a checkpoint.")
         check_request(conditions, seeds, self.spec.classes)
         return self.drawn(conditions, seeds, values)
-
-    # --- to storage and back ---
 
     def state(self) -> tuple[Config, Arrays]:
         """Params, spec and depths as JSON, and the arrays of trees and grids."""

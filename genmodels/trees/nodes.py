@@ -1,17 +1,12 @@
 """Trees of a column as flat arrays over their nodes, with the values in the leaves."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from prefect_augment.array_types import Float, Int, Int32
-
-TREE_ARRAYS = (
-    "roots", "feature", "threshold", "children", "start", "size", "values", "places", "starts",
-    "orders",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,6 +33,9 @@ class Tree:
         """Rank of each level of the category at ``place`` in the order the tree splits by."""
         i = int(np.searchsorted(self.places, place))
         return self.orders[self.starts[i] : self.starts[i + 1]]
+
+
+TREE_ARRAYS = tuple(f.name for f in fields(Tree) if f.name != "depth")
 
 
 def as_arrays(
@@ -72,23 +70,13 @@ def as_arrays(
 
 
 def _nodes(
-    grown: Any,
-    leaves: Int,
-    target: Int32,
-    before: Sequence[int],
-    root: int,
-    first_value: int,
+    grown: Any, leaves: Int, target: Int32, before: Sequence[int], root: int, first_value: int
 ) -> dict[str, Int32]:
     """One tree's arrays, with its nodes and values starting at these offsets."""
     is_leaf = grown.children_left < 0
     itself = np.arange(grown.node_count)
-    children = np.stack(
-        [
-            np.where(is_leaf, itself, grown.children_left),
-            np.where(is_leaf, itself, grown.children_right),
-        ],
-        axis=1,
-    )
+    sides = np.stack([grown.children_left, grown.children_right], axis=1)
+    children = np.where(sides < 0, itself[:, None], sides)
     feature = np.asarray(before)[np.where(is_leaf, 0, grown.feature)]
     # Sorted by leaf and value: neighbours in the array are neighbours in the leaf.
     by_leaf = np.lexsort((target, leaves))

@@ -38,16 +38,10 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 TAIL = ("five", "eight", "nine")
 N_HEAD = 120  # equal, so that only the three rare digits are below the median
 N_TAIL = 20
-VALIDATION_FRACTION = (
-    0.4  # 12 rare records for training, as the filter's classifier needs 10; 8 for validation
-)
+# 12 rare records for training, as the filter's classifier needs 10; 8 for validation.
+VALIDATION_FRACTION = 0.4
 N_TEST = 50  # of every digit
 SIDE = 12  # the original's 8 leave no room to shift; 16 take half as long again to train on
-# Of the demo's images, so that it ends within three minutes on two slow cores. The generator is trained at the
-# original's 8 pixels, and 800 steps give digits that a person can read.
-DEMO_MODEL = DiffusionModel(size=8, width=16)
-DEMO_BUDGET = Budget(steps=800)
-DEMO_EVALUATION = Evaluation(n_seeds=1, n_settings=1)
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 
 
@@ -62,11 +56,13 @@ def demo_runs(folder: str, *, images: bool = True) -> dict[str, dict[str, Any]]:
         "table": {"source": example_source(source), "evaluation": Evaluation(n_seeds=1)}
     }
     if images:
+        # They end within three minutes on two slow cores. The generator is trained at the original's 8 pixels, and
+        # 800 steps give digits that a person can read.
         runs["images"] = {
             "source": example_images(source),
-            "model": DEMO_MODEL,
-            "budget": DEMO_BUDGET,
-            "evaluation": DEMO_EVALUATION,
+            "model": DiffusionModel(size=8, width=16),
+            "budget": Budget(steps=800),
+            "evaluation": Evaluation(n_seeds=1, n_settings=1),
         }
     for name, parameters in runs.items():
         parameters["destination"] = Destination(uri=f"{folder}/{name}")

@@ -179,20 +179,18 @@ def load_model_class(model: str | ModelParams, *, modality: Modality = "table") 
 
 def load_reader(source_format: str) -> Any:
     """Import and return the function that reads a source format; ParameterError for an unknown one."""
-    if source_format not in FORMATS:
-        raise ParameterError(
-            f"unknown source format {source_format!r}; there are: {', '.join(FORMATS)}."
-        )
-    return _load(FORMATS[source_format].target, what=f"source format {source_format!r}", extra="")
+    return _load_format(source_format, FORMATS, what="source format")
 
 
 def load_shard_format(name: str) -> Any:
     """Import and return the class of a published format; ParameterError for an unknown one."""
-    if name not in SHARD_FORMATS:
-        raise ParameterError(
-            f"unknown shard format {name!r}; there are: {', '.join(SHARD_FORMATS)}."
-        )
-    return _load(SHARD_FORMATS[name].target, what=f"shard format {name!r}", extra="")
+    return _load_format(name, SHARD_FORMATS, what="shard format")
+
+
+def _load_format(name: str, entries: Mapping[str, FormatEntry | ShardEntry], *, what: str) -> Any:
+    if name not in entries:
+        raise ParameterError(f"unknown {what} {name!r}; there are: {', '.join(entries)}.")
+    return _load(entries[name].target, what=f"{what} {name!r}", extra="")
 
 
 def check_shard_format(name: str, *, modality: Modality) -> None:

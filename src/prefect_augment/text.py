@@ -11,6 +11,9 @@ from typing import Any
 from prefect_augment.schema import Interval, MeasureInfo, class_order
 
 MISSING = "–"
+# Control characters of ASCII have pictures; those of Latin-1, and lone surrogates, have none.
+_PICTURES = {code: 0x2400 + code for code in range(0x20)} | {0x7F: 0x2421}
+_PICTURES |= dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000)], 0xFFFD)
 _MARKDOWN = re.compile(r"([\\`*_\[\]#|~$!])")
 
 
@@ -86,25 +89,13 @@ def visible(text: object) -> str:
     Control characters become their pictures (U+2400 and following), lone surrogates U+FFFD, and an empty or blank
     string says so. HTML and markdown are escaped elsewhere.
     """
-    shown = "".join(_visible_char(char) for char in str(text))
+    shown = str(text).translate(_PICTURES)
     return shown if shown.strip() else f"(blank: {len(shown)} characters)" if shown else "(empty)"
-
-
-def _visible_char(char: str) -> str:
-    code = ord(char)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "\u2421"
-    if 0x80 <= code < 0xA0 or 0xD800 <= code < 0xE000:
-        return "\ufffd"
-    return char
 
 
 def markdown_text(text: object) -> str:
     """A user's string for a line or table cell of markdown, escaped."""
-    escaped = html.escape(visible(text), quote=False)
-    return _MARKDOWN.sub(r"\\\1", escaped)
+    return _MARKDOWN.sub(r"\\\1", html.escape(visible(text), quote=False))
 
 
 def natural_order(name: str) -> tuple[int, float, str]:
@@ -112,7 +103,7 @@ def natural_order(name: str) -> tuple[int, float, str]:
     try:
         value = float(name)
     except ValueError:
-        return (1, 0.0, name)
+        value = math.nan
     return (0, value, name) if math.isfinite(value) else (1, 0.0, name)
 
 

@@ -10,6 +10,7 @@ import pytest
 from support.steps import experiment_of
 
 from prefect_augment.ingest.ingest import ingest
+from prefect_augment.latents.base import Job
 from prefect_augment.latents.uses import use_latents
 from prefect_augment.loading.latents import open_latents
 from prefect_augment.params import Interpolation, PluginModel, RunParams, Source
@@ -93,7 +94,7 @@ def test_strips_are_those_of_interpolate(
     planned = plan(dataset, RunParams(model=linear_model), store, compares=False)
     ref = train(experiment_of(dataset, planned, model=linear_model), store)
     interpolation = Interpolation(start="cross", end="square", n_steps=5, path=path)
-    result = use_latents("interpolations", dataset, ref, store, params=interpolation)
+    result = use_latents(Job.of("interpolations", dataset, ref, store, params=interpolation))
     strip = open_latents(f"{store.uri}/{result.folder}").to_table()
     fitted, encoder = load_model(store, ref)
     pixels = encoder.encode(strip)

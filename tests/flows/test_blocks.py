@@ -17,7 +17,7 @@ def test_no_block_means_the_environment() -> None:
 
 
 def test_a_name_without_a_type_is_refused() -> None:
-    with pytest.raises(ParameterError, match="remote-file-system/lake"):
+    with pytest.raises(ParameterError, match="type-slug/name"):
         storage_options("lake")
 
 

@@ -158,9 +158,7 @@ def test_what_is_shown_is_of_validation_and_of_the_hold_out_only_where_nothing_e
         (["holdout"], "holdout"),
     ):
         output = Output(parts=parts)  # type: ignore[arg-type]
-        job = Job.of(
-            "embeddings", dataset=dataset, model=model, store=store, output=output, out=None
-        )
+        job = Job.of("embeddings", dataset, model, store, output=output)
         records, part = some_records(job, ["image"])
         assert part == shown
         assert set(records["aug_id"].to_pylist()) <= by_part[shown]

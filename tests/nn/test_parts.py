@@ -80,16 +80,14 @@ def test_each_pixel_grows_into_its_own_square() -> None:
 
 def test_attention_is_that_of_a_plain_loop() -> None:
     torch.manual_seed(0)
-    layer = SelfAttention(32, heads=2)
+    layer = SelfAttention(32)
     nn.init.normal_(layer.out.weight, std=0.2)
     x = torch.randn(2, 32, 3, 3)
     tokens = layer.norm(x).flatten(2).transpose(1, 2)
     q, k, v = layer.qkv(tokens).chunk(3, dim=-1)
-    heads = []
-    for h in (slice(0, 16), slice(16, 32)):
-        scores = torch.einsum("ntc,nsc->nts", q[..., h], k[..., h]) / 4.0
-        heads.append(torch.einsum("nts,nsc->ntc", scores.softmax(-1), v[..., h]))
-    expected = x + layer.out(torch.cat(heads, -1)).transpose(1, 2).reshape(x.shape)
+    scores = torch.einsum("ntc,nsc->nts", q, k) / 32**0.5
+    mixed = torch.einsum("nts,nsc->ntc", scores.softmax(-1), v)
+    expected = x + layer.out(mixed).transpose(1, 2).reshape(x.shape)
     torch.testing.assert_close(layer(x), expected)
 
 

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 from support.steps import experiment_of
 
 from prefect_augment.ingest.ingest import ingest
+from prefect_augment.latents.base import Job
 from prefect_augment.latents.uses import use_latents
 from prefect_augment.loading.latents import Latents, open_latents
 from prefect_augment.params import Balance, RunParams, Source
@@ -29,7 +30,9 @@ class Trained(NamedTuple):
 
     def use(self, use: LatentUse, params: Params | None = None, **options: Any) -> LatentRef:
         """Put the model to use on the records."""
-        return use_latents(use, self.dataset, self.model, self.store, params=params, **options)
+        return use_latents(
+            Job.of(use, self.dataset, self.model, self.store, params=params, **options)
+        )
 
 
 def result(ref: LatentRef) -> Latents:

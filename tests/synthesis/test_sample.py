@@ -19,7 +19,7 @@ from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Store, open_store
 from prefect_augment.synthesis import sample as stage
 from prefect_augment.synthesis.draw import candidate_seeds
-from prefect_augment.synthesis.sample import draw_part, n_batches, sample
+from prefect_augment.synthesis.sample import Draws, n_batches, sample
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -106,13 +106,13 @@ def test_parts_of_the_batches_are_found_and_change_no_byte(
     for path in before:
         store.delete(path)
     assert n_batches(given["counts"], "table") == 3
-    assert [draw_part(model, **given, part=part, n_parts=2) for part in (1, 0)] == [1, 2]
+    assert [Draws(model, **given).draw_part(part, 2) for part in (1, 0)] == [1, 2]
     drawn_again: list[object] = []
     monkeypatch.setattr(stage, "draw_batch", lambda *args: drawn_again.append(args))
     assert sample(model, **given) == alone
     assert drawn_again == []
     assert {path: store.read(path) for path in store.list("_staging/sample")} == before
-    assert draw_part(model, **given, part=0, n_parts=2) == 0, "all is there"
+    assert Draws(model, **given).draw_part(0, 2) == 0, "all is there"
 
 
 def test_interrupted_sampling_continues_and_ends_in_the_same_bytes(

@@ -10,7 +10,7 @@ from support.staging import class_plan, people, plan_of, stage_parts, train_peop
 from prefect_augment.errors import EmptyClassError, IntegrityError, ParameterError
 from prefect_augment.genmodels.base import TableData
 from prefect_augment.genmodels.trees.model import TableTrees
-from prefect_augment.params import AutoModel, Budget, NoModel, TreesModel
+from prefect_augment.params import AutoModel, Budget, FlowModel, NoModel, TreesModel
 from prefect_augment.schema import DatasetRef
 from prefect_augment.storage import Store, open_store
 from prefect_augment.synthesis.model_store import load_model, table_spec
@@ -43,6 +43,18 @@ def test_classes_with_too_few_training_records_are_named_and_not_sampled(
     assert ref.strata == ("ill", "rare", "well")
     assert len(ref.notes) == 1
     assert "'lone' has 3 training records" in ref.notes[0]
+
+
+@pytest.mark.slow
+def test_progress_of_a_network_counts_rows(dataset: DatasetRef, store: Store) -> None:
+    pytest.importorskip("torch", reason="the extra 'torch'")
+    model, budget, heard = FlowModel(width=8, depth=1), Budget(steps=2, device="cpu"), []
+    run(
+        dataset, store, model=model, budget=budget,
+        on_progress=lambda done, text: heard.append(text),
+    )  # fmt: skip
+    assert any("rows/s" in text for text in heard)
+    assert not any("images" in text for text in heard)
 
 
 def test_by_columns_make_strata_and_are_not_learnt(dataset: DatasetRef, store: Store) -> None:

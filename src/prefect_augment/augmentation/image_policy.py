@@ -159,12 +159,7 @@ class ImagePolicy:
         return self._apply(image, None, seed, prob)[0]
 
     def apply_targets(
-        self,
-        image: Images,
-        targets: Targets,
-        *,
-        seed: int,
-        prob: float | None = None,
+        self, image: Images, targets: Targets, *, seed: int, prob: float | None = None
     ) -> tuple[Images, Targets]:
         """Return one image with its boxes, masks and keypoints, all moved alike.
 
@@ -178,8 +173,7 @@ class ImagePolicy:
                 "take a preset or a pipeline (classic.policy)."
             )
         height, width = image.shape[:2]
-        started = targets.started(width, height)
-        changed, moved = self._apply(image, started, seed, prob)
+        changed, moved = self._apply(image, targets.started(width, height), seed, prob)
         assert moved is not None
         return changed, moved
 
@@ -222,11 +216,7 @@ class ImagePolicy:
         return np.stack([resize(image, width, height) for image in changed])
 
     def _apply(
-        self,
-        image: Images,
-        targets: Targets | None,
-        seed: int,
-        prob: float | None,
+        self, image: Images, targets: Targets | None, seed: int, prob: float | None
     ) -> tuple[Images, Targets | None]:
         _check_image(image)
         # Draw the first number always, so that a changed image does not depend on ``prob``.

@@ -89,8 +89,6 @@ class View(ABC):
             counts[value] += len(Z)
         return {value: total / counts[value] for value, total in sums.items()}
 
-    # --- records ---
-
     @abstractmethod
     def decode(
         self, X: Array, codes: Int, ids: Sequence[str], like: pa.Table | None = None
@@ -119,8 +117,6 @@ class View(ABC):
         """Return further columns of anomalies: where in a flagged record the anomaly is."""
         return {}
 
-    # --- pictures ---
-
     def codes_picture(self) -> bytes:
         """Draw some records, their vectors and their reconstructions."""
         return b""
@@ -145,8 +141,7 @@ class View(ABC):
 
 def column_values(table: pa.Table, column: str) -> NDArray[np.object_]:
     """Return each record's value of a column as text; None if missing."""
-    values: NDArray[np.object_] = np.array(label_text(table[column]).to_pylist(), dtype=object)
-    return values
+    return np.array(label_text(table[column]).to_pylist(), dtype=object)
 
 
 @dataclass(frozen=True)
@@ -267,8 +262,6 @@ class ImageView(View):
         """Return the mean squared error."""
         return {"mse": sums["mse"] / sums["n"]}
 
-    # --- where an image is anomalous ---
-
     def where(self, table: pa.Table, flagged: Bool) -> dict[str, pa.Array]:
         """Return the map of every flagged record, row by row at the model's resolution, else null."""
         size = self.encoder.size**2
@@ -285,8 +278,7 @@ class ImageView(View):
         """Return anomaly maps, shape (n, size, size): the model's own, else its squared errors."""
         if isinstance(self.fitted, MapsAnomalies):
             return np.asarray(self.fitted.anomaly_maps(X), dtype=np.float32)
-        errors: Float32 = _squares(X, self._best(X)).mean(axis=3).astype(np.float32)
-        return errors
+        return np.asarray(_squares(X, self._best(X)).mean(axis=3), dtype=np.float32)
 
     def _best(self, X: Images) -> Images:
         """Return reconstructions, each as the stratum with the smallest error."""
@@ -298,8 +290,6 @@ class ImageView(View):
             better = error < least
             best[better], least[better] = decoded[better], error[better]
         return best
-
-    # --- pictures ---
 
     def codes_picture(self) -> bytes:
         """Draw some records, their vectors and their reconstructions."""
@@ -392,5 +382,4 @@ def _records_named(
 
 def _squares(X: Images, decoded: Images) -> Float:
     """Return squared differences of images, white being 1."""
-    difference: Float = (X.astype(np.float64) - decoded) / 255
-    return difference**2
+    return ((X.astype(np.float64) - decoded) / 255) ** 2

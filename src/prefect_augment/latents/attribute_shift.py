@@ -108,9 +108,6 @@ def shift_attribute(view: View, params: AttributeShift) -> LatentRef:
     )
 
 
-# --- the direction ----------------------------------------------------------------------------
-
-
 def _column(job: Job, name: str) -> str:
     """Return the attribute's column, by default the label; ParameterError for a column without shared values."""
     label = job.info.label
@@ -168,9 +165,6 @@ def _validation_auroc(
     a, b = (np.concatenate(places[value]) for value in (start, end))
     is_end = np.repeat([0, 1], [len(a), len(b)])
     return float(roc_auc_score(is_end, np.concatenate([a, b])))
-
-
-# --- the records ------------------------------------------------------------------------------
 
 
 def _selection(

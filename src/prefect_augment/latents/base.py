@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import yaml
 from pydantic import Field
 
 from prefect_augment.array_types import Int
-from prefect_augment.encoding.strata import table_strata
+from prefect_augment.encoding.strata import codes_of, table_strata
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.params import Output
 from prefect_augment.params.base import Params
 from prefect_augment.params.keys import step_key
+from prefect_augment.params.latents import LATENT_COMMANDS
 from prefect_augment.report.card import CARD
 from prefect_augment.schema import (
     INDEX,
@@ -211,7 +211,7 @@ class Job:
     dataset: DatasetRef
     info: DatasetInfo
     model: ModelRef
-    params: dict[str, Any]
+    params: Params | None
     parts: tuple[str, ...]
     folder: LatentFolder
     on_progress: Progress | None = None
@@ -220,20 +220,22 @@ class Job:
     def of(
         cls,
         use: LatentUse,
-        *,
         dataset: DatasetRef,
         model: ModelRef,
         store: Store,
-        output: Output,
+        *,
+        params: Params | None = None,
+        output: Output | None = None,
         out: Store | None = None,
-        params: Mapping[str, Params] | None = None,
         on_progress: Progress | None = None,
     ) -> "Job":
-        """The job of a use; the result goes to ``out``, or beside the dataset.
+        """The job of a use, with the arguments of :func:`prefect_augment.tasks.latents.use_latents`.
 
-        ``params`` are the use's own, by the section's name in :data:`~prefect_augment.params.keys.STEPS`. Raises
-        ParameterError if the dataset has none of the requested parts.
+        The result goes to ``out``, or beside the dataset. Raises ParameterError if the dataset has none of the
+        requested parts.
         """
+        known, output = LATENT_COMMANDS[use], output or Output()
+        params = params or (known.params() if known.params else None)
         info = load_info(dataset, store)
         requested = output.parts
         existing = list(dict.fromkeys(shard.split for shard in info.shards))
@@ -244,18 +246,14 @@ class Job:
                 f"the dataset has no records in {', '.join(requested)}; there are: "
                 f"{', '.join(existing) or 'none'}."
             )
-        used = {"output": output.model_copy(update={"parts": sorted(parts)})}
+        used: dict[str, Params] = {"output": output.model_copy(update={"parts": sorted(parts)})}
+        used |= {known.section: params} if params else {}
         inputs = [dataset.key, dataset.digest, model.key, model.digest]
-        key = step_key(use, {**used, **(params or {})}, inputs=inputs)
+        key = step_key(use, used, inputs=inputs)
         folder = LatentFolder(
             out or store, use, model.kind, key, label=info.label, beside=out is None
         )
-        values: dict[str, Any] = {}
-        for section in (params or {}).values():
-            values |= section.model_dump(mode="json")
-        return cls(use, store, dataset, info, model, values, parts, folder, on_progress)
-
-    # --- what is read -------------------------------------------------------------------------
+        return cls(use, store, dataset, info, model, params, parts, folder, on_progress)
 
     @property
     def shards(self) -> list[ShardInfo]:
@@ -282,8 +280,6 @@ class Job:
     ) -> Iterator[pa.Table]:
         """Yield records in batches of some megabytes."""
         return iter_shards(self.store, shards, columns)
-
-    # --- what is written ----------------------------------------------------------------------
 
     def put(
         self, tables: Iterator[pa.Table], n: int, i: int, shard: ShardInfo, folder: str = "data"
@@ -341,6 +337,7 @@ class Job:
         notes: Sequence[str] = (),
     ) -> LatentRef:
         """Put the pictures that are not empty, and the index, which makes the result valid; remove the receipts."""
+        params = self.params.model_dump(mode="json") if self.params else {}
         return self.folder.close(
             LatentInfo(
                 use=self.use,
@@ -350,7 +347,7 @@ class Job:
                 version=self.info.extra.get("version"),
                 model=self.model,
                 label=self.info.label,
-                params={**self.params, "parts": list(self.parts)},
+                params={**params, "parts": list(self.parts)},
                 shards=tuple(shards),
                 pictures=self.folder.put_pictures(pictures),
                 summary=dict(summary),
@@ -391,9 +388,8 @@ class Strata:
 
     def codes(self, table: pa.Table) -> Int:
         """Each record's stratum; -1 if the model does not know it."""
-        index = {name: k for k, name in enumerate(self.names)}
         names = table_strata(table, label=self.encoder.label, by=self.encoder.by)
-        return np.array([index.get(name, -1) for name in names], dtype=np.int64)
+        return codes_of(names, self.names)
 
 
 def suffixes(names: Sequence[str]) -> tuple[str, str]:

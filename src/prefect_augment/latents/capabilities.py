@@ -10,7 +10,7 @@ from prefect_augment.registry import MODELS, load_model_class, resolve_model
 from prefect_augment.schema import Modality
 
 Ability = Literal["latents", "likelihoods", "denoising"]
-# A method of the protocols Encodes, ScoresClasses and Denoises in genmodels/base.py; who has it; who has not.
+# A method (genmodels/base.py describes the first two); who has it; who has not.
 _ABILITIES: dict[Ability, tuple[str, str, str]] = {
     "latents": ("embed", "has a latent space", "has no latent space"),
     "likelihoods": (
@@ -18,11 +18,7 @@ _ABILITIES: dict[Ability, tuple[str, str, str]] = {
         "knows how likely a record is in a class",
         "does not know how likely a record is in a class",
     ),
-    "denoising": (
-        "denoise",
-        "takes noise out of records",
-        "does not take noise out of records",
-    ),
+    "denoising": ("denoise", "takes noise out of records", "does not take noise out of records"),
 }
 
 
@@ -43,8 +39,7 @@ def able_model(
         able, why_none = _capable(ability, modality or "table")
         if not able:
             raise ParameterError(why_none)
-        first: ModelParams = TypeAdapter(ModelParams).validate_python({"kind": able[0]})
-        return first
+        return TypeAdapter(ModelParams).validate_python({"kind": able[0]})
     if modality is None:  # one that the model can do it for, else the first that it models
         entry = MODELS.get(model.kind)
         known: list[Modality] = [*(entry.targets if entry else get_args(Modality))]

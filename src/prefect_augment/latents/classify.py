@@ -52,8 +52,7 @@ def classify(view: View, params: Classification) -> LatentRef:
     shards, confusions = job.each_shard(make)
     scores = {part: _scores(confusion) for part, confusion in confusions.items()}
     return job.finish(
-        shards,
-        summary={"prior": params.prior, "classes": list(strata.classes), "parts": scores},
+        shards, summary={"prior": params.prior, "classes": list(strata.classes), "parts": scores}
     )
 
 

@@ -46,9 +46,6 @@ def vector_column(Z: Array) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(flat, Z.shape[1])
 
 
-# --- the picture ------------------------------------------------------------------------------
-
-
 @dataclass
 class _Moments:
     """Number, mean and scatter of vectors that come in batches (Chan et al. 1979)."""

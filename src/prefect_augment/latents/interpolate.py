@@ -95,9 +95,6 @@ def _strip(decoded: pa.Table, places: Float, ends: Sequence[_End]) -> pa.Table:
     return pa.table(columns).replace_schema_metadata(decoded.schema.metadata)
 
 
-# --- the ends ---------------------------------------------------------------------------------
-
-
 def _ends(view: View, params: Interpolation) -> list[_End]:
     job, strata = view.job, view.strata
     counts = Counter[str]()

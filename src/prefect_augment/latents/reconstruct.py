@@ -80,9 +80,6 @@ def decoding_strata(
     return codes
 
 
-# --- denoising --------------------------------------------------------------------------------------
-
-
 def denoise(view: View, params: Denoising) -> LatentRef:
     """Write every image without its noise, beside the other columns of the source.
 
@@ -109,11 +106,7 @@ def denoise(view: View, params: Denoising) -> LatentRef:
 
     shards, _ = job.each_shard(make)
     check, picture = _check(view, params.noise)
-    return job.finish(
-        shards,
-        summary={"noise": params.noise, "check": check},
-        pictures=(picture,),
-    )
+    return job.finish(shards, summary={"noise": params.noise, "check": check}, pictures=(picture,))
 
 
 def _check(view: ImageView, noise: float) -> tuple[dict[str, Any], bytes]:

@@ -20,10 +20,6 @@ Arrays = dict[str, Array]
 Checkpoint = tuple[Config, Arrays]  # plain JSON and named arrays
 
 
-def _report_nothing(step: int, scalars: Mapping[str, float]) -> None:
-    """Ignore the report."""
-
-
 @dataclass(frozen=True)
 class FitContext:
     """How to train: everything a model gets besides the data."""
@@ -32,7 +28,7 @@ class FitContext:
     steps: int = 0  # models that are not trained in steps ignore it
     device: str = "cpu"  # or cuda, or auto for a GPU if there is one
     # Called with the step and named scalars, for progress and curves.
-    report: Callable[[int, Mapping[str, float]], None] = _report_nothing
+    report: Callable[[int, Mapping[str, float]], None] = lambda step, scalars: None
     batch_size: int = 0  # records per step; 0 lets the model choose
     threads: int = 0  # of one operation; 0 takes the available cores
     precision: str = ""  # float32 or bfloat16; empty lets the hardware decide
@@ -65,21 +61,16 @@ class Calibration(Result):
         return self.steps * self.seconds_per_step + self.fixed_seconds
 
 
-def calibrate(
-    step_fn: Callable[[], object], *, timer: Callable[[], float] = time.perf_counter
-) -> float:
-    """Seconds of one training step: the median of a few warm ones.
-
-    ``step_fn`` takes one step and waits for it. ``timer`` returns seconds; tests replace it.
-    """
-    start = timer()
+def calibrate(step_fn: Callable[[], object]) -> float:
+    """Seconds of one training step, which ``step_fn`` takes and waits for: the median of a few warm ones."""
+    start = time.perf_counter()
     for _ in range(WARM_STEPS):
         step_fn()
     times: list[float] = []
-    while len(times) < TIMED_STEPS and (not times or timer() - start < MAX_SECONDS):
-        before = timer()
+    while len(times) < TIMED_STEPS and (not times or time.perf_counter() - start < MAX_SECONDS):
+        before = time.perf_counter()
         step_fn()
-        times.append(timer() - before)
+        times.append(time.perf_counter() - before)
     return statistics.median(times)
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 GROUP_CHANNELS = 16
+DEPTH = 2  # blocks of a U-Net down, in the middle and up
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -81,11 +82,10 @@ class ConvBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Self-attention over pixels; ``width`` is a multiple of 16 and of ``heads``."""
+    """Self-attention over pixels, with one head; ``width`` is a multiple of 16."""
 
-    def __init__(self, width: int, heads: int = 1) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.heads = heads
         self.norm = group_norm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = zeroed(nn.Linear(width, width))
@@ -94,10 +94,9 @@ class SelfAttention(nn.Module):
         """(n, c, h, w) to the same shape."""
         n, c, height, width = x.shape
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(n, height * width, c)
-        qkv = self.qkv(tokens).reshape(n, height * width, 3, self.heads, c // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (n, heads, tokens, c / heads)
-        scores = q @ k.transpose(-1, -2) * (c // self.heads) ** -0.5
-        mixed = (scores.softmax(dim=-1).to(v.dtype) @ v).transpose(1, 2).reshape(n, -1, c)
+        q, k, v = self.qkv(tokens).chunk(3, dim=2)  # (n, tokens, c)
+        scores = q @ k.transpose(-1, -2) * c**-0.5
+        mixed = scores.softmax(dim=-1).to(v.dtype) @ v
         return x + self.out(mixed).reshape(n, height, width, c).permute(0, 3, 1, 2)
 
 
@@ -138,21 +137,14 @@ class UNet(nn.Module):
     it, with attention. The skip is a sum; a concatenation would double a convolution. A size that
     does not divide is padded inside by repeating the border. Label ``n_classes`` means "no label".
     ``width`` is a multiple of 16; the second resolution has about 8/3 of it. ``n_augment`` numbers
-    describe the augmentation of an image; ``depths`` are the blocks down, in the middle and up.
+    describe the augmentation of an image.
 
     Ronneberger et al. 2015; space-to-depth stem as in Hoogeboom et al. 2023 ("simple diffusion");
     scale and shift as in Dhariwal & Nichol 2021, without their second norm.
     """
 
     def __init__(
-        self,
-        *,
-        size: int,
-        channels: int,
-        n_classes: int,
-        width: int = 48,
-        n_augment: int = 0,
-        depths: tuple[int, int, int] = (2, 2, 2),
+        self, *, size: int, channels: int, n_classes: int, width: int = 48, n_augment: int = 0
     ) -> None:
         super().__init__()
         self.size = size
@@ -169,12 +161,12 @@ class UNet(nn.Module):
         self.embed_class = nn.Embedding(n_classes + 1, n_embedding)
         self.embed_augment = nn.Linear(n_augment, n_embedding, bias=False) if n_augment else None
         self.stem = nn.Conv2d(n_square, width, 3, padding=1)
-        self.down = nn.ModuleList(ConvBlock(width, n_embedding) for _ in range(depths[0]))
+        self.down = nn.ModuleList(ConvBlock(width, n_embedding) for _ in range(DEPTH))
         self.shrink = Downsample(width, bottom)
-        self.middle = nn.ModuleList(ConvBlock(bottom, n_embedding) for _ in range(depths[1]))
-        self.attention = nn.ModuleList(SelfAttention(bottom) for _ in range(depths[1]))
+        self.middle = nn.ModuleList(ConvBlock(bottom, n_embedding) for _ in range(DEPTH))
+        self.attention = nn.ModuleList(SelfAttention(bottom) for _ in range(DEPTH))
         self.grow = Upsample(bottom, width)
-        self.up = nn.ModuleList(ConvBlock(width, n_embedding) for _ in range(depths[2]))
+        self.up = nn.ModuleList(ConvBlock(width, n_embedding) for _ in range(DEPTH))
         self.norm = group_norm(width)
         self.out = zeroed(nn.Conv2d(width, n_square, 3, padding=1))
 

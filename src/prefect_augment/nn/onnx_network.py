@@ -36,9 +36,7 @@ class OnnxNetwork:
     name: str  # of the file, for messages
     channels: int  # 1 or 3
     size: int  # side of the images
-    channels_last: (
-        bool  # images are (n, height, width, channels) instead of (n, channels, height, width)
-    )
+    channels_last: bool  # (n, height, width, channels) instead of (n, channels, height, width)
     output: str
     n_features: int
 
@@ -228,13 +226,11 @@ def _input_shape(onnx: Any, model: Any, name: str) -> tuple[int, int, bool]:
     kind = onnx.TensorProto.DataType.Name(tensor.elem_type)
     shown = f"{kind.lower()} ({', '.join(str(d or '?') for d in dims)})"
     expected = "expected float (n, channels, height, width), n open or 1, and 1 or 3 channels"
-    if kind != "FLOAT" or len(dims) != 4 or dims[0] > 1:
+    if kind != "FLOAT" or len(dims) != 4 or dims[0] > 1 or not {*CHANNELS} & {dims[1], dims[3]}:
         raise ParameterError(f"encoder {name} takes {shown}; {expected}.")
     channels_last = dims[1] not in CHANNELS and dims[3] in CHANNELS
     channels = dims[3] if channels_last else dims[1]
     height, width = dims[1:3] if channels_last else dims[2:]
-    if channels not in CHANNELS:
-        raise ParameterError(f"encoder {name} takes {shown}; {expected}.")
     if height != width:
         raise ParameterError(
             f"encoder {name} takes {shown}, {height or '?'} x {width or '?'} pixels; images are made square, so export "

@@ -83,16 +83,8 @@ class Classic(Params):
     max_memory_mib: int = Field(default=2048, ge=64)
     """Refuse, with advice, when the estimate of the memory needed is above this."""
     image: Literal[
-        "safe",
-        "natural",
-        "characters",
-        "medical",
-        "texture",
-        "vehicles",
-        "trivial",
-        "random",
-        "none",
-    ] = "safe"
+        "safe", "natural", "characters", "medical", "texture", "vehicles", "trivial", "random", "none"
+    ] = "safe"  # fmt: skip
     """What is done to images. safe: turns by up to 10 degrees, scales by up to a tenth, shifts by up to 7 %, changes
     brightness and contrast by up to a tenth, never flips. Presets of a domain do more, and forbid what would change a
     label there; trivial is TrivialAugment, random is RandAugment."""

@@ -3,14 +3,13 @@
 import hashlib
 import inspect
 import sys
-from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from prefect_augment.params.base import Params
-from prefect_augment.params.models import PluginOption, options_from_mapping
+from prefect_augment.params.models import PluginOptions
 
 Estimator = Literal["boosting", "logistic", "random_forest", "lightgbm", "xgboost", "catboost"]
 
@@ -24,19 +23,13 @@ class OwnEstimator(Params):
     """The function that makes it: its name in the entry-point group prefect_augment.estimators, or module:function.
     Tables: called with the options, it returns a classifier as scikit-learn has them. Images: called with n_classes,
     size, channels and the options, it returns a torch module."""
-    options: list[PluginOption] = Field(default_factory=list)
+    options: PluginOptions = Field(default_factory=list)
     """Passed to the factory by name."""
     name: str = ""
     """As results show it; empty: the name of the function or class."""
     digest: SkipJsonSchema[str] = ""
     """What the classifier is: its class, parameters and version. The run fills it in."""
     _given: Any = PrivateAttr(default=None)  # an object from Python; it is in no JSON
-
-    @field_validator("options", mode="before")
-    @classmethod
-    def _from_mapping(cls, options: Any) -> Any:
-        """Also take a mapping, as options are written in Python and YAML."""
-        return options_from_mapping(options)
 
     @model_validator(mode="after")
     def _names_something(self) -> Self:
@@ -155,11 +148,3 @@ def _code(part: Any) -> str:
         except (OSError, TypeError):  # typed into a shell
             version = ""
     return f"{package} {getattr(of, '__qualname__', '')} {version}"
-
-
-def as_estimators(values: Any) -> Any:
-    """Return a list of estimators with every object of Python's in its params."""
-    if not isinstance(values, list | tuple):
-        return values
-    plain = (str, Mapping, OwnEstimator)
-    return [value if isinstance(value, plain) else OwnEstimator.of(value) for value in values]

@@ -18,13 +18,17 @@ class Step:
     """A step whose outcome is found again by its key."""
 
     version: int  # raised when the code gives other bytes for the same parameters and inputs
-    uses: tuple[
-        str, ...
-    ] = ()  # parameters that change bytes: a section, or a field as budget.steps
+    # Parameters that change bytes: a section, or a field as budget.steps.
+    uses: tuple[str, ...] = ()
 
 
 #: Each fold of a table trains the model, samples and filters again.
 _SCORES = ("model", "classic", "encoder", "evaluation.estimators", "evaluation.metric", "quality")
+_TRAINING_BUDGET = ("budget.minutes", "budget.steps", "budget.batch_size", "budget.reuse_growth")
+_VERDICT = (
+    "evaluation.n_seeds", "evaluation.max_recall_loss", "evaluation.n_bootstrap", "evaluation.on_no_gain",
+    "publish.require",
+)  # fmt: skip
 
 STEPS: dict[str, Step] = {
     "ingest": Step(6, ("source",)),
@@ -35,17 +39,7 @@ STEPS: dict[str, Step] = {
     "plan": Step(1, ("balance", "budget.minutes", "budget.steps", "evaluation.n_settings")),
     "slowness": Step(1),
     "check_policy": Step(3, ("classic.max_label_damage",)),
-    "train": Step(
-        7,
-        (
-            "model",
-            "budget.minutes",
-            "budget.steps",
-            "budget.batch_size",
-            "budget.reuse_growth",
-            "quality.min_level_records",
-        ),
-    ),
+    "train": Step(7, ("model", *_TRAINING_BUDGET, "quality.min_level_records")),
     "sample": Step(3),
     "filter": Step(10, ("quality", "encoder")),
     "encoder": Step(1, ("encoder.sha256",)),
@@ -56,17 +50,7 @@ STEPS: dict[str, Step] = {
     "predict": Step(4, _SCORES),
     "audit": Step(1, ("encoder", "evaluation.estimators")),
     "score": Step(10, _SCORES),
-    "confirm": Step(
-        15,
-        (
-            *_SCORES,
-            "evaluation.n_seeds",
-            "evaluation.max_recall_loss",
-            "evaluation.n_bootstrap",
-            "evaluation.on_no_gain",
-            "publish.require",
-        ),
-    ),
+    "confirm": Step(15, (*_SCORES, *_VERDICT)),
     "augment": Step(3, ("classic", "quality.min_level_records")),
     "report-page": Step(10, ("report", "classic", "encoder")),
     "report": Step(3),

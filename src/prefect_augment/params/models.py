@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.params.base import Params
@@ -349,11 +349,14 @@ class PluginOption(Params):
             return self.value
 
 
-def options_from_mapping(options: Any) -> Any:
-    """Return a mapping as a list for :class:`PluginOption`; anything else as it is."""
+def _from_mapping(options: Any) -> Any:
+    """Also take a mapping, as options are written in Python and YAML."""
     if not isinstance(options, Mapping):
         return options
     return [{"name": name, "value": _as_value(value)} for name, value in options.items()]
+
+
+PluginOptions = Annotated[list[PluginOption], BeforeValidator(_from_mapping)]
 
 
 class PluginModel(Params):
@@ -362,14 +365,8 @@ class PluginModel(Params):
     kind: Literal["plugin"] = "plugin"
     name: str
     """The entry point's name."""
-    options: list[PluginOption] = Field(default_factory=list)
+    options: PluginOptions = Field(default_factory=list)
     """Passed to the model's own parameters class."""
-
-    @field_validator("options", mode="before")
-    @classmethod
-    def _from_mapping(cls, options: Any) -> Any:
-        """Also take a mapping, as options are written in Python and YAML."""
-        return options_from_mapping(options)
 
     @model_validator(mode="after")
     def _each_once(self) -> "PluginModel":

@@ -11,54 +11,18 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from prefect_augment.params.balance import Balance, Classic
+from prefect_augment import params
 from prefect_augment.params.base import Params
-from prefect_augment.params.data import Destination, Source
-from prefect_augment.params.encoder import Encoder
-from prefect_augment.params.latents import (
-    Anomalies,
-    AttributeShift,
-    Classification,
-    Denoising,
-    Interpolation,
-    Output,
-    Reconstruction,
-)
-from prefect_augment.params.models import ModelParams
-from prefect_augment.params.run import (
-    Answer,
-    Approval,
-    Budget,
-    Compute,
-    Evaluation,
-    Publish,
-    Quality,
-    Report,
-)
 
-#: By the name of a flow's parameter.
+#: By the name of a flow's parameter, which the class has in capitals.
 GROUPS: dict[str, type[Params]] = {
-    "source": Source,
-    "destination": Destination,
-    "balance": Balance,
-    "classic": Classic,
-    "encoder": Encoder,
-    "budget": Budget,
-    "evaluation": Evaluation,
-    "quality": Quality,
-    "approval": Approval,
-    "publish": Publish,
-    "report": Report,
-    "compute": Compute,
-    "answer": Answer,
-    "output": Output,
-    "anomalies": Anomalies,
-    "reconstruction": Reconstruction,
-    "denoising": Denoising,
-    "interpolation": Interpolation,
-    "attribute_shift": AttributeShift,
-    "classification": Classification,
-}
+    name: getattr(params, name.title().replace("_", ""))
+    for name in (
+        "source", "destination", "balance", "classic", "encoder", "budget", "evaluation", "quality", "approval",
+        "publish", "report", "compute", "answer", "output", "anomalies", "reconstruction", "denoising",
+        "interpolation", "attribute_shift", "classification",
+    )
+}  # fmt: skip
 _AFTER_MODELS = "budget"  # the group after the models, as in the form
 
 _HEAD = """# Parameters
@@ -85,7 +49,7 @@ def parameters_page() -> str:
     for name, group in GROUPS.items():
         if name == _AFTER_MODELS:
             parts.append("## model\n\nOne of these kinds.\n")
-            parts += [_section(f"### {_kind(m)}", m) for m in _classes(ModelParams)]
+            parts += [_section(f"### {_kind(m)}", m) for m in _classes(params.ModelParams)]
         parts.append(_section(f"## {name}", group))
     return "\n".join(parts)
 

@@ -1,5 +1,6 @@
 """What a run may spend, how strategies are compared, who approves the result, and what is written."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -8,7 +9,7 @@ from prefect_augment.params.balance import Balance, Classic
 from prefect_augment.params.base import Params
 from prefect_augment.params.constraints import Constraint
 from prefect_augment.params.encoder import Encoder
-from prefect_augment.params.estimators import Estimator, OwnEstimator, as_estimators
+from prefect_augment.params.estimators import Estimator, OwnEstimator
 from prefect_augment.params.locations import Location
 from prefect_augment.params.metrics import Metric
 from prefect_augment.params.models import AutoModel, ModelParams
@@ -63,7 +64,10 @@ class Evaluation(Params):
     @classmethod
     def _from_objects(cls, estimators: Any) -> Any:
         """Also take scikit-learn classifiers and factories of torch modules, from Python."""
-        return as_estimators(estimators)
+        if not isinstance(estimators, list | tuple):
+            return estimators
+        plain = (str, Mapping, OwnEstimator)
+        return [e if isinstance(e, plain) else OwnEstimator.of(e) for e in estimators]
 
     @model_validator(mode="after")
     def _own_decides_alone(self) -> Self:

@@ -152,9 +152,8 @@ class DatasetInfo(Result):
     columns: tuple[ColumnInfo, ...]  # without the label
     shards: tuple[ShardInfo, ...]
     part_counts: dict[str, dict[str, int]]  # part -> class -> records
-    compared: tuple[str, ...] = Field(
-        validation_alias=AliasChoices("compared", "judged")
-    )  # classes with records in all parts
+    # Classes with records in all parts.
+    compared: tuple[str, ...] = Field(validation_alias=AliasChoices("compared", "judged"))
     n_quarantined: int = 0
     quarantine: tuple[ShardInfo, ...] = ()
     sources: tuple[SourceFile, ...] = ()
@@ -326,9 +325,8 @@ class ModelRef(Result):
 
 ClassVerdict = Annotated[
     Literal["safe", "unsafe", "not tested"],
-    BeforeValidator(
-        lambda verdict: "not tested" if verdict == "not judged" else verdict
-    ),  # stored so before 0.2
+    # Stored so before 0.2.
+    BeforeValidator(lambda verdict: "not tested" if verdict == "not judged" else verdict),
 ]
 
 

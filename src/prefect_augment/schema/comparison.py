@@ -11,25 +11,12 @@ from prefect_augment.schema.base import Interval, Result
 
 StrategyFamily = Annotated[
     Literal[
-        "as_is",
-        "threshold",
-        "weights",
-        "loss",
-        "resampling",
-        "classic",
-        "probe",
-        "bagging",
-        "soft_labels",
-        "clean",
-        "ensemble",
-        "model",
-        "mixture",
-        "external",
+        "as_is", "threshold", "weights", "loss", "resampling", "classic", "probe", "bagging", "soft_labels",
+        "clean", "ensemble", "model", "mixture", "external",
     ],
-    BeforeValidator(
-        lambda family: "external" if family == "given" else family
-    ),  # stored so before 0.2
-]
+    # Stored so before 0.2.
+    BeforeValidator(lambda family: "external" if family == "given" else family),
+]  # fmt: skip
 Mixing = Literal["", "mixup", "cutmix"]
 Mirroring = Literal["", "horizontal", "both"]  # left with right; and top with bottom
 Decision = Literal["accept", "reject", "inconclusive"]
@@ -55,9 +42,8 @@ class Strategy(Result):
     mixing_prob: float = 0.0  # share of the mixed records
     smoothing: float = 0.0  # of the largest class's label, the share that goes to the other classes
     deferred: float = 0.0  # share of the steps, the first ones, without weights
-    doubted_weight: float = (
-        1.0  # of a record whose label the audit doubts; below 1 there is an audit
-    )
+    # Of a record whose label the audit doubts; below 1 there is an audit.
+    doubted_weight: float = 1.0
     C: float = 0.0  # of a linear probe or of patch features: the inverse of the L2 penalty
     patches: int = 0  # filters of patch features, whose classifier takes the network's place
     mirroring: Mirroring = ""  # patch features are means over the mirrored copies
@@ -86,36 +72,29 @@ class Strategy(Result):
         >>> Strategy(name="trees", family="model", amount=0.5, per_real=2.0).setting
         'amount 0.5, 2 per real'
         """
-        words = []
-        if self.family not in ("as_is", "threshold", "external", "ensemble", "clean"):
-            words.append(f"amount {self.amount:g}")
-        if self.family == "clean":
-            much = f"count {self.doubted_weight:g}" if self.doubted_weight else "left out"
-            words.append(f"doubted labels {much}")
-        if self.patches:
-            how = {"": "", "horizontal": " mirrored", "both": " mirrored both ways"}
-            words.append(f"{self.patches} patches{how[self.mirroring]}")
-        if self.C:
-            words.append(f"C {self.C:g}")
-        if self.per_real:
-            words.append(f"{self.per_real:g} per real")
-        if self.synthetic_weight != 1:
-            words.append(f"synthetic counts {self.synthetic_weight:g}")
-        if self.has_model and self.real_only_finish < 1:
-            words.append(f"synthetic in the first {self.real_only_finish:.0%}")
-        if self.classic_prob:
-            words.append(f"p {self.classic_prob:g}")
-            if self.classic_strength != 1:
-                words.append(f"{self.classic_strength:g} times as strong")
-        if self.mixing:
-            words.append(f"{self.mixing} p {self.mixing_prob:g}")
-        if self.smoothing:
-            words.append(f"smoothing {self.smoothing:g}")
-        if self.deferred:
-            words.append(f"after {self.deferred:.0%} of the steps")
-        if self.tune_threshold:
-            words.append("threshold tuned")
-        return ", ".join(words) or "–"
+        doubted = f"count {self.doubted_weight:g}" if self.doubted_weight else "left out"
+        mirrored = {"": "", "horizontal": " mirrored", "both": " mirrored both ways"}
+        without_amount = ("as_is", "threshold", "external", "ensemble", "clean")
+        words = {
+            f"amount {self.amount:g}": self.family not in without_amount,
+            f"doubted labels {doubted}": self.family == "clean",
+            f"{self.patches} patches{mirrored[self.mirroring]}": self.patches,
+            f"C {self.C:g}": self.C,
+            f"{self.per_real:g} per real": self.per_real,
+            f"synthetic counts {self.synthetic_weight:g}": self.synthetic_weight != 1,
+            f"synthetic in the first {self.real_only_finish:.0%}": (
+                self.has_model and self.real_only_finish < 1
+            ),
+            f"p {self.classic_prob:g}": self.classic_prob,
+            f"{self.classic_strength:g} times as strong": (
+                self.classic_prob and self.classic_strength != 1
+            ),
+            f"{self.mixing} p {self.mixing_prob:g}": self.mixing,
+            f"smoothing {self.smoothing:g}": self.smoothing,
+            f"after {self.deferred:.0%} of the steps": self.deferred,
+            "threshold tuned": self.tune_threshold,
+        }
+        return ", ".join(word for word, applies in words.items() if applies) or "–"
 
 
 class EstimatorScore(Result):
@@ -228,9 +207,8 @@ class Recipe(Result):
     # Share of a class's label that goes to the other classes; empty for hard labels.
     smoothing: dict[str, float] = Field(default_factory=dict)
     deferred: float = 0.0  # share of the steps, the first ones, without class_weight
-    weights_from: int | None = (
-        None  # version whose weights these are; None: computed for these records
-    )
+    # Version whose weights these are; None: computed for these records.
+    weights_from: int | None = None
     # Class shares of the real training records, and in training by the recipe; empty if unknown. Probabilities times
     # prior_true / prior_train, normalised, are right for prior_true.
     prior_true: dict[str, float] = Field(default_factory=dict)
@@ -327,9 +305,8 @@ class EstimatorInfo(Result):
 
     package: str  # scikit-learn, torch, or what the user's estimator comes from
     version: str = ""
-    digest: str = (
-        ""  # sha256 of class, parameters and versions of the user's own; empty for built-in ones
-    )
+    # sha256 of class, parameters and versions of the user's own; empty for built-in ones.
+    digest: str = ""
 
 
 class Verdict(Result):
@@ -341,9 +318,7 @@ class Verdict(Result):
     answers: tuple[str, ...] = ()  # what to use and what it brings; whether synthetic records help
     reasons: tuple[str, ...]
     measure: MeasureInfo = MeasureInfo()  # of the answers
-    gain: Difference | None = (
-        None  # what is published less as is, by the measure; above 0 is better
-    )
+    gain: Difference | None = None  # published less as is, by the measure; above 0 is better
     by_estimator: dict[str, Interval] = Field(default_factory=dict)  # the same, on the hold-out
     price: tuple[Change, ...] = ()  # scores that the gain costs
     chosen: str

@@ -188,9 +188,8 @@ class CalibrationResult(Result):
 
     n_records: int
     n_bins: int
-    looked_at: tuple[
-        str, ...
-    ]  # the rarest compared classes, whose probabilities are measured singly
+    # The rarest compared classes, whose probabilities are measured singly.
+    looked_at: tuple[str, ...]
     strategies: dict[str, dict[str, StrategyCalibration]]  # strategy -> estimator
     prior_true: dict[str, float]  # class -> share of the real training records
     prior_train: dict[str, dict[str, float]]  # strategy -> class -> share in training

@@ -31,24 +31,10 @@ ROLLED_BACK = "Rolled back to"  # start of such a version's note
 
 
 # Not part of the content digest: numbers, names and notes of the run, and what depends on time and place.
-_NOT_CONTENT = frozenset(
-    {
-        "approval",
-        "content_digest",
-        "corrected",
-        "created_at",
-        "ingest",
-        "ledger",
-        "notes",
-        "params",
-        "parent",
-        "report",
-        "report_files",
-        "software",
-        "sources",
-        "version",
-    }
-)
+_NOT_CONTENT = frozenset({
+    "approval", "content_digest", "corrected", "created_at", "ingest", "ledger", "notes", "params", "parent",
+    "report", "report_files", "software", "sources", "version",
+})  # fmt: skip
 
 
 def _inside(path: str) -> str:
@@ -145,9 +131,8 @@ class Manifest(Result):
     shards: PublishedShards
     plan: tuple[ClassPlan, ...]
     recipe: Recipe
-    weights: dict[str, float] = Field(
-        default_factory=dict
-    )  # stratum -> aug_weight in train, if not 1
+    # Stratum -> aug_weight in train, if not 1.
+    weights: dict[str, float] = Field(default_factory=dict)
     verdict: Verdict | None
     filtered: tuple[ClassFilter, ...] = Field(
         default=(), validation_alias=AliasChoices("filtered", "gate")
@@ -223,16 +208,6 @@ def software_versions() -> dict[str, str]:
 
 
 _SOFTWARE = (
-    "prefect-augment",
-    "prefect",
-    "pyarrow",
-    "pandas",
-    "numpy",
-    "scikit-learn",
-    "imbalanced-learn",
-    "fsspec",
-    "pillow",
-    "albumentations",
-    "opencv-python-headless",
-    "torch",
-)
+    "prefect-augment", "prefect", "pyarrow", "pandas", "numpy", "scikit-learn", "imbalanced-learn", "fsspec",
+    "pillow", "albumentations", "opencv-python-headless", "torch",
+)  # fmt: skip

@@ -9,16 +9,8 @@ from prefect_augment.schema.base import Interval, Result
 Finding = Literal["leak", "gap", "none shown", "too few", "not measured"]
 Records = Literal["drawn", "kept"]
 AttackName = Literal[
-    "nearest",
-    "columns",
-    "ranks",
-    "density",
-    "origins",
-    "classifier",
-    "singling out",
-    "linkability",
-    "inference",
-]
+    "nearest", "columns", "ranks", "density", "origins", "classifier", "singling out", "linkability", "inference"
+]  # fmt: skip
 
 
 class Attack(Result):

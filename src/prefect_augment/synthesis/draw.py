@@ -1,9 +1,7 @@
 """Draw records of a model in the source's columns, with the seeds that reproduce them."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,12 +10,10 @@ import pyarrow as pa
 from prefect_augment.array_types import Array, Int
 from prefect_augment.encoding.images import ImageEncoder
 from prefect_augment.encoding.record_ids import derived_ids
-from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.genmodels.base import GenerativeModel
 from prefect_augment.genmodels.counter_rng import seeds_from
 from prefect_augment.params.keys import canonical_json
 from prefect_augment.synthesis.model_store import Encoder
-from prefect_augment.synthesis.rejection import Keys, Rules, draw_kept
 
 
 def candidate_seeds(
@@ -103,32 +99,3 @@ def records_of(
 def micro_batch(fitted: GenerativeModel) -> int:
     """Number of records the model computes at once; a record's place in it affects its bits."""
     return int(getattr(fitted, "micro_batch", 1))
-
-
-def draw_by_rules(
-    fitted: GenerativeModel,
-    encoder: TableEncoder,
-    digest: str,
-    batch: Sequence[tuple[str, int, int]],
-    seed: int,
-    rules: Rules,
-    taken: Keys,
-) -> tuple[pa.Table, dict[str, int], dict[str, int]]:
-    """Draw the records of a batch that keep the rules.
-
-    Like :func:`draw_batch`, but a stratum's first ordinal is where the search begins, and kept keys
-    are added to ``taken``. Also returns the draws per stratum and :attr:`.Kept.passed`. Raises
-    ParameterError if too few draws keep the rules.
-    """
-    tables, n_draws, passed = [], {}, Counter[str]()
-    for name, start, n in batch:
-        seeds_of = partial(candidate_seeds, seed, name, conditions=rules.values_json)
-        kept = draw_kept(
-            fitted, encoder, rules, stratum=name, start=start, n=n, seeds_of=seeds_of, taken=taken
-        )
-        given = [encoder.names[j] for j in rules.values]
-        strata = [name] * n
-        tables.append(records_of(kept.X, encoder, digest, strata, kept.seeds, kept.ordinals, given))
-        n_draws[name] = kept.n_draws
-        passed.update(kept.passed)
-    return pa.concat_tables(tables), n_draws, dict(passed)

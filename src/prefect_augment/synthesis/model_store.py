@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,7 +15,9 @@ from prefect_augment.errors import IntegrityError
 from prefect_augment.genmodels.base import (
     MIN_SAMPLED_RECORDS,
     GenerativeModel,
+    ImageData,
     ImageSpec,
+    TableData,
     TableSpec,
 )
 from prefect_augment.nn.checkpoints import load_checkpoint, save_checkpoint
@@ -39,36 +42,41 @@ def table_spec(encoder: TableEncoder, strata: Int, names: tuple[str, ...] = ()) 
     )
 
 
-def image_spec(encoder: ImageEncoder, strata: Int, names: tuple[str, ...] = ()) -> ImageSpec:
-    """Spec of encoded images; see :func:`table_spec`."""
-    names = names or encoder.strata
+def image_spec(encoder: ImageEncoder, strata: Int) -> ImageSpec:
+    """Spec of encoded images; ``strata`` index the encoder's."""
+    names = encoder.strata
     return ImageSpec(encoder.size, encoder.channels, names, _counts(strata, names))
 
 
-def keep_model(
-    model: GenerativeModel,
-    stage: Stage,
-    *,
-    encoder: Encoder,
-    spec: TableSpec | ImageSpec,
-    n_training: int,
-    kind: str,
-    rare: RareValues | None = None,
-    notes: tuple[str, ...] = (),
-) -> ModelRef:
-    """Store encoder and checkpoint; return the reference with ``notes`` and those of left-out classes.
+@dataclass(frozen=True)
+class EncodedRecords:
+    """Encoded training records and their description."""
 
-    ``rare`` are the values that decoding avoids.
-    """
+    encoder: Encoder
+    spec: TableSpec | ImageSpec
+    data: TableData | ImageData
+    rare: RareValues | None = None  # of a table, the values that decoding avoids
+    notes: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Records by stratum."""
+        return dict(zip(self.spec.classes, self.spec.class_counts, strict=True))
+
+
+def keep_model(
+    model: GenerativeModel, stage: Stage, records: EncodedRecords, *, kind: str
+) -> ModelRef:
+    """Store encoder and checkpoint; return the reference, with the notes of the records and of left-out classes."""
+    encoder, counts = records.encoder, records.counts
     config, arrays = model.state()
-    arrays = arrays | (rare.arrays() if rare is not None else {})
+    arrays = arrays | (records.rare.arrays() if records.rare is not None else {})
     # The checkpoint includes the encoder's digest, so aug_model identifies both.
     config = {"kind": kind, "encoder": encoder.digest, "model": config}
     saved = save_checkpoint(stage.store, stage.prefix, config, arrays)
     stage.store.put(_encoder_path(saved.config, encoder.digest), encoder.to_json())
-    counts = dict(zip(spec.classes, spec.class_counts, strict=True))
     guarantee = getattr(model, "guarantee", None)
-    notes += guarantee.sentences if guarantee else ()
+    notes = records.notes + (guarantee.sentences if guarantee else ())
     notes += tuple(
         f"class {name!r} has {n} training records and is not sampled: a model needs "
         f"{MIN_SAMPLED_RECORDS}"
@@ -87,7 +95,7 @@ def keep_model(
         checkpoint=saved.checkpoint,
         config=saved.config,
         strata=tuple(name for name, n in counts.items() if n >= MIN_SAMPLED_RECORDS),
-        n_training=n_training,
+        n_training=len(records.data.y),
         steps=model.n_steps,
         notes=notes,
         guarantee=guarantee,
@@ -125,28 +133,24 @@ def load_model(
     config, arrays = load_checkpoint(store, ref)
     path = _encoder_path(ref.config, ref.encoder_digest)
     try:
-        encoder = _read_encoder(store.read(path))
+        data = store.read(path)
     except FileNotFoundError as exc:
         raise IntegrityError(
             f"{store.uri}/{path} is missing; restore it from a copy, or train again.", path=path
         ) from exc
+    modality: Modality = json.loads(data).get("modality", "table")
+    encoder: Encoder = (ImageEncoder if modality == "image" else TableEncoder).from_json(data)
     if encoder.digest != ref.encoder_digest:
         raise IntegrityError(
             f"{store.uri}/{path} is not the encoder {ref.encoder_digest[:12]} that the model was "
             "trained with; restore it from a copy, or train again.",
             path=path,
         )
-    modality: Modality = "image" if isinstance(encoder, ImageEncoder) else "table"
     model_class = load_model_class(ref.kind, modality=modality)
     if isinstance(encoder, TableEncoder):
         encoder = encoder.guarding(RareValues.from_arrays(arrays))
     own = {name: array for name, array in arrays.items() if not name.startswith("rare.")}
     return model_class.from_state(config["model"], own, device=device), encoder
-
-
-def _read_encoder(data: bytes) -> Encoder:
-    is_image = json.loads(data).get("modality") == "image"
-    return ImageEncoder.from_json(data) if is_image else TableEncoder.from_json(data)
 
 
 def _counts(strata: Int, names: Sequence[str]) -> tuple[int, ...]:

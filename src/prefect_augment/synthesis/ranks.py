@@ -16,12 +16,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from logging.handlers import QueueHandler
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 from prefect_augment.errors import AugmentError, LostRankError, ParameterError
@@ -58,7 +60,10 @@ def fit_on_ranks(
     """
     settings = {k: v for k, v in vars(ctx).items() if k not in ("report", "checkpoint")}
     settings["threads"] = max(1, ctx.threads // n_ranks)
-    heard: dict[str, Callable[..., object]] = {"report": ctx.report, "log": _log}
+    heard: dict[str, Callable[..., object]] = {
+        "report": ctx.report,
+        "log": lambda record: logging.getLogger(record.name).handle(record),
+    }
     if ctx.checkpoint is not None:
         heard["checkpoint"] = ctx.checkpoint
     # Imported here: it loads torch, which tables do without.
@@ -153,10 +158,6 @@ def _lost(rank: _Rank) -> LostRankError:
     )
 
 
-def _log(record: logging.LogRecord) -> None:
-    logging.getLogger(record.name).handle(record)
-
-
 # --- in a rank ----------------------------------------------------------------------------------
 
 
@@ -171,7 +172,8 @@ def work(rank: str, n_ranks: str, store: str, descriptor: str) -> None:
     def tell(name: str, *content: Any) -> None:
         connection.send((name, content))
 
-    handler = QueueHandler(_LogQueue(tell))  # type: ignore[arg-type]
+    # A queue whose records are told at once.
+    handler = QueueHandler(SimpleNamespace(put_nowait=partial(tell, "log")))
     logger = logging.getLogger("prefect_augment")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if is_first else logging.WARNING)
@@ -197,16 +199,6 @@ def work(rank: str, n_ranks: str, store: str, descriptor: str) -> None:
         connection.send(("failed", failed))
     # The others may still talk to this process; it ends with the one that started it, or by that.
     threading.Event().wait()
-
-
-@dataclass(frozen=True)
-class _LogQueue:
-    """A queue whose records are told at once."""
-
-    tell: Callable[..., None]
-
-    def put_nowait(self, record: logging.LogRecord) -> None:
-        self.tell("log", record)
 
 
 def _end_with(connection: Connection) -> None:

@@ -268,11 +268,7 @@ def draw_kept(
 
 
 def _draw(
-    fitted: GenerativeModel,
-    encoder: TableEncoder,
-    rules: Rules,
-    codes: Int,
-    seeds: Int,
+    fitted: GenerativeModel, encoder: TableEncoder, rules: Rules, codes: Int, seeds: Int
 ) -> tuple[Int, Float]:
     """Indices of the records with the requested values, and these records."""
     if rules.values and isinstance(fitted, SamplesWithValues):

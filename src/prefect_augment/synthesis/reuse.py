@@ -11,7 +11,7 @@ from prefect_augment.errors import IntegrityError
 from prefect_augment.schema import DatasetInfo, DatasetRef, ModelRef, Result
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Stage, read_result
-from prefect_augment.synthesis.model_store import Encoder, copy_model, load_model
+from prefect_augment.synthesis.model_store import EncodedRecords, copy_model, load_model
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +39,7 @@ def keep_training(
 
 
 def find_previous(
-    stage: Stage,
-    *,
-    request: str,
-    dataset: DatasetRef,
-    encoder: Encoder,
-    counts: Mapping[str, int],
-    growth: float,
+    stage: Stage, records: EncodedRecords, *, request: str, dataset: DatasetRef, growth: float
 ) -> ModelRef | None:
     """Return the model of a previous run that serves these records too, copied to this stage, or None.
 
@@ -60,10 +54,12 @@ def find_previous(
     # The one with most records; the key breaks ties the same way everywhere.
     trained, ref = max(previous, key=lambda pair: (sum(pair[0].counts.values()), pair[1].key))
     try:
-        why = _outgrown(trained.counts, counts, growth) or _unknown_records(stage, trained, dataset)
+        why = _outgrown(trained.counts, records.counts, growth) or _unknown_records(
+            stage, trained, dataset
+        )
         if not why:
             _, previous_encoder = load_model(stage.store, ref, device="cpu")
-            why = previous_encoder.outgrown_by(encoder)
+            why = previous_encoder.outgrown_by(records.encoder)
     except IntegrityError as exc:
         why = str(exc)
     if why:
@@ -73,7 +69,7 @@ def find_previous(
         return None
     note = (
         f"the model was trained before on {sum(trained.counts.values())} records: since then "
-        f"{_largest_growth(trained.counts, counts)}, and its encoder's domain holds"
+        f"{_largest_growth(trained.counts, records.counts)}, and its encoder's domain holds"
     )
     logger.info("Not trained: %s.", note)
     # The present records include its own, so the next run can start from this receipt.

@@ -9,13 +9,12 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from prefect_augment.array_types import Float, Int
 from prefect_augment.encoding.images import ImageEncoder
-from prefect_augment.encoding.strata import table_strata
+from prefect_augment.encoding.strata import codes_of, table_strata
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import EmptyClassError, ParameterError
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, GenerativeModel
@@ -26,10 +25,10 @@ from prefect_augment.schema import DatasetInfo, DatasetRef, Modality, ModelRef, 
 from prefect_augment.shards.base import write_shards
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Stage, Store
-from prefect_augment.synthesis.draw import draw_batch, draw_by_rules
+from prefect_augment.synthesis.draw import candidate_seeds, draw_batch, records_of
 from prefect_augment.synthesis.model_store import Encoder, load_model
 from prefect_augment.synthesis.novelty import NearRows
-from prefect_augment.synthesis.rejection import Keys, Rules
+from prefect_augment.synthesis.rejection import Kept, Keys, Rules, draw_kept
 from prefect_augment.text import suggestion
 
 logger = logging.getLogger(__name__)
@@ -82,53 +81,20 @@ def sample(
             f"max_near={max_near} is not a share below 1; choose 0 to reject near records, 0.05 for "
             "as many as among real ones, or leave it out."
         )
-    draws = _Draws(model, counts, seed, store, dataset)
+    draws = Draws(model, counts, seed, store, dataset)
     if conditions or constraints or max_near is not None:
         draws.restrict(conditions, constraints, max_near)
-    info = draws.stage.outcome(DatasetInfo)
-    if info is None:
-        info = draws.stage.finish(draws.all(on_progress))
+    info = draws.stage.run(DatasetInfo, lambda: draws.all(on_progress))
     return draws.stage.reference(info, info.part_counts["candidates"])
 
 
 def n_batches(counts: Mapping[str, int], modality: Modality) -> int:
-    """Return how many batches :func:`sample` draws, each of which may be drawn by :func:`draw_part`."""
+    """Return how many batches :func:`sample` draws, each of which may be drawn by :meth:`Draws.draw_part`."""
     size = BATCH_IMAGES if modality == "image" else BATCH_RECORDS
     return -(-sum(counts.values()) // size)
 
 
-def draw_part(
-    model: ModelRef,
-    *,
-    counts: Mapping[str, int],
-    seed: int,
-    store: Store,
-    dataset: DatasetRef,
-    part: int,
-    n_parts: int,
-) -> int:
-    """Draw and stage every ``n_parts``-th batch, which :func:`sample` with the same arguments finds.
-
-    Not for draws with conditions, constraints or ``max_near``, whose batches depend on one another. Parts take the
-    GPUs of a machine in turn. Returns how many batches are this part's.
-    """
-    draws = _Draws(model, counts, seed, store, dataset)
-    if draws.stage.outcome(DatasetInfo) is not None:
-        return 0
-    gpu: AbstractContextManager[object] = nullcontext()
-    if load_model_class(model.kind).trained_in_steps:
-        # Imported here: it loads torch, which trees do without.
-        from prefect_augment.nn.devices import gpu_in_turn
-
-        gpu = gpu_in_turn(part)
-    with gpu:
-        own = draws.batches()[part::n_parts]
-        for i, batch in own:
-            draws.staged(i, batch)
-    return len(own)
-
-
-class _Draws:
+class Draws:
     """The draws of a model, batch by batch, each with a receipt."""
 
     def __init__(
@@ -216,14 +182,37 @@ class _Draws:
         info = self.stage.info_of(self.source, shards, part="candidates", extra=lineage)
         return self._with_rules(info) if self.rules else info
 
+    def draw_part(self, part: int, n_parts: int) -> int:
+        """Draw and stage every ``n_parts``-th batch, which :func:`sample` with the same arguments finds.
+
+        Not for draws with conditions, constraints or ``max_near``, whose batches depend on one another. Parts
+        take the GPUs of a machine in turn. Returns how many batches are this part's.
+        """
+        if self.stage.outcome(DatasetInfo) is not None:
+            return 0
+        gpu: AbstractContextManager[object] = nullcontext()
+        if load_model_class(self.model.kind).trained_in_steps:
+            # Imported here: it loads torch, which trees do without.
+            from prefect_augment.nn.devices import gpu_in_turn
+
+            gpu = gpu_in_turn(part)
+        with gpu:
+            own = self.batches()[part::n_parts]
+            for i, batch in own:
+                self.staged(i, batch)
+        return len(own)
+
     def _draw(self, i: int, batch: Batch) -> _Batch:
         fitted, encoder = self.loaded
-        n_draws, passed = dict[str, int](), dict[str, int]()
-        if self.rules and isinstance(encoder, TableEncoder):
-            batch = [(name, self.n_draws[name], n) for name, _, n in batch]
-            table, n_draws, passed = draw_by_rules(
-                fitted, encoder, self.model.digest, batch, self.seed, self.rules, self.taken
-            )
+        n_draws, passed = dict[str, int](), Counter[str]()
+        if self.rules:
+            tables = []
+            for name, _, n in batch:
+                table, kept = self._kept(name, n)
+                tables.append(table)
+                n_draws[name] = kept.n_draws
+                passed.update(kept.passed)
+            table = pa.concat_tables(tables)
         else:
             table = draw_batch(fitted, encoder, self.model.digest, batch, self.seed)
         shards = write_shards(
@@ -237,7 +226,27 @@ class _Draws:
             max_records=BATCH_RECORDS,
             max_bytes=SHARD_BYTES,
         )
-        return _Batch(shards=shards, n_draws=n_draws, passed=passed)
+        return _Batch(shards=shards, n_draws=n_draws, passed=dict(passed))
+
+    def _kept(self, stratum: str, n: int) -> tuple[pa.Table, Kept]:
+        """The next records of a stratum that keep the rules; raises if too few draws do."""
+        fitted, encoder = self.loaded
+        assert isinstance(encoder, TableEncoder)  # restrict has refused images
+        rules, start = self.rules, self.n_draws[stratum]
+        seeds_of = partial(candidate_seeds, self.seed, stratum, conditions=rules.values_json)
+        kept = draw_kept(
+            fitted,
+            encoder,
+            rules,
+            stratum=stratum,
+            start=start,
+            n=n,
+            seeds_of=seeds_of,
+            taken=self.taken,
+        )
+        given = [encoder.names[j] for j in rules.values]
+        strata, digest = [stratum] * n, self.model.digest
+        return records_of(kept.X, encoder, digest, strata, kept.seeds, kept.ordinals, given), kept
 
     def _measure_near(self, share: float) -> NearRows:
         """Measure the model's draws, to limit the share near to a training record."""
@@ -273,9 +282,8 @@ class _Draws:
 
 def _encoded(table: pa.Table, encoder: TableEncoder) -> tuple[Float, Int]:
     """Records in the matrix form, and their strata; -1 for one that the model does not know."""
-    index = {name: k for k, name in enumerate(encoder.strata)}
     names = table_strata(table, label=encoder.label, by=encoder.by)
-    return encoder.encode(table), np.array([index.get(name, -1) for name in names], dtype=np.int64)
+    return encoder.encode(table), codes_of(names, encoder.strata)
 
 
 def _check_counts(counts: Mapping[str, int], model: ModelRef) -> dict[str, int]:

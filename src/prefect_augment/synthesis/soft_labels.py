@@ -103,9 +103,8 @@ def relabel(data: Matrix, plan: BalancePlan, training: Int, ensemble: Ensemble) 
     rows, classes, shares = own_label_rows(proba, data.y[training])
     strata = class_strata[rows, classes]
     own = classes == data.y[training][rows]
-    strata[own] = data.strata[training][
-        rows[own]
-    ]  # also of a stratum too small for others' records
+    # Also of a stratum too small for others' records.
+    strata[own] = data.strata[training][rows[own]]
     return Expansion(rows, strata, shares, ensemble.teacher.member_shares)
 
 
@@ -183,8 +182,7 @@ def drawn_for(
 
 def _other_ids(ids: list[str], strata: list[str]) -> list[str]:
     """Ids of rows of another stratum than their record was drawn for."""
-    ids_of_others: list[str] = derived_ids("soft", ids, strata).to_pylist()
-    return ids_of_others
+    return [*derived_ids("soft", ids, strata).to_pylist()]
 
 
 def _with(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from prefect_augment.encoding.rare_values import (
     count_values,
     without_rare_levels,
 )
-from prefect_augment.encoding.strata import table_strata
+from prefect_augment.encoding.strata import codes_of, table_strata
 from prefect_augment.encoding.subsample import n_training_records, read_training_records
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.encoding.values import plain
@@ -41,7 +41,13 @@ from prefect_augment.schema import Experiment, Modality, ModelRef
 from prefect_augment.shards.staged import iter_shards, load_info
 from prefect_augment.storage import Stage, Store
 from prefect_augment.storage.spill import give_back
-from prefect_augment.synthesis.model_store import Encoder, image_spec, keep_model, table_spec
+from prefect_augment.synthesis.model_store import (
+    EncodedRecords,
+    Encoder,
+    image_spec,
+    keep_model,
+    table_spec,
+)
 from prefect_augment.synthesis.ranks import check_devices, fit_on_ranks
 from prefect_augment.synthesis.resume import Resume
 from prefect_augment.synthesis.reuse import find_previous, keep_training
@@ -83,14 +89,8 @@ def train(experiment: Experiment, store: Store, *, on_progress: Progress | None 
 
 def _train(job: "_Job", on_progress: Progress | None) -> ModelRef:
     records, dataset = job.records(), job.dataset
-    counts = dict(zip(records.spec.classes, records.spec.class_counts, strict=True))
     previous = find_previous(
-        job.stage,
-        request=job.request,
-        dataset=dataset,
-        encoder=records.encoder,
-        counts=counts,
-        growth=job.budget.reuse_growth,
+        job.stage, records, request=job.request, dataset=dataset, growth=job.budget.reuse_growth
     )
     if previous is not None:
         return previous
@@ -99,7 +99,7 @@ def _train(job: "_Job", on_progress: Progress | None) -> ModelRef:
     if n_ranks > 1:
         check_devices(job.budget)
     context = job.context(fitted, records.data)
-    n_steps = context.steps or records.n_features
+    n_steps = context.steps or getattr(records.spec, "n_columns", 1)
     report = _progress(on_progress, n_steps, unit=_UNITS[job.info.modality])
     resume = Resume(job.stage)
     context = resume.context(
@@ -110,19 +110,8 @@ def _train(job: "_Job", on_progress: Progress | None) -> ModelRef:
     else:
         fitted.fit(records.data, context)
     resume.finish()
-    keep_training(job.stage, request=job.request, dataset=dataset, counts=counts)
-    outcome = job.stage.finish(
-        keep_model(
-            fitted,
-            job.stage,
-            encoder=records.encoder,
-            spec=records.spec,
-            rare=records.rare,
-            n_training=len(records.data.y),
-            kind=job.kind,
-            notes=records.notes,
-        )
-    )
+    keep_training(job.stage, request=job.request, dataset=dataset, counts=records.counts)
+    outcome = job.stage.finish(keep_model(fitted, job.stage, records, kind=job.kind))
     resume.clear()
     return outcome
 
@@ -176,7 +165,6 @@ def fit_model(
     budget: Budget | None = None,
     share: float = 1.0,
     min_level_records: int = MIN_LEVEL_RECORDS,
-    on_progress: Progress | None = None,
 ) -> GenerativeModel:
     """Fit a model on records in memory; nothing is stored, so nothing can be resumed.
 
@@ -195,10 +183,7 @@ def fit_model(
     calibration = None
     if isinstance(model, Calibrates):
         calibration = calibrate(model, data, budget, seed, share=share)
-    context = context_of(budget, seed, calibration)
-    n_steps = context.steps or (spec.n_columns if isinstance(spec, TableSpec) else 1)
-    report = _progress(on_progress, n_steps, unit=_UNITS[modality])
-    model.fit(data, replace(context, report=report))
+    model.fit(data, context_of(budget, seed, calibration))
     return model
 
 
@@ -206,21 +191,6 @@ def _learnable(data: TableData, is_category: Bool, min_records: int, seed: int) 
     """The records as a model sees them: without levels of few records."""
     X = without_rare_levels(data.X, data.y, is_category, min_records=min_records, seed=seed)
     return TableData(X, data.y)
-
-
-@dataclass(frozen=True)
-class _Records:
-    """Encoded training records and their description."""
-
-    encoder: Encoder
-    spec: TableSpec | ImageSpec
-    data: TableData | ImageData
-    rare: RareValues | None = None  # of a table
-    notes: tuple[str, ...] = ()
-
-    @property
-    def n_features(self) -> int:
-        return self.spec.n_columns if isinstance(self.spec, TableSpec) else 1
 
 
 class _Job:
@@ -253,7 +223,7 @@ class _Job:
         budget = budget.model_copy(update={"reuse_growth": self.budget.reuse_growth})
         self.stage = Stage(store, "train", key(budget, self.dataset.key, self.dataset.digest))
 
-    def records(self) -> _Records:
+    def records(self) -> EncodedRecords:
         """Read and encode the training records, in the order of their ids."""
         table, notes = read_training_records(
             self.stage.store, self.info, by=self.by, most=_most(self.model_class), seed=self.seed
@@ -263,21 +233,20 @@ class _Job:
                 "there are 0 training records, so no model can be trained; give a larger source."
             )
         encoder = self._encoder(table)
-        index = {name: k for k, name in enumerate(encoder.strata)}
         names = table_strata(table, label=encoder.label, by=encoder.by)
-        strata = np.array([index[name] for name in names], dtype=np.int64)
+        strata = codes_of(names, encoder.strata)
         data: Any = encoder.encode(table)
         del table
         give_back()  # free memory for training
         if isinstance(encoder, ImageEncoder):
             spec = image_spec(encoder, strata)
-            return _Records(encoder, spec, ImageData(data, strata), notes=notes)
+            return EncodedRecords(encoder, spec, ImageData(data, strata), notes=notes)
         least, is_category = self.min_level_records, encoder.is_category
         rare = RareValues.of(data, is_category, min_records=least)
         if len(data) < n_training_records(self.info):
             rare = self._with_all_numbers(rare, encoder, data)
         learnable = _learnable(TableData(data, strata), is_category, least, self.seed)
-        return _Records(encoder, table_spec(encoder, strata), learnable, rare, notes)
+        return EncodedRecords(encoder, table_spec(encoder, strata), learnable, rare, notes)
 
     def _with_all_numbers(
         self, rare: RareValues, encoder: TableEncoder, learnt: Float
@@ -362,7 +331,6 @@ def _progress(
             seconds = 0.0
         if seconds:  # first: the run's page shows about thirty letters
             words.insert(0, f"{seconds:.0f} s left")
-        text = ", ".join(words)
-        on_progress(done, text)
+        on_progress(done, ", ".join(words))
 
     return report

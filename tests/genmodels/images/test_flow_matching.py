@@ -53,7 +53,7 @@ def test_sampler_carries_noise_to_the_gaussian_with_at_least_second_order() -> N
     assert errors[1] / errors[2] > 3.9
 
 
-def test_heun_reaches_the_gaussian_too_and_starts_anywhere_on_the_path() -> None:
+def test_heun_reaches_the_gaussian_too() -> None:
     noise = torch.randn(
         64, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
@@ -63,9 +63,6 @@ def test_heun_reaches_the_gaussian_too_and_starts_anywhere_on_the_path() -> None
     ]
     assert errors[-1] < 0.01
     assert errors[0] / errors[1] > 3.0
-    middle = noise * (0.5**2 + 0.5**2 * SPREAD**2) ** 0.5  # the exact path at t = 0.5
-    there = integrate(gaussian_velocity, middle, 80, start=0.5)
-    torch.testing.assert_close(there, SPREAD * noise, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.5, 5.0])
@@ -307,7 +304,7 @@ def trained() -> Diffusion:
 
 
 @pytest.mark.slow
-def test_denoising_brings_images_nearer_and_refuses_no_noise(trained: Diffusion) -> None:
+def test_denoising_brings_images_nearer(trained: Diffusion) -> None:
     model = trained
     rng = np.random.default_rng(1)
     clean = np.full((20, 8, 8, 1), 60.0)
@@ -315,8 +312,6 @@ def test_denoising_brings_images_nearer_and_refuses_no_noise(trained: Diffusion)
     made = model.denoise(noisy, 0.2)
     assert (made.shape, made.dtype) == (noisy.shape, np.uint8)
     assert np.square(made - clean).mean() < 0.5 * np.square(noisy - clean).mean()
-    with pytest.raises(ParameterError, match="at most 1"):
-        model.denoise(noisy, 0.0)
     with pytest.raises(ParameterError, match="label_dropout"):
         fitted(DiffusionModel(width=16, label_dropout=0.0), steps=1).denoise(noisy, 0.2)
 

@@ -96,9 +96,10 @@ def test_interpolated_vectors_lie_between_neighbours_of_their_class() -> None:
 
 def test_the_contractive_estimate_is_the_exact_norm_in_the_mean() -> None:
     torch.manual_seed(0)
-    network = AutoencoderNetwork((3,), 2, 2, n_latent=4, width=16, depth=1)
+    space = MixedSpace.fit(*table())
+    network = AutoencoderNetwork(space, 2, n_latent=4, width=16, depth=1)
     torch.nn.init.normal_(network.codec["encoder"].last.weight, std=0.5)
-    one = torch.randn(1, 5)
+    one = torch.randn(1, network.n_record)
     exact = torch.autograd.functional.jacobian(lambda x: network.encode(x)[0], one).square().sum()
     inputs = one.repeat(20_000, 1).requires_grad_(True)
     estimate = jacobian_norm(network.encode(inputs), inputs, torch.randn(20_000, 4))
@@ -173,7 +174,7 @@ def test_swap_noise_takes_whole_columns_from_other_records() -> None:
     data, spec = table()
     space = MixedSpace.fit(data, spec)
     encoded = Encoded.of(data.X, data.y, space, Device())
-    network = AutoencoderNetwork(space.n_codes, space.n_scores, 2, n_latent=2, width=8, depth=1)
+    network = AutoencoderNetwork(space, 2, n_latent=2, width=8, depth=1)
     params = AutoencoderModel(variant="denoising", noise=0.3)
     phase = AutoencoderPhase(network, encoded, params, 4000)
     codes, scores, _, _, seen_codes, seen_scores, _ = phase.batch(

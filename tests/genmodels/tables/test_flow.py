@@ -21,8 +21,7 @@ from prefect_augment.genmodels.tables.flow import (  # noqa: E402
 from prefect_augment.genmodels.tables.mixed_encoding import MixedSpace  # noqa: E402
 from prefect_augment.genmodels.tables.training import Encoded, held_out_rows  # noqa: E402
 from prefect_augment.nn.devices import Device  # noqa: E402
-from prefect_augment.params import Budget, FlowModel, TreesModel  # noqa: E402
-from prefect_augment.synthesis.train import fit_model  # noqa: E402
+from prefect_augment.params import FlowModel, TreesModel  # noqa: E402
 
 SMALL = FlowModel(width=64, depth=1, learning_rate=0.005)
 SPREAD = 0.3
@@ -257,20 +256,6 @@ def test_passes_over_the_records_are_limited_however_large_the_budget() -> None:
     params = FlowModel(width=8, depth=1, epochs=4)
     # 90 % of the records, four times, in batches of 128.
     assert fitted(data, spec, 100_000, params).n_steps <= 450
-
-
-def test_progress_counts_rows() -> None:
-    data, heard = TableData(np.arange(40.0)[:, None], np.zeros(40, dtype=np.int64)), []
-    fit_model(
-        data,
-        spec_of((False,), (0,), (40,)),
-        SMALL,
-        1,
-        budget=Budget(steps=2, device="cpu"),
-        on_progress=lambda done, text: heard.append(text),
-    )
-    assert any("rows/s" in text for text in heard)
-    assert not any("images" in text for text in heard)
 
 
 @pytest.mark.slow

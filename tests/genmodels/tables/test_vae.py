@@ -90,7 +90,7 @@ def test_the_columns_of_a_step_are_weighted_to_the_whole_record() -> None:
     data, spec = data_of(300)
     space = MixedSpace.fit(data, spec)
     encoded = Encoded.of(data.X, data.y, space, Device())
-    network = VaeNetwork(space.n_codes, space.n_scores, 2, n_latent=2, width=8, depth=1)
+    network = VaeNetwork(space, 2, n_latent=2, width=8, depth=1)
     phase = VaePhase(network, encoded, VaeModel(), 500)
     batch = phase.batch("vae", torch.Generator().manual_seed(0))
     weights, shown = batch[5], batch[6]
