@@ -90,7 +90,7 @@ def measure(label: str, given: dict[str, Any], training: pa.Table, test: pa.Tabl
         scores = [
             c2st_auc(
                 real[:, rest], X[:n, rest], seed=i,
-                is_category=encoder.is_category[rest], n_levels=encoder.n_levels[rest],
+                n_levels=encoder.n_levels[rest],
             )
             for i, X in enumerate(drawn)
         ]  # fmt: skip

@@ -149,9 +149,9 @@ def test_the_holdout_is_opened_once_to_confirm_and_else_only_to_publish_it(
 ) -> None:
     steps = {"experiment", "report", "publish", "maintenance", "synthesis", "plan"}
     opened: Counter[str] = Counter()
-    real = formats._file
+    real = formats.OpenShard
 
-    def counting(store: Any, path: str, mapped: bool) -> Any:
+    def counting(store: Any, path: str, *opened_file: Any) -> Any:
         if "holdout" in path:
             frames = ((Path(f.filename), f.name) for f in traceback.extract_stack())
             file, name = next(
@@ -160,9 +160,9 @@ def test_the_holdout_is_opened_once_to_confirm_and_else_only_to_publish_it(
                 if file.parent.name in steps and file.parents[1].name == "prefect_augment"
             )
             opened[f"{file.stem}.{name}"] += 1
-        return real(store, path, mapped)
+        return real(store, path, *opened_file)
 
-    monkeypatch.setattr(formats, "_file", counting)
+    monkeypatch.setattr(formats, "OpenShard", counting)
     source = Source(
         uri=put(tmp_path / "in.parquet", patients(120)), label="label", group_column="patient"
     )

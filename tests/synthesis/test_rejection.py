@@ -264,7 +264,6 @@ def test_conditioned_records_of_adult_income_look_like_real_ones_of_that_kind(
     auc = c2st_auc(
         X[real][:, rest],
         kept.X[:, rest],
-        is_category=encoder.is_category[rest],
         n_levels=encoder.n_levels[rest],
     )
     assert auc <= 0.65
