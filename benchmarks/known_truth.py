@@ -31,13 +31,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
+from prefect_augment.evaluation.verdict.out_of_fold import pooled
 from prefect_augment.evaluation.verdict.selection import choose_strategy
 from prefect_augment.experiment.evaluator import kept_synthetic
 from prefect_augment.experiment.evaluators import open_evaluator
-from prefect_augment.flows._compare import compare, synthesize
+from prefect_augment.experiment.score import evidence
+from prefect_augment.flows._compare import Comparison, compare, synthesize
 from prefect_augment.flows.evaluate import evaluate
 from prefect_augment.params import Destination, RunParams, Source
-from prefect_augment.schema import Experiment, StrategyScore
+from prefect_augment.schema import Choice, Experiment, StrategyScore
 from prefect_augment.tasks._runtime import open_root
 from prefect_augment.tasks.ingest import ingest_dataset
 from prefect_augment.tasks.plan import plan_balance
@@ -101,8 +103,22 @@ def true_gain(name: str, seed: int) -> dict[str, Any]:
             "published": verdict.published,
             "chosen": choice.chosen.name,
             "has_model": choice.chosen.has_model,
+            "estimated": _estimated(synthesis.experiment, compared, choice),
             **{kind: known[s.name] for kind, s in asked_for.items()},
         }
+
+
+def _estimated(experiment: Experiment, compared: Comparison, choice: Choice) -> float:
+    """The gain of the best strategy with synthetic records over the best without, as the verdict has it."""
+    if choice.model is None:
+        return 0.0
+    pair = choice.model.name, choice.baseline.name
+    of_pair = [d.interval for d in compared.verdict.differences if (d.strategy, d.against) == pair]
+    store = open_root(experiment.dataset)
+    of_search = evidence(open_evaluator(store, experiment), compared.scores, store)
+    if of_search is not None and set(pair) <= of_search.predictions.keys():
+        return pooled([*of_pair, of_search.difference(*pair)], of_search.measure).estimate
+    return of_pair[0].estimate
 
 
 def _balanced(
@@ -187,7 +203,12 @@ def summary_of_draws(found: list[dict[str, Any]]) -> dict[str, float]:
         (published - [d["as_is"] for d in found]).mean()
     )
     summary["the truly better of both over as is, points"] = 100 * float(best.mean())
-    for title, out in (("proven", proven & chosen), ("preferred", preferred & chosen)):
+    estimated = np.array([d["estimated"] for d in found])
+    if len(found) > 2:
+        summary["correlation of estimate and truth"] = float(np.corrcoef(estimated, gain)[0, 1])
+    rules = {"proven": proven & chosen, "preferred": preferred & chosen}
+    rules |= {"validation's choice": chosen, "any gain above zero": estimated > 0}
+    for title, out in rules.items():
         summary[f"{title}: published"] = float(out.mean())
         summary[f"{title}: share of the mean gain"] = float((gain * out).sum() / gain.sum())
         summary[f"{title}: false"] = float((out & (gain <= 0)).mean())
@@ -208,7 +229,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("what", nargs="?", choices=("draws", "records"), default="draws")
-    parser.add_argument("--repeats", type=int, default=34, help="per set")
+    parser.add_argument("--repeats", type=int, default=50, help="per set")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="one draw of one set")
     parser.add_argument("--keep", type=Path, help="of finished draws, one JSON a line")
