@@ -339,6 +339,8 @@ def test_strategies_are_scored_chosen_and_confirmed(dataset: DatasetRef, store: 
     ]
     assert min(parts[:2]) > 0
     assert parts[2] == 0, "what is staged is not trained again"
+    leaks = store.fs.glob(store.full("_staging/confirm/*/leaks.json"))
+    assert len(leaks) == (dataset.modality == "table"), "the last part has looked for leaks"
     assert confirm(asked, choose_strategy(scores), scores, store) == verdict
     assert verdict.n_holdout > 0
     assert set(verdict.balanced_accuracy) >= {"as is"}

@@ -186,6 +186,15 @@ def test_strategies_without_settings_are_one_group_and_share_a_estimator() -> No
     )
 
 
+def test_no_piece_has_more_than_two_settings_but_where_they_share_what_is_learnt() -> None:
+    groups = pilot_groups(strategies_of("table"), plan=plan_of(), classic=Classic())
+    own = [group for group in groups[1:] if not group[0].has_model]
+    assert {len(group) for group in own} == {2}
+    assert {len({one.name for one in group}) for group in groups[1:]} == {1}
+    (model,) = (group for group in groups if group[0].family == "model")
+    assert len(model) > 2
+
+
 # --- who goes on ------------------------------------------------------------------------------
 
 

@@ -40,6 +40,7 @@ from prefect_augment.schema import (
     HoldoutResult,
     Look,
     Privacy,
+    Result,
     Strategy,
     StrategyScore,
     Verdict,
@@ -83,7 +84,8 @@ def fit_part(
 ) -> int:
     """Train every ``n_parts``-th estimator of a comparison, and stage what it predicts of the hold-out.
 
-    :func:`confirm` with the same arguments finds it. Returns how many were trained.
+    The last part looks for leaks, too. :func:`confirm` with the same arguments finds it all. Returns how many
+    were trained.
     """
     stage = Stage(store, "confirm", experiment.key("confirm", choice))
     if stage.outcome(Verdict) is not None:
@@ -93,7 +95,15 @@ def fit_part(
     left = [fit for fit in own if fit.load(case) is None]
     for fit in left:
         fit.save(case, fit.predict(case))
+    if part == n_parts - 1:
+        case.leaks()
     return len(left)
+
+
+class _Leaks(Result):
+    """Signs of a leak, in sentences."""
+
+    sentences: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -184,6 +194,23 @@ class _Case:
             for seed in range(1 if self.evaluator.is_fixed(strategy) else self.n_seeds)
         ]
 
+    def leaks(self) -> tuple[str, ...]:
+        """Signs of a leak in a table; near-duplicate images were kept on one side."""
+        data, holdout = self.evaluator.records, self.holdout.records
+        if not isinstance(data, Matrix):
+            return ()
+
+        def search() -> _Leaks:
+            training, validation = (
+                Labelled(data.X[rows], data.y[rows])
+                for rows in (~data.is_validation, data.is_validation)
+            )
+            space = FeatureSpace.of(training.X, data.is_category)
+            of_holdout = Labelled(holdout.X, holdout.y)
+            return _Leaks(sentences=holdout_leaks(training, validation, of_holdout, space))
+
+        return self.stage.item("leaks", _Leaks, search).sentences
+
     @property
     def n_seeds(self) -> int:
         """Seeds that strategies are compared with."""
@@ -204,7 +231,7 @@ def _confirm(
     is_external = choice.chosen.family == "external"
     if is_external and experiment.candidates is not None:
         measure_external(evaluator, records, store)  # of this one reading
-    predictions = _predict_all(case, workers=workers)
+    predictions, leaks = _predict_all(case, workers=workers)
     verdict = decide(
         records.y,
         predictions,
@@ -226,7 +253,6 @@ def _confirm(
         not_compared={c.label: c.note for c in evaluator.plan.classes if not c.compared and c.note},
         out_of_fold=evidence(evaluator, scores, store),
     )
-    leaks = _leaks(data, records)
     copied = _copied(data, records, candidates) if is_external and candidates else ""
     if copied:
         leaks = (*leaks, copied)
@@ -280,10 +306,12 @@ def without_comparison(plan: BalancePlan) -> tuple[Strategy, Verdict]:
     return strategy, verdict
 
 
-def _predict_all(case: _Case, *, workers: int) -> dict[str, StrategyPredictions]:
+def _predict_all(
+    case: _Case, *, workers: int
+) -> tuple[dict[str, StrategyPredictions], tuple[str, ...]]:
     """Train every strategy with each seed, ``workers`` at the same time, and predict the hold-out.
 
-    What :func:`fit_part` has staged is not trained again.
+    Leaks are looked for meanwhile. What :func:`fit_part` has staged is not done again.
     """
 
     def one(fit: _Fit) -> Predictions:
@@ -292,9 +320,10 @@ def _predict_all(case: _Case, *, workers: int) -> dict[str, StrategyPredictions]
     fits = case.fits()
     with ThreadPoolExecutor(workers) as pool:
         # The run's log goes by the context.
+        search = pool.submit(copy_context().run, case.leaks)
         jobs = [pool.submit(copy_context().run, one, fit) for fit in fits]
         try:
-            predicted = [job.result() for job in jobs]
+            predicted, leaks = [job.result() for job in jobs], search.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # jobs that wait are not started
             raise
@@ -314,7 +343,7 @@ def _predict_all(case: _Case, *, workers: int) -> dict[str, StrategyPredictions]
                 case.multipliers[name],
                 is_fixed=case.evaluator.is_fixed(trained),
             )
-    return predictions
+    return predictions, leaks
 
 
 def _over_seeds(values: list[Float], n_seeds: int) -> Float:
@@ -347,17 +376,6 @@ def _copied(data: Records, holdout: Records, external: Synthetic) -> str:
                 "help. Make them from other records, or give a hold-out that was kept apart (source.holdout_uri)."
             )
     return ""
-
-
-def _leaks(data: Records, holdout: Records) -> tuple[str, ...]:
-    """Signs of a leak in a table; near-duplicate images were kept on one side."""
-    if not isinstance(data, Matrix):
-        return ()
-    training, validation = (
-        Labelled(data.X[rows], data.y[rows]) for rows in (~data.is_validation, data.is_validation)
-    )
-    space = FeatureSpace.of(training.X, data.is_category)
-    return holdout_leaks(training, validation, Labelled(holdout.X, holdout.y), space)
 
 
 def _multipliers(

@@ -19,6 +19,8 @@ N_TABLE_SETTINGS = 4
 # Of pilots: share of an estimator's steps, and folds of five (validation alone stays validation alone).
 PILOT_STEP_SHARE, PILOT_FOLDS = 1 / 3, 3
 N_KEPT = 4  # strategies that are scored in full after the pilots
+N_TOGETHER = 2  # settings of a piece: the slowest strategy's would keep one worker busy while the others wait
+_LEARNT_IN_FOLDS = ("soft_labels", "clean")
 # (amount, weight) with soft labels: 2 records per real one are drawn, which count as 2, 1, 1/2 or 5.
 _SOFT_LABELS = (
     *((1.0, 1.0), (0.5, 0.5), (1.0, 0.25), (0.5, 1.0)),
@@ -118,14 +120,23 @@ def _on_the_fly(strategy: Strategy, classic: Classic) -> Iterable[dict[str, Any]
 def pilot_groups(
     strategies: Sequence[Strategy], *, plan: BalancePlan, classic: Classic, copies: bool = False
 ) -> list[tuple[Strategy, ...]]:
-    """Settings that pilots train together: each strategy's, and all strategies without settings as one group."""
+    """Settings that pilots train together: two of a strategy's, and all strategies without settings as one group.
+
+    Settings that share what is learnt or drawn within each fold stay together.
+    """
     tried = [
         settings(strategy, plan=plan, classic=classic, copies=copies) for strategy in strategies
     ]
     fixed = tuple(
         strategy for strategy, group in zip(strategies, tried, strict=True) if group == (strategy,)
     )
-    return [*([fixed] if fixed else []), *(group for group in tried if group[0] not in fixed)]
+    groups = [fixed] if fixed else []
+    for group in tried:
+        if group[0] in fixed:
+            continue
+        n = len(group) if group[0].has_model or group[0].family in _LEARNT_IN_FOLDS else N_TOGETHER
+        groups += [group[i : i + n] for i in range(0, len(group), n)]
+    return groups
 
 
 def n_trained(strategies: Iterable[Strategy]) -> int:
