@@ -315,7 +315,8 @@ def _show_verdict(console: Console, verdict: Verdict | None) -> None:
     for (strategy, against), interval in pairs.items():
         compared = f"{escape(strategy)} against {escape(against)}"
         table.add_row(compared, _interval(interval, sign=True))
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     console.print(f"[bold {COLOURS[verdict.decision]}]{escape(verdict.headline)}[/]")
     for sentence in verdict.details:
         console.print(escape(sentence))

@@ -148,7 +148,9 @@ def audit_list(experiment: Experiment, store: Store) -> pa.Table:
 def audit_summary(audit: pa.Table, encoder: str) -> str:
     """How many records the list names, and what the encoder of this name, if any, adds to it."""
     n = pc.sum(audit["doubted"]).as_py() or 0
-    text = f"{n:,} labels are doubted."
+    text = f"Doubted labels: {n:,}."
+    if n < len(audit):
+        text += f" Other records that repeat one or lie far from all: {len(audit) - n:,}."
     if encoder:
         near, by_features = (
             pc.sum(pc.match_substring(audit["reason"], kind)).as_py() or 0 for kind in (NEAR, ALIKE)
@@ -157,7 +159,7 @@ def audit_summary(audit: pa.Table, encoder: str) -> str:
             f" {near:,} images are near-duplicates by their pixels; by the features of your encoder {encoder} "
             f"{by_features:,} more are so alike."
         )
-    return f"{text} audit.parquet beside the report lists them."
+    return f"{text} audit.parquet beside the report lists them." if len(audit) else text
 
 
 def audit_of(evaluator: Evaluator, store: Store) -> LabelAudit:
