@@ -70,6 +70,29 @@ def test_unique_integers_of_another_name_are_numbers(name: str) -> None:
     assert result(rng.permutation(10 * N)[:N], name).kind == "numeric"
 
 
+OWNER = [i // 3 for i in range(N)]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "is_owner"),
+    [
+        ("patient_id", OWNER, True),
+        ("CustomerID", [f"C{i}" for i in OWNER], True),
+        ("Patient", OWNER, True),
+        ("patient age", OWNER, False),
+        ("body mass index", OWNER, False),
+        ("price", OWNER, False),
+        ("customer_id", [float(i) for i in OWNER], False),
+        ("shop_id", [i % 5 for i in OWNER], False),
+        ("order_id", list(range(1, N + 1)), False),
+    ],
+)
+def test_columns_that_say_whose_record_it_is_are_named(
+    name: str, values: list[Any], is_owner: bool
+) -> None:
+    assert ("source.group_column" in result(values, name).note) == is_owner
+
+
 def test_few_records_do_not_make_an_identifier() -> None:
     table = pa.table({"age": [31, 32, 33], "town": ["A", "B", "C"], "label": ["x", "y", "x"]})
     assert [c.kind for c in describe_columns(table, label="label")] == ["numeric", "category"]

@@ -28,6 +28,9 @@ MIN_FREE_TEXT_VALUES = 50
 ID_TOKENS = frozenset(
     {"id", "ids", "uid", "uuid", "guid", "udi", "pk", "key", "index", "idx", "row", "rownum"}
 )
+# A body mass index repeats as well, and says nothing about who a record is of.
+OWNER_TOKENS = ID_TOKENS - {"key", "index", "idx", "row", "rownum"}
+OWNERS = ("patient", "subject", "participant", "customer", "client", "user", "account", "household")
 
 
 def describe_columns(
@@ -198,6 +201,8 @@ def _describe(
     kind, note = _kind(name, arrow_type, summary)
     if override is not None and override.kind != "drop":
         kind, note = override.kind, "set in source.columns"
+    elif repeats := _repeated_owner(name, arrow_type, summary):
+        note = f"{note}; {repeats}" if note else repeats
     if summary.counts.n_infinite:
         infinite = (
             f"{summary.counts.n_infinite} infinite values: kept in real records, read as missing by models and "
@@ -260,10 +265,28 @@ def _integer_identifier(name: str, summary: ColumnSummary) -> str:
     assert counts.high is not None
     if counts.high - counts.low == summary.n_unique - 1:
         return f"row number: every integer from '{counts.low}' to '{counts.high}' once"
-    # ``customer_id``, ``CustomerID`` and ``UUID``, and neither ``width`` nor ``paid``.
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
-    is_named = any(word.lower() in ID_TOKENS for word in words)
+    is_named = not ID_TOKENS.isdisjoint(_words(name))
     return "named like an identifier, no two values equal" if is_named else ""
+
+
+def _repeated_owner(name: str, arrow_type: pa.DataType, summary: ColumnSummary) -> str:
+    """What to do about a column that is named like whose record it is, where several are of one; empty if it is not."""
+    values = value_type(arrow_type)
+    words = _words(name)
+    is_named = not OWNER_TOKENS.isdisjoint(words) or (len(words) == 1 and words[0] in OWNERS)
+    if not (is_named and (is_text(values) or pa.types.is_integer(values))):
+        return ""
+    if not MIN_UNIQUE_RECORDS <= summary.n_unique < summary.n_values:
+        return ""
+    return (
+        f"{summary.n_unique:,} values in {summary.n_values:,} records: if records of one belong together, name it as "
+        "source.group_column, so that they stay on one side of the split"
+    )
+
+
+def _words(name: str) -> list[str]:
+    """The words of a name: those of ``customer_id``, ``CustomerID`` and ``UUID``; ``paid`` is one."""
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)]
 
 
 def _is_number_like(kind: pa.DataType) -> bool:
