@@ -14,9 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from prefect_augment.cli import app as cli, options, rebalance as rebalance_commands
 from prefect_augment.cli.datasets import _read_labels
+from prefect_augment.cli.formatting import show_run
 from prefect_augment.encoding.pixels import encode_png
 from prefect_augment.errors import ParameterError
 from prefect_augment.examples import example_source
@@ -516,3 +518,20 @@ def test_a_folder_that_is_no_dataset_is_said_plainly(
     code, _, err = call("verify", tmp_path)
     assert code != 0
     assert str(tmp_path) in err
+
+
+def test_the_table_of_classes_adds_up_those_beyond_thirty(
+    finished: tuple[Path, RunResult], capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = finished[1]
+    (some, *_) = result.plan.classes
+    classes = [
+        some.model_copy(update={"name": f"c{i}", "label": f"c{i}", "n_real": i, "compared": i > 5})
+        for i in range(40)
+    ]
+    plan = result.plan.model_copy(update={"classes": tuple(classes)})
+    show_run(Console(width=100), result.model_copy(update={"plan": plan, "recipe": None}))
+    rows = re.findall(r"│ (c\d+|11 more classes)[^│]*│\s+(\d+) │", capsys.readouterr().out)
+    assert len(rows) == 30
+    assert rows[-1] == ("11 more classes", str(sum(range(11))))
+    assert sum(int(n) for _, n in rows) == sum(range(40))

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from prefect_augment.schema import (
     BalancePlan,
+    ClassPlan,
     Interval,
     LatentResult,
     PolicyCheck,
@@ -22,6 +23,7 @@ from prefect_augment.text import duration
 
 # A million of each; S3 Standard, us-east-1, November 2026.
 DOLLARS_A_WRITE, DOLLARS_A_READ = 5.0, 0.4
+MAX_CLASSES = 30  # rows of a table; the rest is added up
 WIDE = 100  # columns of a terminal in which three scores of two estimators have room
 COLOURS = {"accept": "green", "reject": "red", "inconclusive": "yellow"}
 
@@ -231,27 +233,37 @@ def _show_value(console: Console, value: Any, depth: int) -> None:
 
 def _show_classes(console: Console, result: RunResult) -> None:
     table = Table("class", title="Classes (training records)")
-    train = result.counts.get("train", {})
-    recipe = result.recipe
     heads = ("before", "target", "synthetic", "classic", "after", "weighted")
-    for head in heads if recipe is not None else heads[:-1]:
+    for head in heads if result.recipe is not None else heads[:-1]:
         table.add_column(head, justify="right")
-    for entry in result.plan.classes:
-        synthetic, classic, weighted = entry.n_synthetic, entry.n_classic, []
-        if recipe is not None:
-            synthetic = recipe.synthetic.get(entry.name, 0)
-            classic = recipe.classic.get(entry.name, 0)
-            n = entry.n_real + recipe.counted(entry.name)
-            weighted = [f"{n * recipe.class_weight.get(entry.name, 1.0):,.0f}"]
-        after = entry.n_real + synthetic + classic
-        if train and not entry.by:
-            after = sum(train.get(entry.label, {}).values())
-        name = escape(entry.name) + ("" if entry.compared else " (not compared)")
-        counts = (entry.n_real, entry.target, synthetic, classic, after)
-        table.add_row(name, *(f"{n:,}" for n in counts), *weighted)
+    classes = result.plan.classes
+    largest = sorted(classes, key=lambda c: (not c.compared, -c.n_real))
+    added_up = [] if len(classes) <= MAX_CLASSES else largest[MAX_CLASSES - 1 :]
+    for entry in classes:
+        if entry not in added_up:
+            name = escape(entry.name) + ("" if entry.compared else " (not compared)")
+            table.add_row(name, *(f"{n:,.0f}" for n in _class_counts(entry, result)))
+    if added_up:
+        sums = map(sum, zip(*(_class_counts(entry, result) for entry in added_up), strict=True))
+        table.add_row(f"{len(added_up):,} more classes", *(f"{n:,.0f}" for n in sums))
     console.print(table)
     for warning in result.plan.warnings:
         console.print(f"[yellow]{escape(warning)}[/]")
+
+
+def _class_counts(entry: ClassPlan, result: RunResult) -> list[float]:
+    """A class's records before, its target, synthetic, classic, after, and with a recipe what they count."""
+    recipe, published = result.recipe, result.counts.get("train", {})
+    synthetic, classic, weighted = entry.n_synthetic, entry.n_classic, []
+    if recipe is not None:
+        synthetic = recipe.synthetic.get(entry.name, 0)
+        classic = recipe.classic.get(entry.name, 0)
+        n = entry.n_real + recipe.counted(entry.name)
+        weighted = [n * recipe.class_weight.get(entry.name, 1.0)]
+    after = entry.n_real + synthetic + classic
+    if published and not entry.by:
+        after = sum(published.get(entry.label, {}).values())
+    return [entry.n_real, entry.target, synthetic, classic, after, *weighted]
 
 
 def _show_estimate(console: Console, plan: BalancePlan) -> None:

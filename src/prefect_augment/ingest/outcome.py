@@ -1,7 +1,7 @@
 """The outcome of an ingest: staged shards, quarantine, ledger, and the info that describes them."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 import pyarrow as pa
@@ -35,6 +35,7 @@ from prefect_augment.storage import Stage, Store, sha256_hex
 
 QUARANTINE_RECORDS = 1_000_000
 QUARANTINE_BYTES = 64 << 20
+MAX_NAMED = 10  # classes in a sentence
 
 
 @dataclass(frozen=True)
@@ -199,9 +200,13 @@ class Ingested:
             notes += [f"hold-out: {note}" for note in of_held]
         notes += [f"quarantined {n} records: {reason}" for reason, n in reasons.most_common()]
         notes += [f"column {c.name!r} ({c.kind}): {c.note}" for c in columns if c.note]
-        for name, n in split.class_counts.items():
-            if name not in compared:
-                notes.append(_why_not_compared(name, n, counts, grouped=split.is_grouped))
+        left_out = {k: n for k, n in split.class_counts.items() if k not in compared}
+        notes += too_small(left_out)
+        notes += [
+            _why_not_compared(name, counts, grouped=split.is_grouped)
+            for name, n in left_out.items()
+            if n >= MIN_COMPARED
+        ]
         if not compared:
             notes.append(
                 f"no class has the {MIN_COMPARED} records needed in all parts, so strategies cannot be compared"
@@ -266,12 +271,18 @@ def staged_labels(
         yield from zip(*(c.to_pylist() for c in columns), strict=True)
 
 
-def _why_not_compared(
-    name: str, n: int, counts: dict[str, dict[str, int]], *, grouped: bool
-) -> str:
+def too_small(classes: Mapping[str, int]) -> tuple[str, ...]:
+    """The classes that have too few records to be compared in a sentence, the largest by name; none without any."""
+    ordered = sorted(((k, n) for k, n in classes.items() if n < MIN_COMPARED), key=lambda x: -x[1])
+    if not ordered:
+        return ()
+    named = ", ".join(f"{name!r} ({n})" for name, n in ordered[:MAX_NAMED])
+    more = f" and {len(ordered) - MAX_NAMED:,} more" if len(ordered) > MAX_NAMED else ""
+    return (f"fewer than {MIN_COMPARED} records, so trained on but not compared: {named}{more}",)
+
+
+def _why_not_compared(name: str, counts: dict[str, dict[str, int]], *, grouped: bool) -> str:
     where = ", ".join(f"{counts[part].get(name, 0)} in {part}" for part in PARTS)
-    if n < MIN_COMPARED:
-        return f"class {name!r} has {n} records, fewer than the {MIN_COMPARED} needed in all parts: it is not compared"
     why = (
         "its groups are too few or too large"
         if grouped

@@ -11,6 +11,7 @@ from prefect_augment.encoding.labels import check_classes, class_names, label_te
 from prefect_augment.encoding.values import value_type
 from prefect_augment.errors import InputError, ParameterError
 from prefect_augment.ingest.column_roles import describe, find_roles
+from prefect_augment.ingest.outcome import too_small
 from prefect_augment.ingest.quarantine import by_reason
 from prefect_augment.ingest.scan import Scan, scan
 from prefect_augment.ingest.validate import Candidates, find_candidates
@@ -19,7 +20,6 @@ from prefect_augment.params import Source
 from prefect_augment.schema import ImageInfo, Profile
 from prefect_augment.sources.discovery import list_source
 from prefect_augment.sources.images.files import MASKS
-from prefect_augment.split.assignment import MIN_COMPARED
 from prefect_augment.split.ledger import Ledger
 from prefect_augment.split.near_split import find_clusters
 from prefect_augment.storage.spill import Workspace
@@ -70,8 +70,6 @@ def _valid_fields(source: Source, candidates: Candidates, workspace: Workspace) 
     columns = describe(summaries, candidates.roles, source)
     ordered = {name: counts[name] for name in class_names(values) if name in counts}
     image = _image_info(candidates)
-    small = [repr(name) for name, n in ordered.items() if n < MIN_COMPARED]
-    about = f"fewer than {MIN_COMPARED} records, so trained on but not compared: {', '.join(small)}"
     return {
         "is_valid": True,
         "label": label,
@@ -80,7 +78,7 @@ def _valid_fields(source: Source, candidates: Candidates, workspace: Workspace) 
         "class_counts": ordered,
         "image": image,
         "notes": [
-            *([about] if small else []),
+            *too_small(ordered),
             *(f"column {c.name!r} ({c.kind}): {c.note}" for c in columns if c.note),
             *candidates.scan.all_notes(),
             *image_notes(image),
