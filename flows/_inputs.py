@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from prefect_augment.augmentation.label_preservation import needs_check
 from prefect_augment.augmentation.text import check_comparable
 from prefect_augment.catalogue.openlineage import traced
+from prefect_augment.encoding.columns import learnt_owners
 from prefect_augment.errors import InputError, ParameterError
 from prefect_augment.evaluation.classifiers.own_estimator import check_modality
 from prefect_augment.evaluation.metrics.chosen_measure import check_metric, measure_of
@@ -177,14 +178,26 @@ def check_encoder(encoder: Encoder, destination: Destination) -> None:
 
 
 def check_comparison(dataset: DatasetRef, params: RunParams) -> None:
-    """Raise ParameterError for estimators or an encoder of another kind of data, and for what cannot be compared."""
+    """Raise ParameterError for estimators or an encoder of another kind of data, and for what cannot be compared.
+
+    Also for a share whose synthetic records would have real people's numbers.
+    """
     encoder = params.encoder
     check_modality(params.evaluation, dataset.modality)
     if encoder.uri and dataset.modality != "image":
         raise ParameterError(
             f"encoder {encoder.name} is for images, and the source is a table; leave encoder.uri empty."
         )
-    check_comparable(dataset, open_root(dataset))
+    store = open_root(dataset)
+    check_comparable(dataset, store)
+    owners = learnt_owners(load_info(dataset, store).columns)
+    if owners and set(params.publish.origins) == {"synthetic"}:
+        raise ParameterError(
+            f"publish.origins is [synthetic], and column {owners[0]!r} says whose record it is: synthetic records "
+            "would have the values of real ones. Name it as source.group_column, or say in source.columns what it is: "
+            "kind identifier, which gives synthetic records none of them, or category if they are nobody's.",
+            column=owners[0],
+        )
 
 
 def check_seed(seed: int) -> None:

@@ -15,7 +15,15 @@ from prefect_augment.errors import ParameterError, RefusedError
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.maintenance.gc import collect_garbage
 from prefect_augment.maintenance.verify import verify
-from prefect_augment.params import Destination, Evaluation, Publish, Quality, Source, TreesModel
+from prefect_augment.params import (
+    ColumnOverride,
+    Destination,
+    Evaluation,
+    Publish,
+    Quality,
+    Source,
+    TreesModel,
+)
 from prefect_augment.schema import Correction, DecisionRecord, RunResult
 from prefect_augment.storage import open_store, read_manifest, with_workspace
 
@@ -179,3 +187,32 @@ def test_without_synthetic_records_nothing_is_said_of_attacks(
     for text in (page, card, caplog.text):
         for alarm in ("Safe to publish", "guard them", "hand on the model", "Is each class safe"):
             assert alarm not in text
+
+
+@pytest.mark.parametrize("said", [{}, {"group_column": "patient"}, {"columns": "category"}])
+def test_a_share_with_peoples_numbers_is_refused_until_somebody_says_what_they_are(
+    said: dict[str, str], tmp_path: Path
+) -> None:
+    frame = people(0).assign(patient=[f"p{i // 3:05d}" for i in range(N)])
+    frame.to_parquet(tmp_path / "people.parquet")
+    columns = [ColumnOverride(name="patient", kind="category")] if "columns" in said else []
+    source = Source(
+        uri=str(tmp_path / "people.parquet"),
+        label="state",
+        group_column=said.get("group_column", ""),
+        columns=columns,
+    )
+
+    def plan() -> RunResult:
+        return rebalance.fn(
+            source=source,
+            destination=Destination(uri=str(tmp_path / "out")),
+            publish=Publish(origins=["synthetic"]),
+            plan_only=True,
+        )
+
+    if said:
+        assert plan().status == "planned"
+    else:
+        with pytest.raises(ParameterError, match="'patient' says whose record it is"):
+            plan()

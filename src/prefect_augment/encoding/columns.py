@@ -30,6 +30,7 @@ ID_TOKENS = frozenset(
 )
 # A body mass index repeats as well, and says nothing about who a record is of.
 OWNER_TOKENS = ID_TOKENS - {"key", "index", "idx", "row", "rownum"}
+BELONG_TOGETHER = "if records of one belong together"
 OWNERS = ("patient", "subject", "participant", "customer", "client", "user", "account", "household")
 
 
@@ -279,9 +280,15 @@ def _repeated_owner(name: str, arrow_type: pa.DataType, summary: ColumnSummary) 
     if not MIN_UNIQUE_RECORDS <= summary.n_unique < summary.n_values:
         return ""
     return (
-        f"{summary.n_unique:,} values in {summary.n_values:,} records: if records of one belong together, name it as "
+        f"{summary.n_unique:,} values in {summary.n_values:,} records: {BELONG_TOGETHER}, name it as "
         "source.group_column, so that they stay on one side of the split"
     )
+
+
+def learnt_owners(columns: Sequence[ColumnInfo]) -> list[str]:
+    """Columns that models learn though they are named like whose record it is, and nobody said what they are."""
+    learnt = (c for c in columns if c.kind in ("numeric", "category"))
+    return [c.name for c in learnt if BELONG_TOGETHER in c.note]
 
 
 def _words(name: str) -> list[str]:
