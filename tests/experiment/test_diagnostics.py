@@ -21,8 +21,8 @@ from prefect_augment.ingest.ingest import ingest
 from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.params import Balance, Evaluation, NoModel, Report, RunParams, Source
 from prefect_augment.plan.plan import plan
-from prefect_augment.plan.priors import class_shares, shares_trained
 from prefect_augment.plan.strategies import make_recipe
+from prefect_augment.plan.weights import class_shares, shares_trained
 from prefect_augment.report.build import report
 from prefect_augment.schema import (
     BalancePlan,

@@ -23,8 +23,8 @@ from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import plain_recipe
 from prefect_augment.report.build import report
 from prefect_augment.report.json import ReportData
-from prefect_augment.report.redaction import redact
 from prefect_augment.report.report import build_report, markdown_summary
+from prefect_augment.report.view_model import redact
 from prefect_augment.schema import (
     BalancePlan,
     ColumnInfo,

@@ -35,20 +35,18 @@ from prefect_augment.params import (
 )
 from prefect_augment.params.balance import ImageStrategy
 from prefect_augment.plan.plan import plan
-from prefect_augment.plan.schedule import (
-    TABLE_MODELS,
-    Schedule,
-    pilot_budget,
-    suitable,
-    training_budget,
-)
 from prefect_augment.plan.search_space import (
     N_KEPT,
     N_SETTINGS,
     PILOT_FOLDS,
+    TABLE_MODELS,
+    Schedule,
     n_trained,
+    pilot_budget,
     pilot_groups,
     settings,
+    suitable,
+    training_budget,
 )
 from prefect_augment.plan.strategies import make_strategies
 from prefect_augment.schema import (

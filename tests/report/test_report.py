@@ -23,8 +23,8 @@ from prefect_augment.figures import style as drawing
 from prefect_augment.figures.image_grid import picture_png, sheet
 from prefect_augment.report.html import doubted_pictures, render_page
 from prefect_augment.report.json import DoubtedLabel, Neighbour, ReportData, published_schema
-from prefect_augment.report.redaction import redact
 from prefect_augment.report.report import build_report, markdown_summary, plan_table
+from prefect_augment.report.view_model import redact
 from prefect_augment.schema import (
     BalancePlan,
     ClassFilter,

@@ -11,7 +11,7 @@ from sklearn.metrics import (
 )
 
 from prefect_augment.errors import EmptyClassError, ParameterError
-from prefect_augment.evaluation.metrics.scores import predict_classes, score_predictions
+from prefect_augment.evaluation.metrics.predictions import predict_classes, score_predictions
 
 ALL = np.ones(3, dtype=bool)
 

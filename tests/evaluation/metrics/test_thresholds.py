@@ -7,7 +7,7 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.metrics import measures, thresholds
 from prefect_augment.evaluation.metrics.chosen_measure import measure_of
-from prefect_augment.evaluation.metrics.scores import score_predictions
+from prefect_augment.evaluation.metrics.predictions import score_predictions
 from prefect_augment.evaluation.metrics.thresholds import cross_fitted_multipliers, tune_multipliers
 from prefect_augment.params import Metric
 

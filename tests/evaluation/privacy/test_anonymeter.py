@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 
 from prefect_augment.evaluation.neighbours import FeatureSpace
-from prefect_augment.evaluation.privacy.anonymeter import inferred_shares, singled_out, without_each
-from prefect_augment.evaluation.privacy.record_pairs import Columns
+from prefect_augment.evaluation.privacy.record_pairs import (
+    Columns,
+    inferred_shares,
+    singled_out,
+    without_each,
+)
 
 IS_CATEGORY = np.array([False, False, True])
 

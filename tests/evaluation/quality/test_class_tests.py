@@ -5,8 +5,7 @@ import pytest
 from scipy.stats import fisher_exact
 
 from prefect_augment.encoding.arrays import Labelled
-from prefect_augment.evaluation.exact_tests import more_below, more_true
-from prefect_augment.evaluation.neighbours import FeatureSpace
+from prefect_augment.evaluation.neighbours import FeatureSpace, more_below, more_true
 from prefect_augment.evaluation.privacy.holdout_leaks import holdout_leaks
 from prefect_augment.evaluation.quality.class_tests import (
     CopyEvidence,
@@ -16,7 +15,7 @@ from prefect_augment.evaluation.quality.class_tests import (
     describe_faults,
 )
 from prefect_augment.evaluation.quality.image_filter import perceptual_hashes
-from prefect_augment.evaluation.quality.prdc import expected_coverage, likeness
+from prefect_augment.evaluation.quality.likeness import expected_coverage, likeness
 from prefect_augment.params import Quality
 from prefect_augment.schema import ClassCheck
 

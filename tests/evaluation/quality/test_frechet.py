@@ -5,7 +5,7 @@ import pytest
 from scipy.linalg import sqrtm
 
 from prefect_augment.encoding.arrays import Labelled
-from prefect_augment.evaluation.quality.frechet import frechet_distance, frechet_metrics
+from prefect_augment.evaluation.quality.likeness import frechet_distance, frechet_metrics
 
 
 def drawn(n, n_features=4, *, seed=0, scale=1.0, shift=0.0):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from prefect_augment.evaluation.neighbours import FeatureSpace
-from prefect_augment.evaluation.quality.prdc import c2st_auc, likeness
+from prefect_augment.evaluation.quality.likeness import c2st_auc, likeness
 
 NUMERIC = {"n_levels": np.zeros(3, dtype=np.int64)}
 

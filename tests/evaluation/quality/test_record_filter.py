@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from prefect_augment.encoding.arrays import FilterRequest, Labelled
-from prefect_augment.evaluation.quality.record_filter import REASONS, filter_records
-from prefect_augment.evaluation.quality.table_filter import table_measures
+from prefect_augment.evaluation.quality.record_filter import REASONS, filter_records, table_measures
 
 N_COLUMNS = 6
 IS_CATEGORY = np.arange(N_COLUMNS) == 5
