@@ -96,7 +96,9 @@ class FeatureSpace:
 
     def place(self, X: Float) -> Points:
         """Records in this space."""
-        values = np.clip(X[:, ~self.is_category], *self._bounds(X[:, ~self.is_category]))
+        values = X[:, ~self.is_category]
+        # Only infinite values are limited: an outlier keeps its distance.
+        values = np.where(np.isinf(values), np.clip(values, self.low, self.high), values)
         null = np.isnan(values)
         with np.errstate(over="ignore"):
             numbers = (np.where(null, self.median, values) - self.median) / self.scale
@@ -138,11 +140,6 @@ class FeatureSpace:
         return nearest_by_blocks(
             self.distances, a, b, to_others=to_others, block_bytes=CACHED_BYTES
         )
-
-    def _bounds(self, values: Float) -> tuple[Float, Float]:
-        """Limits that touch infinite values only: an outlier keeps its distance."""
-        infinite = np.isinf(values)
-        return np.where(infinite, self.low, -np.inf), np.where(infinite, self.high, np.inf)
 
 
 def nearest_by_blocks(

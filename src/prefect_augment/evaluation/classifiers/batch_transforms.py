@@ -49,41 +49,26 @@ def classic_batch(x: Tensor, rng: torch.Generator, *, prob: float, ranges: Class
     rows = torch.nonzero(draws[0] < prob)[:, 0]
     if not len(rows):
         return x
-    angle, zoom, right, down, gain, offset = draws[1:, rows]
+    angle, _, right, down, gain, offset = 2 * draws[1:, rows] - 1  # in [-1, 1)
     low, high = ranges.scale_range
-    theta = _inverse_affine(
-        math.radians(ranges.rotate_degrees) * _both_ways(angle),
-        low + (high - low) * zoom,
-        # affine_grid's coordinates go from -1 to 1: a share of the side is twice as much there.
-        2 * ranges.shift * _both_ways(right),
-        2 * ranges.shift * _both_ways(down),
-        aspect=x.shape[3] / x.shape[2],
-    )
+    zoom = low + (high - low) * draws[2, rows]
+    angle = math.radians(ranges.rotate_degrees) * angle
+    cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
+    # Normalised coordinates of an oblong image are stretched; a rotation must not be.
+    aspect = x.shape[3] / x.shape[2]
+    # affine_grid's coordinates go from -1 to 1: a share of the side is twice as much there.
+    across = torch.stack([cos, -sin / aspect, 2 * ranges.shift * right], dim=1)
+    along = torch.stack([sin * aspect, cos, 2 * ranges.shift * down], dim=1)
+    theta = torch.stack([across, along], dim=1)  # (n, 2, 3) source position of each output pixel
     chosen = x[rows]
     grid = functional.affine_grid(theta, list(chosen.shape), align_corners=False)
     moved = functional.grid_sample(chosen, grid, padding_mode="reflection", align_corners=False)
     mean = moved.mean(dim=(1, 2, 3), keepdim=True)
-    moved = (moved - mean) * (1 + ranges.contrast * _both_ways(gain)).view(-1, 1, 1, 1) + mean
-    moved = moved + (ranges.brightness * _both_ways(offset)).view(-1, 1, 1, 1)
+    moved = (moved - mean) * (1 + ranges.contrast * gain).view(-1, 1, 1, 1) + mean
+    moved = moved + (ranges.brightness * offset).view(-1, 1, 1, 1)
     out = x.clone()
     out[rows] = moved.clamp_(0.0, 1.0)
     return out
-
-
-def _both_ways(uniform: Tensor) -> Tensor:
-    """Numbers in [0, 1) as numbers in [-1, 1)."""
-    return 2 * uniform - 1
-
-
-def _inverse_affine(
-    angle: Tensor, zoom: Tensor, right: Tensor, down: Tensor, *, aspect: float
-) -> Tensor:
-    """Source position of each output pixel, shape (n, 2, 3); ``aspect`` is width over height."""
-    cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
-    # Normalised coordinates of an oblong image are stretched; a rotation must not be.
-    across = torch.stack([cos, -sin / aspect, right], dim=1)
-    along = torch.stack([sin * aspect, cos, down], dim=1)
-    return torch.stack([across, along], dim=1)
 
 
 # In the place of minus infinity, whose product with a target of 0 is not a number; exp of it is 0.

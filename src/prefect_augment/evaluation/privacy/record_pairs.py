@@ -5,11 +5,10 @@ Attacks see records through a *view*: the columns of a table, their ranks, or wh
 
 Singling out, linkability and inference are the three risks that European regulators name. Each attack says of every
 real record whether it succeeds on it. What it succeeds with on records that the generator never saw is what chance and
-the population give. Giomi et al. 2022, "A Unified Framework for Quantifying Privacy Risk in Synthetic Data" (Anonymeter);
-Article 29 Working Party 2014, Opinion 05.
+the population give. Giomi et al. 2022, "A Unified Framework for Quantifying Privacy Risk in Synthetic Data"
+(Anonymeter); Article 29 Working Party 2014, Opinion 05.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -118,7 +117,9 @@ def compare(a: View, b: View, subsets: Float32) -> Pairs:
     nearest_rows = np.zeros((len(subsets), n), dtype=np.int64)
     squares = np.empty((n, m), dtype=np.float32)
     with single_threaded():
-        for rows in _blocks(m, n * (a.n_parts + len(subsets))):
+        size = max(1, BLOCK_VALUES // max(1, n * (a.n_parts + len(subsets))))
+        for start in range(0, m, size):
+            rows = slice(start, min(start + size, m))
             differences = a.differences(b, rows).reshape(a.n_parts, -1)
             distances = (subsets @ differences).reshape(len(subsets), n, rows.stop - rows.start)
             squares[:, rows] = np.einsum("ij,ij->j", differences, differences).reshape(n, -1)
@@ -132,12 +133,6 @@ def compare(a: View, b: View, subsets: Float32) -> Pairs:
             nearest[better] = values[better]
             nearest_rows[better] = best[better] + rows.start
     return Pairs(nearest, nearest_rows, squares)
-
-
-def _blocks(m: int, values_per_row: int) -> Iterator[slice]:
-    size = max(1, BLOCK_VALUES // max(1, values_per_row))
-    for start in range(0, m, size):
-        yield slice(start, min(start + size, m))
 
 
 def random_subsets(n_parts: int, rng: np.random.Generator) -> Float32:

@@ -64,11 +64,7 @@ def image_measures(
     def two_sample(real: Images, synthetic: Images) -> float:
         a, b = (space.place(images).features for images in (real, synthetic))
         return c2st_auc(
-            a,
-            b,
-            n_levels=np.zeros(a.shape[1], dtype=np.int64),
-            seed=seed,
-            estimator="logistic",
+            a, b, n_levels=np.zeros(a.shape[1], dtype=np.int64), seed=seed, estimator="logistic"
         )
 
     moved = ShiftSpace()

@@ -41,8 +41,6 @@ def likeness(real: Array, synthetic: Array, k: int = 5, *, space: Space | None =
     The first 2,000 of each count. A record's closed ball reaches to its k-th nearest neighbour.
     Distances are those of ``space``, or Euclidean (then without nulls).
 
-    References
-    ----------
     Naeem et al. 2020, "Reliable Fidelity and Diversity Metrics for Generative Models", section 3.
     Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric for Assessing Generative Models".
     """
@@ -136,13 +134,9 @@ N_DIVISIONS = 19
 def frechet_distance(a: Float, b: Float) -> float:
     """Fréchet distance between two Gaussians fitted to features, (n_a, n_features) and (n_b, n_features).
 
-    NaN with fewer than two records on a side. The fewer the records, the larger it is, also between sets of
-    one distribution; so compare it with that of as many real records.
-
-    References
-    ----------
-    Dowson & Landau 1982, "The Fréchet distance between multivariate normal distributions".
-    Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule", section 2.
+    NaN with fewer than two records on a side. The fewer the records, the larger it is, also between sets of one
+    distribution; so compare it with that of as many real records. Dowson & Landau 1982, "The Fréchet distance between
+    multivariate normal distributions"; Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule", section 2.
     """
     if min(len(a), len(b)) < 2:
         return float("nan")
