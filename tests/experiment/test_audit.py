@@ -92,8 +92,6 @@ def test_a_report_on_sound_labels_has_none_to_look_at(store: Store, tmp_path: Pa
     assert "Labels to look at" not in store.read(f"{page.prefix}/report.html").decode()
 
 
-# --- images ---
-
 N_OF = {"bright": 120, "striped": 60, "dark": 40}
 N_FLIPPED = 10
 BY_STEPS = Budget(steps=1, device="cpu")

@@ -143,14 +143,12 @@ def test_groups_have_their_recall_before_and_after(
     info: HoldoutResult, dataset: DatasetRef
 ) -> None:
     found = info.slices
-    assert found is not None
     assert (found.before, found.after) == ("as is", "class weights")
     assert {s.group["site"] for s in found.slices} == {"north", "south", "null"}
     assert sum(g.n_holdout for g in found.groups) == info.calibration.n_records  # type: ignore[union-attr]
     rare = {s.group["site"]: s for s in found.slices if s.label == "rare"}
     north, south = rare["north"], rare["south"]
     assert north.decision == "gains"
-    assert north.after is not None
     assert south.decision == "too few" or (
         south.after is not None and south.after.estimate < north.after.estimate
     )
@@ -161,7 +159,6 @@ def test_the_correction_brings_the_probabilities_of_weighted_records_back(
     info: HoldoutResult, planned: BalancePlan
 ) -> None:
     found = info.calibration
-    assert found is not None
     assert found.looked_at == ("rare",)
     assert found.prior_true == pytest.approx(class_shares(planned))
     assert found.prior_train["as is"] == pytest.approx(found.prior_true)
@@ -169,9 +166,7 @@ def test_the_correction_brings_the_probabilities_of_weighted_records_back(
     weighted = found.strategies["class weights"]["logistic"]
     assert found.strategies["as is"]["logistic"].corrected is None
     assert weighted.as_predicted.class_ece.low > 0.1
-    assert weighted.corrected is not None
     assert weighted.corrected.class_ece.estimate < 0.3 * weighted.as_predicted.class_ece.estimate
-    assert weighted.change is not None
     assert weighted.change.high < 0
 
 

@@ -92,7 +92,6 @@ def test_features_are_those_of_the_files_and_are_computed_once(
     evaluator = opened(store, tmp_path, encoder_params(tmp_path, DATA))
     X, encoder = evaluator.records.X, evaluator.encoder
     assert X.shape[1] == 64
-    assert encoder is not None
     table, _ = training_table(store, evaluator.info)
     of_files = encoder.features(table["image"])
     n_encoded.clear()

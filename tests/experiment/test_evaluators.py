@@ -301,7 +301,6 @@ def test_candidates_are_filtered_and_read_back_best_first(
     with_candidates = replace(evaluator, experiment=filtered)
     kept = kept_synthetic(with_candidates, store)
     everything = kept_synthetic(with_candidates, store, with_dropped=True)
-    assert everything is not None
     assert len(everything[0]) == sum(c.n_candidates for c in report.classes)
     assert kept is None or kept[0].shape[1:] == evaluator.records.X.shape[1:]
     assert sum(report.kept_counts.values()) == (0 if kept is None else len(kept[0]))
@@ -344,9 +343,7 @@ def test_strategies_are_scored_chosen_and_confirmed(dataset: DatasetRef, store: 
     assert set(verdict.balanced_accuracy) >= {"as is"}
     assert verdict.n_seeds == N_SEEDS
     diagnostics = read_result(store, verdict.diagnostics, HoldoutResult)
-    assert diagnostics is not None
     assert diagnostics.slices is None, "the run was not balanced within groups"
-    assert diagnostics.calibration is not None
     assert set(diagnostics.calibration.strategies) == {verdict.chosen, verdict.baseline, "as is"}
 
 
@@ -380,9 +377,6 @@ def test_the_hold_out_shows_the_models_strategy_of_a_table_where_another_is_chos
     assert verdict.published == "as is"
     assert set(verdict.balanced_accuracy) == {"as is", "trees"}
     assert [(d.strategy, d.against) for d in verdict.differences] == [("trees", "as is")]
-
-
-# --- images alone ---
 
 
 @pytest.fixture(scope="module")
@@ -424,11 +418,7 @@ def test_external_images_are_drawn_as_they_are(images: DatasetRef, store: Store)
     data = open_evaluator(store, experiment_of(images, found)).records
     synthetic = Synthetic(data.X[:10], np.full(10, 2))
     drawn = drawn_training_set(
-        EXTERNAL,
-        data,
-        np.arange(len(data.X)),
-        plan=found,
-        synthetic=synthetic,
+        EXTERNAL, data, np.arange(len(data.X)), plan=found, synthetic=synthetic
     )
     assert (drawn.weights == 1).all()
     assert drawn.synthetic.sum() == 10

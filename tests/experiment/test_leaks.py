@@ -56,9 +56,6 @@ def run(source: Source, folder: Path, **params: Any) -> RunResult:
     return rebalance.fn(source=source, destination=Destination(uri=str(folder)), **asked)
 
 
-# --- groups and near-duplicates ---------------------------------------------------------------
-
-
 def test_a_planted_group_leak_is_impossible_where_groups_are_named(
     tmp_path: Path, store: Store
 ) -> None:
@@ -97,16 +94,11 @@ def test_planted_near_duplicates_of_rows_are_found_and_named_groups_heal_them(
     uri = put(tmp_path / "in.parquet", patients())
     dropped = [{"name": "patient", "kind": "drop"}]
     leaky = run(Source(uri=uri, label="label", columns=dropped), tmp_path / "leaky")
-    assert leaky.verdict is not None
     (leak,) = leaky.verdict.leaks
     assert "hold-out records are almost equal to a training record" in leak
     assert "almost equal" in (tmp_path / "leaky/_reports/v00000001/report.html").read_text()
     healed = run(Source(uri=uri, label="label", group_column="patient"), tmp_path / "healed")
-    assert healed.verdict is not None
     assert healed.verdict.leaks == ()
-
-
-# --- what is fitted ---------------------------------------------------------------------------
 
 
 def test_nothing_is_fitted_on_the_holdout(tmp_path: Path) -> None:
@@ -138,9 +130,6 @@ def test_nothing_is_fitted_on_the_holdout(tmp_path: Path) -> None:
         )
         assert info.part_counts["holdout"] == {"ill": 40, "well": 160}
     assert found[0] == found[1]
-
-
-# --- how often it is opened -------------------------------------------------------------------
 
 
 @pytest.mark.slow

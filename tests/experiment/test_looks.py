@@ -150,9 +150,6 @@ def test_another_dataset_in_the_same_folder_has_its_own_count(store: Store) -> N
     assert Looks(store, info(store, schema_digest="other")).take("one").number == 1
 
 
-# --- previous versions, and what removes objects ----------------------------------------------
-
-
 def test_versions_from_before_looks_were_counted_are_looks(store: Store) -> None:
     """A version that has another's verdict, or none, is no look; one that was removed may have been."""
     publish(store, 1, verdict_of("a"))
@@ -181,7 +178,6 @@ def test_a_dataset_of_0_1_is_continued(tmp_path: Path) -> None:
         archive.extractall(tmp_path)
     store = open_store(str(tmp_path / "published"))
     old = read_manifest(store)
-    assert old.verdict is not None
     found = info(store, 100, label=old.label, schema_digest=old.source_schema)
     look = Looks(store, found).take("new")
     assert (look.number, look.n_new) == (2, 100 - old.verdict.n_holdout)
@@ -199,9 +195,6 @@ def test_garbage_collection_keeps_looks(tmp_path: Path) -> None:
     assert report.n_removed > 0
     assert store.list("_looks") == paths
     assert report.unknown == ()
-
-
-# --- in words --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

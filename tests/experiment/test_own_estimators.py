@@ -108,9 +108,7 @@ def image_table() -> pa.Table:
 
 @pytest.mark.slow
 def test_a_torch_module_by_factory_compares_images_and_repeats(
-    store: Store,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its dropout draws from torch's global generator; the seed decides nevertheless."""
     pytest.importorskip("torch")

@@ -92,9 +92,6 @@ def strategies_of(modality: str, *, soft: bool = False) -> tuple[Strategy, ...]:
     return make_strategies(modality, model="net", classic=Classic(), soft_labels=soft)  # type: ignore[arg-type]
 
 
-# --- what is tried ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("modality", "soft"), [("table", True), ("table", False), ("image", False)]
 )
@@ -184,9 +181,6 @@ def test_strategies_without_settings_are_one_group_and_share_a_estimator() -> No
     )
 
 
-# --- who goes on ------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def pilots() -> list[StrategyScore]:
     """Seven strategies with two settings each; 'net' and 'as is' are the worst."""
@@ -244,11 +238,7 @@ def test_finalists_are_as_is_and_the_best_two(pilots: list[StrategyScore]) -> No
         scored(strategy, s)
         for strategy, s in zip(survivors(pilots), (0.5, 0.9, 0.8, 0.7, 0.6, 0.4), strict=True)
     ]
-    assert [strategy.name for strategy in finalists(full)] == [
-        "as is",
-        "weights",
-        "resampling",
-    ]
+    assert [strategy.name for strategy in finalists(full)] == ["as is", "weights", "resampling"]
 
 
 def clock(minutes: float, *, workers: int = 1, trains_network: bool = False) -> Schedule:
@@ -361,9 +351,6 @@ def test_the_last_rung_keeps_what_goes_to_the_hold_out(pilots: list[StrategyScor
     assert last["loss"].reason == ""
 
 
-# --- on records -------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def store(memory_store: Store) -> Store:
     return memory_store
@@ -426,7 +413,6 @@ def test_a_strategy_with_and_without_thresholds_trains_once_and_before_any_model
     ensemble = Strategy(name="ensemble", family="ensemble", tune_threshold=True)
     control = first[1].model_copy(update={"strategy": ensemble})
     found = evidence(open_evaluator(store, asked), [*first, control], store)
-    assert found is not None
     assert set(found.predictions) == {"as is", "threshold"}, "a control could not be chosen"
     answer = first_answer(found, "threshold", "as is")
     assert answer.startswith("First comparison, on ")
@@ -445,9 +431,6 @@ def test_a_model_can_be_trained_for_its_pilots_alone(dataset: DatasetRef, store:
         budget=pilot_budget(Budget(minutes=1)),
     )
     assert 0 < score.score <= 1
-
-
-# --- which models -----------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -139,8 +139,6 @@ def test_cross_fitting_needs_two_folds():
         cross_fitted_multipliers(y, proba, np.zeros(20, int), np.ones(2, bool))
 
 
-# --- other measures ---------------------------------------------------------------------------
-
 TWO = np.ones(2, dtype=bool)
 MISSES_COST_FIVE = np.array([[0.0, 1.0], [5.0, 0.0]])
 OF_DECISIONS = {

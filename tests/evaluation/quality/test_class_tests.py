@@ -19,8 +19,6 @@ from prefect_augment.evaluation.quality.likeness import expected_coverage, liken
 from prefect_augment.params import Quality
 from prefect_augment.schema import ClassCheck
 
-# --- exact tests ---
-
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5])
 def test_a_p_value_is_at_most_so_small_so_often(share):
@@ -63,9 +61,6 @@ def test_precision_and_recall_of_a_narrow_and_of_a_wide_generator():
     narrow, wide = (likeness(real, s * rng.normal(size=(300, 2))) for s in (0.3, 4.0))
     assert narrow.precision > 0.95 > 0.7 > narrow.recall
     assert wide.recall > 0.7 > 0.6 > wide.precision
-
-
-# --- what makes a class unsafe ---
 
 
 def evidence(n=200, n_real=100, **changes):
@@ -153,9 +148,6 @@ def test_what_is_wrong_is_said_in_a_sentence():
     assert describe_faults("worn", checks, dropped=True).endswith("; none of them is used.")
 
 
-# --- perceptual hashes ---
-
-
 def test_a_picture_keeps_its_hash_when_it_is_brighter_or_has_a_trace_of_noise():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(50, 16, 16)).cumsum(axis=1).cumsum(axis=2).astype(np.float32)
@@ -164,9 +156,6 @@ def test_a_picture_keeps_its_hash_when_it_is_brighter_or_has_a_trace_of_noise():
     assert (perceptual_hashes(2 * X + 30) == hashes).all()
     assert perceptual_hashes(X[:0]).shape == (0,)
     assert len(np.unique(perceptual_hashes(X[:, :4, :4]))) > 40, "smaller than the hash's own grid"
-
-
-# --- leaks between training records and the hold-out ---
 
 
 def parts(rng, n=300, shift=0.0):
