@@ -33,8 +33,7 @@ def distances(kind: str, seed: int, *, n_members: int = 120, n_others: int = 60)
 
 
 def auc(kind: str, seed: int) -> float:
-    found = attack([distances(kind, seed)])
-    return found.auc.estimate
+    return attack([distances(kind, seed)]).auc.estimate
 
 
 @pytest.mark.parametrize("seed", range(3))
