@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
+from support.staging import ingested
 from support.steps import experiment_of, publish_parts, release_of
 
 from prefect_augment.encoding.subsample import read_parts
@@ -17,9 +17,8 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.experiment import evaluator as evaluators
 from prefect_augment.experiment.confirmation import confirm
 from prefect_augment.experiment.looks import Looks
-from prefect_augment.ingest.ingest import ingest
 from prefect_augment.loading.dataset import open_dataset
-from prefect_augment.params import Balance, Evaluation, NoModel, Report, RunParams, Source
+from prefect_augment.params import Balance, Evaluation, NoModel, Report, RunParams
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import make_recipe
 from prefect_augment.plan.weights import class_shares, shares_trained
@@ -68,19 +67,17 @@ def store(memory_store: Store) -> Store:
 
 @pytest.fixture(scope="module")
 def dataset(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef:
-    path: Path = tmp_path_factory.mktemp("source") / "records.parquet"
-    pq.write_table(table(), path)
-    return ingest(Source(uri=str(path), label="state"), store=store, seed=0)
+    return ingested(table(), tmp_path_factory.mktemp("source"), store)
+
+
+def planned_by(column: str, dataset: DatasetRef, store: Store) -> BalancePlan:
+    params = RunParams(balance=Balance(by=[column]), model=NoModel(), evaluation=EVALUATION)
+    return plan(dataset, params, store, compares=False)
 
 
 @pytest.fixture(scope="module")
 def planned(dataset: DatasetRef, store: Store) -> BalancePlan:
-    return plan(
-        dataset,
-        RunParams(balance=Balance(by=["site"]), model=NoModel(), evaluation=EVALUATION),
-        store,
-        compares=False,
-    )
+    return planned_by("site", dataset, store)
 
 
 def asked(dataset: DatasetRef, planned: BalancePlan) -> Experiment:
@@ -105,9 +102,7 @@ def compared(dataset: DatasetRef, planned: BalancePlan, store: Store) -> tuple[V
 
 @pytest.fixture(scope="module")
 def info(compared: tuple[Verdict, list[Any]], store: Store) -> HoldoutResult:
-    found = read_result(store, compared[0].diagnostics, HoldoutResult)
-    assert found is not None
-    return found
+    return read_result(store, compared[0].diagnostics, HoldoutResult)  # type: ignore[return-value]
 
 
 def test_everything_comes_from_one_reading_of_the_hold_out(compared: Any) -> None:
@@ -238,12 +233,7 @@ def test_columns_that_are_no_groups_are_refused(
     dataset: DatasetRef, store: Store, column: str, said: str
 ) -> None:
     with pytest.raises(ParameterError, match=said):
-        plan(
-            dataset,
-            RunParams(balance=Balance(by=[column]), model=NoModel(), evaluation=EVALUATION),
-            store,
-            compares=False,
-        )
+        planned_by(column, dataset, store)
 
 
 @pytest.mark.parametrize("kind", [HoldoutResult, Findings])

@@ -34,12 +34,12 @@ def patients(n: int = 300, seed: int = 0, scale: float = 1.0) -> pa.Table:
     person = rng.normal(size=(n, 3)) + 2 * rare[:, None]
     patient = np.repeat(np.arange(n), 2)
     X = scale * (np.repeat(person, 2, axis=0) + 1e-5 * rng.normal(size=(2 * n, 3)))
-    columns = {"a": X[:, 0], "b": X[:, 1], "c": X[:, 2]}
-    level = np.where(rng.random(2 * n) < 0.5, "x", "y")
     return pa.table(
         {
-            **columns,
-            "level": level,
+            "a": X[:, 0],
+            "b": X[:, 1],
+            "c": X[:, 2],
+            "level": np.where(rng.random(2 * n) < 0.5, "x", "y"),
             "patient": [f"p{i}" for i in patient],
             "label": np.where(np.repeat(rare, 2), "ill", "well"),
         }

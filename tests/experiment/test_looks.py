@@ -83,10 +83,8 @@ def test_records_that_left_the_source_are_not_new_when_others_come(store: Store)
     """A source of the last ninety days: the ledger knows that all of today's records are new."""
     Looks(store, info(store, 100)).take("one")
     rolled = info(store, 200, part_counts={"holdout": {"a": 100}})
-    assert (Looks(store, rolled).take("two").n_new, rolled.part_counts["holdout"]["a"]) == (
-        100,
-        100,
-    )
+    assert Looks(store, rolled).take("two").n_new == 100
+    assert rolled.part_counts["holdout"]["a"] == 100
 
 
 def test_groups_count_as_one_each(store: Store) -> None:
@@ -228,14 +226,9 @@ def spent(sizes: list[int], proven: set[int] = frozenset()) -> list[float]:  # t
     """What each look spends; ``proven`` are the numbers of those that end so."""
     alphas: list[float] = []
     for number, n_now in enumerate(sizes, start=1):
+        before, returned = sizes[max(0, number - 2)], alphas[-1] if number - 1 in proven else 0.0
         alphas.append(
-            spent_alpha(
-                number,
-                n_first=sizes[0],
-                n_before=sizes[max(0, number - 2)],
-                n_now=n_now,
-                returned=alphas[-1] if number - 1 in proven else 0.0,
-            )
+            spent_alpha(number, n_first=sizes[0], n_before=before, n_now=n_now, returned=returned)
         )
     return alphas
 

@@ -1,15 +1,13 @@
 """The search: who survives a rung, what is counted, and that baselines are tried as hard as models."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import get_args
 from uuid import uuid4
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from support.staging import class_plan, plan_of as plan_of_classes
-from support.steps import candidates_with, experiment_of
+from support.staging import class_plan, image_info, ingested, plan_of as plan_of_classes
+from support.steps import candidates_with, planned_experiment, strategies_of as strategies_in
 
 from prefect_augment.evaluation.verdict.answers import first_answer
 from prefect_augment.experiment.evaluators import open_evaluator
@@ -22,7 +20,6 @@ from prefect_augment.experiment.search import (
     survivors,
     with_choice,
 )
-from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import (
     AutoModel,
     Budget,
@@ -30,7 +27,6 @@ from prefect_augment.params import (
     Evaluation,
     NoModel,
     RunParams,
-    Source,
     TreesModel,
 )
 from prefect_augment.params.balance import ImageStrategy
@@ -55,7 +51,6 @@ from prefect_augment.schema import (
     DatasetInfo,
     DatasetRef,
     EstimatorScore,
-    ImageInfo,
     SearchResult,
     Strategy,
     StrategyScore,
@@ -131,9 +126,7 @@ def test_amounts_per_real_record_go_from_a_half_to_five() -> None:
 
 def test_p_and_strength_of_classic_augmentation_are_searched() -> None:
     classic = Classic(image_prob=0.4)
-    (strategy,) = (
-        a for a in make_strategies("image", model=None, classic=classic) if a.family == "classic"
-    )
+    (strategy,) = strategies_in("classic", modality="image", classic=classic)
     found = settings(strategy, plan=plan_of(), classic=classic)
     assert {one.classic_prob for one in found} == {0.2, 0.4, 1.0}
     assert {one.classic_strength for one in found} == {0.5, 1.0, 2.0}
@@ -360,22 +353,16 @@ def store(memory_store: Store) -> Store:
 def dataset(
     store: Store, make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory
 ) -> DatasetRef:
-    path: Path = tmp_path_factory.mktemp("source") / "records.parquet"
-    pq.write_table(make_table(), path)
-    return ingest(Source(uri=str(path), label="state"), store=store, seed=0)
+    return ingested(make_table(), tmp_path_factory.mktemp("source"), store)
 
 
 @pytest.mark.slow
 def test_pilots_are_scored_on_fewer_folds_and_the_same_every_time(
     dataset: DatasetRef, store: Store
 ) -> None:
-    params = {"model": NoModel(), "evaluation": EVALUATION}
-    found = plan(dataset, RunParams(**params), store, compares=False)
-    (strategy,) = (
-        s for s in make_strategies("table", model=None, classic=Classic()) if s.family == "weights"
-    )
-    tried = settings(strategy, plan=found, classic=Classic())
-    asked = experiment_of(dataset, found, **params)
+    asked = planned_experiment(dataset, store, model=NoModel(), evaluation=EVALUATION)
+    (strategy,) = strategies_in("weights")
+    tried = settings(strategy, plan=asked.plan, classic=Classic())
     scores = pilot(asked, tried, store)
     assert tuple(s.strategy for s in scores) == tried
     assert {len(s.folds) for s in scores} == {PILOT_FOLDS}
@@ -387,11 +374,12 @@ def test_pilots_are_scored_on_fewer_folds_and_the_same_every_time(
     for path in other.fs.find(other.root):
         if "/pilot/" in path:
             other.fs.rm(path)
-    moved = dataset.model_copy(update={"root": other.uri})
-    anew = pilot(experiment_of(moved, found, **params), tried, other)
-    assert [s.model_copy(update={"seconds": 0}) for s in anew] == [
-        s.model_copy(update={"seconds": 0}) for s in scores
-    ]
+    moved = asked.model_copy(update={"dataset": dataset.model_copy(update={"root": other.uri})})
+    anew, untimed = (
+        [s.model_copy(update={"seconds": 0}) for s in found]
+        for found in (pilot(moved, tried, other), scores)
+    )
+    assert anew == untimed
     other.fs.rm(other.root, recursive=True)
 
 
@@ -399,9 +387,7 @@ def test_a_strategy_with_and_without_thresholds_trains_once_and_before_any_model
     dataset: DatasetRef, store: Store
 ) -> None:
     """Scores without synthetic records do not wait for them, and are found again beside them."""
-    params = RunParams(model=TreesModel(), evaluation=EVALUATION)
-    planned = plan(dataset, params, store, compares=False)
-    asked = experiment_of(dataset, planned, model=TreesModel(), evaluation=EVALUATION)
+    asked = planned_experiment(dataset, store, model=TreesModel(), evaluation=EVALUATION)
     as_is, threshold = make_strategies("table", model=None, classic=Classic())[:2]
     first = [score_strategy(asked, strategy, 0, store) for strategy in (as_is, threshold)]
     assert first[0].path == first[1].path
@@ -421,15 +407,10 @@ def test_a_strategy_with_and_without_thresholds_trains_once_and_before_any_model
 
 @pytest.mark.slow
 def test_a_model_can_be_trained_for_its_pilots_alone(dataset: DatasetRef, store: Store) -> None:
-    asked = RunParams(model=TreesModel(), evaluation=EVALUATION)
-    found = plan(dataset, asked, store, compares=False)
+    asked = planned_experiment(dataset, store, model=TreesModel(), evaluation=EVALUATION)
+    asked = asked.with_model(TABLE_MODELS["trees"])
     strategy = Strategy(name="trees", family="model", amount=1.0, tune_threshold=True)
-    (score,) = pilot(
-        experiment_of(dataset, found, model=TABLE_MODELS["trees"], evaluation=EVALUATION),
-        [strategy],
-        store,
-        budget=pilot_budget(Budget(minutes=1)),
-    )
+    (score,) = pilot(asked, [strategy], store, budget=pilot_budget(Budget(minutes=1)))
     assert 0 < score.score <= 1
 
 
@@ -477,17 +458,7 @@ def plan_of_images(
     """Plan so many images a class, validation's 20 besides, as a processor with bf16 would."""
     pytest.importorskip("torch")
     info = load_info(dataset, store)
-    image = ImageInfo(
-        column="image",
-        modes={"L": 300},
-        formats={"PNG": 300},
-        sizes={"12x12": 300},
-        n_sizes=1,
-        most_common_size=(12, 12),
-        smallest_side=12,
-        largest_side=12,
-        n_channels=1,
-    )
+    image = image_info(12, 12, n=300, n_channels=1)
     monkeypatch.setattr("prefect_augment.plan.plan.cpu_multiplies_bf16", lambda: True)
 
     def planned(budget: Budget, *, n_training: int = 20, **asked: int) -> BalancePlan:
