@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from prefect_augment.evaluation.quality.frechet import frechet_distance
-from prefect_augment.evaluation.quality.prdc import likeness
+from prefect_augment.evaluation.quality.likeness import frechet_distance, likeness
 from prefect_augment.nn.devices import choose_device
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "images"

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from prefect_augment.encoding.arrays import FilterOutcome, FilterRequest, Labelled
 from prefect_augment.evaluation.quality.near_copies import Measures
-from prefect_augment.evaluation.quality.record_filter import filter_records
-from prefect_augment.evaluation.quality.table_filter import table_measures
+from prefect_augment.evaluation.quality.record_filter import filter_records, table_measures
 
 __all__ = [
     "DRAWN",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_augment.evaluation.metrics.scores import predict_classes
+from prefect_augment.evaluation.metrics.predictions import predict_classes
 from prefect_augment.experiment.evaluator import Evaluator, Synthetic
 from prefect_augment.experiment.score import score
 from prefect_augment.params import Source

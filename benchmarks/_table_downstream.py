@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_augment.evaluation.classifiers.base import fit_estimator
-from prefect_augment.evaluation.metrics.scores import predict_classes, score_predictions
+from prefect_augment.evaluation.metrics.predictions import predict_classes, score_predictions
 from prefect_augment.evaluation.metrics.thresholds import tune_multipliers
 
 __all__ = [

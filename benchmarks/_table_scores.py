@@ -17,7 +17,7 @@ from _table_matrix import Matrix
 from numpy.typing import NDArray
 
 from prefect_augment.evaluation.neighbours import FeatureSpace
-from prefect_augment.evaluation.quality.prdc import c2st_auc
+from prefect_augment.evaluation.quality.likeness import c2st_auc
 
 __all__ = ["column_shapes", "likeness", "nearness", "pair_trends", "two_sample", "validity"]
 

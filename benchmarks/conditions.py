@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from prefect_augment.encoding.columns import describe_columns
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.encoding.tables import TableEncoder
-from prefect_augment.evaluation.quality.prdc import C2ST_RECORDS, c2st_auc
+from prefect_augment.evaluation.quality.likeness import C2ST_RECORDS, c2st_auc
 from prefect_augment.genmodels.base import TableData
 from prefect_augment.params import Budget, FlowModel, ModelParams, TreesModel
 from prefect_augment.synthesis.draw import candidate_seeds

@@ -39,9 +39,9 @@ from torch import Tensor, nn
 from prefect_augment.encoding.arrays import FilterRequest, Labelled
 from prefect_augment.evaluation.classifiers.batch_transforms import ClassicRanges, classic_batch
 from prefect_augment.evaluation.classifiers.convnet import ConvNet
-from prefect_augment.evaluation.quality.frechet import frechet_metrics
 from prefect_augment.evaluation.quality.image_filter import image_measures
 from prefect_augment.evaluation.quality.label_audit import alike
+from prefect_augment.evaluation.quality.likeness import frechet_metrics
 from prefect_augment.evaluation.quality.record_filter import filter_records
 from prefect_augment.experiment.audit import MOST_ALIKE
 from prefect_augment.experiment.image_evaluator import _EncodesOnce

@@ -35,7 +35,7 @@ from _image_scores import Oracle, cpu_seconds, read
 from PIL import Image
 from torch import Tensor, nn
 
-from prefect_augment.evaluation.quality.frechet import frechet_distance
+from prefect_augment.evaluation.quality.likeness import frechet_distance
 from prefect_augment.genmodels.base import FitContext, ImageData, ImageSpec
 from prefect_augment.genmodels.images.flow_matching import Diffusion, integrate, velocity_loss
 from prefect_augment.nn import loop

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from prefect_augment.evaluation.classifiers.batch_transforms import ClassicRanges, classic_batch
 from prefect_augment.evaluation.metrics.bootstrap import paired_bootstrap
-from prefect_augment.evaluation.quality.prdc import likeness
+from prefect_augment.evaluation.quality.likeness import likeness
 from prefect_augment.genmodels.base import ImageData, ImageSpec
 from prefect_augment.params import Budget, DiffusionModel
 from prefect_augment.synthesis.train import fit_model

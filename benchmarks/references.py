@@ -27,13 +27,16 @@ import _quality_cases
 import numpy as np
 from _goals import Goal, print_goals
 
-from prefect_augment.evaluation.exact_tests import more_true
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.metrics.column_shapes import ColumnShape, summarise_shapes
-from prefect_augment.evaluation.metrics.scores import score_predictions
-from prefect_augment.evaluation.neighbours import FeatureSpace
-from prefect_augment.evaluation.quality.frechet import frechet_distance
-from prefect_augment.evaluation.quality.prdc import C2ST_FOLDS, c2st_auc, likeness
+from prefect_augment.evaluation.metrics.predictions import score_predictions
+from prefect_augment.evaluation.neighbours import FeatureSpace, more_true
+from prefect_augment.evaluation.quality.likeness import (
+    C2ST_FOLDS,
+    c2st_auc,
+    frechet_distance,
+    likeness,
+)
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = (

@@ -20,14 +20,16 @@ from prefect_augment.experiment.search import (
     with_choice,
 )
 from prefect_augment.params import ModelParams
-from prefect_augment.plan.schedule import (
+from prefect_augment.plan.search_space import (
+    PILOT_STEP_SHARE,
     TABLE_MODELS,
     Schedule,
     pilot_budget,
+    pilot_groups,
+    settings,
     suitable,
     training_budget,
 )
-from prefect_augment.plan.search_space import PILOT_STEP_SHARE, pilot_groups, settings
 from prefect_augment.plan.strategies import as_trained, candidates_wanted, make_strategies
 from prefect_augment.registry import load_model_class, resolve_model
 from prefect_augment.schema import (

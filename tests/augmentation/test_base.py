@@ -100,9 +100,6 @@ def records(ref: DatasetRef, store: Store, *parts: str) -> pa.Table:
     return read_part(store, load_info(ref, store), parts or ["train"])
 
 
-# --- what comes back ----------------------------------------------------------------------------
-
-
 def test_counts_are_as_asked(made: DatasetRef, store: Store) -> None:
     table = records(made, store)
     assert Counter(table["kind"].to_pylist()) == COUNTS == made.class_counts
@@ -197,9 +194,6 @@ def test_a_class_of_one_record_is_copied_and_noted(
     )
 
 
-# --- stages -------------------------------------------------------------------------------------
-
-
 def test_a_second_run_takes_the_outcome_of_the_first(
     made: DatasetRef, dataset: DatasetRef, balance_plan: BalancePlan, store: Store
 ) -> None:
@@ -263,9 +257,6 @@ def test_nothing_asked_for_is_an_outcome_without_records(
 ) -> None:
     found = run(dataset, balance_plan, store, {})
     assert (found.n_records, found.class_counts) == (0, {})
-
-
-# --- what is refused ----------------------------------------------------------------------------
 
 
 def test_an_unknown_stratum_and_records_that_are_switched_off_are_refused(

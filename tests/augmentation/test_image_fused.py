@@ -80,7 +80,6 @@ def _crop(arguments: dict[str, Any]) -> tuple[NDArray[np.uint8], NDArray[np.uint
     """Of a size of its own."""
     pipeline = Pipeline([Operation("RandomResizedCrop", {**arguments, "p": 1.0})], size=(0, 0))
     fast = fused(pipeline.nodes)
-    assert fast is not None
     words = np.arange(pipeline.n_words, dtype=np.uint64)
     return fast.apply(picture(), draws(3))[0], pipeline.apply(picture(), words)[0]
 
@@ -123,7 +122,6 @@ def test_operations_are_composed_in_their_order() -> None:
     for operations in ([turn, flip], [flip, turn]):
         pipeline = Pipeline(operations, size=(48, 48))
         fast = fused(pipeline.nodes)
-        assert fast is not None
         words = np.arange(pipeline.n_words, dtype=np.uint64)
         ours, theirs = fast.apply(image, draws(0))[0], pipeline.apply(image, words)[0]
         assert np.abs(ours.astype(int) - theirs).mean() < 0.3
@@ -166,8 +164,6 @@ def test_crops_have_the_areas_and_places_that_were_asked_for() -> None:
     assert ends[:, 0].min() < 5
     assert ends[:, 1].max() > 194
 
-
-# --- what moves with an image -----------------------------------------------------------------
 
 Scene = tuple[NDArray[np.uint8], Targets]
 

@@ -42,9 +42,6 @@ def seeds(n: int) -> list[int]:
     return [record_seed(0, f"{i:032x}", 0) for i in range(n)]
 
 
-# --- presets ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_no_preset_has_what_its_domain_forbids(name: str) -> None:
     check_allowed(PRESETS[name], name)
@@ -95,9 +92,6 @@ def test_trivial_augment_does_one_of_fourteen_each_as_often() -> None:
     image = np.random.default_rng(0).integers(40, 200, (16, 16, 3), dtype=np.uint8)
     same = sum(np.array_equal(policy.apply(image, seed=s), image) for s in seeds(280))
     assert 8 <= same <= 40  # 20 ± 4 standard deviations
-
-
-# --- YAML -------------------------------------------------------------------------------------
 
 
 def test_a_pipeline_as_yaml_does_what_albumentations_does_by_its_own_file() -> None:
@@ -202,9 +196,6 @@ def test_two_policies_at_once_are_refused() -> None:
         Classic(policy="- NoOp", plugin="mine")
     with pytest.raises(ValueError, match="image is 'none' and a policy is given"):
         Classic(image="none", policy="- NoOp")
-
-
-# --- plug-ins ---------------------------------------------------------------------------------
 
 
 def darker(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

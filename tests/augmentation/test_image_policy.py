@@ -37,9 +37,6 @@ def seeds(n: int, run_seed: int = 0) -> list[int]:
     return [record_seed(run_seed, f"{i:032x}", 0) for i in range(n)]
 
 
-# --- what the policy does ---------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("shape", [(8, 8), (28, 28), (1, 1), (3, 120), (200, 160)])
 def test_every_size_and_channel_count_keeps_its_shape(
@@ -118,9 +115,6 @@ def test_no_augmentation_leaves_every_image() -> None:
     assert all(np.array_equal(policy.apply(image, seed=s, prob=1.0), image) for s in seeds(20))
 
 
-# --- the seeding bug --------------------------------------------------------------------------
-
-
 def test_operations_are_independent_of_one_another() -> None:
     """One seed for a whole Compose gives 2 of these 8 patterns, and half of the images each."""
     image = np.arange(9, dtype=np.uint8).reshape(3, 3, 1)
@@ -141,9 +135,6 @@ def test_nested_pipelines_are_seeded_node_by_node() -> None:
     pipeline = albumentations.Compose([inner, albumentations.VerticalFlip()])
     names = [type(node).__name__ for node in _descend(pipeline)]
     assert names == ["Compose", "OneOf", "HorizontalFlip", "Transpose", "VerticalFlip"]
-
-
-# --- determinism ------------------------------------------------------------------------------
 
 
 def work(job: tuple[int, int, int]) -> tuple[int, bytes]:
@@ -227,9 +218,6 @@ def test_known_seed_gives_the_known_copy() -> None:
 def test_digest_names_what_the_policy_does() -> None:
     assert SAFE.digest == ImagePolicy.from_params(Classic(k_neighbors=3)).digest
     assert len({SAFE.digest, ALWAYS.digest, FLIPS.digest}) == 3
-
-
-# --- refusals ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

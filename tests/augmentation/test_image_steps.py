@@ -139,9 +139,6 @@ def image_of(record: dict[str, Any]) -> bytes:
     return data
 
 
-# --- copies -----------------------------------------------------------------------------------
-
-
 def test_copies_have_the_sources_columns_and_their_lineage(made: pa.Table) -> None:
     source = records()
     lineage = ["aug_id", "aug_parent", "aug_seed", "aug_stratum"]
@@ -262,9 +259,6 @@ def test_what_cannot_be_made_is_refused(
     with_ghost = plan.model_copy(update={"classes": (*plan.classes, ghost)})
     with pytest.raises(EmptyClassError, match="'ghost' has no training record"):
         run(dataset, with_ghost, store, {"ghost": 2})
-
-
-# --- sheets and report ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ pytest.importorskip("torch", reason="needs the extra 'torch'")
 
 from prefect_augment.augmentation import label_preservation as module
 from prefect_augment.augmentation.label_preservation import (
+    Flips,
     act_on,
     check_policy,
     find_check,
@@ -25,7 +26,6 @@ from prefect_augment.augmentation.label_preservation import (
 )
 from prefect_augment.cli.formatting import show_policy
 from prefect_augment.errors import LabelDamageError, ParameterError
-from prefect_augment.evaluation.classifiers.label_preservation import Flips
 from prefect_augment.figures.image_grid import ROW_HEIGHT
 from prefect_augment.flows.augment import augment
 from prefect_augment.ingest.ingest import ingest

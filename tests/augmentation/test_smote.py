@@ -55,9 +55,6 @@ def run(
     )
 
 
-# --- numbers ------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 @settings(max_examples=40)
 @given(
@@ -128,9 +125,6 @@ def test_values_near_the_largest_float_do_not_overflow() -> None:
     assert np.abs(made[:, 0]).max() <= 1.7e308
 
 
-# --- nulls --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kinds", ["nnn", "nncc", "ccc"])
 def test_new_records_are_null_exactly_where_their_parents_are(kinds: str) -> None:
     X, strata, is_category, n_levels = a_table([50, 30], kinds, null_share=0.3)
@@ -151,9 +145,6 @@ def test_infinite_values_are_kept_and_never_combined() -> None:
     X[strata == 1, 0] = np.where(np.arange(12) % 2, np.inf, X[strata == 1, 0])
     made = run(X, strata, is_category, n_levels, {1: 60})
     assert np.array_equal(np.isinf(made.X[:, 0]), np.isinf(X[made.parents, 0]))
-
-
-# --- categories ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kinds", ["ncc", "ccc"])
@@ -177,9 +168,6 @@ def test_a_category_is_the_most_frequent_one_among_the_neighbours() -> None:
     near = made.X[:, 0] < 1
     assert set(made.X[near, 1]) == {0.0}
     assert set(made.X[~near, 1]) == {2.0}
-
-
-# --- small and odd strata -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kinds", ["nn", "nc", "cc"])
@@ -219,9 +207,6 @@ def test_nothing_wanted_gives_nothing() -> None:
     assert (made.X.shape, made.strata.shape, made.parents.shape) == ((0, 2), (0,), (0,))
 
 
-# --- determinism --------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kinds", ["n" * 20, "nnncc", "ccc"])
 def test_same_seed_gives_the_same_records_with_any_number_of_threads(kinds: str) -> None:
@@ -251,9 +236,6 @@ def test_each_stratum_has_a_stream_of_its_own() -> None:
     alone = run(X, strata, is_category, n_levels, {1: 20})
     np.testing.assert_array_equal(both.X[both.strata == 1], alone.X)
     assert not np.array_equal(both.parents[:20], both.parents[30:] - 15)
-
-
-# --- memory -------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -290,9 +272,6 @@ def test_too_much_memory_is_refused_with_advice_before_it_is_taken() -> None:
     tracemalloc.stop()
     assert info.value.values["need_bytes"] > 8000**2 * 8
     assert peak < 16 * 1024**2
-
-
-# --- random oversampling ------------------------------------------------------------------------
 
 
 @pytest.mark.slow

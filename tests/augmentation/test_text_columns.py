@@ -117,7 +117,6 @@ def test_a_users_own_function(monkeypatch: pytest.MonkeyPatch) -> None:
         registry, "entry_points", lambda group: [Shouting()] if group == ENTRY_POINTS else []
     )
     change = text_changer(Classic(text_plugin="loud"))
-    assert change is not None
     assert change("so", 1) == change("so", 1)
     assert change("so", 1)[:2] == "SO"
     with pytest.raises(ParameterError, match="did you mean 'loud'"):

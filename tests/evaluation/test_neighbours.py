@@ -108,38 +108,33 @@ def copies(distance, real, quantile=0.05, standing=None):
     )
 
 
-def test_nearer_than_the_quantile_of_real_distances_is_a_near_copy():
-    real = np.arange(1, 101) / 100
-    assert list(copies([0.0, 0.05, 0.06, 0.5], real)) == [True, True, False, False]
-    assert not copies([0.01, 0.5], real, quantile=0.0).any()
+NO_COPIES, THIRTY_COPIES = np.arange(1, 101) / 100, np.r_[np.zeros(30), np.full(70, 0.5)]
 
 
-def test_exact_copies_may_be_as_frequent_as_in_real_records():
-    """30 of 100 real records are exact copies: 3 may stand beside 7 others, the first ones."""
-    real = np.r_[np.zeros(30), np.full(70, 0.5)]
-    near = copies([0.0] * 5 + [0.6] * 7, real)
-    assert list(near) == [False, False, False, True, True] + [False] * 7
+@pytest.mark.parametrize(
+    ("distance", "real", "near"),
+    [
+        ([0.0, 0.05, 0.06, 0.5], NO_COPIES, [True, True, False, False]),
+        # 30 of 100 real records are exact copies: 3 may stand beside 7 others, the first ones.
+        ([0.0] * 5 + [0.6] * 7, THIRTY_COPIES, [False] * 3 + [True] * 2 + [False] * 7),
+        ([0.0] * 50, THIRTY_COPIES, [True] * 50),
+        # Tiny noise does not hide a copy in a table with many twins.
+        ([1e-6, 0.5, 0.6], THIRTY_COPIES, [True, False, False]),
+        ([0.0, 0.0], np.zeros(50), [False, False]),
+    ],
+)
+def test_nearer_than_the_quantile_of_real_distances_is_a_near_copy(distance, real, near):
+    assert copies(distance, real).tolist() == near
 
 
-def test_a_generator_of_copies_only_keeps_none():
-    real = np.r_[np.zeros(30), np.full(70, 0.5)]
-    assert copies([0.0] * 50, real).all()
-
-
-def test_positive_distances_are_held_against_real_positive_distances():
-    """Tiny noise does not hide a copy in a table with many twins."""
-    real = np.r_[np.zeros(30), np.full(70, 0.5)]
-    assert list(copies([1e-6, 0.5, 0.6], real)) == [True, False, False]
+def test_a_quantile_of_zero_lets_all_that_differ_pass():
+    assert not copies([0.01, 0.5], NO_COPIES, quantile=0.0).any()
 
 
 def test_dropped_candidates_do_not_make_room_for_copies():
     real = np.r_[np.zeros(50), np.full(50, 0.5)]
     standing = np.array([True, True, True, False, False])
     assert list(copies([0.0, 0.0, 0.6, 0.6, 0.6], real, standing=standing)[:2]) == [False, True]
-
-
-def test_a_table_of_copies_only_lets_copies_pass():
-    assert not copies([0.0, 0.0], np.zeros(50)).any()
 
 
 def test_the_limit_is_that_of_the_positive_distances_where_real_records_are_copies_themselves() -> (

@@ -8,32 +8,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.steps import experiment_of
+from support.shapes import image_table
+from support.staging import ingested
+from support.steps import experiment_of, planned_experiment, strategies_of
 
 from prefect_augment.experiment.audit import audit_list, has_doubted_labels, why_not_audited
 from prefect_augment.experiment.score import score
-from prefect_augment.ingest.ingest import ingest
-from prefect_augment.params import (
-    Budget,
-    Classic,
-    Evaluation,
-    NoModel,
-    Publish,
-    Report,
-    RunParams,
-    Source,
-)
-from prefect_augment.plan.plan import plan
-from prefect_augment.plan.strategies import make_strategies
+from prefect_augment.params import Budget, Evaluation, NoModel, Publish, Report
 from prefect_augment.report.build import report
 from prefect_augment.schema import Experiment, Release, Strategy, StrategyScore
 from prefect_augment.storage import Store
 
 EVALUATION = Evaluation(estimators=["logistic"], n_seeds=1, n_bootstrap=100)
-
-
 PARAMS = {"model": NoModel(), "evaluation": EVALUATION}
-AS_IS = make_strategies("table", model=None, classic=Classic())[0]
+(AS_IS,) = strategies_of("as_is")
+CLEAN = Strategy(name="clean labels", family="clean", doubted_weight=0.25)
 
 
 def planted(flipped: float, store: Store, folder: Path) -> Experiment:
@@ -42,12 +31,7 @@ def planted(flipped: float, store: Store, folder: Path) -> Experiment:
     rare = np.arange(500) % 5 == 0
     x, y = rng.normal(size=500) + 8 * rare, rare ^ (rng.random(500) < flipped)
     table = pa.table({"x": x, "state": np.where(y, "rare", "common")})
-    pq.write_table(table, folder / "records.parquet")
-    dataset = ingest(
-        Source(uri=str(folder / "records.parquet"), label="state"), store=store, seed=0
-    )
-    found = plan(dataset, RunParams(**PARAMS), store, compares=False)
-    return experiment_of(dataset, found, **PARAMS)
+    return planned_experiment(ingested(table, folder, store), store, **PARAMS)
 
 
 @pytest.mark.parametrize("flipped", [0.0, 0.05])
@@ -66,8 +50,7 @@ def test_labels_are_doubted_where_some_were_planted(
 @pytest.mark.slow
 def test_the_report_shows_the_likeliest_label_errors(store: Store, tmp_path: Path) -> None:
     asked = planted(0.05, store, tmp_path)
-    clean = Strategy(name="clean labels", family="clean", doubted_weight=0.25)
-    scores = tuple(score(asked, strategy, 0, store) for strategy in (AS_IS, clean))
+    scores = tuple(score(asked, strategy, 0, store) for strategy in (AS_IS, CLEAN))
     page, _ = report(Release(experiment=asked, scores=scores), store, status="evaluated")
     info = json.loads(store.read(f"{page.prefix}/report.json"))
     audit = pq.read_table(io.BytesIO(store.read(f"{page.prefix}/audit.parquet")))
@@ -84,15 +67,12 @@ def test_the_report_shows_the_likeliest_label_errors(store: Store, tmp_path: Pat
 @pytest.mark.slow
 def test_a_report_on_sound_labels_has_none_to_look_at(store: Store, tmp_path: Path) -> None:
     asked = planted(0.0, store, tmp_path)
-    clean = Strategy(name="clean labels", family="clean", doubted_weight=0.25)
-    scores = (score(asked, clean, 0, store),)
+    scores = (score(asked, CLEAN, 0, store),)
     page, _ = report(Release(experiment=asked, scores=scores), store, status="evaluated")
     assert json.loads(store.read(f"{page.prefix}/report.json"))["doubted"] == []
     assert "audit.parquet" in page.files
     assert "Labels to look at" not in store.read(f"{page.prefix}/report.html").decode()
 
-
-# --- images ---
 
 N_OF = {"bright": 120, "striped": 60, "dark": 40}
 N_FLIPPED = 10
@@ -103,34 +83,26 @@ BY_STEPS = Budget(steps=1, device="cpu")
 def flipped(memory_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     """Three kinds of noise, ten of whose labels are wrong; two pictures twice with two labels, one a bit brighter."""
     pytest.importorskip("torch")
-    image = pytest.importorskip("PIL.Image")
     rng = np.random.default_rng(0)
     true = np.repeat(list(N_OF), list(N_OF.values()))
     given = true.copy()
     wrong = rng.choice(len(true), N_FLIPPED, replace=False)
     given[wrong] = np.roll(list(N_OF), 1)[[list(N_OF).index(name) for name in true[wrong]]]
-    rows = []
+    images, paths = [], []
     for i, kind in enumerate(true):
         pixels = rng.integers(0, 140, (12, 12)) + 110 * (kind == "bright")
         pixels[:, :: 2 if kind == "striped" else 99] += 100
-        file = io.BytesIO()
-        image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
-        name = f"{'wrong' if i in wrong else 'right'}/{kind}/{i}.png"
-        rows.append({"bytes": file.getvalue(), "path": name})
+        images.append(pixels.astype(np.uint8))
+        paths.append(f"{'wrong' if i in wrong else 'right'}/{kind}/{i}.png")
     right = np.setdiff1d(np.flatnonzero(true == "bright"), wrong)[0]
-    rows.append({**rows[right], "path": "wrong/twice.png"})
-    file = io.BytesIO()
-    image.fromarray((pixels + 1).astype(np.uint8)).save(file, "PNG")  # of the last one, a dark one
-    rows.append({"bytes": file.getvalue(), "path": "wrong/nearly.png"})
-    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    table = pa.table({"image": pa.array(rows, kind), "label": [*given, "dark", "striped"]})
-    path = tmp_path_factory.mktemp("flipped") / "images.parquet"
-    pq.write_table(table, path)
-    dataset = ingest(Source(uri=str(path), label="label"), store=memory_store, seed=0)
-    params = {"model": NoModel(), "evaluation": EVALUATION, "budget": BY_STEPS}
-    found = plan(dataset, RunParams(**params), memory_store, compares=False)
-    found = found.model_copy(update={"classifier_steps": 90, "n_folds": 1})
-    return experiment_of(dataset, found, **params)
+    table = image_table(
+        [*images, images[right], images[-1] + 1],  # the last one is a dark one
+        [*given, "dark", "striped"],
+        [*paths, "wrong/twice.png", "wrong/nearly.png"],
+    )
+    dataset = ingested(table, tmp_path_factory.mktemp("flipped"), memory_store, "label")
+    changes = {"classifier_steps": 90, "n_folds": 1}
+    return planned_experiment(dataset, memory_store, changes=changes, **PARAMS, budget=BY_STEPS)
 
 
 @pytest.mark.slow
@@ -163,14 +135,7 @@ def test_flipped_labels_of_images_are_at_the_top_of_the_list_and_their_pictures_
 
 def test_images_are_audited_where_a_tenth_of_the_minutes_is_enough(flipped: Experiment) -> None:
     taken = StrategyScore(
-        strategy=AS_IS,
-        seed=0,
-        score=0.5,
-        seconds=20.0,
-        folds=(),
-        n_train=1,
-        n_validation=1,
-        estimators={},
+        strategy=AS_IS, seed=0, score=0.5, seconds=20.0, n_train=1, n_validation=1, estimators={}
     )
     hurried = experiment_of(flipped.dataset, flipped.plan, budget=Budget(minutes=2))
     assert "more than a tenth of the 2 minutes" in (why_not_audited(hurried, [taken]) or "")

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
+from support.staging import ingested
 from support.steps import experiment_of, publish_parts, release_of
 
 from prefect_augment.encoding.subsample import read_parts
@@ -17,12 +17,11 @@ from prefect_augment.errors import ParameterError
 from prefect_augment.experiment import evaluator as evaluators
 from prefect_augment.experiment.confirmation import confirm
 from prefect_augment.experiment.looks import Looks
-from prefect_augment.ingest.ingest import ingest
 from prefect_augment.loading.dataset import open_dataset
-from prefect_augment.params import Balance, Evaluation, NoModel, Report, RunParams, Source
+from prefect_augment.params import Balance, Evaluation, NoModel, Report, RunParams
 from prefect_augment.plan.plan import plan
-from prefect_augment.plan.priors import class_shares, shares_trained
 from prefect_augment.plan.strategies import make_recipe
+from prefect_augment.plan.weights import class_shares, shares_trained
 from prefect_augment.report.build import report
 from prefect_augment.schema import (
     BalancePlan,
@@ -68,19 +67,17 @@ def store(memory_store: Store) -> Store:
 
 @pytest.fixture(scope="module")
 def dataset(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef:
-    path: Path = tmp_path_factory.mktemp("source") / "records.parquet"
-    pq.write_table(table(), path)
-    return ingest(Source(uri=str(path), label="state"), store=store, seed=0)
+    return ingested(table(), tmp_path_factory.mktemp("source"), store)
+
+
+def planned_by(column: str, dataset: DatasetRef, store: Store) -> BalancePlan:
+    params = RunParams(balance=Balance(by=[column]), model=NoModel(), evaluation=EVALUATION)
+    return plan(dataset, params, store, compares=False)
 
 
 @pytest.fixture(scope="module")
 def planned(dataset: DatasetRef, store: Store) -> BalancePlan:
-    return plan(
-        dataset,
-        RunParams(balance=Balance(by=["site"]), model=NoModel(), evaluation=EVALUATION),
-        store,
-        compares=False,
-    )
+    return planned_by("site", dataset, store)
 
 
 def asked(dataset: DatasetRef, planned: BalancePlan) -> Experiment:
@@ -105,9 +102,7 @@ def compared(dataset: DatasetRef, planned: BalancePlan, store: Store) -> tuple[V
 
 @pytest.fixture(scope="module")
 def info(compared: tuple[Verdict, list[Any]], store: Store) -> HoldoutResult:
-    found = read_result(store, compared[0].diagnostics, HoldoutResult)
-    assert found is not None
-    return found
+    return read_result(store, compared[0].diagnostics, HoldoutResult)  # type: ignore[return-value]
 
 
 def test_everything_comes_from_one_reading_of_the_hold_out(compared: Any) -> None:
@@ -143,14 +138,12 @@ def test_groups_have_their_recall_before_and_after(
     info: HoldoutResult, dataset: DatasetRef
 ) -> None:
     found = info.slices
-    assert found is not None
     assert (found.before, found.after) == ("as is", "class weights")
     assert {s.group["site"] for s in found.slices} == {"north", "south", "null"}
     assert sum(g.n_holdout for g in found.groups) == info.calibration.n_records  # type: ignore[union-attr]
     rare = {s.group["site"]: s for s in found.slices if s.label == "rare"}
     north, south = rare["north"], rare["south"]
     assert north.decision == "gains"
-    assert north.after is not None
     assert south.decision == "too few" or (
         south.after is not None and south.after.estimate < north.after.estimate
     )
@@ -161,7 +154,6 @@ def test_the_correction_brings_the_probabilities_of_weighted_records_back(
     info: HoldoutResult, planned: BalancePlan
 ) -> None:
     found = info.calibration
-    assert found is not None
     assert found.looked_at == ("rare",)
     assert found.prior_true == pytest.approx(class_shares(planned))
     assert found.prior_train["as is"] == pytest.approx(found.prior_true)
@@ -169,9 +161,7 @@ def test_the_correction_brings_the_probabilities_of_weighted_records_back(
     weighted = found.strategies["class weights"]["logistic"]
     assert found.strategies["as is"]["logistic"].corrected is None
     assert weighted.as_predicted.class_ece.low > 0.1
-    assert weighted.corrected is not None
     assert weighted.corrected.class_ece.estimate < 0.3 * weighted.as_predicted.class_ece.estimate
-    assert weighted.change is not None
     assert weighted.change.high < 0
 
 
@@ -243,12 +233,7 @@ def test_columns_that_are_no_groups_are_refused(
     dataset: DatasetRef, store: Store, column: str, said: str
 ) -> None:
     with pytest.raises(ParameterError, match=said):
-        plan(
-            dataset,
-            RunParams(balance=Balance(by=[column]), model=NoModel(), evaluation=EVALUATION),
-            store,
-            compares=False,
-        )
+        planned_by(column, dataset, store)
 
 
 @pytest.mark.parametrize("kind", [HoldoutResult, Findings])

@@ -14,9 +14,10 @@ import pytest
 pytest.importorskip("torch", reason="the extra 'torch'")
 pytest.importorskip("onnxruntime", reason="the extra 'encoder'")
 
-from PIL import Image
 from support.encoders import encoder_bytes, encoder_params
-from support.steps import experiment_of
+from support.shapes import image_table
+from support.staging import ingested
+from support.steps import planned_experiment
 
 from prefect_augment.encoding.arrays import Labelled, training_table
 from prefect_augment.experiment import image_evaluator as module
@@ -25,10 +26,8 @@ from prefect_augment.experiment.evaluator import FilterQuery
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.image_evaluator import ImageEvaluator
 from prefect_augment.experiment.score import score
-from prefect_augment.ingest.ingest import ingest
 from prefect_augment.loading.encoder import FeatureEncoder
-from prefect_augment.params import Budget, Encoder, NoModel, RunParams, Source
-from prefect_augment.plan.plan import plan
+from prefect_augment.params import Budget, Encoder, NoModel
 from prefect_augment.plan.strategies import PROBE
 from prefect_augment.report.build import report
 from prefect_augment.schema import Experiment, Release
@@ -39,31 +38,21 @@ SIDE = 80  # more than the comparison's 64
 DATA = encoder_bytes(shape=("n", 1, SIDE, SIDE))
 
 
-def columns_of_noise(folder: Path, n_moved: int = 0) -> Source:
+def columns_of_noise(n_moved: int = 0) -> pa.Table:
     """Bright and dark noise: 40 and 20 pictures; the first of the bright ones again as dark ones, far moved."""
     rng = np.random.default_rng(0)
-    images, labels = [], ["bright"] * 40 + ["dark"] * 20
+    labels = ["bright"] * 40 + ["dark"] * 20
     kinds = [((120, 256) if label == "bright" else (0, 140)) for label in labels]
     pixels = [rng.integers(*kind, (SIDE, SIDE)).astype(np.uint8) for kind in kinds]
     pixels += [np.roll(image, SIDE // 2, axis=0) for image in pixels[:n_moved]]
-    labels += ["dark"] * n_moved
-    for image in pixels:
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "PNG")
-        images.append({"bytes": file.getvalue(), "path": None})
-    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    pq.write_table(
-        pa.table({"image": pa.array(images, kind), "label": labels}), folder / "n.parquet"
-    )
-    return Source(uri=str(folder / "n.parquet"), label="label")
+    return image_table(pixels, labels + ["dark"] * n_moved)
 
 
 def asked(store: Store, folder: Path, encoder: Encoder, n_moved: int = 0) -> Experiment:
-    dataset = ingest(columns_of_noise(folder, n_moved), store=store, seed=0)
-    params: dict[str, Any] = {"model": NoModel(), "encoder": encoder, "budget": Budget(steps=1)}
-    planned = plan(dataset, RunParams(**params), store, compares=False)
-    planned = planned.model_copy(update={"classifier_steps": 2, "n_folds": 1})
-    return experiment_of(dataset, planned, **params)
+    dataset = ingested(columns_of_noise(n_moved), folder, store, "label")
+    params = {"model": NoModel(), "encoder": encoder, "budget": Budget(steps=1)}
+    changes = {"classifier_steps": 2, "n_folds": 1}
+    return planned_experiment(dataset, store, changes=changes, **params)
 
 
 def opened(store: Store, folder: Path, encoder: Encoder) -> ImageEvaluator:
@@ -92,7 +81,6 @@ def test_features_are_those_of_the_files_and_are_computed_once(
     evaluator = opened(store, tmp_path, encoder_params(tmp_path, DATA))
     X, encoder = evaluator.records.X, evaluator.encoder
     assert X.shape[1] == 64
-    assert encoder is not None
     table, _ = training_table(store, evaluator.info)
     of_files = encoder.features(table["image"])
     n_encoded.clear()

@@ -1,6 +1,5 @@
 """The evaluator: one scoring, filter and verdict over tables and images, on tiny data of both."""
 
-import io
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from support.staging import shards_of
-from support.steps import candidates_with, experiment_of
+from support.shapes import image_table, pictures, shapes
+from support.staging import ingested, shards_of
+from support.steps import candidates_with, experiment_of, strategies_of
 
 from prefect_augment import experiment
 from prefect_augment.encoding import subsample
@@ -36,7 +35,6 @@ from prefect_augment.experiment.filter import filter_candidates
 from prefect_augment.experiment.score import score
 from prefect_augment.experiment.table_evaluator import TableEvaluator, audit_table
 from prefect_augment.experiment.training_set import drawn_training_set
-from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import (
     AutoModel,
     Budget,
@@ -45,7 +43,6 @@ from prefect_augment.params import (
     Evaluation,
     NoModel,
     RunParams,
-    Source,
 )
 from prefect_augment.plan import estimate as estimates
 from prefect_augment.plan.plan import plan
@@ -55,6 +52,7 @@ from prefect_augment.schema import (
     Choice,
     DatasetInfo,
     DatasetRef,
+    Experiment,
     HoldoutResult,
     Strategy,
 )
@@ -73,38 +71,6 @@ def store(memory_store: Store) -> Store:
     return memory_store
 
 
-def pictures(seed: int = 0) -> tuple[list[np.ndarray], list[str]]:
-    rng = np.random.default_rng(seed)
-    names = [name for name, n in COUNTS.items() for _ in range(n)]
-    across, down = np.meshgrid(np.arange(12), np.arange(12))
-    made = []
-    for name in names:
-        cx, cy, size, light = rng.uniform([4, 4, 2, 120], [7, 7, 4, 250])
-        distance = np.hypot(across - cx, down - cy)
-        shape = {
-            "ring": np.abs(distance - size) < 1,
-            "cross": np.minimum(np.abs(across - cx), np.abs(down - cy)) < 0.8,
-            "dot": distance < size / 2 + 0.5,
-        }[name]
-        picture = light * shape + rng.integers(0, 60, (12, 12))
-        made.append(picture.clip(0, 255).astype(np.uint8))
-    return made, names
-
-
-def png(pixels: np.ndarray) -> bytes:
-    image = pytest.importorskip("PIL.Image")
-    buffer = io.BytesIO()
-    image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def image_table(seed: int = 0) -> pa.Table:
-    made, names = pictures(seed)
-    images = [{"bytes": png(m), "path": f"{i}.png"} for i, m in enumerate(made)]
-    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    return pa.table({"image": pa.array(images, kind), "label": names})
-
-
 @pytest.fixture(scope="module", params=["table", "image"])
 def dataset(
     request: pytest.FixtureRequest,
@@ -113,13 +79,11 @@ def dataset(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> DatasetRef:
     """The same classes as numbers and as pictures."""
-    path: Path = tmp_path_factory.mktemp("source") / "records.parquet"
-    if request.param == "image":
-        pytest.importorskip("torch")
-        pq.write_table(image_table(), path)
-        return ingest(Source(uri=str(path), label="label"), store=store, seed=0)
-    pq.write_table(make_table(), path)
-    return ingest(Source(uri=str(path), label="state"), store=store, seed=0)
+    folder = tmp_path_factory.mktemp("source")
+    if request.param == "table":
+        return ingested(make_table(), folder, store)
+    pytest.importorskip("torch")
+    return ingested(pictures(0, COUNTS), folder, store, "label")
 
 
 def planned(dataset: DatasetRef, store: Store, model: Any = None) -> BalancePlan:
@@ -132,8 +96,18 @@ def planned(dataset: DatasetRef, store: Store, model: Any = None) -> BalancePlan
 
 @pytest.fixture
 def evaluator(dataset: DatasetRef, store: Store) -> Evaluator:
-    asked = experiment_of(dataset, planned(dataset, store), evaluation=EVALUATION, budget=ON_CPU)
-    return open_evaluator(store, asked)
+    return open_evaluator(store, asked_of(dataset, planned(dataset, store)))
+
+
+def asked_of(dataset: DatasetRef, plan: BalancePlan, **params: Any) -> Experiment:
+    return experiment_of(dataset, plan, evaluation=EVALUATION, budget=ON_CPU, **params)
+
+
+def predicted(evaluator: Evaluator, strategy: Strategy, seed: int = 0) -> dict[str, np.ndarray]:
+    """What an estimator of the training records says of validation's."""
+    training, validation = rows_of(evaluator)
+    X = evaluator.records.X[validation]
+    return dict(evaluator.predictions(strategy, training, X, synthetic=None, seed=seed))
 
 
 def rows_of(evaluator: Evaluator) -> tuple[np.ndarray, np.ndarray]:
@@ -170,14 +144,13 @@ def test_the_hold_out_has_the_same_form_as_the_training_records(
 def test_every_strategy_without_a_model_gives_probabilities_of_all_classes(
     evaluator: Evaluator, dataset: DatasetRef
 ) -> None:
-    training, validation = rows_of(evaluator)
-    X = evaluator.records.X[validation]
+    n_validation = evaluator.records.is_validation.sum()
     for strategy in make_strategies(dataset.modality, model=None, classic=Classic()):
         strategy = strategy.model_copy(update={"amount": strategy.amount or 1.0})
-        found = dict(evaluator.predictions(strategy, training, X, synthetic=None, seed=0))
+        found = predicted(evaluator, strategy)
         assert tuple(found) == evaluator.estimators
         for proba in found.values():
-            assert proba.shape == (len(validation), len(evaluator.records.classes))
+            assert proba.shape == (n_validation, len(evaluator.records.classes))
             assert np.allclose(proba.sum(axis=1), 1)
 
 
@@ -218,16 +191,8 @@ def test_an_audit_finds_swapped_labels_and_reads_its_own_rows_alone(
 
 @pytest.mark.slow
 def test_predictions_repeat_bit_for_bit(evaluator: Evaluator) -> None:
-    training, validation = rows_of(evaluator)
     strategy = Strategy(name="resampling", family="resampling")
-    a, b = (
-        dict(
-            evaluator.predictions(
-                strategy, training, evaluator.records.X[validation], synthetic=None, seed=5
-            )
-        )
-        for _ in range(2)
-    )
+    a, b = (predicted(evaluator, strategy, seed=5) for _ in range(2))
     for name in evaluator.estimators:
         assert np.array_equal(a[name], b[name])
 
@@ -247,13 +212,10 @@ def test_a_fold_never_scores_a_record_that_it_trained_on(evaluator: Evaluator) -
 def test_swapped_labels_and_copies_do_not_pass_the_filter(evaluator: Evaluator) -> None:
     training, validation = rows_of(evaluator)
     data = evaluator.records
-    rare = int(
-        np.argsort([c.n_real for c in evaluator.plan.classes])[-2]
-    )  # one that can be compared
+    # The second class can be compared, too.
+    rare, largest = np.argsort([c.n_real for c in evaluator.plan.classes])[-2:]
     copies = training[data.strata[training] == rare][:15]
-    other = validation[
-        data.strata[validation] == int(np.argmax([c.n_real for c in evaluator.plan.classes]))
-    ][:15]
+    other = validation[data.strata[validation] == largest][:15]
     X = np.concatenate([data.X[copies], data.X[other]])
     candidates = Labelled(X, np.full(len(X), rare))
     plan_of_hard = evaluator.plan.model_copy(update={"soft_labels": False})
@@ -301,7 +263,6 @@ def test_candidates_are_filtered_and_read_back_best_first(
     with_candidates = replace(evaluator, experiment=filtered)
     kept = kept_synthetic(with_candidates, store)
     everything = kept_synthetic(with_candidates, store, with_dropped=True)
-    assert everything is not None
     assert len(everything[0]) == sum(c.n_candidates for c in report.classes)
     assert kept is None or kept[0].shape[1:] == evaluator.records.X.shape[1:]
     assert sum(report.kept_counts.values()) == (0 if kept is None else len(kept[0]))
@@ -310,19 +271,8 @@ def test_candidates_are_filtered_and_read_back_best_first(
 @pytest.mark.slow
 def test_strategies_are_scored_chosen_and_confirmed(dataset: DatasetRef, store: Store) -> None:
     """From the plan to the verdict, with the same calls for either kind."""
-    asked = experiment_of(
-        dataset,
-        planned(dataset, store, NoModel()),
-        model=NoModel(),
-        evaluation=EVALUATION,
-        budget=ON_CPU,
-    )
-    families = ("as_is", "resampling")
-    strategies = [
-        s
-        for s in make_strategies(dataset.modality, model=None, classic=Classic())
-        if s.family in families
-    ]
+    asked = asked_of(dataset, planned(dataset, store, NoModel()), model=NoModel())
+    strategies = strategies_of("as_is", "resampling", modality=dataset.modality)
     scores = [score(asked, strategy, 0, store) for strategy in strategies]
     assert all(0 <= s.score <= 1 for s in scores)
     assert scores[1].strategy.amount in (0.5, 1.0), "the amount that was better"
@@ -333,10 +283,8 @@ def test_strategies_are_scored_chosen_and_confirmed(dataset: DatasetRef, store: 
     beside = confirm(asked, choose_strategy(scores), scores, store, workers=3)
     assert beside == verdict, "what is trained at the same time changes nothing"
     store.fs.rm(store.full("_staging/confirm"), recursive=True)
-    parts = [
-        fit_part(asked, choose_strategy(scores), scores, store, part=i, n_parts=2)
-        for i in (0, 1, 1)
-    ]
+    choice = choose_strategy(scores)
+    parts = [fit_part(asked, choice, scores, store, part=i, n_parts=2) for i in (0, 1, 1)]
     assert min(parts[:2]) > 0
     assert parts[2] == 0, "what is staged is not trained again"
     leaks = store.fs.glob(store.full("_staging/confirm/*/leaks.json"))
@@ -346,9 +294,7 @@ def test_strategies_are_scored_chosen_and_confirmed(dataset: DatasetRef, store: 
     assert set(verdict.balanced_accuracy) >= {"as is"}
     assert verdict.n_seeds == N_SEEDS
     diagnostics = read_result(store, verdict.diagnostics, HoldoutResult)
-    assert diagnostics is not None
     assert diagnostics.slices is None, "the run was not balanced within groups"
-    assert diagnostics.calibration is not None
     assert set(diagnostics.calibration.strategies) == {verdict.chosen, verdict.baseline, "as is"}
 
 
@@ -356,43 +302,20 @@ def test_strategies_are_scored_chosen_and_confirmed(dataset: DatasetRef, store: 
 def test_the_hold_out_shows_the_models_strategy_of_a_table_where_another_is_chosen(
     store: Store, make_table: Callable[..., pa.Table], tmp_path: Path
 ) -> None:
-    pq.write_table(make_table(), tmp_path / "table.parquet")
-    source = Source(uri=str(tmp_path / "table.parquet"), label="state")
-    dataset = ingest(source, store=store, seed=0)
+    dataset = ingested(make_table(), tmp_path, store)
     as_is = Strategy(name="as is", family="as_is", amount=1.0)
-    verdict = confirm(
-        experiment_of(
-            dataset,
-            planned(dataset, store),
-            model=AutoModel(),
-            evaluation=EVALUATION,
-            budget=ON_CPU,
-        ),
-        Choice(
-            chosen=as_is,
-            baseline=as_is,
-            as_is=as_is,
-            model=Strategy(name="trees", family="model", amount=0.5),
-            scores={},
-            reason="",
-        ),
-        [],
-        store,
-    )
+    trees = Strategy(name="trees", family="model", amount=0.5)
+    choice = Choice(chosen=as_is, baseline=as_is, as_is=as_is, model=trees, scores={}, reason="")
+    verdict = confirm(asked_of(dataset, planned(dataset, store)), choice, [], store)
     assert verdict.published == "as is"
     assert set(verdict.balanced_accuracy) == {"as is", "trees"}
     assert [(d.strategy, d.against) for d in verdict.differences] == [("trees", "as is")]
 
 
-# --- images alone ---
-
-
 @pytest.fixture(scope="module")
 def images(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef:
     pytest.importorskip("torch")
-    path: Path = tmp_path_factory.mktemp("images") / "images.parquet"
-    pq.write_table(image_table(seed=1), path)
-    return ingest(Source(uri=str(path), label="label"), store=store, seed=0)
+    return ingested(pictures(1, COUNTS), tmp_path_factory.mktemp("images"), store, "label")
 
 
 @pytest.mark.slow
@@ -426,11 +349,7 @@ def test_external_images_are_drawn_as_they_are(images: DatasetRef, store: Store)
     data = open_evaluator(store, experiment_of(images, found)).records
     synthetic = Synthetic(data.X[:10], np.full(10, 2))
     drawn = drawn_training_set(
-        EXTERNAL,
-        data,
-        np.arange(len(data.X)),
-        plan=found,
-        synthetic=synthetic,
+        EXTERNAL, data, np.arange(len(data.X)), plan=found, synthetic=synthetic
     )
     assert (drawn.weights == 1).all()
     assert drawn.synthetic.sum() == 10
@@ -511,44 +430,32 @@ def test_strategies_on_request_train_as_they_say(images: DatasetRef, store: Stor
     """Mixing, smoothing and patches each make another classifier than the plain strategy, the same by seed."""
     short = planned(images, store).model_copy(update={"classifier_steps": 4})
     classic = Classic(image_strategies=["CMO", "CutMix", "label-aware smoothing", "patch features"])
-    evaluator = open_evaluator(
-        store, experiment_of(images, short, evaluation=EVALUATION, budget=ON_CPU, classic=classic)
-    )
-    training, validation = rows_of(evaluator)
+    evaluator = open_evaluator(store, asked_of(images, short, classic=classic))
 
-    def said(strategy: Strategy) -> Any:
-        X = evaluator.records.X[validation]
-        return dict(evaluator.predictions(strategy, training, X, synthetic=None, seed=0))
+    def proba_of(strategy: Strategy, **changes: Any) -> np.ndarray:
+        changed = strategy.model_copy(update={"amount": 1.0, **changes})
+        return predicted(evaluator, changed)["convolutional"]
 
-    asked = [
-        one.model_copy(update={"amount": 1.0})
-        for one in make_strategies("image", model=None, classic=classic)[-4:]
-    ]
-    changed = {one.name: said(one)["convolutional"] for one in asked}
-    none = {"mixing": "", "smoothing": 0.0, "patches": 0}
-    plain = {one.name: said(one.model_copy(update=none))["convolutional"] for one in asked}
+    asked = make_strategies("image", model=None, classic=classic)[-4:]
+    changed = {one.name: proba_of(one) for one in asked}
+    plain = {one.name: proba_of(one, mixing="", smoothing=0.0, patches=0) for one in asked}
     for name, proba in changed.items():
         assert np.allclose(proba.sum(axis=1), 1), name
         assert not np.allclose(proba, plain[name]), name
-    assert np.array_equal(said(asked[0])["convolutional"], changed["CMO"])
+    assert np.array_equal(proba_of(asked[0]), changed["CMO"])
 
 
 @pytest.mark.slow
 def test_the_classifier_is_as_wide_as_the_plan_says(images: DatasetRef, store: Store) -> None:
     found = planned(images, store)
     narrow = found.model_copy(update={"classifier_width": 0.25})
-    said = []
-    for one in (found, narrow):
-        asked = experiment_of(images, one, evaluation=EVALUATION, budget=ON_CPU)
-        evaluator = open_evaluator(store, asked)
-        training, validation = rows_of(evaluator)
-        strategy = Strategy(name="as is", family="as_is", amount=1.0)
-        made = evaluator.predictions(
-            strategy, training, evaluator.records.X[validation], synthetic=None, seed=0
-        )
-        said.append(dict(made)["convolutional"])
-    assert said[0].shape == said[1].shape
-    assert not np.array_equal(said[0], said[1])
+    as_is = Strategy(name="as is", family="as_is", amount=1.0)
+    whole, half = (
+        predicted(open_evaluator(store, asked_of(images, one)), as_is)["convolutional"]
+        for one in (found, narrow)
+    )
+    assert whole.shape == half.shape
+    assert not np.array_equal(whole, half)
 
 
 def test_recipe_of_images_says_how_to_train(images: DatasetRef, store: Store) -> None:
@@ -608,14 +515,10 @@ def test_images_without_torch_are_refused_with_the_line_to_install_it(
 def test_near_duplicates_stay_in_one_fold(store: Store, tmp_path: Path) -> None:
     """A picture and its brighter twins: what splits them would score memory."""
     pytest.importorskip("torch")
-    made, names = pictures(seed=2)
+    made, names = shapes(2, COUNTS)
     twins = [np.clip(m.astype(int) + 2, 0, 255).astype(np.uint8) for m in made[::2]]
-    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    records = [{"bytes": png(m), "path": None} for m in [*made, *twins]]
-    table = pa.table({"image": pa.array(records, kind), "label": [*names, *names[::2]]})
-    pq.write_table(table, tmp_path / "twins.parquet")
-    source = Source(uri=str(tmp_path / "twins.parquet"), label="label")
-    dataset = ingest(source, store=store, seed=0)
+    table = image_table([*made, *twins], [*names, *names[::2]])
+    dataset = ingested(table, tmp_path, store, "label")
     evaluator = open_evaluator(store, experiment_of(dataset, planned(dataset, store)))
     groups = evaluator.records.groups
     assert groups is not None

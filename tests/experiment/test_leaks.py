@@ -34,12 +34,12 @@ def patients(n: int = 300, seed: int = 0, scale: float = 1.0) -> pa.Table:
     person = rng.normal(size=(n, 3)) + 2 * rare[:, None]
     patient = np.repeat(np.arange(n), 2)
     X = scale * (np.repeat(person, 2, axis=0) + 1e-5 * rng.normal(size=(2 * n, 3)))
-    columns = {"a": X[:, 0], "b": X[:, 1], "c": X[:, 2]}
-    level = np.where(rng.random(2 * n) < 0.5, "x", "y")
     return pa.table(
         {
-            **columns,
-            "level": level,
+            "a": X[:, 0],
+            "b": X[:, 1],
+            "c": X[:, 2],
+            "level": np.where(rng.random(2 * n) < 0.5, "x", "y"),
             "patient": [f"p{i}" for i in patient],
             "label": np.where(np.repeat(rare, 2), "ill", "well"),
         }
@@ -54,9 +54,6 @@ def put(path: Path, table: pa.Table) -> str:
 def run(source: Source, folder: Path, **params: Any) -> RunResult:
     asked = {"evaluation": EVALUATION, "model": NoModel(), **params}
     return rebalance.fn(source=source, destination=Destination(uri=str(folder)), **asked)
-
-
-# --- groups and near-duplicates ---------------------------------------------------------------
 
 
 def test_a_planted_group_leak_is_impossible_where_groups_are_named(
@@ -97,16 +94,11 @@ def test_planted_near_duplicates_of_rows_are_found_and_named_groups_heal_them(
     uri = put(tmp_path / "in.parquet", patients())
     dropped = [{"name": "patient", "kind": "drop"}]
     leaky = run(Source(uri=uri, label="label", columns=dropped), tmp_path / "leaky")
-    assert leaky.verdict is not None
     (leak,) = leaky.verdict.leaks
     assert "hold-out records are almost equal to a training record" in leak
     assert "almost equal" in (tmp_path / "leaky/_reports/v00000001/report.html").read_text()
     healed = run(Source(uri=uri, label="label", group_column="patient"), tmp_path / "healed")
-    assert healed.verdict is not None
     assert healed.verdict.leaks == ()
-
-
-# --- what is fitted ---------------------------------------------------------------------------
 
 
 def test_nothing_is_fitted_on_the_holdout(tmp_path: Path) -> None:
@@ -138,9 +130,6 @@ def test_nothing_is_fitted_on_the_holdout(tmp_path: Path) -> None:
         )
         assert info.part_counts["holdout"] == {"ill": 40, "well": 160}
     assert found[0] == found[1]
-
-
-# --- how often it is opened -------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from support.staging import manifest_of, verdict_of
 
-from prefect_augment.errors import CommitConflictError
-from prefect_augment.experiment.looks import Looks
+from prefect_augment.errors import CommitConflictError, ParameterError
+from prefect_augment.experiment.looks import FIRST, Looks, spent_alpha
 from prefect_augment.maintenance.gc import collect_garbage
 from prefect_augment.maintenance.inspect import inspect
 from prefect_augment.maintenance.layout import kind_of
@@ -83,10 +83,8 @@ def test_records_that_left_the_source_are_not_new_when_others_come(store: Store)
     """A source of the last ninety days: the ledger knows that all of today's records are new."""
     Looks(store, info(store, 100)).take("one")
     rolled = info(store, 200, part_counts={"holdout": {"a": 100}})
-    assert (Looks(store, rolled).take("two").n_new, rolled.part_counts["holdout"]["a"]) == (
-        100,
-        100,
-    )
+    assert Looks(store, rolled).take("two").n_new == 100
+    assert rolled.part_counts["holdout"]["a"] == 100
 
 
 def test_groups_count_as_one_each(store: Store) -> None:
@@ -150,9 +148,6 @@ def test_another_dataset_in_the_same_folder_has_its_own_count(store: Store) -> N
     assert Looks(store, info(store, schema_digest="other")).take("one").number == 1
 
 
-# --- previous versions, and what removes objects ----------------------------------------------
-
-
 def test_versions_from_before_looks_were_counted_are_looks(store: Store) -> None:
     """A version that has another's verdict, or none, is no look; one that was removed may have been."""
     publish(store, 1, verdict_of("a"))
@@ -181,7 +176,6 @@ def test_a_dataset_of_0_1_is_continued(tmp_path: Path) -> None:
         archive.extractall(tmp_path)
     store = open_store(str(tmp_path / "published"))
     old = read_manifest(store)
-    assert old.verdict is not None
     found = info(store, 100, label=old.label, schema_digest=old.source_schema)
     look = Looks(store, found).take("new")
     assert (look.number, look.n_new) == (2, 100 - old.verdict.n_holdout)
@@ -199,9 +193,6 @@ def test_garbage_collection_keeps_looks(tmp_path: Path) -> None:
     assert report.n_removed > 0
     assert store.list("_looks") == paths
     assert report.unknown == ()
-
-
-# --- in words --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -229,3 +220,55 @@ def test_page_card_and_inspect_say_which_look_it_was(store: Store) -> None:
     data = ReportData(title="a", label="y", verdict=verdict)
     assert look.sentence in render_page(data, ()).decode()
     assert look.sentence in markdown_summary(data)
+
+
+def spent(sizes: list[int], proven: set[int] = frozenset()) -> list[float]:  # type: ignore[assignment]
+    """What each look spends; ``proven`` are the numbers of those that end so."""
+    alphas: list[float] = []
+    for number, n_now in enumerate(sizes, start=1):
+        before, returned = sizes[max(0, number - 2)], alphas[-1] if number - 1 in proven else 0.0
+        alphas.append(
+            spent_alpha(number, n_first=sizes[0], n_before=before, n_now=n_now, returned=returned)
+        )
+    return alphas
+
+
+@pytest.mark.parametrize("growth", [0.0, 0.01, 0.5, 10.0])
+def test_thousands_of_looks_spend_no_more_than_five_percent(growth: float) -> None:
+    alphas = spent([int(1000 * (1 + growth * i)) for i in range(3000)])
+    assert FIRST + 0.014 < sum(alphas) <= 0.05
+    assert min(alphas) > 0
+
+
+def test_the_first_look_pays_nothing() -> None:
+    assert 1 - 2 * spent([17])[0] == pytest.approx(0.95)
+
+
+def test_records_that_arrived_count_for_themselves() -> None:
+    """The twentieth look after a doubling spends ten times as much as the same without."""
+    stale, fresh = spent([1000] * 20)[-1], spent([1000] * 19 + [2000])[-1]
+    assert fresh > 10 * stale
+
+
+def test_a_proven_look_returns_what_it_spent_to_the_next_one() -> None:
+    alphas = spent([1000] * 20, proven=set(range(1, 20)))
+    assert alphas == [FIRST] * 20
+    assert spent([1000] * 3, proven={1})[2] == spent([1000] * 3)[2], "to the next one alone"
+
+
+def test_looks_without_effect_share_five_percent_however_many_others_are_proven() -> None:
+    """Up to the first false `proven`, only looks with an effect return what they spent."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        has_effect = set((1 + np.flatnonzero(rng.random(200) < rng.random())).tolist())
+        sizes = np.cumsum(rng.integers(0, 100, size=200)).tolist()
+        alphas = spent(sizes, proven=has_effect)
+        null = [a for number, a in enumerate(alphas, start=1) if number not in has_effect]
+        assert sum(null) <= 0.05
+
+
+@pytest.mark.parametrize("given", [(0, 1, 1), (2, 5, 4), (1, -1, 4)])
+def test_counts_that_cannot_be_are_refused(given: tuple[int, int, int]) -> None:
+    number, n_before, n_now = given
+    with pytest.raises(ParameterError, match="looks count from 1"):
+        spent_alpha(number, n_first=1, n_before=n_before, n_now=n_now)

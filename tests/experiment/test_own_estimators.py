@@ -1,15 +1,15 @@
 """A comparison by the user's own classifier: on tables a pipeline, on images a torch module."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from support import own_models
-from support.steps import experiment_of
+from support.shapes import image_table
+from support.staging import ingested
+from support.steps import planned_experiment, strategies_of
 
 from prefect_augment.evaluation.classifiers.own_estimator import check_estimators
 from prefect_augment.evaluation.verdict.selection import choose_strategy
@@ -17,10 +17,8 @@ from prefect_augment.experiment.confirmation import confirm
 from prefect_augment.experiment.evaluator import Synthetic
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.score import score
-from prefect_augment.ingest.ingest import ingest
-from prefect_augment.params import Budget, Classic, Evaluation, NoModel, RunParams, Source
-from prefect_augment.plan.plan import plan
-from prefect_augment.plan.strategies import make_recipe, make_strategies
+from prefect_augment.params import Budget, Evaluation, NoModel
+from prefect_augment.plan.strategies import make_recipe
 from prefect_augment.registry import ALLOW_IMPORT_PATHS
 from prefect_augment.schema import DatasetRef, Experiment
 from prefect_augment.storage import Store
@@ -35,17 +33,13 @@ def store(memory_store: Store) -> Store:
 def dataset(
     store: Store, make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory
 ) -> DatasetRef:
-    path: Path = tmp_path_factory.mktemp("source") / "records.parquet"
-    pq.write_table(make_table(), path)
-    return ingest(Source(uri=str(path), label="state"), store=store, seed=0)
+    return ingested(make_table(), tmp_path_factory.mktemp("source"), store)
 
 
 def compared_by(dataset: DatasetRef, store: Store, evaluation: Evaluation) -> Experiment:
-    asked = RunParams(model=NoModel(), evaluation=evaluation, budget=Budget(device="cpu"))
-    found = plan(dataset, asked, store, compares=False)
-    if dataset.modality == "image":
-        found = found.model_copy(update={"classifier_steps": 25})
-    return experiment_of(dataset, found, **dict(asked))
+    params = {"model": NoModel(), "evaluation": evaluation, "budget": Budget(device="cpu")}
+    changes = {"classifier_steps": 25} if dataset.modality == "image" else None
+    return planned_experiment(dataset, store, changes=changes, **params)
 
 
 @pytest.mark.slow
@@ -58,11 +52,7 @@ def test_a_pipeline_decides_a_comparison_and_is_named_in_the_evidence(
         dataset, store, Evaluation(estimators=[pipeline], n_seeds=2, n_bootstrap=100)
     )
     (own,) = asked.params.evaluation.own_estimators
-    strategies = [
-        s
-        for s in make_strategies("table", model=None, classic=Classic(), own_estimators=True)
-        if s.family in ("as_is", "weights", "threshold", "bagging")
-    ]
+    strategies = strategies_of("as_is", "weights", "threshold", "bagging", own_estimators=True)
     scores = [score(asked, strategy, 0, store) for strategy in strategies]
     assert len({s.score for s in scores}) == 4, "bags are trained, too"
     assert {tuple(s.estimators) for s in scores} == {("LogisticRegression",)}
@@ -80,9 +70,7 @@ def test_built_in_estimators_are_named_too_and_random_ones_are_fitted_per_seed(
     evaluator = open_evaluator(store, by_name)
     assert evaluator.estimators == ("boosting", "random_forest")
     assert evaluator.estimator_infos["random_forest"].package == "scikit-learn"
-    (as_is,) = (
-        s for s in make_strategies("table", model=None, classic=Classic()) if s.family == "as_is"
-    )
+    (as_is,) = strategies_of("as_is")
     assert not evaluator.is_fixed(as_is)
     given = Synthetic(evaluator.records.X[:4], np.zeros(4, dtype=np.int64))
     again = evaluator.synthetic(np.arange(5), candidates=given, seed=7)
@@ -90,43 +78,30 @@ def test_built_in_estimators_are_named_too_and_random_ones_are_fitted_per_seed(
     assert open_evaluator(store, compared_by(dataset, store, Evaluation())).is_fixed(as_is)
 
 
-def image_table() -> pa.Table:
+def light_lines() -> pa.Table:
     """Rows that are light, or columns, in noise."""
-    image = pytest.importorskip("PIL.Image")
     rng = np.random.default_rng(0)
     labels = ["rows"] * 150 + ["columns"] * 60
-    records = []
+    images = []
     for label in labels:
         pixels = rng.integers(0, 160, (12, 12)).astype(np.uint8)
         pixels[rng.integers(12)] += 90
-        buffer = io.BytesIO()
-        image.fromarray(pixels.T if label == "columns" else pixels).save(buffer, format="PNG")
-        records.append({"bytes": buffer.getvalue(), "path": None})
-    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    return pa.table({"image": pa.array(records, kind), "label": labels})
+        images.append(pixels.T if label == "columns" else pixels)
+    return image_table(images, labels)
 
 
 @pytest.mark.slow
 def test_a_torch_module_by_factory_compares_images_and_repeats(
-    store: Store,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its dropout draws from torch's global generator; the seed decides nevertheless."""
     pytest.importorskip("torch")
     monkeypatch.setenv(ALLOW_IMPORT_PATHS, "1")
-    pq.write_table(image_table(), tmp_path / "images.parquet")
-    images = ingest(
-        Source(uri=str(tmp_path / "images.parquet"), label="label"), store=store, seed=0
-    )
+    images = ingested(light_lines(), tmp_path, store, "label")
     module = {"factory": "support.own_models:flat_net", "options": {"dropout": 0.5}, "name": "flat"}
     evaluation = check_estimators(Evaluation(estimators=[module], n_seeds=2, n_bootstrap=100))
     asked = compared_by(images, store, evaluation)
-    strategies = [
-        s
-        for s in make_strategies("image", model=None, classic=Classic())
-        if s.family in ("as_is", "loss")
-    ]
+    strategies = strategies_of("as_is", "loss", modality="image")
     scores = [score(asked, s, 0, store) for s in strategies]
     verdict = confirm(asked, choose_strategy(scores), scores, store, workers=2)
     assert set(verdict.strategies["as is"]) == {"flat"}

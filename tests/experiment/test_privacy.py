@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.report import section
+from support.staging import ingested
 from support.steps import experiment_of, publish_parts, release_of
 
 from prefect_augment.evaluation.privacy.distances import SideNames, summarise
@@ -17,14 +18,13 @@ from prefect_augment.experiment.confirmation import refusal_reason
 from prefect_augment.experiment.filter import filter_candidates
 from prefect_augment.experiment.privacy import measure, stored_privacy
 from prefect_augment.ingest.external import import_candidates, plan_of_external
-from prefect_augment.ingest.ingest import ingest
-from prefect_augment.params import Evaluation, NoModel, Publish, Quality, Report, RunParams, Source
+from prefect_augment.params import Evaluation, NoModel, Publish, Quality, Report, RunParams
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import plain_recipe
 from prefect_augment.report.build import report
 from prefect_augment.report.json import ReportData
-from prefect_augment.report.redaction import redact
 from prefect_augment.report.report import build_report, markdown_summary
+from prefect_augment.report.view_model import redact
 from prefect_augment.schema import (
     BalancePlan,
     ColumnInfo,
@@ -68,23 +68,20 @@ class Drawn(NamedTuple):
 def drawn(make_table: MakeTable, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Drawn]:
     """Records of a generator that was fitted on the training records."""
     folder = tmp_path_factory.mktemp("privacy")
-    pq.write_table(
-        with_own_sites(make_table(counts={"ok": 300, "worn": 150})), folder / "real.parquet"
-    )
-    source = Source(uri=str(folder / "real.parquet"), label="state")
+    real = with_own_sites(make_table(counts={"ok": 300, "worn": 150}))
 
     def make(kind: str) -> Drawn:
         store = open_store(str(folder / kind))
-        dataset = ingest(source, store=store, seed=0)
+        dataset = ingested(real, folder, store)
         training = read_part(store, load_info(dataset, store), ["training"])
         training = training.drop_columns(["aug_id", "content_key"])
         worn = training.filter(pa.array([name == "worn" for name in training["state"].to_pylist()]))
         if kind != "copies":
             fresh = make_table(seed=7, counts={"worn": 100}).cast(worn.schema)
             worn = fresh if kind == "fresh" else pa.concat_tables([fresh, worn])
-        pq.write_table(worn, folder / f"{kind}.parquet")
-        wanted = plan(dataset, RunParams(model=NoModel(), quality=OPEN), store, compares=False)
         uri = str(folder / f"{kind}.parquet")
+        pq.write_table(worn, uri)
+        wanted = plan(dataset, RunParams(model=NoModel(), quality=OPEN), store, compares=False)
         candidates = import_candidates(dataset, uri, plan=wanted, store=store)
         wanted = plan_of_external(wanted, candidates)
         asked = experiment_of(dataset, wanted, quality=OPEN)
@@ -153,11 +150,8 @@ def test_of_many_records_some_are_looked_at_by_chance_and_not_the_first(
 
 def test_what_was_measured_is_found_again_and_is_the_same(copies: Drawn, fresh: Drawn) -> None:
     assert stored_privacy(copies.store, copies.dataset, copies.filtered) == copies.privacy
-    again = measure(
-        experiment_of(fresh.dataset, fresh.plan, candidates=fresh.filtered, quality=OPEN),
-        fresh.candidates,
-        fresh.store,
-    )
+    asked = experiment_of(fresh.dataset, fresh.plan, candidates=fresh.filtered, quality=OPEN)
+    again = measure(asked, fresh.candidates, fresh.store)
     assert again.to_json() == fresh.privacy.to_json()
     other = copies.filtered.model_copy(update={"key": "another"})
     assert stored_privacy(copies.store, copies.dataset, other) is None
@@ -179,14 +173,11 @@ def test_card_says_it_where_synthetic_records_are_published(fresh: Drawn) -> Non
 def release_with(drawn: Drawn, pictures: Literal["real", "synthetic", "none"]) -> Release:
     """What was measured, and a recipe that publishes it."""
     recipe = plain_recipe(drawn.plan, drawn.filtered.kept_counts)
+    findings = {"findings": Findings(privacy=drawn.privacy)}
     return release_of(
-        drawn.dataset,
-        drawn.plan,
-        candidates=drawn.filtered,
-        report=Report(pictures=pictures),
-        recipe=recipe,
-        release={"findings": Findings(privacy=drawn.privacy)},
-    )
+        drawn.dataset, drawn.plan, candidates=drawn.filtered, report=Report(pictures=pictures),
+        recipe=recipe, release=findings,
+    )  # fmt: skip
 
 
 def test_report_has_the_section_the_key_and_the_artifact(fresh: Drawn) -> None:

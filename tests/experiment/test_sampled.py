@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from support.steps import experiment_of
+from support.staging import ingested
+from support.steps import planned_experiment, strategies_of
 
 from prefect_augment.encoding.arrays import Labelled
 from prefect_augment.encoding.subsample import read_training_records
@@ -18,10 +18,8 @@ from prefect_augment.experiment.evaluator import FilterQuery
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.score import score
 from prefect_augment.experiment.table_evaluator import TableEvaluator
-from prefect_augment.ingest.ingest import ingest
-from prefect_augment.params import Classic, Evaluation, NoModel, RunParams, Source, TreesModel
-from prefect_augment.plan.plan import plan
-from prefect_augment.plan.strategies import make_recipe, make_strategies
+from prefect_augment.params import Evaluation, NoModel, TreesModel
+from prefect_augment.plan.strategies import make_recipe
 from prefect_augment.registry import load_model_class
 from prefect_augment.schema import DatasetRef, Experiment, experiment as experiment_module
 from prefect_augment.shards.staged import load_info
@@ -40,15 +38,13 @@ def store(memory_store: Store) -> Store:
 def dataset(
     store: Store, make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory
 ) -> DatasetRef:
-    path = tmp_path_factory.mktemp("source") / "records.parquet"
-    pq.write_table(make_table(counts={"ok": 1300, "worn": 500, "lost": 200}), path)
-    return ingest(Source(uri=str(path), label="state"), store=store, seed=0)
+    table = make_table(counts={"ok": 1300, "worn": 500, "lost": 200})
+    return ingested(table, tmp_path_factory.mktemp("source"), store)
 
 
 def asked(dataset: DatasetRef, store: Store, *, trees: bool = False) -> Experiment:
-    params = {"model": TreesModel() if trees else NoModel(), "evaluation": EVALUATION}
-    found = plan(dataset, RunParams(**params), store, compares=False)
-    return experiment_of(dataset, found, **params)
+    model = TreesModel() if trees else NoModel()
+    return planned_experiment(dataset, store, model=model, evaluation=EVALUATION)
 
 
 @pytest.fixture
@@ -81,13 +77,8 @@ def test_a_large_table_is_compared_on_a_sample_that_the_verdict_names(
     # The limit, and up to a third of it of a class that is rarer than a third.
     assert MOST <= len(data.y) <= MOST + MOST // 3
     assert 0.1 < data.is_validation.mean() < 0.3
-    strategies = [
-        s
-        for s in make_strategies("table", model=None, classic=Classic())
-        if s.family in ("as_is", "threshold", "weights")
-    ]
-    strategies = [s.model_copy(update={"amount": 1.0}) for s in strategies]
-    scores = [score(wanted, s, 0, store) for s in strategies]
+    strategies = strategies_of("as_is", "threshold", "weights")
+    scores = [score(wanted, s.model_copy(update={"amount": 1.0}), 0, store) for s in strategies]
     verdict = confirm(wanted, choose_strategy(scores), scores, store)
     n_holdout = sum(s.n_records for s in load_info(dataset, store).shards if s.split == "holdout")
     assert n_holdout <= MOST, "the hold-out is within the limit"
@@ -107,16 +98,12 @@ def test_thresholds_are_for_estimators_that_train_on_all_records(
     rare = np.arange(4000) % 50 == 0
     x = rng.normal(size=4000) + 2 * rare
     table = pa.table({"x": x, "state": np.where(rare, "rare", "common")})
-    pq.write_table(table, tmp_path / "records.parquet")
-    source = Source(uri=str(tmp_path / "records.parquet"), label="state")
-    wanted = asked(ingest(source, store=store, seed=0), store)
+    wanted = asked(ingested(table, tmp_path, store), store)
     counts = np.bincount(open_evaluator(store, wanted).records.y) / np.array([3136, 64])
     over = counts[1] / counts[0]
     assert over > 5, "all of the rare class, and an eighth of the others"
     for family in ("threshold", "weights"):
-        (strategy,) = (
-            s for s in make_strategies("table", model=None, classic=Classic()) if s.family == family
-        )
+        (strategy,) = strategies_of(family)
         one = score(wanted, strategy.model_copy(update={"amount": 1.0}), 0, store)
         recipe = make_recipe(wanted, one.strategy, [one])
         for estimator, tuned in one.thresholds.items():
@@ -134,10 +121,8 @@ def test_cleaning_is_not_tried_on_a_sample(tmp_path: Path, store: Store) -> None
     rare = np.arange(600) % 5 == 0
     x, y = rng.normal(size=600) + 8 * rare, rare ^ (rng.random(600) < 0.05)
     table = pa.table({"x": x, "state": np.where(y, "rare", "common")})
-    pq.write_table(table, tmp_path / "records.parquet")
-    source = Source(uri=str(tmp_path / "records.parquet"), label="state")
-    wanted = asked(ingest(source, store=store, seed=0), store)
-    as_is = make_strategies("table", model=None, classic=Classic())[0]
+    wanted = asked(ingested(table, tmp_path, store), store)
+    (as_is,) = strategies_of("as_is")
     assert open_evaluator(store, wanted).is_sampled
     assert not has_doubted_labels(wanted, [score(wanted, as_is, 0, store)], store)
 

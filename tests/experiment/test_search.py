@@ -1,15 +1,13 @@
 """The search: who survives a rung, what is counted, and that baselines are tried as hard as models."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import get_args
 from uuid import uuid4
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from support.staging import class_plan, plan_of as plan_of_classes
-from support.steps import candidates_with, experiment_of
+from support.staging import class_plan, image_info, ingested, plan_of as plan_of_classes
+from support.steps import candidates_with, planned_experiment, strategies_of as strategies_in
 
 from prefect_augment.evaluation.verdict.answers import first_answer
 from prefect_augment.experiment.evaluators import open_evaluator
@@ -22,7 +20,6 @@ from prefect_augment.experiment.search import (
     survivors,
     with_choice,
 )
-from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import (
     AutoModel,
     Budget,
@@ -30,25 +27,22 @@ from prefect_augment.params import (
     Evaluation,
     NoModel,
     RunParams,
-    Source,
     TreesModel,
 )
 from prefect_augment.params.balance import ImageStrategy
 from prefect_augment.plan.plan import plan
-from prefect_augment.plan.schedule import (
-    TABLE_MODELS,
-    Schedule,
-    pilot_budget,
-    suitable,
-    training_budget,
-)
 from prefect_augment.plan.search_space import (
     N_KEPT,
     N_SETTINGS,
     PILOT_FOLDS,
+    TABLE_MODELS,
+    Schedule,
     n_trained,
+    pilot_budget,
     pilot_groups,
     settings,
+    suitable,
+    training_budget,
 )
 from prefect_augment.plan.strategies import make_strategies
 from prefect_augment.schema import (
@@ -57,7 +51,6 @@ from prefect_augment.schema import (
     DatasetInfo,
     DatasetRef,
     EstimatorScore,
-    ImageInfo,
     SearchResult,
     Strategy,
     StrategyScore,
@@ -92,9 +85,6 @@ def scored(
 
 def strategies_of(modality: str, *, soft: bool = False) -> tuple[Strategy, ...]:
     return make_strategies(modality, model="net", classic=Classic(), soft_labels=soft)  # type: ignore[arg-type]
-
-
-# --- what is tried ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -136,9 +126,7 @@ def test_amounts_per_real_record_go_from_a_half_to_five() -> None:
 
 def test_p_and_strength_of_classic_augmentation_are_searched() -> None:
     classic = Classic(image_prob=0.4)
-    (strategy,) = (
-        a for a in make_strategies("image", model=None, classic=classic) if a.family == "classic"
-    )
+    (strategy,) = strategies_in("classic", modality="image", classic=classic)
     found = settings(strategy, plan=plan_of(), classic=classic)
     assert {one.classic_prob for one in found} == {0.2, 0.4, 1.0}
     assert {one.classic_strength for one in found} == {0.5, 1.0, 2.0}
@@ -193,9 +181,6 @@ def test_no_piece_has_more_than_two_settings_but_where_they_share_what_is_learnt
     assert {len({one.name for one in group}) for group in groups[1:]} == {1}
     (model,) = (group for group in groups if group[0].family == "model")
     assert len(model) > 2
-
-
-# --- who goes on ------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -255,11 +240,7 @@ def test_finalists_are_as_is_and_the_best_two(pilots: list[StrategyScore]) -> No
         scored(strategy, s)
         for strategy, s in zip(survivors(pilots), (0.5, 0.9, 0.8, 0.7, 0.6, 0.4), strict=True)
     ]
-    assert [strategy.name for strategy in finalists(full)] == [
-        "as is",
-        "weights",
-        "resampling",
-    ]
+    assert [strategy.name for strategy in finalists(full)] == ["as is", "weights", "resampling"]
 
 
 def clock(minutes: float, *, workers: int = 1, trains_network: bool = False) -> Schedule:
@@ -372,9 +353,6 @@ def test_the_last_rung_keeps_what_goes_to_the_hold_out(pilots: list[StrategyScor
     assert last["loss"].reason == ""
 
 
-# --- on records -------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def store(memory_store: Store) -> Store:
     return memory_store
@@ -384,22 +362,16 @@ def store(memory_store: Store) -> Store:
 def dataset(
     store: Store, make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory
 ) -> DatasetRef:
-    path: Path = tmp_path_factory.mktemp("source") / "records.parquet"
-    pq.write_table(make_table(), path)
-    return ingest(Source(uri=str(path), label="state"), store=store, seed=0)
+    return ingested(make_table(), tmp_path_factory.mktemp("source"), store)
 
 
 @pytest.mark.slow
 def test_pilots_are_scored_on_fewer_folds_and_the_same_every_time(
     dataset: DatasetRef, store: Store
 ) -> None:
-    params = {"model": NoModel(), "evaluation": EVALUATION}
-    found = plan(dataset, RunParams(**params), store, compares=False)
-    (strategy,) = (
-        s for s in make_strategies("table", model=None, classic=Classic()) if s.family == "weights"
-    )
-    tried = settings(strategy, plan=found, classic=Classic())
-    asked = experiment_of(dataset, found, **params)
+    asked = planned_experiment(dataset, store, model=NoModel(), evaluation=EVALUATION)
+    (strategy,) = strategies_in("weights")
+    tried = settings(strategy, plan=asked.plan, classic=Classic())
     scores = pilot(asked, tried, store)
     assert tuple(s.strategy for s in scores) == tried
     assert {len(s.folds) for s in scores} == {PILOT_FOLDS}
@@ -411,11 +383,12 @@ def test_pilots_are_scored_on_fewer_folds_and_the_same_every_time(
     for path in other.fs.find(other.root):
         if "/pilot/" in path:
             other.fs.rm(path)
-    moved = dataset.model_copy(update={"root": other.uri})
-    anew = pilot(experiment_of(moved, found, **params), tried, other)
-    assert [s.model_copy(update={"seconds": 0}) for s in anew] == [
-        s.model_copy(update={"seconds": 0}) for s in scores
-    ]
+    moved = asked.model_copy(update={"dataset": dataset.model_copy(update={"root": other.uri})})
+    anew, untimed = (
+        [s.model_copy(update={"seconds": 0}) for s in found]
+        for found in (pilot(moved, tried, other), scores)
+    )
+    assert anew == untimed
     other.fs.rm(other.root, recursive=True)
 
 
@@ -423,9 +396,7 @@ def test_a_strategy_with_and_without_thresholds_trains_once_and_before_any_model
     dataset: DatasetRef, store: Store
 ) -> None:
     """Scores without synthetic records do not wait for them, and are found again beside them."""
-    params = RunParams(model=TreesModel(), evaluation=EVALUATION)
-    planned = plan(dataset, params, store, compares=False)
-    asked = experiment_of(dataset, planned, model=TreesModel(), evaluation=EVALUATION)
+    asked = planned_experiment(dataset, store, model=TreesModel(), evaluation=EVALUATION)
     as_is, threshold = make_strategies("table", model=None, classic=Classic())[:2]
     first = [score_strategy(asked, strategy, 0, store) for strategy in (as_is, threshold)]
     assert first[0].path == first[1].path
@@ -437,7 +408,6 @@ def test_a_strategy_with_and_without_thresholds_trains_once_and_before_any_model
     ensemble = Strategy(name="ensemble", family="ensemble", tune_threshold=True)
     control = first[1].model_copy(update={"strategy": ensemble})
     found = evidence(open_evaluator(store, asked), [*first, control], store)
-    assert found is not None
     assert set(found.predictions) == {"as is", "threshold"}, "a control could not be chosen"
     answer = first_answer(found, "threshold", "as is")
     assert answer.startswith("First comparison, on ")
@@ -446,19 +416,11 @@ def test_a_strategy_with_and_without_thresholds_trains_once_and_before_any_model
 
 @pytest.mark.slow
 def test_a_model_can_be_trained_for_its_pilots_alone(dataset: DatasetRef, store: Store) -> None:
-    asked = RunParams(model=TreesModel(), evaluation=EVALUATION)
-    found = plan(dataset, asked, store, compares=False)
+    asked = planned_experiment(dataset, store, model=TreesModel(), evaluation=EVALUATION)
+    asked = asked.with_model(TABLE_MODELS["trees"])
     strategy = Strategy(name="trees", family="model", amount=1.0, tune_threshold=True)
-    (score,) = pilot(
-        experiment_of(dataset, found, model=TABLE_MODELS["trees"], evaluation=EVALUATION),
-        [strategy],
-        store,
-        budget=pilot_budget(Budget(minutes=1)),
-    )
+    (score,) = pilot(asked, [strategy], store, budget=pilot_budget(Budget(minutes=1)))
     assert 0 < score.score <= 1
-
-
-# --- which models -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -505,17 +467,7 @@ def plan_of_images(
     """Plan so many images a class, validation's 20 besides, as a processor with bf16 would."""
     pytest.importorskip("torch")
     info = load_info(dataset, store)
-    image = ImageInfo(
-        column="image",
-        modes={"L": 300},
-        formats={"PNG": 300},
-        sizes={"12x12": 300},
-        n_sizes=1,
-        most_common_size=(12, 12),
-        smallest_side=12,
-        largest_side=12,
-        n_channels=1,
-    )
+    image = image_info(12, 12, n=300, n_channels=1)
     monkeypatch.setattr("prefect_augment.plan.plan.cpu_multiplies_bf16", lambda: True)
 
     def planned(budget: Budget, *, n_training: int = 20, **asked: int) -> BalancePlan:

@@ -16,8 +16,6 @@ from prefect_augment.schema import DatasetInfo, Estimate, ImageInfo
 from prefect_augment.storage import Store
 from prefect_augment.synthesis.training_budget import training_bytes, trees_seconds
 
-# --- tables -------------------------------------------------------------------------------------
-
 
 def test_estimate_grows_with_everything_it_counts() -> None:
     base = {
@@ -58,9 +56,6 @@ def test_training_is_estimated_as_it_was_measured() -> None:
     assert training_bytes(100_000, 10, network=False) == pytest.approx(531e6, rel=0.2)
     assert training_bytes(200_000, 10, network=True) == pytest.approx(719e6, rel=0.2)
     assert trees_seconds(100_000, 10) == pytest.approx(6.1, rel=0.5)
-
-
-# --- images ---------------------------------------------------------------------------------------
 
 
 def test_images_are_classified_at_their_own_size_up_to_64() -> None:

@@ -26,9 +26,6 @@ rules = st.builds(
 )
 
 
-# --- names --------------------------------------------------------------------------------------
-
-
 def test_stratum_is_the_class_itself_without_by() -> None:
     assert stratum_names(["a | b", "c"], {}) == ["a | b", "c"]
 
@@ -53,9 +50,6 @@ def test_two_strata_never_share_a_name() -> None:
 def test_classes_that_are_numbers_are_ordered_by_size() -> None:
     assert class_order({"10", "9", "-1", "2.5"}) == ["-1", "2.5", "9", "10"]
     assert class_order({"10", "9", "nan"}) == ["10", "9", "nan"]
-
-
-# --- targets ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -132,9 +126,6 @@ def test_sqrt_rule_is_the_geometric_mean_upwards(small: int, large: int) -> None
     small, large = sorted((small, large))
     found = targets({"a": small, "b": large}, Balance(target="sqrt"))["a"]
     assert (found - 1) ** 2 < small * large <= found**2
-
-
-# --- plans --------------------------------------------------------------------------------------
 
 
 def test_synthetic_records_are_capped_and_the_rest_is_classic() -> None:

@@ -14,8 +14,8 @@ from prefect_augment.loading.dataset import open_dataset
 from prefect_augment.maintenance.verify import verify
 from prefect_augment.params import Classic, Publish
 from prefect_augment.params.balance import ImageStrategy
-from prefect_augment.plan.priors import shares_trained, smoothing_by_class
 from prefect_augment.plan.strategies import make_recipe, make_strategies, wanted_records
+from prefect_augment.plan.weights import shares_trained, smoothing_by_class
 from prefect_augment.publish.proposal import lowered
 from prefect_augment.schema import BalancePlan, DatasetRef, Recipe, Strategy
 from prefect_augment.shards.staged import load_info, read_part

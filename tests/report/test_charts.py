@@ -182,9 +182,6 @@ def test_undefined_intervals_can_be_drawn() -> None:
     assert size(forest_chart([ForestRow("a", nan)], label="%", zero=True, effect=float("inf")))[0]
 
 
-# --- column shapes ----------------------------------------------------------------------------
-
-
 def one(shape: ColumnShape, *, show_real: bool = True):  # type: ignore[no-untyped-def]
     return summarise_shapes({"x": shape}, show_real=show_real)[0]
 

@@ -71,8 +71,6 @@ def test_a_drift_of_version_0_2_is_read() -> None:
     assert Drift.model_validate(stored) == drift
 
 
-# --- on a destination --------------------------------------------------------------------------
-
 SMALL = {"ok": 60, "worn": 9}  # one class that can be compared: nothing is, and runs are short
 
 
@@ -173,7 +171,6 @@ def test_a_version_whose_manifest_cannot_be_read_is_left_out(
     rollback(store, to=1)
     store.put(manifest_path(read_manifest(store).version), b"{")
     before = find_previous(store, "another")
-    assert before is not None
     assert before == read_manifest(store, before.version)
 
 
@@ -184,7 +181,6 @@ def test_a_version_that_was_rolled_back_is_compared_with(
     store = open_store(tmp_path / "out")
     commit = rollback(store, to=1)
     before = find_previous(store, "another")
-    assert before is not None
     assert before.version == commit.version
     own = find_previous(store, before.dataset_key)
     assert own is None or own.version < commit.version, "the run's own version is passed over"

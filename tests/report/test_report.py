@@ -23,8 +23,8 @@ from prefect_augment.figures import style as drawing
 from prefect_augment.figures.image_grid import picture_png, sheet
 from prefect_augment.report.html import doubted_pictures, render_page
 from prefect_augment.report.json import DoubtedLabel, Neighbour, ReportData, published_schema
-from prefect_augment.report.redaction import redact
 from prefect_augment.report.report import build_report, markdown_summary, plan_table
+from prefect_augment.report.view_model import redact
 from prefect_augment.schema import (
     BalancePlan,
     ClassFilter,
@@ -631,9 +631,6 @@ def test_weights_alone_are_shown_as_what_they_make_of_each_class() -> None:
     assert "9 times the records of the smallest; with the recipe's weights 1 times" in text
 
 
-# --- in short ---------------------------------------------------------------------------------
-
-
 def test_summary_says_verdict_classes_strategies_and_recipe() -> None:
     text = markdown_summary(full_report())
     assert text.startswith("## Verdict: gain shown\n")
@@ -698,9 +695,6 @@ def test_plan_table_has_one_row_per_stratum_and_a_column_per_group() -> None:
     grouped = plan_table(plan.model_copy(update={"classes": (stratum,)}))
     assert grouped[0]["by real"] == "yes"
     assert grouped[0]["real"] == 4200
-
-
-# --- in a browser -----------------------------------------------------------------------------
 
 
 class _Requests(ThreadingHTTPServer):
@@ -817,9 +811,6 @@ def test_page_opens_in_chromium_on_desktop_and_phone_without_a_request(
     assert found[1]["scrolling"] >= 3  # wide tables scroll by themselves
     hosts = {host for host in proxy.hosts if not host.endswith(BROWSERS_OWN)}
     assert hosts == {"control.invalid"}
-
-
-# --- images -----------------------------------------------------------------------------------
 
 
 def image_report(**changes: Any) -> ReportData:

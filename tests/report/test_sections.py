@@ -26,8 +26,6 @@ from prefect_augment.schema import (
     Trial,
 )
 
-# --- what the hold-out says beside the comparison ---
-
 EVIL = "<script>&"
 SOME = Interval(estimate=0.05, low=0.01, high=0.09)
 
@@ -100,9 +98,6 @@ def test_what_is_lost_comes_before_what_says_nothing() -> None:
     assert html.index("much</bdi>") < html.index("few</bdi>")
 
 
-# --- the filter: classes as a whole ---
-
-
 def stratum(name: str, observed: float, *, passed: bool) -> ClassFilter:
     check = ClassCheck(name="labels", observed=observed, expected=0.05, p_value=0.1, passed=passed)
     verdict = "safe" if passed else "unsafe"
@@ -158,9 +153,6 @@ def test_fidelity_stands_beside_that_of_real_images_by_class_and_together() -> N
     for text in ("3.21", "2.34", "all together", "your encoder &lt;b&gt;.onnx"):
         assert text in html
     assert "Fréchet" not in section("per-class", candidates=checked(of_class))
-
-
-# --- the search: every trial ---
 
 
 def trial(name: str, score: float, *, kept: bool, reason: str = "", **setting: object) -> Trial:

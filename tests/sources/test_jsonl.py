@@ -15,7 +15,7 @@ from support.sources import whole
 
 from prefect_augment.errors import InputError
 from prefect_augment.params import Source
-from prefect_augment.report.redaction import redactor
+from prefect_augment.report.view_model import redactor
 from prefect_augment.sources import jsonl
 from prefect_augment.sources.base import SourceRecords
 

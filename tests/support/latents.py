@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+from support.staging import ingested
 from support.steps import experiment_of
 
-from prefect_augment.ingest.ingest import ingest
 from prefect_augment.latents.base import Job
 from prefect_augment.latents.uses import use_latents
 from prefect_augment.loading.latents import Latents, open_latents
-from prefect_augment.params import Balance, RunParams, Source
+from prefect_augment.params import Balance, RunParams
 from prefect_augment.params.base import Params
 from prefect_augment.plan.plan import plan
 from prefect_augment.schema import DatasetRef, LatentRef, LatentUse, ModelRef
@@ -42,10 +41,8 @@ def result(ref: LatentRef) -> Latents:
 
 def staged(table: pa.Table, folder: Path, label: str = "state") -> tuple[Store, DatasetRef]:
     """The table as ingested records, and the store that they lie in."""
-    pq.write_table(table, folder / "in.parquet")
     store = open_store(str(folder / "out"))
-    source = Source(uri=str(folder / "in.parquet"), label=label)
-    return store, ingest(source, store=store, seed=0)
+    return store, ingested(table, folder, store, label)
 
 
 def fit(store: Store, dataset: DatasetRef, model: Any, *, by: tuple[str, ...] = ()) -> ModelRef:

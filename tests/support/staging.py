@@ -1,20 +1,25 @@
-"""Records as ingest stages them, and plans for them, without reading any source."""
+"""Records as ingest stages them, and plans for them."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from support.steps import experiment_of
 
 from prefect_augment.encoding.columns import describe_columns
+from prefect_augment.ingest.ingest import ingest
+from prefect_augment.params import Source
 from prefect_augment.schema import (
     BalancePlan,
     ClassPlan,
     DatasetInfo,
     DatasetRef,
     Estimate,
+    ImageInfo,
     Manifest,
     ModelRef,
     Recipe,
@@ -28,6 +33,8 @@ from prefect_augment.synthesis.train import train
 __all__ = [
     "a_shard",
     "class_plan",
+    "image_info",
+    "ingested",
     "manifest_of",
     "people",
     "plan_of",
@@ -98,6 +105,24 @@ def shards_of(
     """Write shards of one part, which is called like the files."""
     given = {"split": stem, "origin": "real", "max_records": 100, "max_bytes": 1 << 30, **options}
     return write_shards(store, table, prefix=prefix, stem=stem, label=label, **given)
+
+
+def image_info(width: int, height: int, *, n: int, n_channels: int = 3) -> ImageInfo:
+    """Of so many PNG files of one size."""
+    return ImageInfo(
+        column="image", modes={"L" if n_channels == 1 else "RGB": n}, formats={"PNG": n},
+        sizes={f"{width}x{height}": n}, n_sizes=1, most_common_size=(width, height),
+        smallest_side=min(width, height), largest_side=max(width, height), n_channels=n_channels,
+    )  # fmt: skip
+
+
+def ingested(
+    table: pa.Table, folder: Path, store: Store, label: str = "state", **source: Any
+) -> DatasetRef:
+    """The table as a file, read by ingest itself."""
+    pq.write_table(table, folder / "records.parquet")
+    found = Source(uri=str(folder / "records.parquet"), label=label, **source)
+    return ingest(found, store=store, seed=0)
 
 
 def stage_parts(

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from prefect_augment.params import Publish, RunParams
+from prefect_augment.params import Classic, Publish, RunParams
+from prefect_augment.plan.plan import plan as make_plan
+from prefect_augment.plan.strategies import make_strategies
 from prefect_augment.publish.publish import publish
 from prefect_augment.schema import (
     ApprovalDecision,
@@ -16,11 +18,20 @@ from prefect_augment.schema import (
     Recipe,
     Release,
     ReportRef,
+    Strategy,
     Verdict,
 )
 from prefect_augment.storage import Store
 
-__all__ = ["candidates_with", "experiment_of", "publish_arguments", "publish_parts", "release_of"]
+__all__ = [
+    "candidates_with",
+    "experiment_of",
+    "planned_experiment",
+    "publish_arguments",
+    "publish_parts",
+    "release_of",
+    "strategies_of",
+]
 
 
 def experiment_of(
@@ -33,6 +44,20 @@ def experiment_of(
     """An experiment with these sections of parameters."""
     plan = plan or BalancePlan.without_amounts()
     return Experiment(dataset=dataset, plan=plan, candidates=candidates, params=RunParams(**params))
+
+
+def planned_experiment(
+    dataset: DatasetRef, store: Store, *, changes: Mapping[str, Any] | None = None, **params: Any
+) -> Experiment:
+    """An experiment by the plan of these params, with changes to that plan."""
+    planned = make_plan(dataset, RunParams(**params), store, compares=False)
+    return experiment_of(dataset, planned.model_copy(update=changes), **params)
+
+
+def strategies_of(*families: str, modality: Any = "table", **options: Any) -> list[Strategy]:
+    """The strategies without a model that are of these families."""
+    every = make_strategies(modality, **{"model": None, "classic": Classic(), **options})
+    return [strategy for strategy in every if strategy.family in families]
 
 
 def candidates_with(

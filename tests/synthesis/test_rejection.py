@@ -14,7 +14,7 @@ from prefect_augment.encoding.columns import describe_columns
 from prefect_augment.encoding.strata import table_strata
 from prefect_augment.encoding.tables import TableEncoder
 from prefect_augment.errors import IntegrityError, ParameterError
-from prefect_augment.evaluation.quality.prdc import c2st_auc
+from prefect_augment.evaluation.quality.likeness import c2st_auc
 from prefect_augment.genmodels.base import TableData
 from prefect_augment.params import Combination, Constraint, Inequality, Positive, TreesModel, Unique
 from prefect_augment.schema import DatasetInfo, DatasetRef, ModelRef

@@ -1,9 +1,8 @@
 """Augment: the classic records that a recipe requests, staged beside the real ones.
 
-Tables: SMOTE and its variants with other starting records (Borderline-SMOTE, ADASYN), and copies
-that are moved a little (random oversampling with shrinkage, jitter). All keep nulls, categories and
-the range of a class's values; whole numbers, dates and grids come back when the encoder decodes.
-Copies of images are made in :mod:`~.write_images`.
+Tables: SMOTE and its variants with other starting records (Borderline-SMOTE, ADASYN), and copies that are moved a
+little (random oversampling with shrinkage, jitter). All keep nulls, categories and the range of a class's values; whole
+numbers, dates and grids come back when the encoder decodes. Copies of images are made in :mod:`~.write_images`.
 """
 
 from collections.abc import Mapping
@@ -44,6 +43,7 @@ SHARD_RECORDS, SHARD_BYTES = 1_000_000, 128 * 1024 * 1024
 CANDIDATES_PER_PLANNED = 64
 # Real records of a table that new ones are made from: what a search for neighbours holds in memory.
 MAX_STARTS = 200_000
+COPIED = ("oversampling", "jitter")  # values of Classic.table that copy whole records
 
 
 def augment(experiment: Experiment, counts: Mapping[str, int], store: Store) -> DatasetRef:
@@ -145,9 +145,14 @@ def _make(
             "the source holds free text alone, and new records would be empty; set classic.text='light', or name a "
             "classic.text_plugin."
         )
-    sample = _sample(classic, seed)
-    matrix = training_matrix(stage.store, source, plan, sample)
-    data = _to_interpolate(matrix, classic, params.quality.min_level_records, seed)
+    # Borderline-SMOTE and ADASYN look at the classes around, so frequencies stay.
+    sample = Sample(MAX_STARTS, seed, equal=classic.table not in ("borderline", "adasyn"))
+    data = training_matrix(stage.store, source, plan, sample)
+    if classic.table not in COPIED:  # new records lie between others, without rare levels
+        least, is_category = params.quality.min_level_records, data.is_category
+        rare = RareValues.of(data.X, is_category, min_records=least)
+        X = without_rare_levels(data.X, data.strata, is_category, min_records=least, seed=seed)
+        data = replace(data, X=X, encoder=data.encoder.guarding(rare, lists_rare_levels=True))
     names = [entry.name for entry in plan.classes]
     rows = StratifiedTable(data.X, data.strata, data.is_category, data.n_levels)
     counts = {names.index(name): n for name, n in requested.items()}
@@ -173,23 +178,8 @@ def _make(
     return stage.info_of(source, shards, part="classic", notes=notes)
 
 
-def _sample(classic: Classic, seed: int) -> Sample:
-    """Where new records start. Borderline-SMOTE and ADASYN look at the classes around, so frequencies stay."""
-    return Sample(MAX_STARTS, seed, equal=classic.table not in ("borderline", "adasyn"))
-
-
 def _n_real(source: DatasetInfo) -> int:
     return sum(s.n_records for s in source.shards if s.split in TRAINED_ON)
-
-
-def _to_interpolate(data: Matrix, classic: Classic, least: int, seed: int) -> Matrix:
-    """The records that new ones lie between, without rare levels; copies are of whole records."""
-    if classic.table in ("oversampling", "jitter"):
-        return data
-    is_category = data.is_category
-    rare = RareValues.of(data.X, is_category, min_records=least)
-    X = without_rare_levels(data.X, data.strata, is_category, min_records=least, seed=seed)
-    return replace(data, X=X, encoder=data.encoder.guarding(rare, lists_rare_levels=True))
 
 
 def _to_table(
@@ -228,7 +218,7 @@ def make_records(
     Han et al. 2005, "Borderline-SMOTE"; He et al. 2008, "ADASYN"; Menardi & Torelli 2014, "Training and
     assessing classification rules with imbalanced data" (ROSE, the shrinkage).
     """
-    if classic.table in ("oversampling", "jitter"):
+    if classic.table in COPIED:
         return _moved_copies(table, counts, classic, seed)
     limits = {"k_neighbors": classic.k_neighbors, "max_memory_mib": classic.max_memory_mib}
     start: Float | None = None

@@ -1,10 +1,9 @@
 """A whole image policy as one warp, one colour matrix and one blur.
 
-Flips, crops, rotations, shears, scales and shifts become one affine map, so that pixels are
-interpolated once. Changes of brightness, contrast, saturation and hue become one colour matrix, so
-that values are rounded and clipped once. A blur comes last. All numbers of a copy come from one hash
-of its seed. :func:`fused` reads the parameters off albumentations' own operations and returns None
-where one does not fit; tests compare each with albumentations.
+Flips, crops, rotations, shears, scales and shifts become one affine map, so that pixels are interpolated once. Changes
+of brightness, contrast, saturation and hue become one colour matrix, so that values are rounded and clipped once. A
+blur comes last. All numbers of a copy come from one hash of its seed. :func:`fused` reads the parameters off
+albumentations' own operations and returns None where one does not fit; tests compare each with albumentations.
 
 Intended differences from albumentations: the map is applied at once, so one operation may move back
 in what another moved out; values are not clipped between operations; hue rotates in the YIQ plane

@@ -1,10 +1,9 @@
 """Policies as albumentations pipelines: written as YAML, held as JSON, and seeded per operation and record.
 
-albumentations 2.0.8, the last release under a free licence, gives every operation of a pipeline the
-same random numbers when it gets one seed (of the 8 patterns of three flips 2 occur), repeats itself in
-every worker that a pipeline is pickled to, and drops unknown arguments with a warning. Here each
-operation gets its own generators for each record, so a copy depends on its seed alone, and an unknown
-name is an error.
+albumentations 2.0.8, the last release under a free licence, gives every operation of a pipeline the same random numbers
+when it gets one seed (of the 8 patterns of three flips 2 occur), repeats itself in every worker that a pipeline is
+pickled to, and drops unknown arguments with a warning. Here each operation gets its own generators for each record, so
+a copy depends on its seed alone, and an unknown name is an error.
 
 YAML is a list of names with their arguments, or what ``albumentations.save`` writes::
 

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -50,7 +49,7 @@ def record_seed(run_seed: int, record: str, copy: int) -> int:
     order or number of records.
     """
     key = f"{run_seed}|{record}|{copy}".encode()
-    return int.from_bytes(blake2b(key, digest_size=8).digest(), "little") >> 1
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
 
 
 @dataclass(frozen=True)
@@ -237,24 +236,17 @@ class ImagePolicy:
 
     def _checked(self, changed: Any, image: Images) -> Images:
         """Return a changed image with its channels; ParameterError if it is no image."""
-        if isinstance(changed, np.ndarray) and changed.ndim == 2 and image.shape[2] == 1:
+        is_array = isinstance(changed, np.ndarray)
+        if is_array and changed.ndim == 2 and image.shape[2] == 1:
             changed = changed[:, :, None]
-        if (
-            not isinstance(changed, np.ndarray)
-            or changed.dtype != np.uint8
-            or changed.ndim != 3
-            or changed.shape[2] != image.shape[2]
-        ):
-            kind = (
-                f"{changed.dtype} of shape {changed.shape}"
-                if isinstance(changed, np.ndarray)
-                else type(changed)
-            )
+        fits = is_array and changed.ndim == 3 and changed.shape[2] == image.shape[2]
+        if not fits or changed.dtype != np.uint8:
+            kind = f"{changed.dtype} of shape {changed.shape}" if is_array else type(changed)
             raise ParameterError(
                 f"the policy {self.name!r} makes {kind} of an image; expected uint8 of shape (height, width, "
                 f"{image.shape[2]}). Leave out what converts or normalises."
             )
-        return changed
+        return changed  # type: ignore[no-any-return]
 
     def _size_for(self, image: Images) -> tuple[int, int]:
         return (image.shape[0], image.shape[1]) if self._needs_size else (0, 0)

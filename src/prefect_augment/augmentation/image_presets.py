@@ -66,8 +66,7 @@ _CROPS = ("RandomResizedCrop", "RandomCrop", "CenterCrop", "RandomSizedCrop", "C
 def _one_of_14(m: float) -> Operation:
     """One of 14 operations, equally likely, with a uniform magnitude up to the share ``m`` of the full one.
 
-    Müller & Hutter 2021, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", table of
-    the space "RA".
+    Müller & Hutter 2021, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", table of the space "RA".
     """
     factor = (round(1 - 0.9 * m, 6), round(1 + 0.9 * m, 6))
 
@@ -230,22 +229,17 @@ def _around_one(value: Any, times: float) -> Any:
     return value  # one number is a limit to some operations and a factor to others
 
 
-# Operation -> its arguments of strength, and how they scale. Anything else stays as it is, such as flips
-# and blurs.
+# Operation -> its arguments of strength, and how they scale. Anything else stays as it is, such as flips and blurs.
 SCALED: dict[str, dict[str, Callable[[Any, float], Any]]] = {
     "Affine": {
-        "rotate": _around_zero,
-        "shear": _around_zero,
-        "translate_percent": _around_zero,
+        **dict.fromkeys(("rotate", "shear", "translate_percent"), _around_zero),
         "scale": _around_one,
     },
     "Rotate": {"limit": _around_zero},
     "RandomBrightnessContrast": {"brightness_limit": _around_zero, "contrast_limit": _around_zero},
     "RandomResizedCrop": {"scale": _around_one},
     "ColorJitter": {
-        "brightness": _around_one,
-        "contrast": _around_one,
-        "saturation": _around_one,
+        **dict.fromkeys(("brightness", "contrast", "saturation"), _around_one),
         "hue": _around_zero,
     },
 }

@@ -1,9 +1,8 @@
 """Classic augmentation of tables: the SMOTE family of imbalanced-learn, and random oversampling.
 
-Works on the matrix form of :mod:`prefect_augment.encoding.tables` (float64, NaN for null, level codes
-in category columns); the encoder's decoding rounds whole numbers, dates and grids. imbalanced-learn
-finds the neighbours and draws the pairs; the values are made here, in the columns' own units, because
-imbalanced-learn
+Works on the matrix form of :mod:`prefect_augment.encoding.tables` (float64, NaN for null, level codes in category
+columns); the encoder's decoding rounds whole numbers, dates and grids. imbalanced-learn finds the neighbours and draws
+the pairs; the values are made here, in the columns' own units, because imbalanced-learn
 
 - fails on nulls and on classes smaller than ``k_neighbors + 1``,
 - needs (new records x neighbours x one-hot width) numbers for category columns, seen at 135 GiB
@@ -93,11 +92,10 @@ def smote(
 ) -> SmoteRecords:
     """Return new records between neighbours of the same stratum.
 
-    A new record starts from a parent p and one of its ``k_neighbors`` nearest neighbours q. Numbers
-    lie on the line from p to q, at one random place for all columns; a category is the most frequent one
-    among p's neighbours, the nearest neighbour's in a tie. Distances are Euclidean over columns scaled
-    to unit variance, with categories as in SMOTENC; where no number varies, they are SMOTEN's value
-    difference metric.
+    A new record starts from a parent p and one of its ``k_neighbors`` nearest neighbours q. Numbers lie on the line
+    from p to q, at one random place for all columns; a category is the most frequent one among p's neighbours, the
+    nearest neighbour's in a tie. Distances are Euclidean over columns scaled to unit variance, with categories as in
+    SMOTENC; where no number varies, they are SMOTEN's value difference metric.
 
     Nulls: the search sees the stratum's median, and null as a level of its own. The new record is null
     exactly where its parent is; where only q is null, it keeps p's value. Infinite values are treated
@@ -201,11 +199,9 @@ def draw(
     filled = _median_filled(table.numbers[rows])
     numbers = filled[:, np.ptp(filled, axis=0) > 0] if filled.size else filled[:, :0]
     levels = table.levels[rows]
-    note = (
-        f"{k} of {k_neighbors} neighbours: the stratum has {rows.size} records"
-        if k < k_neighbors
-        else ""
-    )
+    note = ""
+    if k < k_neighbors:
+        note = f"{k} of {k_neighbors} neighbours: the stratum has {rows.size} records"
     # scikit-learn splits the search by the number of threads, which decides between equally near
     # neighbours (for 90 % of 1,500 records of 20 two-valued columns, measured).
     with single_threaded(), config_context(working_memory=DISTANCES_MIB):
@@ -360,10 +356,8 @@ def smote_memory_bytes(table: StratifiedTable, counts: Mapping[int, int], k_neig
 
 def _varies(numbers: Float) -> bool:
     """Whether any column has two different finite values."""
-    finite = np.isfinite(numbers)
-    low = np.where(finite, numbers, np.inf).min(axis=0, initial=np.inf)
-    high = np.where(finite, numbers, -np.inf).max(axis=0, initial=-np.inf)
-    return bool(np.any(low < high))
+    finite = np.where(np.isfinite(numbers), numbers, np.nan)
+    return bool(np.any(np.fmin.reduce(finite) < np.fmax.reduce(finite)))
 
 
 def stratum_seed(seed: int, code: int) -> int:
@@ -425,9 +419,8 @@ def start_weights(
             if others.any():
                 weights[rows] = others
             else:
-                notes[code] = (
-                    "started from any record: none is at the border"
-                    if method == "borderline"
-                    else "started from any record: no other class is near"
+                why = (
+                    "none is at the border" if method == "borderline" else "no other class is near"
                 )
+                notes[code] = f"started from any record: {why}"
     return weights, notes

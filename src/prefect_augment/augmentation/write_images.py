@@ -70,12 +70,11 @@ class _Copy(NamedTuple):
 def make_image_copies(maker: "CopyMaker") -> DatasetInfo:
     """Make the copies and write their shards.
 
-    The records of a stratum take turns, in an order drawn from the seed, so more copies extend fewer.
-    Policies leave some records unchanged (``classic.image_prob``); here that probability is raised so
-    that the unchanged share of real records and copies together is the same as with the policy on the
-    fly. An unchanged copy keeps its parent's bytes; others are written as 8-bit PNG, or as JPEG of
-    quality 95 if the parent is a JPEG. Boxes, masks and keypoints move with the image; a box that
-    leaves it is dropped with all its columns (``classic.min_visibility``).
+    The records of a stratum take turns, in an order drawn from the seed, so more copies extend fewer. Policies leave
+    some records unchanged (``classic.image_prob``); here that probability is raised so that the unchanged share of real
+    records and copies together is the same as with the policy on the fly. An unchanged copy keeps its parent's bytes;
+    others are written as 8-bit PNG, or as JPEG of quality 95 if the parent is a JPEG. Boxes, masks and keypoints move
+    with the image; a box that leaves it is dropped with all its columns (``classic.min_visibility``).
     """
     stage, source, n = maker.stage, maker.source, len(maker.jobs.ids)
     n_real = sum(shard.n_records for shard in maker.shards)

@@ -65,22 +65,6 @@ def _out_of_fold(
     return classes, codes, predict
 
 
-def _soft_labelled(
-    X: Any, y: NDArray[Any], *, seed: int
-) -> tuple[NDArray[np.int64], NDArray[Any], Float]:
-    """A row for each record and class that it may belong to: record, class and the class's share."""
-    classes, codes, predict = _out_of_fold(X, y, seed=seed)
-    rows, labels, shares = own_label_rows(predict(None), codes)
-    return rows, classes[labels], shares
-
-
-def _audited(X: Any, y: NDArray[Any], recipe: Recipe, *, seed: int) -> Float:
-    """Weights of the records; one whose label an audit of these records doubts counts less."""
-    _, codes, predict = _out_of_fold(X, y, seed=seed)
-    weights = clean_weights(audit_labels(codes, predict), recipe.strategy.doubted_weight)
-    return np.asarray(weights / weights.mean())
-
-
 def _gives_probabilities(self: "RecipeClassifier") -> bool:
     getattr(getattr(self, "estimator_", self.estimator), "predict_proba")  # noqa: B009 - its own message
     return True
@@ -189,8 +173,11 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         weights = sample_weight
         if sample_weight is None and not relabels:
             if recipe is not None and recipe.strategy.family == "clean":
-                seed = int(rng.randint(2**31 - 1))
-                weights = _audited(X, y, recipe, seed=seed)
+                # A record whose label an audit of these records doubts counts less.
+                _, codes, predict = _out_of_fold(X, y, seed=int(rng.randint(2**31 - 1)))
+                audit = audit_labels(codes, predict)
+                weights = clean_weights(audit, recipe.strategy.doubted_weight)
+                weights = weights / weights.mean()
             else:
                 weights = self._weights(recipe, y)
         self.estimator_ = self._fitted(recipe, X, y, weights, rng)
@@ -298,7 +285,10 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
             return Bagged(tuple(members))
         estimator = clone(self.estimator)
         if recipe is not None and family == "soft_labels":
-            rows, y, shares = _soft_labelled(X, y, seed=int(rng.randint(2**31 - 1)))
+            # A row for each record and class that it may belong to.
+            classes, codes, predict = _out_of_fold(X, y, seed=int(rng.randint(2**31 - 1)))
+            rows, labels, shares = own_label_rows(predict(None), codes)
+            y = classes[labels]
             X, weights = _safe_indexing(X, rows), self._weights(recipe, y, shares)
         fit_weighted(estimator, X, y, weights, rng)
         return estimator

@@ -34,7 +34,7 @@ from prefect_augment.evaluation.classifiers.soft_label_ensemble import (
     soft_label_rows,
 )
 from prefect_augment.evaluation.quality.label_fidelity import utility_scores
-from prefect_augment.evaluation.quality.table_filter import utility_filter
+from prefect_augment.evaluation.quality.record_filter import utility_filter
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, TableData
 from prefect_augment.params import Budget, ColumnOverride, ModelParams
 from prefect_augment.registry import MODELS, resolve_model

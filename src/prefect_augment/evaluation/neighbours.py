@@ -1,4 +1,4 @@
-"""Distances between records, and which candidates are near copies of training records."""
+"""Distances between records, which candidates are near copies, and exact tests of whether they lie as real ones do."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
+from scipy.stats import hypergeom
 
 from prefect_augment.array_types import Array, Bool, Float, Int, Int32
 
@@ -95,7 +96,9 @@ class FeatureSpace:
 
     def place(self, X: Float) -> Points:
         """Records in this space."""
-        values = np.clip(X[:, ~self.is_category], *self._bounds(X[:, ~self.is_category]))
+        values = X[:, ~self.is_category]
+        # Only infinite values are limited: an outlier keeps its distance.
+        values = np.where(np.isinf(values), np.clip(values, self.low, self.high), values)
         null = np.isnan(values)
         with np.errstate(over="ignore"):
             numbers = (np.where(null, self.median, values) - self.median) / self.scale
@@ -137,11 +140,6 @@ class FeatureSpace:
         return nearest_by_blocks(
             self.distances, a, b, to_others=to_others, block_bytes=CACHED_BYTES
         )
-
-    def _bounds(self, values: Float) -> tuple[Float, Float]:
-        """Limits that touch infinite values only: an outlier keeps its distance."""
-        infinite = np.isinf(values)
-        return np.where(infinite, self.low, -np.inf), np.where(infinite, self.high, np.inf)
 
 
 def nearest_by_blocks(
@@ -225,3 +223,21 @@ def _summary(column: Float) -> tuple[float, float, float, float]:
     with np.errstate(over="ignore"):
         scale = (q95 - q05) or (np.float64(high) - low) or 1.0
     return float(median), float(min(scale, LARGEST)), low, high
+
+
+def more_below(candidates: Float, real: Float, share: float) -> float:
+    """P-value of as many candidates below the ``share`` quantile of real values, if all were alike.
+
+    By the negative hypergeometric distribution: of the first x + r - 1 of all m + n values in order, at
+    most r - 1 are real. Ties count as not below, which makes the test conservative.
+    """
+    n, m = len(real), len(candidates)
+    r = max(1, int(np.ceil(share * n)))
+    x = int((candidates < np.partition(real, r - 1)[r - 1]).sum())
+    return float(hypergeom.cdf(r - 1, m + n, n, x + r - 1)) if x else 1.0
+
+
+def more_true(candidates: Bool, real: Bool) -> float:
+    """P-value of as many true candidates, if candidates and real records were alike (Fisher's exact test)."""
+    n_true, n_all = int(candidates.sum() + real.sum()), len(candidates) + len(real)
+    return float(hypergeom.sf(int(candidates.sum()) - 1, n_all, n_true, len(candidates)))

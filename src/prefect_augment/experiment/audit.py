@@ -20,8 +20,8 @@ from prefect_augment.experiment.evaluator import Evaluator
 from prefect_augment.experiment.evaluators import open_evaluator
 from prefect_augment.experiment.score import evidence, predict_all
 from prefect_augment.experiment.table_evaluator import TableEvaluator, audit_table
-from prefect_augment.plan.priors import shares_of
 from prefect_augment.plan.strategies import AS_IS, PROBE
+from prefect_augment.plan.weights import shares_of
 from prefect_augment.schema import Experiment, Modality, Recipe, StrategyScore
 from prefect_augment.storage import Store
 

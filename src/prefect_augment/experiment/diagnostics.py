@@ -24,7 +24,7 @@ from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
 from prefect_augment.evaluation.metrics.slices import slices
 from prefect_augment.experiment.evaluator import Evaluator, Synthetic
 from prefect_augment.experiment.training_set import wanted_with
-from prefect_augment.plan.priors import class_shares, shares_of, shares_trained
+from prefect_augment.plan.weights import class_shares, shares_of, shares_trained
 from prefect_augment.schema import CalibrationResult, HoldoutResult, SliceResult, Strategy, Verdict
 from prefect_augment.storage import Store
 

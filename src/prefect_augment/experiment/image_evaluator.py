@@ -55,7 +55,7 @@ from prefect_augment.nn.machine import classifier_size
 from prefect_augment.params import Classic, Evaluation
 from prefect_augment.params.keys import step_key
 from prefect_augment.plan.estimate import HOLDOUT_SHARE
-from prefect_augment.plan.priors import smoothing_by_class
+from prefect_augment.plan.weights import smoothing_by_class
 from prefect_augment.schema import (
     BalancePlan,
     DatasetInfo,

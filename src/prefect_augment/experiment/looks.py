@@ -68,8 +68,6 @@ class Looks:
         """Record that a look ended with ``proven``, which returns what it spent to the next one."""
         self.store.put_if_absent(self._path(look.number, ".proven"), b"{}\n")
 
-    # --- the next look ---
-
     def _next(self, last: _Recorded | None, key: str) -> _Recorded:
         n_holdout = sum(self.info.part_counts.get("holdout", {}).values())
         has_entries = self.info.ledger and not self.info.holdout_uri
@@ -117,8 +115,6 @@ class Looks:
         if newest.ledger and not newest.holdout_uri:
             return n, holdout_entries(self.store, newest.ledger.path)[0] if n else 0
         return n, max((v.n_holdout for v in verdicts), default=0)
-
-    # --- what is recorded ---
 
     def _path(self, number: int, what: str = "") -> str:
         return f"{self.prefix}/{number:08d}{what}.json"

@@ -14,8 +14,11 @@ from prefect_augment.array_types import Array, Float, Int
 from prefect_augment.encoding.arrays import N_FEWER_FOLDS, N_FOLDS, Records
 from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.metrics.measures import Measure
-from prefect_augment.evaluation.metrics.predictions import StrategyPredictions
-from prefect_augment.evaluation.metrics.scores import predict_classes, score_predictions
+from prefect_augment.evaluation.metrics.predictions import (
+    StrategyPredictions,
+    predict_classes,
+    score_predictions,
+)
 from prefect_augment.evaluation.metrics.thresholds import cross_fitted_multipliers, tune_multipliers
 from prefect_augment.evaluation.verdict.out_of_fold import OutOfFold
 from prefect_augment.experiment.evaluator import (

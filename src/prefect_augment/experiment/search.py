@@ -7,7 +7,7 @@ always go on, since both are compared on the hold-out. 3. *Seeds*: the best two 
 is, with all seeds.
 
 Counts and scores decide. With a budget in minutes, the time decides how many strategies and seeds
-there are (:mod:`prefect_augment.plan.schedule`).
+there are (:mod:`prefect_augment.plan.search_space`).
 """
 
 import math

@@ -41,7 +41,7 @@ from prefect_augment.evaluation.folds import stratified_folds
 from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.quality.label_audit import LabelAudit, audit_labels, clean_weights
 from prefect_augment.evaluation.quality.near_copies import Measures
-from prefect_augment.evaluation.quality.table_filter import table_measures
+from prefect_augment.evaluation.quality.record_filter import table_measures
 from prefect_augment.experiment.evaluator import (
     Evaluator,
     FilterQuery,
@@ -55,7 +55,7 @@ from prefect_augment.experiment.evaluator import (
 from prefect_augment.experiment.training_set import build_training_set
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS, GenerativeModel, TableData
 from prefect_augment.params import Budget, NoModel, OwnEstimator
-from prefect_augment.plan.schedule import PILOT_SHARE
+from prefect_augment.plan.search_space import PILOT_SHARE
 from prefect_augment.plan.strategies import candidates_wanted
 from prefect_augment.registry import load_model_class
 from prefect_augment.schema import EstimatorInfo, Strategy

@@ -21,7 +21,11 @@ from prefect_augment.array_types import Int
 from prefect_augment.augmentation.image_policy import ImagePolicy, record_seed
 from prefect_augment.augmentation.image_presets import PRESETS
 from prefect_augment.errors import ParameterError, SchemaError
-from prefect_augment.evaluation.classifiers.mixing import LEAST_LOG_PRIOR, mix_batch, soft_targets
+from prefect_augment.evaluation.classifiers.batch_transforms import (
+    LEAST_LOG_PRIOR,
+    mix_batch,
+    soft_targets,
+)
 from prefect_augment.loading.sampling_plan import (
     Part,
     Pass,
@@ -291,7 +295,7 @@ class TorchDataset(IterableDataset):
         it; of images some are mixed with another of the batch. ``y`` is int64 of shape (n,) where the recipe neither
         mixes nor smooths; else class shares, float32 of shape (n, n_classes), which sum to one. ``cross_entropy``
         takes both. Seed, epoch and the batch's own values decide, and neither the worker nor the order of batches:
-        see :func:`~prefect_augment.evaluation.classifiers.mixing.mix_batch`, by which the comparison mixed.
+        see :func:`~prefect_augment.evaluation.classifiers.batch_transforms.mix_batch`, by which the comparison mixed.
         """
         x, y = default_collate([(x, y) for x, y in records])
         recipe = self.recipe

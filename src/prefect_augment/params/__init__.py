@@ -9,13 +9,6 @@ from prefect_augment.params.balance import (
     Classic as Classic,
     ClassTarget as ClassTarget,
 )
-from prefect_augment.params.constraints import (
-    Combination as Combination,
-    Constraint as Constraint,
-    Inequality as Inequality,
-    Positive as Positive,
-    Unique as Unique,
-)
 from prefect_augment.params.data import (
     ColumnOverride as ColumnOverride,
     Destination as Destination,
@@ -57,10 +50,15 @@ from prefect_augment.params.run import (
     Approval as Approval,
     Budget as Budget,
     ClassAmount as ClassAmount,
+    Combination as Combination,
     Compute as Compute,
+    Constraint as Constraint,
     Evaluation as Evaluation,
+    Inequality as Inequality,
+    Positive as Positive,
     Publish as Publish,
     Quality as Quality,
     Report as Report,
     RunParams as RunParams,
+    Unique as Unique,
 )

@@ -1,10 +1,9 @@
 """The plan of a detection set: how many images to copy so that rare classes of boxes are balanced.
 
-An image's class is its rarest one (as annotations are read), so all boxes of a class lie in images
-of that class or of rarer ones. Copies are counted from the rarest class on; each class fills what
-the copies of rarer ones leave open. With ``balance.target: sqrt`` that is repeat-factor sampling: a
-class of frequency f is repeated sqrt(t / f) times, t being the most frequent one's (Gupta, Dollár &
-Girshick 2019, "LVIS", section 4.2), and an image as often as its rarest class.
+An image's class is its rarest one (as annotations are read), so all boxes of a class lie in images of that class or of
+rarer ones. Copies are counted from the rarest class on; each class fills what the copies of rarer ones leave open. With
+``balance.target: sqrt`` that is repeat-factor sampling: a class of frequency f is repeated sqrt(t / f) times, t being
+the most frequent one's (Gupta, Dollár & Girshick 2019, "LVIS", section 4.2), and an image as often as its rarest class.
 """
 
 import math

@@ -29,7 +29,7 @@ from prefect_augment.params import (
     Quality,
     RunParams,
 )
-from prefect_augment.params.constraints import Constraint
+from prefect_augment.params.run import Constraint
 from prefect_augment.plan.detection import object_classes
 from prefect_augment.plan.estimate import (
     HOLDOUT_SHARE,
@@ -40,8 +40,8 @@ from prefect_augment.plan.estimate import (
     slowness,
     whole_run,
 )
-from prefect_augment.plan.schedule import COMPARISON_SHARE
 from prefect_augment.plan.search_space import (
+    COMPARISON_SHARE,
     N_KEPT,
     N_SETTINGS,
     N_TABLE_SETTINGS,

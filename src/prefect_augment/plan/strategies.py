@@ -13,8 +13,8 @@ from typing import Any
 
 from prefect_augment.augmentation.image_policy import ImagePolicy
 from prefect_augment.params import Classic, Quality
-from prefect_augment.plan.priors import shares_of, shares_trained, smoothing_by_class, with_priors
 from prefect_augment.plan.recipe_text import recipe_sentence
+from prefect_augment.plan.weights import shares_of, shares_trained, smoothing_by_class, with_priors
 from prefect_augment.schema import (
     BalancePlan,
     EncoderInfo,

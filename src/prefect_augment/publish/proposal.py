@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from prefect_augment.errors import IntegrityError, ParameterError
 from prefect_augment.ingest.outcome import staged_labels
 from prefect_augment.params import Answer
-from prefect_augment.plan.priors import with_priors
 from prefect_augment.plan.recipe_text import recipe_sentence
+from prefect_augment.plan.weights import with_priors
 from prefect_augment.schema import (
     ApprovalDecision,
     BalancePlan,

@@ -27,7 +27,7 @@ from prefect_augment.publish.sidecar_files import (
 )
 from prefect_augment.registry import check_shard_format
 from prefect_augment.report.card import derived_files, refresh_card
-from prefect_augment.report.redaction import quotable, redactor
+from prefect_augment.report.view_model import quotable, redactor
 from prefect_augment.schema import (
     ApprovalDecision,
     Commit,

@@ -114,7 +114,11 @@ def _count_line(ax: Axes, y: int, bar: ClassRow) -> None:
     if bar.before:
         ax.plot(bar.before, y, "o", mfc="none", mec=GREY, mew=1.8, ms=9, zorder=4)
     ends = [float(total or 1), float(bar.before or 1)]
-    if bar.weighted is not None and bar.weighted >= 1.0 and not _near(bar.weighted, total):
+    if (
+        bar.weighted is not None
+        and bar.weighted >= 1.0
+        and not math.isclose(bar.weighted, total, rel_tol=0.05)
+    ):
         ax.plot(bar.weighted, y, "D", color=ORANGE, ms=4.5, zorder=5)
         ends.append(bar.weighted)
     ax.annotate(
@@ -127,10 +131,6 @@ def _count_line(ax: Axes, y: int, bar: ClassRow) -> None:
         fontsize=9,
         fontfamily=FONT,
     )
-
-
-def _near(a: float, b: float) -> bool:
-    return abs(a - b) <= 0.05 * max(a, b)
 
 
 def forest_chart(

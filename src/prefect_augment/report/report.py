@@ -8,8 +8,13 @@ from collections.abc import Mapping
 
 from prefect_augment.report.environment import render
 from prefect_augment.report.json import ReportData
-from prefect_augment.report.redaction import redact
-from prefect_augment.report.view_model import class_rows, headline, published_counts, strategy_rows
+from prefect_augment.report.view_model import (
+    class_rows,
+    headline,
+    published_counts,
+    redact,
+    strategy_rows,
+)
 from prefect_augment.schema import BalancePlan
 
 MAX_CLASS_ROWS = 50  # nobody reads a card or an artifact with a thousand rows

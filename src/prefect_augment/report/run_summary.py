@@ -10,7 +10,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from prefect_augment.report.environment import render
-from prefect_augment.report.redaction import quotable, redactor
+from prefect_augment.report.view_model import quotable, redactor
 from prefect_augment.schema import (
     ApprovalDecision,
     Commit,

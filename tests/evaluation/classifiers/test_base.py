@@ -15,7 +15,10 @@ from prefect_augment.evaluation.classifiers import base as estimators
 from prefect_augment.evaluation.classifiers.base import balanced_weights, fit_estimator
 from prefect_augment.evaluation.classifiers.soft_label_ensemble import fit_teacher
 
-KINDS = ["boosting", "logistic"]
+
+@pytest.fixture(params=["boosting", "logistic"])
+def kind(request):
+    return request.param
 
 
 def mixed_table(n=400, n_classes=3, seed=0):
@@ -27,19 +30,11 @@ def mixed_table(n=400, n_classes=3, seed=0):
     return X, y, np.array([0, 0, 5])
 
 
-def fit(kind, X, y, n_levels, *, weights=None, n_classes=None, seed=0):
-    return fit_estimator(
-        kind,
-        X,
-        y,
-        weights=weights,
-        n_levels=n_levels,
-        n_classes=n_classes or int(y.max()) + 1,
-        seed=seed,
-    )
+def fit(kind, X, y, n_levels, **options):
+    given = {"weights": None, "n_classes": int(y.max()) + 1, "seed": 0, **options}
+    return fit_estimator(kind, X, y, n_levels=n_levels, **given)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_learns_what_the_columns_tell(kind):
     X, y, n_levels = mixed_table()
     X_new, y_new, _ = mixed_table(seed=1)
@@ -48,7 +43,6 @@ def test_learns_what_the_columns_tell(kind):
     assert (proba.argmax(axis=1) == y_new).mean() > 0.95
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_absent_classes_get_probability_zero(kind):
     X, y, n_levels = mixed_table(n_classes=2)
     proba = fit(kind, X, y * 2, n_levels, n_classes=5).predict_proba(X)
@@ -57,7 +51,6 @@ def test_absent_classes_get_probability_zero(kind):
     assert (proba.argmax(axis=1) == y * 2).mean() > 0.9
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_troublesome_columns_do_not_stop_it(kind):
     """An all-null, a constant and an infinite column, and a level that training had not."""
     X, y, n_levels = mixed_table()
@@ -73,7 +66,6 @@ def test_troublesome_columns_do_not_stop_it(kind):
     assert estimator.predict_proba(new[:0]).shape == (0, 3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_numbers_whose_squares_no_float_holds_leave_the_others_their_say(kind):
     X, y, n_levels = mixed_table()
     ends = np.where(np.arange(len(X)) % 2, 1.7e308, -1.7e308)
@@ -83,7 +75,6 @@ def test_numbers_whose_squares_no_float_holds_leave_the_others_their_say(kind):
     assert (proba.argmax(axis=1) == y).mean() > 0.9
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_category_with_thousands_of_levels_is_learnt_without_blowing_up(kind):
     rng = np.random.default_rng(0)
     X = np.column_stack([rng.integers(0, 3000, 2000), rng.normal(size=2000)]).astype(float)
@@ -92,7 +83,6 @@ def test_category_with_thousands_of_levels_is_learnt_without_blowing_up(kind):
     assert (estimator.predict_proba(X).argmax(axis=1) == y).mean() > 0.9
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", ["one class", "no values", "one record"])
 def test_nothing_to_tell_apart_gives_the_shares(kind, case):
     X, y, n_levels = mixed_table(n_classes=2)
@@ -106,7 +96,6 @@ def test_nothing_to_tell_apart_gives_the_shares(kind, case):
     assert proba == pytest.approx(np.tile(np.bincount(y, minlength=2) / len(y), (len(X), 1)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_only_the_proportions_of_weights_matter(kind):
     X, y, n_levels = mixed_table()
     w = balanced_weights(y)
@@ -115,7 +104,6 @@ def test_only_the_proportions_of_weights_matter(kind):
     assert a == pytest.approx(b, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_records_of_weight_zero_are_not_learnt_from(kind):
     X, y, n_levels = mixed_table()
     weights = (np.arange(len(y)) % 2).astype(float)
@@ -155,7 +143,6 @@ def test_boosting_does_not_diverge_with_a_class_of_two_records():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
 def test_fits_in_threads_give_the_bytes_of_fits_in_a_row(kind):
     X, y, n_levels = mixed_table(n=1500)
 

@@ -302,9 +302,6 @@ def test_unusable_values_are_refused():
         fit(*TRAINING, weights=np.zeros(180))
 
 
-# --- classic augmentation ---
-
-
 def changed(x, prob, seed=0, **ranges):
     rng = torch.Generator().manual_seed(seed)
     return classic_batch(x, rng, prob=prob, ranges=ClassicRanges(**ranges))

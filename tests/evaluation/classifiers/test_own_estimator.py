@@ -124,9 +124,7 @@ def test_a_value_that_was_never_missing_in_training_is_the_usual_one() -> None:
 
 
 @pytest.mark.parametrize("make", [own_models.pipeline, own_models.neighbours])
-def test_weights_bring_a_class_up_with_and_without_sample_weight(
-    make: Callable[[], Any],
-) -> None:
+def test_weights_bring_a_class_up_with_and_without_sample_weight(make: Callable[[], Any]) -> None:
     plain, X, y = fitted(make())
     heavy, _, _ = fitted(make(), weights=np.where(y == 0, 30.0, 1.0))
     again, _, _ = fitted(make(), weights=np.where(y == 0, 30.0, 1.0))
@@ -144,9 +142,6 @@ def test_a_class_alone_is_predicted_and_a_failure_names_estimator_and_columns() 
     wrong, X, _ = fitted(Wrong())
     with pytest.raises(ParameterError, match="'Wrong' gives no probabilities"):
         wrong.predict_proba(X)
-
-
-# --- params -----------------------------------------------------------------------------------
 
 
 def factory(name: str, **options: Any) -> Evaluation:

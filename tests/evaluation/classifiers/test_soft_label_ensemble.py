@@ -20,14 +20,9 @@ def rings(n, seed, *, share=0.2):
     return np.column_stack([r * np.cos(angle), r * np.sin(angle)]), y
 
 
-def teacher_of(X, y, *, n_classes=2, seed=0, n_levels=None):
-    return fit_teacher(
-        X,
-        y,
-        n_levels=np.zeros(X.shape[1], dtype=np.int64) if n_levels is None else n_levels,
-        n_classes=n_classes,
-        seed=seed,
-    )
+def teacher_of(X, y, **options):
+    given = {"n_levels": np.zeros(X.shape[1], dtype=np.int64), "n_classes": 2, "seed": 0, **options}
+    return fit_teacher(X, y, **given)
 
 
 @pytest.fixture(scope="module")

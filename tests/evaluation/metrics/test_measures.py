@@ -5,7 +5,11 @@ import pytest
 from sklearn import metrics
 
 from prefect_augment.evaluation.metrics import measures
-from prefect_augment.evaluation.metrics.scores import mean_score, predict_classes, score_predictions
+from prefect_augment.evaluation.metrics.predictions import (
+    mean_score,
+    predict_classes,
+    score_predictions,
+)
 
 COSTS = np.array([[0.0, 1.0, 2.0], [5.0, 0.0, 1.0], [9.0, 3.0, -1.0]])
 ALL = np.ones(3, dtype=bool)

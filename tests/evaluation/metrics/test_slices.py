@@ -1,12 +1,13 @@
 """Groups: a planted harm is flagged, chance is not, and small slices say nothing."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from prefect_augment.evaluation.metrics.slices import MIN_SLICE, slices
 
-CLASSES = ["head", "tail"]
-BOTH = np.ones(2, dtype=bool)
+sliced = partial(slices, classes=["head", "tail"], compared=np.ones(2, dtype=bool))
 
 
 def records(n_head=1000, n_tail=400):
@@ -26,17 +27,9 @@ def compared(before, after, *, y=None, site=None, seed=0, by=None, n_bootstrap=4
         strategy: np.array([table[int(k), s] for k, s in zip(y, site, strict=True)])
         for strategy, table in (("as is", before), ("weights", after))
     }
-    return slices(
-        y,
-        {strategy: (luck < r).astype(float) for strategy, r in rate.items()},
-        {"site": list(site)} if by is None else by,
-        classes=CLASSES,
-        compared=BOTH,
-        before="as is",
-        after="weights",
-        n_bootstrap=n_bootstrap,
-        **kwargs,
-    )
+    hits = {strategy: (luck < r).astype(float) for strategy, r in rate.items()}
+    by = {"site": list(site)} if by is None else by
+    return sliced(y, hits, by, before="as is", after="weights", n_bootstrap=n_bootstrap, **kwargs)
 
 
 FLAT = {(0, "north"): 0.8, (0, "south"): 0.8, (1, "north"): 0.6, (1, "south"): 0.6}
@@ -81,10 +74,8 @@ def test_strategies_that_are_alike_are_rarely_told_apart_in_any_slice():
     for seed in range(100):
         rng = np.random.default_rng(seed)
         hits = {strategy: (rng.random((2, len(y))) < 0.7).astype(float) for strategy in ("a", "b")}
-        found = slices(
-            y, hits, {"site": list(site)}, classes=CLASSES, compared=BOTH, before="a", after="b",
-            n_bootstrap=200,
-        )  # fmt: skip
+        by = {"site": list(site)}
+        found = sliced(y, hits, by, before="a", after="b", n_bootstrap=200)
         false += any(s.decision != "not shown" for s in found.slices)
     assert false <= 10
 
@@ -103,10 +94,7 @@ def test_groups_of_many_columns_are_rarely_told_apart_in_any_of_them():
             for strategy in ("a", "b")
         }
         by = {f"column {j}": rng.integers(0, 3, 900).astype(str).tolist() for j in range(5)}
-        found = slices(
-            y, hits, by, classes=CLASSES, compared=BOTH, before="a", after="b", n_bootstrap=200,
-            seed=seed,
-        )  # fmt: skip
+        found = sliced(y, hits, by, before="a", after="b", n_bootstrap=200, seed=seed)
         false += any(g.decision != "not shown" for g in found.groups if g.decision != "too few")
     assert false <= 4
 
@@ -143,9 +131,7 @@ def test_several_columns_are_looked_at_one_by_one_and_together():
 def test_the_same_strategy_neither_gains_nor_loses():
     y, site = records(100, 60)
     hits = {"as is": (np.random.default_rng(0).random((2, len(y))) < 0.7).astype(float)}
-    found = slices(
-        y, hits, {"site": list(site)}, classes=CLASSES, compared=BOTH, before="as is",
-        after="as is", n_bootstrap=100,
-    )  # fmt: skip
+    by = {"site": list(site)}
+    found = sliced(y, hits, by, before="as is", after="as is", n_bootstrap=100)
     assert {s.decision for s in found.slices} == {"not shown"}
     assert found.slices[0].difference.estimate == pytest.approx(0)

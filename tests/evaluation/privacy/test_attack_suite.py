@@ -7,7 +7,10 @@ from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.privacy.attack_suite import (
     ClassScores,
     Suite,
+    bandwidths,
+    density_ratio,
     most_real,
+    origin_shares,
     run_suite,
     score_class,
 )
@@ -56,9 +59,16 @@ def scored(
 
 
 def suite(*args: object, **options: object) -> Suite:
-    found = run_suite([scored(*args, **options)])  # type: ignore[arg-type]
-    assert found is not None
-    return found
+    return run_suite([scored(*args, **options)])  # type: ignore[arg-type,return-value]
+
+
+def alone(
+    members: np.ndarray, others: np.ndarray, made: np.ndarray, space: FeatureSpace | ShiftSpace
+) -> Suite:
+    distances = measure_distances(members, others, made, space=space)
+    return run_suite(  # type: ignore[return-value]
+        [score_class("a", distances, members, others, made, space=space, n_classes=1)]
+    )
 
 
 def found_by(found: Suite) -> set[str]:
@@ -114,11 +124,7 @@ def test_records_that_keep_away_from_members_are_a_gap() -> None:
     made = rng.random((4000, 2))
     space = FeatureSpace.of(np.vstack([members, others]), np.zeros(2, dtype=bool))
     made = made[space.nearest(space.place(made), space.place(members)) > 0.03]
-    distances = measure_distances(members, others, made, space=space)
-    found = run_suite(
-        [score_class("a", distances, members, others, made, space=space, n_classes=1)]
-    )
-    assert found is not None
+    found = alone(members, others, made, space)
     assert found.finding == "gap"
     assert found.classes == {"a": "gap"}
 
@@ -126,7 +132,6 @@ def test_records_that_keep_away_from_members_are_a_gap() -> None:
 def test_one_class_that_leaks_among_others_is_named() -> None:
     parts = [scored("fresh", seed, name=f"fresh {seed}") for seed in range(4)]
     found = run_suite([*parts, scored("0.2", 9, 40, 20, name="copied")])
-    assert found is not None
     assert found.finding == "leak"
     assert found.classes["copied"] == "leak"
     assert set(found.classes.values()) == {"leak", "none shown"}
@@ -163,13 +168,9 @@ def test_group_counts_once() -> None:
         scores={name: np.repeat(x, 50, axis=0) for name, x in once.scores.items()},
         exposed=np.repeat(once.exposed, 50),
     )
-    alone = run_suite([many])
-    assert alone is not None
-    assert alone.finding == "none shown"
+    assert run_suite([many]).finding == "none shown"
     own = ClassScores(many.name, many.is_member, np.arange(300), many.scores, many.exposed)
-    as_records = run_suite([own])
-    assert as_records is not None
-    assert as_records.finding == "leak"
+    assert run_suite([own]).finding == "leak"
 
 
 def test_same_records_give_the_same_result() -> None:
@@ -183,12 +184,7 @@ def test_pictures_are_attacked_as_a_whole() -> None:
     members, others = pictures[:100], pictures[100:]
     noise = rng.integers(0, 60, size=members.shape)
     made = np.clip(members.astype(int) + noise, 0, 255).astype(np.uint8)
-    space = ShiftSpace()
-    distances = measure_distances(members, others, made, space=space)
-    found = run_suite(
-        [score_class("a", distances, members, others, made, space=space, n_classes=1)]
-    )
-    assert found is not None
+    found = alone(members, others, made, ShiftSpace())
     assert [r.name for r in found.results] == ["nearest", "density", "origins", "classifier"]
     assert all(r.detected for r in found.results)
 
@@ -232,3 +228,21 @@ def test_of_large_classes_some_records_are_attacked_and_distances_are_of_all() -
     found = side(members[n:], members, others)
     assert found.finding == "leak"
     assert not any(a.detected for a in found.attacks)
+
+
+def test_each_synthetic_record_has_one_origin_in_all() -> None:
+    rng = np.random.default_rng(0)
+    to_made = rng.random((30, 50)).astype(np.float32)
+    to_made[3] = 0.0  # nearest to all
+    shares = origin_shares(to_made, (0.1, 0.2))
+    assert shares.sum() == pytest.approx(50, rel=1e-5)
+    assert shares.argmax() == 3
+
+
+def test_density_ratio_is_that_of_two_gaussian_kernels() -> None:
+    to_made = np.array([[1.0, 4.0], [0.0, 9.0]], dtype=np.float32)
+    to_real = np.array([[np.inf, 2.0], [2.0, np.inf]], dtype=np.float32)
+    found = density_ratio(to_made, to_real, (1.0,), 2)
+    made = np.log(np.exp(-to_made / 2).sum(axis=1))
+    assert found == pytest.approx(made + 1.0, abs=1e-5)
+    assert bandwidths(to_real, 2) == pytest.approx((1.0, 1.5, 2.0))

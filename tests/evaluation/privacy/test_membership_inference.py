@@ -33,9 +33,7 @@ def distances(kind: str, seed: int, *, n_members: int = 120, n_others: int = 60)
 
 
 def auc(kind: str, seed: int) -> float:
-    found = attack([distances(kind, seed)])
-    assert found is not None
-    return found.auc.estimate
+    return attack([distances(kind, seed)]).auc.estimate
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -44,7 +42,6 @@ def test_attack_on_copies_is_near_one_and_on_noise_in_between(seed: int) -> None
     assert copies == 1.0
     assert 0.5 < more < little < copies
     found = attack([distances("copies", seed)])
-    assert found is not None
     # 60 pairs at least, all right: 0.025 ** (1 / 60).
     assert found.auc.low == pytest.approx(0.025 ** (1 / 60))
     assert found.detected_share == 1.0
@@ -73,7 +70,6 @@ def test_auc_is_the_share_of_pairs_and_ties_count_half() -> None:
     )
     pairs = np.mean([[(o > m) + 0.5 * (o == m) for o in others] for m in members])
     found = attack([known])
-    assert found is not None
     assert found.auc.estimate == pytest.approx(pairs)
     of_members = np.array([[(o > m) + 0.5 * (o == m) for o in others] for m in members])
     variance = of_members.mean(1).var(ddof=1) / 8 + of_members.mean(0).var(ddof=1) / 8
@@ -90,8 +86,6 @@ def test_records_of_a_group_count_once() -> None:
     fields = {name: np.repeat(value, 10) for name, value in vars(once).items()}
     many = attack([Distances(**fields)])
     single = attack([once])
-    assert many is not None
-    assert single is not None
     assert many.auc.estimate == pytest.approx(single.auc.estimate)
     assert many.auc.low == pytest.approx(single.auc.low, abs=1e-9)
 
@@ -102,7 +96,6 @@ def test_classes_are_compared_each_by_itself() -> None:
     far = distances("fresh", 2, n_members=40, n_others=40)
     far = Distances(**{n: v * 1000 if v.dtype == float else v for n, v in vars(far).items()})
     both, alone = attack([near, far]), [attack([near]), attack([far])]
-    assert both is not None
     means = [a.auc.estimate for a in alone if a is not None]
     assert both.auc.estimate == pytest.approx(np.mean(means))
 
@@ -116,8 +109,6 @@ def test_too_few_records_say_nothing() -> None:
 
 def test_closest_records_tell_copies_from_new_ones() -> None:
     copies, fresh = (closeness([distances(kind, 0)]) for kind in ("copies", "fresh"))
-    assert copies is not None
-    assert fresh is not None
     assert (copies.synthetic_copies, copies.others_copies, copies.nearer_share) == (1.0, 0.0, 1.0)
     assert fresh.nearer_share < 0.15
     assert fresh.synthetic_median == pytest.approx(fresh.others_median, rel=0.3)
@@ -126,8 +117,6 @@ def test_closest_records_tell_copies_from_new_ones() -> None:
 def test_isolated_records_that_are_copied_are_exposed_and_others_as_expected() -> None:
     copies = exposure([distances("copies", seed) for seed in range(3)])
     fresh = exposure([distances("fresh", seed) for seed in range(3)])
-    assert copies is not None
-    assert fresh is not None
     assert copies.members == 1.0
     assert copies.difference.low > 0.2
     assert fresh.difference.low < 0 < fresh.difference.high

@@ -167,9 +167,6 @@ def test_same_seed_gives_the_same_outcome():
     assert np.array_equal(a.score, b.score)
 
 
-# --- the space ---
-
-
 @pytest.fixture(scope="module")
 def space():
     estimator = fit_image_classifier(
@@ -210,9 +207,6 @@ def test_an_empty_or_single_set_has_no_neighbours(space):
     points = space.place(TRAINING.X[:3])
     assert np.isinf(space.nearest(points, points[:0])).all()
     assert np.isinf(space.nearest_others(points[:1])).all()
-
-
-# --- the measure for copies that were moved ---
 
 
 @pytest.mark.parametrize("shift", [(1, 0), (0, -1), (-1, 1), (0, 0)])

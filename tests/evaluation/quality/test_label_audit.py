@@ -117,9 +117,6 @@ def test_what_is_far_from_everything_is_unusual() -> None:
     assert np.flatnonzero(unusual(distance)).tolist() == [200, 201]
 
 
-# --- records that are alike in features ---
-
-
 def features_with_copies(seed: int = 0) -> tuple[Float32, Int]:
     """Sixty directions, two of which come again a little turned; no groups."""
     features = np.random.default_rng(seed).normal(size=(62, 30)).astype(np.float32)

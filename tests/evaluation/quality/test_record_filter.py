@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from prefect_augment.encoding.arrays import FilterRequest, Labelled
-from prefect_augment.evaluation.quality.record_filter import REASONS, filter_records
-from prefect_augment.evaluation.quality.table_filter import table_measures
+from prefect_augment.evaluation.quality.record_filter import REASONS, filter_records, table_measures
 
 N_COLUMNS = 6
 IS_CATEGORY = np.arange(N_COLUMNS) == 5
@@ -50,13 +49,15 @@ def filtered(candidates, *, training=TRAINING, validation=VALIDATION, wanted=(30
 
 def filtered_by(request, training, validation, candidates):
     measures = table_measures(
-        training,
-        is_category=IS_CATEGORY,
-        n_levels=N_LEVELS,
-        stratum_class=request.stratum_class,
+        training, is_category=IS_CATEGORY, n_levels=N_LEVELS, stratum_class=request.stratum_class,
         seed=request.seed,
-    )
+    )  # fmt: skip
     return filter_records(training, validation, candidates, request, measures=measures)
+
+
+def of_one_class(*parts, k=0):
+    X = np.concatenate(parts)
+    return Labelled(X, np.full(len(X), k))
 
 
 def share(outcome, candidates, reason, stratum=1):
@@ -76,8 +77,7 @@ def test_fresh_real_records_pass_at_the_nominal_rate(fresh_outcome):
 def test_copies_under_another_label_are_copies():
     """Records of the head as records of the tail: no distance within the tail tells that."""
     rare, common = FRESH.X[FRESH.stratum == 1][:160], TRAINING.X[TRAINING.stratum == 0][:40]
-    candidates = Labelled(np.concatenate([rare, common]), np.ones(200, dtype=np.int64))
-    outcome = filtered(candidates)
+    outcome = filtered(of_one_class(rare, common, k=1))
     assert (outcome.reason[160:] == "near copy").all()
     assert outcome.strata[1].metrics["exact_copy_fraction"] == 0.2
     assert outcome.strata[1].verdict == "unsafe"
@@ -85,20 +85,11 @@ def test_copies_under_another_label_are_copies():
 
 def test_where_real_records_repeat_copies_of_unlike_ones_are_dropped_all_the_same():
     """A tenth of the rows are all alike, so equal records are nothing strange; copies of others are."""
-    X, alike = TRAINING.X[TRAINING.stratum == 1], TRAINING.X[-1]
-    training = Labelled(
-        np.concatenate([X[:200], np.tile(alike, (20, 1))]), np.zeros(220, dtype=np.int64)
-    )
-    own = VALIDATION.X[VALIDATION.stratum == 1]
-    validation = Labelled(
-        np.concatenate([own[:90], np.tile(alike, (10, 1))]), np.zeros(100, dtype=np.int64)
-    )
-    fresh = FRESH.X[FRESH.stratum == 1][:200]
-    X = np.concatenate([X[:30], np.tile(alike, (10, 1)), fresh])
+    X, alike = TRAINING.X[TRAINING.stratum == 1], np.tile(TRAINING.X[-1], (10, 1))
     outcome = filtered(
-        Labelled(X, np.zeros(240, dtype=np.int64)),
-        training=training,
-        validation=validation,
+        of_one_class(X[:30], alike, FRESH.X[FRESH.stratum == 1][:200]),
+        training=of_one_class(X[:200], alike, alike),
+        validation=of_one_class(VALIDATION.X[VALIDATION.stratum == 1][:90], alike),
         wanted=(240,),
         strata=["tail"],
     )
@@ -115,7 +106,7 @@ def test_a_class_of_groups_is_held_against_one_record_of_each(size):
         rng = np.random.default_rng(seed)
         sets = [(400 // size, size), (100 // size, size), (300, 1)]
         made = [_patients(rng, n, each) for n, each in sets]
-        training, validation, fresh = (Labelled(X, np.zeros(len(X), dtype=np.int64)) for X in made)
+        training, validation, fresh = map(of_one_class, made)
         outcome = filtered(
             fresh, training=training, validation=validation, wanted=(300,), strata=["ill"],
             purpose="faithful", seed=seed,
@@ -133,8 +124,7 @@ def _patients(rng, n, each):
 
 
 def test_copies_of_training_records_are_caught():
-    copies = Labelled(TRAINING.X[-200:], TRAINING.stratum[-200:])
-    outcome = filtered(copies)
+    outcome = filtered(Labelled(TRAINING.X[-200:], TRAINING.stratum[-200:]))
     assert (outcome.reason == "near copy").all()
     assert outcome.strata[1].metrics["exact_copy_fraction"] == 1.0
 
@@ -142,8 +132,8 @@ def test_copies_of_training_records_are_caught():
 def test_copies_with_a_little_noise_are_caught():
     rng = np.random.default_rng(0)
     X = TRAINING.X[-200:] + 1e-3 * rng.normal(size=(200, N_COLUMNS)) * ~IS_CATEGORY
-    outcome = filtered(Labelled(X, TRAINING.stratum[-200:]))
-    assert share(outcome, Labelled(X, TRAINING.stratum[-200:]), "near copy") > 0.95
+    copies = Labelled(X, TRAINING.stratum[-200:])
+    assert share(filtered(copies), copies, "near copy") > 0.95
 
 
 def test_swapped_labels_are_caught():
@@ -156,16 +146,14 @@ def test_noise_is_caught():
     low, high = np.nanmin(TRAINING.X, axis=0), np.nanmax(TRAINING.X, axis=0)
     X = rng.uniform(low, high, (300, N_COLUMNS))
     X[:, 5] = np.round(X[:, 5])
-    outcome = filtered(Labelled(X, np.ones(300, dtype=np.int64)))
-    assert outcome.passed.mean() < 0.05
+    assert filtered(of_one_class(X, k=1)).passed.mean() < 0.05
 
 
 def test_a_collapsed_generator_is_caught(fresh_outcome):
     """One good record again and again, and 50 others: of the one, a share as of real ones stays."""
     first = int(np.flatnonzero(fresh_outcome.passed & (FRESH.stratum == 1))[0])
-    X = np.vstack([np.repeat(FRESH.X[[first]], 250, axis=0), FRESH.X[FRESH.stratum == 1][:50]])
-    candidates = Labelled(X, np.ones(300, dtype=np.int64))
-    outcome = filtered(candidates)
+    again, others = np.repeat(FRESH.X[[first]], 250, axis=0), FRESH.X[FRESH.stratum == 1][:50]
+    outcome = filtered(of_one_class(again, others, k=1))
     assert (outcome.reason[:250] == "repeat").sum() >= 248
     assert outcome.passed[250:].mean() > 0.7
 
@@ -193,21 +181,17 @@ def test_utility_keeps_the_highest_scores_and_faithful_the_first_ordinals(fresh_
 @pytest.mark.slow
 def test_outcome_does_not_depend_on_the_order_of_records(fresh_outcome):
     rng = np.random.default_rng(0)
-    fit_order, validation_order, order = (
-        rng.permutation(len(t)) for t in (TRAINING, VALIDATION, FRESH)
+    orders = [rng.permutation(len(t)) for t in (TRAINING, VALIDATION, FRESH)]
+    order = orders[-1]
+    request = FilterRequest(
+        strata=["head", "tail"],
+        stratum_class=np.arange(2),
+        wanted=np.array([50, 100]),
+        ordinals=order,
+        training_keys=[f"key-{i}" for i in orders[0]],
     )
-    b = filtered_by(
-        FilterRequest(
-            strata=["head", "tail"],
-            stratum_class=np.arange(2),
-            wanted=np.array([50, 100]),
-            ordinals=order,
-            training_keys=[f"key-{i}" for i in fit_order],
-        ),
-        Labelled(TRAINING.X[fit_order], TRAINING.stratum[fit_order]),
-        Labelled(VALIDATION.X[validation_order], VALIDATION.stratum[validation_order]),
-        Labelled(FRESH.X[order], FRESH.stratum[order]),
-    )
+    shuffled = zip((TRAINING, VALIDATION, FRESH), orders, strict=True)
+    b = filtered_by(request, *(Labelled(t.X[rows], t.stratum[rows]) for t, rows in shuffled))
     # A tree's sums run in the order of the rows; a candidate at a limit may fall the other way.
     assert (b.passed == fresh_outcome.passed[order]).mean() > 0.99
 
@@ -227,17 +211,11 @@ def test_every_candidate_is_accounted_for(fresh_outcome):
 @pytest.mark.parametrize("n_tail", [0, 1, 2, 7])
 def test_tiny_classes_are_filtered_by_what_there_is(n_tail):
     """No validation record, one or two training records: only exact copies can be told, and that is said."""
-    rows = np.flatnonzero(
-        (TRAINING.stratum == 0) | (np.arange(len(TRAINING)) >= len(TRAINING) - n_tail)
-    )
-    training = Labelled(TRAINING.X[rows], TRAINING.stratum[rows])
-    validation = Labelled(
-        VALIDATION.X[VALIDATION.stratum == 0], VALIDATION.stratum[VALIDATION.stratum == 0]
-    )
-    tail = FRESH.X[FRESH.stratum == 1][:40]
-    X = np.vstack([tail, TRAINING.X[-1:]])
+    rows = np.r_[:500, len(TRAINING) - n_tail : len(TRAINING)]
     outcome = filtered(
-        Labelled(X, np.ones(41, dtype=np.int64)), training=training, validation=validation
+        of_one_class(FRESH.X[FRESH.stratum == 1][:40], TRAINING.X[-1:], k=1),
+        training=Labelled(TRAINING.X[rows], TRAINING.stratum[rows]),
+        validation=of_one_class(VALIDATION.X[VALIDATION.stratum == 0]),
     )
     assert outcome.passed[:40].all()
     assert outcome.passed[40] == (n_tail == 0)
@@ -247,8 +225,7 @@ def test_tiny_classes_are_filtered_by_what_there_is(n_tail):
 
 def test_a_single_class_is_filtered_without_a_classifier():
     training, validation, fresh = (
-        Labelled(t.X[t.stratum == 1], np.zeros((t.stratum == 1).sum(), int))
-        for t in (TRAINING, VALIDATION, FRESH)
+        of_one_class(t.X[t.stratum == 1]) for t in (TRAINING, VALIDATION, FRESH)
     )
     outcome = filtered(
         fresh, training=training, validation=validation, wanted=(150,), strata=["only"]
@@ -271,25 +248,12 @@ def test_strata_of_one_class_share_its_classifier():
         Labelled(t.X, 2 * t.stratum + site[: len(t)]) for t in (TRAINING, VALIDATION, FRESH)
     )
     strata = [f"{c} | site={s}" for c in ("head", "tail") for s in (0, 1)]
-    outcome = filtered(
-        fresh,
-        training=training,
-        validation=validation,
-        wanted=(10, 10, 10, 10),
-        strata=strata,
-        stratum_class=np.array([0, 0, 1, 1]),
-    )
+    given = {
+        "training": training, "validation": validation, "wanted": (10,) * 4, "strata": strata,
+        "stratum_class": np.array([0, 0, 1, 1]),
+    }  # fmt: skip
+    outcome = filtered(fresh, **given)
     assert [c.name for c in outcome.strata] == strata
     assert [c.n_kept for c in outcome.strata] == [10, 10, 10, 10]
     swapped = Labelled(fresh.X, 3 - fresh.stratum)
-    assert (
-        filtered(
-            swapped,
-            training=training,
-            validation=validation,
-            wanted=(1,) * 4,
-            strata=strata,
-            stratum_class=np.array([0, 0, 1, 1]),
-        ).passed.mean()
-        < 0.05
-    )
+    assert filtered(swapped, **given | {"wanted": (1,) * 4}).passed.mean() < 0.05

@@ -35,17 +35,18 @@ def strategy(name, recall, *, n_seeds=3, y=Y):
 
 def verdict(recalls, *, chosen="trees", y=Y, **kwargs):
     """Verdict on strategies of the given recalls per class."""
-    kwargs.setdefault("compared", np.ones(3, dtype=bool))
-    return decide(
-        y,
-        {name: strategy(name, r, y=y) for name, r in recalls.items()},
-        classes=CLASSES,
-        chosen=chosen,
-        baseline="weights",
-        as_is="as is",
-        n_bootstrap=500,
+    of = {name: strategy(name, r, y=y) for name, r in recalls.items()}
+    return decided(of, chosen=chosen, y=y, **kwargs)
+
+
+def decided(of, *, y=Y, **kwargs):
+    given = {
+        "compared": np.ones(3, dtype=bool),
+        "baseline": "weights",
+        "n_bootstrap": 500,
         **kwargs,
-    )
+    }
+    return decide(y, of, classes=CLASSES, as_is="as is", **given)
 
 
 BETTER, WORSE = (0.9, 0.9, 0.9), (0.7, 0.7, 0.7)
@@ -119,23 +120,12 @@ def test_fewer_than_three_seeds_prove_nothing_and_a_likely_gain_is_preferred(
         name: replace(strategy(name, r, n_seeds=n_seeds), is_fixed=is_fixed or name != "trees")
         for name, r in {"trees": recall + gain, "weights": recall, "as is": recall}.items()
     }
-    found = decide(
-        Y, of, classes=CLASSES, compared=np.ones(3, bool), chosen="trees", baseline="weights",
-        as_is="as is", require=require, n_bootstrap=500,
-    )  # fmt: skip
+    found = decided(of, chosen="trees", require=require)
     assert (found.synthetic, found.published) == (synthetic, published)
 
 
 def test_as_is_chosen_has_nothing_to_prove():
-    found = decide(
-        Y,
-        {"as is": strategy("as is", MIDDLING)},
-        classes=CLASSES,
-        compared=np.ones(3, dtype=bool),
-        chosen="as is",
-        baseline="as is",
-        as_is="as is",
-    )
+    found = decided({"as is": strategy("as is", MIDDLING)}, chosen="as is", baseline="as is")
     assert (found.decision, found.published, found.differences) == ("inconclusive", "as is", ())
     assert found.answers[0].startswith("Use your data as they are: nothing else was clearly better")
     assert found.reasons[-1] == "The real records are published as they are."
@@ -338,10 +328,7 @@ def test_a_loss_of_one_estimator_does_not_hide_in_the_mean():
     better, worse = strategy("weights", (1.0, 1.0, 1.0)), strategy("weights", WORSE)
     proba = {"boosting": better.proba["boosting"], "logistic": worse.proba["logistic"]}
     of = {"as is": strategy("as is", MIDDLING), "weights": replace(better, proba=proba)}
-    found = decide(
-        Y, of, classes=CLASSES, compared=np.ones(3, bool), chosen="weights", baseline="weights",
-        as_is="as is", n_bootstrap=300,
-    )  # fmt: skip
+    found = decided(of, chosen="weights")
     assert found.gain.interval.estimate == pytest.approx(0.05)
     gains = {name: i.estimate for name, i in found.by_estimator.items()}
     assert gains == pytest.approx({"boosting": 0.2, "logistic": -0.1})

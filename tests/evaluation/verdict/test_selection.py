@@ -12,17 +12,9 @@ COST = MeasureInfo(title="mean cost", unit="plain", higher_is_better=False)
 
 def scores(name, family, values, *, amount=1.0, n_validation=1000, measure=BALANCED):
     strategy = Strategy(name=name, family=family, amount=amount)
+    given = {"measure": measure, "estimators": {}, "n_train": 100, "n_validation": n_validation}
     return [
-        StrategyScore(
-            strategy=strategy,
-            seed=s,
-            score=v,
-            measure=measure,
-            estimators={},
-            n_train=100,
-            n_validation=n_validation,
-        )
-        for s, v in enumerate(values)
+        StrategyScore(strategy=strategy, seed=s, score=v, **given) for s, v in enumerate(values)
     ]
 
 
@@ -35,7 +27,6 @@ def test_best_of_each_kind_is_named():
         + scores("trees half", "model", [0.83], amount=0.5)
     )
     assert (choice.chosen.name, choice.baseline.name) == ("trees", "weights")
-    assert choice.model is not None
     assert choice.model.name == "trees"
     assert choice.scores["smote"] == 0.78
 
@@ -62,25 +53,20 @@ def test_ties_within_a_family_go_to_the_smaller_amount():
 
 def test_one_record_of_validation_is_a_tie():
     """With 50 validation records, 1.5 points are less than one record of an average class."""
-    strategies = scores("as is", "as_is", [0.80], n_validation=50) + scores(
-        "trees", "model", [0.815], n_validation=50
-    )
-    assert choose_strategy(strategies).chosen.name == "as is"
-    strategies = scores("as is", "as_is", [0.80], n_validation=500) + scores(
-        "trees", "model", [0.815], n_validation=500
-    )
-    assert choose_strategy(strategies).chosen.name == "trees"
+    for n, chosen in ((50, "as is"), (500, "trees")):
+        as_is = scores("as is", "as_is", [0.80], n_validation=n)
+        trees = scores("trees", "model", [0.815], n_validation=n)
+        assert choose_strategy(as_is + trees).chosen.name == chosen
 
 
 def test_a_gap_within_the_noise_of_seeds_is_a_tie():
-    noisy = scores("as is", "as_is", [0.70, 0.80, 0.75]) + scores(
-        "trees", "model", [0.80, 0.72, 0.76]
+    as_is = scores("as is", "as_is", [0.70, 0.80, 0.75])
+    noisy, steady = (
+        scores("trees", "model", [0.80, 0.72, 0.76]),
+        scores("trees", "model", [0.71, 0.81, 0.76]),
     )
-    steady = scores("as is", "as_is", [0.70, 0.80, 0.75]) + scores(
-        "trees", "model", [0.71, 0.81, 0.76]
-    )
-    assert choose_strategy(noisy).chosen.name == "as is"
-    assert choose_strategy(steady).chosen.name == "trees"
+    assert choose_strategy(as_is + noisy).chosen.name == "as is"
+    assert choose_strategy(as_is + steady).chosen.name == "trees"
 
 
 def test_an_strategy_of_one_seed_does_not_beat_finalists():
@@ -90,7 +76,6 @@ def test_an_strategy_of_one_seed_does_not_beat_finalists():
         + scores("trees", "model", [0.79])
     )
     assert choice.chosen.name == "weights"
-    assert choice.model is not None
     assert choice.model.name == "trees"
 
 

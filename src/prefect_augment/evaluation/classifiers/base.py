@@ -90,13 +90,7 @@ def fit_estimator(
 
 
 def fit_on_matrix(
-    fit: "FitMatrix",
-    X: Float,
-    y: Int,
-    *,
-    weights: Float | None,
-    n_levels: Int,
-    n_classes: int,
+    fit: "FitMatrix", X: Float, y: Int, *, weights: Float | None, n_levels: Int, n_classes: int
 ) -> Classifier:
     """What :func:`fit_estimator` does, with another ``fit``.
 

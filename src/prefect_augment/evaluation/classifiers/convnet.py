@@ -21,8 +21,13 @@ from torch.nn import functional
 from prefect_augment.array_types import Bool, Float, Float32, Images, Int
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.classifiers.base import checked_weights
-from prefect_augment.evaluation.classifiers.batch_transforms import ClassicRanges, classic_batch
-from prefect_augment.evaluation.classifiers.mixing import LEAST_LOG_PRIOR, mix_batch, soft_targets
+from prefect_augment.evaluation.classifiers.batch_transforms import (
+    LEAST_LOG_PRIOR,
+    ClassicRanges,
+    classic_batch,
+    mix_batch,
+    soft_targets,
+)
 from prefect_augment.nn.budget import FitContext
 from prefect_augment.nn.devices import Device, choose_device
 from prefect_augment.nn.loop import Phase, train

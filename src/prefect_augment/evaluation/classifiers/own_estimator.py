@@ -7,7 +7,7 @@ most frequent level: a pipeline need not expect what it has never seen.
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -39,15 +39,11 @@ _THREADS = ("n_jobs", "nthread", "thread_count")
 _SEEDS = ("random_state", "random_seed")
 
 
-# --- found and checked ------------------------------------------------------------------------
-
-
 def check_estimators(evaluation: Evaluation) -> Evaluation:
     """Import and make every estimator; return the params with the name and digest of those of the user's.
 
-    Raises MissingExtraError if a library is not installed; ParameterError for a factory that cannot be
-    imported or called, that makes no scikit-learn classifier or torch module, or one without
-    ``predict_proba``.
+    Raises MissingExtraError if a library is not installed; ParameterError for a factory that cannot be imported or
+    called, that makes no scikit-learn classifier or torch module, or one without ``predict_proba``.
     """
     checked: list[Any] = []
     for estimator in evaluation.estimators:
@@ -77,7 +73,10 @@ def check_modality(evaluation: Evaluation, modality: Modality) -> None:
 def makes_networks(own: OwnEstimator) -> bool:
     """Whether it is a factory of networks: a function or class with the parameter ``n_classes``."""
     loaded = _loaded(own)
-    return _is_factory(loaded) and "n_classes" in _parameters(loaded)
+    try:
+        return _is_factory(loaded) and "n_classes" in inspect.signature(loaded).parameters
+    except (ValueError, TypeError):  # written in C
+        return False
 
 
 def make_network(own: OwnEstimator, n_classes: int, size: int, channels: int) -> Any:
@@ -158,13 +157,6 @@ def _is_factory(loaded: Any) -> bool:
     return inspect.isclass(loaded) or not hasattr(loaded, "fit")
 
 
-def _parameters(factory: Any) -> Sequence[str]:
-    try:
-        return list(inspect.signature(factory).parameters)
-    except (ValueError, TypeError):  # written in C
-        return []
-
-
 def _call(own: OwnEstimator, factory: Callable[..., Any], options: Mapping[str, Any]) -> Any:
     try:
         return factory(**options)
@@ -174,9 +166,6 @@ def _call(own: OwnEstimator, factory: Callable[..., Any], options: Mapping[str, 
             f"estimator {own.title!r} could not be made with {given}: {type(exc).__name__}: {exc}; "
             "compare evaluation.estimators with the function's parameters."
         ) from exc
-
-
-# --- fitted -----------------------------------------------------------------------------------
 
 
 def fit_own(

@@ -58,13 +58,7 @@ class Teacher:
 
 
 def fit_teacher(
-    X: Float,
-    y: Int,
-    *,
-    n_levels: Int,
-    n_classes: int,
-    seed: int,
-    weights: Float | None = None,
+    X: Float, y: Int, *, n_levels: Int, n_classes: int, seed: int, weights: Float | None = None
 ) -> Teacher:
     """An ensemble of boosting, a random forest and logistic regression on real records of at least two classes.
 

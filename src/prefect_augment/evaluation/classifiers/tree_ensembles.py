@@ -62,11 +62,7 @@ def fit_named(
 
     A pilot has ``step_share`` of the trees. MissingExtraError if its package is not installed; other errors as there.
     """
-    columns: dict[str, Any] = {
-        "weights": weights,
-        "n_levels": n_levels,
-        "n_classes": n_classes,
-    }
+    columns: dict[str, Any] = {"weights": weights, "n_levels": n_levels, "n_classes": n_classes}
     if kind == "boosting" or kind == "logistic":
         return fit_estimator(kind, X, y, seed=seed, step_share=step_share, **columns)
     check_installed(kind)

@@ -427,11 +427,10 @@ class Draws:
 def seed_weights(n_seeds: int, n_draws: int, rng: np.random.Generator) -> Float:
     """Weight of each training seed in each draw, shape (n_draws, n_seeds); some may be negative.
 
-    Seeds are drawn with replacement, one fewer than there are, which makes the spread of their mean
-    unbiased (Rao & Wu 1988, "Resampling inference with complex survey data"). Two or three seeds
-    say little about that spread, and no draw exceeds the outermost of them. So weights move away
-    from even ones by as much as Student's t of the difference of two strategies (2 n - 2 degrees of
-    freedom) is wider than the normal. A single seed has all the weight.
+    Seeds are drawn with replacement, one fewer than there are, which makes the spread of their mean unbiased (Rao & Wu
+    1988, "Resampling inference with complex survey data"). Two or three seeds say little about that spread, and no draw
+    exceeds the outermost of them. So weights move away from even ones by as much as Student's t of the difference of
+    two strategies (2 n - 2 degrees of freedom) is wider than the normal. A single seed has all the weight.
     """
     if n_seeds == 1:
         return np.ones((n_draws, 1))

@@ -82,18 +82,6 @@ def calibration_error(
     return _interval(_gap_sizes(sure, sure - (proba.argmax(axis=2) == y), draws, seed))
 
 
-def class_calibration_error(
-    y: Int, proba: Float, classes: Sequence[int], draws: Draws, *, seed: int
-) -> Interval:
-    """Calibration error of the probabilities of some class codes, mean over these, with its interval.
-
-    A change of class shares makes the probability of a rare class too high throughout, which the most probable class
-    need not show. Kull et al. 2019, "Beyond temperature scaling", section 2 (classwise-ECE).
-    """
-    gaps = [_gap_sizes(proba[:, :, k], proba[:, :, k] - (y == k), draws, seed) for k in classes]
-    return _interval(np.mean(gaps, axis=0))
-
-
 def _gap_sizes(sure: Float, gap: Float, draws: Draws, seed: int) -> Float:
     """Mean size of gaps, binned by ``sure``, both (n_seeds, n_records): shape (2, 1 + n_draws).
 
@@ -171,10 +159,14 @@ def _score(
     distances = np.stack([squared_distances(y, p) for p in proba])
     n_k = np.bincount(y, minlength=len(classes))
     expected = proba.sum(axis=1).mean(axis=0)
+    # A change of class shares makes the probability of a rare class too high throughout, which the most probable
+    # class need not show. Kull et al. 2019, "Beyond temperature scaling", section 2 (classwise-ECE).
+    of_rare = [(proba[:, :, k], y == k) for k in rare_classes]
+    gaps = [_gap_sizes(p, p - is_k, draws, seed) for p, is_k in of_rare]
     score = CalibrationScore(
         brier=percentiles(float(distances.mean()), draws.means(distances)),
         ece=calibration_error(y, proba, draws, seed=seed),
-        class_ece=class_calibration_error(y, proba, rare_classes, draws, seed=seed),
+        class_ece=_interval(np.mean(gaps, axis=0)),
         expected={classes[k]: float(expected[k] / n_k[k]) for k in np.flatnonzero(n_k).tolist()},
     )
     return score, distances

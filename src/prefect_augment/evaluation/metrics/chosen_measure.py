@@ -125,9 +125,6 @@ def _function(metric: Metric) -> Callable[..., Any]:
     )
 
 
-# --- scikit-learn -----------------------------------------------------------------------------
-
-
 class _Predicted(ClassifierMixin, BaseEstimator):
     """A classifier that looks its predictions up: scorers take an estimator."""
 
@@ -167,12 +164,11 @@ def _of_scorer(name: str, compared: Bool, positive: int) -> Measure:
             f"scikit-learn's scorer {name!r} does not work with {len(order)} classes: "
             f"{' '.join(str(exc).split())}."
         ) from exc
+    weighs = True
     try:
         scorer(tried, rows, y, sample_weight=np.ones(len(y)))
     except TypeError:  # it takes no weights
         weighs = False
-    else:
-        weighs = True
     common: dict[str, Any] = {"title": name.replace("_", " "), "unit": "plain", "vectorised": False}
     if tried.reads == "decisions" and weighs:
         return _DecisionScorer(
@@ -229,9 +225,6 @@ class _DecisionScorer(Measure):
         return float(self.scorer(predicted, rows, y, sample_weight=cells[there]))
 
 
-# --- what takes whole arrays ------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Whole(Measure):
     """A measure that is computed anew for every draw: a thousand draws take a thousand calls.
@@ -258,24 +251,17 @@ class _Whole(Measure):
     def _drawn(self, y: Int, proba: Float, decided: Int, w: Float) -> float:
         if self.weighs or (w == w[0]).all():
             return self.of_arrays(y, proba, decided, {"sample_weight": w} if self.weighs else {})
-        places = _places(w)
+        # As often as whole weights say, else by places, which are dealt evenly along the cumulated weights (systematic
+        # sampling, Madow 1949), with no chance in it.
+        if not np.array_equal(w, np.round(w)):
+            edges = np.floor(np.cumsum(w) * (PLACES * len(w) / w.sum()) + 0.5)
+            w = np.diff(edges, prepend=0.0)
+        places = np.repeat(np.arange(len(w)), w.astype(np.int64))
         return self.of_arrays(y[places], proba[places], decided[places], {})
 
     def sums(self, y: Int, proba: Float, decided: Int) -> list[Sums]:
         """None: it is not made of sums."""
         return []
-
-
-def _places(w: Float) -> Int:
-    """Records repeated by their weights: as often as they say where these are whole numbers, else by places.
-
-    Places are dealt evenly along the cumulated weights (systematic sampling, Madow 1949), with no chance in it.
-    """
-    times = w
-    if not np.array_equal(w, np.round(w)):
-        edges = np.floor(np.cumsum(w) * (PLACES * len(w) / w.sum()) + 0.5)
-        times = np.diff(edges, prepend=0.0)
-    return np.repeat(np.arange(len(w)), times.astype(np.int64))
 
 
 def _of_function(metric: Metric, classes: Sequence[str], compared: Bool) -> Measure:

@@ -55,19 +55,17 @@ def summarise_shapes(
 
     Without ``show_real`` no figure of real records is in them, bin edges included.
     """
-    summaries = [_summary(name, shape, show_real) for name, shape in shapes.items()]
+    summaries = []
+    for name, shape in shapes.items():
+        # Real values are cut off first, so that nothing below can show them.
+        real, synthetic = shape.real if show_real else shape.real[:0], shape.synthetic
+        # Times of day and the like come as text: they have levels, whatever their column is.
+        has_numbers = {real.dtype.kind, synthetic.dtype.kind} <= set("biufM")
+        summary = _numeric if shape.kind == "numeric" and has_numbers else _category
+        summaries.append(summary(name, real, synthetic))
     return tuple(
         sorted(summaries, key=lambda s: (-1.0 if s.distance is None else -s.distance, s.column))
     )
-
-
-def _summary(name: str, shape: ColumnShape, show_real: bool) -> ShapeSummary:
-    """One column; real values are cut off first, so that nothing below can show them."""
-    real = shape.real if show_real else shape.real[:0]
-    # Times of day and the like come as text: they have levels, whatever their column is.
-    if shape.kind == "numeric" and {real.dtype.kind, shape.synthetic.dtype.kind} <= set("biufM"):
-        return _numeric(name, real, shape.synthetic)
-    return _category(name, real, shape.synthetic)
 
 
 def _numeric(name: str, real: NDArray[Any], synthetic: NDArray[Any]) -> ShapeSummary:
@@ -102,7 +100,10 @@ def _histogram_edges(pooled: NDArray[np.float64]) -> NDArray[np.float64]:
     """Edges of equal bins over the pooled, sorted values; the outer bins also hold far outliers."""
     if pooled.size == 0:
         return np.array([0.0, 1.0])
-    low, high = _limits(pooled)
+    # The smallest and largest value within three interquartile ranges of the quartiles.
+    first, third = np.quantile(pooled, [0.25, 0.75])
+    reach = 3.0 * (third - first) or np.inf
+    low, high = float(max(pooled[0], first - reach)), float(min(pooled[-1], third + reach))
     n_bins = int(np.clip(np.sqrt(pooled.size), 5, MAX_BINS))
     if np.array_equal(pooled, np.round(pooled)) and high - low < _LARGEST_WHOLE:
         # Whole numbers get bins of a whole width, else some bins hold two values and some one.
@@ -115,13 +116,6 @@ def _histogram_edges(pooled: NDArray[np.float64]) -> NDArray[np.float64]:
         margin = max(abs(low) * 0.05, 0.5)
         low, high = low - margin, high + margin
     return np.linspace(low, high, n_bins + 1)
-
-
-def _limits(pooled: NDArray[np.float64]) -> tuple[float, float]:
-    """Smallest and largest value within three interquartile ranges of the quartiles."""
-    first, third = np.quantile(pooled, [0.25, 0.75])
-    reach = 3.0 * (third - first) or np.inf
-    return float(max(pooled[0], first - reach)), float(min(pooled[-1], third + reach))
 
 
 def _bin_shares(values: NDArray[np.float64], edges: NDArray[np.float64]) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ run asks for, and those of scikit-learn and of users.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -121,9 +121,6 @@ def _ratio(above: Float, below: Float, *, empty: float = np.nan) -> Float:
     return np.divide(above, below, out=np.full(np.shape(below), empty), where=below > 0)
 
 
-# --- of the confusion matrix ------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Margins(Measure):
     """A function of three margins of the weighted confusion matrix."""
@@ -186,9 +183,6 @@ def f_beta(compared: Bool, k: int, label: str, beta: float) -> Measure:
     return Margins("f_beta", f"F{beta:g} of {label}", compared, of_margins=of_margins)
 
 
-# --- means over records -----------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Mean(Measure):
     """A mean over records."""
@@ -238,9 +232,6 @@ def cost(compared: Bool, costs: Float) -> Measure:
     )  # fmt: skip
 
 
-# --- of the order that probabilities give -----------------------------------------------------
-
-
 class Curve(NamedTuple):
     """Weights of records from the highest score of a class to the lowest, in steps at its own records' scores."""
 
@@ -270,14 +261,14 @@ class Ranking(Measure):
 
     def sums(self, y: Int, proba: Float, decided: Int) -> list[Sums]:
         """One part per class."""
-        return [_of_curve(y == k, proba[:, k], self.of_curve) for k in self._classes(y)]
-
-    def _classes(self, y: Int) -> Iterator[int]:
         n_k = np.bincount(y, minlength=len(self.compared))
         largest = int(np.argmax(n_k)) if self.but_largest else -1
-        for k in np.flatnonzero(n_k) if self.k is None else [self.k] * bool(n_k[self.k]):
-            if k != largest:
-                yield int(k)
+        classes = range(len(n_k)) if self.k is None else [self.k]
+        return [
+            _of_curve(y == k, proba[:, k], self.of_curve)
+            for k in classes
+            if n_k[k] and k != largest
+        ]
 
 
 def _of_curve(is_positive: Bool, score: Float, of_curve: Callable[[Curve, Float], Float]) -> Sums:

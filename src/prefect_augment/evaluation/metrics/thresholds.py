@@ -39,13 +39,12 @@ def tune_multipliers(
 ) -> Float:
     """Multipliers of the class probabilities that raise a measure on these records, shape (n_classes,).
 
-    The records, with class codes ``y`` (n_records,) and probabilities (n_records, n_classes), are such that
-    the estimator was not trained on. The search starts from the best power of the prior correction
-    (Saerens et al. 2002), then scans one class after the other exactly, over every value at which a
-    prediction changes. Against over-fitting, a scan takes, of the values whose measure is within a
-    quarter of a standard error of the best, the one nearest to the current value (Breiman et al. 1984,
-    "Classification and Regression Trees", section 3.4.3): with few records it hardly moves, with many
-    it finds the optimum. The largest class and classes that are not ``compared`` keep 1.
+    The records, with class codes ``y`` (n_records,) and probabilities (n_records, n_classes), are such that the
+    estimator was not trained on. The search starts from the best power of the prior correction (Saerens et al. 2002),
+    then scans one class after the other exactly, over every value at which a prediction changes. Against over-fitting,
+    a scan takes, of the values whose measure is within a quarter of a standard error of the best, the one nearest to
+    the current value (Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3): with few records it
+    hardly moves, with many it finds the optimum. The largest class and classes that are not ``compared`` keep 1.
 
     Without a ``measure``, and for those that read probabilities alone, balanced accuracy decides. Costs also start
     from the decision of Bayes, which for two classes and calibrated probabilities is the best one (Elkan 2001).
@@ -152,9 +151,6 @@ def _standard_error(y: Int, log_p: Float, n_k: Int) -> float:
     right = np.bincount(y[np.argmax(log_p, axis=1) == y], minlength=len(n_k))
     recall = (right[present] + 1) / (n_k[present] + 2)
     return float(np.sqrt((recall * (1 - recall) / n_k[present]).sum()) / present.sum())
-
-
-# --- other measures than balanced accuracy ----------------------------------------------------
 
 
 def _tune_measure(

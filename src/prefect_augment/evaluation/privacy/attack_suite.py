@@ -14,7 +14,6 @@ from scipy.stats import norm, rankdata
 
 from prefect_augment.array_types import Array, Bool, Float, Float32, Int
 from prefect_augment.evaluation.neighbours import Points, Space
-from prefect_augment.evaluation.privacy.anonymeter import inferred_shares, singled_out, without_each
 from prefect_augment.evaluation.privacy.membership_inference import (
     MIN_RECORDS,
     RARE_SHARE,
@@ -25,7 +24,15 @@ from prefect_augment.evaluation.privacy.membership_inference import (
     stratum_weights,
 )
 from prefect_augment.evaluation.privacy.permutation_tests import decide, permute, standardised
-from prefect_augment.evaluation.privacy.record_pairs import Columns, Whole, compare, random_subsets
+from prefect_augment.evaluation.privacy.record_pairs import (
+    Columns,
+    Whole,
+    compare,
+    inferred_shares,
+    random_subsets,
+    singled_out,
+    without_each,
+)
 from prefect_augment.nn.threads import single_threaded
 from prefect_augment.schema import AttackName, AttackResult, Finding, Interval
 

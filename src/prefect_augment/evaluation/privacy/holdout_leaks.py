@@ -9,8 +9,7 @@ import numpy as np
 
 from prefect_augment.array_types import Float
 from prefect_augment.encoding.arrays import Labelled
-from prefect_augment.evaluation.exact_tests import more_below
-from prefect_augment.evaluation.neighbours import MIN_VALIDATION, Space
+from prefect_augment.evaluation.neighbours import MIN_VALIDATION, Space, more_below
 
 MAX_RECORDS = 2000  # of validation and of the hold-out each
 # Of the median distance between different rows. Six real tables have at most 0.2 % of their rows

@@ -97,13 +97,11 @@ def attack(classes: Sequence[Distances], *, level: float = 0.95) -> Attack | Non
     interval is DeLong's on the logit scale with its variance over groups; where the AUC is 0 or 1, it is that of as
     many independent pairs as the smaller side has groups.
 
-    References
-    ----------
-    Chen et al. 2020, "GAN-Leaks", section 4 (the nearest synthetic record as the attack, and its
-    calibration by how hard a record is). Hilprecht et al. 2019, "Monte Carlo and Reconstruction
-    Membership Inference Attacks against Generative Models". DeLong et al. 1988 (variance of an
-    AUC); Obuchowski 1997 (over groups); van Elteren 1960 (weights of strata). Carlini et al. 2022,
-    "Membership Inference Attacks From First Principles", on the share found at few false alarms.
+    Chen et al. 2020, "GAN-Leaks", section 4 (the nearest synthetic record as the attack, and its calibration by how
+    hard a record is). Hilprecht et al. 2019, "Monte Carlo and Reconstruction Membership Inference Attacks against
+    Generative Models". DeLong et al. 1988 (variance of an AUC); Obuchowski 1997 (over groups); van Elteren 1960
+    (weights of strata). Carlini et al. 2022, "Membership Inference Attacks From First Principles", on the share found
+    at few false alarms.
     """
     large = [c for c in classes if min(c.n_pairs) >= MIN_RECORDS]
     if not large:

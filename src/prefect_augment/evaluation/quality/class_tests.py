@@ -27,7 +27,7 @@ from typing import Literal
 import numpy as np
 
 from prefect_augment.array_types import Bool, Float
-from prefect_augment.evaluation.exact_tests import more_below, more_true
+from prefect_augment.evaluation.neighbours import more_below, more_true
 from prefect_augment.params import Quality
 from prefect_augment.schema import ClassCheck, ClassVerdict
 

@@ -19,8 +19,8 @@ from prefect_augment.encoding.arrays import Labelled
 from prefect_augment.evaluation.classifiers.base import balanced_weights
 from prefect_augment.evaluation.classifiers.convnet import ImageClassifier, fit_image_classifier
 from prefect_augment.evaluation.neighbours import Space
+from prefect_augment.evaluation.quality.likeness import c2st_auc
 from prefect_augment.evaluation.quality.near_copies import Measures
-from prefect_augment.evaluation.quality.prdc import c2st_auc
 from prefect_augment.nn.threads import single_threaded
 
 AUGMENT_PROB = 0.5
@@ -64,11 +64,7 @@ def image_measures(
     def two_sample(real: Images, synthetic: Images) -> float:
         a, b = (space.place(images).features for images in (real, synthetic))
         return c2st_auc(
-            a,
-            b,
-            n_levels=np.zeros(a.shape[1], dtype=np.int64),
-            seed=seed,
-            estimator="logistic",
+            a, b, n_levels=np.zeros(a.shape[1], dtype=np.int64), seed=seed, estimator="logistic"
         )
 
     moved = ShiftSpace()

@@ -1,7 +1,7 @@
 """Which candidates pass: per record and stratum, on training and validation records only.
 
-Distances and class probabilities come from :class:`Measures`, one for tables (:mod:`.table_filter`) and
-one for images (:mod:`.image_filter`). A candidate is dropped for the first of these that holds:
+Distances and class probabilities come from :class:`Measures`, one for tables (:func:`table_measures`)
+and one for images (:mod:`.image_filter`). A candidate is dropped for the first of these that holds:
 
 ``domain``
     It breaks the domain (the caller's mask).
@@ -40,7 +40,9 @@ import numpy as np
 from prefect_augment.array_types import Array, Bool, Float, Int
 from prefect_augment.encoding.arrays import FilterOutcome, FilterRequest, Labelled, Purpose
 from prefect_augment.errors import ParameterError
+from prefect_augment.evaluation.classifiers.base import Classifier, balanced_weights, fit_estimator
 from prefect_augment.evaluation.folds import stratified_folds
+from prefect_augment.evaluation.neighbours import FeatureSpace
 from prefect_augment.evaluation.quality.class_tests import (
     MIN_TO_COMPARE,
     CopyEvidence,
@@ -49,8 +51,14 @@ from prefect_augment.evaluation.quality.class_tests import (
     class_verdict,
     describe_faults,
 )
-from prefect_augment.evaluation.quality.frechet import frechet_metrics
 from prefect_augment.evaluation.quality.label_fidelity import Labels
+from prefect_augment.evaluation.quality.likeness import (
+    MAX_COMPARED,
+    c2st_auc,
+    expected_coverage,
+    frechet_metrics,
+    likeness,
+)
 from prefect_augment.evaluation.quality.near_copies import (
     Equality,
     Measures,
@@ -63,7 +71,6 @@ from prefect_augment.evaluation.quality.near_copies import (
     set_reason,
     training_distances,
 )
-from prefect_augment.evaluation.quality.prdc import MAX_COMPARED, expected_coverage, likeness
 from prefect_augment.schema import ClassCheck, ClassFilter, ClassVerdict
 
 REASONS = ("domain", "near copy", "outlier", "label", "repeat", "unsafe class", "surplus")
@@ -316,3 +323,34 @@ def _keep(
 def _class_name(strata: Sequence[str], stratum_class: Int, k: int) -> str:
     """The class's name, from any stratum of it ("class" or "class | column=value")."""
     return strata[int(np.flatnonzero(stratum_class == k)[0])].split(" | ")[0]
+
+
+def table_measures(
+    training: Labelled, *, is_category: Bool, n_levels: Int, stratum_class: Int, seed: int
+) -> Measures:
+    """How records of a table are measured, matrices of shape (n_records, n_columns).
+
+    NaN is null; category columns have level codes. ``n_levels`` is 0 for numeric columns.
+    """
+
+    def train(X: Array, y: Int) -> Classifier:
+        n_classes = int(stratum_class.max()) + 1
+        return utility_filter(X, y, n_levels=n_levels, n_classes=n_classes, seed=seed)
+
+    def two_sample(real: Array, synthetic: Array) -> float:
+        return c2st_auc(real, synthetic, n_levels=n_levels, seed=seed)
+
+    return Measures(FeatureSpace.of(training.X, is_category), train, two_sample)
+
+
+def utility_filter(X: Float, y: Int, *, n_levels: Int, n_classes: int, seed: int) -> Classifier:
+    """Class-balanced boosting on real records, for :func:`~.label_fidelity.utility_scores`."""
+    return fit_estimator(
+        "boosting",
+        X,
+        y,
+        weights=balanced_weights(y),
+        n_levels=n_levels,
+        n_classes=n_classes,
+        seed=seed,
+    )

@@ -181,7 +181,7 @@ def with_controls(verdict: Verdict, scores: Sequence[StrategyScore]) -> Verdict:
 
 
 def _shown(score: StrategyScore) -> str:
-    value = score.score if score.measure.higher_is_better else -score.score
+    value = score.measure.shown(score.score)
     return f"{100 * value:.1f}" if score.measure.unit == "points" else f"{value:.3g}"
 
 

@@ -72,16 +72,14 @@ def decide(
 ) -> Verdict:
     """The verdict of the hold-out: two answers, and what is published.
 
-    Gains are measured on the hold-out and out of fold together, where ``out_of_fold`` has both
-    strategies. Synthetic records are ``proven`` where the interval of their gain over the best
-    baseline lies above 0, the hold-out alone has a gain, the worst class is not shown to lose more
-    than ``max_recall_loss`` against as is, and strategies that draw were trained with at least
-    three seeds; ``harmful`` where the interval lies below 0 or the worst class is shown to lose more;
-    ``preferred`` where a sceptic expects a gain and a loss of a point has a chance below 10 %; else
-    ``no gain shown``. The chosen strategy is
-    published where ``require`` is met, and with ``on_no_gain="publish"`` whatever the answer.
-    Otherwise it gives way to the best baseline, or to as is where that baseline did no better, or its
-    worst class is shown to lose too much. (The caller raises for ``fail``.)
+    Gains are measured on the hold-out and out of fold together, where ``out_of_fold`` has both strategies. Synthetic
+    records are ``proven`` where the interval of their gain over the best baseline lies above 0, the hold-out alone has
+    a gain, the worst class is not shown to lose more than ``max_recall_loss`` against as is, and strategies that draw
+    were trained with at least three seeds; ``harmful`` where the interval lies below 0 or the worst class is shown to
+    lose more; ``preferred`` where a sceptic expects a gain and a loss of a point has a chance below 10 %; else ``no
+    gain shown``. The chosen strategy is published where ``require`` is met, and with ``on_no_gain="publish"`` whatever
+    the answer. Otherwise it gives way to the best baseline, or to as is where that baseline did no better, or its worst
+    class is shown to lose too much. (The caller raises for ``fail``.)
 
     ``decision`` is about what is published, against the data as they are: ``accept`` where its
     interval lies above 0, ``reject`` below, else ``inconclusive``. Class differences are corrected
@@ -148,7 +146,11 @@ def decide(
     against = baseline if of.has_model else as_is
     pairs = [(published, as_is), (chosen, against), (chosen, as_is), (baseline, as_is)]
     pairs += [(shown, baseline)] if shown in boots else []
-    differences = [_difference(boots, a, b) for a, b in dict.fromkeys(pairs) if a != b]
+    differences = [
+        Difference(strategy=a, against=b, interval=boots[a].difference(a, b))
+        for a, b in dict.fromkeys(pairs)
+        if a != b
+    ]
     gap = of.on_holdout(chosen, against)
     # A strategy and itself do not differ: nothing could have been detected.
     detectable = (gap.high - gap.low) / 2 if chosen != against else 1.0
@@ -282,11 +284,6 @@ def _reasons(of: Comparison, published: str, detectable: float, on_no_gain: OnNo
     if published == of.as_is:
         return [*reasons, "The real records are published as they are."]
     return [*reasons, f"The recipe of {published} is published."]
-
-
-def _difference(boots: Mapping[str, Bootstrap], strategy: str, against: str) -> Difference:
-    interval = boots[strategy].difference(strategy, against)
-    return Difference(strategy=strategy, against=against, interval=interval)
 
 
 def inconclusive(

@@ -1,10 +1,9 @@
 """What out-of-fold predictions of training records add to the hold-out's word on two strategies.
 
-A hold-out of a fifth of the records has a fifth of the evidence. The predictions that the search
-has made of all other records are the rest, if two things are taken into account: folds share
-training records, so their errors go together (Nadeau & Bengio 2003, "Inference for the
-generalization error", equation 9), and a strategy that was chosen by these predictions is flattered
-by them (Tsamardinos et al. 2018, "Bootstrapping the out-of-sample predictions", BBC-CV).
+A hold-out of a fifth of the records has a fifth of the evidence. The predictions that the search has made of all other
+records are the rest, if two things are taken into account: folds share training records, so their errors go together
+(Nadeau & Bengio 2003, "Inference for the generalization error", equation 9), and a strategy that was chosen by these
+predictions is flattered by them (Tsamardinos et al. 2018, "Bootstrapping the out-of-sample predictions", BBC-CV).
 """
 
 from collections.abc import Collection, Mapping

@@ -32,11 +32,10 @@ def choose_strategy(scores: Sequence[StrategyScore], *, prefer_model: bool = Fal
     ``prefer_model``: the chosen one is the best with synthetic records whatever its score, since
     ``evaluation.on_no_gain = "publish"`` publishes it.
 
-    Where some strategies have more seeds than others (the finalists), only those can win, so that
-    none wins by one lucky seed. Among strategies that tie with the top the simplest wins, in the
-    order of ``SIMPLEST_FIRST``, then the smaller amount. Two tie when their means differ by at most
-    :func:`tie_width`, or one standard error of their difference over common seeds, whichever is
-    larger. ParameterError without a baseline.
+    Where some strategies have more seeds than others (the finalists), only those can win, so that none wins by one
+    lucky seed. Among strategies that tie with the top the simplest wins, in the order of ``SIMPLEST_FIRST``, then the
+    smaller amount. Two tie when their means differ by at most :func:`tie_width`, or one standard error of their
+    difference over common seeds, whichever is larger. ParameterError without a baseline.
     """
     per_strategy: dict[str, list[StrategyScore]] = {}
     for score in sorted(scores, key=lambda s: (s.strategy.name, s.seed)):

@@ -11,7 +11,7 @@ from sklearn.metrics import (
 )
 
 from prefect_augment.errors import EmptyClassError, ParameterError
-from prefect_augment.evaluation.metrics.scores import predict_classes, score_predictions
+from prefect_augment.evaluation.metrics.predictions import predict_classes, score_predictions
 
 ALL = np.ones(3, dtype=bool)
 
@@ -26,8 +26,7 @@ def test_scores_of_six_records_are_those_worked_out_by_hand():
     assert score.macro_f1 == pytest.approx((4 / 5 + 1 / 2 + 2 / 3) / 3)
     assert (score.worst_class, score.worst_recall) == ("b", 0.5)
     assert score.brier == pytest.approx(2 / 6)  # two of six records are wrong with certainty
-    # Class b: one of two found at precision 1/2, the other with all the rest at 2/6.
-    # Class c: found at precision 1/2.
+    # Class b: one of two found at precision 1/2, the other with all the rest at 2/6. Class c: found at precision 1/2.
     assert score.auprc == pytest.approx(((0.5 * 0.5 + 0.5 * 2 / 6) + 0.5) / 2)
 
 

@@ -5,8 +5,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from prefect_augment.evaluation.classifiers.batch_transforms import mix_batch, soft_targets  # noqa: E402 - needs torch
 from prefect_augment.evaluation.classifiers.convnet import balanced_softmax_loss  # noqa: E402 - needs torch
-from prefect_augment.evaluation.classifiers.mixing import mix_batch, soft_targets  # noqa: E402 - needs torch
 
 ALL = torch.ones(3, dtype=torch.bool)
 
