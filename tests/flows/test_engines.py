@@ -1,11 +1,9 @@
 """Where tasks run: threads, processes, Dask and Ray give the same bytes, and a run's page shows the same."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from prefect.client.orchestration import get_client
@@ -21,6 +19,7 @@ from prefect.client.schemas.objects import Artifact, Log, TaskRun
 from prefect.flows import Flow
 from prefect.task_runners import ProcessPoolTaskRunner
 from support.engine_runs import published_shards, short_run
+from support.tables import make_table
 
 from prefect_augment.errors import AugmentError, ParameterError
 from prefect_augment.examples import example_images
@@ -45,9 +44,7 @@ STEPS = {
 
 
 @pytest.fixture(scope="module")
-def shared_source(
-    make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory
-) -> Source:
+def shared_source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     path = tmp_path_factory.mktemp("engines") / "in.parquet"
     pq.write_table(make_table(), path)
     return Source(uri=str(path), label="state")

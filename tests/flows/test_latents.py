@@ -13,6 +13,7 @@ import yaml
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from support import releases
 
 from prefect_augment import (
     Anomalies,
@@ -134,7 +135,7 @@ def test_a_result_inside_the_source_is_refused(asked: dict[str, Any], tmp_path: 
 
 
 def test_images_are_denoised_by_the_flow(
-    linear_model: PluginModel, releases: Any, messy_images: Any, tmp_path: Path
+    linear_model: PluginModel, messy_images: Any, tmp_path: Path
 ) -> None:
     pq.write_table(releases.image_table(messy_images, 60), tmp_path / "in.parquet")
     result = denoise.fn(

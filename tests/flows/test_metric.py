@@ -1,17 +1,16 @@
 """The measures that docs/verdict.md shows decide whole runs, from YAML and from Python."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from numpy.typing import NDArray
 from prefect.utilities.schema_tools import validate
+from support.tables import make_table
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.metrics.chosen_measure import measure_of
@@ -28,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 @pytest.fixture
-def source(make_table: Callable[..., pa.Table], tmp_path: Path) -> Source:
+def source(tmp_path: Path) -> Source:
     pq.write_table(make_table(), tmp_path / "parts.parquet")
     return Source(uri=str(tmp_path / "parts.parquet"), label="state")
 

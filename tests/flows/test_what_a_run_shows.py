@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import State
 from prefect.filesystems import RemoteFileSystem
+from support.tables import make_table
 
 from prefect_augment.errors import RefusedError
 from prefect_augment.flows.approve import approve
@@ -46,7 +46,7 @@ EVIL = '<img src=x onerror=alert(1)>|"[a](b)'
 
 
 @pytest.fixture
-def source(make_table: Callable[..., pa.Table], tmp_path: Path) -> Source:
+def source(tmp_path: Path) -> Source:
     """Records whose rare class has a name that is markup."""
     table = make_table()
     names = [EVIL if name == "cracked" else name for name in table["state"].to_pylist()]
@@ -164,7 +164,7 @@ def test_a_refused_run_says_so_and_where_to_look(source: Source, tmp_path: Path)
 
 
 def test_a_block_opens_source_and_destination_and_its_secret_stays_inside(
-    make_table: Callable[..., pa.Table], caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The memory file system takes any option; what matters is that they arrive and go nowhere."""
     import fsspec
