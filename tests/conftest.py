@@ -15,10 +15,9 @@ from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings, strategies
-from support.tables import make_table
+from support.tables import make_table, source_of
 
 from prefect_augment import registry
 from prefect_augment.params import PluginModel, Source
@@ -279,8 +278,7 @@ def _make_table() -> Callable[..., pa.Table]:
 @pytest.fixture
 def source(tmp_path: Path) -> Source:
     """The table in a file."""
-    pq.write_table(make_table(), tmp_path / "in.parquet")
-    return Source(uri=str(tmp_path / "in.parquet"), label="state")
+    return source_of(make_table(), tmp_path / "in.parquet")
 
 
 @pytest.fixture

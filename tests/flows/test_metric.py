@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from numpy.typing import NDArray
 from prefect.utilities.schema_tools import validate
-from support.tables import make_table
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.metrics.chosen_measure import measure_of
@@ -24,12 +22,6 @@ EXAMPLES = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", 
 QUICK = {"n_seeds": 1, "n_settings": 1, "n_bootstrap": 200, "estimators": ["logistic"]}
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Source:
-    pq.write_table(make_table(), tmp_path / "parts.parquet")
-    return Source(uri=str(tmp_path / "parts.parquet"), label="state")
 
 
 def run(source: Source, evaluation: Any) -> RunResult:

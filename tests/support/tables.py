@@ -1,7 +1,12 @@
-"""A small table of every common type."""
+"""A small table of every common type, and sources of tables."""
+
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prefect_augment.params import Source
 
 COUNTS = {"ok": 260, "worn": 60, "cracked": 26, "lost": 2}
 
@@ -29,3 +34,9 @@ def make_table(seed: int = 0, counts: dict[str, int] | None = None) -> pa.Table:
             "state": pa.array(names),
         }
     )
+
+
+def source_of(table: pa.Table, path: Path, label: str = "state") -> Source:
+    """The table in a file of Parquet."""
+    pq.write_table(table, path)
+    return Source(uri=str(path), label=label)
