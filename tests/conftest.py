@@ -14,11 +14,10 @@ from types import ModuleType
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings, strategies
+from support.tables import make_table, source_of
 
 from prefect_augment import registry
 from prefect_augment.params import PluginModel, Source
@@ -270,45 +269,16 @@ def linear_model(monkeypatch: pytest.MonkeyPatch) -> PluginModel:
     return PluginModel(name="linear")
 
 
-COUNTS = {"ok": 260, "worn": 60, "cracked": 26, "lost": 2}
-
-
-@pytest.fixture(scope="session")
-def make_table() -> Callable[..., pa.Table]:
-    """Make a table; another seed gives other records of the same classes."""
-    return _make_table
-
-
-def _make_table(seed: int = 0, counts: dict[str, int] | None = None) -> pa.Table:
-    """A table of every common type; classes differ in two numbers and a category."""
-    rng = np.random.default_rng(seed)
-    names = [name for name, n in (counts or COUNTS).items() for _ in range(n)]
-    shift = np.array([list(COUNTS).index(name) for name in names], dtype=float)
-    n = len(names)
-    load = rng.normal(shift, 1.0)
-    load[rng.random(n) < 0.05] = np.nan
-    return pa.table(
-        {
-            "serial": pa.array([f"sn-{seed}-{i:05d}" for i in range(n)]),
-            "load": pa.array(load, from_pandas=True),
-            "cycles": pa.array(rng.poisson(20 + 10 * shift)),
-            "site": pa.array(rng.choice(["north", "south", "east"], n)).dictionary_encode(),
-            "loud": pa.array(rng.random(n) < 0.2 + 0.2 * (shift > 0)),
-            "since": pa.array(
-                (
-                    np.datetime64("2024-01-01") + rng.integers(0, 400, n).astype("timedelta64[D]")
-                ).astype("datetime64[us]")
-            ),
-            "state": pa.array(names),
-        }
-    )
+@pytest.fixture(scope="session", name="make_table")
+def _make_table() -> Callable[..., pa.Table]:
+    """`support.tables.make_table`, for tests that do not import it."""
+    return make_table
 
 
 @pytest.fixture
-def source(make_table: Callable[..., pa.Table], tmp_path: Path) -> Source:
+def source(tmp_path: Path) -> Source:
     """The table in a file."""
-    pq.write_table(make_table(), tmp_path / "in.parquet")
-    return Source(uri=str(tmp_path / "in.parquet"), label="state")
+    return source_of(make_table(), tmp_path / "in.parquet")
 
 
 @pytest.fixture

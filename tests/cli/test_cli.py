@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from support.tables import make_table
 
 from prefect_augment.cli import app as cli, options, rebalance as rebalance_commands
 from prefect_augment.cli.datasets import _read_labels
@@ -31,11 +32,11 @@ from prefect_augment.schema import Correction, DecisionRecord, RunResult
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Store, open_store, read_manifest
 
+Call = Callable[..., tuple[int, str, str]]
+
 
 @pytest.fixture
-def call(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[int, str, str]]:
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
     """Call the command line as a shell does; returns exit code, stdout and stderr."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
@@ -50,9 +51,7 @@ def call(
 
 
 @pytest.fixture(scope="session")
-def finished(
-    make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, RunResult]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunResult]:
     """A published dataset of one version, and the run's result."""
     folder = tmp_path_factory.mktemp("published")
     pq.write_table(make_table(), folder / "in.parquet")
@@ -86,20 +85,20 @@ def demo_calls(
     return calls
 
 
-def test_help_lists_the_commands(call: Callable[..., tuple[int, str, str]]) -> None:
+def test_help_lists_the_commands(call: Call) -> None:
     code, out, _ = call("--help")
     assert code == 0
     for name in ("rebalance", "evaluate", "profile", "versions", "inspect", "verify", "demo"):
         assert name in out
 
 
-def test_version_is_that_of_the_package(call: Callable[..., tuple[int, str, str]]) -> None:
+def test_version_is_that_of_the_package(call: Call) -> None:
     assert call("--version")[:2] == (0, f"prefect-augment {version('prefect-augment')}\n")
 
 
 @pytest.mark.slow
 def test_demo_says_of_both_parts_what_was_found_and_where(
-    call: Callable[..., tuple[int, str, str]], demo_calls: list[dict[str, Any]], tmp_path: Path
+    call: Call, demo_calls: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     code, out, _ = call("demo", tmp_path)
     assert code == 0
@@ -116,7 +115,7 @@ def test_demo_says_of_both_parts_what_was_found_and_where(
 
 @pytest.mark.slow
 def test_demo_ends_with_one_object_of_both_parts(
-    call: Callable[..., tuple[int, str, str]], demo_calls: list[dict[str, Any]], tmp_path: Path
+    call: Call, demo_calls: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     code, out, _ = call("demo", tmp_path, "--json")
     assert code == 0
@@ -127,7 +126,7 @@ def test_demo_ends_with_one_object_of_both_parts(
 
 @pytest.mark.slow
 def test_demo_goes_on_with_the_table_where_nothing_for_images_is_installed(
-    call: Callable[..., tuple[int, str, str]],
+    call: Call,
     demo_calls: list[dict[str, Any]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -140,9 +139,7 @@ def test_demo_goes_on_with_the_table_where_nothing_for_images_is_installed(
     assert json.loads(out)["images"] is None
 
 
-def test_profile_finds_columns_and_classes(
-    call: Callable[..., tuple[int, str, str]], make_table: Callable[..., pa.Table], tmp_path: Path
-) -> None:
+def test_profile_finds_columns_and_classes(call: Call, tmp_path: Path) -> None:
     pq.write_table(make_table(), tmp_path / "in.parquet")
     code, out, _ = call("profile", tmp_path / "in.parquet", "--label", "state", "--json")
     found = json.loads(out.splitlines()[-1])
@@ -154,9 +151,7 @@ def test_profile_finds_columns_and_classes(
     assert "Imbalance ratio" in out
 
 
-def test_profile_of_images_says_why_some_cannot_be_used(
-    call: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
+def test_profile_of_images_says_why_some_cannot_be_used(call: Call, tmp_path: Path) -> None:
     for name in ("good", "bad"):
         (tmp_path / name).mkdir()
         for i in range(3):
@@ -170,9 +165,7 @@ def test_profile_of_images_says_why_some_cannot_be_used(
     assert not re.search(r"(?<!\w)-1\b", out), "images are not counted by their values"
 
 
-def test_a_wrong_label_ends_with_2_and_a_suggestion(
-    call: Callable[..., tuple[int, str, str]], make_table: Callable[..., pa.Table], tmp_path: Path
-) -> None:
+def test_a_wrong_label_ends_with_2_and_a_suggestion(call: Call, tmp_path: Path) -> None:
     pq.write_table(make_table(), tmp_path / "in.parquet")
     code, out, _ = call("profile", tmp_path / "in.parquet", "--label", "stat")
     assert code == 2
@@ -196,7 +189,7 @@ def test_a_wrong_label_ends_with_2_and_a_suggestion(
     ],
 )
 def test_a_wrong_parameters_file_ends_with_2_and_names_the_field(
-    call: Callable[..., tuple[int, str, str]],
+    call: Call,
     tmp_path: Path,
     text: str,
     arguments: list[str],
@@ -220,7 +213,7 @@ class Asked:
 
 @pytest.mark.parametrize("name", ["rebalance", "evaluate"])
 def test_options_go_before_the_parameters_file_and_that_before_the_defaults(
-    call: Callable[..., tuple[int, str, str]],
+    call: Call,
     source: Source,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -242,7 +235,7 @@ def test_options_go_before_the_parameters_file_and_that_before_the_defaults(
 
 
 def test_a_quick_run_is_short_where_nothing_else_was_asked_for(
-    call: Callable[..., tuple[int, str, str]],
+    call: Call,
     source: Source,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -267,7 +260,7 @@ def test_a_quick_run_is_short_where_nothing_else_was_asked_for(
 
 @pytest.mark.slow
 def test_a_quick_run_answers_and_says_what_it_left_out(
-    call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(options, "prefect_session", lambda quiet: nullcontext())
     given = example_source(str(tmp_path)).uri
@@ -297,7 +290,7 @@ def test_a_quick_run_answers_and_says_what_it_left_out(
     ],
 )
 def test_wrong_parameters_are_one_line_before_prefect_is_imported(
-    call: Callable[..., tuple[int, str, str]],
+    call: Call,
     source: Source,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -313,7 +306,7 @@ def test_wrong_parameters_are_one_line_before_prefect_is_imported(
 
 
 def test_synthetic_records_that_are_not_there_are_one_line_before_prefect_is_imported(
-    call: Callable[..., tuple[int, str, str]], source: Source, monkeypatch: pytest.MonkeyPatch
+    call: Call, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(options, "prefect_session", None)
     code, out, said = call("evaluate", source.uri, "nowhere.parquet", "--label", source.label)
@@ -332,7 +325,7 @@ def test_synthetic_records_that_are_not_there_are_one_line_before_prefect_is_imp
     ],
 )
 def test_a_parameters_file_runs_nothing(
-    call: Callable[..., tuple[int, str, str]], source: Source, tmp_path: Path, text: str
+    call: Call, source: Source, tmp_path: Path, text: str
 ) -> None:
     (tmp_path / "params.yaml").write_text(text.format(path=tmp_path / "touched"))
     code, _, said = call(
@@ -342,9 +335,7 @@ def test_a_parameters_file_runs_nothing(
     assert not (tmp_path / "touched").exists()
 
 
-def test_versions_inspect_and_verify_say_what_is_there(
-    call: Callable[..., tuple[int, str, str]], published: Path
-) -> None:
+def test_versions_inspect_and_verify_say_what_is_there(call: Call, published: Path) -> None:
     code, out, _ = call("versions", published, "--json")
     assert (code, [result["version"] for result in json.loads(out)]) == (0, [1])
     code, out, _ = call("versions", published)
@@ -363,7 +354,7 @@ def test_versions_inspect_and_verify_say_what_is_there(
 
 
 def test_verify_ends_with_1_where_a_shard_is_damaged(
-    call: Callable[..., tuple[int, str, str]], published: Path, tmp_path: Path
+    call: Call, published: Path, tmp_path: Path
 ) -> None:
     import shutil
 
@@ -380,7 +371,7 @@ def test_verify_ends_with_1_where_a_shard_is_damaged(
 
 @pytest.mark.slow
 def test_proposals_are_listed_and_a_wrong_amount_is_refused(
-    call: Callable[..., tuple[int, str, str]], published: Path, tmp_path: Path
+    call: Call, published: Path, tmp_path: Path
 ) -> None:
     rebalance.fn(
         source=Source(uri=str(published.parent / "in.parquet"), label="state"),
@@ -401,8 +392,7 @@ def test_proposals_are_listed_and_a_wrong_amount_is_refused(
 
 @pytest.mark.slow
 def test_labels_that_a_person_corrects_are_read_by_the_next_run(
-    call: Callable[..., tuple[int, str, str]],
-    make_table: Callable[..., pa.Table],
+    call: Call,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -498,7 +488,7 @@ def _kept(store: Store) -> tuple[Correction, ...]:
     ],
 )
 def test_a_file_of_labels_that_cannot_be_used_is_refused(
-    call: Callable[..., tuple[int, str, str]], tmp_path: Path, text: str | None, words: str
+    call: Call, tmp_path: Path, text: str | None, words: str
 ) -> None:
     if text is not None:
         (tmp_path / "labels.csv").write_text(text)
@@ -512,9 +502,7 @@ def test_labels_of_a_csv_file_are_read_as_text(tmp_path: Path) -> None:
     assert _read_labels(tmp_path / "labels.csv") == "00ab = 01\n1e5 = a = b"
 
 
-def test_a_folder_that_is_no_dataset_is_said_plainly(
-    call: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
+def test_a_folder_that_is_no_dataset_is_said_plainly(call: Call, tmp_path: Path) -> None:
     code, _, err = call("verify", tmp_path)
     assert code != 0
     assert str(tmp_path) in err

@@ -2,10 +2,10 @@
 
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from support import releases
 from support.steps import publish_parts
 from typer.testing import CliRunner
 
@@ -25,7 +25,7 @@ def call(*arguments: object) -> dict[str, Any]:
 
 
 @pytest.fixture
-def dest(tmp_path: Path, releases: ModuleType) -> Path:
+def dest(tmp_path: Path) -> Path:
     release = releases.stage_release(open_store(str(tmp_path / "out")))
     publish_parts(**vars(release))
     recipe = release.recipe.model_copy(update={"synthetic": {}, "sentence": "None."})

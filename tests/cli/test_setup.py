@@ -1,12 +1,10 @@
 """``init`` and ``doctor``: what they write, what they find, and how they end."""
 
 import json
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -16,6 +14,7 @@ from prefect.settings import (
     PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
     temporary_settings,
 )
+from support.tables import make_table
 from typer.testing import CliRunner
 
 from prefect_augment.cli import doctor_checks as doctor
@@ -107,9 +106,7 @@ def doctored(*arguments: object) -> tuple[int, dict[str, dict[str, Any]]]:
 
 
 @pytest.mark.slow
-def test_doctor_finds_this_machine_in_order(
-    make_table: Callable[..., pa.Table], tmp_path: Path
-) -> None:
+def test_doctor_finds_this_machine_in_order(tmp_path: Path) -> None:
     pq.write_table(make_table(), tmp_path / "in.parquet")
     source, dest = tmp_path / "in.parquet", tmp_path / "not" / "yet"
     code, checks = doctored("--source", source, "--dest", dest)

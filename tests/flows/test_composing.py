@@ -3,25 +3,26 @@
 import asyncio
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, get_type_hints
 
 import cloudpickle
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from prefect import Task, flow, unmapped
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.exceptions import ParameterTypeError
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
     temporary_settings,
 )
+from support import run_pages
+from support.engine_runs import QUICK
+from support.tables import make_table, source_of
 
 import prefect_augment
 import prefect_augment.tasks
@@ -29,7 +30,6 @@ from prefect_augment import (
     Balance,
     Classic,
     Destination,
-    Evaluation,
     Experiment,
     NoModel,
     Release,
@@ -54,8 +54,6 @@ from prefect_augment import (
 from prefect_augment.errors import LabelError
 from prefect_augment.plan.strategies import make_recipe, make_strategies
 
-MakeTable = Callable[..., pa.Table]
-QUICK = Evaluation(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"])
 WITH_TREES = RunParams(model=TreesModel(), evaluation=QUICK)
 WITHOUT_MODEL = RunParams(model=NoModel(), evaluation=QUICK)
 
@@ -71,11 +69,6 @@ def our_tasks() -> dict[str, Task[..., Any]]:
         for name, item in vars(import_module(f"prefect_augment.tasks.{module}")).items()
         if isinstance(item, Task)
     }
-
-
-@pytest.fixture
-def destination(tmp_path: Path) -> Destination:
-    return Destination(uri=str(tmp_path / "out"))
 
 
 # --- what a reader of the signature learns ---
@@ -148,11 +141,8 @@ def test_strategies_are_mapped_over_with_the_rest_unmapped(
 
 
 @pytest.mark.flow
-def test_one_bad_source_among_mapped_ones_fails_alone(
-    source: Source, make_table: MakeTable, tmp_path: Path
-) -> None:
-    pq.write_table(make_table().drop_columns(["state"]), tmp_path / "unlabelled.parquet")
-    bad = source.model_copy(update={"uri": str(tmp_path / "unlabelled.parquet")})
+def test_one_bad_source_among_mapped_ones_fails_alone(source: Source, tmp_path: Path) -> None:
+    bad = source_of(make_table().drop_columns(["state"]), tmp_path / "unlabelled.parquet")
     places = [Destination(uri=str(tmp_path / name)) for name in ("a", "b")]
 
     @flow
@@ -217,22 +207,11 @@ def test_tasks_and_flow_run_inside_an_asynchronous_flow(
 def test_the_flow_is_a_subflow_of_another_flow(source: Source, destination: Destination) -> None:
     @flow
     def theirs() -> Any:
-        return rebalance(
-            source=source,
-            destination=destination,
-            model=NoModel(),
-            evaluation=QUICK,
-            return_state=True,
-        )
+        return rebalance(source, destination, model=NoModel(), evaluation=QUICK, return_state=True)
 
     state = theirs()
     assert state.result().version == 1
-    run_id = state.state_details.flow_run_id
-    with get_client(sync_client=True) as client:
-        (run,) = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
-        )
-    assert run.parent_task_run_id is not None
+    assert run_pages.flow_run(run_pages.run_id(state)).parent_task_run_id is not None
 
 
 # --- outside Prefect ---
@@ -259,7 +238,7 @@ def test_a_flow_is_a_plain_function_where_no_server_is_configured(
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_api")
 def test_every_task_is_a_plain_function_outside_prefect(
-    source: Source, destination: Destination, make_table: MakeTable, tmp_path: Path
+    source: Source, destination: Destination, tmp_path: Path
 ) -> None:
     """The whole job by hand, as in a notebook or under another orchestrator."""
     dataset = ingest_dataset.fn(source, destination)

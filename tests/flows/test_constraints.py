@@ -1,6 +1,5 @@
 """Constraints are stated once, and every synthetic record of the whole job keeps them."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from support.engine_runs import PUBLISH
 from support.steps import experiment_of
+from support.tables import make_table, source_of
 
 from prefect_augment.cli.options import read_params
 from prefect_augment.errors import ParameterError
@@ -24,7 +25,6 @@ from prefect_augment.params import (
     Combination,
     Constraint,
     Destination,
-    Evaluation,
     Inequality,
     Positive,
     Quality,
@@ -37,7 +37,6 @@ from prefect_augment.plan.plan import plan
 from prefect_augment.schema import RunResult
 from prefect_augment.storage import Store, open_store, read_manifest
 
-MakeTable = Callable[..., pa.Table]
 RULES: list[Constraint] = [
     Inequality(left="since", operator="<", right="until"),
     Positive(columns=["cycles"]),
@@ -49,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 @pytest.fixture
-def source(make_table: MakeTable, tmp_path: Path) -> Source:
+def source(tmp_path: Path) -> Source:
     """Stays whose end is before their start in three records."""
     table = make_table(counts={"ok": 260, "worn": 80, "cracked": 40})
     rng = np.random.default_rng(0)
@@ -60,16 +59,12 @@ def source(make_table: MakeTable, tmp_path: Path) -> Source:
     site = table["site"].combine_chunks().dictionary_decode()
     country = pc.if_else(pc.equal(site, "east"), "PL", "DE")
     table = table.append_column("until", until).append_column("country", country)
-    pq.write_table(table, tmp_path / "stays.parquet")
-    return Source(uri=str(tmp_path / "stays.parquet"), label="state")
+    return source_of(table, tmp_path / "stays.parquet")
 
 
 def sections(*rules: Constraint) -> dict[str, Any]:
     """Sections of parameters with these constraints."""
-    evaluation = Evaluation(
-        n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"
-    )
-    return {"evaluation": evaluation, "quality": Quality(constraints=list(rules))}
+    return {"evaluation": PUBLISH, "quality": Quality(constraints=list(rules))}
 
 
 def run(source: Source, folder: Path, *rules: Constraint, **params: Any) -> RunResult:
@@ -148,9 +143,8 @@ def test_records_of_another_tool_that_break_a_constraint_do_not_pass(
     real = pq.read_table(source.uri)
     rare = real.filter(pc.equal(real["state"], "cracked"))
     place = real.column_names.index("load")
-    pq.write_table(
-        rare.set_column(place, "load", pc.add(rare["load"], 0.013)), tmp_path / "other.parquet"
-    )
+    moved = rare.set_column(place, "load", pc.add(rare["load"], 0.013))
+    pq.write_table(moved, tmp_path / "other.parquet")
     dataset = ingest(source, store=store, seed=0)
     kept = []
     for rules in ((), (Inequality(left="since", operator=">", right="until"),)):

@@ -16,6 +16,7 @@ pytest.importorskip("onnxruntime", reason="the extra 'encoder'")
 
 from support.encoders import encoder_bytes, encoder_params
 from support.shapes import COUNTS, pictures
+from support.tables import source_of
 
 from prefect_augment import LinearProbe, RecipeClassifier, open_dataset, open_encoder
 from prefect_augment.errors import ParameterError
@@ -71,9 +72,8 @@ def test_a_published_probe_is_applied_and_reaches_the_reports_score(
     train, holdout = dataset.to_table(), dataset.to_table("holdout")
     model = RecipeClassifier(LinearProbe.of(recipe), recipe, random_state=0)
     weights = dataset.sample_weight()
-    model.fit(
-        encoder.features(train["image"]), train["label"], sample_weight=weights
-    )  # as the report has it
+    # As the report has it.
+    model.fit(encoder.features(train["image"]), train["label"], sample_weight=weights)
     truth = np.array(holdout["label"].to_pylist())
     right = model.predict(encoder.features(holdout["image"])) == truth
     score = np.mean([right[truth == name].mean() for name in COUNTS])
@@ -127,10 +127,9 @@ def test_fidelity_of_another_tools_images_is_measured_in_the_encoders_features(
     tmp_path: Path,
 ) -> None:
     """They are drawn like the real ones, so their distance is about that of real ones."""
-    pq.write_table(pictures(), tmp_path / "shapes.parquet")
     pq.write_table(pictures(1), tmp_path / "others.parquet")
     evaluated = evaluate.fn(
-        source=Source(uri=str(tmp_path / "shapes.parquet"), label="label"),
+        source=source_of(pictures(), tmp_path / "shapes.parquet", "label"),
         synthetic=str(tmp_path / "others.parquet"),
         destination=Destination(uri=str(tmp_path / "out")),
         classic=Classic(image="none"),

@@ -1,26 +1,16 @@
 """Where tasks run: threads, processes, Dask and Ray give the same bytes, and a run's page shows the same."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import (
-    ArtifactFilter,
-    ArtifactFilterFlowRunId,
-    FlowRunFilter,
-    FlowRunFilterId,
-    LogFilter,
-    LogFilterFlowRunId,
-)
 from prefect.client.schemas.objects import Artifact, Log, TaskRun
 from prefect.flows import Flow
 from prefect.task_runners import ProcessPoolTaskRunner
+from support import run_pages
 from support.engine_runs import published_shards, short_run
+from support.tables import make_table, source_of
 
 from prefect_augment.errors import AugmentError, ParameterError
 from prefect_augment.examples import example_images
@@ -45,12 +35,8 @@ STEPS = {
 
 
 @pytest.fixture(scope="module")
-def shared_source(
-    make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory
-) -> Source:
-    path = tmp_path_factory.mktemp("engines") / "in.parquet"
-    pq.write_table(make_table(), path)
-    return Source(uri=str(path), label="state")
+def shared_source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return source_of(make_table(), tmp_path_factory.mktemp("engines") / "in.parquet")
 
 
 def run(
@@ -59,8 +45,7 @@ def run(
     """Make a short run, and return its id."""
     state = short_run(source.uri, str(folder), compute, flow=flow, return_state=True)
     assert state.is_completed(), state.message
-    run_id: UUID = state.state_details.flow_run_id
-    return run_id
+    return run_pages.run_id(state)
 
 
 @pytest.fixture(scope="module")
@@ -73,21 +58,13 @@ def of_one_thread(
 
 
 def what_a_page_shows(run_id: UUID) -> tuple[list[Artifact], list[Log], list[TaskRun]]:
-    with get_client(sync_client=True) as client:
-        artifacts = client.read_artifacts(
-            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
-        )
-        tasks: list[TaskRun] = []
-        for _ in range(60):  # Prefect sends log lines and states in batches
-            logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id])))
-            tasks = client.read_task_runs(
-                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
-            )
-            ended = all(task.state_name == "Completed" for task in tasks)
-            if ended and tasks and any("Published" in log.message for log in logs):
-                break
-            time.sleep(0.5)
-    return artifacts, logs, tasks
+    for _ in range(60):  # Prefect sends log lines and states in batches
+        logs, tasks = run_pages.logs(run_id), run_pages.task_runs(run_id)
+        ended = all(task.state_name == "Completed" for task in tasks)
+        if ended and tasks and any("Published" in log.message for log in logs):
+            break
+        time.sleep(0.5)
+    return run_pages.artifacts(run_id), logs, tasks
 
 
 # Processes are those of the next test, and of tests/faults/test_lost_workers.py.

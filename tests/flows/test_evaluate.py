@@ -1,7 +1,6 @@
 """Evaluating records that another tool made."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,19 +9,19 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
+from support.engine_runs import QUICK
+from support.tables import make_table
 from typer.testing import CliRunner
 
 from prefect_augment.cli.app import app, main
 from prefect_augment.errors import RefusedError
 from prefect_augment.experiment import evaluator
 from prefect_augment.flows.evaluate import evaluate
-from prefect_augment.params import Destination, Evaluation, Quality, Report, Source
+from prefect_augment.params import Destination, Quality, Report, Source
 from prefect_augment.schema import RunResult
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
-MakeTable = Callable[..., pa.Table]
-QUICK = Evaluation(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"])
 FAITHFUL = Quality(purpose="faithful")
 
 
@@ -36,7 +35,7 @@ class Evaluated(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def folder(make_table: MakeTable, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real records, and a hold-out that nothing was made from."""
     folder = tmp_path_factory.mktemp("evaluate")
     pq.write_table(make_table(), folder / "real.parquet")
@@ -77,7 +76,7 @@ def of_class(table: pa.Table, name: str) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def copies(folder: Path, make_table: MakeTable) -> Evaluated:
+def copies(folder: Path) -> Evaluated:
     """The cracked records again, as CSV."""
     table = of_class(make_table(), "cracked")
     plain = table.set_column(3, "site", table["site"].cast(pa.string()))
@@ -86,7 +85,7 @@ def copies(folder: Path, make_table: MakeTable) -> Evaluated:
 
 
 @pytest.fixture(scope="module")
-def fresh(folder: Path, make_table: MakeTable) -> Evaluated:
+def fresh(folder: Path) -> Evaluated:
     """New records of one class, and three that cannot be compared."""
     table = make_table(seed=5, counts={"worn": 203})
     states = ["worn"] * 200 + ["molten", "molten", None]
@@ -145,13 +144,10 @@ def test_nothing_is_said_to_be_published(fresh: Evaluated) -> None:
 
 
 @pytest.mark.slow
-def test_records_with_swapped_labels_do_not_raise_the_score(
-    folder: Path, make_table: MakeTable
-) -> None:
+def test_records_with_swapped_labels_do_not_raise_the_score(folder: Path) -> None:
     ok = of_class(make_table(), "ok")
-    pq.write_table(
-        ok.set_column(6, "state", pa.array(["cracked"] * ok.num_rows)), folder / "swapped.parquet"
-    )
+    swapped = ok.set_column(6, "state", pa.array(["cracked"] * ok.num_rows))
+    pq.write_table(swapped, folder / "swapped.parquet")
     result = evaluate_file(folder, folder / "swapped.parquet").result
     assert result.verdict is not None
     assert result.verdict.decision != "accept"
@@ -161,10 +157,9 @@ def test_records_with_swapped_labels_do_not_raise_the_score(
 def test_leak_fails_where_that_is_asked_and_says_what_was_found(
     copies: Evaluated, folder: Path
 ) -> None:
+    strict = FAITHFUL.model_copy(update={"on_leak": "fail"})
     with pytest.raises(RefusedError, match="on_leak") as refused:
-        evaluate_file(
-            folder, folder / "copies.csv", quality=FAITHFUL.model_copy(update={"on_leak": "fail"})
-        )
+        evaluate_file(folder, folder / "copies.csv", quality=strict)
     assert refused.value.exit_code == 3
     assert refused.value.values["result"].privacy == "leak"
 
@@ -221,15 +216,8 @@ def test_command_line_prints_one_object_and_ends_with_3(
 
     flow.validate_parameters = lambda params: params  # type: ignore[attr-defined]
     monkeypatch.setattr("prefect_augment.flows.evaluate.evaluate", flow)
-    words = [
-        "evaluate",
-        str(folder / "real.parquet"),
-        str(folder / "real.parquet"),  # whatever is there
-        "--label",
-        "state",
-        "--holdout",
-        str(folder / "holdout.parquet"),
-    ]
+    real = str(folder / "real.parquet")  # whatever is there as synthetic records
+    words = ["evaluate", real, real, "--label", "state", "--holdout", f"{folder}/holdout.parquet"]
     monkeypatch.setattr("sys.argv", ["prefect-augment", *words, "--fail-on", "leak", "--json"])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -4,27 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import (
-    ArtifactFilter,
-    ArtifactFilterFlowRunId,
-    FlowRunFilter,
-    FlowRunFilterId,
-    TaskRunFilter,
-    TaskRunFilterFlowRunId,
-)
 from prefect.utilities.schema_tools import validate
+from support import run_pages
+from support.engine_runs import QUICK
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.flows.form import rebalance
-from prefect_augment.params import (
-    Classic,
-    Evaluation,
-    ImageSettings,
-    NoModel,
-    Source,
-    TableSettings,
-)
+from prefect_augment.params import Classic, ImageSettings, NoModel, Source, TableSettings
 
 SCHEMA: dict[str, Any] = rebalance.parameters.model_dump()
 
@@ -79,31 +65,14 @@ def test_the_run_that_was_started_holds_its_tasks_and_answer(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    settings = TableSettings(
-        model=NoModel(),
-        evaluation=Evaluation(n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"]),
-    )
+    settings = TableSettings(model=NoModel(), evaluation=QUICK)
     state = rebalance(source.uri, source.label, tables=settings, return_state=True)
     assert state.message.startswith("Use "), "the answer comes first"
     assert " Published version 1 " in state.message
     assert state.result().manifest.startswith(str(tmp_path / "prefect-augment")), "by default"
-    run = state.state_details.flow_run_id
-    with get_client(sync_client=True) as client:
-        tasks = client.read_task_runs(
-            task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[run]))
-        )
-        shown = client.read_artifacts(
-            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run]))
-        )
-        (started,) = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run]))
-        )
-    assert started.name == f"rebalance {source.uri}"
-    names = {task.name.partition(" ")[0] for task in tasks}
+    run = run_pages.run_id(state)
+    assert run_pages.flow_run(run).name == f"rebalance {source.uri}"
+    names = {task.name.partition(" ")[0] for task in run_pages.task_runs(run)}
     assert {"ingest", "plan", "score", "confirm", "publish"} <= names, names
-    assert sorted(a.key.partition("-")[0] for a in shown) == [
-        "answer",
-        "plan",
-        "progress",
-        "report",
-    ]
+    shown = sorted(str(a.key).partition("-")[0] for a in run_pages.artifacts(run))
+    assert shown == ["answer", "plan", "progress", "report"]

@@ -1,15 +1,14 @@
 """A source that grows: what the run says of its weights is what stands in the shards."""
 
 import json
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from support.tables import make_table
 
 from prefect_augment.errors import RefusedError
 from prefect_augment.flows.rebalance import rebalance
@@ -18,7 +17,6 @@ from prefect_augment.params import Destination, Evaluation, NoModel, Source
 from prefect_augment.schema import Look, Manifest
 from prefect_augment.storage import open_store, read_manifest
 
-MakeTable = Callable[..., pa.Table]
 # One class of a size that can be compared: nothing is compared, and the rare one gets weight.
 SMALL = {"ok": 60, "worn": 9}
 
@@ -45,9 +43,7 @@ def check_weights(folder: Path, manifest: Manifest) -> None:
 
 
 @pytest.mark.slow
-def test_weights_are_those_of_the_version_before_until_they_would_move_much(
-    make_table: MakeTable, tmp_path: Path
-) -> None:
+def test_weights_are_those_of_the_version_before_until_they_would_move_much(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     pq.write_table(make_table(counts=SMALL), tmp_path / "in" / "a.parquet")
     first = run(tmp_path)
@@ -74,7 +70,7 @@ def test_weights_are_those_of_the_version_before_until_they_would_move_much(
 
 @pytest.mark.slow
 def test_every_comparison_is_a_look_also_that_of_a_run_that_may_publish_nothing(
-    make_table: MakeTable, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     quick = Evaluation(estimators=["logistic"], n_seeds=1, n_bootstrap=200, n_settings=1)
 

@@ -7,12 +7,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from prefect import flow
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from support import releases, run_pages
+from support.tables import source_of
 
 from prefect_augment import (
     Anomalies,
@@ -53,12 +52,8 @@ from prefect_augment.storage import open_store
 
 
 @pytest.fixture
-def asked(source: Source, linear_model: PluginModel, tmp_path: Path) -> dict[str, Any]:
-    return {
-        "source": source,
-        "destination": Destination(uri=str(tmp_path / "out")),
-        "model": linear_model,
-    }
+def asked(source: Source, destination: Destination, linear_model: PluginModel) -> dict[str, Any]:
+    return {"source": source, "destination": destination, "model": linear_model}
 
 
 # --- flows ---
@@ -71,11 +66,7 @@ def test_a_run_shows_its_picture_and_says_what_came_of_it(asked: dict[str, Any])
     assert state.name == "Completed", "automations wait for this name"
     assert "beyond the threshold" in (state.message or "")
     assert "AUROC on validation records" in (state.message or "")
-    run_id = state.state_details.flow_run_id
-    with get_client(sync_client=True) as client:
-        artifacts = client.read_artifacts(
-            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
-        )
+    artifacts = run_pages.artifacts(run_pages.run_id(state))
     shown = {(a.key or "").partition("-")[0]: a for a in artifacts if a.type == "markdown"}
     assert "data:image/png;base64" in shown["anomalies"].data
     assert len(json.dumps(shown["anomalies"].data)) < 200_000
@@ -134,12 +125,12 @@ def test_a_result_inside_the_source_is_refused(asked: dict[str, Any], tmp_path: 
 
 
 def test_images_are_denoised_by_the_flow(
-    linear_model: PluginModel, releases: Any, messy_images: Any, tmp_path: Path
+    linear_model: PluginModel, messy_images: Any, destination: Destination, tmp_path: Path
 ) -> None:
-    pq.write_table(releases.image_table(messy_images, 60), tmp_path / "in.parquet")
+    pictures = releases.image_table(messy_images, 60)
     result = denoise.fn(
-        source=Source(uri=str(tmp_path / "in.parquet"), label="label"),
-        destination=Destination(uri=str(tmp_path / "out")),
+        source=source_of(pictures, tmp_path / "in.parquet", "label"),
+        destination=destination,
         denoising=Denoising(noise=0.3),
         model=linear_model,
     )

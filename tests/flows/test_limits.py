@@ -12,11 +12,12 @@ import pytest
 from prefect import flow, tags
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, StateType
+from support.engine_runs import QUICK
 
 from prefect_augment.errors import RefusedError
 from prefect_augment.flows.augment import augment
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.params import Destination, Evaluation, NoModel, Source
+from prefect_augment.params import Destination, NoModel, Source
 from prefect_augment.tasks._events import PUBLISHED, REFUSED
 from prefect_augment.tasks._limits import (
     GPU,
@@ -149,16 +150,11 @@ def test_a_refused_run_is_an_event_with_its_reasons(source: Source, tmp_path: Pa
     """Nothing can be learnt of labels that are shuffled."""
     table, out = pq.read_table(source.uri), str(tmp_path / "refused")
     shuffled = table["state"].take(np.random.default_rng(0).permutation(len(table)))
-    pq.write_table(
-        table.set_column(table.column_names.index("state"), "state", shuffled), source.uri
-    )
-    strict = Evaluation(
-        n_seeds=1, n_settings=1, n_bootstrap=100, estimators=["logistic"], on_no_gain="fail"
-    )
+    table = table.set_column(table.column_names.index("state"), "state", shuffled)
+    pq.write_table(table, source.uri)
+    strict = QUICK.model_copy(update={"on_no_gain": "fail"})
     with pytest.raises(RefusedError):
-        rebalance(
-            source=source, destination=Destination(uri=out), model=NoModel(), evaluation=strict
-        )
+        rebalance(source, Destination(uri=out), model=NoModel(), evaluation=strict)
     (event,) = events(REFUSED, out)
     assert event["payload"]["verdict"] in ("reject", "inconclusive")
     assert event["payload"]["reasons"]

@@ -1,13 +1,10 @@
 """The measures that docs/verdict.md shows decide whole runs, from YAML and from Python."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from numpy.typing import NDArray
@@ -25,12 +22,6 @@ EXAMPLES = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", 
 QUICK = {"n_seeds": 1, "n_settings": 1, "n_bootstrap": 200, "estimators": ["logistic"]}
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
-
-
-@pytest.fixture
-def source(make_table: Callable[..., pa.Table], tmp_path: Path) -> Source:
-    pq.write_table(make_table(), tmp_path / "parts.parquet")
-    return Source(uri=str(tmp_path / "parts.parquet"), label="state")
 
 
 def run(source: Source, evaluation: Any) -> RunResult:

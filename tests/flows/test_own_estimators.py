@@ -2,7 +2,6 @@
 
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from support.tables import make_table
 
 from prefect_augment import Budget, Evaluation, NoModel, Source, rebalance
 from prefect_augment.errors import ParameterError
@@ -42,9 +42,7 @@ def example(language: str) -> str:
 
 
 @pytest.fixture
-def _parts(
-    make_table: Callable[..., pa.Table], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pa.csv.write_csv(make_table(counts={"ok": 240, "worn": 60}), "parts.csv")
 

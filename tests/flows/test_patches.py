@@ -3,17 +3,17 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("torch", reason="the extra 'torch'")
 pytest.importorskip("albumentations", reason="the extra 'images'")
 
 from support.shapes import pictures
+from support.tables import source_of
 
 from prefect_augment import PatchClassifier, RecipeClassifier, open_dataset
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.params import Budget, Classic, Destination, Evaluation, NoModel, Source
+from prefect_augment.params import Budget, Classic, Destination, Evaluation, NoModel
 from prefect_augment.schema import RunResult
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_runs", "few_steps")]
@@ -22,9 +22,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_runs", "few_steps
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, Path]:
     folder = tmp_path_factory.mktemp("patches")
-    pq.write_table(pictures().rename_columns(["photo", "kind"]), folder / "shapes.parquet")
+    named = pictures().rename_columns(["photo", "kind"])
     result = rebalance.fn(
-        source=Source(uri=str(folder / "shapes.parquet"), label="kind"),
+        source=source_of(named, folder / "shapes.parquet", "kind"),
         destination=Destination(uri=str(folder / "out")),
         model=NoModel(),
         classic=Classic(image="none"),

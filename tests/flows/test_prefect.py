@@ -4,14 +4,9 @@ import time
 from pathlib import Path
 
 import pytest
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import (
-    ArtifactFilter,
-    ArtifactFilterFlowRunId,
-    LogFilter,
-    LogFilterFlowRunId,
-)
 from prefect.exceptions import ParameterTypeError
+from support import run_pages
+from support.engine_runs import QUICK, published_shards
 
 from prefect_augment.errors import LabelError
 from prefect_augment.flows.rebalance import rebalance
@@ -20,29 +15,20 @@ from prefect_augment.params import Compute, Destination, Evaluation, NoModel, So
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("quick_runs")]
 
 
-def test_a_run_shows_its_plan_progress_report_and_log(source: Source, tmp_path: Path) -> None:
-    state = rebalance(
-        source=source,
-        destination=Destination(uri=str(tmp_path / "out")),
-        evaluation=Evaluation(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"]),
-        return_state=True,
-    )
+def test_a_run_shows_its_plan_progress_report_and_log(
+    source: Source, destination: Destination
+) -> None:
+    state = rebalance(source=source, destination=destination, evaluation=QUICK, return_state=True)
     assert state.is_completed()
     assert state.result().version == 1
-    run_id = state.state_details.flow_run_id
-    with get_client(sync_client=True) as client:
-        artifacts = client.read_artifacts(
-            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
-        )
-        # Prefect sends log lines in batches from a thread of its own.
-        for _ in range(60):
-            logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id])))
-            if any("Verdict" in log.message for log in logs):
-                break
-            time.sleep(0.5)
-    kinds = {artifact.type for artifact in artifacts}
+    run = run_pages.run_id(state)
+    kinds = {artifact.type for artifact in run_pages.artifacts(run)}
     assert {"table", "markdown", "progress"} <= kinds
-    assert any("Verdict" in log.message for log in logs), "our own log lines reach the run's page"
+    for _ in range(60):
+        if is_said := any("Verdict" in log.message for log in run_pages.logs(run)):
+            break
+        time.sleep(0.5)
+    assert is_said, "our own log lines reach the run's page"
 
 
 def test_one_and_two_workers_give_the_same_bytes(source: Source, tmp_path: Path) -> None:
@@ -58,18 +44,16 @@ def test_one_and_two_workers_give_the_same_bytes(source: Source, tmp_path: Path)
             ),
             compute=Compute(workers=workers),
         )
-        shards.append({p.name: p.read_bytes() for p in sorted((folder / "data").iterdir())})
+        shards.append(published_shards(folder))
     assert shards[0] == shards[1]
     assert any("synthetic" in name for name in shards[0])
 
 
-def test_a_failed_run_says_what_to_do_in_its_state(source: Source, tmp_path: Path) -> None:
-    state = rebalance(
-        source=source.model_copy(update={"label": "stat"}),
-        destination=Destination(uri=str(tmp_path / "out")),
-        model=NoModel(),
-        return_state=True,
-    )
+def test_a_failed_run_says_what_to_do_in_its_state(
+    source: Source, destination: Destination
+) -> None:
+    misspelt = source.model_copy(update={"label": "stat"})
+    state = rebalance(misspelt, destination, model=NoModel(), return_state=True)
     assert state.is_failed()
     assert "state" in (state.message or "")
     with pytest.raises(LabelError, match="'state'"):

@@ -1,7 +1,6 @@
 """The whole job, run as a plain function: no Prefect server, the local disk or memory."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.engine_runs import PUBLISH, QUICK, published_shards
+from support.tables import COUNTS, make_table, source_of
 
 from prefect_augment import remake_records
 from prefect_augment.errors import AugmentError, ParameterError, RefusedError
@@ -19,7 +20,6 @@ from prefect_augment.params import (
     Balance,
     Budget,
     Destination,
-    Evaluation,
     NoModel,
     Publish,
     Quality,
@@ -30,22 +30,9 @@ from prefect_augment.params import (
 from prefect_augment.schema import RunResult
 from prefect_augment.storage import list_versions, open_store
 
-MakeTable = Callable[..., pa.Table]
-# What the fixture make_table makes by default.
-COUNTS = {"ok": 260, "worn": 60, "cracked": 26, "lost": 2}
-
-# One setting of each strategy; SEARCHED tries all of them.
-QUICK = Evaluation(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"])
-PUBLISH = QUICK.model_copy(update={"on_no_gain": "publish"})
-SEARCHED = PUBLISH.model_copy(update={"n_settings": 0})
+SEARCHED = PUBLISH.model_copy(update={"n_settings": 0})  # which is all settings
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
-
-
-@pytest.fixture
-def source(make_table: MakeTable, tmp_path: Path) -> Source:
-    pq.write_table(make_table(), tmp_path / "parts.parquet")
-    return Source(uri=str(tmp_path / "parts.parquet"), label="state")
 
 
 def run(source: Source, folder: Path | str, **params: object) -> RunResult:
@@ -62,18 +49,11 @@ class Published:
 
 
 @pytest.fixture(scope="module")
-def published(
-    make_table: MakeTable, quick_runs: None, tmp_path_factory: pytest.TempPathFactory
-) -> Published:
+def published(quick_runs: None, tmp_path_factory: pytest.TempPathFactory) -> Published:
     folder = tmp_path_factory.mktemp("published")
-    pq.write_table(make_table(), folder / "parts.parquet")
-    source = Source(uri=str(folder / "parts.parquet"), label="state")
+    source = source_of(make_table(), folder / "parts.parquet")
     result = run(source, folder / "out", model=TreesModel(), evaluation=SEARCHED)
     return Published(folder / "out", result)
-
-
-def shards(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted((folder / "data").iterdir())}
 
 
 @pytest.mark.slow
@@ -109,9 +89,7 @@ def test_a_run_publishes_a_version_that_verifies(published: Published) -> None:
 
 
 @pytest.mark.slow
-def test_what_comes_back_has_the_source_columns_then_the_lineage(
-    make_table: MakeTable, published: Published
-) -> None:
+def test_what_comes_back_has_the_source_columns_then_the_lineage(published: Published) -> None:
     original = make_table()
     table = open_dataset(str(published.folder)).to_table()
 
@@ -187,19 +165,12 @@ def test_soft_labels_are_rows_whose_weights_are_shares_of_their_class(published:
 
 
 @pytest.mark.slow
-def test_records_in_another_order_give_the_same_bytes(
-    make_table: MakeTable, published: Published, source: Source, tmp_path: Path
-) -> None:
-    shuffled = tmp_path / "shuffled.parquet"
+def test_records_in_another_order_give_the_same_bytes(published: Published, tmp_path: Path) -> None:
     table = make_table()
-    pq.write_table(table.take(np.random.default_rng(1).permutation(table.num_rows)), shuffled)
-    run(
-        source.model_copy(update={"uri": str(shuffled)}),
-        tmp_path / "out",
-        model=TreesModel(),
-        evaluation=SEARCHED,
-    )
-    assert shards(published.folder) == shards(tmp_path / "out")
+    table = table.take(np.random.default_rng(1).permutation(table.num_rows))
+    shuffled = source_of(table, tmp_path / "shuffled.parquet")
+    run(shuffled, tmp_path / "out", model=TreesModel(), evaluation=SEARCHED)
+    assert published_shards(published.folder) == published_shards(tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -211,9 +182,7 @@ def test_a_rerun_with_nothing_new_publishes_nothing(source: Source, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_source_that_grew_keeps_every_record_in_its_part(
-    make_table: MakeTable, tmp_path: Path
-) -> None:
+def test_a_source_that_grew_keeps_every_record_in_its_part(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     pq.write_table(make_table(), folder / "1.parquet")
@@ -289,13 +258,8 @@ def test_class_names_of_any_kind_survive(tmp_path: Path, labels: list[str]) -> N
     table = pa.table(
         {"x": rng.normal(size=len(names)), "y": rng.normal(size=len(names)), "kind": names}
     )
-    pq.write_table(table, tmp_path / "in.parquet")
-    result = run(
-        Source(uri=str(tmp_path / "in.parquet"), label="kind"),
-        tmp_path / "out",
-        model=TreesModel(),
-        evaluation=PUBLISH,
-    )
+    kinds = source_of(table, tmp_path / "in.parquet", "kind")
+    result = run(kinds, tmp_path / "out", model=TreesModel(), evaluation=PUBLISH)
     assert set(result.counts["train"]) == set(labels)
     assert not verify(open_store(str(tmp_path / "out"))).problems
     assert "<b>bold</b>" not in Path(result.report).read_text(), "class names are escaped"
@@ -307,7 +271,7 @@ def test_a_budget_too_small_for_one_step_is_refused_at_once(source: Source, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_a_destination_inside_the_source_is_refused(make_table: MakeTable, tmp_path: Path) -> None:
+def test_a_destination_inside_the_source_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     pq.write_table(make_table(), folder / "1.parquet")
@@ -317,12 +281,12 @@ def test_a_destination_inside_the_source_is_refused(make_table: MakeTable, tmp_p
 
 @pytest.mark.slow
 def test_a_destination_with_another_schema_is_refused_before_training(
-    make_table: MakeTable, source: Source, tmp_path: Path
+    source: Source, tmp_path: Path
 ) -> None:
     run(source, tmp_path / "out", model=NoModel())
-    pq.write_table(make_table().drop_columns(["loud"]), tmp_path / "other.parquet")
+    other = source_of(make_table().drop_columns(["loud"]), tmp_path / "other.parquet")
     with pytest.raises(AugmentError, match="loud"):
-        run(source.model_copy(update={"uri": str(tmp_path / "other.parquet")}), tmp_path / "out")
+        run(other, tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -341,11 +305,9 @@ def test_our_own_output_is_a_source_of_its_real_records_only(
     assert holdouts[0] == holdouts[1], "the split is inherited"
 
 
-def test_classes_too_small_to_compare_are_weighted_and_said(
-    make_table: MakeTable, tmp_path: Path
-) -> None:
-    pq.write_table(make_table(counts={"ok": 80, "worn": 7}), tmp_path / "in.parquet")
-    result = run(Source(uri=str(tmp_path / "in.parquet"), label="state"), tmp_path / "out")
+def test_classes_too_small_to_compare_are_weighted_and_said(tmp_path: Path) -> None:
+    few = source_of(make_table(counts={"ok": 80, "worn": 7}), tmp_path / "in.parquet")
+    result = run(few, tmp_path / "out")
     assert result.verdict is not None
     assert result.verdict.decision == "inconclusive"
     assert "worn" in result.verdict.not_compared

@@ -8,13 +8,13 @@ import re
 import tarfile
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support import messy_images
 
 pytest.importorskip("torch", reason="the extra 'torch'")
 pytest.importorskip("albumentations", reason="the extra 'images'")
@@ -86,9 +86,7 @@ def content(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def messy_run(
-    messy_images: ModuleType, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Any, RunResult, Path]:
+def messy_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, RunResult, Path]:
     folder = tmp_path_factory.mktemp("messy")
     messy = messy_images.make_messy_folder(folder / "in")
     whole_search = PUBLISH.model_copy(update={"n_settings": 0})
@@ -138,7 +136,7 @@ def test_no_record_is_lost_and_the_version_verifies(messy_run: tuple[Any, RunRes
 
 @pytest.mark.slow
 def test_class_names_are_escaped_in_the_report_and_on_the_card(
-    messy_run: tuple[Any, RunResult, Path], messy_images: ModuleType
+    messy_run: tuple[Any, RunResult, Path],
 ) -> None:
     _, result, out = messy_run
     page = Path(result.report).read_text()
@@ -185,7 +183,7 @@ def check_with_datasets(folder: Path, cache: Path) -> Counter[tuple[str, str, st
 
 
 @pytest.fixture(scope="module")
-def made(messy_images: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A folder of pictures and the dataset that was made of it, with synthetic ones."""
     folder = tmp_path_factory.mktemp("made")
     messy_images.write(folder / "in", messy_images.shapes())
@@ -208,7 +206,7 @@ def test_synthetic_records_of_the_rare_class_are_published(made: tuple[Path, Pat
 
 @pytest.mark.slow
 def test_datasets_decodes_every_image_per_split_and_origin(
-    made: tuple[Path, Path], messy_images: ModuleType, tmp_path: Path
+    made: tuple[Path, Path], tmp_path: Path
 ) -> None:
     found = check_with_datasets(made[1], tmp_path / "cache")
     assert found["train", RARE, "synthetic"] == synthetic(made[1]).num_rows
@@ -250,9 +248,7 @@ def test_what_cannot_be_made_again_is_said(made: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.slow
-def test_the_audit_of_a_share_stays_in_its_workspace(
-    messy_images: ModuleType, tmp_path: Path
-) -> None:
+def test_the_audit_of_a_share_stays_in_its_workspace(tmp_path: Path) -> None:
     # The first pictures of each class lie in the folder of the next one.
     classes = [*messy_images.SHAPES]
     after = dict(zip(classes, [*classes[1:], classes[0]], strict=True))
@@ -281,7 +277,7 @@ def test_two_workers_give_the_bytes_of_one(made: tuple[Path, Path], tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_folder_written_in_another_order_elsewhere_gives_the_same_bytes(
-    made: tuple[Path, Path], messy_images: ModuleType, tmp_path: Path
+    made: tuple[Path, Path], tmp_path: Path
 ) -> None:
     files = messy_images.shapes()
     messy_images.write(tmp_path / "moved" / "root", dict(reversed(files.items())))
@@ -293,9 +289,7 @@ def test_a_folder_written_in_another_order_elsewhere_gives_the_same_bytes(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["parquet", pytest.param("webdataset", marks=pytest.mark.e2e)])
-def test_shards_and_records_in_another_order_give_the_same_bytes(
-    messy_images: ModuleType, tmp_path: Path, kind: str
-) -> None:
+def test_shards_and_records_in_another_order_give_the_same_bytes(tmp_path: Path, kind: str) -> None:
     files = list(messy_images.shapes().items())
     order = np.random.default_rng(1).permutation(len(files)).tolist()
     found = []

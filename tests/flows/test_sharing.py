@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from support.engine_runs import PUBLISH
 
 from prefect_augment import open_dataset, remake_records
 from prefect_augment.encoding.record_ids import record_keys
@@ -15,23 +16,12 @@ from prefect_augment.errors import ParameterError, RefusedError
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.maintenance.gc import collect_garbage
 from prefect_augment.maintenance.verify import verify
-from prefect_augment.params import (
-    ColumnOverride,
-    Destination,
-    Evaluation,
-    Publish,
-    Quality,
-    Source,
-    TreesModel,
-)
+from prefect_augment.params import ColumnOverride, Destination, Publish, Quality, Source, TreesModel
 from prefect_augment.schema import Correction, DecisionRecord, RunResult
 from prefect_augment.storage import open_store, read_manifest, with_workspace
 
 pytestmark = [pytest.mark.usefixtures("quick_runs"), pytest.mark.slow]
 
-EVALUATION = Evaluation(
-    n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"
-)
 N = 600
 
 
@@ -58,12 +48,8 @@ def run(folder: Path, source: Path, **params: object) -> RunResult:
     return rebalance.fn(
         source=Source(uri=str(source), label="state"),
         destination=Destination(uri=str(folder / "out")),
-        **{
-            "model": TreesModel(),
-            "evaluation": EVALUATION,
-            "publish": Publish(origins=["synthetic"]),
-            **params,
-        },
+        model=TreesModel(),
+        **{"evaluation": PUBLISH, "publish": Publish(origins=["synthetic"]), **params},
     )
 
 
@@ -162,9 +148,7 @@ def test_a_share_goes_on_as_any_dataset_does(shared: Shared, tmp_path: Path) -> 
     assert run(tmp_path, source).version == 2
     (corrected,) = read_manifest(store).corrected
     assert (corrected.n_records, corrected.source_labels, corrected.digest) == (1, {}, "")
-    assert not any(
-        path.startswith("_proposals") for path in open_store(str(tmp_path / "out")).list()
-    )
+    assert not open_store(str(tmp_path / "out")).list("_proposals")
     assert run(tmp_path, source).status == "unchanged"
     collect_garbage(store, keep_last=1, older_than_days=0)
     report = verify(store, shareable=True)
@@ -178,7 +162,7 @@ def test_a_share_goes_on_as_any_dataset_does(shared: Shared, tmp_path: Path) -> 
 def test_without_synthetic_records_nothing_is_said_of_attacks(
     shared: Shared, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    strict = EVALUATION.model_copy(update={"on_no_gain": "recipe"})
+    strict = PUBLISH.model_copy(update={"on_no_gain": "recipe"})
     result = run(tmp_path, shared.folder / "people.parquet", evaluation=strict, publish=Publish())
     assert result.recipe is not None
     assert not result.recipe.synthetic

@@ -16,6 +16,7 @@ from prefect.settings import (
     PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
     temporary_settings,
 )
+from support.tables import make_table
 
 from prefect_augment.errors import ParameterError, SchemaError
 from prefect_augment.flows._flow import stage_table
@@ -39,9 +40,7 @@ def no_api() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
-def test_a_table_in_memory_is_a_source(
-    form: str, make_table: Callable[..., pa.Table], tmp_path: Path
-) -> None:
+def test_a_table_in_memory_is_a_source(form: str, tmp_path: Path) -> None:
     table = make_table(counts={"ok": 80, "worn": 9})
     result = rebalance(FORMS[form](table), tmp_path / "out", label="state", plan_only=True)
     assert {c.label: c.n_real for c in result.plan.classes}.keys() == {"ok", "worn"}
@@ -55,9 +54,7 @@ def test_a_table_in_memory_is_a_source(
 
 
 @pytest.mark.slow
-def test_a_path_is_a_source_and_a_destination(
-    make_table: Callable[..., pa.Table], tmp_path: Path
-) -> None:
+def test_a_path_is_a_source_and_a_destination(tmp_path: Path) -> None:
     path = tmp_path / "in.parquet"
     make_table(counts={"ok": 80, "worn": 9}).to_pandas().to_parquet(path)
     assert rebalance(path, str(tmp_path / "out"), label="state", plan_only=True).plan.classes

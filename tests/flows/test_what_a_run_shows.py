@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,86 +9,52 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from prefect import flow
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import (
-    ArtifactFilter,
-    ArtifactFilterFlowRunId,
-    LogFilter,
-    LogFilterFlowRunId,
-    TaskRunFilter,
-    TaskRunFilterFlowRunId,
-)
 from prefect.client.schemas.objects import State
 from prefect.filesystems import RemoteFileSystem
+from support import run_pages
+from support.engine_runs import PUBLISH
+from support.tables import make_table, source_of
 
 from prefect_augment.errors import RefusedError
 from prefect_augment.flows.approve import approve
 from prefect_augment.flows.rebalance import rebalance
-from prefect_augment.params import (
-    Answer,
-    Approval,
-    Destination,
-    Evaluation,
-    NoModel,
-    Source,
-    TreesModel,
-)
+from prefect_augment.params import Answer, Approval, Destination, NoModel, Source, TreesModel
 from prefect_augment.schema import RunResult
 from prefect_augment.tasks._runtime import class_list
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("quick_runs")]
 
-QUICK = Evaluation(
-    n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"
-)
 EVIL = '<img src=x onerror=alert(1)>|"[a](b)'
 
 
 @pytest.fixture
-def source(make_table: Callable[..., pa.Table], tmp_path: Path) -> Source:
+def source(tmp_path: Path) -> Source:
     """Records whose rare class has a name that is markup."""
     table = make_table()
     names = [EVIL if name == "cracked" else name for name in table["state"].to_pylist()]
     table = table.set_column(table.schema.get_field_index("state"), "state", pa.array(names))
-    pq.write_table(table, tmp_path / "in.parquet")
-    return Source(uri=str(tmp_path / "in.parquet"), label="state")
+    return source_of(table, tmp_path / "in.parquet")
 
 
 def artifacts(state: State[Any]) -> list[Any]:
-    run_id = state.state_details.flow_run_id
-    with get_client(sync_client=True) as client:
-        return client.read_artifacts(
-            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
-        )
-
-
-def task_names(state: State[Any]) -> list[str]:
-    run_id = state.state_details.flow_run_id
-    with get_client(sync_client=True) as client:
-        runs = client.read_task_runs(
-            task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[run_id]))
-        )
-    return [run.name for run in runs]
+    return run_pages.artifacts(run_pages.run_id(state))
 
 
 def messages(state: State[Any]) -> list[str]:
-    run_id = state.state_details.flow_run_id
-    with get_client(sync_client=True) as client:
-        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id])))
-    return [line.message for line in sorted(logs, key=lambda line: line.timestamp)]
+    return [line.message for line in run_pages.logs(run_pages.run_id(state))]
 
 
 def test_a_run_ends_with_a_summary_and_an_approval_with_another(
-    source: Source, tmp_path: Path
+    source: Source, destination: Destination, tmp_path: Path
 ) -> None:
-    given: dict[str, Any] = {
-        "source": source,
-        "destination": Destination(uri=str(tmp_path / "out")),
-        "model": TreesModel(),
-        "evaluation": QUICK,
-        "approval": Approval(ask=True),
-    }
-    state = rebalance(**given, return_state=True)
+    state = rebalance(
+        source=source,
+        destination=destination,
+        model=TreesModel(),
+        evaluation=PUBLISH,
+        approval=Approval(ask=True),
+        return_state=True,
+    )
     # Not deployed, so it cannot be suspended: it ends, and says how to go on.
     assert state.is_completed()
     assert state.name == "Completed", "automations wait for this name"
@@ -117,43 +82,29 @@ def test_a_run_ends_with_a_summary_and_an_approval_with_another(
     trained = [i for i, line in enumerate(said) if line.startswith("Training ")]
     assert early < trained, "what is known without a model is said before one is trained"
 
-    names = task_names(state)
+    names = [task.name for task in run_pages.task_runs(run_pages.run_id(state))]
     sampled = [name for name in names if name.startswith("sample ")]
     assert any("<img src=x" in name for name in sampled), names
     assert any(name.startswith("score ") and name.endswith("seed 0") for name in names), names
     assert "train trees, seed 0" in names
 
-    answer = approve(
-        Destination(uri=str(tmp_path / "out")), "", Answer(by="Ada"), return_state=True
-    )
+    answer = approve(destination, "", Answer(by="Ada"), return_state=True)
     assert answer.result().version == 1
     assert "Approved by Ada" in (answer.message or "")
     assert any(a.key == f"answer-{slug}" for a in artifacts(answer))
 
 
-def test_a_flow_that_calls_ours_gets_its_result(source: Source, tmp_path: Path) -> None:
+def test_a_flow_that_calls_ours_gets_its_result(source: Source, destination: Destination) -> None:
     @flow(name="other-team")
     def other_team() -> RunResult:
-        return rebalance(
-            source=source,
-            destination=Destination(uri=str(tmp_path / "out")),
-            model=NoModel(),
-            evaluation=QUICK,
-            plan_only=True,
-        )
+        return rebalance(source, destination, model=NoModel(), plan_only=True)
 
     assert other_team().status == "planned"
 
 
-def test_a_refused_run_says_so_and_where_to_look(source: Source, tmp_path: Path) -> None:
-    strict = QUICK.model_copy(update={"on_no_gain": "fail"})
-    state = rebalance(
-        source=source,
-        destination=Destination(uri=str(tmp_path / "out")),
-        model=NoModel(),
-        evaluation=strict,
-        return_state=True,
-    )
+def test_a_refused_run_says_so_and_where_to_look(source: Source, destination: Destination) -> None:
+    strict = PUBLISH.model_copy(update={"on_no_gain": "fail"})
+    state = rebalance(source, destination, model=NoModel(), evaluation=strict, return_state=True)
     assert state.is_failed()
     message = state.message or ""
     assert "evaluation.on_no_gain is 'fail'" in message
@@ -164,7 +115,7 @@ def test_a_refused_run_says_so_and_where_to_look(source: Source, tmp_path: Path)
 
 
 def test_a_block_opens_source_and_destination_and_its_secret_stays_inside(
-    make_table: Callable[..., pa.Table], caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The memory file system takes any option; what matters is that they arrive and go nowhere."""
     import fsspec
@@ -182,7 +133,7 @@ def test_a_block_opens_source_and_destination_and_its_secret_stays_inside(
             source=Source(uri="memory://blocks/in.parquet", label="state", storage_block=block),
             destination=Destination(uri="memory://blocks/out", storage_block=block),
             model=NoModel(),
-            evaluation=QUICK,
+            evaluation=PUBLISH,
             return_state=True,
         )
     assert state.result().version == 1
@@ -191,9 +142,7 @@ def test_a_block_opens_source_and_destination_and_its_secret_stays_inside(
         assert secret.encode() not in memory.cat(path), path
     assert secret not in caplog.text
     assert secret not in json.dumps([a.data for a in artifacts(state)])
-    with get_client(sync_client=True) as client:
-        flow_run = client.read_flow_run(state.state_details.flow_run_id)
-    assert secret not in json.dumps(flow_run.parameters)
+    assert secret not in json.dumps(run_pages.flow_run(run_pages.run_id(state)).parameters)
     assert secret not in " ".join(messages(state))
 
 

@@ -1,6 +1,5 @@
 """Attribute arithmetic: the direction from one value of a column to another, added to records."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from support.latents import Trained, fit, result, staged
+from support.releases import publish_as_is
 
 from prefect_augment.errors import ParameterError
 from prefect_augment.genmodels.base import MIN_SAMPLED_RECORDS
@@ -198,9 +198,7 @@ def test_records_of_a_class_that_the_model_does_not_know_are_decoded_as_one_that
     assert set(result(ref).to_table()["state"].to_pylist()) == {"ok"}
 
 
-def test_the_direction_of_a_published_version_is_not_of_its_hold_out(
-    trained: Trained, publish_as_is: Callable[..., None]
-) -> None:
+def test_the_direction_of_a_published_version_is_not_of_its_hold_out(trained: Trained) -> None:
     store, dataset, _ = trained
     publish_as_is(store, dataset)
     published = version_records(store)

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
+from support import releases
 from support.latents import Trained, fit, result, staged
+from support.tables import make_table
 
 from prefect_augment.encoding.pixels import decode_image
 from prefect_augment.errors import ParameterError, SchemaError
@@ -111,7 +113,7 @@ def test_every_use_of_images_has_a_picture_on_its_page(trained: Trained) -> None
 
 @pytest.mark.slow
 def test_images_of_many_kinds_and_sizes_take_the_same_ways(
-    linear_model: PluginModel, releases: Any, messy_images: Any, tmp_path: Path
+    linear_model: PluginModel, messy_images: Any, tmp_path: Path
 ) -> None:
     store, dataset = staged(releases.image_table(messy_images, 90), tmp_path, label="label")
     trained = Trained(store, dataset, fit(store, dataset, linear_model))
@@ -289,9 +291,7 @@ def test_a_denoised_folder_is_a_source_whose_hold_out_stays(trained: Trained) ->
     assert alone.n_records == training.n_records, "no hold-out of its own: a new one is split off"
 
 
-def test_an_index_of_another_tool_is_no_result_of_ours(
-    make_table: Any, trained: Trained, tmp_path: Path
-) -> None:
+def test_an_index_of_another_tool_is_no_result_of_ours(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     pq.write_table(make_table(), tmp_path / "theirs" / "a.parquet")
     (tmp_path / "theirs" / "index.json").write_text('{"use": "denoised"}')

@@ -2,7 +2,6 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import pyarrow.compute as pc
 import pytest
 from pydantic import ValidationError
 from support.latents import Trained, fit, result, staged
+from support.releases import publish_as_is
+from support.tables import make_table
 
 from prefect_augment.errors import (
     DivergedError,
@@ -184,7 +185,7 @@ def test_records_of_a_shard_are_read_some_at_a_time(
     [("anomalies", "score", None), ("shifts", "aug_strength", AttributeShift(start="ok"))],
 )
 def test_a_label_named_like_a_column_of_the_result_is_refused(
-    use: Any, column: str, params: Any, linear_model: PluginModel, make_table: Any, tmp_path: Path
+    use: Any, column: str, params: Any, linear_model: PluginModel, tmp_path: Path
 ) -> None:
     table = make_table()
     names = [column if name == "state" else name for name in table.column_names]
@@ -529,9 +530,7 @@ def test_strata_within_a_class_add_up_to_it(trained: Trained, linear_model: Plug
 
 
 @pytest.mark.slow
-def test_synthetic_records_and_published_versions_are_embedded_alike(
-    trained: Trained, publish_as_is: Callable[..., None]
-) -> None:
+def test_synthetic_records_and_published_versions_are_embedded_alike(trained: Trained) -> None:
     store, dataset, model = trained
     drawn = sample(model, counts={"worn": 7}, seed=1, store=store, dataset=dataset)
     made = result(trained._replace(dataset=drawn).use("embeddings")).to_table()
@@ -547,9 +546,7 @@ def test_synthetic_records_and_published_versions_are_embedded_alike(
     assert set(latents.to_table()["aug_id"].to_pylist()) == set(ingested["aug_id"].to_pylist())
 
 
-def test_gc_keeps_what_is_whole_and_removes_what_is_not(
-    trained: Trained, publish_as_is: Callable[..., None]
-) -> None:
+def test_gc_keeps_what_is_whole_and_removes_what_is_not(trained: Trained) -> None:
     store, dataset, _ = trained
     publish_as_is(store, dataset)
     whole, broken = trained.use("embeddings"), trained.use("anomalies")
@@ -560,9 +557,7 @@ def test_gc_keeps_what_is_whole_and_removes_what_is_not(
     assert len(result(whole).vectors()) == dataset.n_records
 
 
-def test_erasing_records_removes_what_was_made_of_them(
-    trained: Trained, publish_as_is: Callable[..., None]
-) -> None:
+def test_erasing_records_removes_what_was_made_of_them(trained: Trained) -> None:
     store, dataset, _ = trained
     publish_as_is(store, dataset)
     ref = trained.use("embeddings")
@@ -577,9 +572,7 @@ EVIL = "<img src=x onerror=alert(1)>|[a](b)"
 
 
 @pytest.mark.slow
-def test_pages_show_the_result_and_escape_names(
-    linear_model: PluginModel, make_table: Callable[..., pa.Table], tmp_path: Path
-) -> None:
+def test_pages_show_the_result_and_escape_names(linear_model: PluginModel, tmp_path: Path) -> None:
     table = make_table()
     names = [EVIL if name == "worn" else name for name in table["state"].to_pylist()]
     table = table.set_column(table.schema.get_field_index("state"), "state", pa.array(names))

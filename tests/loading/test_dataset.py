@@ -2,12 +2,12 @@ import json
 import threading
 from html import escape
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from support import releases
 from support.steps import publish_parts
 
 from prefect_augment.errors import IntegrityError, ParameterError, SchemaError
@@ -22,14 +22,12 @@ def store(any_store: Store) -> Store:
 
 
 @pytest.fixture
-def dataset(store: Store, releases: ModuleType) -> Dataset:
+def dataset(store: Store) -> Dataset:
     publish_parts(**vars(releases.stage_release(store)))
     return open_dataset(store.uri, verify=True)
 
 
-def test_the_source_s_columns_come_first_and_as_they_were(
-    dataset: Dataset, releases: ModuleType
-) -> None:
+def test_the_source_s_columns_come_first_and_as_they_were(dataset: Dataset) -> None:
     source = releases.source_table()
     for split in ("train", "holdout"):
         table = dataset.to_table(split)
@@ -39,7 +37,7 @@ def test_the_source_s_columns_come_first_and_as_they_were(
     assert frame.dtypes[source.column_names].to_dict() == source.to_pandas().dtypes.to_dict()
 
 
-def test_real_records_are_unchanged(dataset: Dataset, releases: ModuleType) -> None:
+def test_real_records_are_unchanged(dataset: Dataset) -> None:
     names = releases.source_table().column_names
     real = [
         dataset.to_table(split, ["real"]).select(names).to_pandas()
@@ -98,7 +96,7 @@ def test_paths_name_every_shard_by_split(dataset: Dataset) -> None:
     assert len(read) == dataset.to_table().num_rows
 
 
-def test_an_open_dataset_stays_the_version_it_was(store: Store, releases: ModuleType) -> None:
+def test_an_open_dataset_stays_the_version_it_was(store: Store) -> None:
     release = releases.stage_release(store)
     publish_parts(**vars(release))
     old = open_dataset(store.uri)
@@ -114,9 +112,7 @@ def test_an_open_dataset_stays_the_version_it_was(store: Store, releases: Module
 
 
 @pytest.mark.slow
-def test_readers_beside_a_writer_see_whole_versions_only(
-    store: Store, releases: ModuleType
-) -> None:
+def test_readers_beside_a_writer_see_whole_versions_only(store: Store) -> None:
     release = releases.stage_release(store)
     publish_parts(**vars(release))
     seen: set[tuple[int, int]] = set()
@@ -143,7 +139,7 @@ def test_readers_beside_a_writer_see_whole_versions_only(
     assert seen
 
 
-def test_a_flipped_byte_is_found_when_asked_to_look(store: Store, releases: ModuleType) -> None:
+def test_a_flipped_byte_is_found_when_asked_to_look(store: Store) -> None:
     publish_parts(**vars(releases.stage_release(store)))
     shard = open_dataset(store.uri).manifest.shards[0]
     data = store.read(shard.path)
@@ -152,7 +148,7 @@ def test_a_flipped_byte_is_found_when_asked_to_look(store: Store, releases: Modu
         open_dataset(store.uri, verify=True).to_table()
 
 
-def test_a_missing_shard_is_named(store: Store, releases: ModuleType) -> None:
+def test_a_missing_shard_is_named(store: Store) -> None:
     publish_parts(**vars(releases.stage_release(store)))
     dataset = open_dataset(store.uri)
     store.delete(dataset.manifest.shards[1].path)
@@ -160,7 +156,7 @@ def test_a_missing_shard_is_named(store: Store, releases: ModuleType) -> None:
         dataset.to_table()
 
 
-def test_a_holdout_elsewhere_is_said(store: Store, releases: ModuleType) -> None:
+def test_a_holdout_elsewhere_is_said(store: Store) -> None:
     release = releases.stage_release(store)
     given = releases.stage_dataset(
         store, releases.source_table(), key="given", holdout_uri="s3://lake/test"
@@ -244,7 +240,7 @@ def test_multipliers_that_cannot_be_applied_say_why(
 
 
 @pytest.fixture
-def published(tmp_path: Path, releases: ModuleType) -> Dataset:
+def published(tmp_path: Path) -> Dataset:
     store = open_store(str(tmp_path / "out"))
     release = releases.stage_release(store)
     publish_parts(**vars(release))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from support import releases
 from support.steps import publish_parts
 
 from prefect_augment.errors import IntegrityError
@@ -20,7 +21,7 @@ from prefect_augment.schema import content_digest
 from prefect_augment.storage import Store, list_versions, manifest_path, open_store, read_manifest
 
 
-def publish_twice(folder: Path, releases: Any) -> Any:
+def publish_twice(folder: Path) -> Any:
     """A dataset of two versions on disk."""
     release = releases.stage_release(open_store(str(folder)))
     publish_parts(**vars(release))
@@ -30,15 +31,15 @@ def publish_twice(folder: Path, releases: Any) -> Any:
 
 
 @pytest.fixture
-def release(tmp_path: Path, releases: Any) -> Any:
+def release(tmp_path: Path) -> Any:
     """What publishing takes, to publish again."""
-    return publish_twice(tmp_path / "again", releases)
+    return publish_twice(tmp_path / "again")
 
 
 @pytest.fixture(scope="module")
-def template(releases: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("template") / "out"
-    publish_twice(folder, releases)
+    publish_twice(folder)
     return folder
 
 

@@ -4,14 +4,15 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support import releases
+from support.releases import publish_as_is
+from support.tables import make_table
 
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.loading.dataset import Dataset, open_dataset
@@ -37,8 +38,6 @@ def run(section: str) -> dict[str, Any]:
 
 @pytest.fixture
 def parts(
-    make_table: Callable[..., pa.Table],
-    publish_as_is: Callable[..., None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Dataset:
@@ -50,9 +49,7 @@ def parts(
 
 
 @pytest.fixture
-def pictures(
-    releases: ModuleType, messy_images: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Dataset:
+def pictures(messy_images: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
     monkeypatch.chdir(tmp_path)
     pq.write_table(releases.image_table(messy_images, 90), "pictures.parquet")
     source = Source(uri="pictures.parquet", label="label")

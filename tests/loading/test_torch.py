@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from support import releases
 from support.steps import publish_parts
 
 pytest.importorskip("torch", reason="needs the extra 'torch'")
@@ -33,7 +34,7 @@ TAIL = "c/<b>|'"
 
 
 @pytest.fixture(scope="module")
-def template(releases: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("template") / "out"
     release = vars(releases.stage_release(open_store(str(folder))))
     with pytest.MonkeyPatch.context() as patch:
@@ -52,17 +53,14 @@ def table(template: Path, tmp_path: Path) -> Dataset:
 def images(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
-    releases: ModuleType,
     messy_images: ModuleType,
 ) -> Dataset:
     """Pictures that no test changes."""
     folder = tmp_path_factory.mktemp("pictures")
-    return publish_images(folder, releases, messy_images, shard_format=request.param)
+    return publish_images(folder, messy_images, shard_format=request.param)
 
 
-def publish_images(
-    folder: Path, releases: ModuleType, messy_images: ModuleType, **changes: Any
-) -> Dataset:
+def publish_images(folder: Path, messy_images: ModuleType, **changes: Any) -> Dataset:
     store = open_store(str(folder / "images"))
     source = releases.image_table(messy_images)
     release = releases.stage_release(store, table=source)
@@ -193,12 +191,10 @@ def test_labels_of_other_types_are_found_by_their_names(values: list[Any]) -> No
 
 
 def test_a_policy_with_bytes_or_without_its_mask_or_of_another_release_is_refused(
-    tmp_path: Path, releases: ModuleType, messy_images: ModuleType
+    tmp_path: Path, messy_images: ModuleType
 ) -> None:
     pytest.importorskip("albumentations", reason="needs the extra 'images'")
-    dataset = publish_images(
-        tmp_path, releases, messy_images, classic_policy="safe", classic_prob=0.5
-    )
+    dataset = publish_images(tmp_path, messy_images, classic_policy="safe", classic_prob=0.5)
     with pytest.raises(ParameterError, match="decode=False gives their bytes"):
         dataset.to_torch(recipe=True, decode=False)
     with pytest.raises(ParameterError, match="'mask' where they were"):
@@ -371,7 +367,7 @@ def test_a_recipe_s_draws_are_shared_out_and_the_same_for_any_number_of_readers(
 
 @pytest.mark.slow
 def test_repeats_of_a_rare_record_are_spread_over_the_epoch(
-    tmp_path: Path, releases: ModuleType, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Read once, the 20 draws of one record would stand in one batch."""
     monkeypatch.setattr(groups, "ROW_GROUP_BYTES", 200)
@@ -452,13 +448,11 @@ def test_a_class_without_real_records_keeps_its_synthetic_ones(table: Dataset) -
 
 
 def test_a_recipe_changes_pictures_by_its_policy_with_its_probability(
-    tmp_path: Path, releases: ModuleType, messy_images: ModuleType
+    tmp_path: Path, messy_images: ModuleType
 ) -> None:
     pytest.importorskip("albumentations", reason="needs the extra 'images'")
     asked = {"classic_policy": "safe", "synthetic": {}, "classic": {}}
-    dataset = publish_images(
-        tmp_path, releases, messy_images, classic_prob=0.5, class_weight={}, **asked
-    )
+    dataset = publish_images(tmp_path, messy_images, classic_prob=0.5, class_weight={}, **asked)
     columns = ["image", "aug_id"]
     plain = {x["aug_id"]: x["image"] for x, _ in dataset.to_torch(columns=columns, channels=3)}
 
@@ -478,12 +472,12 @@ def test_a_recipe_changes_pictures_by_its_policy_with_its_probability(
 
 
 def test_repeated_draws_of_a_picture_are_changed_differently(
-    tmp_path: Path, releases: ModuleType, messy_images: ModuleType
+    tmp_path: Path, messy_images: ModuleType
 ) -> None:
     pytest.importorskip("albumentations", reason="needs the extra 'images'")
     assert ImagePolicy.from_params(Classic()).operations
     dataset = publish_images(
-        tmp_path, releases, messy_images, classic_policy="safe", classic_prob=1.0,
+        tmp_path, messy_images, classic_policy="safe", classic_prob=1.0,
         class_weight={"a": 0.1, "b": 0.1, TAIL: 9.0}, synthetic={}, classic={},
     )  # fmt: skip
     seen: dict[str, list[Any]] = {}
@@ -494,9 +488,9 @@ def test_repeated_draws_of_a_picture_are_changed_differently(
     assert all(len(set(pictures)) == len(pictures) for pictures in repeated)
 
 
-def mixing_images(tmp_path: Path, releases: ModuleType, messy_images: ModuleType) -> Dataset:
+def mixing_images(tmp_path: Path, messy_images: ModuleType) -> Dataset:
     return publish_images(
-        tmp_path, releases, messy_images, synthetic={}, classic={}, class_weight={},
+        tmp_path, messy_images, synthetic={}, classic={}, class_weight={},
         mixing="cutmix", mixing_prob=1.0, smoothing={"a": 0.3, "b": 0.0},
     )  # fmt: skip
 
@@ -507,10 +501,10 @@ def square(image: Any) -> Any:
 
 
 def test_a_recipe_that_mixes_is_applied_to_batches(
-    tmp_path: Path, releases: ModuleType, messy_images: ModuleType
+    tmp_path: Path, messy_images: ModuleType
 ) -> None:
     """By seed, epoch and the batch's values; hard labels become shares that sum to one."""
-    dataset = mixing_images(tmp_path, releases, messy_images)
+    dataset = mixing_images(tmp_path, messy_images)
     plain = dataset.to_torch(channels=3, transform=square)
     records = list(plain)[:12]
     assert not plain.soft_targets
@@ -533,9 +527,9 @@ def test_a_recipe_that_mixes_is_applied_to_batches(
 
 
 def test_other_columns_stay_beside_mixed_pictures_and_masks_are_refused(
-    tmp_path: Path, releases: ModuleType, messy_images: ModuleType
+    tmp_path: Path, messy_images: ModuleType
 ) -> None:
-    dataset = mixing_images(tmp_path, releases, messy_images)
+    dataset = mixing_images(tmp_path, messy_images)
 
     def only_the_picture(x: dict[str, Any]) -> dict[str, Any]:
         return {**x, "image": square(x["image"])}
@@ -553,10 +547,10 @@ def test_other_columns_stay_beside_mixed_pictures_and_masks_are_refused(
 
 @pytest.mark.slow
 def test_a_network_trains_on_the_batches_of_a_recipe_that_mixes(
-    tmp_path: Path, releases: ModuleType, messy_images: ModuleType
+    tmp_path: Path, messy_images: ModuleType
 ) -> None:
     dataset = with_recipe(
-        mixing_images(tmp_path, releases, messy_images),
+        mixing_images(tmp_path, messy_images),
         loss="balanced_softmax",
         mixing="mixup",
         mixing_prob=0.5,
@@ -676,7 +670,7 @@ def most_held(dataset: Dataset) -> int:
 
 @pytest.mark.slow
 def test_what_is_held_does_not_grow_with_the_data(
-    tmp_path: Path, releases: ModuleType, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(groups, "ROW_GROUP_BYTES", 20_000)
     held = []

@@ -5,11 +5,11 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from support import releases
 from support.steps import publish_arguments
 
 from prefect_augment.maintenance.verify import verify
@@ -37,7 +37,7 @@ def most_mib(tmp_path: Path, action: str, given: object) -> int:
 
 
 @pytest.mark.slow
-def test_publishing_holds_a_few_batches(store: Store, releases: ModuleType, tmp_path: Path) -> None:
+def test_publishing_holds_a_few_batches(store: Store, tmp_path: Path) -> None:
     """Shards of 96 MiB, of records whose copies stand in another order than they do."""
     n, size = 6000, 32 << 10
     rng = np.random.default_rng(0)

@@ -3,13 +3,14 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import IO, Any
 from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support import releases
+from support.releases import publish_as_is
 from support.steps import publish_parts
 
 from prefect_augment.errors import IntegrityError, ParameterError
@@ -52,9 +53,7 @@ def test_a_glob_reads_one_version(two: Store, folder: Store) -> None:
     assert Manifest.model_validate_json(folder.read("manifest.json")) == read_manifest(two)
 
 
-def test_formulas_of_a_csv_file_are_data_to_the_end(
-    tmp_path: Path, publish_as_is: Callable[..., None]
-) -> None:
+def test_formulas_of_a_csv_file_are_data_to_the_end(tmp_path: Path) -> None:
     """They run where a spreadsheet opens a CSV file; an export has none, and changes no value."""
     texts = ["=cmd|' /C calc'!A0", "@SUM(1+1)", "+1+1|x", "-2+3|x", "\t=1+1"]
     rows = [f'{i},"{texts[i % 5]}",{"ab"[i % 2]}' for i in range(60)]
@@ -242,9 +241,7 @@ def test_leftovers_of_killed_exports_go_after_a_day(two_versions: Path, tmp_path
 # --- with publishing --------------------------------------------------------------------------
 
 
-def test_publishing_exports_after_the_commit(
-    any_store: Store, releases: ModuleType, tmp_path: Path
-) -> None:
+def test_publishing_exports_after_the_commit(any_store: Store, tmp_path: Path) -> None:
     release = releases.stage_release(any_store)
     settings = Publish(export=str(tmp_path / "tree"))
     publish_parts(**{**vars(release), "publish": settings})
@@ -271,7 +268,7 @@ def test_publishing_exports_the_newest_version_also_after_a_rollback(
 
 
 def test_a_folder_that_is_not_free_is_said_before_anything_is_written(
-    any_store: Store, releases: ModuleType, tmp_path: Path
+    any_store: Store, tmp_path: Path
 ) -> None:
     release = releases.stage_release(any_store)
     (tmp_path / "tree").mkdir()

@@ -6,13 +6,13 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from support import releases
 from support.steps import publish_arguments, publish_parts
 
 from prefect_augment.catalogue.croissant import CROISSANT
@@ -42,7 +42,7 @@ def store(any_store: Store) -> Store:
 
 
 @pytest.fixture
-def release(store: Store, releases: ModuleType) -> Any:
+def release(store: Store) -> Any:
     return releases.stage_release(store)
 
 
@@ -143,9 +143,7 @@ def test_strata_within_a_further_column_are_weighed_apart(store: Store, release:
     assert by_site == {"nord": set(), "süd": set()}
 
 
-def test_synthetic_records_are_the_first_by_rank(
-    store: Store, release: Any, releases: ModuleType
-) -> None:
+def test_synthetic_records_are_the_first_by_rank(store: Store, release: Any) -> None:
     """A lower amount is a prefix of a higher one; they stand in the order of their ordinals."""
     ids = []
     for n in (2, 4):
@@ -233,9 +231,7 @@ def test_inputs_of_an_older_version_say_which_one_readers_get(
     assert "--to 1" in caplog.text
 
 
-def test_a_holdout_given_elsewhere_is_recorded_and_not_copied(
-    store: Store, release: Any, releases: ModuleType
-) -> None:
+def test_a_holdout_given_elsewhere_is_recorded_and_not_copied(store: Store, release: Any) -> None:
     given = releases.stage_dataset(
         store,
         releases.source_table(),
@@ -333,7 +329,7 @@ def test_the_same_inputs_publish_nothing_new(store: Store, release: Any) -> None
 
 @pytest.mark.parametrize("n_done", [1, 2])
 def test_what_other_tasks_have_written_is_in_the_version_and_not_written_again(
-    store: Store, release: Any, releases: ModuleType, n_done: int
+    store: Store, release: Any, n_done: int
 ) -> None:
     other = open_store(f"memory://{uuid4().hex}")
     twin = releases.stage_release(other)
@@ -402,7 +398,7 @@ class Dying(Store):
 @pytest.mark.slow
 @pytest.mark.parametrize("with_parent", [False, True])
 def test_a_stop_after_any_write_leaves_the_old_version_or_none_and_a_rerun_ends_as_if_nothing_was(
-    tmp_path: Path, releases: ModuleType, with_parent: bool
+    tmp_path: Path, with_parent: bool
 ) -> None:
     store = open_store(str(tmp_path / "template"))
     release = releases.stage_release(store)
@@ -442,7 +438,7 @@ def test_a_stop_after_any_write_leaves_the_old_version_or_none_and_a_rerun_ends_
 
 
 def test_what_a_killed_run_left_under_a_number_is_never_taken_for_another_s(
-    store: Store, release: Any, releases: ModuleType
+    store: Store, release: Any
 ) -> None:
     """Another run was killed after its report and ledger, before its manifest."""
     store.put("_reports/v00000001/report.html", b"of another run")
@@ -482,9 +478,7 @@ def test_two_runs_of_the_same_inputs_make_one_version(store: Store, release: Any
     assert verify(store).ok
 
 
-def test_two_runs_of_other_recipes_make_a_version_each(
-    store: Store, release: Any, releases: ModuleType
-) -> None:
+def test_two_runs_of_other_recipes_make_a_version_each(store: Store, release: Any) -> None:
     other = releases.stage_report(store, key="other", text="other report")
     done = race(
         lambda: run(release),
@@ -504,15 +498,11 @@ def test_two_runs_of_other_recipes_make_a_version_each(
 # --- what does not fit ------------------------------------------------------------------------
 
 
-def stage_variant(
-    store: Store, releases: ModuleType, table: pa.Table, *, label: str = "label"
-) -> Any:
+def stage_variant(store: Store, table: pa.Table, *, label: str = "label") -> Any:
     return load_info(releases.stage_dataset(store, table, label=label, key=uuid4().hex), store)
 
 
-def test_a_destination_with_another_schema_is_refused_by_column(
-    store: Store, release: Any, releases: ModuleType
-) -> None:
+def test_a_destination_with_another_schema_is_refused_by_column(store: Store, release: Any) -> None:
     check_destination(store, release.dataset)
     run(release)
     check_destination(store, release.dataset)
@@ -521,7 +511,7 @@ def test_a_destination_with_another_schema_is_refused_by_column(
     changed = table.drop_columns("x").append_column("y", table["x"])
     changed = changed.set_column(1, "flag", changed["flag"].cast(pa.string()))
     with pytest.raises(SchemaError) as caught:
-        check_destination(store, stage_variant(store, releases, changed))
+        check_destination(store, stage_variant(store, changed))
     for words in (
         "'y' is new",
         "'x' is gone",
@@ -531,12 +521,10 @@ def test_a_destination_with_another_schema_is_refused_by_column(
         assert words in str(caught.value)
     turned = table.select([*table.column_names[1:-1], "x", "label"])
     with pytest.raises(SchemaError, match="another order"):
-        check_destination(store, stage_variant(store, releases, turned))
+        check_destination(store, stage_variant(store, turned))
 
 
-def test_text_with_wide_and_narrow_offsets_is_one_type(
-    store: Store, release: Any, releases: ModuleType
-) -> None:
+def test_text_with_wide_and_narrow_offsets_is_one_type(store: Store, release: Any) -> None:
     """pandas 3 and polars write large_string, pyarrow string."""
     run(release)
     table = releases.source_table()
@@ -546,21 +534,17 @@ def test_text_with_wide_and_narrow_offsets_is_one_type(
         )
     )
     assert narrow.schema != table.schema
-    check_destination(store, stage_variant(store, releases, narrow))
+    check_destination(store, stage_variant(store, narrow))
 
 
-def test_a_destination_with_another_label_is_refused(
-    store: Store, release: Any, releases: ModuleType
-) -> None:
+def test_a_destination_with_another_label_is_refused(store: Store, release: Any) -> None:
     run(release)
     with pytest.raises(SchemaError, match=r"labelled by 'label' \(large_string\).*'flag' \(bool\)"):
-        check_destination(store, stage_variant(store, releases, releases.source_table().filter(
+        check_destination(store, stage_variant(store, releases.source_table().filter(
             pc.is_valid(releases.source_table()["flag"])), label="flag"))  # fmt: skip
 
 
-def test_a_split_that_takes_back_the_published_one_is_refused(
-    store: Store, release: Any, releases: ModuleType
-) -> None:
+def test_a_split_that_takes_back_the_published_one_is_refused(store: Store, release: Any) -> None:
     """Records that trained in one version must not be the next one's hold-out."""
     run(release)
     info = load_info(release.dataset, store)
@@ -628,9 +612,7 @@ def test_staged_records_that_are_gone_are_named(store: Store, release: Any) -> N
 
 
 @pytest.mark.slow
-def test_a_quota_that_is_reached_leaves_no_version_and_a_rerun_publishes(
-    tmp_path: Path, releases: ModuleType
-) -> None:
+def test_a_quota_that_is_reached_leaves_no_version_and_a_rerun_publishes(tmp_path: Path) -> None:
     """RLIMIT_FSIZE is the quota that needs no root; the kernel refuses the write in earnest."""
     store = open_store(str(tmp_path / "out"))
     release = releases.stage_release(store, table=releases.source_table(3000))
@@ -662,9 +644,7 @@ def test_a_quota_that_is_reached_leaves_no_version_and_a_rerun_publishes(
     assert verify(store).ok
 
 
-def test_a_destination_that_cannot_be_written_is_a_storage_error(
-    tmp_path: Path, releases: ModuleType
-) -> None:
+def test_a_destination_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "out"))
     release = releases.stage_release(store)
     (tmp_path / "out" / "data").write_text("a file where a folder should be")

@@ -6,6 +6,7 @@ from typing import get_args
 
 import pyarrow.compute as pc
 import pytest
+from support import releases
 from support.staging import class_plan, plan_of
 from support.steps import candidates_with, experiment_of, publish_parts
 
@@ -61,9 +62,7 @@ def test_what_counts_less_leaves_the_balance_as_it_is(plan: BalancePlan) -> None
     assert total == pytest.approx(100 * fewer.class_weight["common"])
 
 
-def test_published_weights_hold_what_a_synthetic_record_counts(
-    releases: ModuleType, store: Store
-) -> None:
+def test_published_weights_hold_what_a_synthetic_record_counts(store: Store) -> None:
     release = releases.stage_release(store)
     recipe = release.recipe.model_copy(update={"synthetic_weight": 0.5})
     publish_parts(**{**vars(release), "recipe": recipe, "publish": Publish()})
@@ -83,9 +82,7 @@ def test_published_weights_hold_what_a_synthetic_record_counts(
     assert pc.mean(table["aug_weight"]).as_py() == pytest.approx(1.0)
 
 
-def test_a_record_with_a_doubted_label_stays_and_counts_less(
-    releases: ModuleType, store: Store
-) -> None:
+def test_a_record_with_a_doubted_label_stays_and_counts_less(store: Store) -> None:
     release = releases.stage_release(store)
     ids = open_real_ids(release, store)
     recipe = release.recipe.model_copy(update={"doubted": {ids[0]: 0.0, ids[1]: 0.25}})
@@ -173,7 +170,7 @@ def test_labels_of_large_classes_are_smoothed_most() -> None:
 
 
 def test_torch_is_given_pictures_changed_as_far_as_the_recipe_says(
-    tmp_path: Path, releases: ModuleType, messy_images: ModuleType
+    tmp_path: Path, messy_images: ModuleType
 ) -> None:
     torch = pytest.importorskip("torch", reason="needs the extra 'torch'")
     pytest.importorskip("albumentations", reason="needs the extra 'images'")

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support import releases
 
 from prefect_augment.publish.real_values import RealValues
 from prefect_augment.publish.shareable import leaks_of
@@ -95,7 +96,7 @@ PLANTS: dict[str, bytes] = {
 
 
 @pytest.fixture
-def real(tmp_path: Path, releases: ModuleType) -> RealValues:
+def real(tmp_path: Path) -> RealValues:
     store = open_store(str(tmp_path / "workspace"))
     ref = releases.stage_dataset(store, REAL, label="label", key="k", shard_records=25)
     return RealValues.of(store, load_info(ref, store), min_records=5, known=["label"])
@@ -148,7 +149,7 @@ def test_what_belongs_into_the_workspace_is_named(real: RealValues, share: Store
     assert (leak.path, leak.kind) == ("_staging/ingest/k/training-00000.parquet", "folder")
 
 
-def test_equal_rows_of_few_values_count_beyond_chance(tmp_path: Path, releases: ModuleType) -> None:
+def test_equal_rows_of_few_values_count_beyond_chance(tmp_path: Path) -> None:
     """Of two columns of digits a draw equals one record or another; a copier takes those it has seen."""
     rng = np.random.default_rng(0)
     codes = rng.permutation(400)[:200]
@@ -165,9 +166,7 @@ def test_equal_rows_of_few_values_count_beyond_chance(tmp_path: Path, releases: 
     assert [leak.kind for leak in leaks_of(share, real, {"data/s.parquet"})] == ["record"]
 
 
-def test_a_planted_picture_is_found(
-    tmp_path: Path, releases: ModuleType, messy_images: ModuleType
-) -> None:
+def test_a_planted_picture_is_found(tmp_path: Path, messy_images: ModuleType) -> None:
     table = releases.image_table(messy_images, 10)
     store = open_store(str(tmp_path / "workspace"))
     ref = releases.stage_dataset(store, table, label="label", key="k", shard_records=5)

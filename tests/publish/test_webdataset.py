@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from support import releases
 from support.steps import publish_parts
 
 pytest.importorskip("PIL", reason="needs the extra 'images'")
@@ -28,7 +29,7 @@ TAIL = "c/<b>|'"
 
 
 @pytest.fixture
-def make(tmp_path: Path, releases: ModuleType, messy_images: ModuleType) -> Any:
+def make(tmp_path: Path, messy_images: ModuleType) -> Any:
     """Publish the same images in a format; real, classic and synthetic ones, and a hold-out."""
 
     def made(shard_format: str, name: str = "") -> Dataset:
@@ -79,7 +80,7 @@ def test_a_flipped_byte_is_found(tars: Dataset) -> None:
 
 
 def test_another_format_is_another_version_of_the_same_records(
-    tars: Dataset, releases: ModuleType, messy_images: ModuleType
+    tars: Dataset, messy_images: ModuleType
 ) -> None:
     store = tars.store
     table = releases.image_table(messy_images, 120)
@@ -91,9 +92,7 @@ def test_another_format_is_another_version_of_the_same_records(
     assert (change.n_real_added, change.n_real_removed, change.n_shards_shared) == (0, 0, 0)
 
 
-def test_a_table_is_refused_before_anything_is_written(
-    tmp_path: Path, releases: ModuleType
-) -> None:
+def test_a_table_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     release = releases.stage_release(open_store(str(tmp_path / "table")))
     with pytest.raises(
         ParameterError, match=r"'webdataset' is for image data.*table data.*: parquet"
@@ -107,7 +106,7 @@ def test_a_table_is_refused_before_anything_is_written(
 
 @pytest.mark.parametrize("shard_format", ["parquet", "webdataset"])
 def test_a_published_dataset_is_a_source_with_its_split(
-    tmp_path: Path, releases: ModuleType, messy_images: ModuleType, shard_format: str
+    tmp_path: Path, messy_images: ModuleType, shard_format: str
 ) -> None:
     pq.write_table(releases.image_table(messy_images, 90), tmp_path / "in.parquet")
     first = open_store(str(tmp_path / "first"))

@@ -14,6 +14,10 @@ from prefect_augment.params import (
     TreesModel,
 )
 
+# One setting of each strategy.
+QUICK = Evaluation(n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"])
+PUBLISH = QUICK.model_copy(update={"on_no_gain": "publish"})
+
 
 def short_run(
     source: str, destination: str, compute: Compute, *, flow: Any = rebalance, **options: Any
@@ -25,9 +29,7 @@ def short_run(
         model=TreesModel(),
         budget=Budget(steps=20),
         quality=Quality(labels="hard"),
-        evaluation=Evaluation(
-            n_seeds=1, n_settings=1, n_bootstrap=200, estimators=["logistic"], on_no_gain="publish"
-        ),
+        evaluation=PUBLISH,
         compute=compute,
         **options,
     )

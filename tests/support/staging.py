@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,10 +27,13 @@ from prefect_augment.schema import (
     Verdict,
 )
 from prefect_augment.shards.base import write_shards
+from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Stage, Store, sha256_hex
+from prefect_augment.synthesis.sample import sample
 from prefect_augment.synthesis.train import train
 
 __all__ = [
+    "Made",
     "a_shard",
     "class_plan",
     "image_info",
@@ -206,3 +209,37 @@ def train_people(
     plan = plan or plan_of(class_plan(name) for name in ("well", "ill", "rare", "lone"))
     experiment = experiment_of(dataset, plan, **{"seed": 3, **params})
     return train(experiment, store, on_progress=on_progress)
+
+
+class Made(NamedTuple):
+    """A model with the records that it was trained on, and what it draws."""
+
+    model: ModelRef
+    dataset: DatasetRef
+    store: Store
+    counts: Mapping[str, int]
+
+    @classmethod
+    def of(cls, table: pa.Table, store: Store, **counts: int) -> "Made":
+        """Train on the first 200 records; the rest is validation."""
+        parts = {"training": table.slice(0, 200), "validation": table.slice(200)}
+        dataset = stage_parts(store, parts)
+        return cls(train_people(dataset, store), dataset, store, counts)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        return {"counts": self.counts, "seed": 1, "store": self.store, "dataset": self.dataset}
+
+    def sample(self, **changes: Any) -> DatasetRef:
+        return sample(self.model, **{**self.given, **changes})
+
+    def info(self, **changes: Any) -> DatasetInfo:
+        return load_info(self.sample(**changes), self.store)
+
+    def drawn(self, **changes: Any) -> pa.Table:
+        return read_part(self.store, self.info(**changes), ["candidates"])
+
+    def clear(self) -> None:
+        """Forget what was drawn."""
+        for path in self.store.list("_staging/sample"):
+            self.store.delete(path)

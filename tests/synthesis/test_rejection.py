@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from support.staging import people, stage_parts, train_people
+from support.staging import Made, people
 
 from prefect_augment.encoding.columns import describe_columns
 from prefect_augment.encoding.strata import table_strata
@@ -17,14 +17,12 @@ from prefect_augment.errors import IntegrityError, ParameterError
 from prefect_augment.evaluation.quality.likeness import c2st_auc
 from prefect_augment.genmodels.base import TableData
 from prefect_augment.params import Combination, Constraint, Inequality, Positive, TreesModel, Unique
-from prefect_augment.schema import DatasetInfo, DatasetRef, ModelRef
-from prefect_augment.shards.staged import load_info, read_part
+from prefect_augment.shards.staged import read_part
 from prefect_augment.storage import Store
 from prefect_augment.synthesis import sample as stage
 from prefect_augment.synthesis.draw import candidate_seeds
 from prefect_augment.synthesis.model_store import table_spec
 from prefect_augment.synthesis.rejection import Rules, draw_kept
-from prefect_augment.synthesis.sample import sample
 from prefect_augment.synthesis.train import fit_model
 
 
@@ -46,23 +44,8 @@ def visits(n: int = 240) -> pa.Table:
 
 
 @pytest.fixture
-def dataset(store: Store) -> DatasetRef:
-    table = visits()
-    return stage_parts(store, {"training": table.slice(0, 200), "validation": table.slice(200)})
-
-
-@pytest.fixture
-def model(dataset: DatasetRef, store: Store) -> ModelRef:
-    return train_people(dataset, store)
-
-
-def info_of(model: ModelRef, dataset: DatasetRef, store: Store, **given: Any) -> DatasetInfo:
-    given = {"counts": {"rare": 40, "ill": 30}, "seed": 1, **given}
-    return load_info(sample(model, dataset=dataset, store=store, **given), store)
-
-
-def drawn(model: ModelRef, dataset: DatasetRef, store: Store, **given: Any) -> pa.Table:
-    return read_part(store, info_of(model, dataset, store, **given), ["candidates"])
+def made(store: Store) -> Made:
+    return Made.of(visits(), store, rare=40, ill=30)
 
 
 RULES: list[Constraint] = [
@@ -73,11 +56,9 @@ RULES: list[Constraint] = [
 ]
 
 
-def test_constraints_hold_in_every_record_and_counts_are_exact(
-    model: ModelRef, dataset: DatasetRef, store: Store
-) -> None:
-    info = info_of(model, dataset, store, constraints=RULES)
-    table = read_part(store, info, ["candidates"])
+def test_constraints_hold_in_every_record_and_counts_are_exact(made: Made) -> None:
+    info = made.info(constraints=RULES)
+    table = read_part(made.store, info, ["candidates"])
     assert info.part_counts == {"candidates": {"ill": 30, "rare": 40}}
     assert pc.all(pc.less(table["since"], table["until"])).as_py()
     assert pc.min(table["amount"]).as_py() > 0
@@ -93,8 +74,8 @@ def _keys(table: pa.Table) -> list[tuple[Any, ...]]:
     return list(zip(*(table[c].to_pylist() for c in ("city", "age", "sex")), strict=True))
 
 
-def test_the_accepted_share_is_reported(model: ModelRef, dataset: DatasetRef, store: Store) -> None:
-    info = info_of(model, dataset, store, constraints=RULES[:3], conditions={"sex": "f"})
+def test_the_accepted_share_is_reported(made: Made) -> None:
+    info = made.info(constraints=RULES[:3], conditions={"sex": "f"})
     rules = info.extra["rules"]
     assert rules["given"] == {"sex": "f"}
     assert [rule["kind"] for rule in rules["constraints"]] == [
@@ -109,48 +90,38 @@ def test_the_accepted_share_is_reported(model: ModelRef, dataset: DatasetRef, st
 @pytest.mark.parametrize(
     "given", [{"sex": "f"}, {"age": 41}, {"age": "41", "city": "Graz"}, {"age": None}]
 )
-def test_every_record_has_the_given_values(
-    model: ModelRef, dataset: DatasetRef, store: Store, given: dict[str, Any]
-) -> None:
-    table = drawn(model, dataset, store, conditions=given, counts={"rare": 25})
+def test_every_record_has_the_given_values(made: Made, given: dict[str, Any]) -> None:
+    table = made.drawn(conditions=given, counts={"rare": 25})
     assert table.num_rows == 25
     for name, value in given.items():
         assert set(table[name].to_pylist()) == {int(value) if value == "41" else value}
 
 
 def test_batches_and_more_records_extend_what_was_drawn(
-    model: ModelRef, dataset: DatasetRef, store: Store, monkeypatch: pytest.MonkeyPatch
+    made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {"conditions": {"sex": "m"}, "constraints": RULES[:3]}
-    once = drawn(model, dataset, store, **given)
-    longer = drawn(model, dataset, store, counts={"rare": 60}, **given)
+    once = made.drawn(**given)
+    longer = made.drawn(counts={"rare": 60}, **given)
     monkeypatch.setattr(stage, "BATCH_RECORDS", 7)
-    for path in store.list("_staging/sample"):
-        store.delete(path)
-    assert drawn(model, dataset, store, **given).equals(once)
+    made.clear()
+    assert made.drawn(**given).equals(once)
     rare = once.filter(pc.equal(once["aug_stratum"], "rare"))
     assert longer.slice(0, 40).equals(rare)
 
 
-def test_records_with_other_conditions_have_other_ids(
-    model: ModelRef, dataset: DatasetRef, store: Store
-) -> None:
+def test_records_with_other_conditions_have_other_ids(made: Made) -> None:
     given = {"sex": "m", "age": 41}
-    table = drawn(model, dataset, store, conditions=given, counts={"rare": 5})
-    other = drawn(model, dataset, store, conditions={"sex": "f"}, counts={"rare": 5})
+    table = made.drawn(conditions=given, counts={"rare": 5})
+    other = made.drawn(conditions={"sex": "f"}, counts={"rare": 5})
     assert not set(table["aug_id"].to_pylist()) & set(other["aug_id"].to_pylist())
 
 
-def test_constraints_alone_leave_the_lineage_as_it_is(
-    model: ModelRef, dataset: DatasetRef, store: Store
-) -> None:
+def test_constraints_alone_leave_the_lineage_as_it_is(made: Made) -> None:
     """What is kept are candidates of the same sequence, so a published one is remade as ever."""
-    kept = drawn(model, dataset, store, constraints=RULES, counts={"rare": 9})
-    ordinals = kept["aug_ordinal"].to_numpy()
-    assert (
-        candidate_seeds(1, "rare", 0, int(ordinals.max()) + 1)[ordinals]
-        == kept["aug_seed"].to_numpy()
-    ).all()
+    kept = made.drawn(constraints=RULES, counts={"rare": 9})
+    ordinals, seeds = kept["aug_ordinal"].to_numpy(), kept["aug_seed"].to_numpy()
+    assert (candidate_seeds(1, "rare", 0, int(ordinals.max()) + 1)[ordinals] == seeds).all()
     assert ordinals.max() > 8
 
 
@@ -173,19 +144,17 @@ def test_constraints_alone_leave_the_lineage_as_it_is(
     ],
 )
 def test_what_does_not_fit_the_columns_is_told(
-    model: ModelRef, dataset: DatasetRef, store: Store, asked: dict[str, Any], message: str
+    made: Made, asked: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ParameterError, match=message):
-        drawn(model, dataset, store, **asked)
+        made.drawn(**asked)
 
 
 @pytest.mark.slow
-def test_a_rule_that_hardly_any_draw_keeps_ends_with_the_shares(
-    model: ModelRef, dataset: DatasetRef, store: Store
-) -> None:
+def test_a_rule_that_hardly_any_draw_keeps_ends_with_the_shares(made: Made) -> None:
     rules = [Unique(columns=["city", "sex"]), RULES[0]]
     with pytest.raises(ParameterError, match=r"0\.00% keep 'unique \(city, sex\)'") as raised:
-        drawn(model, dataset, store, constraints=rules, counts={"rare": 9})
+        made.drawn(constraints=rules, counts={"rare": 9})
     assert raised.value.accepted_share < 0.001  # type: ignore[attr-defined]
 
 
@@ -277,21 +246,19 @@ def adult(shared_data: Path) -> tuple[pa.Table, TableEncoder, Any]:
     return table.slice(12_000), encoder, fitted
 
 
-def test_records_near_to_a_training_record_are_passed_over_and_said(
-    model: ModelRef, dataset: DatasetRef, store: Store
-) -> None:
+def test_records_near_to_a_training_record_are_passed_over_and_said(made: Made) -> None:
     counts = {"ill": 60}
-    plain = info_of(model, dataset, store, counts=counts)
-    info = info_of(model, dataset, store, counts=counts, max_near=0.0)
+    plain = made.info(counts=counts)
+    info = made.info(counts=counts, max_near=0.0)
     found = info.extra["rules"]
     assert found["max_near"] == 0.0
     assert found["passed"]["distance to the training records"] >= 60
     assert 0 < found["accepted"]["ill"] < 1
     assert info.part_counts == {"candidates": counts}
     assert info.key != plain.key
-    all_ordinals = read_part(store, info, ["candidates"])["aug_ordinal"].to_pylist()
+    all_ordinals = read_part(made.store, info, ["candidates"])["aug_ordinal"].to_pylist()
     assert all_ordinals == sorted(all_ordinals)
-    few = drawn(model, dataset, store, counts={"ill": 5}, max_near=0.0)
+    few = made.drawn(counts={"ill": 5}, max_near=0.0)
     assert few["aug_ordinal"].to_pylist() == all_ordinals[:5], "more extend those there are"
     with pytest.raises(ParameterError, match="max_near=1"):
-        drawn(model, dataset, store, max_near=1.0)
+        made.drawn(max_near=1.0)
