@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from prefect_augment.evaluation.verdict.answers import first_answer
@@ -19,7 +19,6 @@ from prefect_augment.experiment.search import (
     survivors,
     with_choice,
 )
-from prefect_augment.params import ModelParams
 from prefect_augment.plan.search_space import (
     PILOT_STEP_SHARE,
     TABLE_MODELS,
@@ -35,6 +34,7 @@ from prefect_augment.registry import load_model_class, resolve_model
 from prefect_augment.schema import (
     BalancePlan,
     Choice,
+    DatasetRef,
     Experiment,
     Findings,
     ModelRef,
@@ -71,8 +71,9 @@ class Synthesis:
 
     experiment: Experiment
     model: ModelRef | None = None
-    privacy: Privacy | None = None
+    drawn: DatasetRef | None = None  # all that was drawn, kept or not
     pilots: tuple[Rung, ...] = ()  # of the generative models that were compared
+    tried: tuple[StrategyScore, ...] = ()  # pilots of strategies without a model, beside these
     skipped: dict[str, str] | None = None  # reason by kind of model that was not tried
 
 
@@ -83,6 +84,7 @@ class Search:
     scores: list[StrategyScore]
     n_seeds: int  # that the hold-out is compared with
     result: SearchResult
+    privacy: Privacy | None = None
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,9 @@ def synthesize(experiment: Experiment, *, workers: int) -> Synthesis:
 
     Nothing is trained where the plan has no synthetic records.
     """
-    chosen, pilots, skipped = _choose_model(experiment, workers=workers)
-    n_tried = len({trial.model for one in pilots for trial in one.trials})
-    trains = experiment.with_model(chosen)
-    nothing = Synthesis(trains, pilots=pilots, skipped=skipped)
+    nothing = _choose_model(experiment, workers=workers)
+    trains, chosen = nothing.experiment, nothing.experiment.params.model
+    n_tried = len({trial.model for one in nothing.pilots for trial in one.trials})
     dataset, plan, params = experiment.dataset, experiment.plan, experiment.params
     if not (resolve_model(chosen, modality=dataset.modality) and plan.n_synthetic):
         return nothing
@@ -126,8 +127,7 @@ def synthesize(experiment: Experiment, *, workers: int) -> Synthesis:
     drawn = run(sample_classes, dataset, model, wanted, seed=params.seed, constraints=rules)
     filtered = run(filter_candidates, trains, drawn)
     trains = trains.model_copy(update={"candidates": filtered})
-    privacy = run(measure_privacy, trains, drawn)
-    return Synthesis(trains, model, privacy, pilots, skipped)
+    return replace(nothing, experiment=trains, model=model, drawn=drawn)
 
 
 def compare_first(experiment: Experiment) -> list[StrategyScore]:
@@ -160,29 +160,27 @@ def compare(
     experiment, plan = synthesis.experiment, synthesis.experiment.plan
     if not _is_comparable(plan):
         strategy, verdict = without_comparison(plan)
-        return Comparison(strategy, verdict, findings=Findings(privacy=synthesis.privacy))
+        drawn = synthesis.drawn
+        privacy = None if drawn is None else run(measure_privacy, experiment, drawn)
+        return Comparison(strategy, verdict, findings=Findings(privacy=privacy))
     modality, params = experiment.dataset.modality, experiment.params
-    has_candidates = experiment.candidates is not None
-    kind = resolve_model(params.model, modality=modality) if has_candidates else None
     strategies = make_strategies(
         modality,
-        model=kind,
+        model=_model_kind(experiment) or None,
         classic=params.classic,
         soft_labels=plan.soft_labels,
         own_estimators=bool(params.evaluation.own_estimators),
         clean=has_doubted_labels(experiment, first, open_root(experiment.dataset)),
         encoder=bool(params.encoder.uri),
     )
-    search = search_strategies(
-        experiment, strategies, first, workers=workers, model=kind or "", pilots=synthesis.pilots
-    )
+    search = search_strategies(experiment, strategies, first, synthesis, workers=workers)
     prefer_model = params.evaluation.on_no_gain == "publish"
     choice = run(choose_strategy, search.scores, prefer_model=prefer_model)
     confirms = experiment.with_seeds(search.n_seeds)
     verdict = confirm(confirms, choice, search.scores, workers=workers)
     result = with_choice(search.result, choice)
     result = result.model_copy(update={"skipped": synthesis.skipped or {}})
-    findings = Findings(privacy=synthesis.privacy, search=result)
+    findings = Findings(privacy=search.privacy, search=result)
     strategy = published_strategy(choice, verdict)
     return Comparison(strategy, verdict, tuple(search.scores), findings)
 
@@ -202,18 +200,19 @@ def search_strategies(
     experiment: Experiment,
     strategies: Sequence[Strategy],
     first: Sequence[StrategyScore] = (),
+    synthesis: Synthesis | None = None,
     *,
     workers: int,
-    model: str = "",
-    pilots: Sequence[Rung] = (),
 ) -> Search:
     """Try every setting of all strategies, the best strategies in full, and the best of these with all seeds.
 
     ``strategies`` come simplest first. A budget in minutes decides how many of them go on and with how
-    many seeds. ``first`` are known scores; ``pilots`` are those of generative models compared before; ``model``
-    is named in the report.
+    many seeds. ``first`` are known scores, and ``synthesis`` has those of its pilots. What its records reveal
+    is measured meanwhile.
     """
     plan, params = experiment.plan, experiment.params
+    synthesis = synthesis or Synthesis(experiment)
+    pilots, drawn = synthesis.pilots, synthesis.drawn
     trains_network = (
         experiment.candidates is not None
         and load_model_class(params.model, modality=experiment.dataset.modality).trained_in_steps
@@ -239,9 +238,17 @@ def search_strategies(
     # Pilots: every setting of every strategy.
     copies = params.publish.materialise == "copies"
     groups = pilot_groups(strategies, plan=plan, classic=params.classic, copies=copies)
-    calls = [call(pilot_strategy, experiment, g) for g in groups]
-    piloted = run_each(calls, workers=workers, step="try settings")
-    tried = [score for scores in piloted for score in scores]
+    piloted = {score.strategy: score for score in synthesis.tried}
+    left = [call(pilot_strategy, experiment, g) for g in groups if g[0] not in piloted]
+    beside = [] if drawn is None else [call(measure_privacy, experiment, drawn)]
+    calls: list[Callable[[], tuple[StrategyScore, ...] | Privacy]] = [*left, *beside]
+    privacy = None
+    for done in run_each(calls, workers=workers, step="try settings"):
+        if isinstance(done, Privacy):
+            privacy = done
+        else:
+            piloted |= {score.strategy: score for score in done}
+    tried = [piloted[strategy] for group in groups for strategy in group]
     # In full: the best setting of the best strategies.
     n_kept = schedule.n_kept(tried, best_settings(tried))
     kept = survivors(tried, n_kept=n_kept)
@@ -254,7 +261,7 @@ def search_strategies(
         last = kept
     seeds_left = [(strategy, i) for strategy in last for i in range(1, n_seeds)]
     rest = score_all(seeds_left, "score with further seeds")
-    as_rung = partial(rung, timed=not params.budget.steps, model=model)
+    as_rung = partial(rung, timed=not params.budget.steps, model=_model_kind(experiment))
     why = {"": f"the best setting of its strategy, and not of the best {n_kept} strategies"}
     rungs = [*pilots, as_rung("pilots", tried, kept, step_share=PILOT_STEP_SHARE, reasons=why)]
     why = {"": f"not of the best {len(last) - 1} strategies"}
@@ -267,7 +274,14 @@ def search_strategies(
     # A seed on the hold-out is one training, where a finalist's are five. With five seeds instead of three a gain of
     # 4 points on 1,000 records is shown in 50 % instead of 38 % (benchmarks/evidence.py).
     n_confirmed = n_seeds if experiment.dataset.modality == "image" else 2 * n_seeds - 1
-    return Search([*full, *rest], n_confirmed, result)
+    return Search([*full, *rest], n_confirmed, result, privacy)
+
+
+def _model_kind(experiment: Experiment) -> str:
+    """The kind of model that the candidates are of; empty without any."""
+    if experiment.candidates is None:
+        return ""
+    return resolve_model(experiment.params.model, modality=experiment.dataset.modality) or ""
 
 
 def _ranking(scores: Sequence[StrategyScore]) -> str:
@@ -278,31 +292,36 @@ def _ranking(scores: Sequence[StrategyScore]) -> str:
     return f"{measure.title[:1].upper()}{measure.title[1:]} on validation records: {', '.join(listed)}."
 
 
-def _choose_model(
-    experiment: Experiment, *, workers: int
-) -> tuple[ModelParams, tuple[Rung, ...], dict[str, str]]:
-    """Return the requested model or, where several suit the records, the cheapest of those with the best pilot.
+def _choose_model(experiment: Experiment, *, workers: int) -> Synthesis:
+    """Choose the requested model or, where several suit the records, the cheapest of those with the best pilot.
 
-    Also returns the pilots, and the reason by kind of model that was not tried.
+    Strategies without a model are tried meanwhile: there are fewer models than workers.
     """
     dataset, plan, params = experiment.dataset, experiment.plan, experiment.params
     candidates, skipped = suitable(load_info(dataset, open_root(dataset)), plan, params.model)
     if len(candidates) < 2:
-        return params.model, (), skipped
+        return Synthesis(experiment, skipped=skipped)
+    classic = params.classic
     strategies = make_strategies(
-        dataset.modality, model="model", classic=params.classic, soft_labels=plan.soft_labels
+        dataset.modality, model="model", classic=classic, soft_labels=plan.soft_labels
     )
     (strategy,) = (strategy for strategy in strategies if strategy.family == "model")
+    named = [strategy.model_copy(update={"name": kind}) for kind in candidates]
     calls = [
         call(
             pilot_strategy,
-            experiment.with_model(TABLE_MODELS[kind]),
-            settings(strategy.model_copy(update={"name": kind}), plan=plan, classic=params.classic),
+            experiment.with_model(TABLE_MODELS[one.name]),
+            settings(one, plan=plan, classic=classic),
             budget=pilot_budget(params.budget),
         )
-        for kind in candidates
+        for one in named
     ]
-    pilots = run_each(calls, workers=workers, step="compare models")
+    copies = params.publish.materialise == "copies"
+    without = [s for s in strategies if s.family in ("weights", "resampling", "classic")]
+    groups = pilot_groups(without, plan=plan, classic=classic, copies=copies)
+    beside = [call(pilot_strategy, experiment, group) for group in groups]
+    scored = run_each([*beside, *calls], workers=workers, step="compare models")
+    tried, pilots = scored[: len(beside)], scored[len(beside) :]
     best = best_kind(pilots)
     trials = [
         rung(
@@ -317,8 +336,9 @@ def _choose_model(
         for i, (kind, scores) in enumerate(zip(candidates, pilots, strict=True))
     ]
     together = tuple(trial for one in trials for trial in one.trials)
-    return (
-        TABLE_MODELS[candidates[best]],
-        (trials[0].model_copy(update={"trials": together}),),
-        skipped,
+    return Synthesis(
+        experiment.with_model(TABLE_MODELS[candidates[best]]),
+        pilots=(trials[0].model_copy(update={"trials": together}),),
+        tried=tuple(score for scores in tried for score in scores),
+        skipped=skipped,
     )

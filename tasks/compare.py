@@ -61,8 +61,7 @@ def measure_privacy(experiment: Experiment, drawn: DatasetRef) -> Privacy:
     Privacy
         A membership-inference attack, distances to the closest record, exposure of isolated ones.
     """
-    with progress("measure privacy"):
-        return privacy.measure(experiment, drawn, open_root(experiment.dataset))
+    return privacy.measure(experiment, drawn, open_root(experiment.dataset))
 
 
 @step(lambda p: f"score {p['strategy'].name}, seed {p['seed']}")

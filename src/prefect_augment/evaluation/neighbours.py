@@ -1,10 +1,12 @@
 """Distances between records, which candidates are near copies, and exact tests of whether they lie as real ones do."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 from scipy.stats import hypergeom
@@ -15,7 +17,8 @@ FEATURE_SPACE = (
     "mean over the columns of |difference| / (95 % - 5 % quantile) for numbers and 0 or 1 for "
     "categories; a null counts as the median, plus 1 beside a value"
 )
-BLOCK_BYTES = 32 << 20
+BLOCK_BYTES = 8 << 20  # of each thread
+MOST_THREADS = 4
 # Of tables, whose distances are sums over columns: a block stays in the cache.
 CACHED_BYTES = 2 << 20
 # A 5 % quantile of fewer records is little more than their minimum.
@@ -151,19 +154,23 @@ def nearest_by_blocks(
     k: int = 1,
     block_bytes: int = BLOCK_BYTES,
 ) -> Float:
-    """Distance of each point of ``a`` to its k-th nearest in ``b``, in a bounded amount of memory.
+    """Distance of each point of ``a`` to its k-th nearest in ``b``, in a bounded amount of memory and several threads.
 
     With ``to_others``, ``b`` is ``a`` and a point is not its own neighbour. ``b`` has at least k points.
     """
-    best = np.empty(len(a))
     size = max(1, block_bytes // (8 * len(b)))
-    for start in range(0, len(a), size):
+
+    def nearest(start: int) -> Float:
         rows = np.arange(start, min(start + size, len(a)))
         block = distances(a[rows], b)
         if to_others:
             block[np.arange(len(rows)), rows] = np.inf
-        best[rows] = block.min(axis=1) if k == 1 else np.partition(block, k - 1, axis=1)[:, k - 1]
-    return best
+        best: Float = block.min(axis=1) if k == 1 else np.partition(block, k - 1, axis=1)[:, k - 1]
+        return best
+
+    # numpy and scipy release the interpreter; as many threads as Arrow has, which OMP_NUM_THREADS bounds.
+    with ThreadPoolExecutor(min(MOST_THREADS, pa.cpu_count())) as pool:
+        return np.concatenate([np.empty(0), *pool.map(nearest, range(0, len(a), size))])
 
 
 def real_distances(space: Space, training: Any, validation: Any) -> Float:
