@@ -2,7 +2,6 @@ import datetime as dt
 import io
 from collections import Counter
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import pandas as pd
@@ -10,13 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from support.staging import ingested
 from support.steps import experiment_of
 
 from prefect_augment.augmentation import base
 from prefect_augment.augmentation.base import augment
 from prefect_augment.errors import ParameterError
-from prefect_augment.ingest.ingest import ingest
-from prefect_augment.params import Balance, Classic, Quality, RunParams, Source, TreesModel
+from prefect_augment.params import Balance, Classic, Quality, RunParams, TreesModel
 from prefect_augment.plan.plan import plan
 from prefect_augment.plan.strategies import candidates_wanted
 from prefect_augment.schema import BalancePlan, DatasetRef, Experiment
@@ -56,10 +55,9 @@ def source_table() -> pa.Table:
     return pq.read_table(file)
 
 
-def stage_source(table: pa.Table, folder: Path, store: Store) -> DatasetRef:
-    path = folder / f"{uuid4().hex}.parquet"
-    pq.write_table(table, path)
-    return ingest(Source(uri=str(path), label="kind"), store=store, seed=0)
+def planned(dataset: DatasetRef, store: Store) -> BalancePlan:
+    asked = RunParams(balance=Balance(target="majority"), model=TreesModel())
+    return plan(dataset, asked, store, compares=False)
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +67,12 @@ def store(memory_store: Store) -> Store:
 
 @pytest.fixture(scope="module")
 def dataset(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef:
-    return stage_source(source_table(), tmp_path_factory.mktemp("source"), store)
+    return ingested(source_table(), tmp_path_factory.mktemp("source"), store, "kind")
 
 
 @pytest.fixture(scope="module")
 def balance_plan(dataset: DatasetRef, store: Store) -> BalancePlan:
-    balance = Balance(target="majority")
-    return plan(dataset, RunParams(balance=balance, model=TreesModel()), store, compares=False)
+    return planned(dataset, store)
 
 
 @pytest.fixture(scope="module")
@@ -134,29 +131,22 @@ def test_lineage_names_a_training_record_of_the_same_class(
     training = records(dataset, store, "training", "validation")
     label_of = dict(zip(training["aug_id"].to_pylist(), training["kind"].to_pylist(), strict=True))
     table = records(made, store)
-    for parent, label in zip(
-        table["aug_parent"].to_pylist(), table["kind"].to_pylist(), strict=True
-    ):
-        assert label_of[parent] == label
+    parents = [label_of[parent] for parent in table["aug_parent"].to_pylist()]
+    assert parents == table["kind"].to_pylist()
     assert table["aug_seed"].to_pylist() == [5] * 93
 
 
 def test_records_are_null_where_their_parents_are(
     made: DatasetRef, dataset: DatasetRef, store: Store
 ) -> None:
-    training = (
-        records(dataset, store, "training", "validation")
-        .select(["aug_id", "count", "flag"])
-        .to_pylist()
-    )
-    parents = {row["aug_id"]: row for row in training}
+    training = records(dataset, store, "training", "validation")
+    parents = {row["aug_id"]: row for row in training.to_pylist()}
     table = records(made, store).select(["aug_parent", "count", "flag"]).to_pylist()
     assert any(row["count"] is None for row in table)
     for row in table:
         parent = parents[row["aug_parent"]]
-        assert [row[k] is None for k in ("count", "flag")] == [
-            parent[k] is None for k in ("count", "flag")
-        ]
+        for name in ("count", "flag"):
+            assert (row[name] is None) == (parent[name] is None)
 
 
 def test_ids_are_unique_and_sorted(made: DatasetRef, dataset: DatasetRef, store: Store) -> None:
@@ -208,37 +198,25 @@ def test_same_seed_gives_identical_shards_whatever_the_order_of_the_source(
     table = source_table()
     order = np.random.default_rng(1).permutation(N)
     other = open_store(str(tmp_path / "out"))
-    shuffled = stage_source(table.take(pa.array(order)), tmp_path, other)
-    again_plan = plan(
-        shuffled,
-        RunParams(balance=Balance(target="majority"), model=TreesModel()),
-        other,
-        compares=False,
-    )
-    again = run(shuffled, again_plan, other)
+    shuffled = ingested(table.take(pa.array(order)), tmp_path, other, "kind")
+    again = run(shuffled, planned(shuffled, other), other)
     ours, theirs = records(made, store), records(again, other)
     # Their stage keys differ, since the sources do, and with them ids and the order by id.
     features = [name for name in ours.column_names if name not in ("aug_id", "key")]
     sort = [(name, "ascending") for name in ("aug_parent", "size", "count", "made")]
-    assert (
-        ours.select(features).sort_by(sort).to_pylist()
-        == theirs.select(features).sort_by(sort).to_pylist()
-    )
+    ours, theirs = (t.select(features).sort_by(sort).to_pylist() for t in (ours, theirs))
+    assert ours == theirs
 
 
 def test_same_dataset_elsewhere_gives_identical_bytes(
     made: DatasetRef, store: Store, tmp_path: Path
 ) -> None:
     """The folder and the kind of storage leave no trace in the shards."""
-    path = tmp_path / "table.parquet"
-    pq.write_table(source_table(), path)
     digests = []
     for name in ("one", "two"):
         other = open_store(str(tmp_path / name))
-        staged = ingest(Source(uri=str(path), label="kind"), store=other, seed=0)
-        asked = RunParams(balance=Balance(target="majority"), model=TreesModel())
-        again = plan(staged, asked, other, compares=False)
-        digests.append(run(staged, again, other).digest)
+        again = ingested(source_table(), tmp_path, other, "kind")
+        digests.append(run(again, planned(again, other), other).digest)
     assert digests[0] == digests[1]
 
 
@@ -296,12 +274,8 @@ def test_records_of_a_large_table_are_made_from_a_sample_that_the_notes_name(
     info = load_info(sampled, store)
     assert sampled.n_records == 90
     parents = set(read_part(store, info, ["train"])["aug_parent"].to_pylist())
-    rare = [
-        row["aug_id"]
-        for part in ("training", "validation")
-        for row in read_part(store, load_info(dataset, store), [part]).to_pylist()
-        if row["kind"] == "rare"
-    ]
+    real = records(dataset, store, "training", "validation").to_pylist()
+    rare = [row["aug_id"] for row in real if row["kind"] == "rare"]
     assert len(parents) < len(rare)
     assert parents <= set(rare)
     assert "of 208 training and validation records" in info.notes[-1]

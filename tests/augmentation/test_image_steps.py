@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from support.staging import class_plan, plan_of, shards_of, stage_parts
+from support.staging import class_plan, image_info, plan_of, shards_of, stage_parts
 from support.steps import candidates_with, release_of
 
 pytest.importorskip("albumentations", reason="needs the extra 'images'")
@@ -35,14 +35,7 @@ from prefect_augment.params import Classic, RunParams
 from prefect_augment.plan.strategies import plain_recipe
 from prefect_augment.report.build import report
 from prefect_augment.report.contact_sheets import picture_sheets
-from prefect_augment.schema import (
-    BalancePlan,
-    ClassFilter,
-    DatasetRef,
-    Experiment,
-    FilterResult,
-    ImageInfo,
-)
+from prefect_augment.schema import BalancePlan, ClassFilter, DatasetRef, Experiment, FilterResult
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Store, open_store
 
@@ -80,15 +73,11 @@ def stage_records(store: Store, table: pa.Table) -> DatasetRef:
     """What ingest leaves: every fifth record is validation, the rest training."""
     place, n = np.arange(table.num_rows), table.num_rows
     parts = {"training": place % 5 != 4, "validation": place % 5 == 4}
-    image = ImageInfo(
-        column="image", modes={"RGB": n}, formats={"JPEG": 1}, sizes={"28x20": n}, n_sizes=1,
-        most_common_size=(28, 20), smallest_side=20, largest_side=28, n_channels=3,
-    )  # fmt: skip
     return stage_parts(
         store,
         {part: table.filter(pa.array(mask)).sort_by("aug_id") for part, mask in parts.items()},
         label="kind", key="k", digest="d" * 64, max_records=20, columns=(), compared=tuple(CLASSES),
-        modality="image", image=image,
+        modality="image", image=image_info(28, 20, n=n),
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The search: who survives a rung, what is counted, and that baselines are tried as hard as models."""
 
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 from uuid import uuid4
 
 import pyarrow as pa
@@ -197,14 +197,8 @@ def pilots() -> list[StrategyScore]:
 
 def test_the_best_setting_of_the_best_strategies_goes_on(pilots: list[StrategyScore]) -> None:
     kept = survivors(pilots)
-    assert {strategy.name for strategy in kept} == {
-        "as is",
-        "weights",
-        "resampling",
-        "SMOTE",
-        "loss",
-        "net",
-    }
+    names = {strategy.name for strategy in kept}
+    assert names == {"as is", "weights", "resampling", "SMOTE", "loss", "net"}
     assert len(kept) == N_KEPT + 2, "as is and the best model go on whatever their scores"
     assert all(strategy.amount == 0.5 for strategy in kept if strategy.name != "as is"), (
         "the better setting"
@@ -234,23 +228,18 @@ def test_finalists_are_as_is_and_the_best_two(pilots: list[StrategyScore]) -> No
     assert [strategy.name for strategy in finalists(full)] == ["as is", "weights", "resampling"]
 
 
-def clock(minutes: float, *, workers: int = 1, trains_network: bool = False) -> Schedule:
-    return Schedule.of(Budget(minutes=minutes), workers=workers, trains_network=trains_network)
+def clock(minutes: float, *, steps: int = 0, **given: Any) -> Schedule:
+    budget = Budget(minutes=minutes, steps=steps)
+    return Schedule.of(budget, **{"workers": 1, "trains_network": False, **given})
 
 
-@pytest.mark.parametrize(
-    ("budget", "expected"),
-    [
-        (Budget(minutes=1000), 7),  # all that there are
-        (Budget(minutes=0.5), 2),
-        (Budget(minutes=0.5, steps=10), N_KEPT),  # by counts alone
-    ],
-)
 def test_as_many_strategies_are_scored_in_full_as_there_is_time_for(
-    pilots: list[StrategyScore], budget: Budget, expected: int
+    pilots: list[StrategyScore],
 ) -> None:
-    found = Schedule.of(budget, workers=1, trains_network=False)
-    assert found.n_kept(pilots, best_settings(pilots)) == expected
+    best = best_settings(pilots)
+    assert clock(1000).n_kept(pilots, best) == len(best) == 7
+    assert clock(0.5).n_kept(pilots, best) == 2
+    assert clock(0.5, steps=10).n_kept(pilots, best) == N_KEPT, "by counts alone"
 
 
 def test_what_is_scored_at_the_same_time_takes_the_clock_once(pilots: list[StrategyScore]) -> None:
@@ -260,23 +249,15 @@ def test_what_is_scored_at_the_same_time_takes_the_clock_once(pilots: list[Strat
 
 
 def test_a_network_takes_its_part_of_the_minutes(pilots: list[StrategyScore]) -> None:
-    minutes, best = 1.5, best_settings(pilots)
-    without, beside = (
-        clock(minutes, trains_network=network).n_kept(pilots, best) for network in (False, True)
-    )
-    assert without > beside
+    best = best_settings(pilots)
+    assert clock(1.5).n_kept(pilots, best) > clock(1.5, trains_network=True).n_kept(pilots, best)
 
 
 def test_pilots_of_generative_models_are_within_the_time_of_comparison(
     pilots: list[StrategyScore],
 ) -> None:
     best = best_settings(pilots)
-    kept = [
-        Schedule.of(Budget(minutes=1.5), workers=1, trains_network=False, spent=seconds).n_kept(
-            pilots, best
-        )
-        for seconds in (0.0, 20.0, 1000.0)
-    ]
+    kept = [clock(1.5, spent=seconds).n_kept(pilots, best) for seconds in (0.0, 20.0, 1000.0)]
     assert kept[0] > kept[1] > kept[2] == 2
 
 
@@ -287,7 +268,7 @@ def test_as_many_seeds_are_compared_with_as_there_is_time_for(pilots: list[Strat
     assert found == [1, 1, 2, 3]
     longer = [score.model_copy(update={"seconds": 10.0}) for score in full]
     assert clock(2.2).n_seeds(pilots, longer, last, most=3) == 1
-    counted = Schedule.of(Budget(minutes=0.1, steps=10), workers=1, trains_network=False)
+    counted = clock(0.1, steps=10)
     assert counted.n_seeds(pilots, full, last, most=3) == 3, "minutes do not count"
 
 
