@@ -110,11 +110,8 @@ def test_a_recipe_of_balanced_softmax_is_applied_after_training(data: Any) -> No
 
 def test_multipliers_decide_and_leave_probabilities_alone(data: Any) -> None:
     X, y = data
-    tuned = recipe(
-        "threshold",
-        prior_train=TRUE,
-        thresholds={"logistic": {"common": 1.0, "rare": 19.0}, "boosting": {"rare": 1.0}},
-    )
+    thresholds = {"logistic": {"common": 1.0, "rare": 19.0}, "boosting": {"rare": 1.0}}
+    tuned = recipe("threshold", prior_train=TRUE, thresholds=thresholds)
     model = RecipeClassifier(LogisticRegression(), tuned, thresholds_of="logistic").fit(X, y)
     proba = model.predict_proba(X)
     assert np.array_equal(model.predict(X) == "rare", 19 * proba[:, 1] > proba[:, 0])
@@ -143,12 +140,8 @@ def test_the_estimator_that_was_compared_keeps_the_recipes_thresholds(data: Any)
     X, y = data
     compared = make_pipeline(StandardScaler(), LogisticRegression())
     own = Evaluation(estimators=[compared]).own_estimators[0]
-    tuned = recipe(
-        "threshold",
-        prior_train=TRUE,
-        thresholds={own.title: {"rare": 7.0}},
-        estimators={own.title: own.digest},
-    )
+    given = {"thresholds": {own.title: {"rare": 7.0}}, "estimators": {own.title: own.digest}}
+    tuned = recipe("threshold", prior_train=TRUE, **given)
     assert RecipeClassifier(compared, tuned).fit(X, y).multipliers_.tolist() == [1.0, 7.0]
     other = clone(compared).set_params(logisticregression__C=0.01)
     assert RecipeClassifier(other, tuned).fit(X, y).multipliers_[1] != 7.0
@@ -158,12 +151,8 @@ def test_a_class_with_fewer_records_than_folds_keeps_its_probability() -> None:
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(60, 1)), np.array(["a"] * 45 + ["b"] * 13 + ["c"] * 2)
     shares = {"a": 45 / 60, "b": 13 / 60, "c": 2 / 60}
-    tuned = recipe(
-        "threshold",
-        prior_true=shares,
-        prior_train=shares,
-        thresholds={"boosting": {"b": 2.0, "c": 9.0}},
-    )
+    given = {"prior_true": shares, "prior_train": shares}
+    tuned = recipe("threshold", thresholds={"boosting": {"b": 2.0, "c": 9.0}}, **given)
     model = RecipeClassifier(LogisticRegression(), tuned, random_state=0).fit(X, y)
     assert model.multipliers_[2] == 1.0
 
@@ -220,9 +209,8 @@ def test_estimators_without_weights_keep_a_frames_columns_and_every_class() -> N
     encoder = ColumnTransformer([("c", OneHotEncoder(), ["color"])], remainder="passthrough")
     never = recipe(class_weight={"common": 1.0, "rare": 1.0})
     for seed in range(10):
-        model = RecipeClassifier(
-            make_pipeline(encoder, KNeighborsClassifier(3)), never, random_state=seed
-        )
+        drawn = make_pipeline(encoder, KNeighborsClassifier(3))
+        model = RecipeClassifier(drawn, never, random_state=seed)
         assert model.fit(X, y).classes_.tolist() == ["common", "rare"]
         assert model.predict(X).shape == (200,)
 

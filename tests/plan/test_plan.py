@@ -1,12 +1,9 @@
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from support.staging import ingested
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import (
     Balance,
     ClassTarget,
@@ -15,7 +12,6 @@ from prefect_augment.params import (
     NoModel,
     Quality,
     RunParams,
-    Source,
     TreesModel,
     Unique,
 )
@@ -46,19 +42,15 @@ def dataset(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRe
             "kind": ["a"] * 250 + ["b"] * 50,
         }
     )
-    path: Path = tmp_path_factory.mktemp("source") / "table.parquet"
-    pq.write_table(table, path)
     overrides = [ColumnOverride(name="town", kind="category")]
-    return ingest(Source(uri=str(path), label="kind", columns=overrides), store=store, seed=0)
+    return ingested(table, tmp_path_factory.mktemp("source"), store, "kind", columns=overrides)
 
 
 def test_plan_counts_training_records(dataset: DatasetRef, store: Store) -> None:
     asked = RunParams(model=TreesModel(), quality=Quality(labels="hard"))
     found = plan(dataset, asked, store, compares=False)
-    assert [(c.name, c.n_real, c.target) for c in found.classes] == [
-        ("a", 200, 200),
-        ("b", 40, 120),
-    ]
+    classes = [(c.name, c.n_real, c.target) for c in found.classes]
+    assert classes == [("a", 200, 200), ("b", 40, 120)]
     assert (found.n_synthetic, found.classes[1].n_classic) == (40, 40)
     assert all(c.compared for c in found.classes)
     assert found.rule == "median, at most 1 synthetic per real"
@@ -70,10 +62,8 @@ def test_soft_labels_draw_of_every_class_and_leave_the_balance_to_weights(
     dataset: DatasetRef, store: Store
 ) -> None:
     found = plan(dataset, RunParams(balance=Balance(), model=TreesModel()), store, compares=False)
-    assert [(c.target, c.n_synthetic, c.n_classic) for c in found.classes] == [
-        (200, 400, 0),
-        (120, 80, 0),
-    ]
+    classes = [(c.target, c.n_synthetic, c.n_classic) for c in found.classes]
+    assert classes == [(200, 400, 0), (120, 80, 0)]
     assert found.rule == "median, at most 2 synthetic per real with soft labels"
     assert found.soft_labels
     assert found.warnings == ()
@@ -100,10 +90,9 @@ def test_labels_are_hard_where_a_record_cannot_stand_for_two_classes(
 def test_plan_balances_within_columns(dataset: DatasetRef, store: Store) -> None:
     balance = Balance(target="majority", by=["site", "shift"])
     found = plan(dataset, RunParams(balance=balance, model=NoModel()), store, compares=False)
-    info = load_info(dataset, store)
-    assert sum(c.n_real for c in found.classes) == sum(
-        sum(info.part_counts[part].values()) for part in ("training", "validation")
-    )
+    counts = load_info(dataset, store).part_counts
+    n_training = sum(sum(counts[part].values()) for part in ("training", "validation"))
+    assert sum(c.n_real for c in found.classes) == n_training
     cells = {tuple(c.by.values()) for c in found.classes}
     assert cells == {(s, n) for s in ("north", "south | 1", "null") for n in ("0", "1")}
     for cell in cells:
@@ -127,9 +116,8 @@ def test_plan_is_cheaper_without_a_model(dataset: DatasetRef, store: Store) -> N
 
 def test_plan_leaves_nothing_behind(dataset: DatasetRef, store: Store) -> None:
     before = store.list()
-    plan(
-        dataset, RunParams(balance=Balance(by=["site"]), model=TreesModel()), store, compares=False
-    )
+    asked = RunParams(balance=Balance(by=["site"]), model=TreesModel())
+    plan(dataset, asked, store, compares=False)
     assert store.list() == before
 
 
