@@ -61,11 +61,6 @@ def table(n: int = 2400) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def store(memory_store: Store) -> Store:
-    return memory_store
-
-
-@pytest.fixture(scope="module")
 def dataset(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef:
     return ingested(table(), tmp_path_factory.mktemp("source"), store)
 

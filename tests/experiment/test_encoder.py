@@ -32,10 +32,16 @@ from prefect_augment.plan.strategies import PROBE
 from prefect_augment.report.build import report
 from prefect_augment.schema import Experiment, Release
 from prefect_augment.shards.staged import read_part
-from prefect_augment.storage import Store
+from prefect_augment.storage import Store, open_store
 
 SIDE = 80  # more than the comparison's 64
 DATA = encoder_bytes(shape=("n", 1, SIDE, SIDE))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """One that has no features yet."""
+    return open_store(str(tmp_path / "out"))
 
 
 def columns_of_noise(n_moved: int = 0) -> pa.Table:

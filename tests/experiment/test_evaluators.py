@@ -66,11 +66,6 @@ ON_CPU = Budget(device="cpu")
 STEPS = 25
 
 
-@pytest.fixture(scope="module")
-def store(memory_store: Store) -> Store:
-    return memory_store
-
-
 @pytest.fixture(scope="module", params=["table", "image"])
 def dataset(
     request: pytest.FixtureRequest,

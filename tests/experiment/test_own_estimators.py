@@ -1,6 +1,5 @@
 """A comparison by the user's own classifier: on tables a pipeline, on images a torch module."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +21,6 @@ from prefect_augment.plan.strategies import make_recipe
 from prefect_augment.registry import ALLOW_IMPORT_PATHS
 from prefect_augment.schema import DatasetRef, Experiment
 from prefect_augment.storage import Store
-
-
-@pytest.fixture(scope="module")
-def store(memory_store: Store) -> Store:
-    return memory_store
-
-
-@pytest.fixture(scope="module")
-def dataset(
-    store: Store, make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory
-) -> DatasetRef:
-    return ingested(make_table(), tmp_path_factory.mktemp("source"), store)
 
 
 def compared_by(dataset: DatasetRef, store: Store, evaluation: Evaluation) -> Experiment:

@@ -30,11 +30,6 @@ MOST = 400
 
 
 @pytest.fixture(scope="module")
-def store(memory_store: Store) -> Store:
-    return memory_store
-
-
-@pytest.fixture(scope="module")
 def dataset(
     store: Store, make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory
 ) -> DatasetRef:

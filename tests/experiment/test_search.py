@@ -4,9 +4,8 @@ from collections.abc import Callable
 from typing import Any, get_args
 from uuid import uuid4
 
-import pyarrow as pa
 import pytest
-from support.staging import class_plan, image_info, ingested, plan_of as plan_of_classes
+from support.staging import class_plan, image_info, plan_of as plan_of_classes
 from support.steps import candidates_with, planned_experiment, strategies_of as strategies_in
 
 from prefect_augment.evaluation.verdict.answers import first_answer
@@ -323,18 +322,6 @@ def test_the_last_rung_keeps_what_goes_to_the_hold_out(pilots: list[StrategyScor
     assert {name for name, t in last.items() if t.kept} == {"net", "loss", "as is"}
     assert last["SMOTE"].reason == "net has a mean score of 0.5 on validation records"
     assert last["loss"].reason == ""
-
-
-@pytest.fixture(scope="module")
-def store(memory_store: Store) -> Store:
-    return memory_store
-
-
-@pytest.fixture(scope="module")
-def dataset(
-    store: Store, make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory
-) -> DatasetRef:
-    return ingested(make_table(), tmp_path_factory.mktemp("source"), store)
 
 
 @pytest.mark.slow
