@@ -354,14 +354,9 @@ def _neighbours(
             space.place(encoder.encode(drawn)), space.place(encoder.encode(real))
         )
         for i, nearest in enumerate(np.argmin(distances, axis=1)):
-            neighbours.append(
-                Neighbour(
-                    label=name,
-                    synthetic=_as_text(drawn, i, shown),
-                    real=_as_text(real, int(nearest), shown),
-                    distance=float(distances[i, nearest]),
-                )
-            )
+            own, other = _as_text(drawn, i, shown), _as_text(real, int(nearest), shown)
+            far = float(distances[i, nearest])
+            neighbours.append(Neighbour(label=name, synthetic=own, real=other, distance=far))
     return tuple(neighbours)
 
 
