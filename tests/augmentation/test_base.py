@@ -98,9 +98,7 @@ def test_counts_are_as_asked(made: DatasetRef, staged: Staged) -> None:
     assert {shard.origin for shard in load_info(made, staged.store).shards} == {"classic"}
 
 
-def test_columns_types_and_pandas_metadata_are_the_source_s(
-    made: DatasetRef, staged: Staged
-) -> None:
+def test_columns_and_pandas_metadata_are_the_source_s(made: DatasetRef, staged: Staged) -> None:
     source, table = source_table(), staged.records(made)
     assert table.column_names == [*source.column_names, *LINEAGE]
     for name in source.column_names:
@@ -120,9 +118,7 @@ def test_values_stay_within_what_the_class_has(made: DatasetRef, staged: Staged)
     assert not pc.all(pc.is_in(table["size"], source["size"].combine_chunks())).as_py()
 
 
-def test_lineage_names_a_training_record_of_the_same_class(
-    made: DatasetRef, staged: Staged
-) -> None:
+def test_lineage_names_a_training_record_of_its_class(made: DatasetRef, staged: Staged) -> None:
     training = staged.records(staged.dataset, "training", "validation")
     label_of = dict(zip(training["aug_id"].to_pylist(), training["kind"].to_pylist(), strict=True))
     table = staged.records(made)
@@ -155,9 +151,7 @@ def test_identifiers_are_fresh(made: DatasetRef, staged: Staged) -> None:
     assert not set(keys) & set(source_table()["key"].to_pylist())
 
 
-def test_identifiers_are_not_those_of_synthetic_candidates(
-    made: DatasetRef, staged: Staged
-) -> None:
+def test_identifiers_differ_from_those_of_candidates(made: DatasetRef, staged: Staged) -> None:
     """Both count away from the source's own, and a recipe may publish both."""
     store, dataset, balance_plan = staged
     model = train(experiment_of(dataset, balance_plan, model=TreesModel()), store)

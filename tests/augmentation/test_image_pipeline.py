@@ -175,9 +175,7 @@ def test_mistakes_in_yaml_are_named(text: str, message: str) -> None:
         ("characters", "- Rotate", "by up to 90 degrees"),
     ],
 )
-def test_a_pipeline_keeps_the_rules_of_the_domain_beside_it(
-    domain: Any, text: str, message: str
-) -> None:
+def test_a_pipeline_keeps_the_rules_of_its_domain(domain: Any, text: str, message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         ImagePolicy.from_params(Classic(image=domain, policy=text))
     ImagePolicy.from_params(Classic(policy=text)).check()
@@ -229,7 +227,7 @@ def test_a_plugin_that_is_not_there_or_gives_no_image_is_said() -> None:
         ImagePolicy.from_params(Classic(plugin="broken")).check()
 
 
-def test_an_import_path_is_followed_only_where_the_worker_says_so(
+def test_import_paths_are_followed_only_if_a_worker_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     policy = ImagePolicy.from_params(Classic(plugin="os.path:basename"))

@@ -38,9 +38,7 @@ def seeds(n: int, run_seed: int = 0) -> list[int]:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("shape", [(8, 8), (28, 28), (1, 1), (3, 120), (200, 160)])
-def test_every_size_and_channel_count_keeps_its_shape(
-    shape: tuple[int, int], channels: int
-) -> None:
+def test_sizes_and_channel_counts_keep_their_shape(shape: tuple[int, int], channels: int) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*shape, channels), dtype=np.uint8)
     before = image.copy()
     changed = ALWAYS.apply(image, seed=1)
@@ -148,9 +146,7 @@ def _cv2_as_before() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_cv2_as_before")
 @pytest.mark.parametrize("cv2_threads", [1, 2])
-def test_order_and_thread_settings_do_not_matter(
-    expected: dict[int, bytes], cv2_threads: int
-) -> None:
+def test_order_and_threads_do_not_matter(expected: dict[int, bytes], cv2_threads: int) -> None:
     jobs = [(place, seed, cv2_threads) for place, seed in enumerate(seeds(40))]
     assert dict(map(work, reversed(jobs))) == expected
 

@@ -196,9 +196,7 @@ def test_other_seeds_give_other_copies(made: pa.Table, staged: Staged) -> None:
     assert not set(other["aug_seed"].to_pylist()) & set(made["aug_seed"].to_pylist())
 
 
-def test_large_amounts_are_written_in_several_shards(
-    staged: Staged, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_amounts_have_several_shards(staged: Staged, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_images, "SHARD_BYTES", 20_000)
     ref = augment(staged.experiment(seed=8), {RARE: 61}, staged.store)
     info = load_info(ref, staged.store)
@@ -268,7 +266,7 @@ def n_rows(png: bytes) -> int:
     return Image.open(io.BytesIO(png)).height // ROW_HEIGHT
 
 
-def test_classes_to_bring_up_get_a_sheet_the_rarest_first(
+def test_rare_classes_get_a_sheet_the_rarest_first(
     staged: Staged, candidates: FilterResult
 ) -> None:
     found = sheets(staged, candidates, "real", Classic())
@@ -276,9 +274,7 @@ def test_classes_to_bring_up_get_a_sheet_the_rarest_first(
     assert [n_rows(png) for png in found.values()] == [2, 4]
 
 
-def test_nearest_training_image_stands_below_its_twin(
-    staged: Staged, candidates: FilterResult
-) -> None:
+def test_nearest_image_stands_below_its_twin(staged: Staged, candidates: FilterResult) -> None:
     """Each candidate is a twin that is brighter by 30."""
     png = sheets(staged, candidates, "real")[RARE]
     page = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
@@ -298,9 +294,7 @@ def test_pictures_show_what_they_may(staged: Staged, candidates: FilterResult) -
 
 
 @pytest.mark.slow
-def test_report_has_the_sheets_as_files_and_in_the_summary(
-    staged: Staged, candidates: FilterResult
-) -> None:
+def test_report_has_sheets_in_files_and_summary(staged: Staged, candidates: FilterResult) -> None:
     store, dataset, plan = staged
     # Without a recipe the policy is not shown, since nothing is published by it.
     recipe = plain_recipe(plan, {})

@@ -164,9 +164,7 @@ def test_a_person_reads_which_operation(staged: tuple[Store, DatasetRef]) -> Non
 
 
 @pytest.mark.slow
-def test_a_preview_shows_each_operation_and_publishes_nothing(
-    digits: Source, numbers: Source
-) -> None:
+def test_a_preview_shows_operations_and_publishes_nothing(digits: Source, numbers: Source) -> None:
     sheet = preview(digits, Classic(image="texture"))
     picture = Image.open(io.BytesIO(sheet))
     assert len(sheet) < 200_000

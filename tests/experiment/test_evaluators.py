@@ -111,9 +111,7 @@ def rows_of(evaluator: Evaluator) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def test_the_kind_of_records_decides_the_evaluator(
-    evaluator: Evaluator, dataset: DatasetRef
-) -> None:
+def test_the_modality_decides_the_evaluator(evaluator: Evaluator, dataset: DatasetRef) -> None:
     image = dataset.modality == "image"
     assert evaluator.records.X.ndim == (4 if image else 2)
     assert evaluator.estimators == (("convolutional",) if image else ("logistic",))
@@ -124,9 +122,7 @@ def test_the_kind_of_records_decides_the_evaluator(
     assert len(evaluator.records.X) == len(evaluator.records.y) == n_train
 
 
-def test_the_hold_out_has_the_same_form_as_the_training_records(
-    evaluator: Evaluator, store: Store
-) -> None:
+def test_the_hold_out_has_the_form_of_training_records(evaluator: Evaluator, store: Store) -> None:
     table = read_part(store, evaluator.info, ["holdout"])
     holdout = evaluator.read(table)
     assert holdout.X.shape[1:] == evaluator.records.X.shape[1:]
@@ -312,9 +308,7 @@ def images(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef
 
 
 @pytest.mark.slow
-def test_image_strategies_draw_the_balance_that_the_strategy_asks_for(
-    images: DatasetRef, store: Store
-) -> None:
+def test_image_strategies_draw_the_balance_they_ask_for(images: DatasetRef, store: Store) -> None:
     found = planned(images, store)
     data = open_evaluator(store, experiment_of(images, found)).records
     synthetic = Synthetic(data.X[data.y == 1][:30], np.full(30, 1))
@@ -392,9 +386,7 @@ def test_more_images_than_a_comparison_holds_are_sampled_by_seed_and_the_plan_sa
     assert plan(images, with_model, store).max_compared == 0
 
 
-def test_an_image_strategy_with_a_model_trains_on_the_runs_own_candidates(
-    images: DatasetRef, store: Store
-) -> None:
+def test_an_image_model_trains_on_the_runs_candidates(images: DatasetRef, store: Store) -> None:
     """Under every seed: a model of images cannot be trained anew for each."""
     evaluator = open_evaluator(store, experiment_of(images, planned(images, store)))
     given = Synthetic(evaluator.records.X[:4], np.zeros(4, dtype=np.int64))
@@ -407,9 +399,7 @@ def test_an_image_strategy_with_a_model_trains_on_the_runs_own_candidates(
     )
 
 
-def test_plan_fits_the_classifiers_steps_to_records_and_budget(
-    images: DatasetRef, store: Store
-) -> None:
+def test_plan_fits_the_steps_to_records_and_budget(images: DatasetRef, store: Store) -> None:
     asked = RunParams(model=NoModel(), evaluation=EVALUATION)
     found = plan(images, asked, store)
     assert found.classifier_steps == 300
@@ -474,9 +464,7 @@ def test_recipe_of_images_says_how_to_train(images: DatasetRef, store: Store) ->
 
 
 @pytest.mark.slow
-def test_auto_trains_no_image_model_on_a_budget_that_helps_nobody(
-    images: DatasetRef, store: Store
-) -> None:
+def test_auto_trains_no_image_model_on_a_short_budget(images: DatasetRef, store: Store) -> None:
     """It is said, and goes on without; asked for by name it is planned."""
     hurried = Budget(minutes=0.2, device="cpu")
 

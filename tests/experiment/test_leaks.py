@@ -56,9 +56,7 @@ def run(source: Source, folder: Path, **params: Any) -> RunResult:
     return rebalance.fn(source=source, destination=Destination(uri=str(folder)), **asked)
 
 
-def test_a_planted_group_leak_is_impossible_where_groups_are_named(
-    tmp_path: Path, store: Store
-) -> None:
+def test_a_group_leak_is_impossible_where_groups_are_named(tmp_path: Path, store: Store) -> None:
     uri = put(tmp_path / "in.parquet", patients())
     source = Source(uri=uri, label="label", group_column="patient")
     info = load_info(ingest(source, store=store, seed=0), store)
@@ -87,9 +85,7 @@ def test_a_group_on_both_sides_of_a_holdout_of_ones_own_may_be_refused(tmp_path:
 
 
 @pytest.mark.slow
-def test_planted_near_duplicates_of_rows_are_found_and_named_groups_heal_them(
-    tmp_path: Path,
-) -> None:
+def test_planted_near_duplicates_are_found_and_named_groups_heal_them(tmp_path: Path) -> None:
     """Images stay together by themselves (test_near_split); of rows the verdict tells."""
     uri = put(tmp_path / "in.parquet", patients())
     dropped = [{"name": "patient", "kind": "drop"}]

@@ -114,9 +114,7 @@ def test_generator_that_copies_leaks_whatever_the_filter_kept(copies: Drawn) -> 
     assert found["auc"].estimate == 1.0  # type: ignore[attr-defined]
 
 
-def test_model_that_leaks_is_named_though_what_was_kept_does_not(
-    copies: Drawn, fresh: Drawn
-) -> None:
+def test_a_leaking_model_is_named_though_what_was_kept_is_not(copies: Drawn, fresh: Drawn) -> None:
     """The filter drops copies; the model that made them goes on making them."""
     kept = next(s for s in fresh.privacy.sides if s.records == "kept")
     drawn = next(s for s in copies.privacy.sides if s.records == "drawn")
@@ -191,9 +189,7 @@ def test_report_has_the_section_the_key_and_the_artifact(fresh: Drawn) -> None:
 
 
 @pytest.mark.parametrize("publish", [Publish(), Publish(origins=["real"])])
-def test_report_says_nothing_where_no_synthetic_record_goes_out(
-    fresh: Drawn, publish: Publish
-) -> None:
+def test_report_is_silent_where_nothing_synthetic_goes_out(fresh: Drawn, publish: Publish) -> None:
     counts = {} if "synthetic" in publish.origins else fresh.filtered.kept_counts
     release = release_with(fresh, "none")
     params = release.experiment.params.model_copy(update={"publish": publish})

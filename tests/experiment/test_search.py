@@ -232,9 +232,7 @@ def clock(minutes: float, *, steps: int = 0, **given: Any) -> Schedule:
     return Schedule.of(budget, **{"workers": 1, "trains_network": False, **given})
 
 
-def test_as_many_strategies_are_scored_in_full_as_there_is_time_for(
-    pilots: list[StrategyScore],
-) -> None:
+def test_as_many_strategies_are_scored_as_there_is_time_for(pilots: list[StrategyScore]) -> None:
     best = best_settings(pilots)
     assert clock(1000).n_kept(pilots, best) == len(best) == 7
     assert clock(0.5).n_kept(pilots, best) == 2
@@ -252,9 +250,7 @@ def test_a_network_takes_its_part_of_the_minutes(pilots: list[StrategyScore]) ->
     assert clock(1.5).n_kept(pilots, best) > clock(1.5, trains_network=True).n_kept(pilots, best)
 
 
-def test_pilots_of_generative_models_are_within_the_time_of_comparison(
-    pilots: list[StrategyScore],
-) -> None:
+def test_pilots_of_models_are_within_the_time_of_comparison(pilots: list[StrategyScore]) -> None:
     best = best_settings(pilots)
     kept = [clock(1.5, spent=seconds).n_kept(pilots, best) for seconds in (0.0, 20.0, 1000.0)]
     assert kept[0] > kept[1] > kept[2] == 2
@@ -271,9 +267,7 @@ def test_as_many_seeds_are_compared_with_as_there_is_time_for(pilots: list[Strat
     assert counted.n_seeds(pilots, full, last, most=3) == 3, "minutes do not count"
 
 
-def test_the_strategies_of_the_hold_out_are_within_the_time_of_comparison(
-    pilots: list[StrategyScore],
-) -> None:
+def test_the_hold_out_is_within_the_time_of_comparison(pilots: list[StrategyScore]) -> None:
     best = best_settings(pilots)
     # A pilot trained three times with a third of the steps; all five folds are five whole trainings, and the three
     # strategies of the hold-out are trained once, on a quarter more records.
@@ -325,9 +319,7 @@ def test_the_last_rung_keeps_what_goes_to_the_hold_out(pilots: list[StrategyScor
 
 
 @pytest.mark.slow
-def test_pilots_are_scored_on_fewer_folds_and_the_same_every_time(
-    dataset: DatasetRef, store: Store
-) -> None:
+def test_pilots_are_scored_on_fewer_folds_and_repeat(dataset: DatasetRef, store: Store) -> None:
     asked = planned_experiment(dataset, store, model=NoModel(), evaluation=EVALUATION)
     (strategy,) = strategies_in("weights")
     tried = settings(strategy, plan=asked.plan, classic=Classic())
@@ -351,9 +343,7 @@ def test_pilots_are_scored_on_fewer_folds_and_the_same_every_time(
     other.fs.rm(other.root, recursive=True)
 
 
-def test_a_strategy_with_and_without_thresholds_trains_once_and_before_any_model(
-    dataset: DatasetRef, store: Store
-) -> None:
+def test_strategies_without_a_model_train_once(dataset: DatasetRef, store: Store) -> None:
     """Scores without synthetic records do not wait for them, and are found again beside them."""
     asked = planned_experiment(dataset, store, model=TreesModel(), evaluation=EVALUATION)
     as_is, threshold = make_strategies("table", model=None, classic=Classic())[:2]

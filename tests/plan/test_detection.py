@@ -172,9 +172,7 @@ def test_it_goes_out_and_comes_in_again(published: Path, tmp_path: Path, convent
 
 
 @pytest.mark.slow
-def test_parts_that_are_not_there_are_not_exported_as_nothing(
-    published: Path, tmp_path: Path
-) -> None:
+def test_absent_parts_are_not_exported_as_nothing(published: Path, tmp_path: Path) -> None:
     store = open_store(str(published / "out"))
     for wrong in ({"splits": ["trian"]}, {"origins": ["synthetic"]}):
         with pytest.raises(ParameterError, match="has no"):

@@ -87,9 +87,7 @@ def test_soft_labels_draw_of_every_class_and_leave_the_balance_to_weights(planne
     ],
     ids=["hard", "faithful", "no two alike", "the label is bound"],
 )
-def test_labels_are_hard_where_a_record_cannot_stand_for_two_classes(
-    planned: Planned, quality: Quality
-) -> None:
+def test_labels_are_hard_where_they_cannot_be_soft(planned: Planned, quality: Quality) -> None:
     found = planned(model=TreesModel(), quality=quality)
     assert not found.soft_labels
     assert [c.n_synthetic for c in found.classes] == [0, 40]
@@ -139,7 +137,7 @@ def test_plan_leaves_nothing_behind(planned: Planned, memory_store: Store) -> No
         (["code"], "'code', which is an identifier column"),
     ],
 )
-def test_columns_that_cannot_be_balanced_within_are_refused_by_name(
+def test_unusable_columns_are_refused_by_name(
     by: list[str], message: str, planned: Planned
 ) -> None:
     with pytest.raises(ParameterError, match=message):

@@ -148,9 +148,7 @@ def test_the_next_version_says_what_changed_and_keeps_saying_it(grown: Destined)
     assert pages() == before, "a run that comes upon its own version compares with the one before"
 
 
-def test_an_earlier_version_is_compared_with_whatever_became_of_its_report(
-    published: Destined, tmp_path: Path
-) -> None:
+def test_an_earlier_version_needs_no_report(published: Destined, tmp_path: Path) -> None:
     store = published.copied(tmp_path)
     manifest = read_manifest(store, 1)
     shutil.rmtree(tmp_path / "out" / "_reports" / "v00000001")
@@ -160,9 +158,7 @@ def test_an_earlier_version_is_compared_with_whatever_became_of_its_report(
 
 
 @pytest.mark.slow
-def test_a_version_whose_manifest_cannot_be_read_is_left_out(
-    grown: Destined, tmp_path: Path
-) -> None:
+def test_a_version_with_a_broken_manifest_is_left_out(grown: Destined, tmp_path: Path) -> None:
     store = grown.copied(tmp_path)
     rollback(store, to=1)
     store.put(manifest_path(read_manifest(store).version), b"{")
@@ -170,9 +166,7 @@ def test_a_version_whose_manifest_cannot_be_read_is_left_out(
     assert before == read_manifest(store, before.version)
 
 
-def test_a_version_that_was_rolled_back_is_compared_with(
-    published: Destined, tmp_path: Path
-) -> None:
+def test_a_version_rolled_back_is_compared_with(published: Destined, tmp_path: Path) -> None:
     store = published.copied(tmp_path)
     commit = rollback(store, to=1)
     before = find_previous(store, "another")

@@ -50,9 +50,7 @@ def test_a_profile_writes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", ["labl", "x", ""])
-def test_a_source_that_ingest_would_refuse_is_shown_with_the_reason(
-    tmp_path: Path, label: str
-) -> None:
+def test_a_source_that_ingest_refuses_is_shown_with_the_reason(tmp_path: Path, label: str) -> None:
     changes = {"label": label, "group_column": "" if label else "none"}
     source = put(tmp_path / "in").model_copy(update=changes)
     found = profile(source)

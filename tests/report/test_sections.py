@@ -72,9 +72,7 @@ HOLDOUT = [
 
 
 @pytest.mark.parametrize(("name", "info", "words"), HOLDOUT)
-def test_a_section_shows_its_measurement_and_escapes_names(
-    name: str, info: Any, words: list[str]
-) -> None:
+def test_a_section_shows_numbers_and_escapes_names(name: str, info: Any, words: list[str]) -> None:
     html = section(name, **{name: info})
     for text in words:
         assert text in html

@@ -237,9 +237,7 @@ def test_pictures_without_contrast_resemble_nothing():
 
 
 @pytest.mark.slow
-def test_an_encoder_takes_the_place_of_the_classifier_behind_the_feature_space(
-    tmp_path, monkeypatch
-):
+def test_an_encoder_takes_the_place_of_the_classifier_in_the_feature_space(tmp_path, monkeypatch):
     """A copy of a training image is near in it, fresh images are not; only the label classifiers are trained."""
     pytest.importorskip("onnxruntime")
     from support.encoders import encoder_bytes, encoder_params
