@@ -32,7 +32,7 @@ from prefect_augment.flows.augment import augment
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Balance, Classic, Destination, Report, Source
 from prefect_augment.report.contact_sheets import preview
-from prefect_augment.schema import DatasetRef
+from prefect_augment.schema import DatasetRef, RunResult
 from prefect_augment.storage import Store
 
 UPSIDE_DOWN = "- Rotate: {limit: [180, 180], border_mode: 4, p: 1.0}"
@@ -113,24 +113,19 @@ def test_digits_upside_down_are_found_and_leaning_ones_are_not(
 
 @pytest.mark.slow
 def test_the_flow_refuses_before_anything_is_published(digits: Source, tmp_path: Path) -> None:
-    given: dict[str, Any] = {
-        "source": digits,
-        "balance": Balance(target="count", count=190),
-        "report": Report(pictures="none"),
-    }
-    with pytest.raises(LabelDamageError):
-        augment.fn(
-            destination=Destination(uri=str(tmp_path / "no")),
-            classic=Classic(policy=UPSIDE_DOWN, on_label_damage="refuse"),
-            **given,
+    def augmented(on_label_damage: Any) -> RunResult:
+        return augment.fn(
+            source=digits,
+            destination=Destination(uri=str(tmp_path / on_label_damage)),
+            balance=Balance(target="count", count=190),
+            classic=Classic(policy=UPSIDE_DOWN, on_label_damage=on_label_damage),
+            report=Report(pictures="none"),
         )
-    assert not (tmp_path / "no" / "_manifests").exists()
-    done = augment.fn(
-        destination=Destination(uri=str(tmp_path / "yes")),
-        classic=Classic(policy=UPSIDE_DOWN, on_label_damage="ignore"),
-        **given,
-    )
-    assert done.status == "published"
+
+    with pytest.raises(LabelDamageError):
+        augmented("refuse")
+    assert not (tmp_path / "refuse" / "_manifests").exists()
+    assert augmented("ignore").status == "published"
 
 
 @pytest.mark.slow

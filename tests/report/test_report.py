@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import re
 import subprocess
 import threading
@@ -173,31 +174,21 @@ def recipe() -> Recipe:
     )
 
 
-def neighbour(label: str, synthetic: Any, real: Any, distance: float) -> Neighbour:
-    return Neighbour(label=label, synthetic=synthetic, real=real, distance=distance)
-
-
-def doubted_label(
-    aug_id: str, label: str, suggested: str, score: float, record: dict[str, str], picture: str = ""
-) -> DoubtedLabel:
-    return DoubtedLabel(
-        aug_id=aug_id, label=label, suggested=suggested, score=score, record=record, picture=picture
-    )
+def doubted(aug_id: str, label: str, suggested: str, record: Any, file: str = "") -> DoubtedLabel:
+    said = {"label": label, "suggested": suggested, "score": 0.93}
+    return DoubtedLabel(aug_id=aug_id, record=record, picture=file, **said)
 
 
 def full_report(**changes: Any) -> ReportData:
     rng = np.random.default_rng(0)
-    columns = ("temperature", "site <b>", "installed")
+    columns, day = ("temperature", "site <b>", "installed"), np.datetime64("2019-01-01")
     shapes = {
         "temperature": ColumnShape("numeric", rng.normal(9, 2, 80), rng.normal(9, 2, 90)),
         "site <b>": ColumnShape("category", np.array([SECRET, "b", "c"]), np.array(["b", "c"])),
-        "installed": ColumnShape(
-            "numeric",
-            np.datetime64("2019-01-01") + rng.integers(0, 900, 80),
-            np.datetime64("2019-01-01") + rng.integers(0, 900, 90),
-        ),
+        "installed": ColumnShape("numeric", *(day + rng.integers(0, 900, n) for n in (80, 90))),
     }
     record = {c: f"{c} of a synthetic record" for c in columns}
+    beside = record | {"site <b>": SECRET}
     fields: dict[str, Any] = {
         "title": "predictive maintenance <i>",
         "label": "failure type",
@@ -223,14 +214,14 @@ def full_report(**changes: Any) -> ReportData:
         "rare_classes": tuple(COMPARED[4:]),
         "shapes": summarise_shapes(shapes, show_real=changes.get("pictures", "real") == "real"),
         "neighbours": (
-            neighbour(HOSTILE, record, {**record, "site <b>": SECRET}, 0.31),
-            neighbour("scratch", record, {"temperature": "3.5"}, float("nan")),
+            Neighbour(label=HOSTILE, synthetic=record, real=beside, distance=0.31),
+            Neighbour(
+                label="scratch", synthetic=record, real={"temperature": "3"}, distance=math.nan
+            ),
         ),
         "doubted": (
-            doubted_label(
-                "7c", "scratch", HOSTILE, 0.93, {"site <b>": SECRET, "temperature": "3.5"}
-            ),
-            doubted_label("8d", HOSTILE, "scratch", 0.91, {"temperature": "17.5"}),
+            doubted("7c", "scratch", HOSTILE, {"site <b>": SECRET, "temperature": "3.5"}),
+            doubted("8d", HOSTILE, "scratch", {"temperature": "17.5"}),
         ),
         "seed": 7,
         "model_kind": "trees",
@@ -769,8 +760,8 @@ def image_report(**changes: Any) -> ReportData:
     images |= {f"doubted_{i}.png": picture_png(pixels[i - 1]) for i in (1, 2)}
     fields = {"modality": "image", "sheets": sheets, "shapes": (), "neighbours": ()}
     fields["doubted"] = (
-        doubted_label("7c", "scratch", HOSTILE, 0.93, {"file": f"{SECRET}.png"}, "doubted_1.png"),
-        doubted_label("8d", HOSTILE, "scratch", 0.91, {}, "doubted_2.png"),
+        doubted("7c", "scratch", HOSTILE, {"file": f"{SECRET}.png"}, "doubted_1.png"),
+        doubted("8d", HOSTILE, "scratch", {}, "doubted_2.png"),
     )
     return full_report(**(fields | {"images": images | changes.pop("images", {})} | changes))
 
