@@ -169,10 +169,8 @@ def test_report_and_page_have_a_key_and_a_section_for_each(
     compared: Any, dataset: DatasetRef, planned: BalancePlan, info: HoldoutResult, store: Store
 ) -> None:
     recipe = make_recipe(asked(dataset, planned), WEIGHTS, [])
-    release = release_of(
-        dataset, planned, recipe, verdict=compared[0], report=Report(pictures="none")
-    )
-    ref, _ = report(release, store)
+    shown = Report(pictures="none")
+    ref, _ = report(release_of(dataset, planned, recipe, verdict=compared[0], report=shown), store)
     found = json.loads(store.read(f"{ref.prefix}/report.json"))
     page = store.read(f"{ref.prefix}/report.html").decode()
     for name in ("slices", "calibration"):

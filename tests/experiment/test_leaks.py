@@ -102,9 +102,8 @@ def test_nothing_is_fitted_on_the_holdout(tmp_path: Path) -> None:
     found = []
     for name, seed, scale in (("one", 1, 1.0), ("other", 2, 1e6)):
         held = patients(100, seed=seed, scale=scale)
-        levels = pa.array(
-            [f"never seen {i}" for i in range(200)] if name == "other" else held["level"]
-        )
+        never_seen = [f"never seen {i}" for i in range(200)]
+        levels = pa.array(never_seen if name == "other" else held["level"])
         held = held.set_column(held.column_names.index("level"), "level", levels)
         source = Source(
             uri=put(tmp_path / "in.parquet", patients()),
@@ -121,9 +120,8 @@ def test_nothing_is_fitted_on_the_holdout(tmp_path: Path) -> None:
         experiment = Experiment(dataset=dataset, plan=balance, params=asked)
         model = train(experiment, store)
         data = open_evaluator(store, experiment).records
-        found.append(
-            (info.columns, balance.classes, model.digest, data.X.tobytes(), data.keys.tolist())
-        )
+        records = data.X.tobytes(), data.keys.tolist()
+        found.append((info.columns, balance.classes, model.digest, *records))
         assert info.part_counts["holdout"] == {"ill": 40, "well": 160}
     assert found[0] == found[1]
 

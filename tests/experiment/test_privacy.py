@@ -193,12 +193,9 @@ def test_report_is_silent_where_nothing_synthetic_goes_out(fresh: Drawn, publish
     counts = {} if "synthetic" in publish.origins else fresh.filtered.kept_counts
     release = release_with(fresh, "none")
     params = release.experiment.params.model_copy(update={"publish": publish})
-    release = release.model_copy(
-        update={
-            "recipe": plain_recipe(fresh.plan, counts),
-            "experiment": release.experiment.model_copy(update={"params": params}),
-        }
-    )
+    experiment = release.experiment.model_copy(update={"params": params})
+    recipe = plain_recipe(fresh.plan, counts)
+    release = release.model_copy(update={"recipe": recipe, "experiment": experiment})
     ref, summary = report(release, fresh.store)
     assert json.loads(fresh.store.read(f"{ref.prefix}/report.json"))["privacy"] is None
     page = fresh.store.read(f"{ref.prefix}/report.html").decode()
@@ -259,9 +256,8 @@ def test_section_has_a_row_for_each_attack_on_what_is_published(copies: Drawn) -
     kept, drawn = copies.privacy.sides
     assert (kept.records, drawn.records) == ("kept", "drawn")
     shown = section("privacy", privacy=copies.privacy)
-    assert shown.count("Linking two halves of a record") == sum(
-        bool(s.attacks) for s in (kept, drawn)
-    )
+    n_attacked = sum(bool(s.attacks) for s in (kept, drawn))
+    assert shown.count("Linking two halves of a record") == n_attacked
     linked = next(a for a in drawn.attacks if a.name == "linkability")
     row = shown.split("Attacks: drawn")[1].split("Linking two halves")[1].split("</tr>")[0]
     assert "yes" in row
@@ -272,9 +268,8 @@ def test_section_has_a_row_for_each_attack_on_what_is_published(copies: Drawn) -
 def test_section_escapes_names_and_shows_no_value(fresh: Drawn) -> None:
     first = fresh.privacy.sides[0]
     named = first.classes[0].model_copy(update={"name": "<script>x</script>"})
-    odd = fresh.privacy.model_copy(
-        update={"sides": (first.model_copy(update={"classes": (named,)}),)}
-    )
+    side = first.model_copy(update={"classes": (named,)})
+    odd = fresh.privacy.model_copy(update={"sides": (side,)})
     assert "<script>" not in section("privacy", privacy=odd)
     # Numbers, shares and names of classes: nothing else has a place in these results.
     texts = [value for value in _leaves(fresh.privacy.model_dump()) if isinstance(value, str)]

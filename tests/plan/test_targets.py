@@ -17,6 +17,7 @@ from prefect_augment.plan.targets import (
 from prefect_augment.schema import ClassPlan, class_order
 
 COUNTS = {"common": 1000, "rare": 40, "rarest": 5}
+OWN_CAP = ClassTarget(name="rare", max_synthetic_per_real=9)
 
 text = st.text(alphabet="ab|\\= '<é🙂/.", max_size=8)
 class_counts = st.dictionaries(text, st.integers(1, 10_000), min_size=1, max_size=8)
@@ -236,10 +237,7 @@ def test_plan_keeps_class_and_cell_of_each_stratum() -> None:
     ("balance", "expected"),
     [
         (Balance(max_synthetic_per_real=6.0), "balance allows 6 synthetic"),
-        (
-            Balance(classes=[ClassTarget(name="rare", max_synthetic_per_real=9)]),
-            "class 'rare' allows 9",
-        ),
+        (Balance(classes=[OWN_CAP]), "class 'rare' allows 9"),
     ],
 )
 def test_caps_above_five_are_warned_of(balance: Balance, expected: str) -> None:

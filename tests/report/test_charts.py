@@ -58,14 +58,11 @@ def all_charts(names: list[str]) -> list[bytes]:
         n: ColumnShape("category", np.array([*names, None], dtype=object), np.array(names[:2]))
         for n in names[:6]
     }
+    recalls = [ClassRow(0, n, 0, {}, recall_as_is=interval(0.5, 0.1)) for n in names]
     return [
         class_counts_chart(counts),
         forest_chart([ForestRow(n, interval(50.0), mark="chosen") for n in names], label="%"),
-        recall_chart(
-            [ClassRow(0, n, 0, {}, recall_as_is=interval(0.5, 0.1)) for n in names],
-            before="a",
-            after="b",
-        ),
+        recall_chart(recalls, before="a", after="b"),
         shapes_chart(summarise_shapes(shapes)[:6]),
     ]
 
