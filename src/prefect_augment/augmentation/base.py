@@ -136,7 +136,6 @@ def _first_place(plan: BalancePlan) -> int:
 def _make(
     source: DatasetInfo, experiment: Experiment, requested: Mapping[str, int], stage: Stage
 ) -> DatasetInfo:
-    """Make the records of a table and write their shards."""
     plan, params = experiment.plan, experiment.params
     classic, seed = params.classic, params.seed
     change = text_changer(classic)

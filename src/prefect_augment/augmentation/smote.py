@@ -168,7 +168,6 @@ def random_oversample_indices(strata: Int, counts: Mapping[int, int], seed: int)
 
 
 def _median_filled(numbers: Float) -> Float:
-    """Return columns with their medians for nulls."""
     return np.where(np.isnan(numbers), of_known(numbers, np.median), numbers)
 
 

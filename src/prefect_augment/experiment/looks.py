@@ -25,8 +25,6 @@ _MAX_ATTEMPTS = 100
 
 
 class _Recorded(Result):
-    """One look as it is stored."""
-
     key: str  # of the reading
     look: Look
     n_first: int  # records or groups that the hold-out had held at the first look

@@ -131,8 +131,6 @@ def report(
 
 
 class _Page(Result):
-    """The receipt of a report."""
-
     prefix: str
     files: tuple[str, ...]
     summary: str

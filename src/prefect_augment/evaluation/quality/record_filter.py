@@ -78,8 +78,6 @@ MAX_STRATA_COMPARED = 50  # the two-sample test takes about half a second a stra
 
 
 class _ClassResult(NamedTuple):
-    """Checks and metrics of a stratum as a whole."""
-
     checks: tuple[ClassCheck, ...] = ()
     verdict: ClassVerdict = "not tested"
     metrics: Mapping[str, float] = MappingProxyType({})
