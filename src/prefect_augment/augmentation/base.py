@@ -212,8 +212,6 @@ def make_records(
 
     Arguments and errors are those of :func:`.smote.smote`; ``notes`` say where another method was used.
 
-    References
-    ----------
     Han et al. 2005, "Borderline-SMOTE"; He et al. 2008, "ADASYN"; Menardi & Torelli 2014, "Training and
     assessing classification rules with imbalanced data" (ROSE, the shrinkage).
     """
