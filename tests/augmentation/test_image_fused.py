@@ -29,11 +29,20 @@ def both(
     name: str, image: NDArray[np.uint8], **arguments: Any
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """What the fast path and albumentations make of an operation that has no choice."""
-    pipeline = Pipeline([Operation(name, {**arguments, "p": 1.0})], size=image.shape[:2])
+    size = (0, 0) if name == "RandomResizedCrop" else image.shape[:2]  # it has a size of its own
+    ours, theirs = applied([Operation(name, {**arguments, "p": 1.0})], image, size)
+    assert theirs.shape[:2] == ours.shape[:2]
+    return ours, theirs.reshape(ours.shape)
+
+
+def applied(
+    operations: list[Operation], image: NDArray[np.uint8], size: tuple[int, int]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    pipeline = Pipeline(operations, size=size)
     fast = fused(pipeline.nodes)
-    assert isinstance(fast, Fused), f"{name} does not fit in"
+    assert isinstance(fast, Fused), f"{operations} do not fit in"
     words = np.arange(pipeline.n_words, dtype=np.uint64)
-    return fast.apply(image, draws(3))[0], pipeline.apply(image, words)[0].reshape(image.shape)
+    return fast.apply(image, draws(3))[0], pipeline.apply(image, words)[0]
 
 
 REFLECT = {"border_mode": 4}
@@ -67,21 +76,10 @@ OPERATIONS: list[tuple[str, dict[str, Any], float]] = [
 def test_an_operation_agrees_with_albumentations(
     name: str, arguments: dict[str, Any], tolerance: float
 ) -> None:
-    ours, theirs = (
-        both(name, picture(), **arguments) if name != "RandomResizedCrop" else _crop(arguments)
-    )
-    assert ours.shape == theirs.shape
+    ours, theirs = both(name, picture(), **arguments)
     difference = np.abs(ours.astype(int) - theirs)
     assert difference.mean() <= tolerance
     assert name in ("NoOp", "RandomResizedCrop") or not np.array_equal(ours, picture())
-
-
-def _crop(arguments: dict[str, Any]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Of a size of its own."""
-    pipeline = Pipeline([Operation("RandomResizedCrop", {**arguments, "p": 1.0})], size=(0, 0))
-    fast = fused(pipeline.nodes)
-    words = np.arange(pipeline.n_words, dtype=np.uint64)
-    return fast.apply(picture(), draws(3))[0], pipeline.apply(picture(), words)[0]
 
 
 @pytest.mark.parametrize(
@@ -120,10 +118,7 @@ def test_operations_are_composed_in_their_order() -> None:
     turn = Operation("Rotate", {"limit": (20.0, 20.0), "p": 1.0, **REFLECT})
     flip = Operation("HorizontalFlip", {"p": 1.0})
     for operations in ([turn, flip], [flip, turn]):
-        pipeline = Pipeline(operations, size=(48, 48))
-        fast = fused(pipeline.nodes)
-        words = np.arange(pipeline.n_words, dtype=np.uint64)
-        ours, theirs = fast.apply(image, draws(0))[0], pipeline.apply(image, words)[0]
+        ours, theirs = applied(operations, image, (48, 48))
         assert np.abs(ours.astype(int) - theirs).mean() < 0.3
 
 
@@ -244,31 +239,20 @@ def test_moved_boxes_are_those_of_all_their_points() -> None:
 def test_a_box_that_leaves_the_image_goes(policy_border: int) -> None:
     """Shifted to the right by half: the right one is gone, of the left one all is there."""
     image, targets = scene()
-    shift = Operation(
-        "Affine",
-        {
-            "translate_percent": {"x": (0.4, 0.4), "y": (0.0, 0.0)},
-            "border_mode": policy_border,
-            "p": 1.0,
-        },
-    )
-    policy = ImagePolicy((shift,), prob=1.0)
-    changed, moved = policy.apply_targets(image, targets, seed=0)
+
+    def shifted(part: float, targets: Targets) -> Scene:
+        ways = {"x": (part, part), "y": (0.0, 0.0)}
+        arguments = {"translate_percent": ways, "border_mode": policy_border, "p": 1.0}
+        policy = ImagePolicy((Operation("Affine", arguments),), prob=1.0)
+        return policy.apply_targets(image, targets, seed=0)
+
+    changed, moved = shifted(0.4, targets)
     assert moved.places.tolist() == [0]
     assert moved.boxes[0] == pytest.approx([60, 15, 24, 18], abs=0.6)
     assert moved.inside.tolist() == [True, False, True, False]
     assert (changed[:, :30] == FILL).all(), "gray, and nothing of the image once more"
-    half = Operation(
-        "Affine",
-        {
-            "translate_percent": {"x": (0.3, 0.3), "y": (0.0, 0.0)},
-            "border_mode": policy_border,
-            "p": 1.0,
-        },
-    )
     for least, places in ((0.4, [0, 1]), (0.6, [0])):
-        half_policy = ImagePolicy((half,), prob=1.0)
-        _, moved = half_policy.apply_targets(image, replace(targets, min_visibility=least), seed=0)
+        _, moved = shifted(0.3, replace(targets, min_visibility=least))
         assert moved.places.tolist() == places, "half of the right one is left"
 
 

@@ -1,24 +1,25 @@
-"""Presets by domain and what they forbid, pipelines as YAML, plug-ins."""
+"""Presets by domain, what they forbid and how they get stronger; pipelines as YAML; plug-ins."""
 
+import json
 from importlib.metadata import EntryPoint
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from numpy.typing import NDArray
 
 albumentations = pytest.importorskip("albumentations", reason="needs the extra 'images'")
 
 from prefect_augment import registry  # noqa: E402
 from prefect_augment.augmentation import image_policy as images  # noqa: E402
-from prefect_augment.augmentation.image_pipeline import flattened, read_pipeline  # noqa: E402
+from prefect_augment.augmentation.image_pipeline import Operation, flattened, read_pipeline  # noqa: E402
 from prefect_augment.augmentation.image_policy import ImagePolicy, record_seed  # noqa: E402
-from prefect_augment.augmentation.image_presets import DOMAINS, PRESETS, check_allowed  # noqa: E402
+from prefect_augment.augmentation.image_presets import DOMAINS, PRESETS, check_allowed, stronger  # noqa: E402
 from prefect_augment.errors import ParameterError  # noqa: E402
+from prefect_augment.evaluation.classifiers.batch_transforms import ClassicRanges  # noqa: E402
 from prefect_augment.params import Classic  # noqa: E402
 from prefect_augment.registry import ALLOW_IMPORT_PATHS  # noqa: E402
-
-albumentations = pytest.importorskip("albumentations", reason="needs the extra 'images'")
 
 PIPELINE = """
 - HorizontalFlip: {p: 0.5}
@@ -50,9 +51,12 @@ def test_no_preset_has_what_its_domain_forbids(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["safe", "characters", "medical"])
-def test_where_sides_mean_something_nothing_is_mirrored(name: str) -> None:
+def test_where_sides_mean_something_nothing_is_mirrored_or_turned_over(name: str) -> None:
+    """A 6 must not become a 9, nor left become right."""
     policy = ImagePolicy.from_params(Classic(image=name))  # type: ignore[arg-type]
-    for seed in seeds(100):
+    names = {operation.name for operation in flattened(policy.operations)}
+    assert not any("Flip" in n or "Transpose" in n or "Rotate" in n for n in names)
+    for seed in seeds(200):
         changed = policy.apply(corner(), seed=seed, prob=1.0).astype(int)
         assert changed[:16, :16].sum() > max(changed[:16, 16:].sum(), changed[16:, :16].sum())
 
@@ -99,22 +103,15 @@ def test_a_pipeline_as_yaml_does_what_albumentations_does_by_its_own_file() -> N
     assert [op.name for op in flattened(short)] == [
         "HorizontalFlip", "OneOf", "GaussianBlur", "GaussNoise", "Affine",
     ]  # fmt: skip
+    blurs = [albumentations.GaussianBlur(blur_limit=(3, 5), p=1.0), albumentations.GaussNoise()]
     whole = albumentations.Compose(
         [
             albumentations.HorizontalFlip(p=0.5),
-            albumentations.OneOf(
-                [
-                    albumentations.GaussianBlur(blur_limit=(3, 5), p=1.0),
-                    albumentations.GaussNoise(),
-                ],
-                p=0.3,
-            ),
+            albumentations.OneOf(blurs, p=0.3),
             albumentations.Affine(rotate=(-10, 10), border_mode=4, p=1.0),
         ],
         p=1.0,
     )
-    import yaml
-
     written = read_pipeline(yaml.safe_dump(whole.to_dict()))
     a, b = (ImagePolicy(ops, prob=1.0) for ops in (short, written))
     image = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
@@ -126,8 +123,6 @@ def test_a_pipeline_as_yaml_does_what_albumentations_does_by_its_own_file() -> N
 
 
 def test_a_policy_goes_through_json_and_does_the_same() -> None:
-    import json
-
     policy = ImagePolicy.from_params(Classic(policy=PIPELINE, image_prob=0.7))
     again = ImagePolicy.from_config(json.loads(json.dumps(policy.info)))
     assert again.digest == policy.digest
@@ -166,11 +161,8 @@ def test_patterns_of_flips_in_yaml_are_independent() -> None:
     ],
 )  # fmt: skip
 def test_mistakes_in_yaml_are_named(text: str, message: str) -> None:
-    def tried() -> None:
-        ImagePolicy.from_params(Classic(policy=text)).check()
-
     with pytest.raises(ParameterError, match=message):
-        tried()
+        ImagePolicy.from_params(Classic(policy=text)).check()
 
 
 @pytest.mark.parametrize(
@@ -183,9 +175,7 @@ def test_mistakes_in_yaml_are_named(text: str, message: str) -> None:
         ("characters", "- Rotate", "by up to 90 degrees"),
     ],
 )
-def test_a_pipeline_keeps_the_rules_of_the_domain_beside_it(
-    domain: Any, text: str, message: str
-) -> None:
+def test_a_pipeline_keeps_the_rules_of_its_domain(domain: Any, text: str, message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         ImagePolicy.from_params(Classic(image=domain, policy=text))
     ImagePolicy.from_params(Classic(policy=text)).check()
@@ -237,7 +227,7 @@ def test_a_plugin_that_is_not_there_or_gives_no_image_is_said() -> None:
         ImagePolicy.from_params(Classic(plugin="broken")).check()
 
 
-def test_an_import_path_is_followed_only_where_the_worker_says_so(
+def test_import_paths_are_followed_only_if_a_worker_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     policy = ImagePolicy.from_params(Classic(plugin="os.path:basename"))
@@ -249,3 +239,68 @@ def test_an_import_path_is_followed_only_where_the_worker_says_so(
         ImagePolicy.from_params(Classic(plugin="os.path:basename")).check()
     with pytest.raises(ParameterError, match="cannot be imported"):
         ImagePolicy.from_params(Classic(plugin="os.path:no_such_thing")).check()
+
+
+SCALABLE = [name for name in DOMAINS if name not in ("none", "trivial", "random")]
+
+
+def picture() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.integers(60, 190, (24, 24, 3), dtype=np.uint8)
+
+
+def change(policy: ImagePolicy) -> float:
+    """How far a picture is changed on average, over some seeds."""
+    image = picture()
+    made = [policy.apply(image, seed=seed, prob=1.0) for seed in range(20)]
+    return float(np.mean([np.abs(m.astype(float) - image).mean() for m in made]))
+
+
+def test_once_as_strong_is_the_policy_itself() -> None:
+    policy = ImagePolicy.from_params(Classic())
+    assert policy.stronger(1.0) is policy
+    assert policy.stronger(2.0).digest != policy.digest
+
+
+def test_no_strength_leaves_pictures_as_they_are() -> None:
+    policy = ImagePolicy.from_params(Classic())
+    assert change(policy.stronger(0.0)) < 1.0 < change(policy)
+
+
+@pytest.mark.parametrize("name", SCALABLE)
+def test_presets_keep_their_own_rules_with_twice_the_strength(name: str) -> None:
+    policy = ImagePolicy.from_params(Classic(image=name))  # type: ignore[arg-type]
+    twice = policy.stronger(2.0)
+    check_allowed(twice.operations, name)
+    twice.check()
+    names = [op.name for op in flattened(policy.operations)]
+    assert [op.name for op in flattened(twice.operations)] == names
+    assert twice.name == name, "it is known by the preset's name"
+
+
+def test_a_recipe_gives_the_strength_back() -> None:
+    policy = ImagePolicy.from_params(Classic()).stronger(2.0)
+    again = ImagePolicy.from_config(policy.info)
+    assert again.digest == policy.digest
+    image = picture()
+    assert np.array_equal(again.apply(image, seed=3, prob=1), policy.apply(image, seed=3, prob=1))
+
+
+def test_ranges_around_one_stay_above_zero_and_other_arguments_stay() -> None:
+    crop = stronger(Operation("RandomResizedCrop", {"scale": (0.4, 1.0), "p": 0.3}), 4.0)
+    assert crop.arguments["scale"] == (pytest.approx(0.05), 1.0)
+    assert crop.arguments["p"] == 0.3
+    flip = Operation("HorizontalFlip", {"p": 0.5})
+    assert stronger(flip, 3.0) == flip
+    inner = stronger(Operation("OneOf", {"p": 1.0}, (Operation("Rotate", {"limit": 10}),)), 2.0)
+    assert inner.inner[0].arguments == {"limit": 20}
+
+
+def test_the_classifiers_own_transform_scales_like_the_preset() -> None:
+    ranges = ClassicRanges().stronger(2.0)
+    (move, light) = ImagePolicy.from_params(Classic()).stronger(2.0).operations
+    assert move.arguments["rotate"] == (-ranges.rotate_degrees, ranges.rotate_degrees)
+    assert move.arguments["scale"] == pytest.approx(ranges.scale_range)
+    assert move.arguments["translate_percent"] == pytest.approx((-ranges.shift, ranges.shift))
+    assert light.arguments["brightness_limit"] == (-ranges.brightness, ranges.brightness)
+    assert light.arguments["contrast_limit"] == (-ranges.contrast, ranges.contrast)

@@ -3,7 +3,7 @@
 import io
 import json
 from collections import Counter
-from typing import Any, Literal
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from support.staging import class_plan, plan_of, shards_of, stage_parts
+from support.staging import class_plan, image_info, plan_of, shards_of, stage_parts
 from support.steps import candidates_with, release_of
 
 pytest.importorskip("albumentations", reason="needs the extra 'images'")
@@ -35,14 +35,7 @@ from prefect_augment.params import Classic, RunParams
 from prefect_augment.plan.strategies import plain_recipe
 from prefect_augment.report.build import report
 from prefect_augment.report.contact_sheets import picture_sheets
-from prefect_augment.schema import (
-    BalancePlan,
-    ClassFilter,
-    DatasetRef,
-    Experiment,
-    FilterResult,
-    ImageInfo,
-)
+from prefect_augment.schema import BalancePlan, ClassFilter, DatasetRef, Experiment, FilterResult
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Store, open_store
 
@@ -80,58 +73,50 @@ def stage_records(store: Store, table: pa.Table) -> DatasetRef:
     """What ingest leaves: every fifth record is validation, the rest training."""
     place, n = np.arange(table.num_rows), table.num_rows
     parts = {"training": place % 5 != 4, "validation": place % 5 == 4}
-    image = ImageInfo(
-        column="image", modes={"RGB": n}, formats={"JPEG": 1}, sizes={"28x20": n}, n_sizes=1,
-        most_common_size=(28, 20), smallest_side=20, largest_side=28, n_channels=3,
-    )  # fmt: skip
     return stage_parts(
         store,
         {part: table.filter(pa.array(mask)).sort_by("aug_id") for part, mask in parts.items()},
         label="kind", key="k", digest="d" * 64, max_records=20, columns=(), compared=tuple(CLASSES),
-        modality="image", image=image,
+        modality="image", image=image_info(28, 20, n=n),
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def store(memory_store: Store) -> Store:
-    return memory_store
+class Staged(NamedTuple):
+    """Records as ingest leaves them, and a plan for them."""
+
+    store: Store
+    dataset: DatasetRef
+    plan: BalancePlan
+
+    @classmethod
+    def of(cls, store: Store, table: pa.Table) -> "Staged":
+        classes = (
+            class_plan(name, n, 40, n_synthetic=min(n, 40 - n), n_classic=max(0, 40 - 2 * n))
+            for name, n in CLASSES.items()
+        )
+        return cls(store, stage_records(store, table), plan_of(classes))
+
+    def experiment(self, seed: int = 5, **options: Any) -> Experiment:
+        params = RunParams(classic=Classic(**options), seed=seed)
+        return Experiment(dataset=self.dataset, plan=self.plan, params=params)
+
+    def copies(
+        self, counts: dict[str, int] | None = None, seed: int = 5, **options: Any
+    ) -> pa.Table:
+        counts = counts or {RARE: 60, SINGLE: 9}
+        ref = augment(self.experiment(seed, **options), counts, self.store)
+        assert ref.class_counts == counts
+        return read_part(self.store, load_info(ref, self.store), ["train"])
 
 
 @pytest.fixture(scope="module")
-def dataset(store: Store) -> DatasetRef:
-    return stage_records(store, records())
+def staged(memory_store: Store) -> Staged:
+    return Staged.of(memory_store, records())
 
 
 @pytest.fixture(scope="module")
-def plan() -> BalancePlan:
-    return plan_of(
-        class_plan(name, n, 40, n_synthetic=min(n, 40 - n), n_classic=max(0, 40 - 2 * n))
-        for name, n in CLASSES.items()
-    )
-
-
-def experiment(dataset: DatasetRef, plan: BalancePlan, seed: int = 5, **options: Any) -> Experiment:
-    params = RunParams(classic=Classic(**options), seed=seed)
-    return Experiment(dataset=dataset, plan=plan, params=params)
-
-
-def run(
-    dataset: DatasetRef,
-    plan: BalancePlan,
-    store: Store,
-    counts: dict[str, int] | None = None,
-    seed: int = 5,
-    **options: Any,
-) -> pa.Table:
-    counts = counts or {RARE: 60, SINGLE: 9}
-    ref = augment(experiment(dataset, plan, seed=seed, **options), counts, store)
-    assert ref.class_counts == counts
-    return read_part(store, load_info(ref, store), ["train"])
-
-
-@pytest.fixture(scope="module")
-def made(dataset: DatasetRef, plan: BalancePlan, store: Store) -> pa.Table:
-    return run(dataset, plan, store)
+def made(staged: Staged) -> pa.Table:
+    return staged.copies()
 
 
 def image_of(record: dict[str, Any]) -> bytes:
@@ -172,14 +157,12 @@ def test_a_copy_is_its_parent_under_the_policy_or_its_parents_bytes(made: pa.Tab
     assert 0 < n_changed < made.num_rows
 
 
-def test_half_of_a_class_is_changed_real_records_counted(
-    dataset: DatasetRef, plan: BalancePlan, store: Store
-) -> None:
+def test_half_of_a_class_is_changed_real_records_counted(staged: Staged) -> None:
     """As where the policy runs on the fly; with as many copies as real records, each is changed."""
     parents = {image["bytes"] for image in records()["image"].to_pylist()}
-    table = run(dataset, plan, store, {RARE: 6})
+    table = staged.copies({RARE: 6})
     assert not any(image["bytes"] in parents for image in table["image"].to_pylist())
-    table = run(dataset, plan, store, {RARE: 400})
+    table = staged.copies({RARE: 400})
     n_changed = sum(image["bytes"] not in parents for image in table["image"].to_pylist())
     assert 160 < n_changed < 246  # 203 ± 4 standard deviations
 
@@ -190,16 +173,16 @@ def test_records_of_a_class_take_turns_and_no_two_copies_are_alike(made: pa.Tabl
     assert len(set(made["aug_seed"].to_pylist())) == made.num_rows
 
 
-def test_more_copies_add_to_fewer(dataset: DatasetRef, plan: BalancePlan, store: Store) -> None:
-    few, more = (set(run(dataset, plan, store, {RARE: n})["aug_id"].to_pylist()) for n in (10, 25))
+def test_more_copies_add_to_fewer(staged: Staged) -> None:
+    few, more = (set(staged.copies({RARE: n})["aug_id"].to_pylist()) for n in (10, 25))
     assert few < more
 
 
-def test_same_seed_gives_identical_shards_in_any_order(made: pa.Table, plan: BalancePlan) -> None:
+def test_same_seed_gives_identical_shards_in_any_order(made: pa.Table) -> None:
     other = open_store(f"memory://{uuid4().hex}")
     table = records()
     backwards = table.take(pa.array(range(table.num_rows - 1, -1, -1)))
-    again = run(stage_records(other, backwards.unify_dictionaries()), plan, other)
+    again = Staged.of(other, backwards.unify_dictionaries()).copies()
     order = made["aug_parent"].to_pylist()
     assert sorted(again["aug_parent"].to_pylist()) == sorted(order)
     assert again.select(["image", "aug_id", "aug_seed"]).equals(
@@ -207,35 +190,27 @@ def test_same_seed_gives_identical_shards_in_any_order(made: pa.Table, plan: Bal
     )
 
 
-def test_other_seeds_give_other_copies(
-    made: pa.Table, dataset: DatasetRef, plan: BalancePlan, store: Store
-) -> None:
-    other = run(dataset, plan, store, seed=6)
+def test_other_seeds_give_other_copies(made: pa.Table, staged: Staged) -> None:
+    other = staged.copies(seed=6)
     assert not set(other["aug_id"].to_pylist()) & set(made["aug_id"].to_pylist())
     assert not set(other["aug_seed"].to_pylist()) & set(made["aug_seed"].to_pylist())
 
 
-def test_large_amounts_are_written_in_several_shards(
-    dataset: DatasetRef, plan: BalancePlan, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_amounts_have_several_shards(staged: Staged, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_images, "SHARD_BYTES", 20_000)
-    ref = augment(experiment(dataset, plan, seed=8), {RARE: 61}, store)
-    info = load_info(ref, store)
+    ref = augment(staged.experiment(seed=8), {RARE: 61}, staged.store)
+    info = load_info(ref, staged.store)
     assert len(info.shards) > 1
-    ids = read_part(store, info, ["train"])["aug_id"].to_pylist()
+    ids = read_part(staged.store, info, ["train"])["aug_id"].to_pylist()
     assert ids == sorted(ids)
     assert len(ids) == 61
 
 
 @pytest.mark.parametrize("n_done", [1, 2])
 def test_what_other_tasks_have_staged_is_found_and_changes_no_byte(
-    dataset: DatasetRef,
-    plan: BalancePlan,
-    store: Store,
-    monkeypatch: pytest.MonkeyPatch,
-    n_done: int,
+    staged: Staged, monkeypatch: pytest.MonkeyPatch, n_done: int
 ) -> None:
-    one, counts = experiment(dataset, plan, seed=9 + n_done), {RARE: 30, SINGLE: 9}
+    store, one, counts = staged.store, staged.experiment(seed=9 + n_done), {RARE: 30, SINGLE: 9}
     with monkeypatch.context() as patch:
         other = open_store(f"memory://{uuid4().hex}")
         for name in store.list():
@@ -250,19 +225,18 @@ def test_what_other_tasks_have_staged_is_found_and_changes_no_byte(
     assert augment_part(one, counts, other, part=0, n_parts=2) == 0, "all is done"
 
 
-def test_what_cannot_be_made_is_refused(
-    dataset: DatasetRef, plan: BalancePlan, store: Store
-) -> None:
+def test_what_cannot_be_made_is_refused(staged: Staged) -> None:
     with pytest.raises(ParameterError, match="classic.image is 'none'"):
-        run(dataset, plan, store, image="none")
-    ghost = plan.classes[0].model_copy(update={"name": "ghost", "label": "ghost"})
-    with_ghost = plan.model_copy(update={"classes": (*plan.classes, ghost)})
+        staged.copies(image="none")
+    classes = staged.plan.classes
+    ghost = classes[0].model_copy(update={"name": "ghost", "label": "ghost"})
+    with_ghost = staged.plan.model_copy(update={"classes": (*classes, ghost)})
     with pytest.raises(EmptyClassError, match="'ghost' has no training record"):
-        run(dataset, with_ghost, store, {"ghost": 2})
+        staged._replace(plan=with_ghost).copies({"ghost": 2})
 
 
 @pytest.fixture(scope="module")
-def candidates(store: Store) -> FilterResult:
+def candidates(memory_store: Store) -> FilterResult:
     """Kept candidates of the rare class: brighter twins of four of its training records."""
     table = records().filter(pa.array(np.arange(47) % 5 != 4))
     table = table.filter(pc.equal(table["kind"].cast(pa.string()), RARE)).slice(0, 4)
@@ -271,6 +245,7 @@ def candidates(store: Store) -> FilterResult:
         bright = np.minimum(decode_image(image["bytes"]).astype(int) + 30, 255)
         images.append(encode_png(bright.astype(np.uint8)))
     made = table.set_column(1, table.schema.field("image"), image_array(images, [""] * 4, KIND))
+    store = memory_store
     kept = shards_of(store, made, "_staging/filter/x", "kept", label="kind", origin="synthetic")
     rare = ClassFilter(name=RARE, n_candidates=9, n_passed=4, n_kept=4, reasons={}, metrics={})
     return candidates_with({}).model_copy(
@@ -279,13 +254,9 @@ def candidates(store: Store) -> FilterResult:
 
 
 def sheets(
-    store: Store,
-    dataset: DatasetRef,
-    plan: BalancePlan,
-    candidates: FilterResult | None,
-    pictures: Literal["real", "synthetic", "none"],
-    classic: Classic | None = None,
+    staged: Staged, candidates: FilterResult | None, pictures: Any, classic: Classic | None = None
 ) -> dict[str, bytes]:
+    store, dataset, plan = staged
     info = load_info(dataset, store)
     return picture_sheets(store, info, plan, candidates, pictures=pictures, classic=classic)
 
@@ -295,19 +266,17 @@ def n_rows(png: bytes) -> int:
     return Image.open(io.BytesIO(png)).height // ROW_HEIGHT
 
 
-def test_classes_to_bring_up_get_a_sheet_the_rarest_first(
-    store: Store, dataset: DatasetRef, plan: BalancePlan, candidates: FilterResult
+def test_rare_classes_get_a_sheet_the_rarest_first(
+    staged: Staged, candidates: FilterResult
 ) -> None:
-    found = sheets(store, dataset, plan, candidates, "real", Classic())
+    found = sheets(staged, candidates, "real", Classic())
     assert list(found) == [SINGLE, RARE]
     assert [n_rows(png) for png in found.values()] == [2, 4]
 
 
-def test_nearest_training_image_stands_below_its_twin(
-    store: Store, dataset: DatasetRef, plan: BalancePlan, candidates: FilterResult
-) -> None:
+def test_nearest_image_stands_below_its_twin(staged: Staged, candidates: FilterResult) -> None:
     """Each candidate is a twin that is brighter by 30."""
-    png = sheets(store, dataset, plan, candidates, "real")[RARE]
+    png = sheets(staged, candidates, "real")[RARE]
     page = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
     assert n_rows(png) == 3
     for i in range(4):
@@ -316,20 +285,17 @@ def test_nearest_training_image_stands_below_its_twin(
         assert np.abs(synthetic - nearest - 30).max() <= 3  # JPEG and palette
 
 
-def test_pictures_show_what_they_may(
-    store: Store, dataset: DatasetRef, plan: BalancePlan, candidates: FilterResult
-) -> None:
-    only_made = sheets(store, dataset, plan, candidates, "synthetic", Classic())
+def test_pictures_show_what_they_may(staged: Staged, candidates: FilterResult) -> None:
+    only_made = sheets(staged, candidates, "synthetic", Classic())
     assert list(only_made) == [RARE]
     assert n_rows(only_made[RARE]) == 1
-    assert sheets(store, dataset, plan, candidates, "none", Classic()) == {}
-    assert sheets(store, dataset, plan, None, "synthetic", Classic()) == {}
+    assert sheets(staged, candidates, "none", Classic()) == {}
+    assert sheets(staged, None, "synthetic", Classic()) == {}
 
 
 @pytest.mark.slow
-def test_report_has_the_sheets_as_files_and_in_the_summary(
-    store: Store, dataset: DatasetRef, plan: BalancePlan, candidates: FilterResult
-) -> None:
+def test_report_has_sheets_in_files_and_summary(staged: Staged, candidates: FilterResult) -> None:
+    store, dataset, plan = staged
     # Without a recipe the policy is not shown, since nothing is published by it.
     recipe = plain_recipe(plan, {})
     ref, summary = report(release_of(dataset, plan, recipe, candidates=candidates), store)

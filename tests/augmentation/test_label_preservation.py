@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 from sklearn.datasets import load_digits
+from support.shapes import image_table
 
 pytest.importorskip("albumentations", reason="needs the extra 'images'")
 pytest.importorskip("torch", reason="needs the extra 'torch'")
@@ -31,30 +32,35 @@ from prefect_augment.flows.augment import augment
 from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import Balance, Classic, Destination, Report, Source
 from prefect_augment.report.contact_sheets import preview
-from prefect_augment.schema import DatasetRef
-from prefect_augment.storage import Store, open_store
+from prefect_augment.schema import DatasetRef, RunResult
+from prefect_augment.storage import Store
 
 UPSIDE_DOWN = "- Rotate: {limit: [180, 180], border_mode: 4, p: 1.0}"
 LEANING = "- Rotate: {limit: [-8, 8], border_mode: 4, p: 1.0}"
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Source:
     """Threes, fives, sixes and nines of 8 pixels, twice as large."""
     folder = tmp_path_factory.mktemp("digits")
     bunch = load_digits()
-    rows, labels = [], []
-    for i in np.flatnonzero(np.isin(bunch.target, [3, 5, 6, 9])).tolist():
-        image = Image.fromarray((bunch.images[i] * 15).astype(np.uint8)).resize((16, 16))
-        sink = io.BytesIO()
-        image.save(sink, "PNG")
-        rows.append({"bytes": sink.getvalue(), "path": f"{i}.png"})
-        labels.append(f"digit {bunch.target[i]}")
-    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    pq.write_table(
-        pa.table({"image": pa.array(rows, kind), "label": labels}), folder / "in.parquet"
+    rows = np.flatnonzero(np.isin(bunch.target, [3, 5, 6, 9])).tolist()
+    small = (Image.fromarray((bunch.images[i] * 15).astype(np.uint8)) for i in rows)
+    table = image_table(
+        [np.asarray(image.resize((16, 16))) for image in small],
+        [f"digit {bunch.target[i]}" for i in rows],
+        [f"{i}.png" for i in rows],
     )
-    return folder
+    pq.write_table(table, folder / "in.parquet")
+    return Source(uri=str(folder / "in.parquet"), label="label")
+
+
+@pytest.fixture
+def numbers(tmp_path: Path) -> Source:
+    """A table without images."""
+    table = pa.table({"x": np.arange(60.0), "label": ["a", "b"] * 30})
+    pq.write_table(table, tmp_path / "t.parquet")
+    return Source(uri=str(tmp_path / "t.parquet"), label="label")
 
 
 @pytest.fixture(autouse=True)
@@ -64,9 +70,8 @@ def _short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def staged(digits: Path) -> tuple[Store, DatasetRef]:
-    store = open_store(str(digits / "out"))
-    return store, ingest(Source(uri=str(digits / "in.parquet"), label="label"), store=store, seed=0)
+def staged(digits: Source, memory_store: Store) -> tuple[Store, DatasetRef]:
+    return memory_store, ingest(digits, store=memory_store, seed=0)
 
 
 @pytest.mark.slow
@@ -107,38 +112,32 @@ def test_digits_upside_down_are_found_and_leaning_ones_are_not(
 
 
 @pytest.mark.slow
-def test_the_flow_refuses_before_anything_is_published(digits: Path, tmp_path: Path) -> None:
-    given: dict[str, Any] = {
-        "source": Source(uri=str(digits / "in.parquet"), label="label"),
-        "balance": Balance(target="count", count=190),
-        "report": Report(pictures="none"),
-    }
-    with pytest.raises(LabelDamageError):
-        augment.fn(
-            destination=Destination(uri=str(tmp_path / "no")),
-            classic=Classic(policy=UPSIDE_DOWN, on_label_damage="refuse"),
-            **given,
+def test_the_flow_refuses_before_anything_is_published(digits: Source, tmp_path: Path) -> None:
+    def augmented(on_label_damage: Any) -> RunResult:
+        return augment.fn(
+            source=digits,
+            destination=Destination(uri=str(tmp_path / on_label_damage)),
+            balance=Balance(target="count", count=190),
+            classic=Classic(policy=UPSIDE_DOWN, on_label_damage=on_label_damage),
+            report=Report(pictures="none"),
         )
-    assert not (tmp_path / "no" / "_manifests").exists()
-    done = augment.fn(
-        destination=Destination(uri=str(tmp_path / "yes")),
-        classic=Classic(policy=UPSIDE_DOWN, on_label_damage="ignore"),
-        **given,
-    )
-    assert done.status == "published"
+
+    with pytest.raises(LabelDamageError):
+        augmented("refuse")
+    assert not (tmp_path / "refuse" / "_manifests").exists()
+    assert augmented("ignore").status == "published"
 
 
 @pytest.mark.slow
-def test_tables_and_no_policy_are_refused(staged: tuple[Store, DatasetRef], tmp_path: Path) -> None:
+def test_tables_and_no_policy_are_refused(
+    staged: tuple[Store, DatasetRef], numbers: Source, store: Store
+) -> None:
+    rows = ingest(numbers, store=store, seed=0)
+    with pytest.raises(ParameterError, match="check-policy is of images"):
+        check_policy(rows, classic=Classic(), seed=0, store=store)
     store, dataset = staged
     with pytest.raises(ParameterError, match="there is no policy to check"):
         check_policy(dataset, classic=Classic(image="none"), seed=0, store=store)
-    table = pa.table({"x": np.arange(60.0), "label": ["a", "b"] * 30})
-    pq.write_table(table, tmp_path / "t.parquet")
-    other = open_store(str(tmp_path / "out"))
-    rows = ingest(Source(uri=str(tmp_path / "t.parquet"), label="label"), store=other, seed=0)
-    with pytest.raises(ParameterError, match="check-policy is of images"):
-        check_policy(rows, classic=Classic(), seed=0, store=other)
 
 
 def test_few_images_say_little() -> None:
@@ -160,14 +159,12 @@ def test_a_person_reads_which_operation(staged: tuple[Store, DatasetRef]) -> Non
 
 
 @pytest.mark.slow
-def test_a_preview_shows_each_operation_and_publishes_nothing(digits: Path, tmp_path: Path) -> None:
-    sheet = preview(Source(uri=str(digits / "in.parquet"), label="label"), Classic(image="texture"))
+def test_a_preview_shows_operations_and_publishes_nothing(digits: Source, numbers: Source) -> None:
+    sheet = preview(digits, Classic(image="texture"))
     picture = Image.open(io.BytesIO(sheet))
     assert len(sheet) < 200_000
-    one = preview(Source(uri=str(digits / "in.parquet"), label="label"), Classic(policy=LEANING))
+    one = preview(digits, Classic(policy=LEANING))
     # Of four operations, the whole policy and the originals; and of one.
     assert picture.height - Image.open(io.BytesIO(one)).height == 3 * ROW_HEIGHT
-    table = pa.table({"x": np.arange(60.0), "label": ["a", "b"] * 30})
-    pq.write_table(table, tmp_path / "t.parquet")
     with pytest.raises(ParameterError, match="the source is a table"):
-        preview(Source(uri=str(tmp_path / "t.parquet"), label="label"), Classic())
+        preview(numbers, Classic())

@@ -27,6 +27,7 @@ from prefect_augment.schema import Recipe, Strategy
 
 TRUE = {"common": 0.95, "rare": 0.05}
 HALF = {"common": 0.5, "rare": 0.5}
+SCALED = make_pipeline(StandardScaler(), LogisticRegression())
 
 
 def recipe(family: Any = "weights", **changes: Any) -> Recipe:
@@ -75,9 +76,7 @@ def cannot(classifier: RecipeClassifier) -> dict[str, str]:
 
 @pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")  # GaussianNB of one class
 @listed(
-    parametrize_with_checks(
-        [RecipeClassifier(estimator) for estimator in ESTIMATORS], expected_failed_checks=cannot
-    )
+    parametrize_with_checks([*map(RecipeClassifier, ESTIMATORS)], expected_failed_checks=cannot)
 )
 def test_scikit_learn_takes_it_for_a_classifier(
     estimator: Any, check: Callable[[Any], None]
@@ -110,11 +109,8 @@ def test_a_recipe_of_balanced_softmax_is_applied_after_training(data: Any) -> No
 
 def test_multipliers_decide_and_leave_probabilities_alone(data: Any) -> None:
     X, y = data
-    tuned = recipe(
-        "threshold",
-        prior_train=TRUE,
-        thresholds={"logistic": {"common": 1.0, "rare": 19.0}, "boosting": {"rare": 1.0}},
-    )
+    thresholds = {"logistic": {"common": 1.0, "rare": 19.0}, "boosting": {"rare": 1.0}}
+    tuned = recipe("threshold", prior_train=TRUE, thresholds=thresholds)
     model = RecipeClassifier(LogisticRegression(), tuned, thresholds_of="logistic").fit(X, y)
     proba = model.predict_proba(X)
     assert np.array_equal(model.predict(X) == "rare", 19 * proba[:, 1] > proba[:, 0])
@@ -141,14 +137,10 @@ def test_thresholds_are_fitted_for_the_estimator_that_uses_them(data: Any) -> No
 
 def test_the_estimator_that_was_compared_keeps_the_recipes_thresholds(data: Any) -> None:
     X, y = data
-    compared = make_pipeline(StandardScaler(), LogisticRegression())
+    compared = SCALED
     own = Evaluation(estimators=[compared]).own_estimators[0]
-    tuned = recipe(
-        "threshold",
-        prior_train=TRUE,
-        thresholds={own.title: {"rare": 7.0}},
-        estimators={own.title: own.digest},
-    )
+    given = {"thresholds": {own.title: {"rare": 7.0}}, "estimators": {own.title: own.digest}}
+    tuned = recipe("threshold", prior_train=TRUE, **given)
     assert RecipeClassifier(compared, tuned).fit(X, y).multipliers_.tolist() == [1.0, 7.0]
     other = clone(compared).set_params(logisticregression__C=0.01)
     assert RecipeClassifier(other, tuned).fit(X, y).multipliers_[1] != 7.0
@@ -158,12 +150,8 @@ def test_a_class_with_fewer_records_than_folds_keeps_its_probability() -> None:
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(60, 1)), np.array(["a"] * 45 + ["b"] * 13 + ["c"] * 2)
     shares = {"a": 45 / 60, "b": 13 / 60, "c": 2 / 60}
-    tuned = recipe(
-        "threshold",
-        prior_true=shares,
-        prior_train=shares,
-        thresholds={"boosting": {"b": 2.0, "c": 9.0}},
-    )
+    given = {"prior_true": shares, "prior_train": shares}
+    tuned = recipe("threshold", thresholds={"boosting": {"b": 2.0, "c": 9.0}}, **given)
     model = RecipeClassifier(LogisticRegression(), tuned, random_state=0).fit(X, y)
     assert model.multipliers_[2] == 1.0
 
@@ -195,13 +183,9 @@ def test_given_weights_are_used_as_they_are(data: Any) -> None:
     "estimator",
     [
         KNeighborsClassifier(25),
-        make_pipeline(StandardScaler(), LogisticRegression()),
+        SCALED,
         GridSearchCV(KNeighborsClassifier(), {"n_neighbors": [25]}, cv=2),
-        GridSearchCV(
-            make_pipeline(StandardScaler(), LogisticRegression()),
-            {"logisticregression__C": [1.0]},
-            cv=2,
-        ),
+        GridSearchCV(SCALED, {"logisticregression__C": [1.0]}, cv=2),
     ],
     ids=["draws", "pipeline", "search over draws", "search over a pipeline"],
 )
@@ -220,9 +204,8 @@ def test_estimators_without_weights_keep_a_frames_columns_and_every_class() -> N
     encoder = ColumnTransformer([("c", OneHotEncoder(), ["color"])], remainder="passthrough")
     never = recipe(class_weight={"common": 1.0, "rare": 1.0})
     for seed in range(10):
-        model = RecipeClassifier(
-            make_pipeline(encoder, KNeighborsClassifier(3)), never, random_state=seed
-        )
+        drawn = make_pipeline(encoder, KNeighborsClassifier(3))
+        model = RecipeClassifier(drawn, never, random_state=seed)
         assert model.fit(X, y).classes_.tolist() == ["common", "rare"]
         assert model.predict(X).shape == (200,)
 
@@ -266,9 +249,8 @@ def test_a_recipe_of_clean_labels_audits_the_records_it_is_given() -> None:
     strategy = Strategy(name="clean labels", family="clean", doubted_weight=0.0)
     clean = recipe(strategy=strategy, prior_true=shares, prior_train=shares)
     tree = DecisionTreeClassifier(random_state=0)
-    plain, audited = (
-        RecipeClassifier(tree, one, random_state=0).fit(X, y) for one in (None, clean)
-    )
+    plain = RecipeClassifier(tree, random_state=0).fit(X, y)
+    audited = RecipeClassifier(tree, clean, random_state=0).fit(X, y)
     wrong = [float(np.mean(m.predict(X) != right)) for m in (plain, audited)]
     assert wrong[1] < 0.5 * wrong[0]
     weights = np.ones(len(y))
@@ -287,9 +269,8 @@ def test_a_recipe_of_soft_labels_relabels_real_records_and_weighs_the_classes() 
     tree = make_pipeline(read, DecisionTreeClassifier(random_state=0))
     shares = {"often": float(np.mean(y == "often")), "rare": float(np.mean(y == "rare"))}
     soft = recipe("soft_labels", prior_true=shares, prior_train={"often": 0.5, "rare": 0.5})
-    plain, relabelled = (
-        RecipeClassifier(tree, one, random_state=0).fit(X, y) for one in (None, soft)
-    )
+    plain = RecipeClassifier(tree, random_state=0).fit(X, y)
+    relabelled = RecipeClassifier(tree, soft, random_state=0).fit(X, y)
     lost = [log_loss(right, m.predict_proba(X), labels=m.classes_) for m in (plain, relabelled)]
     assert lost[1] < 0.6 * lost[0]
     weights = np.ones(len(y))

@@ -67,15 +67,11 @@ def tables(draw: Any) -> tuple[pa.Table, np.ndarray]:
 
 def resample(kind: str, table: pa.Table, y: np.ndarray, **wishes: Any) -> Any:
     if kind == "flow":
-        wishes |= {
-            "budget": {"steps": 3, "batch_size": 16, "device": "cpu"},
-            "model_params": {"width": 8, "depth": 1},
-        }
+        wishes["budget"] = {"steps": 3, "batch_size": 16, "device": "cpu"}
+        wishes["model_params"] = {"width": 8, "depth": 1}
     sampler = GenerativeSampler(kind, random_state=3, **wishes)
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="classes with fewer than"
-        )  # copies, as they should
+    with warnings.catch_warnings():  # copies, as they should
+        warnings.filterwarnings("ignore", message="classes with fewer than")
         return sampler, *sampler.fit_resample(table, y)
 
 

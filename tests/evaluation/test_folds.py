@@ -12,6 +12,10 @@ def keys_of(n):
     return [f"key-{i}" for i in range(n)]
 
 
+def folds_of(y, groups, n_folds, order):
+    return stratified_folds(y, groups, n_folds, 7, [f"key-{i}" for i in order])
+
+
 @pytest.mark.slow
 @given(
     y=st.lists(st.integers(0, 4), min_size=1, max_size=80),
@@ -20,8 +24,7 @@ def keys_of(n):
 )
 def test_folds_are_even_and_do_not_depend_on_the_order(y, n_folds, shuffle_seed):
     y = np.array(y)
-    keys = keys_of(len(y))
-    folds = stratified_folds(y, None, n_folds, 7, keys)
+    folds = folds_of(y, None, n_folds, range(len(y)))
     for k in np.unique(y):
         counts = np.bincount(folds[y == k], minlength=n_folds)
         assert counts.max() - counts.min() <= 1
@@ -29,8 +32,7 @@ def test_folds_are_even_and_do_not_depend_on_the_order(y, n_folds, shuffle_seed)
     assert sizes.max() - sizes.min() <= 1
 
     order = np.random.default_rng(shuffle_seed).permutation(len(y))
-    again = stratified_folds(y[order], None, n_folds, 7, [keys[i] for i in order])
-    assert np.array_equal(again, folds[order])
+    assert np.array_equal(folds_of(y[order], None, n_folds, order), folds[order])
 
 
 # A hundred draws come near to the second of CPU that an unmarked test may take.
@@ -43,15 +45,13 @@ def test_folds_are_even_and_do_not_depend_on_the_order(y, n_folds, shuffle_seed)
 def test_groups_stay_whole_whatever_they_are_called(groups, n_folds, shuffle_seed):
     groups = np.array(groups)
     y = (groups * 7 + np.arange(len(groups))) % 3
-    keys = keys_of(len(y))
-    folds = stratified_folds(y, groups, n_folds, 7, keys)
+    folds = folds_of(y, groups, n_folds, range(len(y)))
     for g in np.unique(groups):
         assert len(np.unique(folds[groups == g])) == 1
 
     order = np.random.default_rng(shuffle_seed).permutation(len(y))
     renamed = [f"patient {99 - g}" for g in groups[order]]
-    again = stratified_folds(y[order], renamed, n_folds, 7, [keys[i] for i in order])
-    assert np.array_equal(again, folds[order])
+    assert np.array_equal(folds_of(y[order], renamed, n_folds, order), folds[order])
 
 
 def test_groups_are_spread_evenly_over_classes():

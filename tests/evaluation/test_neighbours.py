@@ -137,9 +137,7 @@ def test_dropped_candidates_do_not_make_room_for_copies():
     assert list(copies([0.0, 0.0, 0.6, 0.6, 0.6], real, standing=standing)[:2]) == [False, True]
 
 
-def test_the_limit_is_that_of_the_positive_distances_where_real_records_are_copies_themselves() -> (
-    None
-):
+def test_the_limit_is_that_of_the_positive_distances_where_real_records_are_copies() -> None:
     distances = np.arange(101) / 100
     assert near_limit(distances, 0.05) == pytest.approx(0.05)
     assert near_limit(np.concatenate([np.zeros(30), distances[1:]]), 0.05) == pytest.approx(0.0595)

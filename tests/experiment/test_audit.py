@@ -35,9 +35,7 @@ def planted(flipped: float, store: Store, folder: Path) -> Experiment:
 
 
 @pytest.mark.parametrize("flipped", [0.0, 0.05])
-def test_labels_are_doubted_where_some_were_planted(
-    flipped: float, store: Store, tmp_path: Path
-) -> None:
+def test_planted_label_errors_are_doubted(flipped: float, store: Store, tmp_path: Path) -> None:
     asked = planted(flipped, store, tmp_path)
     first = [score(asked, AS_IS, 0, store)]
     assert has_doubted_labels(asked, first, store) == (flipped > 0)

@@ -61,11 +61,6 @@ def table(n: int = 2400) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def store(memory_store: Store) -> Store:
-    return memory_store
-
-
-@pytest.fixture(scope="module")
 def dataset(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef:
     return ingested(table(), tmp_path_factory.mktemp("source"), store)
 
@@ -134,9 +129,7 @@ def test_a_look_is_counted_before_the_hold_out_is_read(
     assert looks.take(experiment.key("confirm", other)).number == 2, "a rerun is the same look"
 
 
-def test_groups_have_their_recall_before_and_after(
-    info: HoldoutResult, dataset: DatasetRef
-) -> None:
+def test_groups_have_a_recall_before_and_after(info: HoldoutResult, dataset: DatasetRef) -> None:
     found = info.slices
     assert (found.before, found.after) == ("as is", "class weights")
     assert {s.group["site"] for s in found.slices} == {"north", "south", "null"}
@@ -150,9 +143,7 @@ def test_groups_have_their_recall_before_and_after(
     assert any(s.decision == "too few" for s in found.slices), "records without a site are few"
 
 
-def test_the_correction_brings_the_probabilities_of_weighted_records_back(
-    info: HoldoutResult, planned: BalancePlan
-) -> None:
+def test_the_correction_undoes_the_weights(info: HoldoutResult, planned: BalancePlan) -> None:
     found = info.calibration
     assert found.looked_at == ("rare",)
     assert found.prior_true == pytest.approx(class_shares(planned))
@@ -178,10 +169,8 @@ def test_report_and_page_have_a_key_and_a_section_for_each(
     compared: Any, dataset: DatasetRef, planned: BalancePlan, info: HoldoutResult, store: Store
 ) -> None:
     recipe = make_recipe(asked(dataset, planned), WEIGHTS, [])
-    release = release_of(
-        dataset, planned, recipe, verdict=compared[0], report=Report(pictures="none")
-    )
-    ref, _ = report(release, store)
+    shown = Report(pictures="none")
+    ref, _ = report(release_of(dataset, planned, recipe, verdict=compared[0], report=shown), store)
     found = json.loads(store.read(f"{ref.prefix}/report.json"))
     page = store.read(f"{ref.prefix}/report.html").decode()
     for name in ("slices", "calibration"):
@@ -237,9 +226,7 @@ def test_columns_that_are_no_groups_are_refused(
 
 
 @pytest.mark.parametrize("kind", [HoldoutResult, Findings])
-def test_results_that_have_corrupted_records_stay_readable(
-    info: HoldoutResult, kind: type[Result]
-) -> None:
+def test_results_of_corrupted_records_are_readable(info: HoldoutResult, kind: type[Result]) -> None:
     """Versions before 0.3 stored them, and a proposal of theirs may still wait for approval."""
     stored = json.loads(info.to_json()) | {"robustness": {"n_records": 3, "conditions": []}}
     assert kind.model_validate_json(json.dumps(stored)) == kind.model_validate(info.model_dump())

@@ -32,10 +32,16 @@ from prefect_augment.plan.strategies import PROBE
 from prefect_augment.report.build import report
 from prefect_augment.schema import Experiment, Release
 from prefect_augment.shards.staged import read_part
-from prefect_augment.storage import Store
+from prefect_augment.storage import Store, open_store
 
 SIDE = 80  # more than the comparison's 64
 DATA = encoder_bytes(shape=("n", 1, SIDE, SIDE))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """One that has no features yet."""
+    return open_store(str(tmp_path / "out"))
 
 
 def columns_of_noise(n_moved: int = 0) -> pa.Table:
@@ -98,9 +104,7 @@ def test_features_are_those_of_the_files_and_are_computed_once(
     assert np.array_equal(evaluator.features(known), encoder.features(held_out["image"]))
 
 
-def test_a_probe_is_fixed_weighted_by_its_amount_and_stands_for_every_estimator(
-    store: Store, tmp_path: Path
-) -> None:
+def test_a_probe_is_fixed_and_weighted_by_its_amount(store: Store, tmp_path: Path) -> None:
     evaluator = opened(store, tmp_path, encoder_params(tmp_path, DATA))
     assert evaluator.is_fixed(PROBE)
     rows, X = np.arange(len(evaluator.records.y)), evaluator.records.X
@@ -115,9 +119,7 @@ def test_a_probe_is_fixed_weighted_by_its_amount_and_stands_for_every_estimator(
 
 
 @pytest.mark.slow
-def test_the_audit_lists_what_is_alike_in_features_and_not_by_pixels(
-    store: Store, tmp_path: Path
-) -> None:
+def test_the_audit_lists_what_is_alike_in_features_alone(store: Store, tmp_path: Path) -> None:
     data = encoder_bytes(shape=("n", 1, SIDE, SIDE), n_features=64)
     experiment = asked(store, tmp_path, encoder_params(tmp_path, data), n_moved=6)
     scores = (score(experiment, PROBE, 0, store),)
@@ -136,9 +138,7 @@ def test_the_audit_lists_what_is_alike_in_features_and_not_by_pixels(
 
 
 @pytest.mark.slow
-def test_the_filter_encodes_each_image_once(
-    store: Store, tmp_path: Path, n_encoded: list[int]
-) -> None:
+def test_the_filter_encodes_images_once(store: Store, tmp_path: Path, n_encoded: list[int]) -> None:
     evaluator = opened(store, tmp_path, encoder_params(tmp_path, DATA))
     data = evaluator.records
     n_encoded.clear()

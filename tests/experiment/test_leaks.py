@@ -56,9 +56,7 @@ def run(source: Source, folder: Path, **params: Any) -> RunResult:
     return rebalance.fn(source=source, destination=Destination(uri=str(folder)), **asked)
 
 
-def test_a_planted_group_leak_is_impossible_where_groups_are_named(
-    tmp_path: Path, store: Store
-) -> None:
+def test_a_group_leak_is_impossible_where_groups_are_named(tmp_path: Path, store: Store) -> None:
     uri = put(tmp_path / "in.parquet", patients())
     source = Source(uri=uri, label="label", group_column="patient")
     info = load_info(ingest(source, store=store, seed=0), store)
@@ -87,9 +85,7 @@ def test_a_group_on_both_sides_of_a_holdout_of_ones_own_may_be_refused(tmp_path:
 
 
 @pytest.mark.slow
-def test_planted_near_duplicates_of_rows_are_found_and_named_groups_heal_them(
-    tmp_path: Path,
-) -> None:
+def test_planted_near_duplicates_are_found_and_named_groups_heal_them(tmp_path: Path) -> None:
     """Images stay together by themselves (test_near_split); of rows the verdict tells."""
     uri = put(tmp_path / "in.parquet", patients())
     dropped = [{"name": "patient", "kind": "drop"}]
@@ -106,9 +102,8 @@ def test_nothing_is_fitted_on_the_holdout(tmp_path: Path) -> None:
     found = []
     for name, seed, scale in (("one", 1, 1.0), ("other", 2, 1e6)):
         held = patients(100, seed=seed, scale=scale)
-        levels = pa.array(
-            [f"never seen {i}" for i in range(200)] if name == "other" else held["level"]
-        )
+        never_seen = [f"never seen {i}" for i in range(200)]
+        levels = pa.array(never_seen if name == "other" else held["level"])
         held = held.set_column(held.column_names.index("level"), "level", levels)
         source = Source(
             uri=put(tmp_path / "in.parquet", patients()),
@@ -125,9 +120,8 @@ def test_nothing_is_fitted_on_the_holdout(tmp_path: Path) -> None:
         experiment = Experiment(dataset=dataset, plan=balance, params=asked)
         model = train(experiment, store)
         data = open_evaluator(store, experiment).records
-        found.append(
-            (info.columns, balance.classes, model.digest, data.X.tobytes(), data.keys.tolist())
-        )
+        records = data.X.tobytes(), data.keys.tolist()
+        found.append((info.columns, balance.classes, model.digest, *records))
         assert info.part_counts["holdout"] == {"ill": 40, "well": 160}
     assert found[0] == found[1]
 

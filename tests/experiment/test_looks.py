@@ -111,9 +111,7 @@ def test_two_runs_at_once_take_two_numbers(store: Store) -> None:
     assert sum(look.alpha for look in taken[:12]) < 0.05
 
 
-def test_a_listing_that_lags_gives_no_number_twice(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_late_listing_repeats_no_number(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     found = info(store)
     Looks(store, found).take("one")
     monkeypatch.setattr(Store, "list", lambda self, prefix="": [])

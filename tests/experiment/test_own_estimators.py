@@ -1,6 +1,5 @@
 """A comparison by the user's own classifier: on tables a pipeline, on images a torch module."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +23,6 @@ from prefect_augment.schema import DatasetRef, Experiment
 from prefect_augment.storage import Store
 
 
-@pytest.fixture(scope="module")
-def store(memory_store: Store) -> Store:
-    return memory_store
-
-
-@pytest.fixture(scope="module")
-def dataset(
-    store: Store, make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory
-) -> DatasetRef:
-    return ingested(make_table(), tmp_path_factory.mktemp("source"), store)
-
-
 def compared_by(dataset: DatasetRef, store: Store, evaluation: Evaluation) -> Experiment:
     params = {"model": NoModel(), "evaluation": evaluation, "budget": Budget(device="cpu")}
     changes = {"classifier_steps": 25} if dataset.modality == "image" else None
@@ -43,9 +30,7 @@ def compared_by(dataset: DatasetRef, store: Store, evaluation: Evaluation) -> Ex
 
 
 @pytest.mark.slow
-def test_a_pipeline_decides_a_comparison_and_is_named_in_the_evidence(
-    dataset: DatasetRef, store: Store
-) -> None:
+def test_a_pipeline_decides_and_is_named_in_the_evidence(dataset: DatasetRef, store: Store) -> None:
     """The pipeline fails on nulls: the corrupted copies must not have any that it did not train on."""
     pipeline = own_models.pipeline(C=0.5)
     asked = compared_by(
@@ -63,9 +48,7 @@ def test_a_pipeline_decides_a_comparison_and_is_named_in_the_evidence(
     assert make_recipe(asked, strategies[0], scores).estimators == {own.title: own.digest}
 
 
-def test_built_in_estimators_are_named_too_and_random_ones_are_fitted_per_seed(
-    dataset: DatasetRef, store: Store
-) -> None:
+def test_built_in_estimators_are_named_too(dataset: DatasetRef, store: Store) -> None:
     by_name = compared_by(dataset, store, Evaluation(estimators=["boosting", "random_forest"]))
     evaluator = open_evaluator(store, by_name)
     assert evaluator.estimators == ("boosting", "random_forest")

@@ -114,9 +114,7 @@ def test_generator_that_copies_leaks_whatever_the_filter_kept(copies: Drawn) -> 
     assert found["auc"].estimate == 1.0  # type: ignore[attr-defined]
 
 
-def test_model_that_leaks_is_named_though_what_was_kept_does_not(
-    copies: Drawn, fresh: Drawn
-) -> None:
+def test_a_leaking_model_is_named_though_what_was_kept_is_not(copies: Drawn, fresh: Drawn) -> None:
     """The filter drops copies; the model that made them goes on making them."""
     kept = next(s for s in fresh.privacy.sides if s.records == "kept")
     drawn = next(s for s in copies.privacy.sides if s.records == "drawn")
@@ -191,18 +189,13 @@ def test_report_has_the_section_the_key_and_the_artifact(fresh: Drawn) -> None:
 
 
 @pytest.mark.parametrize("publish", [Publish(), Publish(origins=["real"])])
-def test_report_says_nothing_where_no_synthetic_record_goes_out(
-    fresh: Drawn, publish: Publish
-) -> None:
+def test_report_is_silent_where_nothing_synthetic_goes_out(fresh: Drawn, publish: Publish) -> None:
     counts = {} if "synthetic" in publish.origins else fresh.filtered.kept_counts
     release = release_with(fresh, "none")
     params = release.experiment.params.model_copy(update={"publish": publish})
-    release = release.model_copy(
-        update={
-            "recipe": plain_recipe(fresh.plan, counts),
-            "experiment": release.experiment.model_copy(update={"params": params}),
-        }
-    )
+    experiment = release.experiment.model_copy(update={"params": params})
+    recipe = plain_recipe(fresh.plan, counts)
+    release = release.model_copy(update={"recipe": recipe, "experiment": experiment})
     ref, summary = report(release, fresh.store)
     assert json.loads(fresh.store.read(f"{ref.prefix}/report.json"))["privacy"] is None
     page = fresh.store.read(f"{ref.prefix}/report.html").decode()
@@ -263,9 +256,8 @@ def test_section_has_a_row_for_each_attack_on_what_is_published(copies: Drawn) -
     kept, drawn = copies.privacy.sides
     assert (kept.records, drawn.records) == ("kept", "drawn")
     shown = section("privacy", privacy=copies.privacy)
-    assert shown.count("Linking two halves of a record") == sum(
-        bool(s.attacks) for s in (kept, drawn)
-    )
+    n_attacked = sum(bool(s.attacks) for s in (kept, drawn))
+    assert shown.count("Linking two halves of a record") == n_attacked
     linked = next(a for a in drawn.attacks if a.name == "linkability")
     row = shown.split("Attacks: drawn")[1].split("Linking two halves")[1].split("</tr>")[0]
     assert "yes" in row
@@ -276,9 +268,8 @@ def test_section_has_a_row_for_each_attack_on_what_is_published(copies: Drawn) -
 def test_section_escapes_names_and_shows_no_value(fresh: Drawn) -> None:
     first = fresh.privacy.sides[0]
     named = first.classes[0].model_copy(update={"name": "<script>x</script>"})
-    odd = fresh.privacy.model_copy(
-        update={"sides": (first.model_copy(update={"classes": (named,)}),)}
-    )
+    side = first.model_copy(update={"classes": (named,)})
+    odd = fresh.privacy.model_copy(update={"sides": (side,)})
     assert "<script>" not in section("privacy", privacy=odd)
     # Numbers, shares and names of classes: nothing else has a place in these results.
     texts = [value for value in _leaves(fresh.privacy.model_dump()) if isinstance(value, str)]

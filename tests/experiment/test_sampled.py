@@ -30,11 +30,6 @@ MOST = 400
 
 
 @pytest.fixture(scope="module")
-def store(memory_store: Store) -> Store:
-    return memory_store
-
-
-@pytest.fixture(scope="module")
 def dataset(
     store: Store, make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory
 ) -> DatasetRef:
@@ -67,9 +62,7 @@ def test_the_limit_is_in_the_keys_of_larger_tables_alone(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("limited")
-def test_a_large_table_is_compared_on_a_sample_that_the_verdict_names(
-    dataset: DatasetRef, store: Store
-) -> None:
+def test_a_large_table_is_compared_on_a_named_sample(dataset: DatasetRef, store: Store) -> None:
     wanted = asked(dataset, store)
     evaluator = open_evaluator(store, wanted)
     data = evaluator.records
@@ -90,9 +83,7 @@ def test_a_large_table_is_compared_on_a_sample_that_the_verdict_names(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("limited")
-def test_thresholds_are_for_estimators_that_train_on_all_records(
-    tmp_path: Path, store: Store
-) -> None:
+def test_thresholds_are_for_estimators_of_all_records(tmp_path: Path, store: Store) -> None:
     """A rare class is more frequent in the sample, so a threshold tuned there is too low a factor for all records."""
     rng = np.random.default_rng(0)
     rare = np.arange(4000) % 50 == 0

@@ -1,12 +1,11 @@
 """The search: who survives a rung, what is counted, and that baselines are tried as hard as models."""
 
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 from uuid import uuid4
 
-import pyarrow as pa
 import pytest
-from support.staging import class_plan, image_info, ingested, plan_of as plan_of_classes
+from support.staging import class_plan, image_info, plan_of as plan_of_classes
 from support.steps import candidates_with, planned_experiment, strategies_of as strategies_in
 
 from prefect_augment.evaluation.verdict.answers import first_answer
@@ -206,14 +205,8 @@ def pilots() -> list[StrategyScore]:
 
 def test_the_best_setting_of_the_best_strategies_goes_on(pilots: list[StrategyScore]) -> None:
     kept = survivors(pilots)
-    assert {strategy.name for strategy in kept} == {
-        "as is",
-        "weights",
-        "resampling",
-        "SMOTE",
-        "loss",
-        "net",
-    }
+    names = {strategy.name for strategy in kept}
+    assert names == {"as is", "weights", "resampling", "SMOTE", "loss", "net"}
     assert len(kept) == N_KEPT + 2, "as is and the best model go on whatever their scores"
     assert all(strategy.amount == 0.5 for strategy in kept if strategy.name != "as is"), (
         "the better setting"
@@ -243,23 +236,16 @@ def test_finalists_are_as_is_and_the_best_two(pilots: list[StrategyScore]) -> No
     assert [strategy.name for strategy in finalists(full)] == ["as is", "weights", "resampling"]
 
 
-def clock(minutes: float, *, workers: int = 1, trains_network: bool = False) -> Schedule:
-    return Schedule.of(Budget(minutes=minutes), workers=workers, trains_network=trains_network)
+def clock(minutes: float, *, steps: int = 0, **given: Any) -> Schedule:
+    budget = Budget(minutes=minutes, steps=steps)
+    return Schedule.of(budget, **{"workers": 1, "trains_network": False, **given})
 
 
-@pytest.mark.parametrize(
-    ("budget", "expected"),
-    [
-        (Budget(minutes=1000), 7),  # all that there are
-        (Budget(minutes=0.5), 2),
-        (Budget(minutes=0.5, steps=10), N_KEPT),  # by counts alone
-    ],
-)
-def test_as_many_strategies_are_scored_in_full_as_there_is_time_for(
-    pilots: list[StrategyScore], budget: Budget, expected: int
-) -> None:
-    found = Schedule.of(budget, workers=1, trains_network=False)
-    assert found.n_kept(pilots, best_settings(pilots)) == expected
+def test_as_many_strategies_are_scored_as_there_is_time_for(pilots: list[StrategyScore]) -> None:
+    best = best_settings(pilots)
+    assert clock(1000).n_kept(pilots, best) == len(best) == 7
+    assert clock(0.5).n_kept(pilots, best) == 2
+    assert clock(0.5, steps=10).n_kept(pilots, best) == N_KEPT, "by counts alone"
 
 
 def test_what_is_scored_at_the_same_time_takes_the_clock_once(pilots: list[StrategyScore]) -> None:
@@ -269,23 +255,13 @@ def test_what_is_scored_at_the_same_time_takes_the_clock_once(pilots: list[Strat
 
 
 def test_a_network_takes_its_part_of_the_minutes(pilots: list[StrategyScore]) -> None:
-    minutes, best = 1.5, best_settings(pilots)
-    without, beside = (
-        clock(minutes, trains_network=network).n_kept(pilots, best) for network in (False, True)
-    )
-    assert without > beside
-
-
-def test_pilots_of_generative_models_are_within_the_time_of_comparison(
-    pilots: list[StrategyScore],
-) -> None:
     best = best_settings(pilots)
-    kept = [
-        Schedule.of(Budget(minutes=1.5), workers=1, trains_network=False, spent=seconds).n_kept(
-            pilots, best
-        )
-        for seconds in (0.0, 20.0, 1000.0)
-    ]
+    assert clock(1.5).n_kept(pilots, best) > clock(1.5, trains_network=True).n_kept(pilots, best)
+
+
+def test_pilots_of_models_are_within_the_time_of_comparison(pilots: list[StrategyScore]) -> None:
+    best = best_settings(pilots)
+    kept = [clock(1.5, spent=seconds).n_kept(pilots, best) for seconds in (0.0, 20.0, 1000.0)]
     assert kept[0] > kept[1] > kept[2] == 2
 
 
@@ -296,13 +272,11 @@ def test_as_many_seeds_are_compared_with_as_there_is_time_for(pilots: list[Strat
     assert found == [1, 1, 2, 3]
     longer = [score.model_copy(update={"seconds": 10.0}) for score in full]
     assert clock(2.2).n_seeds(pilots, longer, last, most=3) == 1
-    counted = Schedule.of(Budget(minutes=0.1, steps=10), workers=1, trains_network=False)
+    counted = clock(0.1, steps=10)
     assert counted.n_seeds(pilots, full, last, most=3) == 3, "minutes do not count"
 
 
-def test_the_strategies_of_the_hold_out_are_within_the_time_of_comparison(
-    pilots: list[StrategyScore],
-) -> None:
+def test_the_hold_out_is_within_the_time_of_comparison(pilots: list[StrategyScore]) -> None:
     best = best_settings(pilots)
     # A pilot trained three times with a third of the steps; all five folds are five whole trainings, and the three
     # strategies of the hold-out are trained once, on a quarter more records.
@@ -353,22 +327,8 @@ def test_the_last_rung_keeps_what_goes_to_the_hold_out(pilots: list[StrategyScor
     assert last["loss"].reason == ""
 
 
-@pytest.fixture(scope="module")
-def store(memory_store: Store) -> Store:
-    return memory_store
-
-
-@pytest.fixture(scope="module")
-def dataset(
-    store: Store, make_table: Callable[..., pa.Table], tmp_path_factory: pytest.TempPathFactory
-) -> DatasetRef:
-    return ingested(make_table(), tmp_path_factory.mktemp("source"), store)
-
-
 @pytest.mark.slow
-def test_pilots_are_scored_on_fewer_folds_and_the_same_every_time(
-    dataset: DatasetRef, store: Store
-) -> None:
+def test_pilots_are_scored_on_fewer_folds_and_repeat(dataset: DatasetRef, store: Store) -> None:
     asked = planned_experiment(dataset, store, model=NoModel(), evaluation=EVALUATION)
     (strategy,) = strategies_in("weights")
     tried = settings(strategy, plan=asked.plan, classic=Classic())
@@ -392,9 +352,7 @@ def test_pilots_are_scored_on_fewer_folds_and_the_same_every_time(
     other.fs.rm(other.root, recursive=True)
 
 
-def test_a_strategy_with_and_without_thresholds_trains_once_and_before_any_model(
-    dataset: DatasetRef, store: Store
-) -> None:
+def test_strategies_without_a_model_train_once(dataset: DatasetRef, store: Store) -> None:
     """Scores without synthetic records do not wait for them, and are found again beside them."""
     asked = planned_experiment(dataset, store, model=TreesModel(), evaluation=EVALUATION)
     as_is, threshold = make_strategies("table", model=None, classic=Classic())[:2]

@@ -31,12 +31,8 @@ def test_scores_far_from_all_others_do_not_squeeze_the_rest() -> None:
     odd = Scores(normal, np.append(normal, 1e6), np.zeros(0), 1.2)
     even = Scores(normal, np.append(normal, 1.3), np.zeros(0), 1.2)
     # The grey of the normal validation scores fills as much of either picture.
-    grey = [
-        (np.array(Image.open(BytesIO(scores_chart(s))).convert("RGB")) == (195, 201, 208))
-        .all(axis=2)
-        .mean()
-        for s in (odd, even)
-    ]
+    pictures = [Image.open(BytesIO(scores_chart(s))).convert("RGB") for s in (odd, even)]
+    grey = [(np.array(picture) == (195, 201, 208)).all(axis=2).mean() for picture in pictures]
     assert grey[0] == pytest.approx(grey[1], rel=0.2)
 
 

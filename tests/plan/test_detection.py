@@ -1,6 +1,5 @@
 """Detection sets: rare boxes reach their target, boxes agree with pixels, and go out and in again."""
 
-import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from support.shapes import image_table
 
 pytest.importorskip("albumentations", reason="needs the extra 'images'")
 
@@ -51,12 +51,6 @@ def drawn(
     return image, mask, boxes
 
 
-def png(image: Image.Image) -> bytes:
-    sink = io.BytesIO()
-    image.save(sink, "PNG")
-    return sink.getvalue()
-
-
 def write_coco(folder: Path, seed: int = 0) -> None:
     """A folder with images and one COCO file."""
     rng = np.random.default_rng(seed)
@@ -69,7 +63,7 @@ def write_coco(folder: Path, seed: int = 0) -> None:
             held = ["square", rare] if rare != "square" else ["square"] * int(rng.integers(1, 4))
             image, _, boxes = drawn(rng, held)
             path = f"{len(images):03d}.png"
-            (folder / "images" / path).write_bytes(png(image))
+            image.save(folder / "images" / path)
             images.append({"id": len(images), "file_name": path})
             annotations += [
                 {"image_id": len(images) - 1, "category_id": names.index(name), "bbox": box}
@@ -178,9 +172,7 @@ def test_it_goes_out_and_comes_in_again(published: Path, tmp_path: Path, convent
 
 
 @pytest.mark.slow
-def test_parts_that_are_not_there_are_not_exported_as_nothing(
-    published: Path, tmp_path: Path
-) -> None:
+def test_absent_parts_are_not_exported_as_nothing(published: Path, tmp_path: Path) -> None:
     store = open_store(str(published / "out"))
     for wrong in ({"splits": ["trian"]}, {"origins": ["synthetic"]}):
         with pytest.raises(ParameterError, match="has no"):
@@ -192,14 +184,10 @@ def test_parts_that_are_not_there_are_not_exported_as_nothing(
 def test_masks_move_with_their_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_policy, "STEPS", 20)  # two colours are told apart sooner
     rng = np.random.default_rng(3)
-    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    rows = [drawn(rng, ["disc"] if i < 4 else ["square"]) for i in range(24)]
-    pictures, masks = (
-        pa.array([{"bytes": png(row[k]), "path": f"{i}.png"} for i, row in enumerate(rows)], kind)
-        for k in (0, 1)
-    )
     labels = ["disc" if i < 4 else "square" for i in range(24)]
-    table = pa.table({"image": pictures, "mask": masks, "label": labels})
+    rows = [drawn(rng, [label]) for label in labels]
+    table, masks = (image_table([np.asarray(row[k]) for row in rows], labels) for k in (0, 1))
+    table = table.append_column("mask", masks["image"])
     pq.write_table(table, tmp_path / "in.parquet")
     augment_flow.fn(
         source=Source(uri=str(tmp_path / "in.parquet"), label="label"),
@@ -232,9 +220,8 @@ def test_boxes_are_not_compared_and_need_boxes(tmp_path: Path) -> None:
 
 
 def _without_boxes(folder: Path) -> Path:
-    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     rng = np.random.default_rng(0)
-    rows = [{"bytes": png(drawn(rng, ["disc"])[0]), "path": f"{i}.png"} for i in range(30)]
-    labels = ["a" if i % 3 else "b" for i in range(30)]
-    pq.write_table(pa.table({"image": pa.array(rows, kind), "label": labels}), folder / "p.parquet")
+    images = [np.asarray(drawn(rng, ["disc"])[0]) for _ in range(30)]
+    table = image_table(images, ["a" if i % 3 else "b" for i in range(30)])
+    pq.write_table(table, folder / "p.parquet")
     return folder / "p.parquet"

@@ -1,7 +1,9 @@
 from itertools import pairwise
+from operator import attrgetter
 
 import pytest
 from hypothesis import given, strategies as st
+from support.staging import image_info
 
 from prefect_augment.nn.machine import classifier_size, cpu_multiplies_bf16
 from prefect_augment.plan import estimate as module
@@ -12,41 +14,29 @@ from prefect_augment.plan.estimate import (
     slowness,
     whole_run,
 )
-from prefect_augment.schema import DatasetInfo, Estimate, ImageInfo
+from prefect_augment.schema import DatasetInfo, Estimate
 from prefect_augment.storage import Store
 from prefect_augment.synthesis.training_budget import training_bytes, trees_seconds
 
 
 def test_estimate_grows_with_everything_it_counts() -> None:
     base = {
-        "n_records": 10_000,
-        "n_bytes": 500_000,
-        "n_columns": 14,
-        "n_classes": 3,
-        "n_added": 1000,
-        "n_strategies": 8,
-        "n_folds": 1,
-        "n_seeds": 3,
-        "n_estimators": 2,
-        "n_model_strategies": 0,
-    }
+        "n_records": 10_000, "n_bytes": 500_000, "n_columns": 14, "n_classes": 3, "n_added": 1000,
+        "n_strategies": 8, "n_folds": 1, "n_seeds": 3, "n_estimators": 2, "n_model_strategies": 0,
+    }  # fmt: skip
     limit = 200_000
     least = estimate(**base, max_compared=limit)
+    needs = attrgetter("seconds", "memory_bytes", "output_bytes")
     for name, value in base.items():
         more = estimate(**{**base, name: 2 * value + 1}, max_compared=limit)
-        assert (more.seconds, more.memory_bytes, more.output_bytes) > (
-            least.seconds,
-            least.memory_bytes,
-            least.output_bytes,
-        ), name
+        assert needs(more) > needs(least), name
     assert least.output_bytes == pytest.approx(550_000 + 400_000)
     large, larger = (
         estimate(**base | {"n_records": n, "n_bytes": 50 * n}, max_compared=limit)
         for n in (10**6, 10**7)
     )
-    assert larger.memory_bytes == pytest.approx(large.memory_bytes, rel=0.01), (
-        "a sample is compared"
-    )
+    # A sample is compared.
+    assert larger.memory_bytes == pytest.approx(large.memory_bytes, rel=0.01)
     assert larger.seconds > large.seconds
     assert larger.output_bytes > 9 * large.output_bytes
 
@@ -59,12 +49,8 @@ def test_training_is_estimated_as_it_was_measured() -> None:
 
 
 def test_images_are_classified_at_their_own_size_up_to_64() -> None:
-    assert [classifier_size((w, h)) for w, h in [(28, 28), (30, 31), (3, 4), (136, 192)]] == [
-        28,
-        32,
-        8,
-        64,
-    ]
+    sizes = [(28, 28), (30, 31), (3, 4), (136, 192)]
+    assert [classifier_size(size) for size in sizes] == [28, 32, 8, 64]
 
 
 def test_steps_grow_with_the_root_of_the_records_within_bounds() -> None:
@@ -79,38 +65,22 @@ def test_a_budget_only_ever_takes_steps_away(n: int, seconds: float, step_second
 
 
 BASE: dict[str, object] = {
-    "n_train": 12_000,
-    "n_scored": 3_000,
-    "n_bytes": 8 * 2**20,
-    "side": 28,
-    "n_pixels": 784,
-    "n_channels": 1,
-    "n_added": 0,
-    "n_strategies": 8,
-    "folds": (1,),
-    "n_seeds": 3,
-    "has_model": False,
-}
+    "n_train": 12_000, "n_scored": 3_000, "n_bytes": 8 * 2**20, "side": 28, "n_pixels": 784,
+    "n_channels": 1, "n_added": 0, "n_strategies": 8, "folds": (1,), "n_seeds": 3, "has_model": False,
+}  # fmt: skip
 
 
 def test_a_run_without_a_comparison_takes_less_of_everything() -> None:
     needs, _, _ = estimate_images(**BASE)  # type: ignore[arg-type]
 
     def of(*, compares: bool, has_model: bool = False, n_bytes: int = 8 * 2**20) -> Estimate:
-        training = 60.0 if has_model else 0.0
         return whole_run(
-            needs,
-            n_bytes=n_bytes,
-            compares=compares,
-            has_model=has_model,
-            training_seconds=training,
-        )
+            needs, n_bytes=n_bytes, compares=compares, has_model=has_model,
+            training_seconds=60.0 * has_model,
+        )  # fmt: skip
 
-    alone, compared, modelled = (
-        of(compares=False),
-        of(compares=True),
-        of(compares=True, has_model=True),
-    )
+    alone, compared = (of(compares=compares) for compares in (False, True))
+    modelled = of(compares=True, has_model=True)
     assert alone.comparison_seconds == 0
     assert compared.seconds == pytest.approx(alone.seconds + needs.comparison_seconds)
     assert modelled.seconds == compared.seconds + 60
@@ -137,16 +107,12 @@ def expected_of_images(**changes: object) -> tuple[float, int]:
 def test_judging_images_takes_longer_with_more_of_anything() -> None:
     seconds, steps = expected_of_images()
     assert steps == 800
-    for change in (
-        {"n_strategies": 12},
-        {"folds": (5,)},
-        {"n_seeds": 5},
-        {"side": 64},
-        {"has_model": True},
-        {"n_train": 24_000},
-        {"has_bf16": False},
-    ):
-        assert expected_of_images(**change)[0] > seconds, change
+    more = {
+        "n_strategies": 12, "folds": (5,), "n_seeds": 5, "side": 64, "has_model": True,
+        "n_train": 24_000, "has_bf16": False,
+    }  # fmt: skip
+    for name, value in more.items():
+        assert expected_of_images(**{name: value})[0] > seconds, name
 
 
 def test_a_short_budget_takes_steps_from_all_strategies_alike() -> None:
@@ -161,10 +127,11 @@ def test_a_narrow_classifier_takes_less_and_leaves_the_filters_as_they_are() -> 
     (narrow, steps), (whole, same) = (expected_of_images(width=w) for w in (0.5, 1.0))
     assert narrow < whole / 2
     assert steps == same
-    with_filter, whole_with_filter = (
-        expected_of_images(width=w, has_model=True)[0] for w in (0.5, 1.0)
-    )
-    assert with_filter - narrow == pytest.approx(whole_with_filter - whole, rel=0.01)
+    filters = [
+        expected_of_images(width=w, has_model=True)[0] - alone
+        for w, alone in ((0.5, narrow), (1.0, whole))
+    ]
+    assert filters[0] == pytest.approx(filters[1], rel=0.01)
 
 
 def test_a_short_budget_takes_folds_once_the_steps_are_at_their_least() -> None:
@@ -194,31 +161,11 @@ def test_a_slow_machine_takes_fewer_steps_instead_of_more_minutes() -> None:
 
 @pytest.fixture
 def images_info() -> DatasetInfo:
-    image = ImageInfo(
-        column="image",
-        modes={"L": 9},
-        formats={"PNG": 9},
-        sizes={"28x28": 9},
-        n_sizes=1,
-        most_common_size=(28, 28),
-        smallest_side=28,
-        largest_side=28,
-        n_channels=1,
-    )
     return DatasetInfo(
-        stage="ingest",
-        key="k",
-        digest="d",
-        label="label",
-        label_type="string",
-        schema_digest="s",
-        columns=(),
-        shards=(),
-        part_counts={},
-        compared=(),
-        modality="image",
-        image=image,
-    )
+        stage="ingest", key="k", digest="d", label="label", label_type="string", schema_digest="s",
+        columns=(), shards=(), part_counts={}, compared=(), modality="image",
+        image=image_info(28, 28, n=9, n_channels=1),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("times", "found"), [(0.2, 1), (1.3, 1), (1.6, 2), (5.0, 4)])

@@ -1,12 +1,12 @@
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from support.staging import ingested
 
 from prefect_augment.errors import ParameterError
-from prefect_augment.ingest.ingest import ingest
 from prefect_augment.params import (
     Balance,
     ClassTarget,
@@ -15,25 +15,20 @@ from prefect_augment.params import (
     NoModel,
     Quality,
     RunParams,
-    Source,
     TreesModel,
     Unique,
 )
 from prefect_augment.plan.plan import plan
-from prefect_augment.schema import DatasetRef
+from prefect_augment.schema import BalancePlan, DatasetRef
 from prefect_augment.shards.staged import load_info
 from prefect_augment.storage import Store
 
 N = 300
+Planned = Callable[..., BalancePlan]
 
 
 @pytest.fixture(scope="module")
-def store(memory_store: Store) -> Store:
-    return memory_store
-
-
-@pytest.fixture(scope="module")
-def dataset(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef:
+def dataset(memory_store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef:
     """250 records of class a, 50 of class b; 80 % of each are training records."""
     rng = np.random.default_rng(0)
     table = pa.table(
@@ -46,19 +41,26 @@ def dataset(store: Store, tmp_path_factory: pytest.TempPathFactory) -> DatasetRe
             "kind": ["a"] * 250 + ["b"] * 50,
         }
     )
-    path: Path = tmp_path_factory.mktemp("source") / "table.parquet"
-    pq.write_table(table, path)
     overrides = [ColumnOverride(name="town", kind="category")]
-    return ingest(Source(uri=str(path), label="kind", columns=overrides), store=store, seed=0)
+    folder = tmp_path_factory.mktemp("source")
+    return ingested(table, folder, memory_store, "kind", columns=overrides)
 
 
-def test_plan_counts_training_records(dataset: DatasetRef, store: Store) -> None:
-    asked = RunParams(model=TreesModel(), quality=Quality(labels="hard"))
-    found = plan(dataset, asked, store, compares=False)
-    assert [(c.name, c.n_real, c.target) for c in found.classes] == [
-        ("a", 200, 200),
-        ("b", 40, 120),
-    ]
+@pytest.fixture(scope="module")
+def planned(dataset: DatasetRef, memory_store: Store) -> Planned:
+    """Plan for the records; without a model, if none is named."""
+
+    def planned(compares: bool = False, **params: Any) -> BalancePlan:
+        asked = RunParams(**{"model": NoModel(), **params})
+        return plan(dataset, asked, memory_store, compares=compares)
+
+    return planned
+
+
+def test_plan_counts_training_records(planned: Planned) -> None:
+    found = planned(model=TreesModel(), quality=Quality(labels="hard"))
+    classes = [(c.name, c.n_real, c.target) for c in found.classes]
+    assert classes == [("a", 200, 200), ("b", 40, 120)]
     assert (found.n_synthetic, found.classes[1].n_classic) == (40, 40)
     assert all(c.compared for c in found.classes)
     assert found.rule == "median, at most 1 synthetic per real"
@@ -66,14 +68,10 @@ def test_plan_counts_training_records(dataset: DatasetRef, store: Store) -> None
     assert not found.soft_labels
 
 
-def test_soft_labels_draw_of_every_class_and_leave_the_balance_to_weights(
-    dataset: DatasetRef, store: Store
-) -> None:
-    found = plan(dataset, RunParams(balance=Balance(), model=TreesModel()), store, compares=False)
-    assert [(c.target, c.n_synthetic, c.n_classic) for c in found.classes] == [
-        (200, 400, 0),
-        (120, 80, 0),
-    ]
+def test_soft_labels_draw_of_every_class_and_leave_the_balance_to_weights(planned: Planned) -> None:
+    found = planned(model=TreesModel())
+    classes = [(c.target, c.n_synthetic, c.n_classic) for c in found.classes]
+    assert classes == [(200, 400, 0), (120, 80, 0)]
     assert found.rule == "median, at most 2 synthetic per real with soft labels"
     assert found.soft_labels
     assert found.warnings == ()
@@ -89,21 +87,19 @@ def test_soft_labels_draw_of_every_class_and_leave_the_balance_to_weights(
     ],
     ids=["hard", "faithful", "no two alike", "the label is bound"],
 )
-def test_labels_are_hard_where_a_record_cannot_stand_for_two_classes(
-    dataset: DatasetRef, store: Store, quality: Quality
-) -> None:
-    found = plan(dataset, RunParams(model=TreesModel(), quality=quality), store, compares=False)
+def test_labels_are_hard_where_they_cannot_be_soft(planned: Planned, quality: Quality) -> None:
+    found = planned(model=TreesModel(), quality=quality)
     assert not found.soft_labels
     assert [c.n_synthetic for c in found.classes] == [0, 40]
 
 
-def test_plan_balances_within_columns(dataset: DatasetRef, store: Store) -> None:
-    balance = Balance(target="majority", by=["site", "shift"])
-    found = plan(dataset, RunParams(balance=balance, model=NoModel()), store, compares=False)
-    info = load_info(dataset, store)
-    assert sum(c.n_real for c in found.classes) == sum(
-        sum(info.part_counts[part].values()) for part in ("training", "validation")
-    )
+def test_plan_balances_within_columns(
+    dataset: DatasetRef, planned: Planned, memory_store: Store
+) -> None:
+    found = planned(balance=Balance(target="majority", by=["site", "shift"]))
+    counts = load_info(dataset, memory_store).part_counts
+    n_training = sum(sum(counts[part].values()) for part in ("training", "validation"))
+    assert sum(c.n_real for c in found.classes) == n_training
     cells = {tuple(c.by.values()) for c in found.classes}
     assert cells == {(s, n) for s in ("north", "south | 1", "null") for n in ("0", "1")}
     for cell in cells:
@@ -111,26 +107,23 @@ def test_plan_balances_within_columns(dataset: DatasetRef, store: Store) -> None
         assert {c.target for c in of_cell} == {max(c.n_real for c in of_cell)}
 
 
-def test_plan_without_a_model_has_no_synthetic_records(dataset: DatasetRef, store: Store) -> None:
-    found = plan(dataset, RunParams(balance=Balance(), model=NoModel()), store, compares=False)
+def test_plan_without_a_model_has_no_synthetic_records(planned: Planned) -> None:
+    found = planned()
     assert (found.n_synthetic, found.classes[1].n_classic) == (0, 80)
 
 
-def test_plan_is_cheaper_without_a_model(dataset: DatasetRef, store: Store) -> None:
+def test_plan_is_cheaper_without_a_model(planned: Planned) -> None:
     with_model, without = (
-        plan(dataset, RunParams(balance=Balance(), model=model), store).estimate
-        for model in (TreesModel(), NoModel())
+        planned(compares=True, model=model).estimate for model in (TreesModel(), NoModel())
     )
     assert with_model.seconds > without.seconds > 0
     assert min(without.memory_bytes, without.output_bytes) > 0
 
 
-def test_plan_leaves_nothing_behind(dataset: DatasetRef, store: Store) -> None:
-    before = store.list()
-    plan(
-        dataset, RunParams(balance=Balance(by=["site"]), model=TreesModel()), store, compares=False
-    )
-    assert store.list() == before
+def test_plan_leaves_nothing_behind(planned: Planned, memory_store: Store) -> None:
+    before = memory_store.list()
+    planned(balance=Balance(by=["site"]), model=TreesModel())
+    assert memory_store.list() == before
 
 
 @pytest.mark.parametrize(
@@ -144,29 +137,22 @@ def test_plan_leaves_nothing_behind(dataset: DatasetRef, store: Store) -> None:
         (["code"], "'code', which is an identifier column"),
     ],
 )
-def test_columns_that_cannot_be_balanced_within_are_refused_by_name(
-    by: list[str], message: str, dataset: DatasetRef, store: Store
+def test_unusable_columns_are_refused_by_name(
+    by: list[str], message: str, planned: Planned
 ) -> None:
     with pytest.raises(ParameterError, match=message):
-        plan(dataset, RunParams(balance=Balance(by=by), model=NoModel()), store, compares=False)
+        planned(balance=Balance(by=by))
 
 
-def test_a_target_below_the_training_records_is_refused(dataset: DatasetRef, store: Store) -> None:
-    balance = Balance(classes=[ClassTarget(name="a", target=199)])
+def test_a_target_below_the_training_records_is_refused(planned: Planned) -> None:
     with pytest.raises(ParameterError, match="'a' has 200 training records"):
-        plan(dataset, RunParams(balance=balance, model=NoModel()), store, compares=False)
+        planned(balance=Balance(classes=[ClassTarget(name="a", target=199)]))
 
 
-def test_targets_are_said_in_the_rule(dataset: DatasetRef, store: Store) -> None:
-    balance = Balance(
-        target="count",
-        count=400,
-        max_per_class=500,
-        by=["shift"],
-        classes=[ClassTarget(name="a", target=410), ClassTarget(name="b", target=420)],
-    )
-    found = plan(dataset, RunParams(balance=balance, model=NoModel()), store, compares=False)
-    assert found.rule == (
+def test_targets_are_said_in_the_rule(planned: Planned) -> None:
+    own = [ClassTarget(name="a", target=410), ClassTarget(name="b", target=420)]
+    balance = Balance(target="count", count=400, max_per_class=500, by=["shift"], classes=own)
+    assert planned(balance=balance).rule == (
         "400 records per class, at most 500 per class, within each shift, "
         "2 classes with a target of their own, at most 1 synthetic per real"
     )

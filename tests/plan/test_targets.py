@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from hypothesis import given, strategies as st
 
@@ -12,9 +14,10 @@ from prefect_augment.plan.targets import (
     plan_warnings,
     targets,
 )
-from prefect_augment.schema import class_order
+from prefect_augment.schema import ClassPlan, class_order
 
 COUNTS = {"common": 1000, "rare": 40, "rarest": 5}
+OWN_CAP = ClassTarget(name="rare", max_synthetic_per_real=9)
 
 text = st.text(alphabet="ab|\\= '<é🙂/.", max_size=8)
 class_counts = st.dictionaries(text, st.integers(1, 10_000), min_size=1, max_size=8)
@@ -128,27 +131,28 @@ def test_sqrt_rule_is_the_geometric_mean_upwards(small: int, large: int) -> None
     assert (found - 1) ** 2 < small * large <= found**2
 
 
+def planned(counts: dict[str, int], balance: Balance, **options: Any) -> dict[str, ClassPlan]:
+    given = {"compared": list(counts), "can_sample": True, **options}
+    return {c.name: c for c in plan_classes(counts, balance=balance, **given)}
+
+
 def test_synthetic_records_are_capped_and_the_rest_is_classic() -> None:
     balance = Balance(target="majority", max_synthetic_per_real=2.5)
-    plan = {c.name: c for c in plan_classes(COUNTS, ["common", "rare"], balance, can_sample=True)}
+    plan = planned(COUNTS, balance, compared=["common", "rare"])
     assert (plan["rare"].n_synthetic, plan["rare"].n_classic) == (100, 860)
     assert (plan["common"].n_synthetic, plan["common"].n_classic) == (0, 0)
 
 
 def test_soft_labels_are_drawn_of_every_class_that_can_be_sampled() -> None:
-    counts = {"a": 300, "b": 40, "c": 5}
-    soft = {"can_sample": True, "soft_labels": True}
-    found = plan_classes(counts, counts, Balance(target="majority"), **soft)
-    assert {p.name: p.n_synthetic for p in found} == {"a": 600, "b": 80, "c": 0}
+    def drawn(**balance: Any) -> list[int]:
+        asked = Balance(target="majority", **balance)
+        found = planned({"a": 300, "b": 40, "c": 5}, asked, soft_labels=True)
+        return [found[name].n_synthetic for name in "abc"]
+
+    assert drawn() == [600, 80, 0]
     own = [ClassTarget(name="b", max_synthetic_per_real=0.0)]
-    found = plan_classes(
-        counts, counts, Balance(target="majority", max_per_class=400, classes=own), **soft
-    )
-    assert {p.name: p.n_synthetic for p in found} == {"a": 0, "b": 0, "c": 0}, (
-        "none below its target"
-    )
-    found = plan_classes(counts, counts, Balance(target="majority", max_per_class=400), **soft)
-    assert {p.name: p.n_synthetic for p in found} == {"a": 100, "b": 80, "c": 0}
+    assert drawn(max_per_class=400, classes=own) == [0, 0, 0], "none below its target"
+    assert drawn(max_per_class=400) == [100, 80, 0]
 
 
 def test_soft_labels_of_large_tables_draw_the_rarer_classes_whole() -> None:
@@ -164,7 +168,7 @@ def test_a_balanced_table_draws_nothing_for_soft_labels() -> None:
 
 
 def test_a_class_too_small_for_a_model_gets_classic_records_and_a_note() -> None:
-    plan = {c.name: c for c in plan_classes(COUNTS, ["common"], Balance(), can_sample=True)}
+    plan = planned(COUNTS, Balance(), compared=["common"])
     assert (plan["rarest"].n_synthetic, plan["rarest"].n_classic) == (0, 35)
     assert f"a model needs {MIN_SAMPLED}" in plan["rarest"].note
     assert "not compared" in plan["rarest"].note
@@ -187,36 +191,21 @@ def test_a_model_that_auto_declined_is_not_said_to_be_unasked() -> None:
 
 def test_images_need_more_records_for_a_model_than_tables() -> None:
     counts = {"common": 100, "rare": MIN_SAMPLED_IMAGES - 1, "fair": MIN_SAMPLED_IMAGES}
-    plan = {
-        c.name: c
-        for c in plan_classes(
-            counts,
-            list(counts),
-            Balance(target="majority"),
-            can_sample=True,
-            least=MIN_SAMPLED_IMAGES,
-        )
-    }
+    plan = planned(counts, Balance(target="majority"), least=MIN_SAMPLED_IMAGES)
     assert (plan["rare"].n_synthetic, plan["rare"].n_classic) == (0, 101 - MIN_SAMPLED_IMAGES)
     assert f"a model needs {MIN_SAMPLED_IMAGES}" in plan["rare"].note
     assert plan["fair"].n_synthetic == MIN_SAMPLED_IMAGES
 
 
 def test_a_cap_that_is_not_given_is_one_per_real_record() -> None:
-    given, unsaid = (
-        plan_classes(COUNTS, list(COUNTS), balance, can_sample=True)
-        for balance in (
-            Balance(target="majority", max_synthetic_per_real=1.0),
-            Balance(target="majority"),
-        )
-    )
-    assert given == unsaid
+    given = Balance(target="majority", max_synthetic_per_real=1.0)
+    assert planned(COUNTS, given) == planned(COUNTS, Balance(target="majority"))
 
 
 def test_a_class_may_forbid_synthetic_records() -> None:
     own = [ClassTarget(name="rare", max_synthetic_per_real=0.0)]
     balance = Balance(target="majority", classes=own)
-    plan = {c.name: c for c in plan_classes(COUNTS, list(COUNTS), balance, can_sample=True)}
+    plan = planned(COUNTS, balance)
     assert (plan["rare"].n_synthetic, plan["rare"].n_classic) == (0, 960)
 
 
@@ -248,10 +237,7 @@ def test_plan_keeps_class_and_cell_of_each_stratum() -> None:
     ("balance", "expected"),
     [
         (Balance(max_synthetic_per_real=6.0), "balance allows 6 synthetic"),
-        (
-            Balance(classes=[ClassTarget(name="rare", max_synthetic_per_real=9)]),
-            "class 'rare' allows 9",
-        ),
+        (Balance(classes=[OWN_CAP]), "class 'rare' allows 9"),
     ],
 )
 def test_caps_above_five_are_warned_of(balance: Balance, expected: str) -> None:

@@ -31,13 +31,9 @@ def grown(store: Store, releases: ModuleType, release: Any, table: pa.Table) -> 
         part: {k: n_k + new.part_counts[part].get(k, 0) for k, n_k in classes.items()}
         for part, classes in old.part_counts.items()
     }
+    names = {"key": f"grown-{n}", "digest": f"d{n}"}
     info = old.model_copy(
-        update={
-            "shards": (*old.shards, *new.shards),
-            "part_counts": counts,
-            "key": f"grown-{n}",
-            "digest": f"d{n}",
-        }
+        update={"shards": (*old.shards, *new.shards), "part_counts": counts, **names}
     )
     path = f"_staging/ingest/grown-{n}/outcome.json"
     store.put(path, info.to_json())
@@ -47,24 +43,15 @@ def grown(store: Store, releases: ModuleType, release: Any, table: pa.Table) -> 
 def planned(store: Store, dataset: DatasetRef, release: Any) -> tuple[BalancePlan, Recipe]:
     """The plan for what is staged now, and weights that give every class as much."""
     counts = load_info(dataset, store).part_counts
-    n = {
-        c.name: counts["training"][c.name] + counts["validation"][c.name]
-        for c in release.plan.classes
-    }
+    names = [c.name for c in release.plan.classes]
+    n = {name: counts["training"][name] + counts["validation"][name] for name in names}
     classes = tuple(c.model_copy(update={"n_real": n[c.name]}) for c in release.plan.classes)
     weights = {name: sum(n.values()) / (len(n) * n_k) for name, n_k in n.items()}
-    strategy = release.recipe.strategy.model_copy(
-        update={"name": "class weights", "family": "weights"}
-    )
-    recipe = release.recipe.model_copy(
-        update={
-            "strategy": strategy,
-            "class_weight": weights,
-            "synthetic": {},
-            "classic": {},
-            "copies": {},
-        }
-    )
+    own = {"name": "class weights", "family": "weights"}
+    strategy = release.recipe.strategy.model_copy(update=own)
+    changes = {"strategy": strategy, "class_weight": weights}
+    nothing: dict[str, Any] = {"synthetic": {}, "classic": {}, "copies": {}}
+    recipe = release.recipe.model_copy(update=changes | nothing)
     return release.plan.model_copy(update={"classes": classes}), recipe
 
 
@@ -151,9 +138,8 @@ def test_weights_of_another_kind_of_recipe_are_not_inherited(
     store: Store, release: Any, releases: ModuleType, kind: str
 ) -> None:
     run(store, release, release.dataset)
-    plan, recipe = planned(
-        store, grown(store, releases, release, releases.source_table(10, seed=5)), release
-    )
+    more = grown(store, releases, release, releases.source_table(10, seed=5))
+    plan, recipe = planned(store, more, release)
     if kind == "strategy":
         other = recipe.strategy.model_copy(update={"family": "resampling"})
         recipe = recipe.model_copy(update={"strategy": other})
@@ -170,8 +156,7 @@ def test_the_size_of_shards_is_the_only_thing_that_cuts_a_staged_shard(
     """Also where each becomes several published ones."""
     settings = Publish(shard_records=7)
     run(store, release, release.dataset, settings)
-    run(
-        store, release, grown(store, releases, release, releases.source_table(10, seed=5)), settings
-    )
+    more = grown(store, releases, release, releases.source_table(10, seed=5))
+    run(store, release, more, settings)
     assert len(real_names(store, 1)) > len(load_info(release.dataset, store).shards)
     assert real_names(store, 1) < real_names(store, 2)

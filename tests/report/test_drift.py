@@ -20,17 +20,13 @@ from prefect_augment.params import Destination, NoModel, Source
 from prefect_augment.report.build import drift_since, find_previous
 from prefect_augment.report.json import published_schema
 from prefect_augment.schema import DatasetRef, Drift, Manifest
-from prefect_augment.storage import manifest_path, open_store, read_manifest
+from prefect_augment.storage import Store, manifest_path, open_store, read_manifest
 
 
 def drift_of(now: dict[str, int]) -> Drift:
     """Since version 3: 1,500 records of a class."""
-    before = manifest_of(
-        3,
-        class_counts={"train": {"ok <b>": {"real": 1500, "synthetic": 70}}, "holdout": {}},
-        shards=(),
-        recipe=recipe_of("SMOTE"),
-    )
+    counts = {"train": {"ok <b>": {"real": 1500, "synthetic": 70}}, "holdout": {}}
+    before = manifest_of(3, class_counts=counts, shards=(), recipe=recipe_of("SMOTE"))
     dataset = DatasetRef(
         root="", path="", key="", digest="", label="state", n_records=0, class_counts={}
     )
@@ -41,10 +37,8 @@ def drift_of(now: dict[str, int]) -> Drift:
 def test_real_records_alone_are_compared() -> None:
     found = drift_of({"ok <b>": 1500, "worn": 300})
     assert (found.version, found.n_before, found.n_now) == (3, 1500, 1800)
-    assert [(c.name, c.before, c.now) for c in found.classes] == [
-        ("ok <b>", 1500, 1500),
-        ("worn", 0, 300),
-    ]
+    classes = [(c.name, c.before, c.now) for c in found.classes]
+    assert classes == [("ok <b>", 1500, 1500), ("worn", 0, 300)]
 
 
 def test_sentence_names_what_changed() -> None:
@@ -95,6 +89,9 @@ class Destined:
         rebalance.fn(source=source, destination=destination, model=NoModel())
         return read_manifest(open_store(self.folder / "out"))
 
+    def copied(self, folder: Path) -> Store:
+        return open_store(shutil.copytree(self.folder / "out", folder / "out"))
+
     def add(self, name: str, records: pa.Table) -> None:
         pq.write_table(records, self.folder / "in" / f"{name}.parquet")
 
@@ -140,21 +137,19 @@ def test_the_next_version_says_what_changed_and_keeps_saying_it(grown: Destined)
     assert "New classes: “new”" in card
     page = place.path(second).with_suffix(".html").read_text()
     assert '<section id="drift">' in page
-    assert page.index("New classes") < page.index('<section id="classes">'), (
-        "beside the verdict too"
-    )
+    # Beside the verdict too.
+    assert page.index("New classes") < page.index('<section id="classes">')
 
-    before = {p: p.read_bytes() for p in (place.folder / "out" / "_staging").rglob("*.html")}
+    def pages() -> dict[Path, bytes]:
+        return {p: p.read_bytes() for p in (place.folder / "out" / "_staging").rglob("*.html")}
+
+    before = pages()
     assert place.run().version == 2
-    after = {p: p.read_bytes() for p in (place.folder / "out" / "_staging").rglob("*.html")}
-    assert after == before, "a run that comes upon its own version compares with the one before it"
+    assert pages() == before, "a run that comes upon its own version compares with the one before"
 
 
-def test_an_earlier_version_is_compared_with_whatever_became_of_its_report(
-    published: Destined, tmp_path: Path
-) -> None:
-    shutil.copytree(published.folder / "out", tmp_path / "out")
-    store = open_store(tmp_path / "out")
+def test_an_earlier_version_needs_no_report(published: Destined, tmp_path: Path) -> None:
+    store = published.copied(tmp_path)
     manifest = read_manifest(store, 1)
     shutil.rmtree(tmp_path / "out" / "_reports" / "v00000001")
     for version in range(2, read_manifest(store).version + 1):
@@ -163,22 +158,16 @@ def test_an_earlier_version_is_compared_with_whatever_became_of_its_report(
 
 
 @pytest.mark.slow
-def test_a_version_whose_manifest_cannot_be_read_is_left_out(
-    grown: Destined, tmp_path: Path
-) -> None:
-    shutil.copytree(grown.folder / "out", tmp_path / "out")
-    store = open_store(tmp_path / "out")
+def test_a_version_with_a_broken_manifest_is_left_out(grown: Destined, tmp_path: Path) -> None:
+    store = grown.copied(tmp_path)
     rollback(store, to=1)
     store.put(manifest_path(read_manifest(store).version), b"{")
     before = find_previous(store, "another")
     assert before == read_manifest(store, before.version)
 
 
-def test_a_version_that_was_rolled_back_is_compared_with(
-    published: Destined, tmp_path: Path
-) -> None:
-    shutil.copytree(published.folder / "out", tmp_path / "out")
-    store = open_store(tmp_path / "out")
+def test_a_version_rolled_back_is_compared_with(published: Destined, tmp_path: Path) -> None:
+    store = published.copied(tmp_path)
     commit = rollback(store, to=1)
     before = find_previous(store, "another")
     assert before.version == commit.version

@@ -50,12 +50,9 @@ def test_a_profile_writes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", ["labl", "x", ""])
-def test_a_source_that_ingest_would_refuse_is_shown_with_the_reason(
-    tmp_path: Path, label: str
-) -> None:
-    source = put(tmp_path / "in").model_copy(
-        update={"label": label, "group_column": "" if label else "none"}
-    )
+def test_a_source_that_ingest_refuses_is_shown_with_the_reason(tmp_path: Path, label: str) -> None:
+    changes = {"label": label, "group_column": "" if label else "none"}
+    source = put(tmp_path / "in").model_copy(update=changes)
     found = profile(source)
     with pytest.raises(InputError) as refused:
         ingest(source, store=open_store(str(tmp_path / "out")), seed=0)
@@ -97,19 +94,11 @@ def test_real_tables_are_usable_and_keep_every_record(shared_data: Path, name: s
 
 
 def test_identifiers_and_empty_columns_of_real_tables_are_found(shared_data: Path) -> None:
-    folder = shared_data / "tabular"
-    kinds = {
-        name: {
-            c.name: c.kind
-            for c in profile(Source(uri=f"{folder}/{name}.parquet", label=LABELS[name])).columns
-        }
-        for name in ("predictive_maintenance", "hypothyroid")
-    }
-    assert [k for k, v in kinds["predictive_maintenance"].items() if v == "identifier"] == [
-        "udi",
-        "product_id",
-    ]
-    assert (kinds["hypothyroid"]["tbg"], kinds["hypothyroid"]["tbg_measured"]) == (
-        "empty",
-        "constant",
-    )
+    def kinds(name: str) -> dict[str, str]:
+        source = Source(uri=f"{shared_data}/tabular/{name}.parquet", label=LABELS[name])
+        return {c.name: c.kind for c in profile(source).columns}
+
+    found = kinds("predictive_maintenance")
+    assert [k for k, v in found.items() if v == "identifier"] == ["udi", "product_id"]
+    found = kinds("hypothyroid")
+    assert (found["tbg"], found["tbg_measured"]) == ("empty", "constant")

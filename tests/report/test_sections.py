@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from support.report import section
+from support.steps import candidates_with
 
 from prefect_augment.report.json import ReportData
 from prefect_augment.report.report import build_report
@@ -53,15 +54,12 @@ SLICES = SliceResult(
     flags=("Class much: one gains and another loses.",),
 )  # fmt: skip
 SCORE = CalibrationScore(brier=SOME, ece=SOME, class_ece=SOME, expected={EVIL: 2.0})
+CALIBRATED = StrategyCalibration(as_predicted=SCORE, corrected=SCORE, change=SOME)
 CALIBRATION = CalibrationResult(
     n_records=500,
     n_bins=15,
     looked_at=(EVIL,),
-    strategies={
-        "weights": {
-            "logistic": StrategyCalibration(as_predicted=SCORE, corrected=SCORE, change=SOME)
-        }
-    },
+    strategies={"weights": {"logistic": CALIBRATED}},
     prior_true={EVIL: 0.1, "b": 0.9},
     prior_train={"weights": {EVIL: 0.5, "b": 0.5}},
     published="weights",
@@ -74,9 +72,7 @@ HOLDOUT = [
 
 
 @pytest.mark.parametrize(("name", "info", "words"), HOLDOUT)
-def test_a_section_shows_its_measurement_and_escapes_names(
-    name: str, info: Any, words: list[str]
-) -> None:
+def test_a_section_shows_numbers_and_escapes_names(name: str, info: Any, words: list[str]) -> None:
     html = section(name, **{name: info})
     for text in words:
         assert text in html
@@ -108,10 +104,7 @@ def stratum(name: str, observed: float, *, passed: bool) -> ClassFilter:
 
 
 def checked(*classes: ClassFilter) -> FilterResult:
-    return FilterResult(
-        root="", path="", key="", purpose="utility", classes=classes, kept=(), dropped=(),
-        feature_space="",
-    )  # fmt: skip
+    return candidates_with({}).model_copy(update={"classes": classes})
 
 
 def test_unsafe_classes_come_first_and_what_failed_stands_out() -> None:
@@ -131,9 +124,8 @@ def test_classes_without_checks_give_no_section() -> None:
 
 
 def test_of_many_classes_a_hundred_are_shown() -> None:
-    html = section(
-        "filter", candidates=checked(*(stratum(f"c{i}", 0.06, passed=True) for i in range(120)))
-    )
+    many = (stratum(f"c{i}", 0.06, passed=True) for i in range(120))
+    html = section("filter", candidates=checked(*many))
     assert "None of 120 classes is unsafe." in html
     assert "and 20 more classes in report.json" in html
 

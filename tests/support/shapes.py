@@ -14,9 +14,12 @@ COUNTS = {"ring": 240, "cross": 90, "dot": 60}
 def image_table(
     images: Iterable[np.ndarray], labels: Sequence[str], paths: Sequence[str] | None = None
 ) -> pa.Table:
-    """A table of the columns image and label; bytes of shape (height, width), in PNG."""
+    """A table of the columns image and label; pixels of shape (height, width) or (…, 3), in PNG."""
     pytest.importorskip("PIL", reason="the extra 'images'")
-    rows = [{"bytes": encode_png(image[:, :, None]), "path": None} for image in images]
+    rows = [
+        {"bytes": encode_png(image if image.ndim == 3 else image[:, :, None]), "path": None}
+        for image in images
+    ]
     for row, path in zip(rows, paths or (), strict=bool(paths)):
         row["path"] = path
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})

@@ -136,7 +136,6 @@ def _first_place(plan: BalancePlan) -> int:
 def _make(
     source: DatasetInfo, experiment: Experiment, requested: Mapping[str, int], stage: Stage
 ) -> DatasetInfo:
-    """Make the records of a table and write their shards."""
     plan, params = experiment.plan, experiment.params
     classic, seed = params.classic, params.seed
     change = text_changer(classic)
@@ -213,8 +212,6 @@ def make_records(
 
     Arguments and errors are those of :func:`.smote.smote`; ``notes`` say where another method was used.
 
-    References
-    ----------
     Han et al. 2005, "Borderline-SMOTE"; He et al. 2008, "ADASYN"; Menardi & Torelli 2014, "Training and
     assessing classification rules with imbalanced data" (ROSE, the shrinkage).
     """

@@ -265,10 +265,6 @@ def _vertical_flip(node: Any) -> Step | None:
     return lambda copy, _: copy.then((1.0, 0.0, 0.0, 0.0, -1.0, copy.height - 1.0))
 
 
-def _nothing(node: Any) -> Step | None:
-    return lambda copy, _: None
-
-
 def _is_plain(node: Any) -> bool:
     return bool(node.interpolation == LINEAR and node.border_mode == REFLECT_101)
 
@@ -382,7 +378,7 @@ _MAKERS: dict[str, Callable[[Any], Step | None]] = {
     "ColorJitter": _colour_jitter,
     "GaussianBlur": _gaussian_blur,
     "HorizontalFlip": _horizontal_flip,
-    "NoOp": _nothing,
+    "NoOp": lambda node: lambda copy, draw: None,
     "RandomBrightnessContrast": _brightness_contrast,
     "RandomResizedCrop": _resized_crop,
     "Rotate": _rotate,

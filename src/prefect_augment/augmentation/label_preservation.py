@@ -84,18 +84,15 @@ def label_flips(
     correct = probe.predict_proba(X).argmax(axis=1) == y
     X, y = X[correct], y[correct]
     seeds = np.random.default_rng(seed).integers(0, 2**62, len(X))
-    flips = {}
+    flips: dict[str, list[Flips]] = {}
     for name, change in changes.items():
         predicted = probe.predict_proba(change(X, seeds)).argmax(axis=1) if len(X) else y
-        flips[name] = [_flips(predicted[y == k], k) for k in range(n_classes)]
+        flips[name] = []
+        for k in range(n_classes):
+            others = predicted[(y == k) & (predicted != k)]
+            to = int(np.bincount(others).argmax()) if len(others) else -1
+            flips[name].append(Flips(int((y == k).sum()), len(others), to))
     return float(correct.mean()) if len(correct) else 0.0, flips
-
-
-def _flips(predicted: Int, k: int) -> Flips:
-    others = predicted[predicted != k]
-    return Flips(
-        len(predicted), len(others), int(np.bincount(others).argmax()) if len(others) else -1
-    )
 
 
 logger = logging.getLogger(__name__)

@@ -107,8 +107,6 @@ def smote(
     uniform by default. Raises ParameterError if :func:`smote_memory_bytes` is above ``max_memory_mib``, and
     EmptyClassError if records are requested of a stratum that has none.
 
-    References
-    ----------
     Chawla et al. 2002, "SMOTE: Synthetic Minority Over-sampling Technique", sections 4.2 (SMOTE),
     6.1 (SMOTE-NC) and 6.2 (SMOTE-N).
     """
@@ -168,7 +166,6 @@ def random_oversample_indices(strata: Int, counts: Mapping[int, int], seed: int)
 
 
 def _median_filled(numbers: Float) -> Float:
-    """Return columns with their medians for nulls."""
     return np.where(np.isnan(numbers), of_known(numbers, np.median), numbers)
 
 
@@ -392,8 +389,6 @@ def start_weights(
     stratum without such records starts from all of them, as SMOTE does. Raises ParameterError if the
     estimated memory is above ``max_memory_mib``.
 
-    References
-    ----------
     Han et al. 2005, "Borderline-SMOTE", section 3; He et al. 2008, "ADASYN", section III.
     """
     n, d = table.X.shape

@@ -60,8 +60,6 @@ class _Staged(Result):
 
 
 class _Copy(NamedTuple):
-    """One changed image."""
-
     data: bytes
     seed: int
     moved: MovedRecord | None  # its targets, if they have changed

@@ -275,7 +275,6 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
         return np.asarray(weights / weights.mean())
 
     def _fitted(self, recipe: Recipe | None, X: Any, y: Any, weights: Any, rng: Any) -> Any:
-        """A clone of the estimator that was trained on these records."""
         family = "" if recipe is None else recipe.strategy.family
         if family == "bagging":
             members = []
@@ -296,7 +295,6 @@ class RecipeClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # t
     def _multipliers(
         self, recipe: Recipe, names: tuple[str, ...], X: Any, y: Any, weights: Any
     ) -> Float:
-        """The recipe's multipliers, or those of out-of-fold probabilities."""
         of = self.thresholds_of or self._compared_as(recipe)
         if of or self.thresholds == "recipe" or not recipe.thresholds:
             return multipliers_of(recipe, of, names)

@@ -6,6 +6,7 @@ predictions of the estimators that it has trained.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -115,21 +116,18 @@ def _calibration(
     train = {
         name: _training_shares(p.strategy, evaluator, candidates) for name, p in predictions.items()
     }
-    strategies = {
-        name: {
-            estimator: calibration_of(
-                data.y[rows],
-                proba[:, rows],
-                classes=data.classes,
-                rare_classes=rare,
-                factors=prior_factors(data.classes, true, train[name]),
-                draws=draws,
-                seed=seed,
-            )
-            for estimator, proba in p.proba.items()
-        }
-        for name, p in predictions.items()
-    }
+    calibrated = partial(
+        calibration_of,
+        data.y[rows],
+        classes=data.classes,
+        rare_classes=rare,
+        draws=draws,
+        seed=seed,
+    )
+    strategies = {}
+    for name, p in predictions.items():
+        factors = prior_factors(data.classes, true, train[name])
+        strategies[name] = {k: calibrated(q[:, rows], factors=factors) for k, q in p.proba.items()}
     info = CalibrationResult(
         n_records=len(rows),
         n_bins=n_calibration_bins(len(rows)),

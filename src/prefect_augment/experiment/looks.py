@@ -25,8 +25,6 @@ _MAX_ATTEMPTS = 100
 
 
 class _Recorded(Result):
-    """One look as it is stored."""
-
     key: str  # of the reading
     look: Look
     n_first: int  # records or groups that the hold-out had held at the first look
@@ -160,8 +158,6 @@ def spent_alpha(
     fallback procedure), and never more than the first. Over any number of looks without ``proven`` the values sum to
     less than 0.05. ParameterError if ``number`` is below 1, or the counts fall.
 
-    References
-    ----------
     Lan & DeMets 1983, "Discrete sequential boundaries for clinical trials" (spending by information).
     Wiens & Dmitrienko 2005, "The fallback procedure for evaluating a single family of hypotheses".
     Tian & Ramdas 2021, "Online control of the familywise error rate", section 3 (alpha spending and

@@ -6,6 +6,8 @@ place, in its one reading (:func:`~prefect_augment.experiment.confirmation.confi
 stored under what they were measured on, so that a later report or card finds them.
 """
 
+from functools import partial
+
 import numpy as np
 
 from prefect_augment.encoding.arrays import Records as RealRecords
@@ -120,6 +122,10 @@ def _measured(
     space = evaluator.plain_space(np.concatenate([members.X, others.X]))
     max_real, max_synthetic = MAX_REAL[info.modality], MAX_SYNTHETIC[info.modality]
     columns = [*dict.fromkeys([*(c.name for c in info.columns), info.label])]
+    side_of = partial(
+        privacy_side, classes=classes, space=space, max_real=max_real, max_synthetic=max_synthetic,
+        names=names,
+    )  # fmt: skip
     sides, n_largest = [], 0
     for records, files in shards.items():
         synthetic = Part(members.X[:0], members.y[:0])
@@ -130,19 +136,7 @@ def _measured(
             X, y = evaluator.encode(table), codes_of(label_names(table[info.label]), classes)
             synthetic = Part(X[order], y[order])
             n_largest = max(n_largest, int(np.bincount(y[y >= 0], minlength=1).max()))
-        sides.append(
-            privacy_side(
-                records,
-                members,
-                others,
-                synthetic,
-                classes=classes,
-                space=space,
-                max_real=max_real,
-                max_synthetic=max_synthetic,
-                names=names,
-            )
-        )
+        sides.append(side_of(records, members, others, synthetic))
     notes = []
     sizes = [np.bincount(part.y[part.y >= 0], minlength=1).max() for part in (members, others)]
     if max(sizes) > max_real:

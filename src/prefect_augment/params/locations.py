@@ -41,11 +41,9 @@ def refuse_secrets(uri: str) -> str:
 
 def hide_secrets(text: str) -> str:
     """Return a text of somebody else's, such as a driver's error, in which URLs with secrets are cut."""
-    return _URL_IN_TEXT.sub(_without_secrets, text)
-
-
-def _without_secrets(url: re.Match[str]) -> str:
-    return f"{url[0].partition('://')[0]}://…" if _secret_in(url[0]) else url[0]
+    return _URL_IN_TEXT.sub(
+        lambda url: f"{url[0].partition('://')[0]}://…" if _secret_in(url[0]) else url[0], text
+    )
 
 
 def _secret_in(url: str) -> str:

@@ -148,7 +148,6 @@ def classifier_steps(
 
 
 def _step_seconds(side: int, *, narrow: bool, has_bf16: bool) -> float:
-    """Seconds that a step of the image classifier is expected to take."""
     seconds = _IMAGE_STEP_SECONDS + _IMAGE_STEP_PIXEL_SECONDS * side**2
     return seconds * (_NARROW_SHARE if narrow else 1) * (1 if has_bf16 else _FLOAT32_FACTOR)
 

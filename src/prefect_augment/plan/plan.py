@@ -339,7 +339,6 @@ def _constraint_warnings(
 
 
 def _rule_text(balance: Balance, *, soft_labels: bool) -> str:
-    """The requested balance in one line."""
     words = [f"{balance.count} records per class" if balance.target == "count" else balance.target]
     if balance.max_per_class:
         words.append(f"at most {balance.max_per_class} per class")

@@ -131,8 +131,6 @@ def report(
 
 
 class _Page(Result):
-    """The receipt of a report."""
-
     prefix: str
     files: tuple[str, ...]
     summary: str
@@ -354,14 +352,9 @@ def _neighbours(
             space.place(encoder.encode(drawn)), space.place(encoder.encode(real))
         )
         for i, nearest in enumerate(np.argmin(distances, axis=1)):
-            neighbours.append(
-                Neighbour(
-                    label=name,
-                    synthetic=_as_text(drawn, i, shown),
-                    real=_as_text(real, int(nearest), shown),
-                    distance=float(distances[i, nearest]),
-                )
-            )
+            own, other = _as_text(drawn, i, shown), _as_text(real, int(nearest), shown)
+            far = float(distances[i, nearest])
+            neighbours.append(Neighbour(label=name, synthetic=own, real=other, distance=far))
     return tuple(neighbours)
 
 

@@ -7,7 +7,7 @@ field of :class:`~prefect_augment.schema.report.Findings`, a template and a line
 import base64
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,15 +111,13 @@ def _counts_chart(data: ReportData, rows: Sequence[ClassRow]) -> list[Chart]:
     return [Chart("classes", "class_counts.png", alt, charts.class_counts_chart(shown))]
 
 
-def _sheet_charts(data: ReportData) -> list[Chart]:
+def _sheet_charts(data: ReportData) -> Iterator[Chart]:
     origins = "Real, synthetic and nearest real" if data.pictures == "real" else "Synthetic"
-    drawn = []
     for name, file in data.sheets.items():
         alt = f"{origins} images of {formats.visible(name)}."
         # Where the picture could not write the whole name; a browser has the letters for it.
         caption = "" if shown_name(name) == name else name
-        drawn.append(Chart("pictures", file, alt, data.images[file], caption, photo=True))
-    return drawn
+        yield Chart("pictures", file, alt, data.images[file], caption, photo=True)
 
 
 def _validation_chart(rows: Sequence[StrategyRow]) -> list[Chart]:
@@ -145,10 +143,10 @@ def _validation_chart(rows: Sequence[StrategyRow]) -> list[Chart]:
     return [Chart("validation", "strategies_validation.png", alt, png)]
 
 
-def _holdout_charts(data: ReportData) -> list[Chart]:
+def _holdout_charts(data: ReportData) -> Iterator[Chart]:
     verdict = data.verdict
     if verdict is None or not verdict.balanced_accuracy:
-        return []
+        return
     roles = {verdict.baseline: "baseline", verdict.chosen: "chosen"}
     strategies = _holdout_strategies(data)
     rows = [charts.ForestRow(n, charts.in_percent(i), mark=roles.get(n, "")) for n, i in strategies]
@@ -157,7 +155,7 @@ def _holdout_charts(data: ReportData) -> list[Chart]:
         rows, label="balanced accuracy on the hold-out, %", legend="95 % interval"
     )
     alt = f"Balanced accuracy on the hold-out with 95 % intervals. {details}."
-    drawn = [Chart("holdout", "strategies_holdout.png", alt, png)]
+    yield Chart("holdout", "strategies_holdout.png", alt, png)
     if verdict.differences:
         rows = [
             charts.ForestRow(d.strategy, charts.in_percent(d.interval), detail=f"vs {d.against}")
@@ -176,8 +174,7 @@ def _holdout_charts(data: ReportData) -> list[Chart]:
             legend="95 % interval",
         )
         alt = f"Differences of balanced accuracy on the hold-out, in points. {details}."
-        drawn.append(Chart("holdout", "differences.png", alt, png))
-    return drawn
+        yield Chart("holdout", "differences.png", alt, png)
 
 
 def _recall_chart(data: ReportData, rows: Sequence[ClassRow]) -> list[Chart]:
@@ -207,13 +204,11 @@ def _shape_charts(shapes: Sequence[ShapeSummary]) -> list[Chart]:
     return drawn
 
 
-def _policy_chart(data: ReportData) -> list[Chart]:
-    png = data.images.get("policy.png")
-    if data.policy is None or png is None:
-        return []
-    policy = formats.visible(data.policy.policy)
-    alt = f"Images as they are, and under each operation of the policy {policy}."
-    return [Chart("policy", "policy.png", alt, png, photo=True)]
+def _policy_chart(data: ReportData) -> Iterator[Chart]:
+    if data.policy and (png := data.images.get("policy.png")):
+        policy = formats.visible(data.policy.policy)
+        alt = f"Images as they are, and under each operation of the policy {policy}."
+        yield Chart("policy", "policy.png", alt, png, photo=True)
 
 
 def doubted_pictures(data: ReportData) -> list[Chart]:

@@ -159,9 +159,8 @@ def test_classes_never_seen_have_probability_zero(loss):
     proba = fit(TRAINING[0][rows], TRAINING[1][rows], loss=loss).predict_proba(TEST[0])
     assert (proba[:, 1] == 0).all()
     assert np.allclose(proba.sum(axis=1), 1)
-    only = fit(TRAINING[0][TRAINING[1] == 2], TRAINING[1][TRAINING[1] == 2], steps=3).predict_proba(
-        TEST[0]
-    )
+    rows = TRAINING[1] == 2
+    only = fit(TRAINING[0][rows], TRAINING[1][rows], steps=3).predict_proba(TEST[0])
     assert (only == [0, 0, 1]).all()
 
 
@@ -307,13 +306,8 @@ def changed(x, prob, seed=0, **ranges):
     return classic_batch(x, rng, prob=prob, ranges=ClassicRanges(**ranges))
 
 
-NOTHING = {
-    "rotate_degrees": 0.0,
-    "scale_range": (1.0, 1.0),
-    "shift": 0.0,
-    "brightness": 0.0,
-    "contrast": 0.0,
-}
+NOTHING = dict.fromkeys(("rotate_degrees", "shift", "brightness", "contrast"), 0.0)
+NOTHING["scale_range"] = (1.0, 1.0)
 
 
 def test_classic_changes_the_wanted_share_and_nothing_else():

@@ -200,9 +200,7 @@ def test_each_fit_has_steps_of_its_own() -> None:
         ("flat_net", {"width": 3}, "could not be made with n_classes=2, size=32"),
     ],
 )
-def test_a_factory_that_cannot_be_used_is_refused_at_once(
-    name: str, options: dict[str, Any], words: str
-) -> None:
+def test_an_unusable_factory_is_refused(name: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ParameterError, match=words):
         check_estimators(factory(name, **options))
 

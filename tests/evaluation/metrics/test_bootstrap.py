@@ -86,15 +86,9 @@ def test_intervals_cover_where_seeds_differ_and_records_do_not(n_seeds):
     for s in range(100):
         rng = np.random.default_rng(s)
         y, share = np.repeat([0, 1], 500), np.linspace(0, 1, 500)
-        hits = {
-            strategy: np.stack(
-                [np.tile(share < r, 2) for r in 0.8 + 0.01 * rng.normal(size=n_seeds)]
-            )
-            for strategy in "ab"
-        }
-        gap = paired_bootstrap(
-            y, {a: h.astype(float) for a, h in hits.items()}, compared=BOTH, n_bootstrap=300, seed=s
-        ).difference("a", "b")
+        recalls = {strategy: 0.8 + 0.01 * rng.normal(size=n_seeds) for strategy in "ab"}
+        hits = {a: np.stack([1.0 * np.tile(share < r, 2) for r in of]) for a, of in recalls.items()}
+        gap = paired_bootstrap(y, hits, compared=BOTH, n_bootstrap=300, seed=s).difference("a", "b")
         covered += gap.low <= 0 <= gap.high
     assert covered >= 85
 
@@ -107,9 +101,7 @@ def test_intervals_cover_over_many_small_classes():
         rng = np.random.default_rng(s)
         y = np.repeat(np.arange(100), 12)
         luck = rng.random(len(y))
-        hits = {
-            strategy: (luck < p)[None].astype(float) for strategy, p in (("a", 0.9), ("b", 0.7))
-        }
+        hits = {"a": 1.0 * (luck < 0.9)[None], "b": 1.0 * (luck < 0.7)[None]}
         boot = paired_bootstrap(y, hits, compared=np.ones(100, bool), n_bootstrap=300, seed=s)
         gap = boot.difference("a", "b")
         covered += gap.low <= 0.2 <= gap.high

@@ -13,6 +13,7 @@ from prefect_augment.evaluation.metrics.calibration import (
 )
 
 CLASSES = ["common", "rare"]
+FROM_EVEN = prior_factors(CLASSES, {"common": 0.95, "rare": 0.05}, {"common": 0.5, "rare": 0.5})
 
 
 def draws_for(n, *, n_seeds=1, groups=None, n_draws=300):
@@ -30,6 +31,13 @@ def calibrated(n, seed, n_classes=3):
 def sharpened(proba, power=3.0):
     """As sure as an overfitted classifier."""
     return proba**power / (proba**power).sum(axis=1, keepdims=True)
+
+
+def calibration(y, proba, factors):
+    return calibration_of(
+        y, proba[None], classes=CLASSES, rare_classes=[1], factors=factors, draws=draws_for(len(y)),
+        seed=0,
+    )  # fmt: skip
 
 
 def error(y, proba, **kwargs):
@@ -78,8 +86,7 @@ def test_the_correction_recovers_the_bayes_rule_under_label_shift():
         joint = density * shares
         return joint / joint.sum(axis=1, keepdims=True)
 
-    factors = prior_factors(CLASSES, {"common": 0.95, "rare": 0.05}, {"common": 0.5, "rare": 0.5})
-    found = correct_prior(posterior([0.5, 0.5]), factors)
+    found = correct_prior(posterior([0.5, 0.5]), FROM_EVEN)
     assert np.allclose(found, posterior([0.95, 0.05]))
 
 
@@ -88,17 +95,7 @@ def test_the_correction_makes_probabilities_of_a_balanced_classifier_right():
     y = (rng.random(3000) < 0.05).astype(int)
     x = rng.normal(size=3000) + 2 * y
     rare = 1 / (1 + np.exp(-(2 * x - 2)))  # the posterior with shares of a half
-    found = calibration_of(
-        y,
-        np.stack([1 - rare, rare], axis=1)[None],
-        classes=CLASSES,
-        rare_classes=[1],
-        factors=prior_factors(
-            CLASSES, {"common": 0.95, "rare": 0.05}, {"common": 0.5, "rare": 0.5}
-        ),
-        draws=draws_for(3000),
-        seed=0,
-    )
+    found = calibration(y, np.stack([1 - rare, rare], axis=1), FROM_EVEN)
     assert found.as_predicted.class_ece.low > 0.1
     assert found.as_predicted.ece.low < 0.02, "the most probable class does not show it here"
     assert found.as_predicted.expected["rare"] > 2, "many more are expected than there are"
@@ -113,10 +110,7 @@ def test_the_correction_makes_probabilities_of_a_balanced_classifier_right():
 def test_where_the_shares_are_the_true_ones_there_is_nothing_to_correct():
     y, proba = calibrated(300, 1, n_classes=2)
     shares = {"common": 0.8, "rare": 0.2}
-    found = calibration_of(
-        y, proba[None], classes=CLASSES, rare_classes=[1], factors=prior_factors(CLASSES, shares, shares),
-        draws=draws_for(300), seed=0,
-    )  # fmt: skip
+    found = calibration(y, proba, prior_factors(CLASSES, shares, shares))
     assert found.corrected is None
     assert found.change is None
 

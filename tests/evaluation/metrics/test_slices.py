@@ -87,12 +87,10 @@ def test_groups_of_many_columns_are_rarely_told_apart_in_any_of_them():
     for seed in range(60):
         rng = np.random.default_rng(seed)
         y, luck = rng.integers(0, 2, 900), rng.random(900)
-        hits = {
-            strategy: (np.where(rng.random(900) < 0.7, luck, rng.random(900)) < 0.8)[None].astype(
-                float
-            )
-            for strategy in ("a", "b")
+        own = {
+            strategy: np.where(rng.random(900) < 0.7, luck, rng.random(900)) for strategy in "ab"
         }
+        hits = {strategy: 1.0 * (of < 0.8)[None] for strategy, of in own.items()}
         by = {f"column {j}": rng.integers(0, 3, 900).astype(str).tolist() for j in range(5)}
         found = sliced(y, hits, by, before="a", after="b", n_bootstrap=200, seed=seed)
         false += any(g.decision != "not shown" for g in found.groups if g.decision != "too few")

@@ -144,10 +144,7 @@ OF_DECISIONS = {
     "f2": measures.f_beta(TWO, 1, "rare", 2.0),
     "cost": measures.cost(TWO, MISSES_COST_FIVE),
     "mcc": measure_of(
-        Metric(name="matthews_corrcoef"),
-        classes=["0", "1"],
-        compared=TWO,
-        counts=np.array([950, 50]),
+        Metric(name="matthews_corrcoef"), classes="01", compared=TWO, counts=np.array([950, 50])
     ),
 }
 

@@ -85,9 +85,7 @@ def found_by(found: Suite) -> set[str]:
         ("1.0", "origins", "linkability"),
     ],
 )
-def test_leak_is_named_by_the_attack_that_is_made_for_it(
-    kind: str, attack: str, missed_by: str
-) -> None:
+def test_leak_is_named_by_the_attack_made_for_it(kind: str, attack: str, missed_by: str) -> None:
     found = suite(kind, 1, 250, 120)
     assert found.finding == "leak"
     assert attack in found_by(found)

@@ -64,14 +64,13 @@ def faulty():
     rng = np.random.default_rng(0)
     tail_training, tail_fresh = TRAINING.X[-100:], FRESH.X[FRESH.stratum == 1]
     noisy = np.clip(tail_training + rng.normal(0, 1.5, tail_training.shape), 0, 255)
+    noise = rng.normal(0, 2, tail_training.shape)
     blocks = {
         "fresh": tail_fresh,
         "copies": tail_training,
         "noisy copies": noisy,
         "moved copies": moved(tail_training, 1, 0),
-        "moved and noisy copies": np.clip(
-            moved(tail_training, -1, 1) + rng.normal(0, 2, tail_training.shape), 0, 255
-        ),
+        "moved and noisy copies": np.clip(moved(tail_training, -1, 1) + noise, 0, 255),
         "other class": FRESH.X[FRESH.stratum == 0],
         "noise": rng.integers(0, 256, (100, SIDE, SIDE, 1)),
     }
@@ -93,9 +92,8 @@ def test_fresh_real_pictures_pass_at_about_the_nominal_rate(faulty):
 def test_copies_of_training_pictures_are_caught(faulty):
     outcome, names = faulty
     assert (outcome.reason[names == "copies"] == "near copy").all()
-    assert outcome.strata[0].metrics["exact_copy_fraction"] == pytest.approx(
-        (names == "copies").mean(), abs=0.01
-    )
+    found = outcome.strata[0].metrics["exact_copy_fraction"]
+    assert found == pytest.approx((names == "copies").mean(), abs=0.01)
 
 
 @pytest.mark.slow
@@ -126,11 +124,9 @@ def test_utility_keeps_the_best_of_what_passed(faulty):
 
 @pytest.mark.slow
 def test_the_feature_space_is_named_and_not_called_fid(faulty):
-    outcome, _ = faulty
-    assert (
-        "penultimate features of a class-balanced convolutional classifier" in outcome.feature_space
-    )
-    assert "fid" not in outcome.feature_space.lower()
+    space = faulty[0].feature_space
+    assert "penultimate features of a class-balanced convolutional classifier" in space
+    assert "fid" not in space.lower()
 
 
 @pytest.mark.slow
@@ -169,15 +165,10 @@ def test_same_seed_gives_the_same_outcome():
 
 @pytest.fixture(scope="module")
 def space():
-    estimator = fit_image_classifier(
-        TRAINING.X,
-        TRAINING.stratum,
-        n_classes=2,
-        steps=20,
-        seed=0,
-        weights=balanced_weights(TRAINING.stratum),
-    )
-    return PictureSpace.of(estimator, TRAINING.X, TRAINING.stratum)
+    X, y = TRAINING.X, TRAINING.stratum
+    weights = balanced_weights(y)
+    estimator = fit_image_classifier(X, y, n_classes=2, steps=20, seed=0, weights=weights)
+    return PictureSpace.of(estimator, X, y)
 
 
 @pytest.mark.slow
@@ -219,12 +210,8 @@ def test_a_picture_moved_brighter_and_with_more_contrast_is_at_distance_zero(shi
 
 
 def test_large_pictures_are_compared_at_a_bounded_size():
-    rng = np.random.default_rng(0)
-    assert ShiftSpace().place(rng.integers(0, 256, (3, 100, 70, 3), dtype=np.uint8)).shape == (
-        3,
-        25,
-        17,
-    )
+    images = np.random.default_rng(0).integers(0, 256, (3, 100, 70, 3), dtype=np.uint8)
+    assert ShiftSpace().place(images).shape == (3, 25, 17)
 
 
 def test_pictures_without_contrast_resemble_nothing():
@@ -237,9 +224,7 @@ def test_pictures_without_contrast_resemble_nothing():
 
 
 @pytest.mark.slow
-def test_an_encoder_takes_the_place_of_the_classifier_behind_the_feature_space(
-    tmp_path, monkeypatch
-):
+def test_an_encoder_takes_the_place_of_the_classifier_in_the_feature_space(tmp_path, monkeypatch):
     """A copy of a training image is near in it, fresh images are not; only the label classifiers are trained."""
     pytest.importorskip("onnxruntime")
     from support.encoders import encoder_bytes, encoder_params
@@ -257,13 +242,10 @@ def test_an_encoder_takes_the_place_of_the_classifier_behind_the_feature_space(
     monkeypatch.setattr(image_filter, "fit_image_classifier", counted)
     params = encoder_params(tmp_path, encoder_bytes(shape=("n", 1, SIDE, SIDE), n_features=24))
     encoder = open_encoder(EncoderInfo.of(params))
-    noisy = TRAINING.X[:40].astype(int) + np.random.default_rng(0).integers(
-        -1, 2, TRAINING.X[:40].shape
-    )
-    copies = Labelled(noisy.clip(0, 255).astype(np.uint8), TRAINING.stratum[:40])
-    both = Labelled(
-        np.concatenate([copies.X, FRESH.X]), np.concatenate([copies.stratum, FRESH.stratum])
-    )
+    own = TRAINING.X[:40].astype(int)
+    noisy = own + np.random.default_rng(0).integers(-1, 2, own.shape)
+    X = np.concatenate([noisy.clip(0, 255).astype(np.uint8), FRESH.X])
+    both = Labelled(X, np.concatenate([TRAINING.stratum[:40], FRESH.stratum]))
     outcome = filtered(both, encoder=encoder, metrics=True)
     assert f"24 features of your encoder encoder.onnx (sha256 {params.sha256[:12]}" in (
         outcome.feature_space

@@ -89,11 +89,8 @@ def test_distance_of_drawn_gaussians_is_near_the_one_of_their_parameters():
 
 
 def test_distance_is_that_of_the_root_of_the_covariances_product():
-    a, b = (
-        drawn(50),
-        drawn(80, seed=1, scale=1.5, shift=0.3)
-        @ np.array([[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [1, 0, 0, 1]]),
-    )
+    mixed = np.array([[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [1, 0, 0, 1]])
+    a, b = drawn(50), drawn(80, seed=1, scale=1.5, shift=0.3) @ mixed
     root = sqrtm(np.cov(a.T) @ np.cov(b.T)).real
     gap = a.mean(0) - b.mean(0)
     expected = gap @ gap + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
@@ -107,9 +104,8 @@ def test_fewer_records_than_features_give_what_the_features_they_span_give():
     wide[:, ::60] = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0]
     assert frechet_distance(a @ wide, b @ wide) == pytest.approx(frechet_distance(a, b), rel=1e-9)
     many = drawn(20, 300)
-    assert frechet_distance(many, many[::-1]) == pytest.approx(
-        0.0, abs=1e-6 * np.trace(np.cov(many.T))
-    )
+    nothing = pytest.approx(0.0, abs=1e-6 * np.trace(np.cov(many.T)))
+    assert frechet_distance(many, many[::-1]) == nothing
 
 
 def test_a_side_without_spread_has_no_distance():
@@ -122,13 +118,10 @@ def part(X, stratum=None):
 
 
 def metrics(kept, *, n_training=90, n_validation=60, seed=1):
-    return frechet_metrics(
-        lambda X: X,
-        kept=part(kept),
-        validation=part(drawn(n_validation, 40, seed=seed)),
-        training=part(drawn(n_training, 40, seed=seed + 1000)),
-        seed=0,
-    )
+    validation = part(drawn(n_validation, 40, seed=seed))
+    training = part(drawn(n_training, 40, seed=seed + 1000))
+    sides = {"kept": part(kept), "validation": validation, "training": training}
+    return frechet_metrics(lambda X: X, **sides, seed=0)
 
 
 def test_records_of_the_same_distribution_are_above_the_largest_once_in_twenty_times():
@@ -163,10 +156,8 @@ def test_all_distances_are_of_as_many_records():
     ("n_kept", "n_training", "n_validation"), [(19, 90, 60), (50, 19, 60), (50, 90, 19)]
 )
 def test_too_few_records_have_no_distance(n_kept, n_training, n_validation):
-    assert metrics(drawn(n_kept, 40), n_training=n_training, n_validation=n_validation) == (
-        {0: {}},
-        {},
-    )
+    found = metrics(drawn(n_kept, 40), n_training=n_training, n_validation=n_validation)
+    assert found == ({0: {}}, {})
 
 
 def test_small_classes_have_a_distance_together_and_one_record_of_a_group_counts():

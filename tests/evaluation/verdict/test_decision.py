@@ -136,12 +136,8 @@ def test_as_is_chosen_has_nothing_to_prove():
 )
 def test_a_gain_must_not_cost_the_worst_class(head_recall, synthetic):
     """Mean recall rises in all three; the worst falls by 1, by 3 (not shown) and by 20 points."""
-    recalls = {
-        "trees": (head_recall, 1.0, 1.0),
-        "weights": (0.80, 0.82, 0.82),
-        "as is": (0.80, 0.82, 0.82),
-    }
-    found = verdict(recalls)
+    plain = (0.80, 0.82, 0.82)
+    found = verdict({"trees": (head_recall, 1.0, 1.0), "weights": plain, "as is": plain})
     assert found.synthetic == synthetic
     assert ("worst recall changes" in found.answers[1]) is (synthetic == "harmful")
     named = "recall of head" in found.answers[0]
@@ -203,13 +199,7 @@ def test_at_a_later_look_a_likely_gain_has_to_be_larger():
         predictions[name] = StrategyPredictions(
             Strategy(name=name, family=FAMILIES[name]), {"boosting": proba}, is_fixed=True
         )
-    first, later = (
-        decide(
-            Y, predictions, classes=CLASSES, compared=np.ones(3, bool), chosen="trees",
-            baseline="weights", as_is="as is", level=level, n_bootstrap=500,
-        )
-        for level in (0.95, 0.9998)
-    )  # fmt: skip
+    first, later = (decided(predictions, chosen="trees", level=level) for level in (0.95, 0.9998))
     assert (first.synthetic, first.published) == ("preferred", "trees")
     assert later.synthetic == "no gain shown"
     assert later.published != "trees"
@@ -221,11 +211,8 @@ def test_classes_not_compared_never_enter_and_say_why():
     found = verdict(recalls, compared=compared, not_compared={"tail": "it has 2 records"})
     assert found.decision == "accept"
     assert found.not_compared == {"tail": "it has 2 records"}
-    assert (
-        set(found.class_decisions)
-        == set(found.strategies["trees"]["boosting"].recall)
-        == {"head", "mid"}
-    )
+    recall = found.strategies["trees"]["boosting"].recall
+    assert set(found.class_decisions) == set(recall) == {"head", "mid"}
 
 
 def test_the_strategy_with_synthetic_records_is_shown_where_another_is_published():
@@ -299,12 +286,8 @@ def test_another_measure_decides_in_its_own_unit():
     """The strategy with more recall on average costs more where a missed head is dear."""
     recalls = {"trees": (0.70, 0.95, 0.95), "weights": MIDDLING, "as is": MIDDLING}
     matrix = {"head": {"mid": 10.0, "tail": 10.0}, "mid": {"tail": 1.0}, "tail": {"head": 1.0}}
-    cost = measure_of(
-        Metric(name="cost", matrix=matrix),
-        classes=CLASSES,
-        compared=np.ones(3, bool),
-        counts=np.array(N_K),
-    )
+    metric, compared = Metric(name="cost", matrix=matrix), np.ones(3, bool)
+    cost = measure_of(metric, classes=CLASSES, compared=compared, counts=np.array(N_K))
     by_recall, by_cost = verdict(recalls), verdict(recalls, measure=cost, on_no_gain="publish")
     assert (by_recall.synthetic, by_cost.synthetic) == ("proven", "harmful")
     assert by_cost.decision == "reject"

@@ -306,8 +306,6 @@ class _Frames:
 
 @dataclass(frozen=True)
 class _Own:
-    """A fitted classifier of the user's."""
-
     own: OwnEstimator
     estimator: Any
     frames: _Frames

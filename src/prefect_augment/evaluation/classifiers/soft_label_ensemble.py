@@ -75,7 +75,12 @@ def fit_teacher(
     for f in range(N_FOLDS):
         # With fewer records than folds, one of them holds none out.
         training, held_out = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
-        members = _members(X[training], y[training], weights[training], seed=seed + f, **columns)
+        own, of_fold = (X[training], y[training]), weights[training]
+        given = {**columns, "weights": of_fold, "seed": seed + f}
+        boosting = fit_estimator("boosting", *own, step_share=BOOSTING_SHARE, **given)
+        with single_threaded(), config_context(assume_finite=True, skip_parameter_validation=True):
+            forest = _Forest.of(*own, of_fold, n_classes, seed + f)
+        members = boosting, forest, fit_estimator("logistic", *own, **given)
         folds.append(members)
         for m, member in enumerate(members):
             proba[m, held_out] = member.predict_proba(X[held_out])
@@ -151,17 +156,6 @@ class _Forest:
 def _in_range(X: Float) -> Float:
     """Clip numbers so that single precision, which a forest computes in, holds their sums."""
     return np.clip(X, -LARGEST, LARGEST)
-
-
-def _members(
-    X: Float, y: Int, weights: Float, *, seed: int, **columns: Any
-) -> tuple[Classifier, ...]:
-    """One classifier of each kind in :data:`MEMBERS`."""
-    columns |= {"weights": weights, "seed": seed}
-    boosting = fit_estimator("boosting", X, y, step_share=BOOSTING_SHARE, **columns)
-    with single_threaded(), config_context(assume_finite=True, skip_parameter_validation=True):
-        forest = _Forest.of(X, y, weights, columns["n_classes"], seed)
-    return boosting, forest, fit_estimator("logistic", X, y, **columns)
 
 
 def _mixture(true_proba: Float, weights: Float) -> Float:

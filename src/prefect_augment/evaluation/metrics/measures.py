@@ -92,7 +92,6 @@ class Measure:
 
 
 def _over_draws(part: Sums, W: Float, drawn_with: Int) -> Float:
-    """One part of a measure in each draw."""
     n, n_sums = part.of_record.shape
     of_unit = part.of_record
     if n != W.shape[1] or not np.array_equal(drawn_with, np.arange(n)):

@@ -6,6 +6,7 @@ counts as wrong. Class codes are ``0 .. n_classes - 1``.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -163,19 +164,10 @@ class StrategyPredictions:
         self, y: Int, classes: Sequence[str], compared: Bool, measure: Measure | None = None
     ) -> dict[str, EstimatorScore]:
         """Per estimator, mean over seeds."""
+        score = partial(score_predictions, y, classes=classes, compared=compared, measure=measure)
         return {
             name: mean_score(
-                [
-                    score_predictions(
-                        y,
-                        proba,
-                        classes=classes,
-                        compared=compared,
-                        multipliers=self._multipliers(name, s),
-                        measure=measure,
-                    )
-                    for s, proba in enumerate(per_seed)
-                ]
+                [score(p, multipliers=self._multipliers(name, s)) for s, p in enumerate(per_seed)]
             )
             for name, per_seed in self.proba.items()
         }

@@ -196,7 +196,6 @@ def _some_steps(first: Int, is_k: Bool, most: int) -> Int:
 
 
 def _of_all(sums: Sums) -> float:
-    """The measure of all records."""
     return float(sums.value(np.asarray(sums.of_record.sum(axis=0))[None])[0])
 
 

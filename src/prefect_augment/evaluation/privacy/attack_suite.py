@@ -178,7 +178,6 @@ def _most_synthetic(n_classes: int, n_real: int, values_per_pair: int) -> int:
 def _column_scores(
     real: Columns, synthetic: Columns, rng: np.random.Generator
 ) -> dict[AttackName, Float]:
-    """Scores of the attacks that know the columns."""
     subsets = random_subsets(real.n_parts, rng)
     secrets, known = without_each(real.n_parts, rng)
     to_synthetic = compare(real, synthetic, np.concatenate([subsets, known]))
@@ -295,8 +294,6 @@ def run_suite(classes: Sequence[ClassScores]) -> Suite | None:
 
 @dataclass(frozen=True)
 class _Pool:
-    """Real records of all classes."""
-
     is_member: Bool  # (n,)
     groups: Int
     stratum: Int

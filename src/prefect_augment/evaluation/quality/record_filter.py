@@ -30,7 +30,7 @@ kept like faithful ones without a label check: those near a class border are the
 unsafe class is kept (reason ``unsafe class``).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
@@ -78,8 +78,6 @@ MAX_STRATA_COMPARED = 50  # the two-sample test takes about half a second a stra
 
 
 class _ClassResult(NamedTuple):
-    """Checks and metrics of a stratum as a whole."""
-
     checks: tuple[ClassCheck, ...] = ()
     verdict: ClassVerdict = "not tested"
     metrics: Mapping[str, float] = MappingProxyType({})
@@ -222,8 +220,9 @@ def filter_records(
     if request.purpose != "soft" or tests_classes:
         labels = Labels.of(training, validation, candidates, request, measures.train)
         notes += [
-            f"{_class_name(strata, stratum_class, k)}: too few real records for a classifier; "
-            "labels are not checked."
+            # A class is called by any stratum of it: "class" or "class | column=value".
+            f"{strata[int(np.argmax(stratum_class == k))].split(' | ')[0]}: too few real records for "
+            "a classifier; labels are not checked."
             for k in np.unique(labels.wanted)
             if labels.real[k] is None
         ]
@@ -318,11 +317,6 @@ def _keep(
     for s in np.unique(stratum):
         kept[order[stratum[order] == s][: wanted[s]]] = True
     return kept
-
-
-def _class_name(strata: Sequence[str], stratum_class: Int, k: int) -> str:
-    """The class's name, from any stratum of it ("class" or "class | column=value")."""
-    return strata[int(np.flatnonzero(stratum_class == k)[0])].split(" | ")[0]
 
 
 def table_measures(

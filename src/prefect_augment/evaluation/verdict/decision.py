@@ -254,7 +254,6 @@ def is_preferred(gap: Interval, unit: float) -> bool:
 def _what_to_publish(
     of: Comparison, synthetic: SyntheticAnswer, on_no_gain: OnNoGain, require: Require
 ) -> str:
-    """The strategy whose recipe is published."""
     enough = ("proven",) if require == "proven" else ("proven", "preferred")
     if on_no_gain == "publish" or (of.has_model and synthetic in enough):
         return of.chosen
