@@ -26,7 +26,7 @@ from prefect_augment.publish.proposal import (
     request_markdown,
 )
 from prefect_augment.report.run_summary import summarise, where
-from prefect_augment.schema import ApprovalDecision, Commit, Release, ReportRef, RunResult
+from prefect_augment.schema import ApprovalDecision, Release, ReportRef, RunResult
 from prefect_augment.storage import Store, find_commit
 from prefect_augment.tasks._runtime import call, conclude, open_root, run, share
 from prefect_augment.tasks.approve import propose_dataset
@@ -98,8 +98,7 @@ def publish_or_ask(
     """Publish a version, or propose it and ask for approval; return the run's result."""
     store = open_root(release.dataset)
     if not approval.ask:
-        commit = _published(release, page)
-        return _concluded(release, page, commit, started=started)
+        return _publish(release, page, started=started)
     proposal = run(propose_dataset, release, page)
     decision = None
     if find_commit(store, proposal.id) is None:
@@ -109,12 +108,28 @@ def publish_or_ask(
     return publish_proposal(proposal, decision, started=started)
 
 
-def _published(
-    release: Release, page: ReportRef, decision: ApprovalDecision | None = None
-) -> Commit:
+def _publish(
+    release: Release,
+    page: ReportRef,
+    proposal: str = "",
+    decision: ApprovalDecision | None = None,
+    *,
+    started: float,
+) -> RunResult:
     """Publish a version; an engine's workers share the writing of its shards."""
     share(lambda i, n: call(publish_part, release, part=i, n_parts=n), step="publish")
-    return run(publish_dataset, release, page, approval=decision)
+    commit = run(publish_dataset, release, page, approval=decision)
+    result = summarise(
+        release,
+        status="published" if commit.created else "unchanged",
+        started=started,
+        store=open_root(release.dataset),
+        commit=commit,
+        report=page,
+        proposal=proposal,
+        approval=decision,
+    )
+    return conclude(result, release.dataset)
 
 
 def publish_proposal(
@@ -130,8 +145,7 @@ def publish_proposal(
         recipe = lowered(proposal.recipe, proposal.plan, decision.amounts, copies=copies)
         release = release.model_copy(update={"recipe": recipe})
     page = run(write_report, release, approval=decision)
-    commit = _published(release, page, decision)
-    return _concluded(release, page, commit, proposal.id, decision, started=started)
+    return _publish(release, page, proposal.id, decision, started=started)
 
 
 def not_published(
@@ -148,28 +162,6 @@ def not_published(
         approval=decision,
     )
     return conclude(result, proposal.release.dataset)
-
-
-def _concluded(
-    release: Release,
-    page: ReportRef,
-    commit: Commit,
-    proposal: str = "",
-    approval: ApprovalDecision | None = None,
-    *,
-    started: float,
-) -> RunResult:
-    result = summarise(
-        release,
-        status="published" if commit.created else "unchanged",
-        started=started,
-        store=open_root(release.dataset),
-        commit=commit,
-        report=page,
-        proposal=proposal,
-        approval=approval,
-    )
-    return conclude(result, release.dataset)
 
 
 def answer_form(proposal: Proposal) -> type[RunInput]:

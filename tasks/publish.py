@@ -6,8 +6,7 @@ from prefect_augment.plan.strategies import plain_recipe
 from prefect_augment.publish.publish import publish, publish_part as write_part
 from prefect_augment.publish.synthetic_records import classic_counts
 from prefect_augment.report.build import report
-from prefect_augment.schema import ApprovalDecision, Commit, Recipe, Release, ReportRef
-from prefect_augment.storage import Store
+from prefect_augment.schema import ApprovalDecision, Commit, Release, ReportRef
 from prefect_augment.tasks._display import artifact_key, dataset_slug, markdown_artifact, progress
 from prefect_augment.tasks._events import emit_published
 from prefect_augment.tasks._runtime import open_root, step
@@ -69,7 +68,11 @@ def publish_dataset(
     with progress("publish", dataset.root) as on_progress:
         store = open_root(dataset)
         if release.recipe is None:
-            release = release.model_copy(update={"recipe": _plain_recipe(release, store)})
+            candidates = release.experiment.candidates
+            classic = classic_counts(store, release.classic) if release.classic else {}
+            kept, shares = (candidates.kept_counts, candidates.shares) if candidates else ({}, {})
+            recipe = plain_recipe(release.experiment.plan, kept, shares, classic)
+            release = release.model_copy(update={"recipe": recipe})
         commit = publish(release, report, store, approval=approval, on_progress=on_progress)
         if commit.created:
             emit_published(store, commit)
@@ -93,10 +96,3 @@ def publish_part(release: Release, *, part: int, n_parts: int) -> int:
         How many of the staged shards and other portions are this part's.
     """
     return write_part(release, open_root(release.dataset), part=part, n_parts=n_parts)
-
-
-def _plain_recipe(release: Release, store: Store) -> Recipe:
-    candidates = release.experiment.candidates
-    classic = classic_counts(store, release.classic) if release.classic else {}
-    kept, shares = (candidates.kept_counts, candidates.shares) if candidates else ({}, {})
-    return plain_recipe(release.experiment.plan, kept, shares, classic)

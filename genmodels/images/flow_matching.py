@@ -80,14 +80,8 @@ class FlowPhase(ImagePhase):
 
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Adam with a short memory, as suits a few thousand steps."""
-        return {
-            "velocity": torch.optim.Adam(
-                self.network.parameters(),
-                lr=self.params.learning_rate,
-                betas=(0.9, 0.99),
-                fused=True,
-            )
-        }
+        parameters, rate = self.network.parameters(), self.params.learning_rate
+        return {"velocity": torch.optim.Adam(parameters, rate, betas=(0.9, 0.99), fused=True)}
 
     def batch(self, loss_name: str, rng: torch.Generator) -> tuple[Tensor, ...]:
         """Images, labels, noise, times, augmentations and other labels of one step."""

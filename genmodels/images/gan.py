@@ -108,9 +108,7 @@ class Generator(nn.Module):
         """Normal vectors (n, n_latent) and classes (n,) to images in about [-1, 1], float32."""
         h = self.start(torch.cat([z, self.embed_class(y)], dim=1))
         h = h.reshape(-1, self.low, self.low, self.bottom).permute(0, 3, 1, 2)
-        h = self.first(h)
-        h = self.grow(h)
-        h = self.second(h)
+        h = self.second(self.grow(self.first(h)))
         images = depth_to_space(self.out(activated(h)), self.patch)
         return images[:, :, : self.size, : self.size].float()
 
@@ -141,9 +139,7 @@ class Critic(nn.Module):
         if self.padding:
             x = F.pad(x, (0, self.padding, 0, self.padding), mode="replicate")
         h = self.stem(space_to_depth(x, self.patch))
-        h = self.first(h)
-        h = self.shrink(h)
-        h = self.second(h)
+        h = self.second(self.shrink(self.first(h)))
         # Channels last, as in memory.
         features = activated(self.mix(activated(h).permute(0, 2, 3, 1).flatten(1)))
         classes = self.embed_class(y) / math.sqrt(features.shape[1])
@@ -379,23 +375,18 @@ class ImageGan(ImageNetwork[GanModel, GanNetwork]):
     def train(self, phase: ImagePhase, device: Device, ctx: FitContext) -> tuple[nn.Module, int]:
         """Train with early stopping on the generator's images."""
         assert isinstance(phase, GanPhase)
+        records = phase.records
+        real = {
+            k: to_unit(records.take(torch.from_numpy(places).to(records.y.device)))
+            for k, places in compared_rows(records.y.cpu().numpy()).items()
+        }
+        validate = GanValidation(self.draw, real, ctx.seed) if real else None
+        # The distance fluctuates: use the whole budget.
         result = train_with_early_stopping(
-            phase,
-            ctx,
-            device,
-            validate=self._validation(phase.records, ctx.seed),
-            patience=N_STRETCHES,  # the distance fluctuates: use the whole budget
+            phase, ctx, device, validate=validate, patience=N_STRETCHES
         )
         self.stopped = result.reason
         return result.network, result.steps
-
-    def _validation(self, records: ImageRecords, seed: int) -> GanValidation | None:
-        rows = compared_rows(records.y.cpu().numpy())
-        real = {
-            k: to_unit(records.take(torch.from_numpy(places).to(records.y.device)))
-            for k, places in rows.items()
-        }
-        return GanValidation(self.draw, real, seed) if real else None
 
     def draw(self, network: GanNetwork, y: Tensor, keys: Uint64) -> Tensor:
         """Images of each record's latent vector."""

@@ -162,11 +162,13 @@ class LatentTable(TableNetwork[P, N]):
         most = super().batch_size(n_records)
         return min(most, max(MIN_BATCH, 1 << max(0, (n_records // 4).bit_length() - 1)))
 
-    def in_parts(self, n: int, of: Callable[[slice], Array]) -> list[Array]:
+    def in_parts(self, n: int, of: Callable[[slice], Array]) -> Array:
         """Apply a function to the rows of each part of n records, without gradients."""
         at = replace(self.device, threads=1)
         with at.settings(), torch.inference_mode(), at.autocast():
-            return [of(slice(start, start + AT_ONCE)) for start in range(0, n, AT_ONCE)]
+            # Without records there is a part of none, which has the right shape.
+            parts = [of(slice(start, start + AT_ONCE)) for start in range(0, max(1, n), AT_ONCE)]
+        return np.concatenate(parts)
 
     def latents_of(self, network: N, records: Encoded) -> Float32:
         """Latent vectors of records as tensors, (n, n_latent)."""
@@ -175,9 +177,7 @@ class LatentTable(TableNetwork[P, N]):
             z = self.encode(network, records.codes[rows], records.middle_scores[rows])
             return z.float().cpu().numpy()
 
-        parts = self.in_parts(len(records), encode)
-        # Without records there are no parts; in training self.n_latent is not known yet.
-        return np.concatenate(parts) if parts else np.empty((0, self.n_latent), np.float32)
+        return self.in_parts(len(records), encode)
 
     def embed(self, X: Float) -> Float32:
         """Return each record's latent vector; see :class:`.base.Encodes`."""
@@ -203,17 +203,18 @@ class LatentTable(TableNetwork[P, N]):
                 counter=0,
             )
 
-        parts = self.in_parts(len(y), decode)
-        return np.concatenate([np.empty((0, self.spec.n_columns)), *parts])
+        return self.in_parts(len(y), decode)
 
     def anomaly_scores(self, X: Float) -> Float:
         """Return each record's anomaly score; see :class:`.base.Encodes`."""
+        return self.scored(X, self.anomaly)
+
+    def scored(self, X: Float, score: Callable[[N, Encoded], Tensor]) -> Float:
+        """A function of the network and of records as tensors, in parts."""
         network = self.network
-
-        def score(rows: slice) -> Float:
-            return self.anomaly(network, self.encoded(X[rows])).double().cpu().numpy()
-
-        return np.concatenate([np.empty(0), *self.in_parts(len(X), score)])
+        return self.in_parts(
+            len(X), lambda rows: score(network, self.encoded(X[rows])).double().cpu().numpy()
+        )
 
     def encoded(self, X: Float) -> Encoded:
         """Records of unknown class as tensors; raises ParameterError for other columns than the spec's."""

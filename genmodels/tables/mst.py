@@ -141,8 +141,10 @@ class TableMst:
         else:
             given = [(b.low, b.high) for b in self.params.bounds if b.column == self.spec.names[j]]
             seen = [(values.min(), values.max())] if values.size else []
-            # The first and the last cell are the bounds themselves: zeros of what is rarely above it.
-            cells = np.array([e for low, high in (given or seen)[:1] for e in _ends(low, high)])
+            cells = np.empty(0)
+            for low, high in (given or seen)[:1]:
+                # The first and the last cell are the bounds themselves: zeros of what is rarely above it.
+                cells = np.array([low, *np.linspace(low, high, 1 + FINE), high])
         # The encoder cannot write a missing value where it has seen none.
         return np.append(cells, np.nan) if values.size < x.size else cells
 
@@ -243,11 +245,6 @@ class TableMst:
         model._shares = [arrays[f"shares.{i:05d}"] for i in range(len(model._edges))]
         model._is_fitted = True
         return model
-
-
-def _ends(low: float, high: float) -> list[float]:
-    """Ends of a number's fine cells, of which the first and the last are a bound itself."""
-    return [low, *np.linspace(low, high, 1 + FINE).tolist(), high]
 
 
 # --- what looks at records: OpenDP's mechanisms ------------------------------------------------

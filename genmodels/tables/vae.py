@@ -276,12 +276,7 @@ class TableVae(LatentTable[VaeModel, VaeNetwork]):
 
         Burda et al. 2016, "Importance Weighted Autoencoders", equation 8.
         """
-
-        def bounds(rows: slice) -> Float:
-            return self._bounds(self.network, self.encoded(X[rows])).double().cpu().numpy()
-
-        parts = self.in_parts(len(X), bounds)
-        return np.concatenate([np.empty((0, self.spec.n_classes)), *parts])
+        return self.scored(X, self._bounds)
 
     def _bounds(self, network: VaeNetwork, records: Encoded) -> Tensor:
         """Bounds of log p(x | y), (n, n_classes) in nats; every record gets the same noise."""

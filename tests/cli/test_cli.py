@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 from support.tables import make_table
 
-from prefect_augment.cli import app as cli, options, rebalance as rebalance_commands
+from prefect_augment.cli import app as cli, options, runs
 from prefect_augment.cli.datasets import _read_labels
 from prefect_augment.cli.formatting import show_run
 from prefect_augment.encoding.pixels import encode_png
@@ -131,7 +131,7 @@ def test_demo_goes_on_with_the_table_where_nothing_for_images_is_installed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rebalance_commands, "find_spec", lambda name: None)
+    monkeypatch.setattr(runs, "find_spec", lambda name: None)
     code, out, _ = call("demo", tmp_path)
     assert (code, len(demo_calls)) == (0, 1)
     assert "pip install 'prefect-augment[images,torch]'" in out

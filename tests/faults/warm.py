@@ -245,7 +245,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
 
 IMPORTED = (
     "prefect_augment.cli.app",
-    "prefect_augment.cli.rebalance",
+    "prefect_augment.cli.runs",
     "prefect_augment.flows.rebalance",
     "prefect_augment.genmodels.trees.model",
     "prefect_augment.loading.dataset",

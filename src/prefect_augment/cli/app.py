@@ -24,8 +24,15 @@ from prefect_augment.cli.datasets import (
 from prefect_augment.cli.init import doctor, init
 from prefect_augment.cli.latents import COMMANDS
 from prefect_augment.cli.options import err, out
-from prefect_augment.cli.rebalance import demo, rebalance
-from prefect_augment.cli.steps import augment, check_policy, evaluate, profile, train
+from prefect_augment.cli.runs import (
+    augment,
+    check_policy,
+    demo,
+    evaluate,
+    profile,
+    rebalance,
+    train,
+)
 from prefect_augment.errors import AugmentError
 from prefect_augment.flows._stopping import exit_code, say_interrupted, stoppable
 

@@ -190,14 +190,10 @@ class RowMaker:
         others = [n for n in self.features if n not in self.numbers and n not in self.images]
         if "aug_id" in table.column_names:
             others.append("aug_id")
-        columns = {name: self._values(name, table[name]) for name in others}
+        columns: dict[str, list[Any]] = {name: table[name].to_pylist() for name in others}
+        for name in columns.keys() & self.texts:
+            columns[name] = ["" if value is None else str(value) for value in columns[name]]
         return Records(self, matrix, {**columns, **images}, self.codes(table))
-
-    def _values(self, name: str, column: pa.ChunkedArray) -> list[Any]:
-        values: list[Any] = column.to_pylist()
-        if name in self.texts:
-            return ["" if value is None else str(value) for value in values]
-        return values
 
     def join(self, groups: "Sequence[Records]") -> "Records":
         """Return the records of several groups as one."""

@@ -25,7 +25,8 @@ def save_checkpoint(store: Store, prefix: str, config: Config, arrays: Arrays) -
 
     ``config`` is plain JSON without NaN or infinity.
     """
-    written = _json(config)
+    text = json.dumps(config, sort_keys=True, indent=1, allow_nan=False)
+    written = f"{text}\n".encode()
     # safetensors takes contiguous arrays only. Sorted names make the bytes independent of their order.
     weights = safetensors_numpy.save(
         {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
@@ -58,10 +59,6 @@ def load_checkpoint(store: Store, ref: ModelRef | CheckpointRef) -> Checkpoint:
         return json.loads(written), dict(safetensors_numpy.load(weights))
     except SafetensorError as exc:  # the digest is right, so only for a newer format
         raise IntegrityError(f"{store.uri}/{ref.checkpoint} cannot be read: {exc}.") from exc
-
-
-def _json(config: Config) -> bytes:
-    return (json.dumps(config, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
 
 
 def _digest(written: bytes, weights: bytes) -> str:

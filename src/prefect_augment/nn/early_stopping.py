@@ -151,7 +151,9 @@ def train_with_early_stopping(
     # Resume: validate the end of a stretch, if its checkpoint was saved before that.
     every = max(1, -(-steps // N_STRETCHES)) if validate is not None else steps
     if validate is not None and state and step % every == 0 and step not in history.steps_compared:
-        network = _averaged(phase.network, state)
+        network = copy.deepcopy(phase.network).eval()
+        averaged = loop.tensors("ema", state[1]) or loop.tensors("network", state[1])
+        network.load_state_dict(averaged)
         compare()
     # Train a stretch, validate, repeat.
     while step < steps and not history.reason:
@@ -173,11 +175,3 @@ def train_with_early_stopping(
         best={name: at for name, (at, _) in history.best.items()},
         reason=reason,
     )
-
-
-def _averaged(network: nn.Module, state: Checkpoint) -> nn.Module:
-    """The averaged network of a checkpoint."""
-    averaged_copy = copy.deepcopy(network).eval()
-    averaged = loop.tensors("ema", state[1])
-    averaged_copy.load_state_dict(averaged or loop.tensors("network", state[1]))
-    return averaged_copy

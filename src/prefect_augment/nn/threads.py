@@ -23,9 +23,12 @@ def single_threaded() -> Iterator[None]:
     threadpoolctl, and so of scikit-learn, restores every library that its controller knows, also those that it did not
     limit. One that ends beside a block sets BLAS back, so each block limits BLAS anew, and OpenMP by itself.
     """
-    global _n_blocks
+    global _n_blocks, _libraries, _n_modules
     with _lock:
-        libraries = _find_libraries()
+        # Libraries come with modules, and a search for them takes 5 ms.
+        if _libraries is None or _n_modules != len(sys.modules):
+            _libraries, _n_modules = ThreadpoolController(), len(sys.modules)
+        libraries = _libraries
         for library in libraries.select(user_api="blas").lib_controllers:
             _before.setdefault(library.filepath, (library, library.num_threads))
             _set_threads(library, 1)
@@ -49,11 +52,3 @@ def _set_threads(library: Any, n_threads: int) -> None:
     library.set_num_threads(n_threads)
     if isinstance(library, OpenBLASController):
         library.clear_controlling_thread(force=True)
-
-
-def _find_libraries() -> ThreadpoolController:
-    """The loaded libraries; they come with modules, and a search takes 5 ms."""
-    global _libraries, _n_modules
-    if _libraries is None or _n_modules != len(sys.modules):
-        _libraries, _n_modules = ThreadpoolController(), len(sys.modules)
-    return _libraries

@@ -21,7 +21,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -139,7 +139,13 @@ class _Search:
         is_table = data.startswith((b"PAR1", b"ARROW1"))
         archives = [unpack for at, magic, unpack in _ARCHIVES if data.startswith(magic, at)]
         if is_table:
-            self._attempt(path, data, self._parquet if data[:1] == b"P" else self._arrow)
+            try:
+                if data[:1] == b"P":
+                    self._parquet(path, data)
+                else:
+                    self.table(path, pa.ipc.open_file(pa.BufferReader(data)).read_all())
+            except (pa.ArrowException, OSError, ValueError) as exc:
+                self.add(path, "unread", f"cannot be searched ({type(exc).__name__})")
         elif archives and depth < MAX_DEPTH:
             try:
                 for name, member in archives[0](data):
@@ -155,12 +161,6 @@ class _Search:
         except UnicodeDecodeError:
             self._binary(path, data)
 
-    def _attempt(self, path: str, data: bytes, read: Callable[[str, bytes], None]) -> None:
-        try:
-            read(path, data)
-        except (pa.ArrowException, OSError, ValueError) as exc:
-            self.add(path, "unread", f"cannot be searched ({type(exc).__name__})")
-
     def _parquet(self, path: str, data: bytes) -> None:
         file = pq.ParquetFile(io.BytesIO(data))
         texts = [f.name for f in file.schema_arrow if is_text(value_type(f.type))]
@@ -170,9 +170,6 @@ class _Search:
                 self.name_or_text(path, value.decode(errors="replace"))
         for i in range(file.num_row_groups):
             self.table(path, file.read_row_group(i))
-
-    def _arrow(self, path: str, data: bytes) -> None:
-        self.table(path, pa.ipc.open_file(pa.BufferReader(data)).read_all())
 
     # --- tables -------------------------------------------------------------------------------
 

@@ -49,7 +49,8 @@ def remake_records(dataset: Dataset | str | os.PathLike[str], aug_ids: Sequence[
     if not isinstance(dataset, Dataset):
         dataset = open_dataset(dataset)
     if not len(aug_ids):
-        return _plain(_synthetic(dataset).slice(0, 0))
+        none = _synthetic(dataset).slice(0, 0)
+        return none.select([name for name in none.column_names if not name.startswith("aug_")])
     # Only the lineage: the records are drawn again, and images would fill memory.
     lineage = _synthetic(dataset, ["aug_id", "aug_model", "aug_seed"])
     rows = pc.index_in(pa.array(aug_ids, pa.string()), value_set=lineage["aug_id"])
@@ -77,10 +78,6 @@ def remake_records(dataset: Dataset | str | os.PathLike[str], aug_ids: Sequence[
 
 def _synthetic(dataset: Dataset, columns: Sequence[str] | None = None) -> pa.Table:
     return dataset.to_table("train", origins=["synthetic"], columns=columns)
-
-
-def _plain(table: pa.Table) -> pa.Table:
-    return table.select([name for name in table.column_names if not name.startswith("aug_")])
 
 
 def _remade(

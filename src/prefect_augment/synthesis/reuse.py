@@ -3,12 +3,11 @@
 import logging
 from collections.abc import Mapping
 
-import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AliasChoices, Field
 
 from prefect_augment.errors import IntegrityError
-from prefect_augment.schema import DatasetInfo, DatasetRef, ModelRef, Result
+from prefect_augment.schema import DatasetRef, ModelRef, Result
 from prefect_augment.shards.staged import load_info, read_part
 from prefect_augment.storage import Stage, read_result
 from prefect_augment.synthesis.model_store import EncodedRecords, copy_model, load_model
@@ -113,10 +112,9 @@ def _unknown_records(stage: Stage, trained: TrainedOn, dataset: DatasetRef) -> s
     shards = {s.sha256 for s in info.shards if s.split == "training"}
     if all(s.sha256 in shards for s in before.shards if s.split == "training"):
         return ""
-    old, new = (_training_ids(stage, f) for f in (before, info))
+    old, new = (
+        read_part(stage.store, of, ["training"], ["aug_id"])["aug_id"].combine_chunks()
+        for of in (before, info)
+    )
     n_unknown = pc.sum(pc.invert(pc.is_in(old, value_set=new))).as_py() or 0
     return f"{n_unknown} of its training records are not training records now" if n_unknown else ""
-
-
-def _training_ids(stage: Stage, info: DatasetInfo) -> pa.Array:
-    return read_part(stage.store, info, ["training"], ["aug_id"])["aug_id"].combine_chunks()
