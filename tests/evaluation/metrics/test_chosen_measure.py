@@ -11,6 +11,7 @@ from prefect_augment import registry
 from prefect_augment.errors import ParameterError
 from prefect_augment.evaluation.metrics import chosen_measure
 from prefect_augment.evaluation.metrics.chosen_measure import check_metric, measure_of
+from prefect_augment.evaluation.metrics.thresholds import tune_multipliers
 from prefect_augment.params import Evaluation, Metric
 
 CLASSES = ("no", "yes", "maybe")
@@ -122,6 +123,28 @@ def test_a_scorer_of_scikit_learns_takes_the_rarer_class_as_positive(name):
     assert measure.value(y, proba, decided) == pytest.approx(expected(None))
     found = measure.values(y, proba, decided, np.stack([w, 2 * w]))
     assert found == pytest.approx([expected(w)] * 2)
+
+
+@pytest.mark.parametrize("name", sorted({*chosen_measure._scorers()} - {"top_k_accuracy"}))
+def test_every_scorer_is_computed_of_two_classes_and_tunes_thresholds(name):
+    y, proba, decided, w = made_up(n=60)
+    measure = chosen(name)
+    assert np.isfinite(measure.values(y, proba, decided, w[None])).all()
+    assert np.isfinite(tune_multipliers(y, proba, compared=TWO, measure=measure)).all()
+
+
+def test_a_scorer_that_takes_no_weights_of_several_classes_repeats_records():
+    y = np.repeat(np.arange(3), 20)
+    proba = np.random.default_rng(0).dirichlet(np.ones(3), 60) + np.eye(3)[y]
+    proba /= proba.sum(axis=1, keepdims=True)
+    found = chosen("roc_auc_ovo", THREE).value(y, proba, y)
+    assert found == pytest.approx(metrics.roc_auc_score(y, proba, multi_class="ovo"))
+
+
+@pytest.mark.parametrize("name", ["rand_score", "mutual_info_score", "r2", "f1_samples"])
+def test_scorers_of_clusters_numbers_and_sets_of_labels_are_no_metrics(name):
+    with pytest.raises(ParameterError, match="there is no metric"):
+        chosen(name)
 
 
 def test_a_function_given_in_python_is_called_with_names_and_probabilities():

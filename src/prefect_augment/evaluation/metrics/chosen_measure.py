@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -10,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 from scipy.sparse import coo_array
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import get_scorer, get_scorer_names
 
 from prefect_augment.array_types import Bool, Float, Int
@@ -24,8 +26,11 @@ ENTRY_POINTS = "prefect_augment.metrics"
 ONE_CLASS = ("f_beta", "recall_at_precision", "precision_at_recall")
 WITH_LABEL = (*ONE_CLASS, "average_precision", "roc_auc")
 BUILT_IN = ("balanced_accuracy", "macro_f1", *WITH_LABEL, "log_loss", "brier", "cost")
-# Scorers of numbers rather than classes; scikit-learn lists all kinds together.
-_OF_NUMBERS = re.compile(r"_error|_deviance|^r2$|^explained_variance$")
+# Scorers of numbers, clusters and sets of labels; scikit-learn lists all kinds together.
+_OF_OTHERS = re.compile(
+    r"_error|_deviance|^r2$|^explained_variance$|_samples$|rand_score|mutual_info_score"
+    r"|^(completeness|fowlkes_mallows|homogeneity|v_measure)_score$"
+)
 # Index draws have this many places per record: a weight becomes a whole number of places, whose rounding
 # adds 1 / (6 * 3^2) = 2 % to the variance of a draw, so 1 % to the width of an interval.
 PLACES = 3
@@ -102,7 +107,7 @@ def _built_in(metric: Metric, codes: dict[str, int], compared: Bool, k: int) -> 
 
 
 def _scorers() -> list[str]:
-    return [name for name in get_scorer_names() if not _OF_NUMBERS.search(name)]
+    return [name for name in get_scorer_names() if not _OF_OTHERS.search(name)]
 
 
 def _is_installed(metric: Metric) -> bool:
@@ -156,9 +161,8 @@ def _of_scorer(name: str, compared: Bool, positive: int) -> Measure:
     y = np.repeat(np.arange(len(order)), 4)
     proba = np.full((len(y), len(order)), 0.3 / len(order)) + 0.7 * np.eye(len(order))[y]
     tried = _Predicted(proba, y)
-    rows = np.arange(len(y))[:, None]
     try:
-        scorer(tried, rows, y)
+        _scored(scorer, tried, y)
     except (ValueError, TypeError, AttributeError) as exc:
         raise ParameterError(
             f"scikit-learn's scorer {name!r} does not work with {len(order)} classes: "
@@ -166,28 +170,38 @@ def _of_scorer(name: str, compared: Bool, positive: int) -> Measure:
         ) from exc
     weighs = True
     try:
-        scorer(tried, rows, y, sample_weight=np.ones(len(y)))
-    except TypeError:  # it takes no weights
+        _scored(scorer, tried, y, sample_weight=np.ones(len(y)))
+    except (TypeError, ValueError):  # it takes no weights, or not of several classes
         weighs = False
     common: dict[str, Any] = {"title": name.replace("_", " "), "unit": "plain", "vectorised": False}
-    if tried.reads == "decisions" and weighs:
+    if tried.reads == "decisions":
         return _DecisionScorer(
-            name, compared=compared, reads="decisions", order=order, scorer=scorer, **common
+            name,
+            compared=compared,
+            reads="decisions",
+            order=order,
+            scorer=scorer,
+            weighs=weighs,
+            **common,
         )
 
     def of_arrays(y: Int, proba: Float, decided: Int, weights: dict[str, Float]) -> float:
         y, proba, decided = _restricted(order, y, proba, decided)
         try:
-            return float(
-                scorer(_Predicted(proba, decided), np.arange(len(y))[:, None], y, **weights)
-            )
+            return _scored(scorer, _Predicted(proba, decided), y, **weights)
         except ValueError:  # it refuses them, as of one class
             return np.nan
 
-    reads = cast("Any", tried.reads)
     return _Whole(
-        name, compared=compared, reads=reads, weighs=weighs, of_arrays=of_arrays, **common
+        name, compared=compared, reads="probabilities", weighs=weighs, of_arrays=of_arrays, **common
     )
+
+
+def _scored(scorer: Callable[..., float], predicted: _Predicted, y: Int, **weights: Float) -> float:
+    """What a scorer gives; undefined values, as a precision where nothing is predicted, are no warning here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        return float(scorer(predicted, np.arange(len(y))[:, None], y, **weights))
 
 
 def _restricted(order: Int, y: Int, proba: Float, decided: Int) -> tuple[Int, Float, Int]:
@@ -209,6 +223,7 @@ class _DecisionScorer(Measure):
 
     order: Int
     scorer: Callable[..., float]
+    weighs: bool  # where it takes no weights, it sees :data:`PLACES` records per weight of 1
 
     def sums(self, y: Int, proba: Float, decided: Int) -> list[Sums]:
         """Cells of the confusion matrix."""
@@ -219,10 +234,12 @@ class _DecisionScorer(Measure):
 
     def _score(self, cells: Float, n_k: int) -> float:
         there = np.flatnonzero(cells > 0)
+        weights = {"sample_weight": cells[there]} if self.weighs else {}
+        if not self.weighs:
+            there = np.repeat(there, np.rint(PLACES * cells[there]).astype(np.int64))
         y, decided = np.divmod(there, n_k)
         predicted = _Predicted(np.eye(n_k)[decided], decided)
-        rows = np.arange(len(there))[:, None]
-        return float(self.scorer(predicted, rows, y, sample_weight=cells[there]))
+        return _scored(self.scorer, predicted, y, **weights)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -5,6 +5,7 @@ was not trained on, and scored on yet other records (:func:`cross_fitted_multipl
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -164,7 +165,10 @@ def _tune_measure(
     def of_class(decided: Int) -> Sums:
         return measure.sums(y, np.exp(log_p), decided)[0]
 
-    scores = [measure.oriented(_of_all(of_class(np.argmax(log_p + m, axis=1)))) for m in starts]
+    def oriented(values: Float | float) -> Any:  # where it is undefined, no better than anything
+        return np.nan_to_num(measure.oriented(values), nan=-np.inf)
+
+    scores = [oriented(_of_all(of_class(np.argmax(log_p + m, axis=1)))) for m in starts]
     log_m = starts[int(np.argmax(np.round(scores, 12)))].copy()
     if len(scanned) >= (MAX_SEARCHED_CLASSES if measure.vectorised else MAX_SLOW_CLASSES):
         return log_m
@@ -177,7 +181,7 @@ def _tune_measure(
         ends = np.r_[first, n][tried]  # records that are taken for class k
         block = csr_array((np.ones(n), np.arange(n), np.r_[0, ends]), shape=(len(ends), n))
         sums = before.of_record.sum(axis=0) + np.cumsum((block @ change).toarray(), axis=0)
-        score[tried] = measure.oriented(after.value(sums))
+        score[tried] = oriented(after.value(sums))
         return score
 
     tolerance = SHRINKAGE * _influence_error(of_class(np.argmax(log_p + log_m, axis=1)))
