@@ -1,14 +1,13 @@
 """What every registered model of images promises, whatever its algorithm."""
 
 import copy
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from support.latent_models import assert_embeds_alone, encoding
+from support.latent_models import encoding
+from support.model_contract import CONDITIONS, ModelContract, as_bytes, seeds
 
 torch = pytest.importorskip("torch", reason="the extra 'torch'")
 
@@ -20,7 +19,6 @@ from prefect_augment.genmodels.base import (  # noqa: E402
     GenerativeModel,
     ImageData,
     ImageSpec,
-    ScoresClasses,
 )
 from prefect_augment.params import AutoencoderModel, Budget, DiffusionModel, GanModel, VaeModel  # noqa: E402
 from prefect_augment.registry import load_model_class, model_kinds  # noqa: E402
@@ -64,10 +62,6 @@ def fitted(kind: str, spec: ImageSpec = SPEC, **changes: Any) -> GenerativeModel
     return model
 
 
-def seeds(n: int, start: int = -3) -> NDArray[np.int64]:
-    return np.arange(start, start + n, dtype=np.int64) * 7_919
-
-
 @pytest.fixture(scope="module", params=model_kinds("image"))
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -78,11 +72,24 @@ def model(kind: str) -> GenerativeModel:
     return fitted(kind)
 
 
-CONDITIONS = np.array([2, 0, 0, 1, 2, 1] * 15, dtype=np.int64)
-
-
 def test_every_registered_image_model_is_under_contract() -> None:
     assert set(model_kinds("image")) == set(SMALL)
+
+
+class TestImages(ModelContract):
+    modality, spec, small = "image", SPEC, SMALL
+    X, y = records().images, records().y
+    foreign = np.zeros((2, 9, 9, 1), dtype=np.uint8), "uint8 images"
+
+    def fitted(self, kind: str) -> GenerativeModel:
+        return fitted(kind)
+
+    def fit_nothing(self, kind: str) -> None:
+        fitted(kind, ImageSpec(12, 1, ("a",), (0,)))
+
+    def test_an_unfitted_model_has_no_state(self, kind: str) -> None:
+        with pytest.raises(AugmentError, match="fitted"):
+            self.unfitted(kind).state()
 
 
 @pytest.mark.slow
@@ -128,31 +135,6 @@ def test_threads_do_not_change_the_bits(
 
 
 @pytest.mark.slow
-def test_fitting_twice_gives_the_same_state(kind: str, model: GenerativeModel) -> None:
-    config, arrays = model.state()
-    again_config, again = fitted(kind).state()
-    assert again_config == config
-    assert {k: v.tobytes() for k, v in again.items()} == {k: v.tobytes() for k, v in arrays.items()}
-
-
-@pytest.mark.slow
-def test_state_is_json_and_arrays_and_samples_the_same_bits(
-    kind: str, model: GenerativeModel
-) -> None:
-    config, arrays = model.state()
-    assert all(isinstance(a, np.ndarray) and a.dtype != object for a in arrays.values())
-    loaded = load_model_class(kind, modality="image").from_state(
-        json.loads(json.dumps(config)), arrays, device="cpu"
-    )
-    drawn = [m.sample(CONDITIONS, seeds=seeds(len(CONDITIONS))) for m in (model, loaded)]
-    assert drawn[0].tobytes() == drawn[1].tobytes()
-    assert loaded.n_steps == model.n_steps > 0
-    again_config, again = loaded.state()
-    assert again_config == config
-    assert {k: v.tobytes() for k, v in again.items()} == {k: v.tobytes() for k, v in arrays.items()}
-
-
-@pytest.mark.slow
 def test_killed_and_resumed_training_gives_the_bits_of_the_uninterrupted(kind: str) -> None:
     whole_config, whole = fitted(kind, steps=20).state()
     kept: list[tuple[Config, Arrays]] = []
@@ -167,16 +149,7 @@ def test_killed_and_resumed_training_gives_the_bits_of_the_uninterrupted(kind: s
         fitted(kind, steps=20, checkpoint=keep_and_die_at_ten, checkpoint_seconds=0.0)
     resumed_config, resumed = fitted(kind, steps=20, restored=kept[-1]).state()
     assert resumed_config == whole_config
-    assert {k: v.tobytes() for k, v in resumed.items()} == {
-        k: v.tobytes() for k, v in whole.items()
-    }
-
-
-@pytest.mark.slow
-def test_an_empty_request_gives_no_image(model: GenerativeModel) -> None:
-    images = model.sample(np.empty(0, dtype=np.int64), seeds=np.empty(0, dtype=np.int64))
-    assert images.shape == (0, *SPEC.shape)
-    assert images.dtype == np.uint8
+    assert as_bytes(resumed) == as_bytes(whole)
 
 
 @pytest.mark.parametrize(("size", "channels"), [(8, 1), (9, 3), (20, 1), (20, 3), (28, 1), (33, 3)])
@@ -204,32 +177,6 @@ def test_fewer_records_than_a_batch_are_enough(kind: str) -> None:
     assert fitted(kind, spec, steps=2).n_steps == 2
 
 
-@pytest.mark.slow
-def test_unknown_classes_missing_seeds_and_no_records_are_refused(
-    kind: str, model: GenerativeModel
-) -> None:
-    with pytest.raises(AugmentError, match="classes 0 to 2"):
-        model.sample(np.array([3]), seeds=seeds(1))
-    with pytest.raises(AugmentError, match="seeds"):
-        model.sample(np.array([0, 1]), seeds=seeds(1))
-    empty = ImageSpec(12, 1, ("a",), (0,))
-    with pytest.raises(AugmentError, match="0 training records"):
-        fitted(kind, empty)
-
-
-def test_an_unfitted_model_says_so(kind: str) -> None:
-    model = load_model_class(kind, modality="image").build(SMALL[kind][0], SPEC)
-    with pytest.raises(AugmentError, match="fitted"):
-        model.sample(np.array([0]), seeds=seeds(1))
-    with pytest.raises(AugmentError, match="fitted"):
-        model.state()
-
-
-def test_params_of_another_model_are_refused(kind: str) -> None:
-    with pytest.raises(AugmentError):
-        load_model_class(kind, modality="image").build(Budget(), SPEC)
-
-
 def test_progress_is_reported_in_steps(kind: str) -> None:
     heard: list[tuple[int, Mapping[str, float]]] = []
     model = fitted(kind, steps=5, report=lambda step, scalars: heard.append((step, dict(scalars))))
@@ -248,11 +195,6 @@ def test_calibration_says_how_the_machine_trains_and_is_obeyed(kind: str) -> Non
     given = model.calibrate(records(), context(kind, steps=7))
     assert (given.steps, given.seconds_per_step) == (7, 0.0)
     assert given.threads == 1
-
-
-@pytest.mark.slow
-def test_an_image_embeds_by_its_pixels_alone(model: GenerativeModel) -> None:
-    assert_embeds_alone(encoding(model), records().images)
 
 
 @pytest.mark.slow
@@ -279,42 +221,6 @@ def test_what_is_strange_scores_high_and_the_map_shows_it(model: GenerativeModel
     maps = encodes.anomaly_maps(odd)
     assert (maps.shape, maps.dtype) == ((len(odd), 12, 12), np.float32)
     assert maps.mean() > encodes.anomaly_maps(data.images).mean()
-
-
-@pytest.mark.slow
-def test_latent_vectors_of_another_size_unknown_classes_and_other_images_are_refused(
-    model: GenerativeModel,
-) -> None:
-    encodes = encoding(model)
-    wrong = np.zeros((2, encodes.n_latent + 1), dtype=np.float32)
-    with pytest.raises(AugmentError, match="latent vectors"):
-        encodes.decode_latents(wrong, np.array([0, 1]))
-    with pytest.raises(AugmentError, match="classes 0 to 2"):
-        encodes.decode_latents(wrong[:, 1:], np.array([0, 3]))
-    with pytest.raises(AugmentError, match="uint8 images"):
-        encodes.embed(np.zeros((2, 9, 9, 1), dtype=np.uint8))
-
-
-@pytest.mark.slow
-def test_latent_space_comes_back_from_storage(kind: str, model: GenerativeModel) -> None:
-    encodes, X = encoding(model), records().images
-    config, arrays = model.state()
-    loaded = load_model_class(kind, modality="image").from_state(
-        json.loads(json.dumps(config)), arrays
-    )
-    assert loaded.embed(X).tobytes() == encodes.embed(X).tobytes()
-    assert loaded.anomaly_scores(X).tobytes() == encodes.anomaly_scores(X).tobytes()
-
-
-@pytest.mark.slow
-def test_the_likeliest_class_is_mostly_the_right_one(model: GenerativeModel) -> None:
-    if not isinstance(model, ScoresClasses):
-        pytest.skip("does not know how likely an image is")
-    data = records()
-    scores = model.class_log_likelihoods(data.images)
-    assert scores.shape == (len(data.y), 3)
-    assert np.isfinite(scores).all()
-    assert (scores.argmax(axis=1) == data.y).mean() > 0.9
 
 
 @pytest.mark.gpu

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from support.latent_models import assert_embeds_alone, encoding
+from support.latent_models import encoding
+from support.model_contract import CONDITIONS, ModelContract, as_bytes, seeds
 
 from prefect_augment import GenerativeSampler
 from prefect_augment.errors import AugmentError
@@ -22,7 +22,6 @@ from prefect_augment.genmodels.base import (
     FitContext,
     GenerativeModel,
     SamplesWithValues,
-    ScoresClasses,
     TableData,
     TableSpec,
 )
@@ -103,10 +102,6 @@ def shortened(budget: Budget, steps: int) -> Budget:
     return budget.model_copy(update={"steps": steps}) if steps and budget.steps else budget
 
 
-def seeds(n: int, start: int = -3) -> NDArray[np.int64]:
-    return np.arange(start, start + n, dtype=np.int64) * 7_919
-
-
 @pytest.fixture(scope="module", params=model_kinds("table"))
 def kind(request: pytest.FixtureRequest) -> str:
     kind = str(request.param)
@@ -155,11 +150,20 @@ def model(kind: str) -> GenerativeModel:
     return fitted(kind, records())
 
 
-CONDITIONS = np.array([2, 0, 0, 1, 2, 1] * 20, dtype=np.int64)
-
-
 def test_every_registered_table_model_is_under_contract() -> None:
     assert set(model_kinds("table")) == set(SMALL)
+
+
+class TestTables(ModelContract):
+    modality, spec, small = "table", SPEC, SMALL
+    X, y = records().X, records().y
+    foreign = np.zeros((2, 3)), "7 columns"
+
+    def fitted(self, kind: str) -> GenerativeModel:
+        return fitted(kind, records())
+
+    def fit_nothing(self, kind: str) -> None:
+        fitted(kind, TableData(np.empty((0, SPEC.n_columns)), np.empty(0, dtype=np.int64)))
 
 
 @pytest.mark.slow
@@ -229,36 +233,6 @@ def test_a_record_at_its_place_does_not_depend_on_the_others(model: GenerativeMo
     assert fewer.tobytes() == all_at_once[:7].tobytes()
 
 
-@pytest.mark.slow
-def test_fitting_twice_gives_the_same_state(kind: str, model: GenerativeModel) -> None:
-    if not getattr(model, "reproducible", True):
-        pytest.skip("its noise is a secret, and new in every training")
-    config, arrays = model.state()
-    again_config, again = fitted(kind, records()).state()
-    assert again_config == config
-    assert {k: v.tobytes() for k, v in again.items()} == {k: v.tobytes() for k, v in arrays.items()}
-
-
-@pytest.mark.slow
-def test_state_is_json_and_arrays_and_samples_the_same_bits(
-    kind: str, model: GenerativeModel
-) -> None:
-    config, arrays = model.state()
-    assert all(isinstance(a, np.ndarray) and a.dtype != object for a in arrays.values())
-    loaded = load_model_class(kind, modality="table").from_state(
-        json.loads(json.dumps(config)), arrays, device="cpu"
-    )
-    drawn = [m.sample(CONDITIONS, seeds=seeds(len(CONDITIONS))) for m in (model, loaded)]
-    assert drawn[0].tobytes() == drawn[1].tobytes()
-    assert loaded.n_steps == model.n_steps > 0
-
-
-@pytest.mark.slow
-def test_an_empty_request_gives_no_record(model: GenerativeModel) -> None:
-    X = model.sample(np.empty(0, dtype=np.int64), seeds=np.empty(0, dtype=np.int64))
-    assert X.shape == (0, SPEC.n_columns)
-
-
 def test_a_single_class_is_enough(kind: str) -> None:
     spec = TableSpec(SPEC.names, SPEC.is_category, SPEC.n_levels, ("only",), (60,))
     model = fitted(kind, records((60,)), spec, steps=10)
@@ -294,29 +268,6 @@ def test_only_the_class_and_no_column_is_a_table_too(kind: str) -> None:
     spec = TableSpec((), (), (), ("a", "b"), (5, 5))
     model = fitted(kind, TableData(np.empty((10, 0)), np.repeat([0, 1], 5)), spec, steps=10)
     assert model.sample(np.array([0, 1, 1]), seeds=seeds(3)).shape == (3, 0)
-
-
-@pytest.mark.slow
-def test_unknown_classes_missing_seeds_and_no_records_are_refused(
-    kind: str, model: GenerativeModel
-) -> None:
-    with pytest.raises(AugmentError, match="classes 0 to 2"):
-        model.sample(np.array([3]), seeds=seeds(1))
-    with pytest.raises(AugmentError, match="seeds"):
-        model.sample(np.array([0, 1]), seeds=seeds(1))
-    with pytest.raises(AugmentError, match="0 training records"):
-        fitted(kind, TableData(np.empty((0, SPEC.n_columns)), np.empty(0, dtype=np.int64)))
-
-
-def test_an_unfitted_model_says_so(kind: str) -> None:
-    model = load_model_class(kind, modality="table").build(SMALL[kind][0], SPEC)
-    with pytest.raises(AugmentError, match="fitted"):
-        model.sample(np.array([0]), seeds=seeds(1))
-
-
-def test_params_of_another_model_are_refused(kind: str) -> None:
-    with pytest.raises(AugmentError):
-        load_model_class(kind, modality="table").build(Budget(), SPEC)
 
 
 @pytest.mark.slow
@@ -361,9 +312,7 @@ def test_killed_and_resumed_training_gives_the_bits_of_the_uninterrupted(kind: s
             trained(checkpoint=keep_and_die, checkpoint_seconds=0.0)
         resumed_config, resumed = trained(restored=kept[-1]).state()
         assert resumed_config == whole_config
-        assert {k: v.tobytes() for k, v in resumed.items()} == {
-            k: v.tobytes() for k, v in whole.items()
-        }
+        assert as_bytes(resumed) == as_bytes(whole)
 
 
 def test_calibration_says_how_the_machine_trains_and_is_obeyed(kind: str) -> None:
@@ -407,9 +356,10 @@ def test_every_way_of_drawing_keeps_the_promises(way: str) -> None:
     test_missing_values_are_drawn_about_as_often_as_seen(model)
     test_same_seed_same_record_and_other_seeds_other_records(model)
     test_a_record_at_its_place_does_not_depend_on_the_others(model)
-    test_state_is_json_and_arrays_and_samples_the_same_bits(kind, model)
-    test_an_empty_request_gives_no_record(model)
-    test_unknown_classes_missing_seeds_and_no_records_are_refused(kind, model)
+    contract = TestTables()
+    contract.test_state_is_json_and_arrays_and_samples_the_same_bits(kind, model)
+    contract.test_an_empty_request_gives_no_record(model)
+    contract.test_unknown_classes_missing_seeds_and_no_records_are_refused(kind, model)
     again = fit_model(records(counts), SPEC, params, 1, budget=budget).state()[1]
     for name, array in model.state()[1].items():
         assert again[name].tobytes() == array.tobytes()
@@ -463,7 +413,7 @@ def test_a_model_loaded_for_a_device_draws_and_is_kept_again(
     config, arrays = model.state()
     moved = load_model_class(kind, modality="table").from_state(config, arrays, device=device)
     again = moved.state()[1]
-    assert {k: v.tobytes() for k, v in again.items()} == {k: v.tobytes() for k, v in arrays.items()}
+    assert as_bytes(again) == as_bytes(arrays)
     there = moved.sample(CONDITIONS, seeds=seeds(len(CONDITIONS)))
     here = model.sample(CONDITIONS, seeds=seeds(len(CONDITIONS)))
     if device == "cpu":
@@ -488,11 +438,6 @@ def test_a_model_trained_on_a_gpu_draws_on_the_cpu(kind: str) -> None:
     same = np.isclose(drawn[0], drawn[1], rtol=1e-3, atol=1e-3, equal_nan=True)
     assert same.mean() > 0.95
     assert np.isnan(drawn[1][:, 5]).all()
-
-
-@pytest.mark.slow
-def test_a_record_embeds_by_its_columns_alone(model: GenerativeModel) -> None:
-    assert_embeds_alone(encoding(model), records().X)
 
 
 @pytest.mark.slow
@@ -538,39 +483,3 @@ def test_what_no_record_had_is_embedded_and_strange_numbers_are_finite(
     X[0, 2], X[1, 1], X[2, 3], X[3, 0] = 3.0, np.nan, 1e300, -1e300
     assert np.isfinite(encodes.embed(X)).all()
     assert np.isfinite(encodes.anomaly_scores(X)).all()
-
-
-@pytest.mark.slow
-def test_latent_vectors_of_another_size_and_unknown_classes_are_refused(
-    model: GenerativeModel,
-) -> None:
-    encodes = encoding(model)
-    wrong = np.zeros((2, encodes.n_latent + 1), dtype=np.float32)
-    with pytest.raises(AugmentError, match="latent vectors"):
-        encodes.decode_latents(wrong, np.array([0, 1]))
-    with pytest.raises(AugmentError, match="classes 0 to 2"):
-        encodes.decode_latents(wrong[:, 1:], np.array([0, 3]))
-    with pytest.raises(AugmentError, match="7 columns"):
-        encodes.embed(np.zeros((2, 3)))
-
-
-@pytest.mark.slow
-def test_latent_space_comes_back_from_storage(kind: str, model: GenerativeModel) -> None:
-    encodes, X = encoding(model), records().X
-    config, arrays = model.state()
-    loaded = load_model_class(kind, modality="table").from_state(
-        json.loads(json.dumps(config)), arrays
-    )
-    assert loaded.embed(X).tobytes() == encodes.embed(X).tobytes()
-    assert loaded.anomaly_scores(X).tobytes() == encodes.anomaly_scores(X).tobytes()
-
-
-@pytest.mark.slow
-def test_the_likeliest_class_is_mostly_the_right_one(model: GenerativeModel) -> None:
-    if not isinstance(model, ScoresClasses):
-        pytest.skip("does not know how likely a record is")
-    data = records()
-    scores = model.class_log_likelihoods(data.X)
-    assert scores.shape == (len(data.X), 3)
-    assert np.isfinite(scores).all()
-    assert (scores.argmax(axis=1) == data.y).mean() > 0.9
