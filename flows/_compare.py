@@ -239,9 +239,9 @@ def search_strategies(
     copies = params.publish.materialise == "copies"
     groups = pilot_groups(strategies, plan=plan, classic=params.classic, copies=copies)
     piloted = {score.strategy: score for score in synthesis.tried}
-    left = [call(pilot_strategy, experiment, g) for g in groups if g[0] not in piloted]
+    pieces = [call(pilot_strategy, experiment, g) for g in groups if g[0] not in piloted]
     beside = [] if drawn is None else [call(measure_privacy, experiment, drawn)]
-    calls: list[Callable[[], tuple[StrategyScore, ...] | Privacy]] = [*left, *beside]
+    calls: list[Callable[[], tuple[StrategyScore, ...] | Privacy]] = [*pieces, *beside]
     privacy = None
     for done in run_each(calls, workers=workers, step="try settings"):
         if isinstance(done, Privacy):
@@ -295,7 +295,7 @@ def _ranking(scores: Sequence[StrategyScore]) -> str:
 def _choose_model(experiment: Experiment, *, workers: int) -> Synthesis:
     """Choose the requested model or, where several suit the records, the cheapest of those with the best pilot.
 
-    Strategies without a model are tried meanwhile: there are fewer models than workers.
+    Strategies without a model are tried meanwhile, so that no worker waits for the slowest model.
     """
     dataset, plan, params = experiment.dataset, experiment.plan, experiment.params
     candidates, skipped = suitable(load_info(dataset, open_root(dataset)), plan, params.model)

@@ -194,8 +194,8 @@ def check_comparison(dataset: DatasetRef, params: RunParams) -> None:
     if owners and set(params.publish.origins) == {"synthetic"}:
         raise ParameterError(
             f"publish.origins is [synthetic], and column {owners[0]!r} says whose record it is: synthetic records "
-            "would have the values of real ones. Name it as source.group_column, or say in source.columns what it is: "
-            "kind identifier, which gives synthetic records none of them, or category if they are nobody's.",
+            "would have the values of real ones. Name it as source.group_column, or give its kind in source.columns: "
+            "identifier leaves the values out; category keeps them, if they are nobody's.",
             column=owners[0],
         )
 

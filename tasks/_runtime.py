@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
@@ -63,7 +63,6 @@ T = TypeVar("T")
 
 LOGGER = "prefect_augment"
 RETRY_SECONDS = (2, 10, 30)  # before each further try
-MAX_LISTED = 10  # classes in the name of a task
 
 
 # What may pass on another try, which goes on from what is staged.
@@ -244,19 +243,6 @@ def _named(text: Callable[[dict[str, Any]], str]) -> Callable[..., str]:
         return line if len(line) <= 120 else f"{line[:119]}…"
 
     return name
-
-
-def class_list(counts: Mapping[str, int]) -> str:
-    """Return classes with their numbers of records, the largest first; the rest beyond ten is one number.
-
-    >>> class_list({"lost": 2, "cracked": 1400, "ok": 0})
-    'cracked (1,400), lost (2)'
-    """
-    ordered = sorted(((name, n) for name, n in counts.items() if n), key=lambda item: -item[1])
-    listed = [f"{name} ({n:,})" for name, n in ordered[:MAX_LISTED]]
-    if rest := ordered[MAX_LISTED:]:
-        listed.append(f"{len(rest):,} more classes ({sum(n for _, n in rest):,})")
-    return ", ".join(listed) or "no class"
 
 
 def conclude(result: RunResult, dataset: DatasetRef) -> RunResult:

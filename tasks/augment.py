@@ -7,7 +7,8 @@ from prefect_augment.augmentation.label_preservation import act_on, check_policy
 from prefect_augment.params import Classic
 from prefect_augment.schema import DatasetRef, Experiment, PolicyCheck
 from prefect_augment.tasks._display import artifact_key, dataset_slug, markdown_artifact, progress
-from prefect_augment.tasks._runtime import class_list, open_root, step
+from prefect_augment.tasks._runtime import open_root, step
+from prefect_augment.text import class_list
 
 
 @step(lambda p: f"augment {class_list(p['counts'])}")

@@ -19,7 +19,8 @@ from prefect_augment.schema import (
 )
 from prefect_augment.tasks._display import progress
 from prefect_augment.tasks._limits import gpu_slot
-from prefect_augment.tasks._runtime import class_list, open_root, step
+from prefect_augment.tasks._runtime import open_root, step
+from prefect_augment.text import class_list
 
 
 @step(lambda p: f"filter {class_list(p['candidates'].class_counts)}")

@@ -5,7 +5,8 @@ from prefect_augment.plan.plan import plan
 from prefect_augment.report.report import plan_table
 from prefect_augment.schema import BalancePlan, DatasetRef
 from prefect_augment.tasks._display import artifact_key, dataset_slug, table_artifact
-from prefect_augment.tasks._runtime import class_list, open_root, step
+from prefect_augment.tasks._runtime import open_root, step
+from prefect_augment.text import class_list
 
 
 @step(lambda p: f"plan {class_list(p['dataset'].class_counts)}")

@@ -11,7 +11,8 @@ from prefect_augment.synthesis import sample
 from prefect_augment.tasks._blocks import storage_options
 from prefect_augment.tasks._display import progress
 from prefect_augment.tasks._limits import gpu_slot
-from prefect_augment.tasks._runtime import class_list, open_root, step
+from prefect_augment.tasks._runtime import open_root, step
+from prefect_augment.text import class_list
 
 
 @step(lambda p: f"sample {class_list(p['counts'])}")

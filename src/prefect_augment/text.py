@@ -4,17 +4,31 @@ import difflib
 import html
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import Any
 
 from prefect_augment.schema import Interval, MeasureInfo, class_order
 
 MISSING = "–"
+MAX_LISTED = 10  # classes by name
 # Control characters of ASCII have pictures; those of Latin-1, and lone surrogates, have none.
 _PICTURES = {code: 0x2400 + code for code in range(0x20)} | {0x7F: 0x2421}
 _PICTURES |= dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000)], 0xFFFD)
 _MARKDOWN = re.compile(r"([\\`*_\[\]#|~$!])")
+
+
+def class_list(counts: Mapping[str, int]) -> str:
+    """Return classes with their numbers of records, the largest first; the rest beyond ten is one number.
+
+    >>> class_list({"lost": 2, "cracked": 1400, "ok": 0})
+    'cracked (1,400), lost (2)'
+    """
+    ordered = sorted(((name, n) for name, n in counts.items() if n), key=lambda item: -item[1])
+    listed = [f"{name} ({n:,})" for name, n in ordered[:MAX_LISTED]]
+    if rest := ordered[MAX_LISTED:]:
+        listed.append(f"{len(rest):,} more classes ({sum(n for _, n in rest):,})")
+    return ", ".join(listed) or "no class"
 
 
 def count(n: float | None) -> str:

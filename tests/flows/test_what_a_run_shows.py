@@ -20,7 +20,7 @@ from prefect_augment.flows.approve import approve
 from prefect_augment.flows.rebalance import rebalance
 from prefect_augment.params import Answer, Approval, Destination, NoModel, Source, TreesModel
 from prefect_augment.schema import RunResult
-from prefect_augment.tasks._runtime import class_list
+from prefect_augment.text import class_list
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("quick_runs")]
 

@@ -32,10 +32,10 @@ from prefect_augment.split.assignment import MIN_COMPARED
 from prefect_augment.split.corrections import Corrections
 from prefect_augment.split.ledger import PARTS
 from prefect_augment.storage import Stage, Store, sha256_hex
+from prefect_augment.text import class_list
 
 QUARANTINE_RECORDS = 1_000_000
 QUARANTINE_BYTES = 64 << 20
-MAX_NAMED = 10  # classes in a sentence
 
 
 @dataclass(frozen=True)
@@ -273,12 +273,12 @@ def staged_labels(
 
 def too_small(classes: Mapping[str, int]) -> tuple[str, ...]:
     """The classes that have too few records to be compared in a sentence, the largest by name; none without any."""
-    ordered = sorted(((k, n) for k, n in classes.items() if n < MIN_COMPARED), key=lambda x: -x[1])
-    if not ordered:
+    small = {repr(name): n for name, n in classes.items() if n < MIN_COMPARED}
+    if not small:
         return ()
-    named = ", ".join(f"{name!r} ({n})" for name, n in ordered[:MAX_NAMED])
-    more = f" and {len(ordered) - MAX_NAMED:,} more" if len(ordered) > MAX_NAMED else ""
-    return (f"fewer than {MIN_COMPARED} records, so trained on but not compared: {named}{more}",)
+    return (
+        f"fewer than {MIN_COMPARED} records, so trained on but not compared: {class_list(small)}",
+    )
 
 
 def _why_not_compared(name: str, counts: dict[str, dict[str, int]], *, grouped: bool) -> str:

@@ -31,7 +31,7 @@ _VERDICT = (
 )  # fmt: skip
 
 STEPS: dict[str, Step] = {
-    "ingest": Step(6, ("source",)),
+    "ingest": Step(7, ("source",)),
     "select": Step(2, ("anomalies.train_on",)),
     "version": Step(2),
     "import": Step(5, ("source.max_megapixels",)),
